@@ -1,0 +1,101 @@
+"""Sizes of the model: `debug` (tests), `mini` (quick start), `7b` (the paper's ablations), `14b` (published).
+
+Each function returns the `model` part of an experiment's config. `emu-jax inspect --config configs/models.py:14b`
+prints the parts, shapes and counts of one of them.
+"""
+
+from ml_collections import ConfigDict
+
+from emu_jax.config import choose
+from emu_jax.models.emu import CLIP_MEAN, CLIP_STD
+
+
+def emu_14b() -> ConfigDict:
+    """The published Emu: EVA-CLIP-g (1.0 B), Causal Transformer (0.15 B), LLaMA-13B with a regression head (13 B)."""
+    return ConfigDict(
+        {
+            "vision": {
+                "image_size": 224,
+                "patch_size": 14,
+                "width": 1408,
+                "layers": 40,
+                "heads": 16,
+                "mlp_dim": 6144,
+                "norm_eps": 1e-6,
+                "drop_path": 0.0,
+            },
+            "causal": {
+                "queries": 32,
+                "width": 768,
+                "layers": 12,
+                "heads": 12,
+                "head_dim": 64,
+                "mlp_dim": 3072,
+                "buckets": 32,
+                "max_distance": 128,
+                "norm_eps": 1e-6,
+                "dropout": 0.1,
+            },
+            "llama": {
+                "vocab_size": 32004,
+                "width": 5120,
+                "layers": 40,
+                "heads": 40,
+                "mlp_dim": 13824,
+                "norm_eps": 1e-6,
+                "rope_base": 10000.0,
+                "context": 2048,
+            },
+            "dtype": "bfloat16",
+            "param_dtype": "float32",
+            "remat": "full",
+            "unroll": False,
+            "loss_chunk": 256,
+            # The weight of the two losses is published nowhere; 1 : 1 is inferred.
+            "text_loss_weight": 1.0,
+            "regression_loss_weight": 1.0,
+            "standardise": False,
+            "pixel_mean": CLIP_MEAN,
+            "pixel_std": CLIP_STD,
+        }
+    )
+
+
+def emu_7b() -> ConfigDict:
+    """The published model with LLaMA-7B instead of 13B; the paper's ablations ran on a 7B LLM (second-hand note)."""
+    model = emu_14b()
+    model.llama.update({"width": 4096, "layers": 32, "heads": 32, "mlp_dim": 11008})
+    return model
+
+
+def mini() -> ConfigDict:
+    """2.3 M parameters that learn the embedded pictures on a laptop's CPU: 64 x 64 pixels, 8 queries."""
+    model = emu_14b()
+    model.vision.update({"image_size": 64, "patch_size": 16, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 512})
+    model.causal.update(
+        {"queries": 8, "width": 128, "layers": 2, "heads": 4, "head_dim": 32, "mlp_dim": 512, "dropout": 0.0}
+    )
+    # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
+    model.llama.update(
+        {"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256}
+    )
+    model.update({"dtype": "float32", "remat": "none", "unroll": True, "standardise": True})
+    return model
+
+
+def debug() -> ConfigDict:
+    """A few thousand parameters, for tests: every mechanism at its smallest."""
+    model = mini()
+    model.vision.update({"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2, "mlp_dim": 24})
+    model.causal.update({"queries": 4, "width": 16, "layers": 2, "heads": 2, "head_dim": 4, "mlp_dim": 24})
+    model.llama.update({"vocab_size": 68, "width": 16, "layers": 2, "heads": 2, "mlp_dim": 24, "context": 128})
+    model.update({"standardise": False, "unroll": False, "loss_chunk": 16})
+    return model
+
+
+SIZES = {"debug": debug, "mini": mini, "7b": emu_7b, "14b": emu_14b}
+
+
+def get_config(size: str = "mini") -> ConfigDict:
+    """A config that holds a model alone, for `emu-jax inspect`."""
+    return ConfigDict({"model": choose(SIZES, size, __file__)})

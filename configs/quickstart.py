@@ -1,0 +1,60 @@
+"""The quick start: a small Emu from scratch on the embedded pictures and their names.
+
+    emu-jax train --config configs/quickstart.py --workdir runs/quickstart
+    emu-jax evaluate --model runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs import models
+
+
+def get_config() -> ConfigDict:
+    """One checkpoint that captions and embeds; see the module's docstring for time and scores."""
+    model = models.mini()
+    model.llama.vocab_size = 0  # the tokenizer's
+    return ConfigDict(
+        {
+            "model": model,
+            "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word"},
+            "data": {
+                "source": "fluent_emoji",
+                "split": "train",
+                "seed": 0,
+                "row_tokens": 96,
+                "row_images": 4,
+                "batch_rows": 8,
+                "packing_window": 256,
+                "workers": 0,
+                # Every picture is captioned; every other one is also drawn from its caption, which teaches the
+                # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.
+                "pairs": {
+                    "order": "both",
+                    "image_first_probability": 0.5,
+                    "text_first_probability": 0.5,
+                    "text_first_text_weight": 0.5,
+                    "image_first_visual_weight": 0.0,
+                },
+            },
+            "optimizer": {
+                "learning_rate": {"vision": 1.2e-3, "causal": 1.2e-3, "llama": 1.2e-3},
+                "b1": 0.9,
+                "b2": 0.98,
+                "eps": 1e-8,
+                "weight_decay": 0.05,
+                "clip_norm": 1.0,
+                "warmup_fraction": 0.03,
+                "final_fraction": 0.02,
+                "accumulate_steps": 1,
+            },
+            "train": {
+                "steps": 0,
+                "minutes": 7.0,
+                "seed": 0,
+                "log_every": 20,
+                "checkpoint_every": 500,
+                "keep_checkpoints": 2,
+                "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+            },
+        }
+    )

@@ -1,0 +1,1 @@
+"""Emu (Generative Pretraining in Multimodality) in JAX."""

@@ -1,0 +1,97 @@
+"""Experiment configs: `configs/quickstart.py:variant` and `--config.a.b=c` overrides -> a validated ConfigDict.
+
+A config file holds `get_config(variant: str = …) -> ConfigDict`. Values given on the command line are
+read as Python literals (plain words as strings) and must be of the field's type.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from emu_jax.errors import UserError, nearest
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Loads `path/to/file.py[:variant]` and applies overrides like `--config.train.steps=10`.
+
+    Raises:
+      UserError: the file is missing, the variant or a field is unknown, or a value has another type.
+    """
+    path, _, variant = spec.partition(":")
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
+    # Config files import one another as `configs.models`, whatever the current directory.
+    root = str(file.resolve().parent.parent)
+    if root not in sys.path:
+        sys.path.insert(0, root)
+    module_spec = importlib.util.spec_from_file_location(f"emu_jax_config_{file.stem}", file)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise UserError(f"--config {path}: the file defines no get_config(variant) function")
+    config = module.get_config(variant) if variant else module.get_config()
+    for override in overrides:
+        _apply(config, override)
+    return config
+
+
+def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file: str) -> ConfigDict:
+    """The config of one variant; config files with several end in `return choose(VARIANTS, variant, __file__)`."""
+    if variant not in variants:
+        raise UserError(f"--config {Path(file).name}:{variant}: no such variant; choose one of {', '.join(variants)}")
+    return variants[variant]()
+
+
+def _apply(config: ConfigDict, override: str) -> None:
+    flag, separator, text = override.partition("=")
+    if not flag.startswith("--config.") or not separator:
+        raise UserError(f"{override}: expected --config.<field>=<value>")
+    *parents, name = flag.removeprefix("--config.").split(".")
+    node: Any = config
+    for depth, part in enumerate([*parents, name]):
+        where = ".".join(["config", *parents[:depth]])
+        if not isinstance(node, ConfigDict) or part not in node:
+            known = list(node) if isinstance(node, ConfigDict) else []
+            raise UserError(f"{flag}: {where} has no field {part!r}; did you mean {nearest(part, known)}?")
+        if depth < len(parents):
+            node = node[part]
+    if isinstance(node[name], ConfigDict):
+        fields = ", ".join(node[name])
+        raise UserError(f"{flag} is a group of fields ({fields}); set one of them, as in {flag}.{next(iter(node[name]))}=…")
+    with node.unlocked():
+        node[name] = _parse(flag, text, node[name])
+
+
+def _parse(flag: str, text: str, old: Any) -> Any:
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = {"true": True, "false": False}.get(text.lower(), text)
+    if isinstance(old, str):
+        return text
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
+    if old is not None and type(value) is not type(old):
+        raise UserError(f"{flag}={text}: expected {type(old).__name__} like {old!r}, got {type(value).__name__}")
+    return value
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as stable, indented JSON (tuples become lists)."""
+    return json.dumps(json.loads(config.to_json()), indent=2, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """The inverse of `to_json`."""
+    return ConfigDict(json.loads(text))

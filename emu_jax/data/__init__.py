@@ -1,0 +1,1 @@
+"""From records to packed rows: documents, tokenizer, packing, sources and the Grain pipeline."""

@@ -1,0 +1,230 @@
+"""Documents -> token sequences -> fixed rows of S tokens and I image slots.
+
+A document reads `<s> text [IMG] <image>*Q [/IMG] text … </s>`. A row holds whole documents one after the other;
+an image is never split, and documents of a row that show the same picture share its slot.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizedDocument:
+    """One document's sequence of T positions.
+
+    Attributes:
+      tokens: int32 [T].
+      text_weights: float32 [T], of classifying this token from the position before it; 0 for the first token and
+        for [PAD], <image>, [IMG], [/IMG].
+      visual_weights: float32 [T], of regressing this position's input embedding; at every <image> and [/IMG].
+      slots: int32 [T], index into `images` at every <image>, -1 elsewhere.
+    """
+
+    tokens: np.ndarray
+    text_weights: np.ndarray
+    visual_weights: np.ndarray
+    slots: np.ndarray
+    images: tuple[Image, ...]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclasses.dataclass
+class _Sequence:
+    """A sequence under construction."""
+
+    document: Document
+    tokenizer: Tokenizer
+    tokens: list[int]
+    text: list[bool]
+    visual: list[bool]
+    slots: list[int]
+    images: list[Image]
+
+    @classmethod
+    def start(cls, document: Document, tokenizer: Tokenizer) -> _Sequence:
+        return cls(document, tokenizer, [tokenizer.bos_id], [False], [False], [-1], [])
+
+    def add_text(self, ids: Sequence[int]) -> None:
+        self.tokens += ids
+        self.text += [True] * len(ids)
+        self.visual += [False] * len(ids)
+        self.slots += [-1] * len(ids)
+
+    def add_image(self, image: Image, queries: int) -> None:
+        t = self.tokenizer
+        self.tokens += [t.img_id, *[t.image_id] * queries, t.img_end_id]
+        self.text += [False] * (queries + 2)
+        self.visual += [False, *[True] * (queries + 1)]
+        self.slots += [-1, *[len(self.images)] * queries, -1]
+        self.images.append(image)
+
+    def finish(self) -> TokenizedDocument:
+        self.add_text([self.tokenizer.eos_id])
+        return TokenizedDocument(
+            tokens=np.array(self.tokens, np.int32),
+            text_weights=np.array(self.text, np.float32) * self.document.text_weight,
+            visual_weights=np.array(self.visual, np.float32) * self.document.visual_weight,
+            slots=np.array(self.slots, np.int32),
+            images=tuple(self.images),
+        )
+
+
+def _text_ids(document: Document, index: int, tokenizer: Tokenizer) -> list[int]:
+    """Ids of the text at `index`, stripped where it touches an image as the reference strips beside special tokens."""
+    text = document.parts[index].text
+    if index > 0 and isinstance(document.parts[index - 1], Image):
+        text = text.lstrip()
+    if index + 1 < len(document.parts) and isinstance(document.parts[index + 1], Image):
+        text = text.rstrip()
+    return tokenizer.encode_plain(text)
+
+
+def tokenize_document(
+    document: Document, tokenizer: Tokenizer, *, queries: int, row_tokens: int, row_images: int
+) -> list[TokenizedDocument]:
+    """A document -> one sequence, or several when it is longer than a row.
+
+    It is split between parts, as late as possible; only a single text longer than a row is split inside, between
+    tokens. Every piece is a document of its own, from <s> to </s>.
+
+    Args:
+      queries: Q, embeddings of an image.
+      row_tokens, row_images: S and I, what a row holds.
+    """
+    image_length = queries + 2
+    if row_tokens < image_length + 2 or row_images < 1:
+        raise UserError(
+            f"config.data.row_tokens={row_tokens}, row_images={row_images}: a row must hold <s>, one image of "
+            f"{image_length} tokens and </s>: at least {image_length + 2} tokens and 1 image"
+        )
+    room = row_tokens - 1  # for everything but </s>
+    sequence, finished = _Sequence.start(document, tokenizer), []
+    for index, part in enumerate(document.parts):
+        if isinstance(part, Text):
+            ids = _text_ids(document, index, tokenizer)
+            if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
+                finished.append(sequence.finish())
+                sequence = _Sequence.start(document, tokenizer)
+            while len(sequence.tokens) + len(ids) > room:
+                cut = room - len(sequence.tokens)
+                sequence.add_text(ids[:cut])
+                ids = ids[cut:]
+                finished.append(sequence.finish())
+                sequence = _Sequence.start(document, tokenizer)
+            sequence.add_text(ids)
+        else:
+            if len(sequence.tokens) + image_length > room or len(sequence.images) == row_images:
+                finished.append(sequence.finish())
+                sequence = _Sequence.start(document, tokenizer)
+            sequence.add_image(part, queries)
+    if len(sequence.tokens) > 1 or not finished:
+        finished.append(sequence.finish())
+    return finished
+
+
+def pack_window(
+    documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int
+) -> list[list[TokenizedDocument]]:
+    """Distributes a window of documents over rows that hold both tokens and images; deterministic.
+
+    A row is filled at a time: it starts with the largest document left, then takes the one that leaves room for tokens
+    and for images in the proportion in which the remaining documents need them, so that both run out together.
+    Neighbours in the window that show the same pictures travel together where a row can hold them, so that those are
+    encoded once.
+    """
+    units = _units_sharing_pictures(documents, row_tokens)
+    need = np.array([[sum(map(len, unit)) / row_tokens, len(_keys(unit)) / row_images] for unit in units])
+    left = np.ones(len(units), bool)
+    rows = []
+    while left.any():
+        chosen = int(np.argmax(np.where(left, need.sum(1), -1.0)))
+        room, row = np.ones(2), []
+        while True:
+            row += units[chosen]
+            left[chosen] = False
+            room = room - need[chosen]
+            fits = left & (need <= room + 1e-9).all(1)
+            if not fits.any():
+                break
+            tokens_per_image = need[left, 0].sum() / max(need[left, 1].sum(), 1e-9)
+            rest = room - need
+            imbalance = np.abs(rest[:, 0] - tokens_per_image * rest[:, 1])
+            chosen = int(np.argmin(np.where(fits, imbalance, np.inf)))
+        rows.append(row)
+    return rows
+
+
+def _keys(unit: Sequence[TokenizedDocument]) -> set[str]:
+    return {image.key for document in unit for image in document.images}
+
+
+def _units_sharing_pictures(documents: Sequence[TokenizedDocument], row_tokens: int) -> list[list[TokenizedDocument]]:
+    units: list[list[TokenizedDocument]] = []
+    for document in documents:
+        keys = _keys([document])
+        if units and keys and keys == _keys(units[-1]) and sum(map(len, units[-1])) + len(document) <= row_tokens:
+            units[-1].append(document)
+        else:
+            units.append([document])
+    return units
+
+
+def build_row(
+    documents: Sequence[TokenizedDocument], *, row_tokens: int, row_images: int, image_size: int, pad_id: int
+) -> dict[str, np.ndarray]:
+    """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis).
+
+    images uint8 [I, H, W, 3]; tokens, segments, slots int32 [S]; text_weights, visual_weights float32 [S].
+    """
+    row = {
+        "images": np.zeros((row_images, image_size, image_size, 3), np.uint8),
+        "tokens": np.full(row_tokens, pad_id, np.int32),
+        "segments": np.zeros(row_tokens, np.int32),
+        "slots": np.full(row_tokens, -1, np.int32),
+        "text_weights": np.zeros(row_tokens, np.float32),
+        "visual_weights": np.zeros(row_tokens, np.float32),
+    }
+    places: dict[str, int] = {}
+    start = 0
+    for number, document in enumerate(documents, 1):
+        for image in document.images:
+            if image.key not in places:
+                if image.pixels.shape != (image_size, image_size, 3):
+                    raise UserError(
+                        f"picture {image.key}: expected {image_size} x {image_size} pixels of 3 channels as the model "
+                        f"reads them, got {list(image.pixels.shape)}"
+                    )
+                places[image.key] = len(places)
+                row["images"][places[image.key]] = image.pixels
+        lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)
+        piece = slice(start, start := start + len(document))
+        row["tokens"][piece] = document.tokens
+        row["segments"][piece] = number
+        row["slots"][piece] = lookup[document.slots]
+        row["text_weights"][piece] = document.text_weights
+        row["visual_weights"][piece] = document.visual_weights
+    return row
+
+
+def batch_metrics(batch: dict[str, np.ndarray]) -> dict[str, float]:
+    """How full a batch is: share of padding positions, share of image slots in use, tokens, pictures, documents."""
+    slots = batch["images"].shape[1]
+    used = (batch["slots"][..., None] == np.arange(slots)).any(1)  # [B, I]
+    live = batch["segments"] > 0
+    return {
+        "pad_fraction": float(1.0 - live.mean()),
+        "slot_occupancy": float(used.mean()),
+        "tokens": float(live.sum()),
+        "pictures": float(used.sum()),
+        "documents": float(batch["segments"].max(1).sum()),
+    }

@@ -1,0 +1,175 @@
+"""Where documents come from: the embedded pictures, or a JSONL of the user's own pairs and interleaved documents.
+
+A source is random access (`len`, `source[i] -> record`) and turns a record into documents with a generator that
+depends on the seed and the position alone, so that any position of the stream can be computed again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+from emu_jax.data import fluent_emoji
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.images import decode_image, load_image, resize
+from emu_jax.data.records import unpack_record
+from emu_jax.errors import UserError
+
+ORDERS = ("image_first", "text_first", "random", "both")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairOrder:
+    """On which side of its text a picture stands, and what each order teaches.
+
+    Attributes:
+      order: image_first (captioning), text_first (drawing), random (the paper's pretraining), or both: every
+        picture gives an image-first document and, with probability `text_first_probability`, a text-first one that
+        shares its encoding.
+      image_first_probability: of image_first when the order is random (0.5 is inferred).
+      text_first_text_weight: weight of the text loss in text-first documents.
+      image_first_visual_weight: weight of the regression in image-first documents.
+    """
+
+    order: str = "random"
+    image_first_probability: float = 0.5
+    text_first_probability: float = 0.5
+    text_first_text_weight: float = 1.0
+    image_first_visual_weight: float = 1.0
+
+    def __post_init__(self):
+        if self.order not in ORDERS:
+            raise UserError(f"config.data.pairs.order={self.order!r}; choose one of {', '.join(ORDERS)}")
+        for name in ("image_first_probability", "text_first_probability"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise UserError(f"config.data.pairs.{name}={getattr(self, name)}; expected a probability")
+
+    def documents(self, image: Image, text: str, rng: np.random.Generator) -> list[Document]:
+        """One pair -> one or two documents."""
+        image_first = Document((image, Text(text)), visual_weight=self.image_first_visual_weight)
+        text_first = Document((Text(text), image), text_weight=self.text_first_text_weight)
+        draw = rng.random()
+        if self.order == "both":
+            return [image_first, text_first] if draw < self.text_first_probability else [image_first]
+        if self.order == "random":
+            return [image_first] if draw < self.image_first_probability else [text_first]
+        return [image_first] if self.order == "image_first" else [text_first]
+
+
+class Source(Protocol):
+    """What the pipeline needs of a source."""
+
+    fingerprint: str  # changes when the records do
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Any: ...
+
+    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
+        """The documents of record `index`, pictures already resized for the model."""
+        ...
+
+    def texts(self) -> list[str]:
+        """Every text, to train a tokenizer from."""
+        ...
+
+
+class FluentEmoji:
+    """Pairs of the embedded data set. Decoded pictures are kept: 64 x 64 ones take 40 MB in all."""
+
+    def __init__(self, split: str, image_size: int, order: PairOrder):
+        paths = fluent_emoji.shards(split)
+        self._source = ArrayRecordDataSource([str(path) for path in paths])
+        self._split, self._size, self._order = split, image_size, order
+        self._decoded: dict[int, tuple[Image, str]] = {}
+        digest = hashlib.sha256()
+        for path in paths:
+            digest.update(path.read_bytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> tuple[Image, str]:
+        if index not in self._decoded:
+            header, data = unpack_record(self._source[index], f"fluent_emoji {self._split}[{index}]")
+            pixels = resize(decode_image(data, header["key"]), self._size)
+            self._decoded[index] = Image(pixels, header["key"]), header["text"]
+        return self._decoded[index]
+
+    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
+        return self._order.documents(*self[index], rng)
+
+    def texts(self) -> list[str]:
+        return [self[index][1] for index in range(len(self))]
+
+
+class Jsonl:
+    """A file of documents, a JSON object a line; picture paths are relative to the file.
+
+    {"image": "cat.png", "text": "a cat"}                                        a pair
+    {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
+    """
+
+    def __init__(self, path: Path, image_size: int, order: PairOrder):
+        if not path.is_file():
+            raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
+        self._path, self._size, self._order = path, image_size, order
+        data = path.read_bytes()
+        self.fingerprint = hashlib.sha256(data).hexdigest()
+        self._records = [self._parse(line, n) for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
+        if not self._records:
+            raise UserError(f"config.data.source {path}: the file holds no documents")
+
+    def _parse(self, line: str, number: int) -> tuple[bool, list[tuple[str, str]]]:
+        where = f"{self._path}:{number}"
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{where}: not JSON ({error})") from error
+        if isinstance(record, dict) and {"image", "text"} <= record.keys():
+            return True, [("image", str(record["image"])), ("text", str(record["text"]))]
+        parts = record.get("parts") if isinstance(record, dict) else None
+        if not isinstance(parts, list) or not parts:
+            raise UserError(f'{where}: expected {{"image": …, "text": …}} or {{"parts": [{{"text": …}}, …]}}')
+        pairs = []
+        for part in parts:
+            if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in ("text", "image"):
+                raise UserError(f'{where}: a part is {{"text": …}} or {{"image": …}}, got {json.dumps(part)[:60]}')
+            pairs.append((next(iter(part)), str(next(iter(part.values())))))
+        return False, pairs
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[bool, list[tuple[str, str]]]:
+        return self._records[index]
+
+    def _image(self, name: str) -> Image:
+        path = self._path.parent / name
+        return Image(resize(load_image(path), self._size), str(path))
+
+    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
+        is_pair, parts = self[index]
+        if is_pair:
+            return self._order.documents(self._image(parts[0][1]), parts[1][1], rng)
+        return [Document(tuple(Text(value) if kind == "text" else self._image(value) for kind, value in parts))]
+
+    def texts(self) -> list[str]:
+        return [value for _, parts in self._records for kind, value in parts if kind == "text"]
+
+
+def open_source(name: str, split: str, image_size: int, order: PairOrder) -> Source:
+    """`fluent_emoji`, or the path of a .jsonl file."""
+    if name == "fluent_emoji":
+        return FluentEmoji(split, image_size, order)
+    if name.endswith(".jsonl"):
+        return Jsonl(Path(name), image_size, order)
+    raise UserError(f"config.data.source={name!r}; expected fluent_emoji or the path of a .jsonl file")
+

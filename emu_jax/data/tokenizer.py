@@ -1,0 +1,143 @@
+"""SentencePiece with Emu's special tokens: text <-> ids, with the reference's slow, legacy LLaMA rules.
+
+A SentencePiece model of n pieces gives ids 0…n-1; [PAD], [IMG], [/IMG], <image> follow as n…n+3 and, for
+instruction-tuned models, [USER], [ASSISTANT] as n+4, n+5. A legacy quirk is kept because the published weights were
+trained with it: white space beside a special token is stripped, and every piece of text between special tokens is
+encoded alone, so it begins with "▁" ("[USER]:" -> 32004, 584).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from emu_jax.errors import UserError
+
+IMG, IMG_END, IMAGE, PAD = "[IMG]", "[/IMG]", "<image>", "[PAD]"
+USER, ASSISTANT = "[USER]", "[ASSISTANT]"
+ADDED = (PAD, IMG, IMG_END, IMAGE)
+ADDED_INSTRUCT = (*ADDED, USER, ASSISTANT)
+
+
+class Tokenizer:
+    """Wraps a SentencePiece model; `instruct` adds [USER] and [ASSISTANT]."""
+
+    def __init__(self, proto: bytes, *, instruct: bool = False, where: str = "tokenizer"):
+        self.proto = proto
+        self.instruct = instruct
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
+        except RuntimeError as error:
+            raise UserError(f"{where}: not a SentencePiece model ({str(error).splitlines()[0]})") from error
+        self.unk_id, self.bos_id, self.eos_id = self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id()
+        if min(self.bos_id, self.eos_id) < 0:
+            raise UserError(f"{where}: the SentencePiece model has no <s> or </s>; train it with both")
+        base = self._pieces.get_piece_size()
+        names = ADDED_INSTRUCT if instruct else ADDED
+        self.added = {name: base + offset for offset, name in enumerate(names)}
+        control = {self._pieces.id_to_piece(id): id for id in (self.unk_id, self.bos_id, self.eos_id)}
+        self._special = control | self.added
+        self._pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
+
+    @classmethod
+    def load(cls, path: Path | str, *, instruct: bool = False) -> Tokenizer:
+        """Reads any SentencePiece `.model` file."""
+        path = Path(path)
+        if not path.is_file():
+            raise UserError(f"tokenizer {path}: no such file; expected a SentencePiece .model")
+        return cls(path.read_bytes(), instruct=instruct, where=f"tokenizer {path}")
+
+    @classmethod
+    def train(cls, texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> Tokenizer:
+        """A small tokenizer from captions: at most `vocab_size` pieces (fewer when the texts hold no more).
+
+        `model_type` is bpe or unigram, with bytes for what the texts never spell, or word, where such words become
+        <unk>. The same texts give the same model.
+        """
+        if model_type not in ("bpe", "unigram", "word"):
+            raise UserError(f"config.tokenizer.model_type={model_type!r}; choose bpe, unigram or word")
+        smallest = 260 if model_type != "word" else 4
+        if vocab_size < smallest:
+            raise UserError(f"config.tokenizer.vocab_size={vocab_size}; {model_type} needs at least {smallest}")
+        model = io.BytesIO()
+        # BPE stops with an error when the texts hold fewer merges than asked for; it names how many they hold.
+        for _ in range(2):
+            try:
+                sentencepiece.SentencePieceTrainer.train(
+                    sentence_iterator=iter(texts := list(texts)),
+                    model_writer=model,
+                    vocab_size=vocab_size,
+                    model_type=model_type,
+                    hard_vocab_limit=False,
+                    byte_fallback=model_type != "word",
+                    character_coverage=1.0,
+                    use_all_vocab=model_type == "word",
+                    unk_id=0,
+                    bos_id=1,
+                    eos_id=2,
+                    pad_id=-1,
+                    num_threads=1,
+                    minloglevel=2,
+                )
+                return cls(model.getvalue())
+            except RuntimeError as error:
+                too_high = re.search(r"value <= (\d+)", str(error))
+                if not too_high:
+                    raise
+                vocab_size = int(too_high.group(1))
+        raise UserError(f"config.tokenizer.vocab_size={vocab_size}: SentencePiece cannot train on these captions")
+
+    @property
+    def vocab_size(self) -> int:
+        return self._pieces.get_piece_size() + len(self.added)
+
+    @property
+    def pad_id(self) -> int:
+        return self.added[PAD]
+
+    @property
+    def img_id(self) -> int:
+        return self.added[IMG]
+
+    @property
+    def img_end_id(self) -> int:
+        return self.added[IMG_END]
+
+    @property
+    def image_id(self) -> int:
+        return self.added[IMAGE]
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of the model and the special tokens' names: equal when ids mean the same."""
+        return hashlib.sha256(self.proto + "".join(self.added).encode()).hexdigest()
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """Text in which special tokens' names stand for themselves (prompts) -> ids."""
+        ids = [self.bos_id] if add_bos else []
+        chunks = self._pattern.split(text)  # text, special, text, special, …, text
+        for number, chunk in enumerate(chunks):
+            if number % 2:
+                ids.append(self._special[chunk])
+                continue
+            if number > 0:
+                chunk = chunk.lstrip()
+            if number < len(chunks) - 1:
+                chunk = chunk.rstrip()
+            ids += self._pieces.encode(chunk)
+        return ids
+
+    def encode_plain(self, text: str) -> list[int]:
+        """Training text -> ids without <s>; names of special tokens in it stay ordinary text."""
+        return self._pieces.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Ids -> text; special tokens leave nothing."""
+        skipped = {self.bos_id, self.eos_id, *self.added.values()}
+        return self._pieces.decode([int(id) for id in ids if id not in skipped])

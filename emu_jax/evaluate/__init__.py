@@ -1,0 +1,1 @@
+"""Scores: one file a family of benchmarks, and the report."""

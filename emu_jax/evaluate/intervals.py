@@ -1,0 +1,31 @@
+"""95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Wilson's score interval of a share; [0, 1] when nothing was tried."""
+    if trials == 0:
+        return 0.0, 1.0
+    share = successes / trials
+    centre = share + Z95**2 / (2 * trials)
+    spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
+    scale = 1 + Z95**2 / trials
+    return (centre - spread) / scale, (centre + spread) / scale
+
+
+def bootstrap(
+    statistic: Callable[[np.ndarray], float], trials: int, *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of `statistic(indices)` over `draws` resamples of `trials` items with replacement."""
+    rng = np.random.default_rng(seed)
+    values = [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]
+    low, high = np.percentile(values, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,161 @@
+"""Scores of one checkpoint on the embedded pictures: picture -> caption and caption -> visual embeddings.
+
+In: a training work directory. Out: `Scores`: figures with intervals and chance, and the answers behind them for
+the report. Both directions are fully generative: captions are decoded greedily, the Q embeddings are produced
+one after the other from the model's own outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from tqdm import tqdm
+
+from emu_jax.api import Emu
+from emu_jax.data.fluent_emoji import SPLITS, Example, examples
+from emu_jax.evaluate.intervals import bootstrap, wilson
+
+BATCH = 32  # prompts generated at a time
+TRAIN_SAMPLE = 160  # training pictures scored beside the held-out ones, to tell remembering from generalising
+CAPTION_TOKENS = 32  # longer than any caption
+
+Item = TypeVar("Item")
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One score: its value, 95% interval, what guessing gets, and how many pictures it was taken on."""
+
+    value: float
+    interval: tuple[float, float]
+    chance: float
+    count: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the model made of one picture and of its caption."""
+
+    split: str
+    example: Example
+    caption: str  # generated from the picture
+    rank: int  # of the right picture by distance to the embeddings generated from its caption; 0 is the best
+    nearest: Example  # the picture closest to those embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """`figures` by name ("split: figure"); `gallery` is the number of pictures retrieval chooses among."""
+
+    figures: dict[str, Figure]
+    answers: list[Answer]
+    gallery: int
+
+
+def evaluate(model: Path) -> Scores:
+    """Scores every held-out split and a sample of the training pictures of the embedded data set."""
+    emu = Emu.load(model)
+    pools = {split: examples(split, emu.config.vision.image_size) for split in SPLITS}
+    gallery = [example for pool in pools.values() for example in pool]
+    place = {example.key: index for index, example in enumerate(gallery)}
+    embeddings = _in_batches(
+        lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode pictures"
+    )
+    embeddings = np.stack(embeddings)  # [G, Q, D]
+    figures: dict[str, Figure] = {}
+    answers: list[Answer] = []
+    for split, pool in pools.items():
+        if split == "train":
+            pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
+        captions = _in_batches(
+            lambda part: [
+                r.text.strip() for r in emu.generate_text([[e.pixels] for e in part], max_new_tokens=CAPTION_TOKENS)
+            ],
+            pool,
+            f"{split}: captions",
+        )
+        generated = np.stack(
+            _in_batches(
+                lambda part: list(emu.generate_embeddings([[e.caption] for e in part])), pool, f"{split}: embeddings"
+            )
+        )  # [n, Q, D]
+        truth = np.array([place[e.key] for e in pool])
+        distance = _squared_distances(generated, embeddings)  # [n, G]
+        ranks = (distance < distance[np.arange(len(pool)), truth][:, None]).sum(1)
+        answers += [
+            Answer(split, e, caption, int(rank), gallery[row.argmin()])
+            for e, caption, rank, row in zip(pool, captions, ranks, distance, strict=True)
+        ]
+        figures |= _caption_figures(split, pool, captions, pools["train"])
+        figures |= _retrieval_figures(split, ranks, len(gallery))
+        figures[f"{split}: embeddings from text, autoregressive R2"] = _r2(generated, embeddings[truth])
+    return Scores(figures, answers, len(gallery))
+
+
+def _in_batches(run: Callable[[Sequence[Item]], list], items: Sequence[Item], about: str) -> list:
+    """Runs in batches of one size (the last one is filled up), so that each function compiles once."""
+    results: list = []
+    for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False):
+        part = list(items[start : start + BATCH])
+        filled = part + [part[-1]] * (BATCH - len(part))
+        results += list(run(filled))[: len(part)]
+    return results
+
+
+def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """[n, Q, D] and [G, Q, D] -> [n, G]."""
+    a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
+    return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
+
+
+def _share(hits: Sequence[bool] | np.ndarray, chance: float) -> Figure:
+    hits = np.asarray(hits, bool)
+    return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
+
+
+def _caption_figures(
+    split: str, pool: Sequence[Example], captions: Sequence[str], known: Sequence[Example]
+) -> dict[str, Figure]:
+    """Exact matches of caption, role and tone. Chance is a guess among the training set's captions, roles, tones."""
+
+    def chance(values: set) -> float:
+        return 1 / len(values)
+
+    figures = {
+        f"{split}: caption exactly right": _share(
+            [caption == e.caption for caption, e in zip(captions, pool, strict=True)],
+            chance({e.caption for e in known} | {e.caption for e in pool}),
+        )
+    }
+    toned = [(caption, e) for caption, e in zip(captions, pool, strict=True) if e.tone]
+    if split != "heldout_concepts" and toned:
+        roles, tones = {e.role for e in known if e.tone}, {e.tone for e in known if e.tone}
+        parts = [(caption.partition(": "), e) for caption, e in toned]
+        figures[f"{split}: caption's role right"] = _share([p[0] == e.role for p, e in parts], chance(roles))
+        figures[f"{split}: caption's skin tone right"] = _share([p[2] == e.tone for p, e in parts], chance(tones))
+    return figures
+
+
+def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
+    return {
+        f"{split}: embeddings from text, right picture in top {k}": _share(ranks < k, k / gallery) for k in (1, 5)
+    }
+
+
+def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:
+    """Share of the variance between the split's pictures that the generated embeddings explain; [n, Q, D] twice.
+
+    Chance is 0: what the mean picture of the split scores.
+    """
+    error = np.square(generated - truth).sum((1, 2))  # [n]
+
+    def r2(index: np.ndarray) -> float:
+        spread = np.square(truth[index] - truth[index].mean(0)).sum()
+        return float(1 - error[index].sum() / spread)
+
+    count = len(truth)
+    return Figure(r2(np.arange(count)), bootstrap(r2, count), 0.0, count)

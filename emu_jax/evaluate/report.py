@@ -1,0 +1,149 @@
+"""The report of a run: `report.html`, one self-contained page, and `scores.json` beside it with every figure.
+
+In: a work directory (metrics.jsonl, config.json) and `pairs.Scores`. The page holds the scores with intervals and
+chance, loss and collapse curves, held-out pictures with true and generated captions, what captions retrieve, the
+config and the versions.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import importlib.metadata
+import io
+import json
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from emu_jax.evaluate.pairs import Answer, Scores
+
+GRID = 24  # held-out pictures shown with their captions
+CURVES = (
+    ("text_loss", "text: cross-entropy (nats a token)", True),
+    ("regression_loss", "visual: squared error a dimension", False),
+    ("variance_fraction", "share of variance between pictures", False),
+    ("effective_rank", "effective rank of a batch's embeddings", False),
+)
+PACKAGES = ("emu-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
+
+STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1c2430}
+h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #dde3ea;padding-bottom:.3rem}
+.sub{color:#5b6776}table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;
+border-bottom:1px solid #edf0f4}td.n{text-align:right;font-variant-numeric:tabular-nums}
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(155px,1fr));gap:12px}
+.card{border:1px solid #dde3ea;border-radius:8px;padding:8px;font-size:12.5px;line-height:1.35}
+.card img{width:72px;height:72px;display:block;margin:0 auto 6px}.pair{display:flex}.good{color:#16743c}.bad{color:#b3261e}
+pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12px;max-height:26rem}
+.k{color:#5b6776}
+"""
+
+
+def write_report(out: Path, workdir: Path, scores: Scores) -> Path:
+    """Writes `scores.json` and `report.html` into `out`; returns the page's path. Each file appears whole or not at all."""
+    out.mkdir(parents=True, exist_ok=True)
+    summary = {
+        "figures": {name: dataclasses.asdict(figure) for name, figure in scores.figures.items()},
+        "gallery": scores.gallery,
+        "workdir": workdir.name,
+        "versions": _versions(),
+    }
+    _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
+    _write(out / "report.html", _page(workdir, scores))
+    return out / "report.html"
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_suffix(path.suffix + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def _page(workdir: Path, scores: Scores) -> str:
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    config = (workdir / "config.json").read_text(encoding="utf-8")
+    held_out = [answer for answer in scores.answers if answer.split == "heldout_combinations"]
+    unseen = [answer for answer in scores.answers if answer.split == "heldout_concepts"]
+    versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
+    last = metrics[-1]
+    return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>emu_jax · {html.escape(workdir.name)}</title>
+<style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
+<p class="sub">One checkpoint after {last["step"]:,} steps: it names pictures and, from a name, produces the embeddings of
+a picture. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
+<h2>Scores</h2>{_score_table(scores)}
+<h2>Held-out pictures and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
+<h2>Pictures found by the embeddings of a held-out caption</h2>
+<p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the generated
+embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
+<h2>Concepts never seen</h2>{_caption_cards(unseen[: GRID // 2])}
+<h2>Training</h2><img src="{_curves(metrics)}" style="width:100%" alt="training curves">
+<h2>Config</h2><pre>{html.escape(config)}</pre><p class="k">{html.escape(versions)}</p></html>
+"""
+
+
+def _score_table(scores: Scores) -> str:
+    rows = [
+        f"<tr><td>{html.escape(name)}</td><td class=n><b>{f.value:.3f}</b></td>"
+        f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{f.chance:.4f}</td><td class=n>{f.count}</td></tr>"
+        for name, f in scores.figures.items()
+    ]
+    head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>pictures</tr>"
+    return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _caption_cards(answers: Sequence[Answer]) -> str:
+    cards = []
+    for answer in answers:
+        right = answer.caption == answer.example.caption
+        truth = "" if right else f"<div class=k>{html.escape(answer.example.caption)}</div>"
+        cards.append(
+            f'<div class=card><img src="{_png(answer.example.pixels)}" alt="">'
+            f'<div class="{"good" if right else "bad"}">{html.escape(answer.caption) or "(nothing)"}</div>{truth}</div>'
+        )
+    return f"<div class=grid>{''.join(cards)}</div>"
+
+
+def _retrieval_cards(answers: Sequence[Answer]) -> str:
+    cards = [
+        f'<div class=card><div class=pair><img src="{_png(a.example.pixels)}" alt=""><img src="{_png(a.nearest.pixels)}" alt=""></div>'
+        f'{html.escape(a.example.caption)}<div class="{"good" if a.rank == 0 else "bad"}">right picture: place {a.rank + 1}</div></div>'
+        for a in answers
+    ]
+    return f"<div class=grid>{''.join(cards)}</div>"
+
+
+def _png(pixels: np.ndarray) -> str:
+    """uint8 [H, W, 3] -> data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _curves(metrics: Sequence[dict]) -> str:
+    """The training curves as a PNG data URI."""
+    figure, axes = plt.subplots(1, len(CURVES), figsize=(4 * len(CURVES), 3), constrained_layout=True)
+    for axis, (name, title, logarithmic) in zip(axes, CURVES, strict=True):
+        points = [(row["step"], row[name]) for row in metrics if name in row]
+        axis.plot(*zip(*points, strict=True), linewidth=1.2)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("step")
+        axis.grid(alpha=0.25)
+        if logarithmic:
+            axis.set_yscale("log")
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    plt.close(figure)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

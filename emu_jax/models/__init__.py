@@ -1,0 +1,1 @@
+"""The networks: vision encoder, Causal Transformer, LLaMA, and Emu that composes them."""

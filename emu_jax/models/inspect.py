@@ -1,0 +1,37 @@
+"""What a config's model is made of: parts, parameter counts and shapes, as text, without allocating any of it."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+from ml_collections import ConfigDict
+
+from emu_jax.models import emu
+
+
+def describe(config: ConfigDict) -> str:
+    """A table of `config.model`: a line for each parameter, totals for each part, forward FLOPs of one picture and row."""
+    model = emu.EmuConfig.from_dict(config.model)
+    tree = emu.abstract(model)
+    axes = emu.logical_axes(model)
+    lines = [f"{'parameter':52s} {'shape':>22s} {'logical axes':34s} {'count':>16s}"]
+    for part, subtree in tree.items():
+        leaves = jax.tree_util.tree_leaves_with_path(subtree)
+        names = jax.tree.leaves(axes[part], is_leaf=lambda node: isinstance(node, tuple))
+        for (path, leaf), logical in zip(leaves, names, strict=True):
+            name = "/".join([part, *(key.key for key in path)])
+            shape = "x".join(map(str, leaf.shape))
+            lines.append(f"{name:52s} {shape:>22s} {' '.join(logical):34s} {math.prod(leaf.shape):>16,}")
+    lines.append("")
+    counts = {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(subtree)) for part, subtree in tree.items()}
+    total = sum(counts.values())
+    lines += [f"{part:12s} {count:>16,}  {count / total:6.1%}" for part, count in counts.items()]
+    lines.append(f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters in {model.param_dtype}, {model.dtype} compute")
+    flops = emu.forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
+    lines.append(
+        "forward      "
+        + ", ".join(f"{part} {value / 1e9:,.2f}" for part, value in flops.items())
+        + f" GFLOP for one picture and one row of {model.llama.context} tokens"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,194 @@
+"""Building blocks shared by the three networks: linear maps, norms, attention and the scan over depth.
+
+Every function takes and returns plain arrays; modules only declare parameters and their logical axes
+(`train/mesh.py` maps those to the mesh). Compute happens in the dtype of the input; norms, softmax and
+RoPE are computed in float32 whatever that is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+Array = jax.Array
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def parameter(
+    rngs: nnx.Rngs,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    dtype: str,
+    *,
+    std: float = 0.02,
+    truncated: bool = False,
+) -> nnx.Param:
+    """A normally initialised parameter that carries the names of its logical axes."""
+    draw = jax.random.truncated_normal if truncated else jax.random.normal
+    bounds = (-2.0, 2.0) if truncated else ()
+    value = draw(rngs.params(), *bounds, shape=shape, dtype=jnp.float32) * std
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
+def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
+    """A parameter that starts as a constant (norm scales, biases)."""
+    return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
+
+
+class Linear(nnx.Module):
+    """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        inputs: int,
+        outputs: int,
+        axes: tuple[str, str],
+        dtype: str,
+        *,
+        bias: bool = False,
+        std: float = 0.02,
+        truncated: bool = False,
+    ):
+        self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=std, truncated=truncated)
+        if bias:
+            self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
+
+    def __call__(self, x: Array) -> Array:
+        y = jnp.einsum("...d,df->...f", x, self.kernel[...].astype(x.dtype))
+        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+
+class LayerNorm(nnx.Module):
+    """LayerNorm with scale and bias, in float32; x [..., D] -> [..., D] in x's dtype."""
+
+    def __init__(self, width: int, eps: float, dtype: str):
+        self.scale = constant(1.0, (width,), ("norm",), dtype)
+        self.bias = constant(0.0, (width,), ("norm",), dtype)
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """RMSNorm (T5's and LLaMA's: no mean, no bias), in float32; x [..., D] -> [..., D] in x's dtype."""
+
+    def __init__(self, width: int, eps: float, dtype: str):
+        self.scale = constant(1.0, (width,), ("norm",), dtype)
+        self.eps = eps
+
+    def __call__(self, x: Array) -> Array:
+        y = x.astype(jnp.float32)
+        y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
+        return (y * self.scale[...]).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, key: Array | None, *, per_sample: bool = False) -> Array:
+    """Inverted dropout; identity without a key. `per_sample` drops whole rows [B, ...] (drop-path)."""
+    if key is None or rate == 0.0:
+        return x
+    shape = (x.shape[0],) + (1,) * (x.ndim - 1) if per_sample else x.shape
+    keep = jax.random.bernoulli(key, 1.0 - rate, shape)
+    return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
+
+
+def split_key(key: Array | None, count: int) -> list[Array | None]:
+    """`count` keys, or as many `None`s when there is no randomness (evaluation)."""
+    return [None] * count if key is None else list(jax.random.split(key, count))
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    *,
+    scale: float,
+    bias: Array | None = None,
+    mask: Array | None = None,
+    dropout_rate: float = 0.0,
+    key: Array | None = None,
+) -> Array:
+    """Plain multi-head attention with a float32 softmax.
+
+    Args:
+      q: [B, S, N, H]; k, v: [B, T, N, H].
+      scale: what the scores are multiplied by (1 for T5, H**-0.5 elsewhere).
+      bias: added to the scores, broadcastable to [B, N, S, T].
+      mask: bool, True where attention is allowed, broadcastable to [B, N, S, T]. A query with no
+        allowed key gets a finite, meaningless mixture: such rows are padding and are never read.
+
+    Returns:
+      [B, S, N, H] in q's dtype.
+    """
+    scores = jnp.einsum("bsnh,btnh->bnst", q * scale, k).astype(jnp.float32)  # [B, N, S, T]
+    if bias is not None:
+        scores = scores + bias
+    if mask is not None:
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(q.dtype)
+    return jnp.einsum("bnst,btnh->bsnh", weights, v)
+
+
+def split_heads(x: Array, head_dim: int) -> Array:
+    """[B, S, N*H] -> [B, S, N, H]."""
+    return x.reshape(*x.shape[:-1], -1, head_dim)
+
+
+def merge_heads(x: Array) -> Array:
+    """[B, S, N, H] -> [B, S, N*H]."""
+    return x.reshape(*x.shape[:-2], -1)
+
+
+def rope_tables(positions: Array, head_dim: int, base: float) -> tuple[Array, Array]:
+    """cos and sin [B, S, H/2] in float32 for integer positions [B, S] (rotate-half convention)."""
+    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)  # [H/2]
+    angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, S, H/2]
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotates pairs (i, i + H/2) of x [B, S, N, H] by the angles [B, S, H/2]; float32 inside."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B, S, N, H/2]
+    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+
+
+def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
+    """One module whose every parameter has a leading `layers` axis: the depth of a network, stacked."""
+    keys = jax.random.split(rngs.params(), layers)
+    return nnx.vmap(lambda key: make(nnx.Rngs(params=key)), in_axes=0, out_axes=0)(keys)
+
+
+def scan_layers(
+    blocks: nnx.Module, x: Array, *, remat: str, unroll: bool, key: Array | None = None, **kwargs: Any
+) -> Array:
+    """Runs the stacked `blocks` one after the other: x [B, S, D] -> [B, S, D].
+
+    `jax.lax.scan` over the parameters, so that the compiled program holds one block whatever the depth;
+    `unroll` writes the blocks out instead (faster on CPUs, where shallow models run). `remat` names what
+    a block keeps for the backward pass (`REMAT_POLICIES`). Each layer draws from its own `key`.
+    """
+    graph, params = nnx.split(blocks)
+    layers = jax.tree.leaves(params)[0].shape[0]
+    keys = None if key is None else jax.random.split(key, layers)
+
+    def block(x: Array, layer: tuple) -> tuple[Array, None]:
+        params, key = layer
+        return nnx.merge(graph, params)(x, key=key, **kwargs), None
+
+    if REMAT_POLICIES[remat] is not None:
+        block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
+    return jax.lax.scan(block, x, (params, keys), unroll=layers if unroll else 1)[0]

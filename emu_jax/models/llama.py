@@ -1,0 +1,224 @@
+"""LLaMA with two heads: embeddings [B, S, D] -> hidden states [B, S, D] -> next token and next visual embedding.
+
+Pre-norm blocks of RoPE attention and SwiGLU, RMSNorm, no biases. Rows hold several packed documents: a
+position attends to earlier positions of its own segment alone. `decode` continues from a KV cache.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from emu_jax.errors import UserError
+from emu_jax.models.layers import (
+    Array,
+    Linear,
+    RMSNorm,
+    apply_rope,
+    attention,
+    merge_heads,
+    parameter,
+    rope_tables,
+    scan_layers,
+    split_heads,
+    stack,
+)
+from emu_jax.train.mesh import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class LlamaConfig:
+    """Sizes of the language model. `context` is the longest sequence generation accepts."""
+
+    vocab_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    norm_eps: float = 1e-6
+    rope_base: float = 10000.0
+    context: int = 2048
+
+    def __post_init__(self):
+        if self.width % self.heads or (self.width // self.heads) % 2:
+            raise UserError(
+                f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
+                "head width (RoPE rotates pairs)"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class KVCache:
+    """Keys and values of C slots a row; slots [0, index) are filled, `valid` is False at padding."""
+
+    k: Array  # [L, B, C, N, H]
+    v: Array  # [L, B, C, N, H]
+    valid: Array  # bool [B, C]
+    index: Array  # int32 []
+
+
+def segment_mask(segments: Array) -> Array:
+    """Who attends to whom in packed rows: bool [B, 1, S, S] from segment ids [B, S].
+
+    Segments 1 1 2 2 0 (two documents and padding) give
+
+        1 0 0 0 0
+        1 1 0 0 0
+        0 0 1 0 0
+        0 0 1 1 0
+        0 0 0 0 1
+    """
+    length = segments.shape[1]
+    causal = jnp.tril(jnp.ones((length, length), bool))
+    return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
+
+
+class LlamaAttention(nnx.Module):
+    """RoPE attention with separate q, k, v, o kernels."""
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+        self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
+        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
+        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
+        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype)
+        self.head_dim = c.head_dim
+
+    def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+        """x [B, S, D] -> rotated q, rotated k, v, each [B, S, N, H]."""
+        q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+
+    def mix(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
+        """Attention and output projection: [B, S, N, H] x [B, T, N, H] -> [B, S, D]."""
+        return self.o(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)))
+
+
+class LlamaMLP(nnx.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+        self.gate = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
+        self.up = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
+        self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype)
+
+    def __call__(self, x: Array) -> Array:
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+class LlamaBlock(nnx.Module):
+    """x + attn(norm(x)), then x + mlp(norm(x)); x [B, S, D]."""
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+        self.attn_norm = RMSNorm(c.width, c.norm_eps, dtype)
+        self.attn = LlamaAttention(rngs, c, dtype)
+        self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
+        self.mlp = LlamaMLP(rngs, c, dtype)
+
+    def __call__(
+        self, x: Array, *, mask: Array, cos: Array, sin: Array, key: Array | None = None
+    ) -> Array:
+        x = constrain(x, ("batch", "sequence", "embed_act"))
+        x = x + self.attn.mix(*self.attn.project(self.attn_norm(x), cos, sin), mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+    def decode(
+        self, x: Array, k: Array, v: Array, layer: Array, index: Array, mask: Array, cos: Array, sin: Array
+    ) -> tuple[Array, Array, Array]:
+        """x [B, T, D] and whole caches k, v [L, B, C, N, H] -> x and caches with slots index..index+T of `layer` set.
+
+        The caches stay whole and are updated in place: slicing a layer out and stacking it back would
+        copy all of it for every token.
+        """
+        q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, T, N, H]
+        at = (layer, 0, index, 0, 0)
+        k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
+        v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
+        k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, C, N, H]
+        x = x + self.attn.mix(q, k_layer, v_layer, mask)
+        return x + self.mlp(self.mlp_norm(x)), k, v
+
+
+class TokenEmbedding(nnx.Module):
+    """Token ids [B, S] -> embeddings [B, S, D]."""
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+        self.embedding = parameter(rngs, (c.vocab_size, c.width), ("vocab", "embed"), dtype)
+
+    def __call__(self, tokens: Array) -> Array:
+        return jnp.take(self.embedding[...], tokens, axis=0)
+
+
+class Llama(nnx.Module):
+    """Embeddings -> post-norm hidden states, with a token head and a regression head on them."""
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+        self.embed = TokenEmbedding(rngs, c, dtype)
+        self.blocks = stack(lambda rngs: LlamaBlock(rngs, c, dtype), c.layers, rngs)
+        self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
+        self.lm_head = Linear(rngs, c.width, c.vocab_size, ("embed", "vocab"), dtype)
+        self.regress_head = Linear(rngs, c.width, c.width, ("embed", "mlp"), dtype)
+        self.config = c
+
+    def __call__(
+        self,
+        embeddings: Array,
+        positions: Array,
+        segments: Array,
+        *,
+        remat: str = "none",
+        unroll: bool = False,
+    ) -> Array:
+        """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D]."""
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
+        mask = segment_mask(segments)
+        x = scan_layers(
+            self.blocks, embeddings, remat=remat, unroll=unroll, mask=mask, cos=cos, sin=sin
+        )
+        return self.final_norm(x)
+
+    def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
+        """An empty cache of `capacity` slots for `batch` rows."""
+        c = self.config
+        shape = (c.layers, batch, capacity, c.heads, c.head_dim)
+        return KVCache(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            valid=jnp.zeros((batch, capacity), bool),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+    def decode(
+        self, embeddings: Array, positions: Array, cache: KVCache, valid: Array | None = None
+    ) -> tuple[Array, KVCache]:
+        """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
+
+        Args:
+          embeddings: [B, T, D]; positions: int32 [B, T], RoPE positions.
+          cache: what came before; its free slots must hold T more.
+          valid: bool [B, T], False at left padding (default: all True).
+        """
+        batch, length, _ = embeddings.shape
+        valid = jnp.ones((batch, length), bool) if valid is None else valid
+        valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]
+        slots = jnp.arange(valid.shape[1])
+        reach = slots[None, :] <= cache.index + jnp.arange(length)[:, None]  # [T, C]
+        mask = (reach[None] & valid[:, None, :])[:, None]  # [B, 1, T, C]
+        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
+        graph, params = nnx.split(self.blocks)
+
+        def block(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+            params, number = layer
+            module = nnx.merge(graph, params)
+            return module.decode(*carry, number, cache.index, mask, cos, sin), None
+
+        layers = jnp.arange(self.config.layers)
+        (x, k, v), _ = jax.lax.scan(block, (embeddings, cache.k, cache.v), (params, layers))
+        return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

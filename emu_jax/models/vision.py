@@ -1,0 +1,143 @@
+"""EVA-CLIP vision encoder: normalised pixels [N, H, W, 3] -> features [N, P + 1, D] of all patches and CLS.
+
+EVA01-CLIP-g/14 as Emu uses it: pre-norm blocks, exact GELU, query and value biases but no key bias,
+learned absolute positions, a CLS token, no final norm (the reference takes the tokens before it).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import nnx
+
+from emu_jax.errors import UserError
+from emu_jax.models.layers import (
+    Array,
+    LayerNorm,
+    Linear,
+    attention,
+    constant,
+    dropout,
+    merge_heads,
+    parameter,
+    scan_layers,
+    split_heads,
+    split_key,
+    stack,
+)
+from emu_jax.train.mesh import constrain
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision encoder. `head_dim * heads` is the width; `drop_path` grows linearly with depth."""
+
+    image_size: int
+    patch_size: int
+    width: int
+    layers: int
+    heads: int
+    mlp_dim: int
+    norm_eps: float = 1e-6
+    drop_path: float = 0.0
+
+    def __post_init__(self):
+        if self.image_size % self.patch_size:
+            raise UserError(
+                f"model.vision.image_size={self.image_size} is not a multiple of "
+                f"model.vision.patch_size={self.patch_size}; choose sizes that divide"
+            )
+        if self.width % self.heads:
+            raise UserError(
+                f"model.vision.width={self.width} does not divide by model.vision.heads={self.heads}"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        return self.width // self.heads
+
+    @property
+    def patches(self) -> int:
+        """P: patches of an image, without CLS."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class VisionAttention(nnx.Module):
+    """Self-attention with one fused qkv kernel [D, 3D] and biases on q and v alone."""
+
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_std: float, dtype: str):
+        self.qkv = Linear(
+            rngs, c.width, 3 * c.width, ("embed", "heads"), dtype, truncated=True
+        )
+        self.q_bias = constant(0.0, (c.width,), ("heads",), dtype)
+        self.v_bias = constant(0.0, (c.width,), ("heads",), dtype)
+        self.proj = Linear(
+            rngs, c.width, c.width, ("heads", "embed"), dtype, bias=True, std=depth_std, truncated=True
+        )
+        self.head_dim = c.head_dim
+
+    def __call__(self, x: Array) -> Array:
+        bias = jnp.concatenate([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
+        qkv = self.qkv(x) + bias.astype(x.dtype)  # [N, P+1, 3D]
+        q, k, v = (split_heads(y, self.head_dim) for y in jnp.split(qkv, 3, axis=-1))
+        return self.proj(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5)))
+
+
+class VisionMLP(nnx.Module):
+    """fc1, exact GELU, fc2."""
+
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_std: float, dtype: str):
+        self.fc1 = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, bias=True, truncated=True)
+        self.fc2 = Linear(
+            rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, bias=True, std=depth_std, truncated=True
+        )
+
+    def __call__(self, x: Array) -> Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class VisionBlock(nnx.Module):
+    """x + attn(norm1(x)), then x + mlp(norm2(x)); x [N, P+1, D]."""
+
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
+        # EVA divides the output projections of layer l by sqrt(2 l); one value for all keeps layers alike.
+        depth_std = 0.02 / (2.0 * c.layers) ** 0.5
+        self.norm1 = LayerNorm(c.width, c.norm_eps, dtype)
+        self.attn = VisionAttention(rngs, c, depth_std, dtype)
+        self.norm2 = LayerNorm(c.width, c.norm_eps, dtype)
+        self.mlp = VisionMLP(rngs, c, depth_std, dtype)
+        self.drop_path = c.drop_path
+
+    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+        key_attn, key_mlp = split_key(key, 2)
+        x = constrain(x, ("image", "patches", "embed_act"))
+        x = x + dropout(self.attn(self.norm1(x)), self.drop_path, key_attn, per_sample=True)
+        return x + dropout(self.mlp(self.norm2(x)), self.drop_path, key_mlp, per_sample=True)
+
+
+class VisionEncoder(nnx.Module):
+    """Normalised pixels [N, H, W, 3] -> features [N, P+1, D]; token 0 is CLS."""
+
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
+        self.cls_token = parameter(rngs, (1, c.width), ("patches", "embed"), dtype, truncated=True)
+        self.pos_embed = parameter(
+            rngs, (c.patches + 1, c.width), ("patches", "embed"), dtype, truncated=True
+        )
+        self.patch_embed = Linear(
+            rngs, c.patch_size**2 * 3, c.width, ("pixels", "embed"), dtype, bias=True, truncated=True
+        )
+        self.blocks = stack(lambda rngs: VisionBlock(rngs, c, dtype), c.layers, rngs)
+        self.patch_size = c.patch_size
+
+    def __call__(
+        self, pixels: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
+    ) -> Array:
+        p = self.patch_size
+        patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [N, P, p*p*3]
+        x = self.patch_embed(patches)  # [N, P, D]
+        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
+        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...].astype(x.dtype)  # [N, P+1, D]
+        return scan_layers(self.blocks, x, remat=remat, unroll=unroll, key=key)

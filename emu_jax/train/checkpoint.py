@@ -1,0 +1,187 @@
+"""Orbax checkpoints of a run: asynchronous, atomic, the newest N, with a digest of every leaf.
+
+    workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
+                                                               └ config, tokenizer, iterator state, shapes, digests
+
+Orbax itself does not notice flipped bits in array data; the digests do.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from emu_jax.config import from_json
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from emu_jax.models import emu
+from emu_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+
+
+def _items(state: TrainState) -> dict[str, Any]:
+    """The state as the separately stored items of a checkpoint."""
+    return {
+        "params": state.params,
+        "statistics": state.statistics,
+        "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
+    }
+
+
+def _named_leaves(items: Mapping[str, Any]) -> dict[str, Any]:
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(items)}
+
+
+@jax.jit
+def _digest(leaf: jax.Array) -> jax.Array:
+    """uint32 []: sum over words of word * odd multiplier of its position, modulo 2^32.
+
+    An odd multiplier is invertible, so one changed word always changes the sum; integer sums do not depend on how the
+    leaf is split over devices.
+    """
+    width = leaf.dtype.itemsize
+    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
+    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
+    multiplier = jnp.ones((), jnp.uint32)
+    for axis, size in enumerate(leaf.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        multiplier = multiplier * jnp.uint32(size * 2 + 1) + index * jnp.uint32(2)
+    return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
+
+
+def digests(items: Mapping[str, Any]) -> dict[str, int]:
+    """A digest for every leaf, by name."""
+    values = {name: _digest(leaf) for name, leaf in _named_leaves(items).items()}
+    return {name: int(value) for name, value in values.items()}
+
+
+class Checkpoints:
+    """The checkpoints of one work directory."""
+
+    def __init__(self, workdir: Path, *, keep: int):
+        self._folder = workdir.resolve() / FOLDER
+        self._manager = ocp.CheckpointManager(
+            self._folder,
+            # A save that was killed leaves a temporary folder behind; it is removed at the next start.
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState, config_json: str, tokenizer: Tokenizer, iterator: Mapping[str, Any]) -> None:
+        """Starts an asynchronous save; the state may be donated to the next step at once."""
+        items = _items(state)
+        meta = {
+            "config": json.loads(config_json),
+            "tokenizer": {
+                "proto": base64.b64encode(tokenizer.proto).decode(),
+                "instruct": tokenizer.instruct,
+                "fingerprint": tokenizer.fingerprint,
+            },
+            "iterators": _all_hosts(iterator),
+            "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()},
+            "digests": digests(items),
+        }
+        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        self._manager.save(int(state.step), args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)))
+
+    def restore(self, target: TrainState, tokenizer_fingerprint: str) -> tuple[TrainState, dict[str, Any]]:
+        """The newest checkpoint in the shapes and shardings of `target`, and this host's iterator state."""
+        step = self._manager.latest_step()
+        folder = self._folder / str(step)
+        meta = _read_meta(folder)
+        if meta["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
+            raise UserError(f"{folder}: the checkpoint's tokenizer differs from this run's; use a new work directory")
+        items = _items(target)
+        _check_leaves(folder, meta, items)
+        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
+        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        _check_digests(folder, meta, {name: restored[name] for name in items})
+        optimizer = restored["optimizer"]
+        state = TrainState(
+            optimizer["step"],
+            optimizer["total_steps"],
+            restored["params"],
+            optimizer["opt_state"],
+            restored["statistics"],
+        )
+        return state, meta["iterators"][jax.process_index()]
+
+    def close(self) -> None:
+        """Waits for saves under way (a full disk shows only here) and stops."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _all_hosts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The iterator states of all hosts, in order of their index."""
+    if jax.process_count() == 1:
+        return [dict(state)]
+    text = np.frombuffer(json.dumps(state).encode().ljust(1 << 16), np.uint8)
+    return [json.loads(row.tobytes().decode()) for row in multihost_utils.process_allgather(text)]
+
+
+def _read_meta(folder: Path) -> dict[str, Any]:
+    file = folder / "meta" / "metadata"
+    if not file.is_file():
+        raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {file.relative_to(folder)} in it")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def _check_leaves(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+    for name, leaf in _named_leaves(items).items():
+        found, expected = meta["leaves"].get(name), [list(leaf.shape), str(leaf.dtype)]
+        if found != expected:
+            raise UserError(f"{folder}: {name} is {found} in the checkpoint, this config needs {expected}; use its own config")
+
+
+def _check_digests(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+    for name, value in digests(items).items():
+        if value != meta["digests"][name]:
+            raise UserError(f"{folder}: {name} is corrupt (its digest differs); delete this folder to use an older checkpoint")
+
+
+def newest_folder(path: Path) -> Path:
+    """A work directory's newest checkpoint, or `path` itself when it is a checkpoint."""
+    if (path / "meta").is_dir():
+        return path
+    folder = path / FOLDER
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    if not steps:
+        raise UserError(f"{path}: no checkpoint; expected {FOLDER}/<step> as `emu-jax train` writes")
+    return folder / str(steps[-1])
+
+
+def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
+    """Config, parameters, statistics and tokenizer of a work directory or checkpoint, without the optimizer."""
+    folder = newest_folder(path.resolve())
+    meta = _read_meta(folder)
+    config = from_json(json.dumps(meta["config"]))
+    model = emu.EmuConfig.from_dict(config.model)
+    targets = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+    _check_leaves(folder, meta, targets)
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = {
+            name: checkpointer.restore(
+                folder / name,
+                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target),
+            )
+            for name, target in targets.items()
+        }
+    _check_digests(folder, meta, restored)
+    saved = meta["tokenizer"]
+    tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(folder))
+    return config, restored["params"], restored["statistics"], tokenizer

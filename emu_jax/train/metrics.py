@@ -1,0 +1,87 @@
+"""Where a run's numbers go: metrics.jsonl, TensorBoard events, a progress bar, and curves as PNG at the end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from tensorboardX import SummaryWriter
+from tqdm import tqdm
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+PLOTS = {
+    "losses": ("text_loss", "regression_loss"),
+    "collapse": ("variance_fraction", "effective_rank"),
+    "optimisation": ("grad_norm", "learning_rate_factor"),
+    "speed": ("step_ms", "input_wait_ms", "pictures_per_s", "tokens_per_s", "model_gflop_per_s"),
+    "packing": ("pad_fraction", "slot_occupancy"),
+}
+
+
+class MetricsWriter:
+    """Appends rows of numbers; after a resume it first forgets rows that the run will write again."""
+
+    def __init__(self, workdir: Path, *, start: int, total: int):
+        self._path = workdir / "metrics.jsonl"
+        rows = read_metrics(self._path) if self._path.exists() else []
+        kept = [row for row in rows if row["step"] <= start]
+        partial = self._path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        partial.replace(self._path)
+        self._file = self._path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """One row, on disk when this returns."""
+        self._file.write(json.dumps({"step": step, **row}) + "\n")
+        self._file.flush()
+        for name, value in row.items():
+            self._events.add_scalar(name, value, step)
+        self._bar.set_postfix(
+            text=f"{row['text_loss']:.3f}", visual=f"{row['regression_loss']:.3f}", refresh=False
+        )
+
+    def advance(self) -> None:
+        self._bar.update()
+
+    def close(self) -> None:
+        self._bar.close()
+        self._events.close()
+        self._file.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
+
+
+def plot_metrics(workdir: Path) -> list[Path]:
+    """Draws metrics.jsonl as `workdir/plots/<group>.png`."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    folder = workdir / "plots"
+    folder.mkdir(exist_ok=True)
+    paths = []
+    for group, names in PLOTS.items():
+        figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False)
+        for axis, name in zip(axes[0], names, strict=True):
+            points = np.array([(row["step"], row[name]) for row in rows if name in row]).reshape(-1, 2)
+            axis.plot(points[:, 0], points[:, 1], linewidth=1)
+            axis.set_title(name)
+            axis.set_xlabel("step")
+            axis.grid(alpha=0.25)
+        paths.append(folder / f"{group}.png")
+        figure.savefig(paths[-1], dpi=110)
+        plt.close(figure)
+    return paths

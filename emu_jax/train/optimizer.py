@@ -1,0 +1,93 @@
+"""AdamW with a learning rate for each part of the model, clipping, and which parameters decay.
+
+optax turns gradients into directions; the step multiplies them by `learning_rates`, which depend on the step and the
+total number of steps as traced values: a run that fixes its length after measuring itself compiles only once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from emu_jax.errors import UserError
+
+PARTS = {"vision": "vision", "ln_visual": "vision", "causal": "causal", "llama": "llama"}
+
+# Norm scales, biases and tables that are looked up (positions, tokens, queries, relative bias) do not decay.
+UNDECAYED = frozenset(
+    {"scale", "bias", "q_bias", "v_bias", "cls_token", "pos_embed", "queries", "relative_bias", "embedding"}
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """`config.optimizer`.
+
+    Attributes:
+      learning_rate: peak for each of vision (with ln_visual), causal, llama; 0 freezes a part.
+      warmup_fraction: of all steps, linear from 0. final_fraction: of the peak, where the cosine ends.
+      clip_norm: of the global gradient norm; 0 turns clipping off.
+      accumulate_steps: micro-batches a step, along the rows.
+    """
+
+    learning_rate: tuple[tuple[str, float], ...]
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float
+    warmup_fraction: float
+    final_fraction: float
+    accumulate_steps: int
+
+    def __post_init__(self):
+        if {name for name, _ in self.learning_rate} != set(PARTS.values()):
+            raise UserError("config.optimizer.learning_rate: expected exactly vision, causal and llama")
+        if not 0.0 <= self.warmup_fraction < 1.0:
+            raise UserError(f"config.optimizer.warmup_fraction={self.warmup_fraction}; expected 0 to below 1")
+        if self.accumulate_steps < 1:
+            raise UserError(f"config.optimizer.accumulate_steps={self.accumulate_steps}; expected at least 1")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> OptimizerConfig:
+        rates = tuple(sorted(dict(fields["learning_rate"]).items()))
+        return cls(**(dict(fields) | {"learning_rate": rates}))
+
+
+def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
+    """Gradients -> update directions of AdamW, to be multiplied by -learning rate."""
+
+    def decays(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
+
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(
+        clip,
+        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
+        optax.add_decayed_weights(config.weight_decay, mask=decays),
+    )
+
+
+def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> jax.Array:
+    """Factor of the peak at `step` of `total_steps`: linear warm-up, then cosine to final_fraction; float32 []."""
+    progress = (step.astype(jnp.float32) + 1.0) / total_steps.astype(jnp.float32)
+    warm = jnp.maximum(config.warmup_fraction, 1e-9)
+    cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip((progress - warm) / (1.0 - warm), 0.0, 1.0)))
+    decay = config.final_fraction + (1.0 - config.final_fraction) * cosine
+    return jnp.where(progress < warm, progress / warm, decay)
+
+
+def apply_updates(config: OptimizerConfig, params: dict, directions: dict, factor: jax.Array) -> dict:
+    """params - rate of its part * direction, for every part of the tree."""
+    rates = dict(config.learning_rate)
+    return {
+        part: jax.tree.map(
+            lambda p, d, rate=rates[PARTS[part]]: (p - (rate * factor) * d).astype(p.dtype), params[part], directions[part]
+        )
+        for part in params
+    }

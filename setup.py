@@ -1,0 +1,42 @@
+"""Package metadata. Tool settings live in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+EXTRAS = {
+    "convert": ["torch==2.13.0", "safetensors"],
+    "tpu": ["jax[tpu]"],
+    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors"],
+}
+
+setup(
+    name="emu-jax",
+    version="0.1.0",
+    description="Emu (Generative Pretraining in Multimodality) in JAX: training, captioning, drawing",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["emu_jax", "emu_jax.*"]),
+    include_package_data=True,
+    package_data={"emu_jax": ["data/assets/**/*"]},
+    install_requires=[
+        "jax>=0.10",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11.30",
+        "grain>=0.2.12",
+        "array-record>=0.8",
+        "sentencepiece>=0.2",
+        "einops",
+        "ml-collections",
+        "numpy",
+        "pillow>=10",
+        "tqdm",
+        "matplotlib",
+        "tensorboardX",
+    ],
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["emu-jax=emu_jax.cli:main"]},
+)

@@ -1,0 +1,50 @@
+"""The language model: packed segments, and decoding from a cache."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import models
+from emu_jax.errors import UserError
+from emu_jax.models import emu
+from emu_jax.models.llama import LlamaConfig, segment_mask
+
+CONFIG = emu.EmuConfig.from_dict(models.debug())
+
+
+def test_segment_mask_is_block_diagonal_and_causal():
+    mask = segment_mask(jnp.array([[1, 1, 2, 2, 0]]))[0, 0].astype(int)
+    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("steps", [[7], [4, 1, 1, 1], [1, 6]])
+def test_decoding_from_a_cache_equals_one_forward_pass(steps):
+    llama = emu.bind(CONFIG, emu.init(CONFIG, jax.random.key(0))).llama
+    x = jax.random.normal(jax.random.key(1), (2, 7, CONFIG.llama.width))
+    positions = jnp.broadcast_to(jnp.arange(7), (2, 7))
+    whole = llama(x, positions, jnp.ones((2, 7), jnp.int32))
+    cache, pieces, start = llama.init_cache(2, 9, "float32"), [], 0
+    for count in steps:
+        piece = slice(start, start + count)
+        hidden, cache = llama.decode(x[:, piece], positions[:, piece], cache)
+        pieces.append(hidden)
+        start += count
+    np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-5)
+
+
+def test_left_padding_changes_nothing():
+    llama = emu.bind(CONFIG, emu.init(CONFIG, jax.random.key(0))).llama
+    x = jax.random.normal(jax.random.key(1), (1, 5, CONFIG.llama.width))
+    alone, _ = llama.decode(x, jnp.arange(5)[None], llama.init_cache(1, 8, "float32"))
+    padded = jnp.concatenate([jnp.full((1, 3, CONFIG.llama.width), 7.0), x], axis=1)
+    positions = jnp.maximum(jnp.arange(8) - 3, 0)[None]
+    valid = (jnp.arange(8) >= 3)[None]
+    hidden, _ = llama.decode(padded, positions, llama.init_cache(1, 8, "float32"), valid)
+    np.testing.assert_allclose(hidden[:, 3:], alone, atol=2e-5)
+
+
+def test_odd_head_width_is_refused_at_construction():
+    with pytest.raises(UserError, match=r"model\.llama\.width=30 must be model\.llama\.heads=2"):
+        LlamaConfig(vocab_size=8, width=30, layers=1, heads=2, mlp_dim=8)
