@@ -76,9 +76,7 @@ def mini() -> ConfigDict:
         {"queries": 8, "width": 128, "layers": 2, "heads": 4, "head_dim": 32, "mlp_dim": 512, "dropout": 0.0}
     )
     # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
-    model.llama.update(
-        {"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256}
-    )
+    model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
     model.update({"dtype": "float32", "remat": "none", "unroll": True, "standardise": True})
     return model
 

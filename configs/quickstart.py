@@ -1,7 +1,7 @@
 """The quick start: a small Emu from scratch on the embedded pictures and their names.
 
-    emu-jax train --config configs/quickstart.py --workdir runs/quickstart
-    emu-jax evaluate --model runs/quickstart
+emu-jax train --config configs/quickstart.py --workdir runs/quickstart
+emu-jax evaluate --model runs/quickstart
 """
 
 from ml_collections import ConfigDict

@@ -28,7 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [word for word in rest if word.startswith("--config.")]
     unknown = [word for word in rest if not word.startswith("--config.")]
     if unknown or (overrides and "config" not in options):
-        parser.error(f"{options.command}: unknown argument {(unknown or overrides)[0]}; see emu-jax {options.command} --help")
+        parser.error(
+            f"{options.command}: unknown argument {(unknown or overrides)[0]}; see emu-jax {options.command} --help"
+        )
     try:
         return COMMANDS[options.command](options, overrides)
     except UserError as error:
@@ -44,7 +46,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="{train,generate,evaluate,inspect}")
 
     def add(name: str, about: str) -> argparse.ArgumentParser:
-        return commands.add_parser(name, help=about, description=about, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False)
+        return commands.add_parser(
+            name, help=about, description=about, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
+        )
 
     train = add("train", "Train a config in a work directory; run again, it resumes from the last checkpoint.")
     train.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
@@ -53,14 +57,18 @@ def _parser() -> argparse.ArgumentParser:
     generate = add("generate", "Continue prompts that mix text and pictures, or embed them as the next picture.")
     _add_model(generate)
     generate.add_argument("--prompt", nargs="+", required=True, help="texts and picture files, in order")
-    generate.add_argument("--embeddings", type=Path, metavar="OUT.npy", help="write the next picture's embeddings [Q, D]")
+    generate.add_argument(
+        "--embeddings", type=Path, metavar="OUT.npy", help="write the next picture's embeddings [Q, D]"
+    )
     generate.add_argument("--num-beams", type=int, default=1)
     generate.add_argument("--max-new-tokens", type=int, default=20)
     generate.add_argument("--min-length", type=int, default=1)
     generate.add_argument("--length-penalty", type=float, default=1.0, help="score = log p / length ** penalty (beams)")
     generate.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token; above: sample")
     generate.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens (0: all)")
-    generate.add_argument("--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p")
+    generate.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
+    )
     generate.add_argument("--seed", type=int, default=0)
 
     evaluate = add("evaluate", "Score a model on the embedded held-out pictures; write report.html and scores.json.")

@@ -66,7 +66,9 @@ def _apply(config: ConfigDict, override: str) -> None:
             node = node[part]
     if isinstance(node[name], ConfigDict):
         fields = ", ".join(node[name])
-        raise UserError(f"{flag} is a group of fields ({fields}); set one of them, as in {flag}.{next(iter(node[name]))}=…")
+        raise UserError(
+            f"{flag} is a group of fields ({fields}); set one of them, as in {flag}.{next(iter(node[name]))}=…"
+        )
     with node.unlocked():
         node[name] = _parse(flag, text, node[name])
 

@@ -90,7 +90,13 @@ class _Entry:
     digest: str = ""
 
     def record(self) -> bytes:
-        header = {"key": self.key, "text": self.caption, "role": self.role, "tone": self.tone, "keywords": self.keywords}
+        header = {
+            "key": self.key,
+            "text": self.caption,
+            "role": self.role,
+            "tone": self.tone,
+            "keywords": self.keywords,
+        }
         return pack_record(header, self.picture)
 
 

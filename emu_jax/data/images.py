@@ -29,7 +29,9 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file") from error
+        raise UserError(
+            f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file"
+        ) from error
     return flatten(picture)
 
 

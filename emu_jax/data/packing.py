@@ -26,6 +26,7 @@ class TokenizedDocument:
         for [PAD], <image>, [IMG], [/IMG].
       visual_weights: float32 [T], of regressing this position's input embedding; at every <image> and [/IMG].
       slots: int32 [T], index into `images` at every <image>, -1 elsewhere.
+      continues: whether this is a later piece of a document that was too long for a row.
     """
 
     tokens: np.ndarray
@@ -33,6 +34,7 @@ class TokenizedDocument:
     visual_weights: np.ndarray
     slots: np.ndarray
     images: tuple[Image, ...]
+    continues: bool = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -129,7 +131,7 @@ def tokenize_document(
             sequence.add_image(part, queries)
     if len(sequence.tokens) > 1 or not finished:
         finished.append(sequence.finish())
-    return finished
+    return [finished[0], *(dataclasses.replace(piece, continues=True) for piece in finished[1:])]
 
 
 def pack_window(
@@ -142,7 +144,9 @@ def pack_window(
     Neighbours in the window that show the same pictures travel together where a row can hold them, so that those are
     encoded once.
     """
-    units = _units_sharing_pictures(documents, row_tokens)
+    for document in documents:
+        _check_fits([document], row_tokens, row_images)
+    units = _units_sharing_pictures(documents, row_tokens, row_images)
     need = np.array([[sum(map(len, unit)) / row_tokens, len(_keys(unit)) / row_images] for unit in units])
     left = np.ones(len(units), bool)
     rows = []
@@ -168,12 +172,23 @@ def _keys(unit: Sequence[TokenizedDocument]) -> set[str]:
     return {image.key for document in unit for image in document.images}
 
 
-def _units_sharing_pictures(documents: Sequence[TokenizedDocument], row_tokens: int) -> list[list[TokenizedDocument]]:
+def _check_fits(documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int) -> None:
+    tokens, pictures = sum(map(len, documents)), len(_keys(documents))
+    if tokens > row_tokens or pictures > row_images:
+        raise UserError(
+            f"packing: {tokens} tokens and {pictures} pictures do not fit a row of config.data.row_tokens={row_tokens} "
+            f"and row_images={row_images}; split the document by tokenize_document with these sizes"
+        )
+
+
+def _units_sharing_pictures(
+    documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int
+) -> list[list[TokenizedDocument]]:
     units: list[list[TokenizedDocument]] = []
     for document in documents:
-        keys = _keys([document])
-        if units and keys and keys == _keys(units[-1]) and sum(map(len, units[-1])) + len(document) <= row_tokens:
-            units[-1].append(document)
+        joined = [*units[-1], document] if units and _keys(units[-1]) & _keys([document]) else []
+        if joined and sum(map(len, joined)) <= row_tokens and len(_keys(joined)) <= row_images:
+            units[-1] = joined
         else:
             units.append([document])
     return units
@@ -184,8 +199,10 @@ def build_row(
 ) -> dict[str, np.ndarray]:
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis).
 
-    images uint8 [I, H, W, 3]; tokens, segments, slots int32 [S]; text_weights, visual_weights float32 [S].
+    images uint8 [I, H, W, 3]; tokens, segments, slots int32 [S]; text_weights, visual_weights float32 [S]. Beside
+    them `splits` int32 []: how many of the documents continue one that was cut.
     """
+    _check_fits(documents, row_tokens, row_images)
     row = {
         "images": np.zeros((row_images, image_size, image_size, 3), np.uint8),
         "tokens": np.full(row_tokens, pad_id, np.int32),
@@ -193,16 +210,18 @@ def build_row(
         "slots": np.full(row_tokens, -1, np.int32),
         "text_weights": np.zeros(row_tokens, np.float32),
         "visual_weights": np.zeros(row_tokens, np.float32),
+        "splits": np.int32(sum(document.continues for document in documents)),
     }
     places: dict[str, int] = {}
     start = 0
     for number, document in enumerate(documents, 1):
         for image in document.images:
             if image.key not in places:
-                if image.pixels.shape != (image_size, image_size, 3):
+                # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
+                if image.pixels.dtype != np.uint8 or image.pixels.shape != (image_size, image_size, 3):
                     raise UserError(
-                        f"picture {image.key}: expected {image_size} x {image_size} pixels of 3 channels as the model "
-                        f"reads them, got {list(image.pixels.shape)}"
+                        f"picture {image.key}: expected uint8 [{image_size}, {image_size}, 3] as the model reads it, "
+                        f"got {image.pixels.dtype} {list(image.pixels.shape)}; resize it when decoding"
                     )
                 places[image.key] = len(places)
                 row["images"][places[image.key]] = image.pixels

@@ -148,12 +148,15 @@ class Pipeline:
         # Batching comes after the processes: a batch never depends on how many rows a worker has left.
         self._stream = stream.batch(data.batch_rows // process_count, drop_remainder=True)
         self._iterator = iter(self._stream)
+        self.split_documents = 0  # cuts through over-long documents so far
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        batch = next(self._iterator)
+        self.split_documents += int(batch.pop("splits").sum())
+        return batch
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
@@ -161,7 +164,11 @@ class Pipeline:
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""
-        return {"fingerprint": self.fingerprint, "iterator": self._iterator.get_state()}
+        return {
+            "fingerprint": self.fingerprint,
+            "iterator": self._iterator.get_state(),
+            "split_documents": self.split_documents,
+        }
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly behind the batch after which the state was taken."""
@@ -174,6 +181,7 @@ class Pipeline:
                 f"{name}={self.fingerprint[name]}; use the same config.data, or a new work directory"
             )
         self._iterator.set_state(state["iterator"])
+        self.split_documents = state["split_documents"]
 
 
 def _fingerprint(

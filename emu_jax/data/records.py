@@ -1,6 +1,6 @@
 """Records of an ArrayRecord file: a JSON header and the bytes of one encoded picture.
 
-    4 bytes little-endian length of the header | header, UTF-8 JSON | picture as PNG, JPEG or WebP
+4 bytes little-endian length of the header | header, UTF-8 JSON | picture as PNG, JPEG or WebP
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def unpack_record(record: bytes, where: str) -> tuple[dict[str, Any], bytes]:
             return json.loads(record[4 : 4 + length]), record[4 + length :]
         except ValueError:
             pass
-    raise UserError(f"{where}: not an emu_jax record; expected a JSON header and a picture (see emu_jax/data/records.py)")
+    raise UserError(
+        f"{where}: not an emu_jax record; expected a JSON header and a picture (see emu_jax/data/records.py)"
+    )
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> int:

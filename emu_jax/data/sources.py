@@ -172,4 +172,3 @@ def open_source(name: str, split: str, image_size: int, order: PairOrder) -> Sou
     if name.endswith(".jsonl"):
         return Jsonl(Path(name), image_size, order)
     raise UserError(f"config.data.source={name!r}; expected fluent_emoji or the path of a .jsonl file")
-

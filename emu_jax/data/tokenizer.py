@@ -31,10 +31,11 @@ class Tokenizer:
     def __init__(self, proto: bytes, *, instruct: bool = False, where: str = "tokenizer"):
         self.proto = proto
         self.instruct = instruct
+        self._pieces = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=proto)
+            self._pieces.LoadFromSerializedProto(proto)  # the constructor would take empty bytes for "load nothing"
         except RuntimeError as error:
-            raise UserError(f"{where}: not a SentencePiece model ({str(error).splitlines()[0]})") from error
+            raise UserError(f"{where}: not a SentencePiece model; expected the bytes of a .model file") from error
         self.unk_id, self.bos_id, self.eos_id = self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
             raise UserError(f"{where}: the SentencePiece model has no <s> or </s>; train it with both")
@@ -57,27 +58,31 @@ class Tokenizer:
     def train(cls, texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> Tokenizer:
         """A small tokenizer from captions: at most `vocab_size` pieces (fewer when the texts hold no more).
 
-        `model_type` is bpe or unigram, with bytes for what the texts never spell, or word, where such words become
-        <unk>. The same texts give the same model.
+        `model_type` is bpe or unigram, which spell what the texts lack in bytes and give every text back as it was,
+        or word, where rare and unseen words become <unk> and white space is folded. The same texts give the same model.
         """
         if model_type not in ("bpe", "unigram", "word"):
             raise UserError(f"config.tokenizer.model_type={model_type!r}; choose bpe, unigram or word")
         smallest = 260 if model_type != "word" else 4
         if vocab_size < smallest:
             raise UserError(f"config.tokenizer.vocab_size={vocab_size}; {model_type} needs at least {smallest}")
+        lossless = model_type != "word"
+        lines = [line for text in texts for line in text.splitlines() if line.strip()]
         model = io.BytesIO()
         # BPE stops with an error when the texts hold fewer merges than asked for; it names how many they hold.
         for _ in range(2):
             try:
                 sentencepiece.SentencePieceTrainer.train(
-                    sentence_iterator=iter(texts := list(texts)),
+                    sentence_iterator=iter(lines),
                     model_writer=model,
                     vocab_size=vocab_size,
                     model_type=model_type,
                     hard_vocab_limit=False,
-                    byte_fallback=model_type != "word",
+                    byte_fallback=lossless,
+                    normalization_rule_name="identity" if lossless else "nmt_nfkc",
+                    remove_extra_whitespaces=not lossless,
                     character_coverage=1.0,
-                    use_all_vocab=model_type == "word",
+                    max_sentence_length=1 << 20,  # bytes; SentencePiece leaves out longer lines without a word
                     unk_id=0,
                     bos_id=1,
                     eos_id=2,
@@ -87,8 +92,14 @@ class Tokenizer:
                 )
                 return cls(model.getvalue())
             except RuntimeError as error:
-                too_high = re.search(r"value <= (\d+)", str(error))
-                if not too_high:
+                if "sentences_.empty()" in str(error):
+                    raise UserError("tokenizer: the texts to train it from are empty; expected captions") from error
+                if too_low := re.search(r"required_chars\. \d+ vs (\d+)", str(error)):
+                    raise UserError(
+                        f"config.tokenizer.vocab_size={vocab_size}; the characters of these texts need at least "
+                        f"{too_low.group(1)}"
+                    ) from error
+                if not (too_high := re.search(r"value <= (\d+)", str(error))):
                     raise
                 vocab_size = int(too_high.group(1))
         raise UserError(f"config.tokenizer.vocab_size={vocab_size}: SentencePiece cannot train on these captions")

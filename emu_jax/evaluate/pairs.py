@@ -141,9 +141,7 @@ def _caption_figures(
 
 
 def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
-    return {
-        f"{split}: embeddings from text, right picture in top {k}": _share(ranks < k, k / gallery) for k in (1, 5)
-    }
+    return {f"{split}: embeddings from text, right picture in top {k}": _share(ranks < k, k / gallery) for k in (1, 5)}
 
 
 def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:

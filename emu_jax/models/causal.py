@@ -69,23 +69,15 @@ class CausalAttention(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str):
         inner = c.heads * c.head_dim
-        self.q = Linear(
-            rngs, c.width, inner, ("embed", "heads"), dtype, std=(c.width * c.head_dim) ** -0.5
-        )
-        self.k = Linear(rngs, memory, inner, ("embed", "heads"), dtype, std=memory**-0.5)
-        self.v = Linear(rngs, memory, inner, ("embed", "heads"), dtype, std=memory**-0.5)
-        self.o = Linear(rngs, inner, c.width, ("heads", "embed"), dtype, std=inner**-0.5)
+        self.q = Linear(rngs, c.width, inner, ("embed", "heads"), dtype, gain=c.head_dim**-0.5)
+        self.k = Linear(rngs, memory, inner, ("embed", "heads"), dtype)
+        self.v = Linear(rngs, memory, inner, ("embed", "heads"), dtype)
+        self.o = Linear(rngs, inner, c.width, ("heads", "embed"), dtype)
         self.head_dim, self.dropout = c.head_dim, c.dropout
 
-    def __call__(
-        self, x: Array, memory: Array, bias: Array | None, mask: Array | None, key: Array | None
-    ) -> Array:
-        q, k, v = (
-            split_heads(y, self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory))
-        )
-        mixed = attention(
-            q, k, v, scale=1.0, bias=bias, mask=mask, dropout_rate=self.dropout, key=key
-        )
+    def __call__(self, x: Array, memory: Array, bias: Array | None, mask: Array | None, key: Array | None) -> Array:
+        q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
+        mixed = attention(q, k, v, scale=1.0, bias=bias, mask=mask, dropout_rate=self.dropout, key=key)
         return self.o(merge_heads(mixed))
 
 
@@ -93,8 +85,8 @@ class CausalMLP(nnx.Module):
     """wi, ReLU, wo."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, dtype: str):
-        self.wi = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, std=c.width**-0.5)
-        self.wo = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, std=c.mlp_dim**-0.5)
+        self.wi = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
+        self.wo = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype)
         self.dropout = c.dropout
 
     def __call__(self, x: Array, key: Array | None) -> Array:
@@ -113,9 +105,7 @@ class CausalBlock(nnx.Module):
         self.mlp = CausalMLP(rngs, c, dtype)
         self.dropout = c.dropout
 
-    def __call__(
-        self, x: Array, *, features: Array, bias: Array, mask: Array, key: Array | None = None
-    ) -> Array:
+    def __call__(self, x: Array, *, features: Array, bias: Array, mask: Array, key: Array | None = None) -> Array:
         keys = split_key(key, 6)
         x = constrain(x, ("image", "queries", "embed_act"))
         y = self.self_norm(x)
@@ -131,14 +121,10 @@ class CausalTransformer(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str):
         self.queries = parameter(rngs, (c.queries, c.width), ("queries", "embed"), dtype, std=1.0)
         # Owned by block 0 in the checkpoint and shared by the self-attention of every block.
-        self.relative_bias = parameter(
-            rngs, (c.buckets, c.heads), ("buckets", "heads"), dtype, std=c.width**-0.5
-        )
+        self.relative_bias = parameter(rngs, (c.buckets, c.heads), ("buckets", "heads"), dtype, std=c.width**-0.5)
         self.blocks = stack(lambda rngs: CausalBlock(rngs, c, features, dtype), c.layers, rngs)
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.projection = Linear(
-            rngs, c.width, outputs, ("embed", "mlp"), dtype, bias=True, std=c.width**-0.5
-        )
+        self.projection = Linear(rngs, c.width, outputs, ("embed", "mlp"), dtype, bias=True)
         self.config = c
 
     def __call__(

@@ -27,7 +27,9 @@ def describe(config: ConfigDict) -> str:
     counts = {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(subtree)) for part, subtree in tree.items()}
     total = sum(counts.values())
     lines += [f"{part:12s} {count:>16,}  {count / total:6.1%}" for part, count in counts.items()]
-    lines.append(f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters in {model.param_dtype}, {model.dtype} compute")
+    lines.append(
+        f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters in {model.param_dtype}, {model.dtype} compute"
+    )
     flops = emu.forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
     lines.append(
         "forward      "

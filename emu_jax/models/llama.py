@@ -88,7 +88,7 @@ class LlamaAttention(nnx.Module):
         self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
         self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
         self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
-        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype)
+        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=(2.0 * c.layers) ** -0.5)
         self.head_dim = c.head_dim
 
     def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
@@ -107,7 +107,7 @@ class LlamaMLP(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.gate = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
         self.up = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
-        self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype)
+        self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, gain=(2.0 * c.layers) ** -0.5)
 
     def __call__(self, x: Array) -> Array:
         return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
@@ -122,9 +122,7 @@ class LlamaBlock(nnx.Module):
         self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.mlp = LlamaMLP(rngs, c, dtype)
 
-    def __call__(
-        self, x: Array, *, mask: Array, cos: Array, sin: Array, key: Array | None = None
-    ) -> Array:
+    def __call__(self, x: Array, *, mask: Array, cos: Array, sin: Array, key: Array | None = None) -> Array:
         x = constrain(x, ("batch", "sequence", "embed_act"))
         x = x + self.attn.mix(*self.attn.project(self.attn_norm(x), cos, sin), mask)
         return x + self.mlp(self.mlp_norm(x))
@@ -150,7 +148,7 @@ class TokenEmbedding(nnx.Module):
     """Token ids [B, S] -> embeddings [B, S, D]."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
-        self.embedding = parameter(rngs, (c.vocab_size, c.width), ("vocab", "embed"), dtype)
+        self.embedding = parameter(rngs, (c.vocab_size, c.width), ("vocab", "embed"), dtype, std=c.width**-0.5)
 
     def __call__(self, tokens: Array) -> Array:
         return jnp.take(self.embedding[...], tokens, axis=0)
@@ -179,9 +177,7 @@ class Llama(nnx.Module):
         """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D]."""
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
         mask = segment_mask(segments)
-        x = scan_layers(
-            self.blocks, embeddings, remat=remat, unroll=unroll, mask=mask, cos=cos, sin=sin
-        )
+        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, mask=mask, cos=cos, sin=sin)
         return self.final_norm(x)
 
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
@@ -196,7 +192,12 @@ class Llama(nnx.Module):
         )
 
     def decode(
-        self, embeddings: Array, positions: Array, cache: KVCache, valid: Array | None = None
+        self,
+        embeddings: Array,
+        positions: Array,
+        cache: KVCache,
+        valid: Array | None = None,
+        mask: Array | None = None,
     ) -> tuple[Array, KVCache]:
         """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
 
@@ -204,13 +205,17 @@ class Llama(nnx.Module):
           embeddings: [B, T, D]; positions: int32 [B, T], RoPE positions.
           cache: what came before; its free slots must hold T more.
           valid: bool [B, T], False at left padding (default: all True).
+          mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
+            it the T positions need not be one sequence: beam search appends one token of each beam.
         """
         batch, length, _ = embeddings.shape
         valid = jnp.ones((batch, length), bool) if valid is None else valid
         valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]
-        slots = jnp.arange(valid.shape[1])
-        reach = slots[None, :] <= cache.index + jnp.arange(length)[:, None]  # [T, C]
-        mask = (reach[None] & valid[:, None, :])[:, None]  # [B, 1, T, C]
+        if mask is None:
+            slots = jnp.arange(valid.shape[1])
+            reach = slots[None, :] <= cache.index + jnp.arange(length)[:, None]  # [T, C]
+            mask = reach[None] & valid[:, None, :]  # [B, T, C]
+        mask = mask[:, None]  # [B, 1, T, C]
         cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
         graph, params = nnx.split(self.blocks)
 

@@ -51,9 +51,7 @@ class VisionConfig:
                 f"model.vision.patch_size={self.patch_size}; choose sizes that divide"
             )
         if self.width % self.heads:
-            raise UserError(
-                f"model.vision.width={self.width} does not divide by model.vision.heads={self.heads}"
-            )
+            raise UserError(f"model.vision.width={self.width} does not divide by model.vision.heads={self.heads}")
 
     @property
     def head_dim(self) -> int:
@@ -68,15 +66,11 @@ class VisionConfig:
 class VisionAttention(nnx.Module):
     """Self-attention with one fused qkv kernel [D, 3D] and biases on q and v alone."""
 
-    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_std: float, dtype: str):
-        self.qkv = Linear(
-            rngs, c.width, 3 * c.width, ("embed", "heads"), dtype, truncated=True
-        )
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_gain: float, dtype: str):
+        self.qkv = Linear(rngs, c.width, 3 * c.width, ("embed", "heads"), dtype)
         self.q_bias = constant(0.0, (c.width,), ("heads",), dtype)
         self.v_bias = constant(0.0, (c.width,), ("heads",), dtype)
-        self.proj = Linear(
-            rngs, c.width, c.width, ("heads", "embed"), dtype, bias=True, std=depth_std, truncated=True
-        )
+        self.proj = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, bias=True, gain=depth_gain)
         self.head_dim = c.head_dim
 
     def __call__(self, x: Array) -> Array:
@@ -89,11 +83,9 @@ class VisionAttention(nnx.Module):
 class VisionMLP(nnx.Module):
     """fc1, exact GELU, fc2."""
 
-    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_std: float, dtype: str):
-        self.fc1 = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, bias=True, truncated=True)
-        self.fc2 = Linear(
-            rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, bias=True, std=depth_std, truncated=True
-        )
+    def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_gain: float, dtype: str):
+        self.fc1 = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, bias=True)
+        self.fc2 = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, bias=True, gain=depth_gain)
 
     def __call__(self, x: Array) -> Array:
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
@@ -103,12 +95,12 @@ class VisionBlock(nnx.Module):
     """x + attn(norm1(x)), then x + mlp(norm2(x)); x [N, P+1, D]."""
 
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
-        # EVA divides the output projections of layer l by sqrt(2 l); one value for all keeps layers alike.
-        depth_std = 0.02 / (2.0 * c.layers) ** 0.5
+        # 2 L branches add up in the residual stream; EVA counts those before a layer, one value keeps layers alike.
+        depth_gain = (2.0 * c.layers) ** -0.5
         self.norm1 = LayerNorm(c.width, c.norm_eps, dtype)
-        self.attn = VisionAttention(rngs, c, depth_std, dtype)
+        self.attn = VisionAttention(rngs, c, depth_gain, dtype)
         self.norm2 = LayerNorm(c.width, c.norm_eps, dtype)
-        self.mlp = VisionMLP(rngs, c, depth_std, dtype)
+        self.mlp = VisionMLP(rngs, c, depth_gain, dtype)
         self.drop_path = c.drop_path
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
@@ -122,19 +114,13 @@ class VisionEncoder(nnx.Module):
     """Normalised pixels [N, H, W, 3] -> features [N, P+1, D]; token 0 is CLS."""
 
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
-        self.cls_token = parameter(rngs, (1, c.width), ("patches", "embed"), dtype, truncated=True)
-        self.pos_embed = parameter(
-            rngs, (c.patches + 1, c.width), ("patches", "embed"), dtype, truncated=True
-        )
-        self.patch_embed = Linear(
-            rngs, c.patch_size**2 * 3, c.width, ("pixels", "embed"), dtype, bias=True, truncated=True
-        )
+        self.cls_token = parameter(rngs, (1, c.width), ("patches", "embed"), dtype, std=0.02)
+        self.pos_embed = parameter(rngs, (c.patches + 1, c.width), ("patches", "embed"), dtype, std=c.width**-0.5)
+        self.patch_embed = Linear(rngs, c.patch_size**2 * 3, c.width, ("pixels", "embed"), dtype, bias=True)
         self.blocks = stack(lambda rngs: VisionBlock(rngs, c, dtype), c.layers, rngs)
         self.patch_size = c.patch_size
 
-    def __call__(
-        self, pixels: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
-    ) -> Array:
+    def __call__(self, pixels: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None) -> Array:
         p = self.patch_size
         patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [N, P, p*p*3]
         x = self.patch_embed(patches)  # [N, P, D]

@@ -40,7 +40,9 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 
 def _named_leaves(items: Mapping[str, Any]) -> dict[str, Any]:
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(items)}
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(items)
+    }
 
 
 @jax.jit
@@ -144,13 +146,17 @@ def _check_leaves(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any
     for name, leaf in _named_leaves(items).items():
         found, expected = meta["leaves"].get(name), [list(leaf.shape), str(leaf.dtype)]
         if found != expected:
-            raise UserError(f"{folder}: {name} is {found} in the checkpoint, this config needs {expected}; use its own config")
+            raise UserError(
+                f"{folder}: {name} is {found} in the checkpoint, this config needs {expected}; use its own config"
+            )
 
 
 def _check_digests(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     for name, value in digests(items).items():
         if value != meta["digests"][name]:
-            raise UserError(f"{folder}: {name} is corrupt (its digest differs); delete this folder to use an older checkpoint")
+            raise UserError(
+                f"{folder}: {name} is corrupt (its digest differs); delete this folder to use an older checkpoint"
+            )
 
 
 def newest_folder(path: Path) -> Path:

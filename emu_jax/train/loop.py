@@ -1,6 +1,6 @@
 """The training loop: config and work directory -> a trained checkpoint, metrics and plots.
 
-    workdir/ config.json  checkpoints/<step>/  metrics.jsonl  tensorboard/  plots/
+workdir/ config.json  checkpoints/<step>/  metrics.jsonl  tensorboard/  plots/
 """
 
 from __future__ import annotations
@@ -130,7 +130,9 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
         # ---- train ------------------------------------------------------------------------------------------------
         writer = MetricsWriter(workdir, start=start, total=total)
-        flops = 3 * sum(emu.forward_flops(model, data.batch_rows * data.row_images, data.batch_rows, data.row_tokens).values())
+        flops = 3 * sum(
+            emu.forward_flops(model, data.batch_rows * data.row_images, data.batch_rows, data.row_tokens).values()
+        )
         interval = _Interval()
         for step in range(start + 1, total + 1):
             batch = interval.next_batch(pipeline)
@@ -138,7 +140,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             writer.advance()
             if step % settings.log_every == 0 or step == total:
                 row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                writer.write(step, row | interval.finish(flops))
+                writer.write(step, row | interval.finish(flops) | {"split_documents": pipeline.split_documents})
             if step % settings.checkpoint_every == 0 or step == total:
                 checkpoints.save(state, to_json(config), tokenizer, pipeline.get_state())
 
@@ -184,7 +186,9 @@ def claim_workdir(workdir: Path, config: ConfigDict) -> None:
         partial.write_text(to_json(config) + "\n", encoding="utf-8")
         partial.replace(file)
         return
-    old, new = (_flat(json.loads(text)) for text in (to_json(from_json(file.read_text(encoding="utf-8"))), to_json(config)))
+    old, new = (
+        _flat(json.loads(text)) for text in (to_json(from_json(file.read_text(encoding="utf-8"))), to_json(config))
+    )
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not any(name.startswith(prefix) for prefix in OBSERVING):
             raise UserError(

@@ -43,9 +43,7 @@ class MetricsWriter:
         self._file.flush()
         for name, value in row.items():
             self._events.add_scalar(name, value, step)
-        self._bar.set_postfix(
-            text=f"{row['text_loss']:.3f}", visual=f"{row['regression_loss']:.3f}", refresh=False
-        )
+        self._bar.set_postfix(text=f"{row['text_loss']:.3f}", visual=f"{row['regression_loss']:.3f}", refresh=False)
 
     def advance(self) -> None:
         self._bar.update()
@@ -74,7 +72,9 @@ def plot_metrics(workdir: Path) -> list[Path]:
     folder.mkdir(exist_ok=True)
     paths = []
     for group, names in PLOTS.items():
-        figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False)
+        figure, axes = plt.subplots(
+            1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False
+        )
         for axis, name in zip(axes[0], names, strict=True):
             points = np.array([(row["step"], row[name]) for row in rows if name in row]).reshape(-1, 2)
             axis.plot(points[:, 0], points[:, 1], linewidth=1)

@@ -87,7 +87,9 @@ def apply_updates(config: OptimizerConfig, params: dict, directions: dict, facto
     rates = dict(config.learning_rate)
     return {
         part: jax.tree.map(
-            lambda p, d, rate=rates[PARTS[part]]: (p - (rate * factor) * d).astype(p.dtype), params[part], directions[part]
+            lambda p, d, rate=rates[PARTS[part]]: (p - (rate * factor) * d).astype(p.dtype),
+            params[part],
+            directions[part],
         )
         for part in params
     }

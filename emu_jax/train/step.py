@@ -72,8 +72,6 @@ def accumulated_gradients(
         return (jax.tree.map(jnp.add, grads, new), statistics), metrics
 
     zeros = jax.tree.map(jnp.zeros_like, state.params)
-    (grads, statistics), metrics = jax.lax.scan(
-        add, (zeros, state.statistics), (micro, jax.random.split(key, count))
-    )
+    (grads, statistics), metrics = jax.lax.scan(add, (zeros, state.statistics), (micro, jax.random.split(key, count)))
     summed = {"loss", "text_loss", "regression_loss"}
     return grads, {k: v.sum(0) if k in summed else v.mean(0) for k, v in metrics.items()}, statistics

@@ -1,0 +1,1 @@
+"""Published weights in, ours out: one file a foreign format. Only this package reads PyTorch files."""

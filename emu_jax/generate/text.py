@@ -1,0 +1,250 @@
+"""Text from embedded prompts: greedy, sampled or by beam search; one compiled program a shape.
+
+In: embedded prompts [B, T, D], left-padded. Out: token ids [B, N] and scores [B]. Numbers such as the temperature or
+the length penalty are traced: changing them compiles nothing.
+
+Lengths count a placeholder <s> before the first generated token, as the reference's decoding from embeddings does: in
+`min_length` and in score = sum of log p / length ** length_penalty.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from emu_jax.models import emu
+from emu_jax.models.layers import Array
+from emu_jax.models.llama import KVCache, Llama
+
+NEVER = -1e9  # score of a beam that does not exist
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """How to choose tokens; scalars, traced.
+
+    Attributes:
+      min_length: </s> is forbidden while the length is below it.
+      length_penalty: exponent; above 0 favours long texts, below 0 short ones.
+      temperature: 0 takes the likeliest token (beam search ignores temperature, top_k, top_p).
+      top_k: sample among so many tokens; 0 for all. top_p: among the likeliest of total probability p.
+    """
+
+    min_length: int | Array = 1
+    length_penalty: float | Array = 1.0
+    temperature: float | Array = 0.0
+    top_k: int | Array = 0
+    top_p: float | Array = 1.0
+
+
+def _prefill(llama: Llama, inputs: Array, valid: Array, new_slots: int, dtype: str) -> tuple[Array, KVCache, Array]:
+    """Reads the prompts: last hidden state [B, D], cache with `new_slots` free, next RoPE position [B]."""
+    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+    cache = llama.init_cache(inputs.shape[0], inputs.shape[1] + new_slots, dtype)
+    hidden, cache = llama.decode(inputs.astype(dtype), positions, cache, valid)
+    return hidden[:, -1], cache, positions[:, -1] + 1
+
+
+def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, eos: int) -> Array:
+    """[…, D] -> log p [..., V] float32, with </s> forbidden below the minimal length."""
+    scores = jax.nn.log_softmax(llama.lm_head(hidden).astype(jnp.float32), axis=-1)
+    forbidden = (jnp.arange(scores.shape[-1]) == eos) & (length < decoding.min_length)
+    return jnp.where(forbidden, -jnp.inf, scores)
+
+
+def _filtered(scores: Array, decoding: Decoding) -> Array:
+    """log p [B, V] -> logits to sample from: temperature, then top-k, then top-p (the likeliest token always stays)."""
+    scores = scores / jnp.maximum(decoding.temperature, 1e-6)
+    ordered = -jnp.sort(-scores, axis=-1)
+    vocabulary = scores.shape[-1]
+    k = jnp.where(decoding.top_k > 0, jnp.minimum(decoding.top_k, vocabulary), vocabulary)
+    kth = ordered[:, k - 1][:, None]
+    probabilities = jax.nn.softmax(jnp.where(ordered >= kth, ordered, -jnp.inf), axis=-1)
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    kept = (before < decoding.top_p).sum(-1, keepdims=True)
+    threshold = jnp.maximum(kth, jnp.take_along_axis(ordered, kept - 1, axis=-1))
+    return jnp.where(scores >= threshold, scores, -jnp.inf)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "eos", "max_new_tokens"))
+def generate(
+    params: emu.Params,
+    inputs: Array,
+    valid: Array,
+    key: Array,
+    decoding: Decoding,
+    *,
+    config: emu.EmuConfig,
+    eos: int,
+    max_new_tokens: int,
+) -> tuple[Array, Array]:
+    """Greedy or sampled text: inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B]."""
+    llama = emu.bind(config, params).llama
+    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config.dtype)
+    rows = inputs.shape[0]
+
+    def unfinished(carry: tuple) -> Array:
+        count, *_, done = carry
+        return (count < max_new_tokens) & ~done.all()
+
+    def step(carry: tuple) -> tuple:
+        count, hidden, cache, tokens, total, length, done = carry
+        scores = _log_probabilities(llama, hidden, count + 1, decoding, eos)  # [B, V]
+        sampled = jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding))
+        token = jnp.where(decoding.temperature > 0, sampled, scores.argmax(-1))
+        token = jnp.where(done, eos, token)
+        total += jnp.where(done, 0.0, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0])
+        done |= token == eos
+        length += ~done
+        tokens = tokens.at[:, count].set(token)
+        hidden, cache = llama.decode(_embed(llama, token[:, None], config), (position + count)[:, None], cache)
+        return count + 1, hidden[:, 0], cache, tokens, total, length, done
+
+    start = (
+        jnp.zeros((), jnp.int32),
+        hidden,
+        cache,
+        jnp.full((rows, max_new_tokens), eos, jnp.int32),
+        jnp.zeros(rows),
+        jnp.ones(rows, jnp.int32),
+        jnp.zeros(rows, bool),
+    )
+    _, _, _, tokens, total, length, _ = jax.lax.while_loop(unfinished, step, start)
+    return tokens, total / length.astype(jnp.float32) ** decoding.length_penalty
+
+
+def _embed(llama: Llama, tokens: Array, config: emu.EmuConfig) -> Array:
+    return llama.embed(tokens).astype(config.dtype)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class _Beams:
+    """State of a beam search over B prompts with K beams and N new tokens."""
+
+    count: Array  # int32 [], tokens generated so far
+    hidden: Array  # [B, K, D]
+    cache: KVCache  # T prompt slots, then K slots a step
+    origin: Array  # int32 [B, K, N], which of the step's K slots belongs to this beam's history
+    tokens: Array  # int32 [B, K, N]
+    scores: Array  # [B, K], summed log p
+    finished_tokens: Array  # int32 [B, K, N], </s> after the end
+    finished_scores: Array  # [B, K], divided by the length penalty; -inf where there is none yet
+    done: Array  # bool [B]
+
+
+@functools.partial(jax.jit, static_argnames=("config", "eos", "max_new_tokens", "beams"))
+def beam_search(
+    params: emu.Params,
+    inputs: Array,
+    valid: Array,
+    decoding: Decoding,
+    *,
+    config: emu.EmuConfig,
+    eos: int,
+    max_new_tokens: int,
+    beams: int,
+) -> tuple[Array, Array]:
+    """Beam search as Hugging Face's `generate` does it (early_stopping off), which the reference used.
+
+    The prompt's keys and values stand in the cache once, whatever the number of beams, and no cache is ever copied:
+    each step appends one slot a beam, and a beam attends to the slots of its own history (`origin`).
+
+    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B].
+    """
+    llama = emu.bind(config, params).llama
+    rows, prompt, _ = inputs.shape
+    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens * beams, config.dtype)
+    padded = jnp.pad(valid, ((0, 0), (0, max_new_tokens * beams)))  # [B, C]
+    slot_step = (jnp.arange(padded.shape[1]) - prompt) // beams  # of every slot, negative in the prompt
+    slot_beam = (jnp.arange(padded.shape[1]) - prompt) % beams
+
+    def penalised(scores: Array, length: Array) -> Array:
+        return scores / length.astype(jnp.float32) ** decoding.length_penalty
+
+    def step(s: _Beams) -> _Beams:
+        length = s.count + 1  # with the placeholder <s>
+        step_scores = _log_probabilities(llama, s.hidden, length, decoding, eos) + s.scores[..., None]  # [B, K, V]
+        vocabulary = step_scores.shape[-1]
+        best, flat = jax.lax.top_k(step_scores.reshape(rows, -1), 2 * beams)  # [B, 2K]
+        parent, token = flat // vocabulary, flat % vocabulary
+        ends = token == eos
+        histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, 2K, N]
+
+        # Hypotheses that end here, if they are among the K best; of all finished ones the K best are kept.
+        ended = jnp.where(ends & (jnp.arange(2 * beams) < beams), penalised(best, length), -jnp.inf)
+        pool = jnp.concatenate([s.finished_scores, jnp.where(s.done[:, None], -jnp.inf, ended)], axis=1)
+        finished_scores, kept = jax.lax.top_k(pool, beams)
+        finished_tokens = jnp.take_along_axis(
+            jnp.concatenate([s.finished_tokens, histories], axis=1), kept[..., None], axis=1
+        )
+        # A prompt is done when no running beam, at its present length, could beat its worst finished one.
+        done = s.done | (finished_scores.min(1) >= penalised(best[:, 0], length))
+
+        # The K best that go on.
+        order = jnp.argsort(ends, axis=1, stable=True)[:, :beams]  # [B, K]
+        scores = jnp.take_along_axis(best, order, axis=1)
+        parent = jnp.take_along_axis(parent, order, axis=1)
+        token = jnp.take_along_axis(token, order, axis=1)
+        tokens = jnp.take_along_axis(s.tokens, parent[..., None], axis=1).at[:, :, s.count].set(token)
+        origin = jnp.take_along_axis(s.origin, parent[..., None], axis=1).at[:, :, s.count].set(jnp.arange(beams))
+
+        history = jnp.take(origin, jnp.maximum(slot_step, 0), axis=2)  # [B, K, C]
+        own = (slot_step >= 0) & (slot_step <= s.count) & (history == slot_beam)
+        mask = own | padded[:, None, :]  # [B, K, C]
+        places = jnp.broadcast_to((position + s.count)[:, None], (rows, beams))
+        hidden, cache = llama.decode(_embed(llama, token, config), places, s.cache, mask=mask)
+        return _Beams(s.count + 1, hidden, cache, origin, tokens, scores, finished_tokens, finished_scores, done)
+
+    blank = jnp.full((rows, beams, max_new_tokens), eos, jnp.int32)
+    first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start alike: only one may go on
+    state = _Beams(
+        count=jnp.zeros((), jnp.int32),
+        hidden=jnp.broadcast_to(hidden[:, None], (rows, beams, hidden.shape[-1])),
+        cache=cache,
+        origin=jnp.zeros((rows, beams, max_new_tokens), jnp.int32),
+        tokens=blank,
+        scores=jnp.broadcast_to(first, (rows, beams)),
+        finished_tokens=blank,
+        finished_scores=jnp.full((rows, beams), -jnp.inf),
+        done=jnp.zeros(rows, bool),
+    )
+    end = jax.lax.while_loop(lambda s: (s.count < max_new_tokens) & ~s.done.all(), step, state)
+    # Beams that were still running when the tokens ran out compete with the finished ones.
+    running = jnp.where(end.done[:, None], -jnp.inf, penalised(end.scores, end.count + 1))
+    scores = jnp.concatenate([end.finished_scores, running], axis=1)
+    tokens = jnp.concatenate([end.finished_tokens, end.tokens], axis=1)
+    winner = scores.argmax(1)
+    return tokens[jnp.arange(rows), winner], scores[jnp.arange(rows), winner]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def score_candidates(
+    params: emu.Params, inputs: Array, valid: Array, candidates: Array, *, config: emu.EmuConfig
+) -> Array:
+    """Summed negative log-likelihood of each candidate after one prompt.
+
+    inputs [1, T, D], valid bool [1, T]; candidates int32 [M, N], -1 at padding -> float32 [M].
+    The prompt is read once; every candidate attends to it and to itself.
+    """
+    llama = emu.bind(config, params).llama
+    count, length = candidates.shape
+    hidden, cache, position = _prefill(llama, inputs, valid, count * length, config.dtype)
+    prompt = inputs.shape[1]
+    tokens = jnp.maximum(candidates, 0).reshape(1, -1)  # [1, M*N]
+    number = jnp.repeat(jnp.arange(count), length)  # [M*N]
+    place = jnp.tile(jnp.arange(length), count)
+    own = (number[:, None] == number[None, :]) & (place[:, None] >= place[None, :])  # [M*N, M*N]
+    sees_prompt = jnp.broadcast_to(valid, (count * length, prompt))
+    mask = jnp.concatenate([sees_prompt, own], axis=1)[None]  # [1, M*N, C]
+    states, _ = llama.decode(_embed(llama, tokens, config), position[:, None] + place[None], cache, mask=mask)
+    states = states.reshape(count, length, -1)
+    first = jnp.broadcast_to(hidden[:, None], (count, 1, hidden.shape[-1]))
+    before = jnp.concatenate([first, states[:, :-1]], axis=1)  # [M, N, D], what predicts each token
+    scores = jax.nn.log_softmax(llama.lm_head(before).astype(jnp.float32), axis=-1)
+    picked = jnp.take_along_axis(scores, jnp.maximum(candidates, 0)[..., None], axis=-1)[..., 0]  # [M, N]
+    return -jnp.where(candidates >= 0, picked, 0.0).sum(1)

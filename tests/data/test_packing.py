@@ -1,0 +1,307 @@
+"""Sequences and rows: exact arrays of small examples, and what must hold for every packing."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.packing import batch_metrics, build_row, pack_window, tokenize_document
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+
+# Six words are pieces 3…8, so [PAD] is 9, [IMG] 10, [/IMG] 11, <image> 12.
+TOKENIZER = Tokenizer.train(
+    ["a a a a a a red red red red red bus bus bus bus blue blue blue cat cat dog"], vocab_size=20, model_type="word"
+)
+A, RED, BUS, BLUE, CAT, DOG = (TOKENIZER.encode_plain(word)[0] for word in ("a", "red", "bus", "blue", "cat", "dog"))
+QUERIES = 2
+IMAGE_LENGTH = QUERIES + 2
+
+
+def _image(key: str) -> Image:
+    return Image(np.full((2, 2, 3), ord(key[0]), np.uint8), key)
+
+
+def _tokenize(document: Document, row_tokens: int = 64, row_images: int = 8):
+    return tokenize_document(document, TOKENIZER, queries=QUERIES, row_tokens=row_tokens, row_images=row_images)
+
+
+def _build(documents, row_tokens: int, row_images: int):
+    return build_row(documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id)
+
+
+# ---------------------------------------------------------------- a sequence
+
+
+def test_the_example_s_ids():
+    assert (A, RED, BUS, BLUE, CAT, DOG) == (3, 4, 5, 6, 7, 8)
+    assert (TOKENIZER.pad_id, TOKENIZER.img_id, TOKENIZER.img_end_id, TOKENIZER.image_id) == (9, 10, 11, 12)
+
+
+def test_image_first():
+    (got,) = _tokenize(Document((_image("p"), Text("red bus")), text_weight=0.5, visual_weight=2.0))
+    #                                      <s>  [IMG] <image> <image> [/IMG] red  bus  </s>
+    np.testing.assert_array_equal(got.tokens, [1, 10, 12, 12, 11, 4, 5, 2])
+    np.testing.assert_array_equal(got.text_weights, [0, 0, 0, 0, 0, 0.5, 0.5, 0.5])
+    np.testing.assert_array_equal(got.visual_weights, [0, 0, 2, 2, 2, 0, 0, 0])
+    np.testing.assert_array_equal(got.slots, [-1, -1, 0, 0, -1, -1, -1, -1])
+    assert [image.key for image in got.images] == ["p"]
+    dtypes = [x.dtype for x in (got.tokens, got.text_weights, got.visual_weights, got.slots)]
+    assert dtypes == [np.int32, np.float32, np.float32, np.int32]
+
+
+def test_interleaved():
+    (got,) = _tokenize(Document((Text("a"), _image("p"), Text("cat"), _image("q"))))
+    np.testing.assert_array_equal(got.tokens, [1, 3, 10, 12, 12, 11, 7, 10, 12, 12, 11, 2])
+    np.testing.assert_array_equal(got.text_weights, [0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
+    np.testing.assert_array_equal(got.visual_weights, [0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0])
+    np.testing.assert_array_equal(got.slots, [-1, -1, -1, 0, 0, -1, -1, -1, 1, 1, -1, -1])
+
+
+def test_text_only_and_empty():
+    (got,) = _tokenize(Document((Text("a cat"),)))
+    np.testing.assert_array_equal(got.tokens, [1, 3, 7, 2])
+    np.testing.assert_array_equal(got.text_weights, [0, 1, 1, 1])
+    np.testing.assert_array_equal(got.visual_weights, [0, 0, 0, 0])
+    assert got.images == ()
+    np.testing.assert_array_equal(_tokenize(Document(()))[0].tokens, [1, 2])
+
+
+def test_training_sequence_is_the_prompt_s_and_spelled_names_are_text(golden):
+    llama = Tokenizer.load(golden / "llama_tokenizer.model")
+    document = Document((Text(" a b c "), _image("p"), Text(" question: \n"), _image("q"), Text(" what? ")))
+    (got,) = tokenize_document(document, llama, queries=2, row_tokens=64, row_images=2)
+    prompt = " a b c [IMG]<image><image>[/IMG] question: \n[IMG]<image><image>[/IMG] what? "
+    assert got.tokens.tolist() == [*llama.encode(prompt), 2]
+    (got,) = tokenize_document(Document((Text("[IMG]<image></s>"),)), llama, queries=2, row_tokens=64, row_images=2)
+    assert got.tokens.max() < 32000 and np.count_nonzero(got.tokens == 2) == 1
+
+
+# ---------------------------------------------------------------- splitting
+
+
+def test_too_many_tokens_split_between_parts():
+    document = Document((_image("p"), Text("red bus"), Text("blue cat"), _image("q"), Text("dog")), 0.5, 2.0)
+    pieces = _tokenize(document, row_tokens=9)
+    assert [piece.tokens.tolist() for piece in pieces] == [
+        [1, 10, 12, 12, 11, 4, 5, 2],  # <s> p "red bus" </s>; "blue cat" would make 10
+        [1, 6, 7, 10, 12, 12, 11, 8, 2],
+    ]
+    assert pieces[1].text_weights.tolist() == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0.5]
+    assert pieces[1].visual_weights.tolist() == [0, 0, 0, 0, 2, 2, 2, 0, 0]
+    assert [[image.key for image in piece.images] for piece in pieces] == [["p"], ["q"]]
+    assert pieces[1].slots.tolist() == [-1, -1, -1, -1, 0, 0, -1, -1, -1]
+
+
+def test_too_many_images_split_before_the_next_image():
+    pieces = _tokenize(Document((_image("p"), _image("q"), _image("r"), Text("a"))), row_images=2)
+    assert [[image.key for image in piece.images] for piece in pieces] == [["p", "q"], ["r"]]
+
+
+def test_a_text_longer_than_a_row_splits_between_tokens():
+    pieces = _tokenize(Document((Text("a red bus blue cat dog a"),)), row_tokens=6)
+    assert [piece.tokens.tolist() for piece in pieces] == [[1, 3, 4, 5, 6, 2], [1, 7, 8, 3, 2]]
+
+
+WORDS = st.lists(st.sampled_from(["a", "red", "bus", "blue", "cat", "dog"]), max_size=12).map(" ".join)
+PARTS = st.one_of(WORDS.map(Text), st.sampled_from("pqrstu").map(_image))
+DOCUMENTS = st.builds(
+    Document,
+    st.lists(PARTS, max_size=8).map(tuple),
+    text_weight=st.sampled_from([0.0, 0.25, 1.0]),
+    visual_weight=st.sampled_from([0.0, 0.5, 1.0]),
+)
+
+
+def _body(pieces, field: str) -> list:
+    """Everything between <s> and </s>, of all pieces."""
+    return [value for piece in pieces for value in getattr(piece, field)[1:-1].tolist()]
+
+
+@given(document=DOCUMENTS, row_tokens=st.integers(6, 40), row_images=st.integers(1, 4))
+def test_splitting_loses_and_changes_nothing(document, row_tokens, row_images):
+    whole = _tokenize(document, 10_000, 10_000)
+    pieces = _tokenize(document, row_tokens, row_images)
+    assert len(whole) == 1
+    for field in ("tokens", "text_weights", "visual_weights"):
+        assert _body(pieces, field) == _body(whole, field)
+    assert [image.key for piece in pieces for image in piece.images] == [image.key for image in whole[0].images]
+    if len(whole[0]) <= row_tokens and len(whole[0].images) <= row_images:
+        assert len(pieces) == 1
+    for piece in pieces:
+        assert len(piece) <= row_tokens and len(piece.images) <= row_images
+        assert piece.tokens[0] == 1 and piece.tokens[-1] == 2
+        starts = np.flatnonzero(piece.tokens == TOKENIZER.img_id)
+        assert len(starts) == len(piece.images)  # an image is whole
+        for number, start in enumerate(starts):
+            assert piece.tokens[start : start + IMAGE_LENGTH].tolist() == [10, 12, 12, 11]
+            assert piece.slots[start : start + IMAGE_LENGTH].tolist() == [-1, number, number, -1]
+
+
+@given(document=DOCUMENTS)
+def test_weights_are_those_of_labels_and_targets(document):
+    for piece in _tokenize(document, row_tokens=20, row_images=2):
+        masked = np.isin(piece.tokens, [9, 10, 11, 12])
+        masked[0] = True
+        np.testing.assert_array_equal(piece.text_weights, np.where(masked, 0.0, document.text_weight))
+        target = np.isin(piece.tokens, [11, 12])
+        np.testing.assert_array_equal(piece.visual_weights, np.where(target, document.visual_weight, 0.0))
+        assert target.sum() == (QUERIES + 1) * len(piece.images)
+
+
+# ---------------------------------------------------------------- a row
+
+
+def test_a_row_of_two_documents_that_share_a_picture():
+    documents = [
+        *_tokenize(Document((_image("p"), Text("red")), visual_weight=0.0)),
+        *_tokenize(Document((Text("red"), _image("p")), text_weight=0.5)),
+        *_tokenize(Document((_image("q"),))),
+    ]
+    row = _build(documents, row_tokens=22, row_images=3)
+    expected = {
+        "tokens": [1, 10, 12, 12, 11, 4, 2, 1, 4, 10, 12, 12, 11, 2, 1, 10, 12, 12, 11, 2, 9, 9],
+        "segments": [1, 1, 1, 1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 0, 0],
+        "slots": [-1, -1, 0, 0, -1, -1, -1, -1, -1, -1, 0, 0, -1, -1, -1, -1, 1, 1, -1, -1, -1, -1],
+        "text_weights": [0, 0, 0, 0, 0, 1, 1, 0, 0.5, 0, 0, 0, 0, 0.5, 0, 0, 0, 0, 0, 1, 0, 0],
+        "visual_weights": [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 0, 0, 0, 1, 1, 1, 0, 0, 0],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(row[name], values, err_msg=name)
+    assert [int(image[0, 0, 0]) for image in row["images"]] == [ord("p"), ord("q"), 0]
+    assert row["images"].shape == (3, 2, 2, 3) and row["images"].dtype == np.uint8
+    kinds = {name: row[name].dtype for name in expected}
+    assert kinds == {
+        "tokens": np.int32,
+        "segments": np.int32,
+        "slots": np.int32,
+        "text_weights": np.float32,
+        "visual_weights": np.float32,
+    }
+
+
+def test_an_empty_row_is_padding():
+    row = _build([], row_tokens=3, row_images=1)
+    assert row["tokens"].tolist() == [9, 9, 9] and row["segments"].tolist() == [0, 0, 0]
+    assert row["slots"].tolist() == [-1, -1, -1] and not row["images"].any()
+
+
+def test_batch_metrics_count_what_a_batch_holds():
+    pair = _tokenize(Document((_image("p"), Text("red")))) + _tokenize(Document((_image("p"), Text("bus"))))
+    rows = [_build(pair, 20, 4), _build(pair[:1], 20, 4)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    assert batch_metrics(batch) == {
+        "pad_fraction": pytest.approx(19 / 40),
+        "slot_occupancy": 2 / 8,
+        "tokens": 21,
+        "pictures": 2,
+        "documents": 3,
+    }
+
+
+# ---------------------------------------------------------------- a window
+
+
+def _identities(documents) -> list[int]:
+    return sorted(map(id, documents))
+
+
+@given(documents=st.lists(DOCUMENTS, max_size=12), row_tokens=st.integers(8, 40), row_images=st.integers(1, 4))
+def test_packing_keeps_every_document_once_within_the_row(documents, row_tokens, row_images):
+    pieces = [piece for document in documents for piece in _tokenize(document, row_tokens, row_images)]
+    rows = pack_window(pieces, row_tokens, row_images)
+    assert _identities(piece for row in rows for piece in row) == _identities(pieces)
+    again = pack_window(pieces, row_tokens, row_images)
+    assert [list(map(id, row)) for row in again] == [list(map(id, row)) for row in rows]
+    for documents_of_row in rows:
+        keys = {image.key for document in documents_of_row for image in document.images}
+        assert sum(map(len, documents_of_row)) <= row_tokens and len(keys) <= row_images
+        row = _build(documents_of_row, row_tokens, row_images)
+        # Segments are 1, 1, …, 2, 2, …, 0, 0: each contiguous, each equal to its document.
+        live = row["segments"][row["segments"] > 0]
+        lengths = [len(document) for document in documents_of_row]
+        assert live.tolist() == np.repeat(np.arange(1, len(lengths) + 1), lengths).tolist()
+        assert not row["segments"][len(live) :].any() and (row["tokens"][len(live) :] == 9).all()
+        for number, document in enumerate(documents_of_row, 1):
+            here = row["segments"] == number
+            for name in ("tokens", "text_weights", "visual_weights"):
+                np.testing.assert_array_equal(row[name][here], getattr(document, name))
+            # Every <image> reads the pixels of its own picture, whichever slot that took.
+            for place, own in zip(row["slots"][here], document.slots, strict=True):
+                assert (place == -1) == (own == -1)
+                if own >= 0:
+                    np.testing.assert_array_equal(row["images"][place], document.images[own].pixels)
+        assert len(np.unique(row["slots"][row["slots"] >= 0])) == len(keys)  # a shared picture takes one slot
+
+
+@given(count=st.integers(1, 10), row_images=st.integers(1, 4))
+def test_documents_of_one_picture_share_its_row_and_slot(count, row_images):
+    both = [
+        piece
+        for number in range(count)
+        for parts in ((_image(str(number)), Text("red")), (Text("red"), _image(str(number))))
+        for piece in _tokenize(Document(parts))
+    ]
+    rows = pack_window(both, 7 * 2 * row_images, row_images)
+    assert len(rows) == -(-count // row_images)  # a slot a picture, not two
+    for row in rows:
+        keys = [document.images[0].key for document in row]
+        assert sorted(keys) == sorted(2 * sorted(set(keys)))
+
+
+def test_documents_that_share_some_pictures_travel_together():
+    album = _tokenize(Document((_image("p"), _image("q"))))
+    cover = _tokenize(Document((_image("p"),)))
+    (row,) = pack_window(cover + album, row_tokens=16, row_images=2)
+    assert [len(document.images) for document in row] == [1, 2]
+
+
+def test_pictures_and_their_captions_fill_rows():
+    """The quick start's case: 13-20 tokens, 8 queries, half of the pictures in two documents."""
+    rng = np.random.default_rng(0)
+    words = " ".join(["red"] * 8)
+    documents = []
+    for number in range(128):
+        text = Text(words[: 4 * rng.integers(1, 9) - 1])
+        documents.append(Document((_image(str(number)), text)))
+        if rng.random() < 0.5:
+            documents.append(Document((text, _image(str(number)))))
+    pieces = [
+        piece
+        for document in documents
+        for piece in tokenize_document(document, TOKENIZER, queries=8, row_tokens=112, row_images=4)
+    ]
+    rows = pack_window(pieces, 112, 4)
+    assert {len(piece) for piece in pieces} == set(range(13, 21))
+    # No packing needs fewer rows than its tokens and its pictures do.
+    fewest = max(-(-sum(map(len, pieces)) // 112), 128 // 4)
+    assert fewest <= len(rows) <= fewest + 1
+
+
+# ---------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize(
+    "pixels", [np.zeros((2, 2, 3), np.float32), np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)]
+)
+def test_a_picture_that_was_not_prepared_is_named(pixels):
+    documents = _tokenize(Document((Image(pixels, "cat.png"),)))
+    with pytest.raises(UserError, match=r"^picture cat\.png: expected uint8 \[2, 2, 3\].*got (float32|uint8) \["):
+        _build(documents, 16, 2)
+
+
+@pytest.mark.parametrize(("row_tokens", "row_images"), [(9, 2), (64, 1)])
+def test_a_document_larger_than_a_row_is_refused(row_tokens, row_images):
+    documents = _tokenize(Document((_image("p"), _image("q"))))
+    expected = rf"^packing: 10 tokens and 2 pictures do not fit .*={row_tokens} and row_images={row_images}; [^\n]*$"
+    with pytest.raises(UserError, match=expected):
+        pack_window(documents, row_tokens, row_images)
+    with pytest.raises(UserError, match=expected):
+        _build(documents, row_tokens, row_images)
+
+
+@pytest.mark.parametrize(("row_tokens", "row_images"), [(5, 1), (64, 0)])
+def test_a_row_too_small_for_any_image_is_refused(row_tokens, row_images):
+    with pytest.raises(UserError, match="at least 6 tokens and 1 image"):
+        _tokenize(Document((Text("a"),)), row_tokens, row_images)
