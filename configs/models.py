@@ -55,6 +55,7 @@ def emu_14b() -> ConfigDict:
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,
             "standardise": False,
+            "stop_target_inputs": False,
             "pixel_mean": CLIP_MEAN,
             "pixel_std": CLIP_STD,
         }
@@ -77,7 +78,7 @@ def mini() -> ConfigDict:
     )
     # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
     model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
-    model.update({"dtype": "float32", "remat": "none", "unroll": True, "standardise": True})
+    model.update({"dtype": "float32", "remat": "none", "unroll": True, "standardise": True, "stop_target_inputs": True})
     return model
 
 
@@ -87,7 +88,7 @@ def debug() -> ConfigDict:
     model.vision.update({"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2, "mlp_dim": 24})
     model.causal.update({"queries": 4, "width": 16, "layers": 2, "heads": 2, "head_dim": 4, "mlp_dim": 24})
     model.llama.update({"vocab_size": 68, "width": 16, "layers": 2, "heads": 2, "mlp_dim": 24, "context": 128})
-    model.update({"standardise": False, "unroll": False, "loss_chunk": 16})
+    model.update({"standardise": False, "stop_target_inputs": False, "unroll": False, "loss_chunk": 16})
     return model
 
 

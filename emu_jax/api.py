@@ -72,12 +72,12 @@ class Emu:
                 own = Tokenizer.load(tokenizer)
             return cls(emu.EmuConfig.from_dict(config.model), params, statistics, own)
 
-        from emu_jax.convert.emu import find_weights, load
+        from emu_jax.convert.emu import VISION_HEAD_DIM, find_weights, load
 
         find_weights(path)
         if tokenizer is None:
             raise UserError(f"{path}: published weights need tokenizer=…, the path of LLaMA's SentencePiece .model")
-        fields, params = load(path, vision_head_dim=vision_head_dim)
+        fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)
         config = emu.EmuConfig.from_dict(fields)
         base = Tokenizer.load(tokenizer)
         instruct = config.llama.vocab_size == base.vocab_size + INSTRUCT_EXTRA

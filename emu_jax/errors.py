@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UserError(ValueError):
@@ -15,3 +17,14 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return close[0] if close else " | ".join(names)
+
+
+def check_fields(cls: type, where: str, fields: Mapping[str, Any]) -> None:
+    """Raises unless `fields` are exactly what the dataclass `cls`, configured at `where`, takes."""
+    known = {field.name: field for field in dataclasses.fields(cls)}
+    for name in fields:
+        if name not in known:
+            raise UserError(f"{where}.{name} is no field of {cls.__name__}; did you mean {nearest(name, known)}?")
+    for name, field in known.items():
+        if name not in fields and field.default is dataclasses.MISSING:
+            raise UserError(f"{where}.{name} is missing; {cls.__name__} needs it")

@@ -1,10 +1,21 @@
 # Sourced by the scripts beside it: a virtual environment, and the package in it.
 
+# Prints the first Python that is new enough; a name on the PATH need not be one that runs (pyenv's shims).
+find_python() {
+  local name
+  for name in python3 python3.13 python3.12 python3.11 python; do
+    if "$name" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+      command -v "$name"
+      return
+    fi
+  done
+  echo "emu_jax needs Python 3.11 or newer on the PATH, with its venv module; none of python3, python3.13, python3.12, python3.11 and python is one" >&2
+  return 2
+}
+
 if [ -z "${VIRTUAL_ENV:-}" ]; then
   if [ ! -x .venv/bin/python ]; then
-    python="$(command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)"
-    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-      || { echo "emu_jax needs Python 3.11 or newer; $python is $("$python" --version 2>&1)" >&2; exit 2; }
+    python="$(find_python)"
     "$python" -m venv .venv
   fi
   source .venv/bin/activate

@@ -13,15 +13,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
+from emu_jax.convert.emu_keys import (
+    FREQUENCIES,
+    LORA,
+    PREFIXES,
+    TRANSFORMS,
+    WITNESSES,
+    Rule,
+    count_layers,
+    expand,
+    unused,
+)
 from emu_jax.convert.torch_files import TensorFile
 from emu_jax.errors import UserError
 from emu_jax.models import emu
@@ -33,156 +43,17 @@ LORA_ALPHA = 16.0
 
 DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 
-# ------------------------------------------------------------------------------------------------ the table
-
-
-@dataclasses.dataclass(frozen=True)
-class Transform:
-    """How a published tensor becomes (a layer of) our parameter, and back. Both only move elements."""
-
-    forward: Callable[[np.ndarray], np.ndarray]
-    inverse: Callable[[np.ndarray], np.ndarray]
-
-
-def _patches_to_conv(x: np.ndarray) -> np.ndarray:
-    """[p*p*3, D], rows in (ph, pw, c) order -> [D, 3, p, p]."""
-    side = math.isqrt(x.shape[0] // 3)
-    return x.reshape(side, side, 3, x.shape[1]).transpose(3, 2, 0, 1)
-
-
-TRANSFORMS: dict[str, Transform] = {
-    "identity": Transform(lambda x: x, lambda x: x),
-    # PyTorch's Linear keeps [out, in], our kernels are [in, out].
-    "transpose": Transform(lambda x: x.T, lambda x: x.T),
-    # [1, n, D] <-> [n, D]
-    "squeeze": Transform(lambda x: x[0], lambda x: x[None]),
-    # A convolution whose stride is its size [D, 3, p, p] <-> a matrix over flattened patches [p*p*3, D].
-    "patches": Transform(lambda x: x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0]), _patches_to_conv),
-}
-
-# (published key, our path, transform). With {layer} in the key, the path names a stack of layers.
-TABLE: tuple[tuple[str, str, str], ...] = (
-    ("visual.cls_token", "vision/cls_token", "squeeze"),
-    ("visual.pos_embed", "vision/pos_embed", "squeeze"),
-    ("visual.patch_embed.proj.weight", "vision/patch_embed/kernel", "patches"),
-    ("visual.patch_embed.proj.bias", "vision/patch_embed/bias", "identity"),
-    ("visual.blocks.{layer}.norm1.weight", "vision/blocks/norm1/scale", "identity"),
-    ("visual.blocks.{layer}.norm1.bias", "vision/blocks/norm1/bias", "identity"),
-    ("visual.blocks.{layer}.attn.qkv.weight", "vision/blocks/attn/qkv/kernel", "transpose"),
-    ("visual.blocks.{layer}.attn.q_bias", "vision/blocks/attn/q_bias", "identity"),
-    ("visual.blocks.{layer}.attn.v_bias", "vision/blocks/attn/v_bias", "identity"),
-    ("visual.blocks.{layer}.attn.proj.weight", "vision/blocks/attn/proj/kernel", "transpose"),
-    ("visual.blocks.{layer}.attn.proj.bias", "vision/blocks/attn/proj/bias", "identity"),
-    ("visual.blocks.{layer}.norm2.weight", "vision/blocks/norm2/scale", "identity"),
-    ("visual.blocks.{layer}.norm2.bias", "vision/blocks/norm2/bias", "identity"),
-    ("visual.blocks.{layer}.mlp.fc1.weight", "vision/blocks/mlp/fc1/kernel", "transpose"),
-    ("visual.blocks.{layer}.mlp.fc1.bias", "vision/blocks/mlp/fc1/bias", "identity"),
-    ("visual.blocks.{layer}.mlp.fc2.weight", "vision/blocks/mlp/fc2/kernel", "transpose"),
-    ("visual.blocks.{layer}.mlp.fc2.bias", "vision/blocks/mlp/fc2/bias", "identity"),
-    ("ln_visual.weight", "ln_visual/scale", "identity"),
-    ("ln_visual.bias", "ln_visual/bias", "identity"),
-    ("cformer.causal_tokens", "causal/queries", "squeeze"),
-    # Block 0 alone has the table of relative positions; every block's self-attention adds it.
-    (
-        "cformer.cformer.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
-        "causal/relative_bias",
-        "identity",
-    ),
-    *(
-        (f"cformer.cformer.block.{{layer}}.{key}.weight", f"causal/blocks/{path}", transform)
-        for key, path, transform in (
-            ("layer.0.layer_norm", "self_norm/scale", "identity"),
-            ("layer.0.SelfAttention.q", "self_attn/q/kernel", "transpose"),
-            ("layer.0.SelfAttention.k", "self_attn/k/kernel", "transpose"),
-            ("layer.0.SelfAttention.v", "self_attn/v/kernel", "transpose"),
-            ("layer.0.SelfAttention.o", "self_attn/o/kernel", "transpose"),
-            ("layer.1.layer_norm", "cross_norm/scale", "identity"),
-            ("layer.1.EncDecAttention.q", "cross_attn/q/kernel", "transpose"),
-            ("layer.1.EncDecAttention.k", "cross_attn/k/kernel", "transpose"),
-            ("layer.1.EncDecAttention.v", "cross_attn/v/kernel", "transpose"),
-            ("layer.1.EncDecAttention.o", "cross_attn/o/kernel", "transpose"),
-            ("layer.2.layer_norm", "mlp_norm/scale", "identity"),
-            ("layer.2.DenseReluDense.wi", "mlp/wi/kernel", "transpose"),
-            ("layer.2.DenseReluDense.wo", "mlp/wo/kernel", "transpose"),
-        )
-    ),
-    ("cformer.cformer.final_layer_norm.weight", "causal/final_norm/scale", "identity"),
-    ("cformer.projection.weight", "causal/projection/kernel", "transpose"),
-    ("cformer.projection.bias", "causal/projection/bias", "identity"),
-    ("decoder.lm.model.embed_tokens.weight", "llama/embed/embedding", "identity"),
-    *(
-        (f"decoder.lm.model.layers.{{layer}}.{key}.weight", f"llama/blocks/{path}", transform)
-        for key, path, transform in (
-            ("input_layernorm", "attn_norm/scale", "identity"),
-            ("self_attn.q_proj", "attn/q/kernel", "transpose"),
-            ("self_attn.k_proj", "attn/k/kernel", "transpose"),
-            ("self_attn.v_proj", "attn/v/kernel", "transpose"),
-            ("self_attn.o_proj", "attn/o/kernel", "transpose"),
-            ("post_attention_layernorm", "mlp_norm/scale", "identity"),
-            ("mlp.gate_proj", "mlp/gate/kernel", "transpose"),
-            ("mlp.up_proj", "mlp/up/kernel", "transpose"),
-            ("mlp.down_proj", "mlp/down/kernel", "transpose"),
-        )
-    ),
-    ("decoder.lm.model.norm.weight", "llama/final_norm/scale", "identity"),
-    ("decoder.lm.lm_head.weight", "llama/lm_head/kernel", "transpose"),
-    ("decoder.lm.stu_regress_head.weight", "llama/regress_head/kernel", "transpose"),
-)
-
-# (published key, the part whose depth {layer} counts): in the file, read by nothing, and no fault when absent.
-UNUSED: tuple[tuple[str, str], ...] = (
-    ("visual.norm.weight", "vision"),  # EVA-CLIP's final norm and head: Emu takes the features before them
-    ("visual.norm.bias", "vision"),
-    ("visual.head.weight", "vision"),
-    ("visual.head.bias", "vision"),
-    ("cformer.cformer.embed_tokens.weight", "causal"),  # T5's vocabulary: the queries take its place
-    # RoPE's frequencies are computed; their number alone is used, for it tells the LLM's head width.
-    ("decoder.lm.model.layers.{layer}.self_attn.rotary_emb.inv_freq", "llama"),
-)
-
-# File's prefix -> published prefix: PEFT wraps Emu-I's LLM, and some tools flatten the top-level `module`.
-PREFIXES: tuple[tuple[str, str], ...] = (
-    ("module.", ""),
-    ("decoder.lm.base_model.model.", "decoder.lm."),
-)
-_LORA = re.compile(r"(?P<weight>.+)\.lora_(?P<side>[AB])\.default\.weight")
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """One published tensor's place: `path` in our tree, at `layer` of its leading axis (None: all of it)."""
-
-    key: str
-    path: str
-    layer: int | None
-    transform: str
-
 
 def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
     """Every key that a published model of these sizes has and uses, with its place in our tree."""
     config = _as_config(config)
-    return _expand(
+    return expand(
         {
             "vision": config.vision.layers,
             "causal": config.causal.layers,
             "llama": config.llama.layers,
         }
     )
-
-
-def _expand(depths: Mapping[str, int]) -> list[Rule]:
-    rules = []
-    for key, path, transform in TABLE:
-        if "{layer}" not in key:
-            rules.append(Rule(key, path, None, transform))
-            continue
-        depth = depths[path.partition("/")[0]]
-        rules += [Rule(key.format(layer=i), path, i, transform) for i in range(depth)]
-    return rules
-
-
-def _unused(depths: Mapping[str, int]) -> set[str]:
-    return {key.format(layer=i) for key, part in UNUSED for i in range(max(depths[part], 1))}
 
 
 def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
@@ -223,105 +94,83 @@ def infer_config(
       UserError: sizes cannot be read off, or do not divide; lists every reason.
     """
     config, faults = _infer(shapes, vision_head_dim, llama_head_dim)
-    if config is None:
-        raise UserError(_report("these shapes", faults))
+    if faults:
+        raise UserError(_report("shapes", faults))
     return config
-
-
-def _depths(keys: Mapping[str, Any]) -> dict[str, int]:
-    """Layers of every part: one more than the highest number in a key that the table knows."""
-    depths = dict.fromkeys(("vision", "causal", "llama"), 0)
-    for pattern, path, _ in TABLE:
-        before, found, after = pattern.partition("{layer}")
-        if not found:
-            continue
-        part = path.partition("/")[0]
-        known = re.compile(f"{re.escape(before)}(0|[1-9][0-9]*){re.escape(after)}")
-        numbers = (int(match[1]) + 1 for key in keys if (match := known.fullmatch(key)))
-        depths[part] = max(depths[part], *numbers, 0)
-    # A file holds no more layers than keys: one absurd number must not make a list of absurd length.
-    return {part: min(depth, len(keys)) for part, depth in depths.items()}
 
 
 def _infer(
     shapes: Mapping[str, tuple[int, ...]], vision_head_dim: int, llama_head_dim: int
-) -> tuple[dict[str, Any] | None, list[Fault]]:
+) -> tuple[dict[str, Any], list[Fault]]:
+    """The config, with 2 in place of every size that cannot be read, and what could not be read."""
+    depths = count_layers(shapes)
     faults: list[Fault] = []
 
-    def read(key: str, rank: int) -> tuple[int, ...]:
-        """The shape of a tensor that tells sizes; ones in its place when it cannot be read."""
-        if key not in shapes:
-            faults.append(Fault("missing", key, "tells the model's sizes"))
-        elif len(shapes[key]) != rank or min(shapes[key]) < 1:
-            found = tuple(shapes[key])
-            faults.append(Fault("misshapen", key, f"{found}, expected {rank} axes of at least 1"))
-        else:
-            return tuple(shapes[key])
-        return (1,) * rank
+    def votes(witnesses: tuple[tuple[str, int], ...]) -> list[int]:
+        layers = range(max(depths.values()))
+        # Once a tensor: a key without {layer} is the same for every layer.
+        keys = dict.fromkeys((key.format(layer=i), axis) for key, axis in witnesses for i in layers)
+        seen = [shapes[key][axis] for key, axis in keys if len(shapes.get(key, ())) > axis]
+        return [size for size in seen if size > 0]
 
-    def divide(width: int, by: int, name: str, advice: str) -> int:
-        if by < 1 or width % by:
-            faults.append(Fault("indivisible", name, f"{by} does not divide {width}; {advice}"))
+    def heads(of: str, head_dim: int, source: str, advice: str) -> int:
+        if of not in read:
             return 1
-        return width // by
+        if head_dim > 0 and read[of] % head_dim == 0:
+            return read[of] // head_dim
+        faults.append(Fault("indivisible", source, f"{head_dim} does not divide the {of} {read[of]}; {advice}"))
+        return 1
 
-    block = "cformer.cformer.block.0.layer"
-    vision_width, _, patch, _ = read("visual.patch_embed.proj.weight", 4)
-    _, positions, _ = read("visual.pos_embed", 3)
-    vision_mlp, _ = read("visual.blocks.0.mlp.fc1.weight", 2)
-    _, queries, causal_width = read("cformer.causal_tokens", 3)
-    buckets, causal_heads = read(f"{block}.0.SelfAttention.relative_attention_bias.weight", 2)
-    causal_inner, _ = read(f"{block}.0.SelfAttention.q.weight", 2)
-    causal_mlp, _ = read(f"{block}.2.DenseReluDense.wi.weight", 2)
-    vocabulary, llama_width = read("decoder.lm.model.embed_tokens.weight", 2)
-    llama_mlp, _ = read("decoder.lm.model.layers.0.mlp.gate_proj.weight", 2)
-    frequencies = "decoder.lm.model.layers.0.self_attn.rotary_emb.inv_freq"
-    llama_source, llama_advice = "llama_head_dim", "pass the width of the LLM's heads"
-    if frequencies in shapes:
-        llama_head_dim = 2 * read(frequencies, 1)[0]
-        llama_source, llama_advice = frequencies, "twice its length is the LLM's head width"
-    # Of sizes that could not be read nothing follows: report those alone.
-    readable = not faults
+    read: dict[str, int] = {}
+    for size, witnesses in WITNESSES.items():
+        if seen := votes(witnesses):
+            read[size] = Counter(seen).most_common(1)[0][0]
+        else:
+            keys = " or ".join(key for key, _ in witnesses)
+            faults.append(Fault("unknown size", size, f"read off the shape of {keys}"))
 
-    vision_heads = causal_head_dim = llama_heads = 1
-    if readable:
-        advice = "pass the width of the vision encoder's heads, which shapes do not tell"
-        vision_heads = divide(vision_width, vision_head_dim, "vision_head_dim", advice)
-        bias = f"{block}.0.SelfAttention.relative_attention_bias.weight"
-        causal_head_dim = divide(causal_inner, causal_heads, bias, "it has one column a head")
-        llama_heads = divide(llama_width, llama_head_dim, llama_source, llama_advice)
-    if faults:
-        return None, faults
-    depths = _depths(shapes)
+    told = votes((FREQUENCIES,))
+    advice = "it is the width of an attention head: pass the model's own"
+    vision_heads = heads("vision width", vision_head_dim, "vision_head_dim", advice)
+    if told:
+        length = Counter(told).most_common(1)[0][0]
+        llama_heads = heads("llama width", 2 * length, "rotary_emb.inv_freq", "a head is twice as wide as it is long")
+    else:
+        llama_heads = heads("llama width", llama_head_dim, "llama_head_dim", advice)
+    sizes = dict.fromkeys(WITNESSES, 2) | read
+    causal_head_dim = sizes["causal inner width"] // sizes["causal heads"]
+    if causal_head_dim * sizes["causal heads"] != sizes["causal inner width"]:
+        detail = f"{sizes['causal heads']} does not divide the inner width {sizes['causal inner width']}"
+        faults.append(Fault("indivisible", "causal heads, one a column of relative_attention_bias", detail))
     config = {
         "vision": {
-            "image_size": math.isqrt(positions - 1) * patch,
-            "patch_size": patch,
-            "width": vision_width,
+            "image_size": max(math.isqrt(sizes["positions"] - 1), 1) * sizes["patch size"],
+            "patch_size": sizes["patch size"],
+            "width": sizes["vision width"],
             "layers": depths["vision"],
             "heads": vision_heads,
-            "mlp_dim": vision_mlp,
+            "mlp_dim": sizes["vision mlp_dim"],
             "norm_eps": 1e-6,
             "drop_path": 0.0,
         },
         "causal": {
-            "queries": queries,
-            "width": causal_width,
+            "queries": sizes["queries"],
+            "width": sizes["causal width"],
             "layers": depths["causal"],
-            "heads": causal_heads,
+            "heads": sizes["causal heads"],
             "head_dim": causal_head_dim,
-            "mlp_dim": causal_mlp,
-            "buckets": buckets,
+            "mlp_dim": sizes["causal mlp_dim"],
+            "buckets": sizes["causal buckets"],
             "max_distance": 128,
             "norm_eps": 1e-6,
             "dropout": 0.1,
         },
         "llama": {
-            "vocab_size": vocabulary,
-            "width": llama_width,
+            "vocab_size": sizes["vocabulary"],
+            "width": sizes["llama width"],
             "layers": depths["llama"],
             "heads": llama_heads,
-            "mlp_dim": llama_mlp,
+            "mlp_dim": sizes["llama mlp_dim"],
             "norm_eps": 1e-6,
             "rope_base": 10000.0,
             "context": 2048,
@@ -330,7 +179,7 @@ def _infer(
         "pixel_mean": list(emu.CLIP_MEAN),
         "pixel_std": list(emu.CLIP_STD),
     }
-    return config, []
+    return config, faults
 
 
 # ------------------------------------------------------------------------------------------- every key, once
@@ -344,16 +193,19 @@ class Fault:
     name: str
     detail: str = ""
 
+    @property
+    def text(self) -> str:
+        return self.name + (f" ({self.detail})" if self.detail else "")
+
     def __str__(self) -> str:
-        return f"{self.kind}: {self.name}" + (f" ({self.detail})" if self.detail else "")
+        return f"{self.kind}: {self.text}"
 
 
 def _report(where: str, faults: list[Fault]) -> str:
-    """A summary in the first line, then every fault in a line of its own."""
-    faults = list(dict.fromkeys(faults))
+    """A summary, then every fault in a line of its own; a single one follows in the same line."""
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in faults).items())
-    lines = [f"{where}: not the weights of an Emu: {counts}; nothing was loaded, expected every key once:"]
-    return "\n  ".join([*lines, *map(str, faults)])
+    summary = f"{where}: does not fit the published Emu's layout, nothing was loaded: {counts}"
+    return f"{summary}: {faults[0].text}" if len(faults) == 1 else "\n  ".join([summary, *map(str, faults)])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -400,32 +252,30 @@ def match(
     found += repeated
     plain = {key: tuple(shapes[name]) for key, name in names.items()}
 
-    depths = _depths(plain)
-    rules = _expand(depths)
-    used, unused = {rule.key: rule for rule in rules}, _unused(depths)
+    depths = count_layers(plain)
+    rules = expand(depths)
+    used, ignored = {rule.key: rule for rule in rules}, unused(depths)
     found += [Fault("missing", key, f"for {used[key].path}") for key in used if key not in plain]
-    found += [Fault("unknown", name) for key, name in names.items() if key not in used and key not in unused]
+    found += [Fault("unknown", name) for key, name in names.items() if key not in used and key not in ignored]
 
-    config, unreadable = _infer(plain, vision_head_dim, llama_head_dim)
-    already = {(fault.kind, fault.name) for fault in found}
-    for fault in unreadable:
-        fault = dataclasses.replace(fault, name=names.get(fault.name, fault.name))
-        if (fault.kind, fault.name) not in already:
-            found.append(fault)
-    if config is not None:
-        targets = _flatten(emu.abstract(emu.EmuConfig.from_dict(config)))
-        found += _unassigned(rules, {path: leaf.shape for path, leaf in targets.items()})
-        for rule in rules:
-            if rule.key in plain and rule.path in targets:
-                expected = _published_shape(rule, targets[rule.path].shape)
-                if plain[rule.key] != expected:
-                    detail = f"{plain[rule.key]}, expected {expected} for {rule.path}"
-                    found.append(Fault("misshapen", names[rule.key], detail))
+    config, unfit = _infer(plain, vision_head_dim, llama_head_dim)
+    found += unfit
+    try:
+        targets = {path: leaf.shape for path, leaf in _flatten(emu.abstract(_as_config(config))).items()}
+    except UserError as error:  # sizes that no model can have
+        raise UserError(_report(where, [*found, Fault("impossible", str(error))])) from error
+    found += _unassigned(rules, targets)
+    for rule in rules:
+        if rule.key in plain and rule.path in targets:
+            expected = _published_shape(rule, targets[rule.path])
+            if plain[rule.key] != expected:
+                detail = f"{plain[rule.key]}, expected {expected} for {rule.path}"
+                found.append(Fault("misshapen", names[rule.key], detail))
     adapters, unfit = _adapters(halves, shapes, plain, used)
     found += unfit
     if found:
         raise UserError(_report(where, found))
-    leftover = tuple(name for key, name in names.items() if key in unused)
+    leftover = tuple(name for key, name in names.items() if key in ignored)
     return Match(config, rules, {key: names[key] for key in used}, adapters, leftover)
 
 
@@ -442,7 +292,7 @@ def _published_names(
             if key.startswith(before):
                 key = after + key.removeprefix(before)
         taken, place = names, key
-        if lora := _LORA.fullmatch(key):
+        if lora := LORA.fullmatch(key):
             taken, place = halves.setdefault(f"{lora['weight']}.weight", {}), lora["side"]
         if place in taken:
             faults.append(Fault("repeated", name, f"the same tensor as {taken[place]}"))
@@ -452,16 +302,16 @@ def _published_names(
 
 
 def _unassigned(rules: list[Rule], targets: Mapping[str, tuple[int, ...]]) -> list[Fault]:
-    """Parameters (or layers of one) that the table does not assign exactly once."""
+    """Parameters, or layers of them, that the table does not assign exactly once."""
     assigned = Counter((rule.path, rule.layer) for rule in rules)
-    wanted: set[tuple[str, int | None]] = set()
-    for path, shape in targets.items():
-        whole = (path, None) in assigned or not any(rule.path == path for rule in rules)
-        wanted |= {(path, None)} if whole else {(path, layer) for layer in range(shape[0])}
+    stacked = {rule.path for rule in rules if rule.layer is not None}
+    wanted = {
+        (path, layer) for path, shape in targets.items() for layer in (range(shape[0]) if path in stacked else (None,))
+    }
     return [
-        Fault("assigned otherwise than once", path, f"layer {layer}, {assigned[path, layer]} times")
+        Fault("not assigned once", path, f"layer {layer}: {assigned[path, layer]} times")
         for path, layer in sorted(wanted | set(assigned), key=str)
-        if assigned[path, layer] != 1 or (path, layer) not in wanted
+        if assigned[path, layer] != ((path, layer) in wanted)
     ]
 
 

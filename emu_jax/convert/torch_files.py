@@ -100,7 +100,7 @@ class TensorFile(Mapping[str, np.ndarray]):
             state = state["module"]
         if not isinstance(state, Mapping):
             raise UserError(
-                f"{self.path}: holds {_article(type(state).__name__)}; expected a state dict (names to tensors)"
+                f"{self.path}: holds an object of type {type(state).__name__}; expected a state dict (names to tensors)"
             )
         tensors = {str(name): value for name, value in state.items() if torch.is_tensor(value)}
         self.others = {str(n): type(v).__name__ for n, v in state.items() if not torch.is_tensor(v)}
@@ -154,7 +154,3 @@ def _why_refused(error: Exception) -> str:
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"refused, because the pickle asks for {found[1]} and only plain tensors are read"
     return f"damaged, or not a PyTorch file of plain tensors ({type(error).__name__})"
-
-
-def _article(word: str) -> str:
-    return f"an {word}" if word[0] in "aeiouAEIOU" else f"a {word}"

@@ -26,9 +26,14 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
             picture = PIL.open(io.BytesIO(data))
             _check_size(picture, where)
             picture.load()
-    except (OSError, SyntaxError, ValueError, PIL.DecompressionBombError) as error:
-        if isinstance(error, UserError):
-            raise
+    except UserError:
+        raise
+    except PIL.DecompressionBombError as error:  # from Pillow's own limit, before it tells the size
+        raise UserError(
+            f"{where}: {error.args[0].split(', ')[0]}; expected at most {MAX_PIXELS // 1_000_000} megapixels, "
+            "scale it down"
+        ) from error
+    except (OSError, SyntaxError, ValueError) as error:
         raise UserError(
             f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file"
         ) from error

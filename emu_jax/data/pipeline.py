@@ -21,7 +21,7 @@ from absl import flags
 from emu_jax.data.packing import TokenizedDocument, build_row, pack_window, tokenize_document
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.errors import UserError
+from emu_jax.errors import UserError, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +52,9 @@ class DataConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DataConfig:
-        values = dict(fields)
-        return cls(**(values | {"pairs": PairOrder(**dict(values["pairs"]))}))
+        check_fields(cls, "config.data", fields)
+        check_fields(PairOrder, "config.data.pairs", fields["pairs"])
+        return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"]))}))
 
 
 class _Documents:

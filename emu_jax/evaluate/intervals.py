@@ -18,7 +18,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     centre = share + Z95**2 / (2 * trials)
     spread = Z95 * math.sqrt(share * (1 - share) / trials + Z95**2 / (4 * trials**2))
     scale = 1 + Z95**2 / trials
-    return (centre - spread) / scale, (centre + spread) / scale
+    low = (centre - spread) / scale if successes else 0.0
+    return low, (centre + spread) / scale if successes < trials else 1.0
 
 
 def bootstrap(

@@ -36,20 +36,22 @@ CURVES = (
 PACKAGES = ("emu-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;color:#1c2430}
+body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
+color:#1c2430}
 h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #dde3ea;padding-bottom:.3rem}
 .sub{color:#5b6776}table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;
 border-bottom:1px solid #edf0f4}td.n{text-align:right;font-variant-numeric:tabular-nums}
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(155px,1fr));gap:12px}
 .card{border:1px solid #dde3ea;border-radius:8px;padding:8px;font-size:12.5px;line-height:1.35}
-.card img{width:72px;height:72px;display:block;margin:0 auto 6px}.pair{display:flex}.good{color:#16743c}.bad{color:#b3261e}
+.card img{width:72px;height:72px;display:block;margin:0 auto 6px}.pair{display:flex}
+.good{color:#16743c}.bad{color:#b3261e}
 pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12px;max-height:26rem}
 .k{color:#5b6776}
 """
 
 
 def write_report(out: Path, workdir: Path, scores: Scores) -> Path:
-    """Writes `scores.json` and `report.html` into `out`; returns the page's path. Each file appears whole or not at all."""
+    """Writes `scores.json` and `report.html` into `out`, each whole or not at all; returns the page's path."""
     out.mkdir(parents=True, exist_ok=True)
     summary = {
         "figures": {name: dataclasses.asdict(figure) for name, figure in scores.figures.items()},
@@ -81,13 +83,13 @@ def _page(workdir: Path, scores: Scores) -> str:
     last = metrics[-1]
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>emu_jax · {html.escape(workdir.name)}</title>
 <style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
-<p class="sub">One checkpoint after {last["step"]:,} steps: it names pictures and, from a name, produces the embeddings of
-a picture. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
+<p class="sub">One checkpoint after {last["step"]:,} steps: it names pictures and, from a name, produces the embeddings
+of a picture. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
 <h2>Scores</h2>{_score_table(scores)}
 <h2>Held-out pictures and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
 <h2>Pictures found by the embeddings of a held-out caption</h2>
-<p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the generated
-embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
+<p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the
+generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
 <h2>Concepts never seen</h2>{_caption_cards(unseen[: GRID // 2])}
 <h2>Training</h2><img src="{_curves(metrics)}" style="width:100%" alt="training curves">
 <h2>Config</h2><pre>{html.escape(config)}</pre><p class="k">{html.escape(versions)}</p></html>
@@ -97,7 +99,8 @@ embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
 def _score_table(scores: Scores) -> str:
     rows = [
         f"<tr><td>{html.escape(name)}</td><td class=n><b>{f.value:.3f}</b></td>"
-        f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{f.chance:.4f}</td><td class=n>{f.count}</td></tr>"
+        f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{f.chance:.4f}</td>"
+        f"<td class=n>{f.count}</td></tr>"
         for name, f in scores.figures.items()
     ]
     head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>pictures</tr>"
@@ -118,8 +121,9 @@ def _caption_cards(answers: Sequence[Answer]) -> str:
 
 def _retrieval_cards(answers: Sequence[Answer]) -> str:
     cards = [
-        f'<div class=card><div class=pair><img src="{_png(a.example.pixels)}" alt=""><img src="{_png(a.nearest.pixels)}" alt=""></div>'
-        f'{html.escape(a.example.caption)}<div class="{"good" if a.rank == 0 else "bad"}">right picture: place {a.rank + 1}</div></div>'
+        f'<div class=card><div class=pair><img src="{_png(a.example.pixels)}" alt="">'
+        f'<img src="{_png(a.nearest.pixels)}" alt=""></div>{html.escape(a.example.caption)}'
+        f'<div class="{"good" if a.rank == 0 else "bad"}">right picture: place {a.rank + 1}</div></div>'
         for a in answers
     ]
     return f"<div class=grid>{''.join(cards)}</div>"

@@ -65,19 +65,20 @@ def encode_prompts(
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str | PILImage | np.ndarray | Path):
             raise UserError(
-                f"prompt {number}: expected a list of texts and pictures, got one {type(prompt).__name__}; wrap it in []"
+                f"prompt {number}: expected a list of texts and pictures, got one {type(prompt).__name__}; "
+                "wrap it in []"
             )
         found = [read_picture(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
         text = "".join(part if isinstance(part, str) else slot for part in prompt)
-        if not text and not suffix:
+        if not text:
             raise UserError(f"prompt {number} is empty; give it a text or a picture")
         ids = tokenizer.encode(text + suffix)
         if ids.count(tokenizer.image_id) != len(found) * queries:
             raise UserError(f"prompt {number}: a text spells {IMAGE}; pass pictures as list items instead")
         if len(ids) + new_tokens > context:
             raise UserError(
-                f"prompt {number}: {len(ids)} tokens and {new_tokens} new ones exceed the model's context of {context}; "
-                "shorten the prompt or ask for fewer tokens"
+                f"prompt {number}: {len(ids)} tokens and {new_tokens} new ones exceed the model's context of "
+                f"{context}; shorten the prompt or ask for fewer tokens"
             )
         rows.append(ids)
         counts.append(len(found))

@@ -82,7 +82,10 @@ def generate(
     eos: int,
     max_new_tokens: int,
 ) -> tuple[Array, Array]:
-    """Greedy or sampled text: inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B]."""
+    """Greedy or sampled text.
+
+    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B].
+    """
     llama = emu.bind(config, params).llama
     hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config.dtype)
     rows = inputs.shape[0]

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from emu_jax.errors import UserError, nearest
+from emu_jax.errors import UserError, check_fields
 from emu_jax.models.causal import CausalConfig, CausalTransformer
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
@@ -49,6 +49,8 @@ class EmuConfig:
       text_loss_weight, regression_loss_weight: of the two losses (published nowhere; 1 : 1 by default).
       standardise: normalise the causal embeddings per (query, dimension) over the batch. From scratch they
         collapse to a constant without it; the published model starts from pretrained parts and has none.
+      stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
+        From scratch the regression else teaches it to make each embedding tell the next, and so all the same.
       pixel_mean, pixel_std: per channel, of pixels in [0, 1].
     """
 
@@ -63,6 +65,7 @@ class EmuConfig:
     text_loss_weight: float = 1.0
     regression_loss_weight: float = 1.0
     standardise: bool = False
+    stop_target_inputs: bool = False
     pixel_mean: tuple[float, ...] = CLIP_MEAN
     pixel_std: tuple[float, ...] = CLIP_STD
 
@@ -92,13 +95,7 @@ class EmuConfig:
 
 
 def _from_fields(cls: type, where: str, fields: Mapping[str, Any]) -> Any:
-    known = {field.name: field for field in dataclasses.fields(cls)}
-    for name in fields:
-        if name not in known:
-            raise UserError(f"{where}.{name} is no field of {cls.__name__}; did you mean {nearest(name, known)}?")
-    for name, field in known.items():
-        if name not in fields and field.default is dataclasses.MISSING:
-            raise UserError(f"{where}.{name} is missing; {cls.__name__} needs it")
+    check_fields(cls, where, fields)
     return cls(**dict(fields))
 
 
@@ -326,6 +323,9 @@ def interleave(model: EmuModel, embeddings: Array, batch: Batch, ids: SpecialIds
     source = jnp.where(visual[..., 0], batch.slots * queries + query, 0)  # [B, S] into [I*Q]
     by_row = embeddings.reshape(rows, -1, embeddings.shape[-1])  # [B, I*Q, D]
     pictures = jnp.take_along_axis(by_row, source[..., None], axis=1)  # [B, S, D]
+    if model.config.stop_target_inputs:
+        target = batch.visual_weights[..., None] > 0  # [B, S, 1]
+        pictures = jnp.where(target, jax.lax.stop_gradient(pictures), pictures)
     words = model.llama.embed(batch.tokens).astype(jnp.float32)  # [B, S, D]
     inputs = jnp.where(visual, pictures, words)
     starts = jnp.concatenate(

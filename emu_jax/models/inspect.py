@@ -11,7 +11,7 @@ from emu_jax.models import emu
 
 
 def describe(config: ConfigDict) -> str:
-    """A table of `config.model`: a line for each parameter, totals for each part, forward FLOPs of one picture and row."""
+    """A table of `config.model`: each parameter, the parts' totals, forward FLOPs of one picture and one row."""
     model = emu.EmuConfig.from_dict(config.model)
     tree = emu.abstract(model)
     axes = emu.logical_axes(model)

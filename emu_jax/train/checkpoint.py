@@ -28,6 +28,7 @@ from emu_jax.models import emu
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+UNREADABLE = (ValueError, OSError)  # what Orbax raises for damaged and for missing array files
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -50,14 +51,15 @@ def _digest(leaf: jax.Array) -> jax.Array:
     """uint32 []: sum over words of word * odd multiplier of its position, modulo 2^32.
 
     An odd multiplier is invertible, so one changed word always changes the sum; integer sums do not depend on how the
-    leaf is split over devices.
+    leaf is split over devices. A word is an element, or a half of one that takes 8 bytes.
     """
-    width = leaf.dtype.itemsize
-    unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[width]
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     multiplier = jnp.ones((), jnp.uint32)
-    for axis, size in enumerate(leaf.shape):
-        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    for axis, size in enumerate(words.shape):
+        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         multiplier = multiplier * jnp.uint32(size * 2 + 1) + index * jnp.uint32(2)
     return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
 
@@ -69,7 +71,7 @@ def digests(items: Mapping[str, Any]) -> dict[str, int]:
 
 
 class Checkpoints:
-    """The checkpoints of one work directory."""
+    """The checkpoints of one work directory; leaving its `with` block waits for saves under way."""
 
     def __init__(self, workdir: Path, *, keep: int):
         self._folder = workdir.resolve() / FOLDER
@@ -79,11 +81,17 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
     def save(self, state: TrainState, config_json: str, tokenizer: Tokenizer, iterator: Mapping[str, Any]) -> None:
-        """Starts an asynchronous save; the state may be donated to the next step at once."""
+        """Starts an asynchronous save, after an earlier one has ended; the state may be donated to the next step."""
         items = _items(state)
         meta = {
             "config": json.loads(config_json),
@@ -99,17 +107,27 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         self._manager.save(int(state.step), args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)))
 
+    def wait(self) -> None:
+        """Returns once the last save is on disk, and raises what went wrong with it."""
+        self._manager.wait_until_finished()
+
     def restore(self, target: TrainState, tokenizer_fingerprint: str) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint in the shapes and shardings of `target`, and this host's iterator state."""
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         meta = _read_meta(folder)
-        if meta["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
-            raise UserError(f"{folder}: the checkpoint's tokenizer differs from this run's; use a new work directory")
         items = _items(target)
         _check_leaves(folder, meta, items)
+        if meta["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
+            raise UserError(
+                f"{folder}: the checkpoint's tokenizer has fingerprint {meta['tokenizer']['fingerprint'][:12]}, this "
+                f"run's has {tokenizer_fingerprint[:12]}; use the same config.tokenizer, or a new work directory"
+            )
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        try:
+            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
+        except UNREADABLE as error:
+            raise _corrupt(folder, _first_line(error)) from error
         _check_digests(folder, meta, {name: restored[name] for name in items})
         optimizer = restored["optimizer"]
         state = TrainState(
@@ -123,7 +141,7 @@ class Checkpoints:
 
     def close(self) -> None:
         """Waits for saves under way (a full disk shows only here) and stops."""
-        self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
 
@@ -139,24 +157,41 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     file = folder / "meta" / "metadata"
     if not file.is_file():
         raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {file.relative_to(folder)} in it")
-    return json.loads(file.read_text(encoding="utf-8"))
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise _corrupt(folder, f"{file.relative_to(folder)} is not JSON") from error
 
 
 def _check_leaves(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
-    for name, leaf in _named_leaves(items).items():
-        found, expected = meta["leaves"].get(name), [list(leaf.shape), str(leaf.dtype)]
-        if found != expected:
+    """Raises unless the checkpoint's leaves of `items` have the same names, shapes and dtypes."""
+    expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()}
+    found = {name: leaf for name, leaf in meta["leaves"].items() if name.split("/")[0] in items}
+    for name in expected | found:
+        if found.get(name) != expected.get(name):
             raise UserError(
-                f"{folder}: {name} is {found} in the checkpoint, this config needs {expected}; use its own config"
+                f"{folder}: {name} is {_describe(found.get(name))} in the checkpoint, "
+                f"{_describe(expected.get(name))} by this config; use the config it was trained with, "
+                "or a new work directory"
             )
+
+
+def _describe(leaf: list | None) -> str:
+    return f"{leaf[1]}{leaf[0]}" if leaf else "absent"
 
 
 def _check_digests(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     for name, value in digests(items).items():
         if value != meta["digests"][name]:
-            raise UserError(
-                f"{folder}: {name} is corrupt (its digest differs); delete this folder to use an older checkpoint"
-            )
+            raise _corrupt(folder, f"{name} has digest {value:08x}, expected {meta['digests'][name]:08x}")
+
+
+def _corrupt(folder: Path, what: str) -> UserError:
+    return UserError(f"{folder}: the checkpoint is corrupt: {what}; delete this folder to use an older checkpoint")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def newest_folder(path: Path) -> Path:
@@ -180,13 +215,11 @@ def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
     _check_leaves(folder, meta, targets)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        restored = {
-            name: checkpointer.restore(
-                folder / name,
-                jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), target),
-            )
-            for name, target in targets.items()
-        }
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), targets)
+        try:
+            restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
+        except UNREADABLE as error:
+            raise _corrupt(folder, _first_line(error)) from error
     _check_digests(folder, meta, restored)
     saved = meta["tokenizer"]
     tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(folder))

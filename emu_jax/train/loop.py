@@ -5,37 +5,37 @@ workdir/ config.json  checkpoints/<step>/  metrics.jsonl  tensorboard/  plots/
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.config import from_json, to_json
-from emu_jax.data.packing import batch_metrics
+from emu_jax.config import to_json
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.errors import UserError
+from emu_jax.errors import UserError, check_fields
 from emu_jax.models import emu
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.mesh import batch_shardings, make_mesh
-from emu_jax.train.metrics import MetricsWriter, plot_metrics
+from emu_jax.train.metrics import Interval, MetricsWriter, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import make_train_step
 
 log = logging.getLogger(__name__)
 
+CONFIG_FILE = "config.json"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
-OBSERVING = {"train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh"}
+OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh")
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
 Step = Callable[[TrainState, emu.Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -43,7 +43,14 @@ Step = Callable[[TrainState, emu.Batch], tuple[TrainState, dict[str, jax.Array]]
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """`config.train`; `steps` or `minutes` is 0, the other says how long to train."""
+    """`config.train`.
+
+    Attributes:
+      steps, minutes: how long to train; `steps` wins where it is not 0. `minutes` count from the call of `train`
+        (compiling included) and are turned into a number of steps once, before the first one.
+      log_every, checkpoint_every: in steps; the last step is always logged and saved.
+      mesh: sizes of the mesh axes (`mesh.make_mesh`).
+    """
 
     steps: int
     minutes: float
@@ -54,30 +61,37 @@ class TrainConfig:
     mesh: Any
 
     def __post_init__(self):
-        if (self.steps > 0) == (self.minutes > 0) and self.steps <= 0:
-            raise UserError("config.train.steps and config.train.minutes are both 0; set one of them")
+        if min(self.steps, self.minutes) < 0 or not (self.steps or self.minutes):
+            raise UserError(
+                f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0"
+            )
         for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least 1")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
+        check_fields(cls, "config.train", fields)
+        return cls(**dict(fields))
 
 
 def train(config: ConfigDict, workdir: Path) -> TrainState:
     """Trains `config` in `workdir`, or continues there from its newest checkpoint.
 
     Where a run starts, first that applies:
-      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data);
+      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the
+         number of steps in all), on whatever mesh; a finished run is left as it is;
       2. fresh parameters from config.train.seed.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
     began = time.monotonic()
-    # ---- settings: everything that can be refused is refused here -------------------------------------------------
-    settings = TrainConfig(**dict(config.train))
+    # ---- settings: everything that can be refused is refused before anything is written ----------------------------
+    settings = TrainConfig.from_dict(config.train)
     data = DataConfig.from_dict(config.data)
     optimizer_config = OptimizerConfig.from_dict(config.optimizer)
     optimizer = make_optimizer(optimizer_config)
-    image_size, queries = config.model.vision.image_size, config.model.causal.queries
     tokenizer = make_tokenizer(config, data)
     model = make_model_config(config, tokenizer)
     mesh = make_mesh(settings.mesh)
@@ -89,67 +103,75 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     pipeline = Pipeline(
         data,
         tokenizer,
-        queries=queries,
-        image_size=image_size,
+        queries=model.causal.queries,
+        image_size=model.vision.image_size,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    claim_workdir(workdir, config)
+    check_workdir(workdir, config)
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
-    checkpoints = Checkpoints(workdir, keep=settings.keep_checkpoints)
+    position = pipeline.get_state()
+    first = next(pipeline)  # refuses pictures that cannot be read, and says what the step is compiled for
+    pipeline.set_state(position)
+    shardings = batch_shardings(mesh, first)
 
-    with jax.set_mesh(mesh):
+    # Leaving this block waits for the last save: a full disk shows nowhere else.
+    with (
+        contextlib.closing(pipeline),
+        Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
+        jax.set_mesh(mesh),
+    ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
-        if checkpoints.latest_step() is None:
+        fresh = checkpoints.latest_step() is None
+        if fresh:
             state = create_state(model, optimizer, settings.seed, mesh)
         else:
             target = abstract_state(model, optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer.fingerprint)
             pipeline.set_state(position)
-            log.info("resumed %s at step %d", workdir, int(state.step))
-        start = int(state.step)
+            log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
+            if state.step >= state.total_steps:
+                return state
 
-        # ---- compile: one shape, one program ----------------------------------------------------------------------
-        position = pipeline.get_state()
-        first = next(pipeline)
-        pipeline.set_state(position)
-        shardings = batch_shardings(mesh, first)
+        # ---- compile: one shape, one program; another shape is an error --------------------------------------------
+        batch = _put(first, shardings)
+        started = time.monotonic()
         step_fn = make_train_step(model, ids, optimizer_config, optimizer, settings.seed)
-        compiled = jax.jit(step_fn, donate_argnums=0).lower(state, _put(first, shardings)).compile()
-        log.info("compiled the step in %.1f s", time.monotonic() - began)
+        compiled = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
+        compile_seconds = time.monotonic() - started
+        log.info("compiled the step in %.1f s", compile_seconds)
 
-        # ---- how long ---------------------------------------------------------------------------------------------
-        fresh = checkpoints.latest_step() is None
+        # ---- how long: a run keeps the number of steps that it once measured ---------------------------------------
         if fresh:
-            total = settings.steps
-            if not total:
-                total = measure_steps(compiled, state, _put(first, shardings), settings.minutes * 60, began)
+            total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
+            write_config(workdir, config)
             checkpoints.save(state, to_json(config), tokenizer, pipeline.get_state())
-        total = int(state.total_steps)
+            checkpoints.wait()
+        start, total = int(state.step), int(state.total_steps)
 
-        # ---- train ------------------------------------------------------------------------------------------------
+        # ---- train: the device is given a step before the results of the one before it are read --------------------
         writer = MetricsWriter(workdir, start=start, total=total)
-        flops = 3 * sum(
-            emu.forward_flops(model, data.batch_rows * data.row_images, data.batch_rows, data.row_tokens).values()
-        )
-        interval = _Interval()
+        interval = Interval(model_flops(model, data))
+        previous = None
         for step in range(start + 1, total + 1):
             batch = interval.next_batch(pipeline)
             state, metrics = compiled(state, _put(batch, shardings))
+            jax.block_until_ready(previous)  # else batches would pile up on the device
+            previous = metrics
+            writer.flush()
             writer.advance()
             if step % settings.log_every == 0 or step == total:
-                row = {name: float(value) for name, value in jax.device_get(metrics).items()}
-                writer.write(step, row | interval.finish(flops) | {"split_documents": pipeline.split_documents})
+                row = interval.finish() | {"split_documents": pipeline.split_documents}
+                writer.hold(step, metrics, row | {"compile_s": compile_seconds})
             if step % settings.checkpoint_every == 0 or step == total:
+                writer.flush()  # a checkpoint's rows are on disk before it is
                 checkpoints.save(state, to_json(config), tokenizer, pipeline.get_state())
 
-        # ---- close: a full disk shows when the last save is waited for ---------------------------------------------
         writer.close()
-        checkpoints.close()
-        pipeline.close()
-    if jax.process_index() == 0:
-        plot_metrics(workdir)
+
+    # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
+    plot_metrics(workdir)
     return state
 
 
@@ -169,32 +191,39 @@ def make_model_config(config: ConfigDict, tokenizer: Tokenizer) -> emu.EmuConfig
     model = emu.EmuConfig.from_dict(config.model)
     if model.llama.vocab_size != tokenizer.vocab_size:
         raise UserError(
-            f"config.model.llama.vocab_size={model.llama.vocab_size}, but the tokenizer has {tokenizer.vocab_size} tokens; "
-            "set it to that, or to 0 to take the tokenizer's"
+            f"config.model.llama.vocab_size={model.llama.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
+            "tokens; set it to that, or to 0 to take the tokenizer's"
         )
     return model
 
 
-def claim_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Writes workdir/config.json, or checks that the one there is of the same experiment."""
-    file = workdir / "config.json"
+def check_workdir(workdir: Path, config: ConfigDict) -> None:
+    """Raises when the work directory belongs to another experiment; writes nothing."""
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir {workdir}: a file of that name exists; name a folder")
+    file = workdir / CONFIG_FILE
     if not file.exists():
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(f"--workdir {workdir}: a file of that name exists; name a folder")
-        workdir.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        partial.write_text(to_json(config) + "\n", encoding="utf-8")
-        partial.replace(file)
         return
-    old, new = (
-        _flat(json.loads(text)) for text in (to_json(from_json(file.read_text(encoding="utf-8"))), to_json(config))
-    )
+    try:
+        old = _flat(json.loads(file.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error}); expected the config that `emu-jax train` wrote") from error
+    new = _flat(json.loads(to_json(config)))
     for name in sorted(old.keys() | new.keys()):
-        if old.get(name) != new.get(name) and not any(name.startswith(prefix) for prefix in OBSERVING):
+        observing = any(name == field or name.startswith(field + ".") for field in OBSERVING)
+        if old.get(name) != new.get(name) and not observing:
             raise UserError(
-                f"--workdir {workdir}: it belongs to another config: {name} is {old.get(name)!r} there and {new.get(name)!r} "
-                "here; use a new work directory"
+                f"--workdir {workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
+                f"{new.get(name)!r} here; use a new work directory"
             )
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Makes the work directory this experiment's."""
+    file = workdir / CONFIG_FILE
+    partial = file.with_suffix(".partial")
+    partial.write_text(to_json(config) + "\n", encoding="utf-8")
+    partial.replace(file)
 
 
 def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
@@ -209,6 +238,12 @@ def _put(batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> emu.Batch:
     return emu.Batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
 
 
+def model_flops(model: emu.EmuConfig, data: DataConfig) -> float:
+    """Analytic FLOPs of a step: forwards, and twice that backwards."""
+    rows = data.batch_rows
+    return 3.0 * sum(emu.forward_flops(model, rows * data.row_images, rows, data.row_tokens).values())
+
+
 def measure_steps(compiled: Step, state: TrainState, batch: emu.Batch, seconds: float, began: float) -> int:
     """How many steps fill `seconds` since `began`: times real steps on a copy of the state, which stays untouched."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
@@ -221,34 +256,3 @@ def measure_steps(compiled: Step, state: TrainState, batch: emu.Batch, seconds: 
     left = seconds - (time.monotonic() - began)
     # The mean of the later half: what the steps really take on a shared machine, without the first ones' page faults.
     return max(MEASURED_STEPS, int(left / np.mean(times[MEASURED_STEPS // 2 :])))
-
-
-class _Interval:
-    """Times and batch statistics between two logged steps."""
-
-    def __init__(self):
-        self._start, self._wait, self._batches = time.monotonic(), 0.0, []
-
-    def next_batch(self, pipeline: Pipeline) -> dict[str, np.ndarray]:
-        started = time.monotonic()
-        batch = next(pipeline)
-        self._wait += time.monotonic() - started
-        self._batches.append(batch_metrics(batch))
-        return batch
-
-    def finish(self, flops: float) -> dict[str, float]:
-        """Means over the interval, which then starts anew."""
-        seconds, count = time.monotonic() - self._start, len(self._batches)
-        mean = {name: float(np.mean([b[name] for b in self._batches])) for name in self._batches[0]}
-        row = {
-            "pad_fraction": mean["pad_fraction"],
-            "slot_occupancy": mean["slot_occupancy"],
-            "tokens_per_s": mean["tokens"] * count / seconds,
-            "pictures_per_s": mean["pictures"] * count / seconds,
-            "step_ms": 1e3 * seconds / count,
-            "input_wait_ms": 1e3 * self._wait / count,
-            "compute_ms": 1e3 * (seconds - self._wait) / count,
-            "model_gflop_per_s": flops * count / seconds / 1e9,
-        }
-        self.__init__()
-        return row

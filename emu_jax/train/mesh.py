@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
@@ -40,7 +39,7 @@ TABLE: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1, "tensor": 1, "context": 1}; -1 takes what is left."""
+    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1}; a missing axis is 1, -1 takes what is left."""
     devices = list(jax.devices() if devices is None else devices)
     for name in sizes:
         if name not in AXES:
@@ -54,7 +53,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = len(devices) // fixed if len(devices) % fixed == 0 else 0
     if math.prod(shape) != len(devices):
         raise UserError(f"config.train.mesh ({named}) does not multiply to the {len(devices)} devices at hand")
-    return Mesh(np.array(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    # `jax.make_mesh` orders TPU chips so that neighbours in the mesh are neighbours on the wires.
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def partition_spec(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

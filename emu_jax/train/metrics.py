@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import jax
 import matplotlib
 import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
+
+from emu_jax.data.packing import batch_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -17,7 +21,7 @@ from matplotlib import pyplot as plt
 PLOTS = {
     "losses": ("text_loss", "regression_loss"),
     "collapse": ("variance_fraction", "effective_rank"),
-    "optimisation": ("grad_norm", "learning_rate_factor"),
+    "optimisation": ("grad_norm", "learning_rate_vision", "learning_rate_causal", "learning_rate_llama"),
     "speed": ("step_ms", "input_wait_ms", "pictures_per_s", "tokens_per_s", "model_gflop_per_s"),
     "packing": ("pad_fraction", "slot_occupancy"),
 }
@@ -36,9 +40,21 @@ class MetricsWriter:
         self._file = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
+        self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
 
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        """One row, on disk when this returns."""
+    def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None:
+        """One row, of which `metrics` are still being computed; `flush` waits for them."""
+        self.flush()
+        self._held = step, metrics, row
+
+    def flush(self) -> None:
+        """Writes the row that is held, if any; it is on disk when this returns."""
+        if self._held is not None:
+            step, metrics, row = self._held
+            self._held = None
+            self._write(step, {name: float(value) for name, value in jax.device_get(metrics).items()} | row)
+
+    def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **row}) + "\n")
         self._file.flush()
         for name, value in row.items():
@@ -49,9 +65,50 @@ class MetricsWriter:
         self._bar.update()
 
     def close(self) -> None:
+        self.flush()
         self._bar.close()
         self._events.close()
         self._file.close()
+
+
+class Interval:
+    """Times and batch statistics between two logged steps.
+
+    Args:
+      flops: of one step, analytically.
+    """
+
+    def __init__(self, flops: float):
+        self._flops = flops
+        self._restart()
+
+    def _restart(self) -> None:
+        self._start, self._wait, self._batches = time.monotonic(), 0.0, []
+
+    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+        """The next batch, timing how long it is waited for."""
+        started = time.monotonic()
+        batch = next(batches)
+        self._wait += time.monotonic() - started
+        self._batches.append(batch_metrics(batch))
+        return batch
+
+    def finish(self) -> dict[str, float]:
+        """Means over the interval, which then starts anew."""
+        seconds, count = time.monotonic() - self._start, len(self._batches)
+        mean = {name: float(np.mean([b[name] for b in self._batches])) for name in self._batches[0]}
+        row = {
+            "pad_fraction": mean["pad_fraction"],
+            "slot_occupancy": mean["slot_occupancy"],
+            "tokens_per_s": mean["tokens"] * count / seconds,
+            "pictures_per_s": mean["pictures"] * count / seconds,
+            "step_ms": 1e3 * seconds / count,
+            "input_wait_ms": 1e3 * self._wait / count,
+            "compute_ms": 1e3 * (seconds - self._wait) / count,
+            "model_gflop_per_s": self._flops * count / seconds / 1e9,
+        }
+        self._restart()
+        return row
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

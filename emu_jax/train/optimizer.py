@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emu_jax.errors import UserError
+from emu_jax.errors import UserError, check_fields
 
 PARTS = {"vision": "vision", "ln_visual": "vision", "causal": "causal", "llama": "llama"}
 
@@ -46,15 +46,27 @@ class OptimizerConfig:
     accumulate_steps: int
 
     def __post_init__(self):
-        if {name for name, _ in self.learning_rate} != set(PARTS.values()):
-            raise UserError("config.optimizer.learning_rate: expected exactly vision, causal and llama")
-        if not 0.0 <= self.warmup_fraction < 1.0:
-            raise UserError(f"config.optimizer.warmup_fraction={self.warmup_fraction}; expected 0 to below 1")
-        if self.accumulate_steps < 1:
-            raise UserError(f"config.optimizer.accumulate_steps={self.accumulate_steps}; expected at least 1")
+        rates = dict(self.learning_rate)
+        if set(rates) != set(PARTS.values()):
+            raise UserError(f"config.optimizer.learning_rate has {sorted(rates)}; expected causal, llama and vision")
+        ranges = {
+            **{f"learning_rate.{part}": (rate, rate >= 0.0, "0 or more") for part, rate in rates.items()},
+            "b1": (self.b1, 0.0 <= self.b1 < 1.0, "0 to below 1"),
+            "b2": (self.b2, 0.0 <= self.b2 < 1.0, "0 to below 1"),
+            "eps": (self.eps, self.eps > 0.0, "more than 0"),
+            "weight_decay": (self.weight_decay, self.weight_decay >= 0.0, "0 or more"),
+            "clip_norm": (self.clip_norm, self.clip_norm >= 0.0, "0 (no clipping) or more"),
+            "warmup_fraction": (self.warmup_fraction, 0.0 <= self.warmup_fraction < 1.0, "0 to below 1"),
+            "final_fraction": (self.final_fraction, 0.0 <= self.final_fraction <= 1.0, "0 to 1"),
+            "accumulate_steps": (self.accumulate_steps, self.accumulate_steps >= 1, "1 or more"),
+        }
+        for name, (value, valid, expected) in ranges.items():
+            if not valid:
+                raise UserError(f"config.optimizer.{name}={value}; expected {expected}")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> OptimizerConfig:
+        check_fields(cls, "config.optimizer", fields)
         rates = tuple(sorted(dict(fields["learning_rate"]).items()))
         return cls(**(dict(fields) | {"learning_rate": rates}))
 
@@ -82,14 +94,17 @@ def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -
     return jnp.where(progress < warm, progress / warm, decay)
 
 
-def apply_updates(config: OptimizerConfig, params: dict, directions: dict, factor: jax.Array) -> dict:
+def learning_rates(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> dict[str, jax.Array]:
+    """The learning rates of vision, causal and llama at `step`; float32 []."""
+    factor = schedule(config, step, total_steps)
+    return {name: peak * factor for name, peak in config.learning_rate}
+
+
+def apply_updates(params: dict, directions: dict, rates: Mapping[str, jax.Array]) -> dict:
     """params - rate of its part * direction, for every part of the tree."""
-    rates = dict(config.learning_rate)
-    return {
-        part: jax.tree.map(
-            lambda p, d, rate=rates[PARTS[part]]: (p - (rate * factor) * d).astype(p.dtype),
-            params[part],
-            directions[part],
-        )
-        for part in params
-    }
+
+    def update(part: str) -> dict:
+        rate = rates[PARTS[part]]
+        return jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), params[part], directions[part])
+
+    return {part: update(part) for part in params}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from emu_jax.models import emu
-from emu_jax.train.optimizer import OptimizerConfig, apply_updates, schedule
+from emu_jax.train.optimizer import OptimizerConfig, apply_updates, learning_rates
 from emu_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -40,9 +40,10 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, statistics = accumulated_gradients(loss, state, batch, key, config.accumulate_steps)
         directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        factor = schedule(config, state.step, state.total_steps)
-        params = apply_updates(config, state.params, directions, factor)
-        metrics |= {"grad_norm": optax.global_norm(grads), "learning_rate_factor": factor}
+        rates = learning_rates(config, state.step, state.total_steps)
+        params = apply_updates(state.params, directions, rates)
+        metrics |= {"grad_norm": optax.tree.norm(grads)}
+        metrics |= {f"learning_rate_{part}": rate for part, rate in rates.items()}
         return TrainState(state.step + 1, state.total_steps, params, opt_state, statistics), metrics
 
     return train_step

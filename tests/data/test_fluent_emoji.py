@@ -1,0 +1,71 @@
+"""The embedded data set: counts, splits, integrity, size."""
+
+import collections
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from emu_jax.data.fluent_emoji import FOLDER, SPLITS, examples
+from emu_jax.data.records import unpack_record
+from emu_jax.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def splits():
+    return {split: examples(split, 32) for split in SPLITS}
+
+
+def test_counts(splits):
+    counts = {split: len(pool) for split, pool in splits.items()}
+    assert counts == {"train": 3192, "heldout_combinations": 140, "heldout_concepts": 40}
+
+
+def test_no_key_caption_or_picture_stands_in_two_splits(splits):
+    for attribute in (lambda e: e.key, lambda e: e.caption, lambda e: e.pixels.tobytes()):
+        train = {attribute(e) for e in splits["train"]}
+        for held_out in SPLITS[1:]:
+            assert not train & {attribute(e) for e in splits[held_out]}
+
+
+def test_held_out_combinations_are_of_known_roles_and_tones(splits):
+    roles = collections.Counter(e.role for e in splits["train"] if e.tone)
+    tones = {e.tone for e in splits["train"]}
+    pairs = {(e.role, e.tone) for e in splits["train"]}
+    for e in splits["heldout_combinations"]:
+        assert e.caption == f"{e.role}: {e.tone}"
+        assert roles[e.role] >= 3, e.caption
+        assert e.tone in tones
+        assert (e.role, e.tone) not in pairs
+
+
+def test_held_out_concepts_share_no_picture_of_their_concept(splits):
+    train_heads = {e.caption.split(":")[0] for e in splits["train"]}
+    for e in splits["heldout_concepts"]:
+        assert not e.tone
+        assert e.caption not in train_heads
+
+
+def test_pictures_are_pictures(splits):
+    for pool in splits.values():
+        for e in pool:
+            assert e.pixels.shape == (32, 32, 3)
+            assert e.pixels.std() > 5, e.caption
+    assert np.mean([e.pixels.mean() for e in splits["train"]]) == pytest.approx(190, abs=30)
+
+
+def test_files_are_those_of_the_manifest_and_small():
+    manifest = json.loads((FOLDER / "manifest.json").read_text())
+    files = sorted(FOLDER.glob("*.array_record"))
+    assert [f.name for f in files] == sorted(manifest["files"])
+    for file in files:
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest["files"][file.name]["sha256"]
+    assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 12_000_000
+    names = {f.name for f in FOLDER.iterdir()}
+    assert {"CREDITS.md", "LICENSE-fluent-emoji.txt", "LICENSE-emojibase-data.txt"} <= names
+
+
+def test_foreign_records_are_refused():
+    with pytest.raises(UserError, match="x: not an emu_jax record"):
+        unpack_record(b"\x05\x00\x00\x00abcdefg", "x")

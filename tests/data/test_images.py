@@ -1,0 +1,63 @@
+"""Pictures: orientation, transparency, size limits, and errors that name the file."""
+
+import io
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu_jax.data.images import decode_image, load_image, resize
+from emu_jax.errors import UserError
+
+
+def png(picture: Image.Image, **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+def test_transparency_becomes_white():
+    pixels = decode_image(png(Image.new("RGBA", (2, 1), (255, 0, 0, 0))), "x")
+    np.testing.assert_array_equal(pixels, np.full((1, 2, 3), 255))
+
+
+def test_exif_orientation_is_applied():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees
+    assert decode_image(png(Image.new("RGB", (4, 2)), exif=exif), "x").shape == (4, 2, 3)
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "1"])
+def test_every_mode_becomes_rgb(mode):
+    assert load_image(Image.new(mode, (5, 7))).shape == (7, 5, 3)
+
+
+def test_resize_goes_straight_to_the_square():
+    assert resize(np.zeros((10, 30, 3), np.uint8), 8).shape == (8, 8, 3)
+
+
+def test_cut_and_foreign_files_are_refused_by_name(tmp_path):
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    for name, data in {"cut.png": png(noise)[:2000], "text.png": b"hello"}.items():
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}: not a readable picture"):
+            load_image(tmp_path / name)
+    with pytest.raises(UserError, match=r"gone\.png: no such picture file"):
+        load_image(tmp_path / "gone.png")
+
+
+@pytest.mark.parametrize("side", [8_000, 13_000, 30_000])
+def test_large_pictures_are_refused_by_their_header(side):
+    """A one-colour PNG of 900 megapixels is small on disk; it must not be decoded."""
+    header = png(Image.new("1", (8, 8)))
+    # Width and height stand at bytes 16 to 24 of a PNG, followed by a checksum over the header.
+    body = header[12:16] + side.to_bytes(4, "big") * 2 + header[24:29]
+    data = header[:12] + body + zlib.crc32(body).to_bytes(4, "big") + header[33:]
+    with pytest.raises(UserError, match=r"^big\.png: .*pixels.*; expected at most 50 megapixels, scale it down$"):
+        decode_image(data, "big.png")
+
+
+def test_arrays_are_checked():
+    with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\], got float64 \[2, 2, 3\]"):
+        load_image(np.zeros((2, 2, 3)))

@@ -1,0 +1,184 @@
+"""The pipeline: the same batches for the same seed, exact continuation, and refusal of another stream's state."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from emu_jax.data.packing import batch_metrics
+from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.sources import PairOrder
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+
+SIZE, QUERIES = 16, 4
+DATA = DataConfig(
+    source="fluent_emoji",
+    split="heldout_combinations",
+    seed=0,
+    row_tokens=64,
+    row_images=3,
+    batch_rows=2,
+    packing_window=32,
+    workers=0,
+    pairs=PairOrder("both"),
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return train_tokenizer(DATA, SIZE, vocab_size=400, model_type="word")
+
+
+@pytest.fixture
+def open_pipeline(tokenizer):
+    """Opens pipelines and closes them after the test."""
+    opened = []
+
+    def make(**changes) -> Pipeline:
+        hosts = {name: changes.pop(name) for name in ("process_index", "process_count") if name in changes}
+        data = dataclasses.replace(DATA, **changes)
+        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, **hosts))
+        return opened[-1]
+
+    yield make
+    for pipeline in opened:
+        pipeline.close()
+
+
+def take(pipeline: Pipeline, count: int) -> list[dict[str, np.ndarray]]:
+    return list(itertools.islice(pipeline, count))
+
+
+def assert_same(a: list, b: list):
+    for x, y in zip(a, b, strict=True):
+        for name in x:
+            np.testing.assert_array_equal(x[name], y[name], err_msg=name)
+
+
+def test_batches_have_one_shape_and_type(open_pipeline):
+    shapes = {name: (value.shape, str(value.dtype)) for name, value in next(open_pipeline()).items()}
+    assert shapes == {
+        "images": ((2, 3, 16, 16, 3), "uint8"),
+        "tokens": ((2, 64), "int32"),
+        "segments": ((2, 64), "int32"),
+        "slots": ((2, 64), "int32"),
+        "text_weights": ((2, 64), "float32"),
+        "visual_weights": ((2, 64), "float32"),
+    }
+
+
+def test_a_seed_decides_the_stream(open_pipeline):
+    first = take(open_pipeline(), 30)
+    assert_same(first, take(open_pipeline(), 30))
+    other = next(open_pipeline(seed=1))
+    assert (other["tokens"] != first[0]["tokens"]).any()
+
+
+def test_one_worker_process_gives_the_stream_of_none(open_pipeline):
+    assert_same(take(open_pipeline(), 5), take(open_pipeline(workers=1), 5))
+
+
+@settings(max_examples=6)
+@given(stop=st.integers(0, 60))
+def test_restored_state_continues_exactly(tokenizer, stop):
+    pipeline = Pipeline(DATA, tokenizer, queries=QUERIES, image_size=SIZE)
+    take(pipeline, stop)
+    state = json.loads(json.dumps(pipeline.get_state()))
+    expected = take(pipeline, 5)
+    again = Pipeline(DATA, tokenizer, queries=QUERIES, image_size=SIZE)
+    again.set_state(state)
+    assert_same(take(again, 5), expected)
+    pipeline.close()
+    again.close()
+
+
+@pytest.mark.parametrize("change", [{"seed": 5}, {"packing_window": 16}, {"workers": 1}, {"split": "heldout_concepts"}])
+def test_state_of_another_stream_is_refused(open_pipeline, change):
+    state = open_pipeline().get_state()
+    with pytest.raises(UserError, match="input pipeline: the checkpoint was taken with"):
+        open_pipeline(**change).set_state(state)
+
+
+def test_hosts_read_disjoint_records(open_pipeline):
+    keys = []
+    for index in range(2):
+        tokens = np.concatenate([b["tokens"] for b in take(open_pipeline(process_index=index, process_count=2), 20)])
+        keys.append({tuple(row) for row in tokens})
+    assert not keys[0] & keys[1]
+
+
+def test_every_record_of_an_epoch_comes_once(tokenizer):
+    """Of 140 records at a window of 28, the first five windows hold each picture once."""
+    data = dataclasses.replace(DATA, packing_window=28, batch_rows=1, pairs=PairOrder("image_first"))
+    pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
+    pictures, documents = set(), 0
+    while documents < 140:
+        batch = next(pipeline)
+        documents += int(batch_metrics(batch)["documents"])
+        used = batch["images"][0, : int(batch_metrics(batch)["pictures"])]
+        pictures |= {picture.tobytes() for picture in used}
+    assert (documents, len(pictures)) == (140, 140)
+    pipeline.close()
+
+
+def test_jsonl_of_pairs_and_documents(tmp_path, tokenizer):
+    for name in "ab":
+        Image.new("RGB", (20, 30), (name == "a" and "red") or "blue").save(tmp_path / f"{name}.png")
+    long = " ".join(["light"] * 100)
+    lines = [
+        {"image": "a.png", "text": "medium skin tone"},
+        {"parts": [{"text": "dark"}, {"image": "a.png"}, {"text": long}, {"image": "b.png"}]},
+    ]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
+    pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
+    batches = take(pipeline, 4)
+    assert pipeline.split_documents > 0, "the long document does not fit a row"
+    assert {tuple(p) for b in batches for p in b["images"].reshape(-1, 3)} == {(255, 0, 0), (0, 0, 255), (0, 0, 0)}
+    pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"data.jsonl:1: not JSON"),
+        ('{"picture": 1}', r'data.jsonl:1: expected \{"image": …, "text": …\}'),
+        ('{"parts": [{"video": "x"}]}', r'data.jsonl:1: a part is \{"text": …\} or \{"image": …\}'),
+        ("", r"data.jsonl: the file holds no documents"),
+    ],
+)
+def test_bad_jsonl_names_the_line(tmp_path, tokenizer, line, message):
+    (tmp_path / "data.jsonl").write_text(line)
+    data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
+    with pytest.raises(UserError, match=message):
+        Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
+
+
+def test_a_missing_picture_of_a_jsonl_is_named(tmp_path, tokenizer):
+    (tmp_path / "data.jsonl").write_text('{"image": "gone.png", "text": "dark"}')
+    data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
+    pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
+    with pytest.raises(UserError, match=r"gone\.png: no such picture file"):
+        next(pipeline)
+    pipeline.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"row_tokens": 0}, "config.data.row_tokens=0; expected at least 1"),
+        ({"source": "nowhere"}, "config.data.source='nowhere'; expected fluent_emoji or"),
+        ({"split": "test"}, "split 'test' of fluent_emoji is unknown; choose one of train,"),
+    ],
+)
+def test_bad_settings(tokenizer, change, message):
+    with pytest.raises(UserError, match=message):
+        Pipeline(dataclasses.replace(DATA, **change), tokenizer, queries=QUERIES, image_size=SIZE)
+    with pytest.raises(UserError, match=r"config\.data\.pairs\.order='up'; choose one of"):
+        PairOrder("up")

@@ -1,0 +1,74 @@
+"""Every tensor, loss and gradient of the reference implementation's golden files."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from emu_jax.convert import emu as published
+from emu_jax.models import emu
+
+IDS = emu.SpecialIds(pad=32000, img=32001, img_end=32002, image=32003)
+FILES = {"pretrain": "mini-a/pretrain", "instruct": "mini-a/instruct/Emu-instruct.pt"}
+
+
+@pytest.fixture(scope="module", params=FILES)
+def case(request, golden):
+    """(config, params, batch, reference tensors, file of weights) of one published variant."""
+    path = golden / FILES[request.param]
+    fields, params, _ = published.load(path, vision_head_dim=12)
+    config = emu.EmuConfig.from_dict(fields | {"loss_chunk": 8})
+    reference = load_file(golden / "mini-a" / request.param / "reference.safetensors")
+    sizes = json.loads((golden / "mini-a" / request.param / "reference.json").read_text())["config"]
+    assert config.vision.layers == sizes["vision_cfg"]["layers"]
+    assert config.llama.vocab_size == sizes["llama"]["vocab_size"]
+    pictures = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
+    rows = jnp.stack([pictures[:2], np.stack([pictures[2], np.zeros_like(pictures[2])])])  # row 0 holds two, row 1 one
+    tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
+    batch = emu.Batch.from_tokens(rows, tokens, mask, IDS)
+    return config, jax.tree.map(jnp.asarray, params), batch, reference, published.find_weights(path)
+
+
+def assert_close(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float = 2e-4):
+    error = np.abs(got - expected).max() / np.abs(expected).max()
+    assert error < tolerance, f"{name}: differs by {error:.1e} of the largest magnitude, allowed {tolerance:.0e}"
+
+
+def test_every_tensor_and_both_losses(case):
+    config, params, batch, reference, _ = case
+    statistics = emu.initial_statistics(config)
+    named = jax.jit(emu.intermediates, static_argnames=("config", "ids"))(
+        params, statistics, batch, config=config, ids=IDS
+    )
+    named = jax.tree.map(np.asarray, named)
+    for name in ("vision_features", "ln_visual", "causal_embeds"):
+        assert_close(name, named[name][:3], reference[name])
+    live = reference["attention_mask"].astype(bool)
+    assert_close("hidden_states", named["hidden_states"][live], reference["hidden_states"][live])
+    assert_close("logits", named["logits"][..., ::97][live], reference["logits_sample"][live])
+    np.testing.assert_array_equal(named["text_mask"], (reference["ce_labels"] != -100)[:, 1:])
+    visual = named["visual_mask"]
+    assert visual.sum() == 15, "5 pairs for each of 3 images"
+    assert_close("regress_pred", named["regress_pred"][visual], reference["regress_pred"])
+    assert_close("regress_target", named["regress_target"][visual], reference["regress_target"])
+    assert_close("ce_loss", named["text_loss"], reference["ce_loss"])
+    assert_close("mse_loss", named["regression_loss"], reference["mse_loss"])
+
+
+def test_every_gradient(case):
+    """Gradients of ce_loss + mse_loss; the reference holds a selection of the parameters' (pretrain only)."""
+    config, params, batch, reference, file = case
+    expected = {name.removeprefix("grad/"): value for name, value in reference.items() if name.startswith("grad/")}
+    if not expected:
+        assert "instruct" in str(file), "only the instruct variant comes without gradients"
+        return
+    gradients = jax.jit(jax.grad(emu.loss, has_aux=True), static_argnames=("config", "ids"))
+    grads, _ = gradients(params, emu.initial_statistics(config), batch, config=config, ids=IDS)
+    ours = dict(published.to_published(grads, config))
+    for name, value in expected.items():
+        key, _, rows = name.partition("[[")  # "….weight[[2,1670]]" holds rows 2 and 1670 of a large table
+        gradient = ours[key][[int(row) for row in rows.rstrip("]").split(",")]] if rows else ours[key]
+        assert_close(name, gradient, value, tolerance=1e-3)

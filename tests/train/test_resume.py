@@ -1,0 +1,103 @@
+"""A run that was killed and started again ends where the uninterrupted one does, bit for bit."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from emu_jax.train.checkpoint import load_for_inference, newest_folder
+from emu_jax.train.metrics import read_metrics
+from tests.train.tiny import draw
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"tokens_per_s", "pictures_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
+STEPS = 8  # of tiny.get_config, with a checkpoint every third
+
+
+def run(workdir: Path, documents: Path, *options: str, devices: int = 1) -> subprocess.CompletedProcess:
+    environment = os.environ | {
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "JAX_PLATFORMS": "cpu",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "tests.train.run", str(workdir), f"--config.data.source={documents}", *options]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory) -> Path:
+    return draw(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, documents) -> Path:
+    """The work directory of a run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    done = run(workdir, documents)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def learnt(workdir: Path) -> dict[int, dict]:
+    """Every metric of every step that does not depend on the clock; of a repeated step the later one."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return {row["step"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
+
+
+@pytest.mark.parametrize("died_at", [5, int(np.random.default_rng().integers(1, STEPS))])
+def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, died_at):
+    workdir = tmp_path / "run"
+    killed = run(workdir, documents, "--die-at", str(died_at))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    resumed = run(workdir, documents)
+    assert resumed.returncode == 0, f"killed at step {died_at}: {resumed.stderr}"
+
+    expected, got = learnt(whole), learnt(workdir)
+    assert sorted(expected) == list(range(1, STEPS + 1))
+    assert got == expected, f"killed at step {died_at}"
+    one, other = (json.loads((newest_folder(w) / "meta" / "metadata").read_text()) for w in (whole, workdir))
+    assert one["digests"] == other["digests"], "parameters, optimizer or statistics differ"
+    _, params, _, _ = load_for_inference(whole)
+    _, params_resumed, _, _ = load_for_inference(workdir)
+    for part in params:
+        for leaf, other_leaf in zip(*(_leaves(tree[part]) for tree in (params, params_resumed)), strict=True):
+            np.testing.assert_array_equal(leaf, other_leaf)
+
+
+def _leaves(tree: dict) -> list[np.ndarray]:
+    import jax
+
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
+
+
+def test_a_finished_run_is_left_as_it_is(whole, documents):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    done = run(whole, documents)
+    assert done.returncode == 0, done.stderr
+    after = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_eight_devices_train_as_one_does(documents, tmp_path):
+    """Losses of 20 steps agree to 1e-4; the parameters are split; a checkpoint moves from one mesh to the other."""
+    options = ("--config.train.steps=20", "--config.train.checkpoint_every=20", "--config.model.causal.dropout=0.0")
+    one = run(tmp_path / "one", documents, *options)
+    assert one.returncode == 0, one.stderr
+    mesh = ("--config.train.mesh.fsdp=2", "--config.train.mesh.tensor=2", "--config.train.mesh.data=2")
+    eight = run(tmp_path / "eight", documents, *options, *mesh, "--restore", str(tmp_path / "one"), devices=8)
+    assert eight.returncode == 0, eight.stderr
+
+    for a, b in zip(learnt(tmp_path / "one").values(), learnt(tmp_path / "eight").values(), strict=True):
+        for name in ("loss", "text_loss", "regression_loss"):
+            assert abs(a[name] - b[name]) <= 1e-4 * abs(a[name]), f"step {a['step']}: {name} {a[name]} and {b[name]}"
+    report = json.loads(eight.stdout.splitlines()[-1])
+    for name in ("trained", "restored"):
+        sizes = report[name]
+        assert sizes["devices"] == 8
+        # 4 ways by fsdp x tensor; norms, biases and what does not divide stay whole.
+        assert sizes["bytes_on_first_device"] < 0.4 * sizes["bytes"], sizes

@@ -1,0 +1,46 @@
+"""The debug model on a dozen drawn pictures: an experiment for this folder's tests.
+
+`get_config` takes no data; `draw` writes them, and `--config.data.source=…` names them.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from configs import models, quickstart
+
+COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 70, 210)}
+SHAPES = {"square": np.s_[4:12, 4:12], "bar": np.s_[6:10, :], "frame": np.s_[::15, :], "cross": np.s_[:, 7:9]}
+
+
+def get_config() -> ConfigDict:
+    """Eight steps, with everything on that could make a resumed run differ: dropout, running statistics."""
+    config = quickstart.get_config()
+    config.model = models.debug()
+    config.model.causal.dropout = 0.1
+    config.model.standardise = True
+    config.model.llama.vocab_size = 0
+    config.tokenizer.update({"vocab_size": 300, "model_type": "bpe"})
+    config.data.update({"row_tokens": 64, "row_images": 8, "batch_rows": 8, "packing_window": 8})
+    config.train.update({"steps": 8, "minutes": 0.0, "log_every": 1, "checkpoint_every": 3})
+    return config
+
+
+def draw(folder: Path) -> Path:
+    """Writes pictures and a JSONL of documents with no, one and two of them; returns its path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name, colour in COLOURS.items():
+        for shape, window in SHAPES.items():
+            pixels = np.full((16, 16, 3), 255, np.uint8)
+            pixels[window] = colour
+            Image.fromarray(pixels).save(folder / f"{name}-{shape}.png")
+            lines.append({"image": f"{name}-{shape}.png", "text": f"a {name} {shape}"})
+    lines.append({"parts": [{"text": "only words here"}]})
+    lines.append({"parts": [{"image": "red-bar.png"}, {"text": "then a cross"}, {"image": "blue-cross.png"}]})
+    path = folder / "documents.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
