@@ -3,8 +3,17 @@
 import os
 from pathlib import Path
 
+# Set before jax is imported, and inherited by the processes that tests start: what one of them has compiled, none
+# compiles again.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
 import hypothesis
 import pytest
+
+from emu_jax.config import load_config
+from emu_jax.train.loop import train
+from tests.train import tiny
 
 # A busy machine must not fail a property test, and the same code must always see the same examples.
 hypothesis.settings.register_profile("emu_jax", deadline=None, derandomize=True, database=None, max_examples=60)
@@ -21,3 +30,17 @@ def golden() -> Path:
             pytest.fail(reason)
         pytest.skip(reason)
     return folder
+
+
+@pytest.fixture(scope="session")
+def documents(tmp_path_factory) -> Path:
+    """A JSONL of small documents (`train/tiny.py`)."""
+    return tiny.draw(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, documents) -> Path:
+    """The work directory of two steps of `train/tiny.py`; tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    train(load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"]), workdir)
+    return workdir

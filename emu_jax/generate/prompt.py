@@ -61,7 +61,7 @@ def encode_prompts(
     if not prompts:
         raise UserError("no prompts: expected a list of prompts, each a list of texts and pictures")
     slot = IMG + IMAGE * queries + IMG_END
-    rows, pictures, counts = [], [], []
+    rows, pictures = [], []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str | PILImage | np.ndarray | Path):
             raise UserError(
@@ -70,7 +70,7 @@ def encode_prompts(
             )
         found = [read_picture(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
         text = "".join(part if isinstance(part, str) else slot for part in prompt)
-        if not text:
+        if not text and not suffix:
             raise UserError(f"prompt {number} is empty; give it a text or a picture")
         ids = tokenizer.encode(text + suffix)
         if ids.count(tokenizer.image_id) != len(found) * queries:
@@ -81,7 +81,6 @@ def encode_prompts(
                 f"{context}; shorten the prompt or ask for fewer tokens"
             )
         rows.append(ids)
-        counts.append(len(found))
         pictures += found
     length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)

@@ -137,7 +137,10 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         batch = _put(first, shardings)
         started = time.monotonic()
         step_fn = make_train_step(model, ids, optimizer_config, optimizer, settings.seed)
-        compiled = jax.jit(step_fn, donate_argnums=0).lower(state, batch).compile()
+        # Without `out_shardings` the compiler may lay the new state out otherwise, and the second step would not fit.
+        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+        jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, None))
+        compiled = jitted.lower(state, batch).compile()
         compile_seconds = time.monotonic() - started
         log.info("compiled the step in %.1f s", compile_seconds)
 

@@ -12,7 +12,6 @@ import pytest
 
 from emu_jax.train.checkpoint import load_for_inference, newest_folder
 from emu_jax.train.metrics import read_metrics
-from tests.train.tiny import draw
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "pictures_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
@@ -30,11 +29,6 @@ def run(workdir: Path, documents: Path, *options: str, devices: int = 1) -> subp
 
 
 @pytest.fixture(scope="module")
-def documents(tmp_path_factory) -> Path:
-    return draw(tmp_path_factory.mktemp("documents"))
-
-
-@pytest.fixture(scope="module")
 def whole(tmp_path_factory, documents) -> Path:
     """The work directory of a run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("whole") / "run"
@@ -49,8 +43,9 @@ def learnt(workdir: Path) -> dict[int, dict]:
     return {row["step"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
 
 
-@pytest.mark.parametrize("died_at", [5, int(np.random.default_rng().integers(1, STEPS))])
-def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, died_at):
+@pytest.mark.parametrize("when", ["between two saves", "at random"])
+def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
+    died_at = 5 if when == "between two saves" else int(np.random.default_rng().integers(1, STEPS))
     workdir = tmp_path / "run"
     killed = run(workdir, documents, "--die-at", str(died_at))
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -1,0 +1,142 @@
+"""Commands, and what users get wrong: one line that names the thing and the place, exit code 2, nothing overwritten."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu_jax.cli import main
+from tests.train import tiny
+
+MODELS = str(Path(__file__).parents[1] / "configs" / "models.py")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def refused(capsys, *arguments: str) -> str:
+    """Runs a command that must fail; its one line."""
+    code = main(arguments)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith(f"emu-jax {arguments[0]}: ")
+    return lines[0]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    """A folder with a good, a cut and a foreign picture file."""
+    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "good.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:900])
+    (tmp_path / "words.png").write_text("not a picture")
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", ["train", "generate", "evaluate", "inspect"])
+def test_help_shows_an_example(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"example: emu-jax {command} --" in capsys.readouterr().out
+
+
+def test_inspect_counts_the_published_model(capsys):
+    assert main(["inspect", "--config", f"{MODELS}:14b"]) == 0
+    out = capsys.readouterr().out
+    assert "14.182 B parameters" in out
+    assert "vision/patch_embed/kernel" in out
+
+
+def test_generate_continues_and_embeds(trained, pictures, capsys):
+    assert main(["generate", "--model", str(trained), "--prompt", str(pictures / "good.png"), "a"]) == 0
+    capsys.readouterr()
+    out = pictures / "next.npy"
+    assert main(["generate", "--model", str(trained), "--prompt", "a red bar", "--embeddings", str(out)]) == 0
+    assert np.load(out).shape == (4, 16)  # [Q, D] of the debug model
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("gone.png", "gone.png: no such picture file"),
+        ("cut.png", "cut.png: not a readable picture"),
+        ("words.png", "words.png: not a readable picture"),
+    ],
+)
+def test_pictures_that_cannot_be_read(trained, pictures, capsys, name, expected):
+    assert expected in refused(capsys, "generate", "--model", str(trained), "--prompt", str(pictures / name))
+
+
+def test_prompts_that_cannot_be(trained, capsys):
+    model = ("generate", "--model", str(trained), "--prompt")
+    assert "prompt 0 is empty; give it a text or a picture" in refused(capsys, *model, "")
+    line = refused(capsys, *model, "bar " * 400)
+    assert "exceed the model's context of 128; shorten the prompt or ask for fewer tokens" in line
+    line = refused(capsys, *model, "a", "--num-beams", "4", "--temperature", "0.5")
+    assert "num_beams=4 and temperature=0.5; beams do not sample" in line
+
+
+def test_an_output_that_exists_is_not_overwritten(trained, tmp_path, capsys):
+    out = tmp_path / "taken.npy"
+    out.write_text("mine")
+    line = refused(capsys, "generate", "--model", str(trained), "--prompt", "a", "--embeddings", str(out))
+    assert f"--embeddings {out}: the file exists; name a new one" in line
+    assert out.read_text() == "mine"
+
+
+def test_training_pictures_that_cannot_be_read(pictures, capsys):
+    for name, expected in {"gone": "no such picture file", "cut": "not a readable picture"}.items():
+        source = pictures / f"{name}.jsonl"
+        source.write_text(f'{{"image": "{name}.png", "text": "a bar"}}\n')
+        workdir = pictures / f"run-{name}"
+        line = refused(
+            capsys, "train", "--config", tiny.__file__, "--workdir", str(workdir), f"--config.data.source={source}"
+        )
+        assert f"{name}.png: {expected}" in line
+        assert not workdir.exists()
+
+
+@pytest.mark.parametrize(
+    ("flag", "expected"),
+    [
+        ("--config.train.stepz=5", "--config.train.stepz: config.train has no field 'stepz'; did you mean steps?"),
+        ("--config.train.steps=many", "--config.train.steps=many: expected int like 8, got str"),
+        ("--config.train=5", "--config.train is a group of fields"),
+        ("--config.optimizer.accumulate_steps=3", "config.data.batch_rows=8 does not divide by"),
+        ("--config.model.vision.patch_size=5", "model.vision.image_size=16 is not a multiple of"),
+        ("--config.train.mesh.fsdp=3", "does not multiply to the"),
+        (
+            "--config.data.source=pictures",
+            "config.data.source='pictures'; expected fluent_emoji or the path of a .jsonl",
+        ),
+    ],
+)
+def test_settings_that_cannot_work(documents, tmp_path, capsys, flag, expected):
+    workdir = tmp_path / "run"
+    source = () if "source" in flag else (f"--config.data.source={documents}",)
+    command = ("train", "--config", tiny.__file__, "--workdir", str(workdir), *source, flag)
+    assert expected in refused(capsys, *command)
+    assert not workdir.exists()
+
+
+def test_a_work_directory_of_another_config(trained, documents, capsys):
+    before = files(trained)
+    command = ("train", "--config", tiny.__file__, "--workdir", str(trained), f"--config.data.source={documents}")
+    line = refused(capsys, *command, "--config.model.llama.width=32")
+    assert f"--workdir {trained}: it belongs to another config: model.llama.width is 16 there and 32 here" in line
+    assert files(trained) == before
+
+
+def test_names_that_lead_nowhere(tmp_path, capsys):
+    assert "no such file; expected a config" in refused(capsys, "inspect", "--config", str(tmp_path / "x.py"))
+    line = refused(capsys, "inspect", "--config", f"{MODELS}:70b")
+    assert "models.py:70b: no such variant; choose one of debug, mini, 7b, 14b" in line
+    gone = str(tmp_path / "gone")
+    assert f"{gone}: no such file or folder" in refused(capsys, "evaluate", "--model", gone)
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config", MODELS, "--workdir", gone, "--steps=3"])
+    assert stop.value.code == 2

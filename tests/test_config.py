@@ -1,0 +1,66 @@
+"""Config files, variants and overrides."""
+
+import pytest
+
+from emu_jax.config import from_json, load_config, to_json
+from emu_jax.errors import UserError
+
+SOURCE = """
+from ml_collections import ConfigDict
+
+def get_config(variant: str = "plain"):
+    return ConfigDict({"variant": variant, "a": {"rate": 1.0, "steps": 3, "on": True, "sizes": (1, 2)}, "name": "x"})
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "configs" / "mine.py"
+    path.parent.mkdir()
+    path.write_text(SOURCE)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("override", "read", "value"),
+    [
+        ("--config.a.rate=2", lambda c: c.a.rate, 2.0),
+        ("--config.a.rate=1e-3", lambda c: c.a.rate, 0.001),
+        ("--config.a.steps=-4", lambda c: c.a.steps, -4),
+        ("--config.a.on=false", lambda c: c.a.on, False),
+        ("--config.a.sizes=[3,4]", lambda c: c.a.sizes, (3, 4)),
+        ("--config.name=12", lambda c: c.name, "12"),
+        ("--config.name=a=b", lambda c: c.name, "a=b"),
+    ],
+)
+def test_overrides_keep_the_field_s_type(file, override, read, value):
+    got = read(load_config(file, [override]))
+    assert got == value
+    assert type(got) is type(value)
+
+
+def test_variants(file):
+    assert load_config(file).variant == "plain"
+    assert load_config(f"{file}:other").variant == "other"
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--config.a.rates=2", r"--config\.a\.rates: config\.a has no field 'rates'; did you mean rate\?"),
+        ("--config.b.rate=2", r"config has no field 'b'"),
+        ("--config.a.rate.x=2", r"config\.a\.rate has no field 'x'"),
+        ("--config.a.steps=2.5", r"--config\.a\.steps=2\.5: expected int like 3, got float"),
+        ("--config.a.on=1", r"--config\.a\.on=1: expected bool like True, got int"),
+        ("--config.a=1", r"--config\.a is a group of fields \(.*\); set one of them"),
+        ("--config.a.rate", r"expected --config\.<field>=<value>"),
+    ],
+)
+def test_overrides_that_cannot_be(file, override, message):
+    with pytest.raises(UserError, match=message):
+        load_config(file, [override])
+
+
+def test_json_round_trip(file):
+    config = load_config(file)
+    assert to_json(from_json(to_json(config))) == to_json(config)
