@@ -4,4 +4,4 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
 install_emu_jax '.[test,convert]'
-python -m pytest "$@"
+python -m pytest -n auto --maxprocesses=4 "$@"

@@ -41,11 +41,13 @@ class Decoding:
     top_p: float | Array = 1.0
 
 
-def _prefill(llama: Llama, inputs: Array, valid: Array, new_slots: int, dtype: str) -> tuple[Array, KVCache, Array]:
+def _prefill(
+    llama: Llama, inputs: Array, valid: Array, new_slots: int, config: emu.EmuConfig
+) -> tuple[Array, KVCache, Array]:
     """Reads the prompts: last hidden state [B, D], cache with `new_slots` free, next RoPE position [B]."""
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-    cache = llama.init_cache(inputs.shape[0], inputs.shape[1] + new_slots, dtype)
-    hidden, cache = llama.decode(inputs.astype(dtype), positions, cache, valid)
+    cache = llama.init_cache(inputs.shape[0], inputs.shape[1] + new_slots, config.dtype)
+    hidden, cache = llama.decode(inputs.astype(config.dtype), positions, cache, valid)
     return hidden[:, -1], cache, positions[:, -1] + 1
 
 
@@ -87,7 +89,7 @@ def generate(
     inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B].
     """
     llama = emu.bind(config, params).llama
-    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config.dtype)
+    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config)
     rows = inputs.shape[0]
 
     def unfinished(carry: tuple) -> Array:
@@ -97,8 +99,11 @@ def generate(
     def step(carry: tuple) -> tuple:
         count, hidden, cache, tokens, total, length, done = carry
         scores = _log_probabilities(llama, hidden, count + 1, decoding, eos)  # [B, V]
-        sampled = jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding))
-        token = jnp.where(decoding.temperature > 0, sampled, scores.argmax(-1))
+        token = jax.lax.cond(
+            decoding.temperature > 0,
+            lambda: jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding)),
+            lambda: scores.argmax(-1),
+        ).astype(jnp.int32)
         token = jnp.where(done, eos, token)
         total += jnp.where(done, 0.0, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0])
         done |= token == eos
@@ -161,7 +166,7 @@ def beam_search(
     """
     llama = emu.bind(config, params).llama
     rows, prompt, _ = inputs.shape
-    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens * beams, config.dtype)
+    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens * beams, config)
     padded = jnp.pad(valid, ((0, 0), (0, max_new_tokens * beams)))  # [B, C]
     slot_step = (jnp.arange(padded.shape[1]) - prompt) // beams  # of every slot, negative in the prompt
     slot_beam = (jnp.arange(padded.shape[1]) - prompt) % beams
@@ -173,7 +178,8 @@ def beam_search(
         length = s.count + 1  # with the placeholder <s>
         step_scores = _log_probabilities(llama, s.hidden, length, decoding, eos) + s.scores[..., None]  # [B, K, V]
         vocabulary = step_scores.shape[-1]
-        best, flat = jax.lax.top_k(step_scores.reshape(rows, -1), 2 * beams)  # [B, 2K]
+        # The barrier keeps XLA from pulling later slices into top_k, which would make it a full sort on CPUs.
+        best, flat = jax.lax.optimization_barrier(jax.lax.top_k(step_scores.reshape(rows, -1), 2 * beams))  # [B, 2K]
         parent, token = flat // vocabulary, flat % vocabulary
         ends = token == eos
         histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, 2K, N]
@@ -236,7 +242,7 @@ def score_candidates(
     """
     llama = emu.bind(config, params).llama
     count, length = candidates.shape
-    hidden, cache, position = _prefill(llama, inputs, valid, count * length, config.dtype)
+    hidden, cache, position = _prefill(llama, inputs, valid, count * length, config)
     prompt = inputs.shape[1]
     tokens = jnp.maximum(candidates, 0).reshape(1, -1)  # [1, M*N]
     number = jnp.repeat(jnp.arange(count), length)  # [M*N]

@@ -334,31 +334,66 @@ def interleave(model: EmuModel, embeddings: Array, batch: Batch, ids: SpecialIds
     return inputs, index - _latest(index, starts)
 
 
-def text_loss(model: EmuModel, hidden: Array, labels: Array, weights: Array, chunk: int) -> Array:
-    """Weighted sum of next-token negative log-likelihoods.
+def _next(x: Array) -> Array:
+    """[B, S, …] -> what stands one position later, zeros behind the end. Whole rows keep the products' shapes even."""
+    return jnp.pad(x[:, 1:], ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
 
-    hidden [B, S, D] at the predicting positions, labels int32 [B, S], weights float32 [B, S] -> [].
-    The sequence is cut into chunks of `chunk` positions whose float32 logits [B, chunk, V] live only while
-    they are used, forwards and backwards.
+
+def _cut(x: Array, chunk: int) -> Array:
+    """[B, S, …] -> [S/chunk, B, chunk, …], padded with zeros."""
+    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk)) + ((0, 0),) * (x.ndim - 2))
+    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
+
+
+def _chunk_loss(hidden: Array, head: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array]:
+    """A chunk's weighted sum [], its logits [B, C, V] in float32 and their log-normalisers [B, C]."""
+    logits = jnp.einsum("bcd,dv->bcv", hidden, head).astype(jnp.float32)
+    normaliser = jax.nn.logsumexp(logits, axis=-1)
+    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
+    return ((normaliser - picked) * weights).sum(), logits, normaliser
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> Array:
+    """Weighted sum of next-token negative log-likelihoods; differentiable in hidden and head.
+
+    hidden [B, S, D] at the predicting positions, head [D, V], labels int32 [B, S], weights float32 [B, S] -> [].
+    The sequence is cut into chunks of `chunk` positions, and float32 logits [B, chunk, V] live for one of them at a
+    time. The gradients are taken on the way, from the same logits: nothing is kept for or recomputed in a backward
+    pass.
     """
-    head = model.llama.lm_head.kernel[...].astype(hidden.dtype)  # [D, V]
+    head = head.astype(hidden.dtype)
+    pieces = jax.tree.map(lambda x: _cut(x, min(chunk, x.shape[1])), (hidden, labels, weights))
+    return jax.lax.map(lambda piece: _chunk_loss(piece[0], head, *piece[1:])[0], pieces).sum()
 
-    def chunk_loss(total: Array, piece: tuple[Array, Array, Array]) -> tuple[Array, None]:
+
+def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
+    kernel = head.astype(hidden.dtype)
+    rows, length, width = hidden.shape
+    pieces = jax.tree.map(lambda x: _cut(x, min(chunk, length)), (hidden, labels, weights))
+
+    def step(head_gradient: Array, piece: tuple) -> tuple[Array, tuple[Array, Array]]:
         hidden, labels, weights = piece
-        logits = jnp.einsum("bsd,dv->bsv", hidden, head).astype(jnp.float32)  # [B, chunk, V]
-        picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-        return total + ((jax.nn.logsumexp(logits, axis=-1) - picked) * weights).sum(), None
+        loss, logits, normaliser = _chunk_loss(hidden, kernel, labels, weights)
+        # d loss / d logits = (softmax - one at the label) * weight
+        here = jnp.arange(logits.shape[-1]) == labels[..., None]
+        gradient = (jnp.exp(logits - normaliser[..., None]) - here) * weights[..., None]  # [B, C, V]
+        gradient = gradient.astype(hidden.dtype)
+        hidden_gradient = jnp.einsum("bcv,dv->bcd", gradient, kernel)
+        head_gradient += jnp.einsum("bcd,bcv->dv", hidden, gradient, preferred_element_type=jnp.float32)
+        return head_gradient, (loss, hidden_gradient)
 
-    rows, length = labels.shape
-    chunk = min(chunk, length)
-    padding = -length % chunk
+    head_gradient, (losses, hidden_gradients) = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
+    hidden_gradient = hidden_gradients.swapaxes(0, 1).reshape(rows, -1, width)[:, :length]
+    return losses.sum(), (hidden_gradient, head_gradient.astype(head.dtype))
 
-    def cut(x: Array) -> Array:  # [B, S, …] -> [S/chunk, B, chunk, …]
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return x.reshape(rows, -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
-    pieces = jax.tree.map(cut, (hidden, labels, weights))
-    return jax.lax.scan(jax.checkpoint(chunk_loss, prevent_cse=False), jnp.zeros(()), pieces)[0]
+def _text_loss_backward(chunk: int, gradients: tuple[Array, Array], cotangent: Array) -> tuple:
+    hidden, head = gradients
+    return (hidden * cotangent).astype(hidden.dtype), (head * cotangent).astype(head.dtype), None, None
+
+
+text_loss.defvjp(_text_loss_forward, _text_loss_backward)
 
 
 def regression_loss(predictions: Array, targets: Array, weights: Array) -> Array:
@@ -420,12 +455,13 @@ def loss(
       variance_fraction, effective_rank.
     """
     model, named, metrics, statistics = _forward(params, statistics, batch, config, ids, key, train)
-    hidden = named["hidden_states"][:, :-1]  # [B, S-1, D] predicts what follows
+    hidden = named["hidden_states"]  # [B, S, D] predicts what follows; the last position, nothing
     text_total, visual_total = loss_weights(batch) if normalisers is None else normalisers
-    text = text_loss(model, hidden, batch.tokens[:, 1:], batch.text_weights[:, 1:], config.loss_chunk)
+    head = model.llama.lm_head.kernel[...]
+    text = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
     text = text / jnp.maximum(text_total, 1e-6)
-    predictions = model.llama.regress_head(hidden)  # [B, S-1, D]
-    regression = regression_loss(predictions, named["inputs"][:, 1:], batch.visual_weights[:, 1:])
+    predictions = model.llama.regress_head(hidden)  # [B, S, D]
+    regression = regression_loss(predictions, _next(named["inputs"]), _next(batch.visual_weights))
     regression = regression / jnp.maximum(visual_total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * regression
     metrics = {"loss": total, "text_loss": text, "regression_loss": regression} | metrics

@@ -41,6 +41,21 @@ def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...], dtype:
     return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
 
 
+@jax.custom_vjp
+def project(x: Array, kernel: Array) -> Array:
+    """x [..., D] @ kernel [D, F] -> [..., F]."""
+    return jnp.einsum("...d,df->...f", x, kernel)
+
+
+def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    return jnp.einsum("...f,df->...d", gradient, kernel), jnp.einsum("nd,nf->df", flat_x, flat)
+
+
+project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
@@ -63,7 +78,7 @@ class Linear(nnx.Module):
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
     def __call__(self, x: Array) -> Array:
-        y = jnp.einsum("...d,df->...f", x, self.kernel[...].astype(x.dtype))
+        y = project(x, self.kernel[...].astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 
@@ -123,31 +138,32 @@ def attention(
     """Plain multi-head attention with a float32 softmax.
 
     Args:
-      q: [B, S, N, H]; k, v: [B, T, N, H].
+      q: [B, N, S, H]; k, v: [B, N, T, H].
       scale: what the scores are multiplied by (1 for T5, H**-0.5 elsewhere).
       bias: added to the scores, broadcastable to [B, N, S, T].
       mask: bool, True where attention is allowed, broadcastable to [B, N, S, T]. A query with no
         allowed key gets a finite, meaningless mixture: such rows are padding and are never read.
 
     Returns:
-      [B, S, N, H] in q's dtype.
+      [B, N, S, H] in q's dtype.
     """
-    scores = jnp.einsum("bsnh,btnh->bnst", q * scale, k).astype(jnp.float32)  # [B, N, S, T]
+    scores = jnp.einsum("bnsh,bnth->bnst", q * scale, k).astype(jnp.float32)  # [B, N, S, T]
     if bias is not None:
         scores = scores + bias
     if mask is not None:
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(q.dtype)
-    return jnp.einsum("bnst,btnh->bsnh", weights, v)
+    return jnp.einsum("bnst,bnth->bnsh", weights, v)
 
 
 def split_heads(x: Array, head_dim: int) -> Array:
-    """[B, S, N*H] -> [B, S, N, H]."""
-    return x.reshape(*x.shape[:-1], -1, head_dim)
+    """[B, S, N*H] -> [B, N, S, H]: a head's positions lie together, as matrix products and caches want them."""
+    return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-3, -2)
 
 
 def merge_heads(x: Array) -> Array:
-    """[B, S, N, H] -> [B, S, N*H]."""
+    """[B, N, S, H] -> [B, S, N*H]."""
+    x = x.swapaxes(-3, -2)
     return x.reshape(*x.shape[:-2], -1)
 
 
@@ -159,9 +175,9 @@ def rope_tables(positions: Array, head_dim: int, base: float) -> tuple[Array, Ar
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates pairs (i, i + H/2) of x [B, S, N, H] by the angles [B, S, H/2]; float32 inside."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B, S, N, H/2]
-    cos, sin = cos[:, :, None, :], sin[:, :, None, :]
+    """Rotates pairs (i, i + H/2) of x [B, N, S, H] by the angles [B, S, H/2]; float32 inside."""
+    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B, N, S, H/2]
+    cos, sin = cos[:, None, :, :], sin[:, None, :, :]
     return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
 
 

@@ -59,8 +59,8 @@ class LlamaConfig:
 class KVCache:
     """Keys and values of C slots a row; slots [0, index) are filled, `valid` is False at padding."""
 
-    k: Array  # [L, B, C, N, H]
-    v: Array  # [L, B, C, N, H]
+    k: Array  # [L, B, N, C, H]
+    v: Array  # [L, B, N, C, H]
     valid: Array  # bool [B, C]
     index: Array  # int32 []
 
@@ -92,12 +92,12 @@ class LlamaAttention(nnx.Module):
         self.head_dim = c.head_dim
 
     def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
-        """x [B, S, D] -> rotated q, rotated k, v, each [B, S, N, H]."""
+        """x [B, S, D] -> rotated q, rotated k, v, each [B, N, S, H]."""
         q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
         return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
 
     def mix(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """Attention and output projection: [B, S, N, H] x [B, T, N, H] -> [B, S, D]."""
+        """Attention and output projection: [B, N, S, H] x [B, N, T, H] -> [B, S, D]."""
         return self.o(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)))
 
 
@@ -130,16 +130,16 @@ class LlamaBlock(nnx.Module):
     def decode(
         self, x: Array, k: Array, v: Array, layer: Array, index: Array, mask: Array, cos: Array, sin: Array
     ) -> tuple[Array, Array, Array]:
-        """x [B, T, D] and whole caches k, v [L, B, C, N, H] -> x and caches with slots index..index+T of `layer` set.
+        """x [B, T, D] and whole caches k, v [L, B, N, C, H] -> x and caches with slots index..index+T of `layer` set.
 
         The caches stay whole and are updated in place: slicing a layer out and stacking it back would
         copy all of it for every token.
         """
-        q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, T, N, H]
-        at = (layer, 0, index, 0, 0)
+        q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, N, T, H]
+        at = (layer, 0, 0, index, 0)
         k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
         v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
-        k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, C, N, H]
+        k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, N, C, H]
         x = x + self.attn.mix(q, k_layer, v_layer, mask)
         return x + self.mlp(self.mlp_norm(x)), k, v
 
@@ -183,7 +183,7 @@ class Llama(nnx.Module):
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
         """An empty cache of `capacity` slots for `batch` rows."""
         c = self.config
-        shape = (c.layers, batch, capacity, c.heads, c.head_dim)
+        shape = (c.layers, batch, c.heads, capacity, c.head_dim)
         return KVCache(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),
