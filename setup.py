@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, setup
 
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
@@ -18,9 +18,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["emu_jax", "emu_jax.*"]),
-    include_package_data=True,
-    package_data={"emu_jax": ["data/assets/**/*"]},
+    packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
+    package_data={"emu_jax.data.assets.fluent_emoji": ["*"]},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -1,4 +1,4 @@
-"""The embedded data set: 3388 of Microsoft's Fluent emoji at 128 x 128 with their names, split three ways.
+"""The embedded data set: 3372 of Microsoft's Fluent emoji at 128 x 128 with their names, split three ways.
 
     train                 what the quick start learns
     heldout_combinations  roles ("woman astronaut") and skin tones that are each in train, but not together

@@ -131,13 +131,18 @@ def _caption_figures(
             chance({e.caption for e in known} | {e.caption for e in pool}),
         )
     }
-    toned = [(caption, e) for caption, e in zip(captions, pool, strict=True) if e.tone]
+    toned = [(caption, e) for caption, e in zip(captions, pool, strict=True) if _has_one_tone(e)]
     if split != "heldout_concepts" and toned:
-        roles, tones = {e.role for e in known if e.tone}, {e.tone for e in known if e.tone}
-        parts = [(caption.partition(": "), e) for caption, e in toned]
+        roles, tones = ({getattr(e, name) for e in known if _has_one_tone(e)} for name in ("role", "tone"))
+        parts = [(caption.rpartition(": "), e) for caption, e in toned]
         figures[f"{split}: caption's role right"] = _share([p[0] == e.role for p, e in parts], chance(roles))
         figures[f"{split}: caption's skin tone right"] = _share([p[2] == e.tone for p, e in parts], chance(tones))
     return figures
+
+
+def _has_one_tone(example: Example) -> bool:
+    """Whether the caption reads "role: tone": neither untoned nor of two people, nor with a detail behind the tone."""
+    return "," not in example.tone and example.caption == f"{example.role}: {example.tone}"
 
 
 def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
