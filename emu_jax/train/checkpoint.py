@@ -28,7 +28,6 @@ from emu_jax.models import emu
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
-UNREADABLE = (ValueError, OSError)  # what Orbax raises for damaged and for missing array files
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -126,8 +125,8 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
             restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except UNREADABLE as error:
-            raise _corrupt(folder, _first_line(error)) from error
+        except Exception as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
+            raise _unreadable(folder, error) from error
         _check_digests(folder, meta, {name: restored[name] for name in items})
         optimizer = restored["optimizer"]
         state = TrainState(
@@ -190,8 +189,13 @@ def _corrupt(folder: Path, what: str) -> UserError:
     return UserError(f"{folder}: the checkpoint is corrupt: {what}; delete this folder to use an older checkpoint")
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+def _unreadable(folder: Path, error: BaseException) -> BaseException:
+    """What a failed read means to the user; Orbax wraps the error that says it in descriptions of its own objects."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
+        return error  # a full device: the files may well be whole
+    return _corrupt(folder, (str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
 def newest_folder(path: Path) -> Path:
@@ -218,8 +222,8 @@ def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
         placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), targets)
         try:
             restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
-        except UNREADABLE as error:
-            raise _corrupt(folder, _first_line(error)) from error
+        except Exception as error:
+            raise _unreadable(folder, error) from error
     _check_digests(folder, meta, restored)
     saved = meta["tokenizer"]
     tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(folder))
