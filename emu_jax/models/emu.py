@@ -339,8 +339,15 @@ def _next(x: Array) -> Array:
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
 
 
-def _cut(x: Array, chunk: int) -> Array:
-    """[B, S, …] -> [S/chunk, B, chunk, …], padded with zeros."""
+def _labelled_first(weights: Array) -> tuple[Array, Array]:
+    """[B, S] -> the order that puts every row's positions with a weight first, and its inverse, both [B, S]."""
+    order = jnp.argsort(weights == 0, axis=1, stable=True)
+    return order, jnp.argsort(order, axis=1)
+
+
+def _cut(x: Array, order: Array, chunk: int) -> Array:
+    """[B, S, …] in `order` [B, S] -> [S/chunk, B, chunk, …], padded with zeros."""
+    x = jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
     x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk)) + ((0, 0),) * (x.ndim - 2))
     return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
 
@@ -359,21 +366,32 @@ def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: 
 
     hidden [B, S, D] at the predicting positions, head [D, V], labels int32 [B, S], weights float32 [B, S] -> [].
     The sequence is cut into chunks of `chunk` positions, and float32 logits [B, chunk, V] live for one of them at a
-    time. The gradients are taken on the way, from the same logits: nothing is kept for or recomputed in a backward
-    pass.
+    time. Positions with a label are moved to the front of their row, and chunks without any are skipped: pictures
+    and padding cost no logits. The gradients are taken on the way, from the same logits: nothing is kept for or
+    recomputed in a backward pass.
     """
     head = head.astype(hidden.dtype)
-    pieces = jax.tree.map(lambda x: _cut(x, min(chunk, x.shape[1])), (hidden, labels, weights))
-    return jax.lax.map(lambda piece: _chunk_loss(piece[0], head, *piece[1:])[0], pieces).sum()
+    order, _ = _labelled_first(weights)
+    pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, x.shape[1])), (hidden, labels, weights))
+
+    def piece_loss(piece: tuple) -> Array:
+        return jax.lax.cond(
+            (piece[2] != 0).any(),
+            lambda hidden, labels, weights: _chunk_loss(hidden, head, labels, weights)[0],
+            lambda *_: jnp.zeros((), jnp.float32),
+            *piece,
+        )
+
+    return jax.lax.map(piece_loss, pieces).sum()
 
 
 def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
     kernel = head.astype(hidden.dtype)
     rows, length, width = hidden.shape
-    pieces = jax.tree.map(lambda x: _cut(x, min(chunk, length)), (hidden, labels, weights))
+    order, inverse = _labelled_first(weights)
+    pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, length)), (hidden, labels, weights))
 
-    def step(head_gradient: Array, piece: tuple) -> tuple[Array, tuple[Array, Array]]:
-        hidden, labels, weights = piece
+    def labelled(head_gradient: Array, hidden: Array, labels: Array, weights: Array) -> tuple:
         loss, logits, normaliser = _chunk_loss(hidden, kernel, labels, weights)
         # d loss / d logits = (softmax - one at the label) * weight
         here = jnp.arange(logits.shape[-1]) == labels[..., None]
@@ -383,8 +401,15 @@ def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array
         head_gradient += jnp.einsum("bcd,bcv->dv", hidden, gradient, preferred_element_type=jnp.float32)
         return head_gradient, (loss, hidden_gradient)
 
+    def skipped(head_gradient: Array, hidden: Array, labels: Array, weights: Array) -> tuple:
+        return head_gradient, (jnp.zeros((), jnp.float32), jnp.zeros_like(hidden))
+
+    def step(head_gradient: Array, piece: tuple) -> tuple[Array, tuple[Array, Array]]:
+        return jax.lax.cond((piece[2] != 0).any(), labelled, skipped, head_gradient, *piece)
+
     head_gradient, (losses, hidden_gradients) = jax.lax.scan(step, jnp.zeros(head.shape, jnp.float32), pieces)
-    hidden_gradient = hidden_gradients.swapaxes(0, 1).reshape(rows, -1, width)[:, :length]
+    hidden_gradient = hidden_gradients.swapaxes(0, 1).reshape(rows, -1, width)  # [B, S (padded), D] in `order`
+    hidden_gradient = jnp.take_along_axis(hidden_gradient, inverse[..., None], axis=1)  # [B, S, D]
     return losses.sum(), (hidden_gradient, head_gradient.astype(head.dtype))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 Array = jax.Array
@@ -80,6 +81,11 @@ class Linear(nnx.Module):
     def __call__(self, x: Array) -> Array:
         y = project(x, self.kernel[...].astype(x.dtype))
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU, x Φ(x) by erf as the reference has it; `jax.nn.gelu` computes the costlier erfc."""
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
 
 
 class LayerNorm(nnx.Module):
@@ -167,11 +173,15 @@ def merge_heads(x: Array) -> Array:
     return x.reshape(*x.shape[:-2], -1)
 
 
-def rope_tables(positions: Array, head_dim: int, base: float) -> tuple[Array, Array]:
-    """cos and sin [B, S, H/2] in float32 for integer positions [B, S] (rotate-half convention)."""
-    frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)  # [H/2]
-    angles = positions[..., None].astype(jnp.float32) * frequencies  # [B, S, H/2]
-    return jnp.cos(angles), jnp.sin(angles)
+def rope_tables(positions: Array, length: int, head_dim: int, base: float) -> tuple[Array, Array]:
+    """cos and sin [B, S, H/2] in float32 for positions [B, S] below `length` (rotate-half convention).
+
+    Looked up, not computed: compilers fuse the producer of cos and sin into each rotation of each layer, where a load
+    costs next to nothing and a sine does not.
+    """
+    frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)  # [H/2]
+    angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # [length, H/2]
+    return jnp.asarray(np.cos(angles))[positions], jnp.asarray(np.sin(angles))[positions]
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:

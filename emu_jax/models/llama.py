@@ -175,7 +175,8 @@ class Llama(nnx.Module):
         unroll: bool = False,
     ) -> Array:
         """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D]."""
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
+        c = self.config
+        cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
         mask = segment_mask(segments)
         x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, mask=mask, cos=cos, sin=sin)
         return self.final_norm(x)
@@ -208,6 +209,7 @@ class Llama(nnx.Module):
           mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
             it the T positions need not be one sequence: beam search appends one token of each beam.
         """
+        c = self.config
         batch, length, _ = embeddings.shape
         valid = jnp.ones((batch, length), bool) if valid is None else valid
         valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]
@@ -216,7 +218,7 @@ class Llama(nnx.Module):
             reach = slots[None, :] <= cache.index + jnp.arange(length)[:, None]  # [T, C]
             mask = reach[None] & valid[:, None, :]  # [B, T, C]
         mask = mask[:, None]  # [B, 1, T, C]
-        cos, sin = rope_tables(positions, self.config.head_dim, self.config.rope_base)
+        cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base)
         graph, params = nnx.split(self.blocks)
 
         def block(carry: tuple, layer: tuple) -> tuple[tuple, None]:
@@ -224,6 +226,6 @@ class Llama(nnx.Module):
             module = nnx.merge(graph, params)
             return module.decode(*carry, number, cache.index, mask, cos, sin), None
 
-        layers = jnp.arange(self.config.layers)
+        layers = jnp.arange(c.layers)
         (x, k, v), _ = jax.lax.scan(block, (embeddings, cache.k, cache.v), (params, layers))
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

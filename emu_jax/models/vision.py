@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
@@ -21,6 +20,7 @@ from emu_jax.models.layers import (
     attention,
     constant,
     dropout,
+    gelu,
     merge_heads,
     parameter,
     scan_layers,
@@ -88,7 +88,7 @@ class VisionMLP(nnx.Module):
         self.fc2 = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, bias=True, gain=depth_gain)
 
     def __call__(self, x: Array) -> Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class VisionBlock(nnx.Module):
