@@ -78,10 +78,15 @@ def torch_batch(batch: Batch) -> list[torch.Tensor]:
 
 
 def medians(contestants: dict[str, Callable[[], object]], rounds: int = ROUNDS) -> dict[str, float]:
-    """Median seconds of each, taking turns."""
+    """Median seconds of each, taking turns.
+
+    A turn is a run that is not timed and one that is: PyTorch's threads keep spinning on the cores for a while after
+    their work, and the caches hold the other contestant's weights.
+    """
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(rounds + 2):
         for name, run in contestants.items():
+            run()
             started = time.perf_counter()
             run()
             if number >= 2:
