@@ -32,9 +32,12 @@ from emu_jax.convert.emu_keys import (
     expand,
     unused,
 )
+from emu_jax.convert.matching import Fault, flatten, nest, report
 from emu_jax.convert.torch_files import TensorFile
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+
+LAYOUT = "the published Emu's layout"
 
 # The published model's values of what shapes do not tell.
 VISION_HEAD_DIM = 88
@@ -63,7 +66,7 @@ def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
 def published_shapes(config: emu.EmuConfig | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Published key -> shape, for every used key of a model of these sizes; allocates nothing."""
     config = _as_config(config)
-    targets = _flatten(emu.abstract(config))
+    targets = flatten(emu.abstract(config))
     return {rule.key: _published_shape(rule, targets[rule.path].shape) for rule in table(config)}
 
 
@@ -95,7 +98,7 @@ def infer_config(
     """
     config, faults = _infer(shapes, vision_head_dim, llama_head_dim)
     if faults:
-        raise UserError(_report("shapes", faults))
+        raise UserError(report("shapes", faults, LAYOUT))
     return config
 
 
@@ -186,29 +189,6 @@ def _infer(
 
 
 @dataclasses.dataclass(frozen=True)
-class Fault:
-    """One thing that does not fit: `kind` (missing, unknown, …), the key or path, what is wrong with it."""
-
-    kind: str
-    name: str
-    detail: str = ""
-
-    @property
-    def text(self) -> str:
-        return self.name + (f" ({self.detail})" if self.detail else "")
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.text}"
-
-
-def _report(where: str, faults: list[Fault]) -> str:
-    """A summary, then every fault in a line of its own; a single one follows in the same line."""
-    counts = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in faults).items())
-    summary = f"{where}: does not fit the published Emu's layout, nothing was loaded: {counts}"
-    return f"{summary}: {faults[0].text}" if len(faults) == 1 else "\n  ".join([summary, *map(str, faults)])
-
-
-@dataclasses.dataclass(frozen=True)
 class Match:
     """A checkpoint's keys, told apart. All names in the values are the file's.
 
@@ -261,9 +241,9 @@ def match(
     config, unfit = _infer(plain, vision_head_dim, llama_head_dim)
     found += unfit
     try:
-        targets = {path: leaf.shape for path, leaf in _flatten(emu.abstract(_as_config(config))).items()}
+        targets = {path: leaf.shape for path, leaf in flatten(emu.abstract(_as_config(config))).items()}
     except UserError as error:  # sizes that no model can have
-        raise UserError(_report(where, [*found, Fault("impossible", str(error))])) from error
+        raise UserError(report(where, [*found, Fault("impossible", str(error))], LAYOUT)) from error
     found += _unassigned(rules, targets)
     for rule in rules:
         if rule.key in plain and rule.path in targets:
@@ -274,7 +254,7 @@ def match(
     adapters, unfit = _adapters(halves, shapes, plain, used)
     found += unfit
     if found:
-        raise UserError(_report(where, found))
+        raise UserError(report(where, found, LAYOUT))
     leftover = tuple(name for key, name in names.items() if key in ignored)
     return Match(config, rules, {key: names[key] for key in used}, adapters, leftover)
 
@@ -423,7 +403,7 @@ def load(
         llama_head_dim=llama_head_dim,
         faults=tuple(unfit),
     )
-    targets = _flatten(emu.abstract(emu.EmuConfig.from_dict(matched.config)))
+    targets = flatten(emu.abstract(emu.EmuConfig.from_dict(matched.config)))
     flat = {name: np.empty(leaf.shape, DTYPES[dtype]) for name, leaf in targets.items()}
     for rule in matched.rules:
         value = file[matched.names[rule.key]]
@@ -439,7 +419,7 @@ def load(
         lora_ranks=tuple(sorted({file.shapes[a][0] for a, _ in matched.adapters.values()})),
         lora_alpha=lora_alpha,
     )
-    return matched.config, _nest(flat), source
+    return matched.config, nest(flat), source
 
 
 def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -448,8 +428,8 @@ def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) 
     Raises:
       UserError: the parameters are not those of this config; lists every path. Raised before the first key.
     """
-    targets = {path: leaf.shape for path, leaf in _flatten(emu.abstract(_as_config(config))).items()}
-    flat, rules = _flatten(params), table(config)
+    targets = {path: leaf.shape for path, leaf in flatten(emu.abstract(_as_config(config))).items()}
+    flat, rules = flatten(params), table(config)
     faults = [Fault("missing", path) for path in targets if path not in flat]
     faults += [Fault("unknown", path) for path in flat if path not in targets]
     faults += [
@@ -459,7 +439,7 @@ def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) 
     ]
     faults += _unassigned(rules, targets)
     if faults:
-        raise UserError(_report("parameters", faults))
+        raise UserError(report("parameters", faults, LAYOUT))
 
     def tensors() -> Iterator[tuple[str, np.ndarray]]:
         for rule in rules:
@@ -469,21 +449,3 @@ def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) 
             yield rule.key, np.ascontiguousarray(TRANSFORMS[rule.transform].inverse(value))
 
     return tensors()
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for path, value in flat.items():
-        *folders, name = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[name] = value
-    return tree

@@ -1,0 +1,216 @@
+"""Diffusers folders (U-Net, VAE, scheduler) <-> our configs and parameters.
+
+    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, parameters
+
+Our modules carry the files' names, so one key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`. What
+differs stands in `RENAMED`. Every key is used exactly once, every parameter assigned exactly once, and all that does
+not fit is reported together.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_jax.convert.matching import Fault, flatten, nest, report
+from emu_jax.convert.torch_files import TensorFile
+from emu_jax.errors import UserError
+from emu_jax.models import unet, vae
+from emu_jax.models.diffusion import Schedule
+
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+LAYOUT = "the diffusers layout of Stable Diffusion 1.5"
+
+# (file's module path, ours): regular expressions over dotted paths, applied in order. The first four are the names
+# that VAE attentions had before diffusers 0.15.
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"\.query$", ".to_q"),
+    (r"\.key$", ".to_k"),
+    (r"\.value$", ".to_v"),
+    (r"\.proj_attn$", ".to_out"),
+    (r"\.to_out\.0$", ".to_out"),
+    (r"\.transformer_blocks\.0\.", ".block."),
+    (r"\.ff\.net\.0\.proj$", ".ff.proj"),
+    (r"\.ff\.net\.2$", ".ff.out"),
+)
+
+# What the model computes is fixed but for sizes: config key -> the value it must have, where it is given.
+FIXED_UNET = {
+    "act_fn": ("silu",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None,),
+    "encoder_hid_dim": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "dual_cross_attention": (False,),
+    "only_cross_attention": (False,),
+    "time_embedding_type": ("positional",),
+    "resnet_time_scale_shift": ("default",),
+    "transformer_layers_per_block": (1,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "dropout": (0.0, 0),
+}
+FIXED_VAE = {
+    "act_fn": ("silu",),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "shift_factor": (None,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+}
+FIXED_SCHEDULER = {
+    "beta_schedule": ("scaled_linear",),
+    "prediction_type": ("epsilon",),
+    "set_alpha_to_one": (False,),
+    "skip_prk_steps": (True,),
+    "timestep_spacing": ("leading",),
+    "trained_betas": (None, []),
+    "clip_sample": (False,),
+}
+
+
+def read_config(folder: Path, name: str, fixed: Mapping[str, tuple]) -> dict[str, Any]:
+    """A diffusers folder's JSON, refused where it asks for something that is not Stable Diffusion 1.5's."""
+    file = folder / name
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; expected {LAYOUT}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not a JSON file ({error}); expected {LAYOUT}") from error
+    wrong = [
+        f"{key}={config[key]!r} (expected {values[0]!r})"
+        for key, values in fixed.items()
+        if key in config and config[key] not in values
+    ]
+    if wrong:
+        raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} can be read")
+    return config
+
+
+def unet_config(folder: Path) -> dict[str, Any]:
+    """`config.unet` from a folder's config.json."""
+    config = read_config(folder, "config.json", FIXED_UNET)
+    down, up = config["down_block_types"], config["up_block_types"]
+    transformers = [kind == "CrossAttnDownBlock2D" for kind in down]
+    known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
+    if not {*down, *up} <= known or [kind == "CrossAttnUpBlock2D" for kind in reversed(up)] != transformers:
+        raise UserError(f"{folder / 'config.json'}: blocks {down} and {up}; expected {LAYOUT}")
+    if not isinstance(config["attention_head_dim"], int):
+        raise UserError(
+            f"{folder / 'config.json'}: attention_head_dim={config['attention_head_dim']}; expected a number"
+        )
+    return {
+        "latent_channels": config["in_channels"],
+        "block_channels": list(config["block_out_channels"]),
+        "attention_blocks": transformers,
+        "layers_per_block": config["layers_per_block"],
+        "heads": config["attention_head_dim"],  # the published files' name for the number of heads
+        "condition_dim": config["cross_attention_dim"],
+        "groups": config["norm_num_groups"],
+        "norm_eps": config["norm_eps"],
+    }
+
+
+def vae_config(folder: Path) -> dict[str, Any]:
+    """`config.vae` from a folder's config.json."""
+    config = read_config(folder, "config.json", FIXED_VAE)
+    return {
+        "block_channels": list(config["block_out_channels"]),
+        "latent_channels": config["latent_channels"],
+        "layers_per_block": config["layers_per_block"],
+        "groups": config["norm_num_groups"],
+        "scale": config.get("scaling_factor", 0.18215),  # older files do not say it
+    }
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """The noise schedule of a folder with scheduler_config.json."""
+    config = read_config(folder, "scheduler_config.json", FIXED_SCHEDULER)
+    return Schedule(
+        train_steps=config["num_train_timesteps"],
+        beta_start=config["beta_start"],
+        beta_end=config["beta_end"],
+        offset=config.get("steps_offset", 0),
+    )
+
+
+def load_unet(folder: Path) -> tuple[dict[str, Any], unet.Params]:
+    """`config.unet` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
+    fields = unet_config(folder)
+    return fields, _load(folder, unet.abstract(unet.UNetConfig.from_dict(fields)))
+
+
+def load_vae(folder: Path) -> tuple[dict[str, Any], vae.Params]:
+    """`config.vae` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
+    fields = vae_config(folder)
+    return fields, _load(folder, vae.abstract(vae.VAEConfig.from_dict(fields)))
+
+
+def our_path(key: str) -> str:
+    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks/0/resnets/1/conv1/kernel`, whatever the key."""
+    module, _, leaf = key.rpartition(".")
+    for pattern, replacement in RENAMED:
+        module = re.sub(pattern, replacement, module)
+    last = module.rpartition(".")[2]
+    if leaf == "weight":
+        leaf = "scale" if "norm" in last else "kernel"
+    return f"{module}.{leaf}".replace(".", "/")
+
+
+def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str) -> dict[str, str]:
+    """Our path -> file's key, for every parameter of `target`; from shapes alone.
+
+    Raises:
+      UserError: a key is unknown, repeated or misshapen, or a parameter has none; lists all of them.
+    """
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target).items()}
+    found: dict[str, str] = {}
+    faults = []
+    for key, shape in shapes.items():
+        path = our_path(key)
+        if path not in wanted:
+            faults.append(Fault("unknown", key))
+        elif path in found:
+            faults.append(Fault("repeated", key, f"the same parameter as {found[path]}"))
+        else:
+            found[path] = key
+            if _our_shape(tuple(shape), wanted[path]) != wanted[path]:
+                faults.append(Fault("misshapen", key, f"{tuple(shape)}, expected {wanted[path]} as {path}"))
+    faults += [Fault("missing", path) for path in wanted if path not in found]
+    if faults:
+        raise UserError(report(where, faults, LAYOUT))
+    return found
+
+
+def _our_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    return to_ours(np.broadcast_to(np.float32(0), shape), len(wanted)).shape
+
+
+def to_ours(value: np.ndarray, rank: int) -> np.ndarray:
+    """PyTorch's [O, I] or [O, I, h, w] -> our [I, O] or [h, w, I, O]; a 1x1 convolution may be our matrix."""
+    if value.ndim == 4 and rank == 2 and value.shape[2:] == (1, 1):
+        value = value[..., 0, 0]
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _load(folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
+    if not files:
+        raise UserError(f"{folder}: holds no weights; expected {' or '.join(WEIGHTS)}")
+    file = TensorFile(files[0])
+    keys = match(file.shapes, target, str(file.path))
+    flat = flatten(target)
+    arrays = {path: to_ours(file[keys[path]].astype(np.float32), len(flat[path].shape)) for path in flat}
+    return nest({path: np.ascontiguousarray(value) for path, value in arrays.items()})

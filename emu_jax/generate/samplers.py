@@ -1,0 +1,206 @@
+"""Samplers: from noise to latents by calling the U-Net at falling timesteps; one signature, one compiled loop.
+
+Every sampler here is linear in what it has seen, so each is a table of coefficients with one row a U-Net call:
+
+    eps    = guided(unet(scale * x, timestep))         one call on the conditional and the unconditional half together
+    model  = from_x * x + from_eps * eps               eps itself, or the picture that it implies
+    x      = x_coef * x + sum_k history_coef[k] * model[k calls ago]
+
+`lax.scan` runs down the table. Guidance, seed, and even the sampler are data: only another number of rows compiles.
+
+    pndm   Liu et al. 2022 (arXiv 2202.09778), pseudo linear multistep, no Runge-Kutta steps; steps + 1 calls
+    ddim   Song et al. 2021 (arXiv 2010.02502), eta = 0
+    euler  Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without churn
+    dpmpp  Lu et al. 2022 (arXiv 2211.01095), DPM-Solver++ 2M, midpoint, last step of first order
+
+Timesteps are a whole number apart and shifted by the schedule's offset ("leading"); dpmpp's are spread from the last
+timestep down ("linspace"), as the reference implementations' defaults have them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu_jax.errors import UserError, nearest
+from emu_jax.models import unet
+from emu_jax.models.diffusion import Schedule
+from emu_jax.models.layers import Array
+
+HISTORY = 4  # model outputs a step may look back on, its own included
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A sampler for a number of steps; float32 arrays with one row a U-Net call, and what noise is multiplied by."""
+
+    timestep: Array  # [R]
+    scale: Array  # [R], of the U-Net's input
+    from_x: Array  # [R]
+    from_eps: Array  # [R]
+    x_coef: Array  # [R]
+    history_coef: Array  # [R, HISTORY], newest first
+    remember: Array  # [R], 1 where the model output enters the history
+    initial_scale: Array  # []
+
+
+def _rows(timesteps: np.ndarray) -> dict[str, np.ndarray]:
+    """A table of rows that change nothing."""
+    count = len(timesteps)
+    one, zero = np.ones(count), np.zeros(count)
+    return {
+        "timestep": timesteps.astype(np.float64),
+        "scale": one.copy(),
+        "from_x": zero.copy(),
+        "from_eps": one.copy(),
+        "x_coef": one.copy(),
+        "history_coef": np.zeros((count, HISTORY)),
+        "remember": one.copy(),
+        "initial_scale": np.ones(()),
+    }
+
+
+def _leading(schedule: Schedule, steps: int) -> np.ndarray:
+    """`steps` falling timesteps, `train_steps // steps` apart."""
+    return np.arange(steps)[::-1] * (schedule.train_steps // steps) + schedule.offset
+
+
+def _transfer(schedule: Schedule, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x(end) = a * x(start) + b * eps, for timesteps of which negative ones mean the first: (a, b)."""
+    now, then = (schedule.alphas_bar[np.maximum(t, 0)] for t in (start, end))
+    a = np.sqrt(then / now)
+    return a, np.sqrt(1.0 - then) - a * np.sqrt(1.0 - now)
+
+
+def _ddim(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
+    timesteps = _leading(schedule, steps)
+    rows = _rows(timesteps)
+    rows["x_coef"], rows["history_coef"][:, 0] = _transfer(
+        schedule, timesteps, timesteps - schedule.train_steps // steps
+    )
+    return rows
+
+
+# Adams-Bashforth weights of the newest 1, 2, 3, 4 noise predictions.
+MULTISTEP = ((1.0,), (1.5, -0.5), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+def _pndm(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
+    timesteps, stride = _leading(schedule, steps), schedule.train_steps // steps
+    a, b = _transfer(schedule, timesteps, timesteps - stride)
+    if steps == 1:
+        rows = _rows(timesteps)
+        rows["x_coef"], rows["history_coef"][:, 0] = a, b
+        return rows
+    # The first step is taken twice, the second time with the mean of the predictions at both its ends. The correction
+    # is linear in them: x + b * (mean - first). That second prediction is not remembered.
+    rows = _rows(np.insert(timesteps, 1, timesteps[1]))
+    rows["x_coef"] = np.insert(a, 1, 1.0)
+    rows["history_coef"][0, 0] = b[0]
+    rows["history_coef"][1, :2] = b[0] / 2, -b[0] / 2
+    rows["remember"][1] = 0.0
+    for row, factor in enumerate(b[1:], start=2):
+        weights = MULTISTEP[min(row, HISTORY) - 1]
+        rows["history_coef"][row, : len(weights)] = factor * np.array(weights)
+    return rows
+
+
+def _sigmas(schedule: Schedule, timesteps: np.ndarray) -> np.ndarray:
+    """Noise over signal at the timesteps and, at the end, 0; [R + 1]."""
+    alphas_bar = schedule.alphas_bar[timesteps]
+    return np.append(np.sqrt((1.0 - alphas_bar) / alphas_bar), 0.0)
+
+
+def _euler(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
+    timesteps = _leading(schedule, steps)
+    rows, sigmas = _rows(timesteps), _sigmas(schedule, timesteps)
+    rows["scale"] = 1.0 / np.sqrt(sigmas[:-1] ** 2 + 1.0)
+    rows["history_coef"][:, 0] = np.diff(sigmas)
+    rows["initial_scale"] = np.sqrt(sigmas[0] ** 2 + 1.0)
+    return rows
+
+
+def _dpmpp(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
+    timesteps = np.linspace(schedule.train_steps - 1, 0, steps + 1).round().astype(int)[:-1]
+    ratios = _sigmas(schedule, timesteps)
+    alpha = 1.0 / np.sqrt(ratios**2 + 1.0)  # [R + 1]
+    sigma = ratios * alpha
+    rows = _rows(timesteps)
+    rows["from_x"], rows["from_eps"] = 1.0 / alpha[:-1], -ratios[:-1]  # the picture that eps implies
+    rows["x_coef"] = sigma[1:] / sigma[:-1]
+    with np.errstate(divide="ignore"):
+        log_snr = -np.log(ratios)  # infinite at the end
+    h = np.diff(log_snr)
+    new = -alpha[1:] * np.expm1(-h)
+    rows["history_coef"][:, 0] = new
+    for row in range(1, steps - 1):
+        share = h[row] / (2.0 * h[row - 1])
+        rows["history_coef"][row, :2] = new[row] * (1.0 + share), -new[row] * share
+    return rows
+
+
+SAMPLERS: dict[str, Callable[[Schedule, int], dict[str, np.ndarray]]] = {
+    "pndm": _pndm,
+    "ddim": _ddim,
+    "euler": _euler,
+    "dpmpp": _dpmpp,
+}
+
+
+@functools.lru_cache(maxsize=64)
+def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
+    """The sampler's table.
+
+    Raises:
+      UserError: no such sampler, or more steps than it has timesteps.
+    """
+    if sampler not in SAMPLERS:
+        raise UserError(f"sampler={sampler!r} is unknown; did you mean {nearest(sampler, SAMPLERS)}?")
+    most = schedule.train_steps - schedule.offset
+    if not 1 <= steps <= most:
+        raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
+    return Table(**{name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()})
+
+
+@functools.partial(jax.jit, static_argnames=("config", "trajectory"))
+def sample(
+    params: unet.Params,
+    table: Table,
+    noise: Array,
+    condition: Array,
+    unconditional: Array,
+    guidance: float | Array,
+    *,
+    config: unet.UNetConfig,
+    trajectory: bool = False,
+) -> Array:
+    """noise [N, h, w, C] of variance 1, condition and unconditional [N, Q, D] -> latents [N, h, w, C] in float32.
+
+    guidance: eps = unconditional + guidance * (conditional - unconditional). `trajectory` also keeps what stands after
+    every row: [R, N, h, w, C] instead.
+    """
+    both = jnp.concatenate([unconditional, condition])  # [2N, Q, D]
+
+    def step(carry: tuple[Array, Array], row: Table) -> tuple[tuple[Array, Array], Array | None]:
+        x, history = carry  # [N, h, w, C], [HISTORY - 1, N, h, w, C] with the newest first
+        inputs = row.scale * jnp.concatenate([x, x])
+        eps = unet.apply(params, inputs, jnp.full(len(inputs), row.timestep), both, config=config)
+        without, given = jnp.split(eps, 2)
+        eps = without + guidance * (given - without)
+        model = row.from_x * x + row.from_eps * eps
+        seen = jnp.concatenate([model[None], history])  # [HISTORY, N, h, w, C]
+        x = row.x_coef * x + jnp.einsum("k,knhwc->nhwc", row.history_coef, seen)
+        history = jnp.where(row.remember > 0, seen[:-1], history)
+        return (x, history), (x if trajectory else None)
+
+    x = table.initial_scale * noise.astype(jnp.float32)
+    history = jnp.zeros((HISTORY - 1, *x.shape), jnp.float32)
+    rows = dataclasses.replace(table, initial_scale=jnp.zeros(len(table.timestep)))
+    (x, _), states = jax.lax.scan(step, (x, history), rows)
+    return states if trajectory else x

@@ -1,0 +1,69 @@
+"""The diffusion process that the visual decoder is trained on: noise added by a schedule, predicted by the U-Net.
+
+noisy = sqrt(alpha_bar[t]) * latents + sqrt(1 - alpha_bar[t]) * noise        (Ho et al. 2020, arXiv 2006.11239)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from emu_jax.errors import UserError, check_fields
+from emu_jax.models.layers import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """Stable Diffusion's "scaled linear" schedule: square roots of beta rise linearly over the training steps.
+
+    Attributes:
+      train_steps: T; timesteps are 0 .. T-1.
+      offset: added to every sampling timestep (`steps_offset` of the published files).
+    """
+
+    train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    offset: int = 1
+
+    def __post_init__(self):
+        if self.train_steps < 2 or not 0 < self.beta_start <= self.beta_end < 1 or self.offset < 0:
+            raise UserError(
+                f"schedule: train_steps={self.train_steps}, beta_start={self.beta_start}, beta_end={self.beta_end}, "
+                f"offset={self.offset}; expected at least 2, 0 < beta_start <= beta_end < 1, and 0 or more"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Schedule:
+        """Builds and validates from `config.schedule` (a ConfigDict or a plain dict)."""
+        check_fields(cls, "schedule", fields)
+        return cls(**dict(fields))
+
+    @functools.cached_property
+    def alphas_bar(self) -> np.ndarray:
+        """alpha_bar [T]: the share of the latents' variance that is left at each timestep; float64."""
+        # Rounded to float32 where the published scheduler rounds.
+        roots = np.linspace(self.beta_start**0.5, self.beta_end**0.5, self.train_steps, dtype=np.float32)
+        return np.cumprod(1.0 - np.square(roots), dtype=np.float32).astype(np.float64)
+
+
+def add_noise(schedule: Schedule, latents: Array, noise: Array, timesteps: Array) -> Array:
+    """latents and noise [N, h, w, C], timesteps int32 [N] -> noisy latents [N, h, w, C], float32."""
+    alphas_bar = jnp.asarray(schedule.alphas_bar, jnp.float32)[timesteps][:, None, None, None]
+    return jnp.sqrt(alphas_bar) * latents + jnp.sqrt(1.0 - alphas_bar) * noise
+
+
+def loss_weights(schedule: Schedule, timesteps: Array, min_snr: float) -> Array:
+    """Weight of each example's squared error, [N]: min(snr, gamma) / snr (arXiv 2303.09556), or 1 where gamma is 0.
+
+    snr = alpha_bar / (1 - alpha_bar); easy, nearly noiseless timesteps count less.
+    """
+    if not min_snr:
+        return jnp.ones(timesteps.shape, jnp.float32)
+    snr = jnp.asarray(schedule.alphas_bar / (1.0 - schedule.alphas_bar), jnp.float32)[timesteps]
+    return jnp.minimum(snr, min_snr) / snr
