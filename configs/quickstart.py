@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     model.regression_loss_weight = 4.0
     return ConfigDict(
         {
+            "objective": "pretrain",
             "model": model,
             "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word"},
             "data": {

@@ -12,16 +12,32 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from emu_jax.data.packing import TokenizedDocument, build_row, pack_window, tokenize_document
+from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
+
+
+class Stream(Protocol):
+    """An endless iterator of batches whose position can be taken and given back."""
+
+    def __next__(self) -> dict[str, np.ndarray]: ...
+
+    def describe(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """What is worth logging of a batch: counts of pictures and tokens, shares."""
+        ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +175,10 @@ class Pipeline:
         self.split_documents += int(batch.pop("splits").sum())
         return batch
 
+    def describe(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        """Counts and shares of a batch, and how many documents were cut so far."""
+        return batch_metrics(batch) | {"split_documents": self.split_documents}
+
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
         self._iterator.close()
@@ -173,16 +193,19 @@ class Pipeline:
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly behind the batch after which the state was taken."""
-        # Grain itself accepts a state of another seed or worker count without a word.
-        changed = [name for name, value in self.fingerprint.items() if state["fingerprint"].get(name) != value]
-        if changed:
-            name = changed[0]
-            raise UserError(
-                f"input pipeline: the checkpoint was taken with {name}={state['fingerprint'].get(name)}, this run has "
-                f"{name}={self.fingerprint[name]}; use the same config.data, or a new work directory"
-            )
+        check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
         self.split_documents = state["split_documents"]
+
+
+def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Raises unless a saved state is of the same stream: Grain itself accepts one of another seed without a word."""
+    for name, value in own.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
+                "use the same config.data, or a new work directory"
+            )
 
 
 def _fingerprint(

@@ -23,7 +23,7 @@ from flax import nnx
 
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models.causal import CausalConfig, CausalTransformer
-from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, split_key
+from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
 from emu_jax.models.vision import VisionConfig, VisionEncoder
 from emu_jax.train.mesh import constrain
@@ -193,18 +193,7 @@ def abstract(config: EmuConfig) -> Params:
 
 def logical_axes(config: EmuConfig) -> dict[str, Any]:
     """The parameter tree with a tuple of logical axis names at every leaf."""
-    state = nnx.to_flat_state(_template(config)[1])
-    axes = {
-        path: ("layers",) * (len(variable.shape) - len(variable.axes)) + tuple(variable.axes)
-        for path, variable in state
-    }
-    tree: dict[str, Any] = {}
-    for path, names in axes.items():
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        node[path[-1]] = names
-    return tree
+    return named_axes(_template(config)[1])
 
 
 def bind(config: EmuConfig, params: Params) -> EmuModel:

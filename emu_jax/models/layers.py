@@ -217,3 +217,15 @@ def scan_layers(
     if REMAT_POLICIES[remat] is not None:
         block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
     return jax.lax.scan(block, x, (params, keys), unroll=layers if unroll else 1)[0]
+
+
+def named_axes(state: nnx.State) -> dict[str, Any]:
+    """A module's parameter tree with a tuple of logical axis names at every leaf; stacked layers add "layers"."""
+    tree: dict[str, Any] = {}
+    for path, variable in nnx.to_flat_state(state):
+        node = tree
+        for part in path[:-1]:
+            node = node.setdefault(part, {})
+        stacked = len(variable.shape) - len(variable.axes)
+        node[path[-1]] = ("layers",) * stacked + tuple(variable.axes)
+    return tree

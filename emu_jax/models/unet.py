@@ -29,6 +29,7 @@ from emu_jax.models.layers import (
     attention,
     gelu,
     merge_heads,
+    named_axes,
     split_heads,
 )
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
@@ -301,6 +302,11 @@ def _template(config: UNetConfig) -> tuple[nnx.GraphDef, nnx.State]:
 def init(config: UNetConfig, key: Array) -> Params:
     """Fresh parameters, drawn from `key`."""
     return nnx.to_pure_dict(nnx.state(UNet(nnx.Rngs(params=key), config)))
+
+
+def logical_axes(config: UNetConfig) -> dict[str, Any]:
+    """The parameter tree with a tuple of logical axis names at every leaf."""
+    return named_axes(_template(config)[1])
 
 
 def abstract(config: UNetConfig) -> Params:

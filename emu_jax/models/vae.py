@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.layers import Array, Linear, attention
+from emu_jax.models.layers import Array, Linear, attention, named_axes
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
 from emu_jax.models.unet import LONG_ATTENTION, fused_attention
 
@@ -184,9 +184,19 @@ def init(config: VAEConfig, key: Array) -> Params:
     return nnx.to_pure_dict(nnx.state(VAE(nnx.Rngs(params=key), config)))
 
 
+def logical_axes(config: VAEConfig) -> dict[str, Any]:
+    """The parameter tree with a tuple of logical axis names at every leaf."""
+    return named_axes(_template(config)[1])
+
+
 def abstract(config: VAEConfig) -> Params:
     """The parameter tree as `ShapeDtypeStruct`s; allocates nothing."""
     return nnx.to_pure_dict(_template(config)[1])
+
+
+def normalise(pixels: Array) -> Array:
+    """uint8 [N, H, W, 3] -> float32 in [-1, 1]."""
+    return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
 def encode(params: Params, pictures: Array, *, config: VAEConfig) -> tuple[Array, Array]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.models import emu
+from emu_jax.models import emu, unet, vae
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -32,11 +32,12 @@ FOLDER = "checkpoints"
 
 def _items(state: TrainState) -> dict[str, Any]:
     """The state as the separately stored items of a checkpoint."""
-    return {
+    items = {
         "params": state.params,
         "statistics": state.statistics,
         "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
     }
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax stores nothing empty
 
 
 def _named_leaves(items: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,16 +90,14 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
 
-    def save(self, state: TrainState, config_json: str, tokenizer: Tokenizer, iterator: Mapping[str, Any]) -> None:
+    def save(
+        self, state: TrainState, config_json: str, tokenizer: Tokenizer | None, iterator: Mapping[str, Any]
+    ) -> None:
         """Starts an asynchronous save, after an earlier one has ended; the state may be donated to the next step."""
         items = _items(state)
         meta = {
             "config": json.loads(config_json),
-            "tokenizer": {
-                "proto": base64.b64encode(tokenizer.proto).decode(),
-                "instruct": tokenizer.instruct,
-                "fingerprint": tokenizer.fingerprint,
-            },
+            "tokenizer": _pack_tokenizer(tokenizer),
             "iterators": _all_hosts(iterator),
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()},
             "digests": digests(items),
@@ -110,17 +109,18 @@ class Checkpoints:
         """Returns once the last save is on disk, and raises what went wrong with it."""
         self._manager.wait_until_finished()
 
-    def restore(self, target: TrainState, tokenizer_fingerprint: str) -> tuple[TrainState, dict[str, Any]]:
+    def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> tuple[TrainState, dict[str, Any]]:
         """The newest checkpoint in the shapes and shardings of `target`, and this host's iterator state."""
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         meta = _read_meta(folder)
         items = _items(target)
         _check_leaves(folder, meta, items)
-        if meta["tokenizer"]["fingerprint"] != tokenizer_fingerprint:
+        saved, own = (packed["fingerprint"] for packed in (meta["tokenizer"], _pack_tokenizer(tokenizer)))
+        if saved != own:
             raise UserError(
-                f"{folder}: the checkpoint's tokenizer has fingerprint {meta['tokenizer']['fingerprint'][:12]}, this "
-                f"run's has {tokenizer_fingerprint[:12]}; use the same config.tokenizer, or a new work directory"
+                f"{folder}: the checkpoint's tokenizer has fingerprint {saved[:12]}, this "
+                f"run's has {own[:12]}; use the same config.tokenizer, or a new work directory"
             )
         arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
         try:
@@ -134,7 +134,7 @@ class Checkpoints:
             optimizer["total_steps"],
             restored["params"],
             optimizer["opt_state"],
-            restored["statistics"],
+            restored["statistics"] if "statistics" in items else {},
         )
         return state, meta["iterators"][jax.process_index()]
 
@@ -142,6 +142,13 @@ class Checkpoints:
         """Waits for saves under way (a full disk shows only here) and stops."""
         self.wait()
         self._manager.close()
+
+
+def _pack_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    if tokenizer is None:
+        return {"fingerprint": "none"}
+    proto = base64.b64encode(tokenizer.proto).decode()
+    return {"proto": proto, "instruct": tokenizer.instruct, "fingerprint": tokenizer.fingerprint}
 
 
 def _all_hosts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -209,22 +216,61 @@ def newest_folder(path: Path) -> Path:
     return folder / str(steps[-1])
 
 
-def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
-    """Config, parameters, statistics and tokenizer of a work directory or checkpoint, without the optimizer."""
+def load_items(path: Path, targets: Callable[[ConfigDict], dict[str, Any]]) -> tuple[ConfigDict, dict, dict]:
+    """Config, items and metadata of a work directory or checkpoint, on the first device.
+
+    `targets` turns the config into the wanted items as trees of ShapeDtypeStructs.
+    """
     folder = newest_folder(path.resolve())
     meta = _read_meta(folder)
     config = from_json(json.dumps(meta["config"]))
-    model = emu.EmuConfig.from_dict(config.model)
-    targets = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
-    _check_leaves(folder, meta, targets)
+    wanted = targets(config)
+    _check_leaves(folder, meta, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), targets)
+        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
         try:
             restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
         except Exception as error:
             raise _unreadable(folder, error) from error
     _check_digests(folder, meta, restored)
+    return config, restored, meta
+
+
+def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
+    """Config, parameters, statistics and tokenizer of a pretraining run, without the optimizer."""
+
+    def targets(config: ConfigDict) -> dict[str, Any]:
+        _check_objective(path, config, "pretrain")
+        model = emu.EmuConfig.from_dict(config.model)
+        return {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+
+    config, items, meta = load_items(path, targets)
     saved = meta["tokenizer"]
-    tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(folder))
-    return config, restored["params"], restored["statistics"], tokenizer
+    tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
+    return config, items["params"], items["statistics"], tokenizer
+
+
+def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
+    """Config, parameters and statistics of a run of the objective vae or decoder; averaged parameters if kept."""
+
+    def targets(config: ConfigDict) -> dict[str, Any]:
+        _check_objective(path, config, kind)
+        statistics: dict[str, Any] = {}
+        if kind == "vae":
+            params = {"vae": vae.abstract(vae.VAEConfig.from_dict(config.vae))}
+            statistics["latent_square"] = jax.ShapeDtypeStruct((), jnp.float32)
+        else:
+            params = {"unet": unet.abstract(unet.UNetConfig.from_dict(config.unet))}
+        if config.optimizer.get("ema_decay", 0.0):
+            return {"statistics": statistics | {"ema": params}}
+        return {"params": params} | ({"statistics": statistics} if statistics else {})
+
+    config, items, _ = load_items(path, targets)
+    statistics = items.get("statistics", {})
+    return config, statistics.pop("ema", None) or items["params"], statistics
+
+
+def _check_objective(path: Path, config: ConfigDict, expected: str) -> None:
+    if config.objective != expected:
+        raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {expected}")

@@ -20,14 +20,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emu_jax.config import to_json
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
-from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models import emu
 from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.experiment import make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh
 from emu_jax.train.metrics import Interval, MetricsWriter, plot_metrics
-from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu_jax.train.objective import Batch, Objective
+from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import make_train_step
 
@@ -38,7 +37,7 @@ CONFIG_FILE = "config.json"
 OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh")
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
-Step = Callable[[TrainState, emu.Batch], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,54 +88,44 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     began = time.monotonic()
     # ---- settings: everything that can be refused is refused before anything is written ----------------------------
     settings = TrainConfig.from_dict(config.train)
-    data = DataConfig.from_dict(config.data)
-    optimizer_config = OptimizerConfig.from_dict(config.optimizer)
-    optimizer = make_optimizer(optimizer_config)
-    tokenizer = make_tokenizer(config, data)
-    model = make_model_config(config, tokenizer)
+    optimizer = OptimizerConfig.from_dict(config.optimizer)
+    experiment = make_experiment(config)
+    objective, stream, tokenizer = experiment.objective, experiment.stream, experiment.tokenizer
+    optimizer.check_parts(objective.logical_axes)
     mesh = make_mesh(settings.mesh)
-    if data.batch_rows % optimizer_config.accumulate_steps:
+    if experiment.rows % optimizer.accumulate_steps:
         raise UserError(
-            f"config.data.batch_rows={data.batch_rows} does not divide by "
-            f"config.optimizer.accumulate_steps={optimizer_config.accumulate_steps}"
+            f"the batch of {experiment.rows} rows does not divide by "
+            f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
         )
-    pipeline = Pipeline(
-        data,
-        tokenizer,
-        queries=model.causal.queries,
-        image_size=model.vision.image_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     check_workdir(workdir, config)
-    ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
-    position = pipeline.get_state()
-    first = next(pipeline)  # refuses pictures that cannot be read, and says what the step is compiled for
-    pipeline.set_state(position)
+    position = stream.get_state()
+    first = next(stream)  # refuses pictures that cannot be read, and says what the step is compiled for
+    stream.set_state(position)
     shardings = batch_shardings(mesh, first)
 
     # Leaving this block waits for the last save: a full disk shows nowhere else.
     with (
-        contextlib.closing(pipeline),
+        contextlib.closing(stream),
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         jax.set_mesh(mesh),
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = checkpoints.latest_step() is None
         if fresh:
-            state = create_state(model, optimizer, settings.seed, mesh)
+            state = create_state(objective, optimizer, settings.seed, mesh)
         else:
-            target = abstract_state(model, optimizer, mesh)
-            state, position = checkpoints.restore(target, tokenizer.fingerprint)
-            pipeline.set_state(position)
+            target = abstract_state(objective, optimizer, mesh)
+            state, position = checkpoints.restore(target, tokenizer)
+            stream.set_state(position)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
             if state.step >= state.total_steps:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
-        batch = _put(first, shardings)
+        batch = _put(objective, first, shardings)
         started = time.monotonic()
-        step_fn = make_train_step(model, ids, optimizer_config, optimizer, settings.seed)
+        step_fn = make_train_step(objective, optimizer, settings.seed)
         # Without `out_shardings` the compiler may lay the new state out otherwise, and the second step would not fit.
         layout = jax.tree.map(lambda leaf: leaf.sharding, state)
         jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, None))
@@ -149,55 +138,32 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             write_config(workdir, config)
-            checkpoints.save(state, to_json(config), tokenizer, pipeline.get_state())
+            checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
         # ---- train: the device is given a step before the results of the one before it are read --------------------
         writer = MetricsWriter(workdir, start=start, total=total)
-        interval = Interval(model_flops(model, data))
+        interval = Interval(experiment.flops)
         previous = None
         for step in range(start + 1, total + 1):
-            batch = interval.next_batch(pipeline)
-            state, metrics = compiled(state, _put(batch, shardings))
+            batch = interval.next_batch(stream)
+            state, metrics = compiled(state, _put(objective, batch, shardings))
             jax.block_until_ready(previous)  # else batches would pile up on the device
             previous = metrics
             writer.flush()
             writer.advance()
             if step % settings.log_every == 0 or step == total:
-                row = interval.finish() | {"split_documents": pipeline.split_documents}
-                writer.hold(step, metrics, row | {"compile_s": compile_seconds})
+                writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})
             if step % settings.checkpoint_every == 0 or step == total:
                 writer.flush()  # a checkpoint's rows are on disk before it is
-                checkpoints.save(state, to_json(config), tokenizer, pipeline.get_state())
+                checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
 
         writer.close()
 
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
     plot_metrics(workdir)
     return state
-
-
-def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
-    """The .model file that the config names, or one trained from the source's texts."""
-    settings = config.tokenizer
-    if settings.path:
-        return Tokenizer.load(Path(settings.path))
-    size = config.model.vision.image_size
-    return train_tokenizer(data, size, vocab_size=settings.vocab_size, model_type=settings.model_type)
-
-
-def make_model_config(config: ConfigDict, tokenizer: Tokenizer) -> emu.EmuConfig:
-    """`config.model` with its vocabulary size filled in (0 means the tokenizer's) or checked."""
-    if config.model.llama.vocab_size == 0:
-        config.model.llama.vocab_size = tokenizer.vocab_size
-    model = emu.EmuConfig.from_dict(config.model)
-    if model.llama.vocab_size != tokenizer.vocab_size:
-        raise UserError(
-            f"config.model.llama.vocab_size={model.llama.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
-            "tokens; set it to that, or to 0 to take the tokenizer's"
-        )
-    return model
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -236,18 +202,12 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _put(batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> emu.Batch:
+def _put(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
     """This host's rows of a batch -> global arrays on the mesh."""
-    return emu.Batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
+    return objective.batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
 
 
-def model_flops(model: emu.EmuConfig, data: DataConfig) -> float:
-    """Analytic FLOPs of a step: forwards, and twice that backwards."""
-    rows = data.batch_rows
-    return 3.0 * sum(emu.forward_flops(model, rows * data.row_images, rows, data.row_tokens).values())
-
-
-def measure_steps(compiled: Step, state: TrainState, batch: emu.Batch, seconds: float, began: float) -> int:
+def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
     """How many steps fill `seconds` since `began`: times real steps on a copy of the state, which stays untouched."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
     times = []

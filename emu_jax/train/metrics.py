@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
@@ -13,18 +13,20 @@ import numpy as np
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from emu_jax.data.packing import batch_metrics
+from emu_jax.data.pipeline import Stream
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 PLOTS = {
-    "losses": ("text_loss", "regression_loss"),
+    "losses": ("text_loss", "regression_loss", "absolute_error", "squared_error", "kl", "noise_error"),
     "collapse": ("variance_fraction", "effective_rank"),
-    "optimisation": ("grad_norm", "learning_rate_vision", "learning_rate_causal", "learning_rate_llama"),
+    "optimisation": ("grad_norm", *(f"learning_rate_{part}" for part in ("vision", "causal", "llama", "unet", "vae"))),
     "speed": ("step_ms", "input_wait_ms", "pictures_per_s", "tokens_per_s", "model_gflop_per_s"),
     "packing": ("pad_fraction", "slot_occupancy"),
 }
+
+COUNTED = ("tokens", "pictures")  # of a batch: reported by the second
 
 
 class MetricsWriter:
@@ -59,7 +61,7 @@ class MetricsWriter:
         self._file.flush()
         for name, value in row.items():
             self._events.add_scalar(name, value, step)
-        self._bar.set_postfix(text=f"{row['text_loss']:.3f}", visual=f"{row['regression_loss']:.3f}", refresh=False)
+        self._bar.set_postfix({name: f"{row[name]:.3f}" for name in PLOTS["losses"] if name in row}, refresh=False)
 
     def advance(self) -> None:
         self._bar.update()
@@ -85,23 +87,21 @@ class Interval:
     def _restart(self) -> None:
         self._start, self._wait, self._batches = time.monotonic(), 0.0, []
 
-    def next_batch(self, batches: Iterator[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
         """The next batch, timing how long it is waited for."""
         started = time.monotonic()
         batch = next(batches)
         self._wait += time.monotonic() - started
-        self._batches.append(batch_metrics(batch))
+        self._batches.append(batches.describe(batch))
         return batch
 
     def finish(self) -> dict[str, float]:
         """Means over the interval, which then starts anew."""
         seconds, count = time.monotonic() - self._start, len(self._batches)
         mean = {name: float(np.mean([b[name] for b in self._batches])) for name in self._batches[0]}
-        row = {
-            "pad_fraction": mean["pad_fraction"],
-            "slot_occupancy": mean["slot_occupancy"],
-            "tokens_per_s": mean["tokens"] * count / seconds,
-            "pictures_per_s": mean["pictures"] * count / seconds,
+        counted = {name: mean.pop(name) for name in COUNTED if name in mean}
+        row = mean | {
+            **{f"{name}_per_s": value * count / seconds for name, value in counted.items()},
             "step_ms": 1e3 * seconds / count,
             "input_wait_ms": 1e3 * self._wait / count,
             "compute_ms": 1e3 * (seconds - self._wait) / count,
@@ -128,7 +128,10 @@ def plot_metrics(workdir: Path) -> list[Path]:
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     paths = []
-    for group, names in PLOTS.items():
+    for group, wanted in PLOTS.items():
+        names = [name for name in wanted if any(name in row for row in rows)]
+        if not names:
+            continue
         figure, axes = plt.subplots(
             1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False
         )

@@ -16,7 +16,15 @@ import optax
 
 from emu_jax.errors import UserError, check_fields
 
-PARTS = {"vision": "vision", "ln_visual": "vision", "causal": "causal", "llama": "llama"}
+# Top level of the parameters -> the part whose learning rate it takes.
+PARTS = {
+    "vision": "vision",
+    "ln_visual": "vision",
+    "causal": "causal",
+    "llama": "llama",
+    "unet": "unet",
+    "vae": "vae",
+}
 
 # Norm scales, biases and tables that are looked up (positions, tokens, queries, relative bias) do not decay.
 UNDECAYED = frozenset(
@@ -29,10 +37,13 @@ class OptimizerConfig:
     """`config.optimizer`.
 
     Attributes:
-      learning_rate: peak for each of vision (with ln_visual), causal, llama; 0 freezes a part.
+      learning_rate: peak for each part the objective trains: vision (with ln_visual), causal and llama; unet; or vae.
+        0 freezes a part.
       warmup_fraction: of all steps, linear from 0. final_fraction: of the peak, where the cosine ends.
       clip_norm: of the global gradient norm; 0 turns clipping off.
       accumulate_steps: micro-batches a step, along the rows.
+      drops: pairs (fraction of all steps, factor of the peak): a staircase instead of the cosine.
+      ema_decay: of a running average of the parameters, which is what gets used; 0 keeps none.
     """
 
     learning_rate: tuple[tuple[str, float], ...]
@@ -44,11 +55,17 @@ class OptimizerConfig:
     warmup_fraction: float
     final_fraction: float
     accumulate_steps: int
+    drops: tuple[tuple[float, float], ...] = ()
+    ema_decay: float = 0.0
 
     def __post_init__(self):
         rates = dict(self.learning_rate)
-        if set(rates) != set(PARTS.values()):
-            raise UserError(f"config.optimizer.learning_rate has {sorted(rates)}; expected causal, llama and vision")
+        unknown = set(rates) - set(PARTS.values())
+        if unknown or not rates:
+            raise UserError(
+                f"config.optimizer.learning_rate has {sorted(unknown or rates)}; expected some of "
+                f"{', '.join(sorted(set(PARTS.values())))}"
+            )
         ranges = {
             **{f"learning_rate.{part}": (rate, rate >= 0.0, "0 or more") for part, rate in rates.items()},
             "b1": (self.b1, 0.0 <= self.b1 < 1.0, "0 to below 1"),
@@ -58,6 +75,13 @@ class OptimizerConfig:
             "clip_norm": (self.clip_norm, self.clip_norm >= 0.0, "0 (no clipping) or more"),
             "warmup_fraction": (self.warmup_fraction, 0.0 <= self.warmup_fraction < 1.0, "0 to below 1"),
             "final_fraction": (self.final_fraction, 0.0 <= self.final_fraction <= 1.0, "0 to 1"),
+            "drops": (
+                self.drops,
+                all(0.0 < at < 1.0 and factor >= 0.0 for at, factor in self.drops)
+                and sorted(self.drops) == [*self.drops],
+                "rising fractions between 0 and 1, each with a factor of 0 or more",
+            ),
+            "ema_decay": (self.ema_decay, 0.0 <= self.ema_decay < 1.0, "0 to below 1"),
             "accumulate_steps": (self.accumulate_steps, self.accumulate_steps >= 1, "1 or more"),
         }
         for name, (value, valid, expected) in ranges.items():
@@ -68,7 +92,17 @@ class OptimizerConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> OptimizerConfig:
         check_fields(cls, "config.optimizer", fields)
         rates = tuple(sorted(dict(fields["learning_rate"]).items()))
-        return cls(**(dict(fields) | {"learning_rate": rates}))
+        drops = tuple((float(at), float(factor)) for at, factor in fields.get("drops", ()))
+        return cls(**(dict(fields) | {"learning_rate": rates, "drops": drops}))
+
+    def check_parts(self, params: Mapping[str, Any]) -> None:
+        """Raises unless there is a learning rate for exactly the parts of these parameters."""
+        expected = {PARTS[name] for name in params}
+        if {name for name, _ in self.learning_rate} != expected:
+            raise UserError(
+                f"config.optimizer.learning_rate has {[name for name, _ in self.learning_rate]}; this objective trains "
+                f"{', '.join(sorted(expected))}"
+            )
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -86,16 +120,20 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> jax.Array:
-    """Factor of the peak at `step` of `total_steps`: linear warm-up, then cosine to final_fraction; float32 []."""
+    """Factor of the peak at `step` of `total_steps`, float32 []: linear warm-up, then cosine or drops."""
     progress = (step.astype(jnp.float32) + 1.0) / total_steps.astype(jnp.float32)
     warm = jnp.maximum(config.warmup_fraction, 1e-9)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip((progress - warm) / (1.0 - warm), 0.0, 1.0)))
     decay = config.final_fraction + (1.0 - config.final_fraction) * cosine
+    if config.drops:
+        decay = jnp.ones(())
+        for at, factor in config.drops:
+            decay = jnp.where(progress >= at, factor, decay)
     return jnp.where(progress < warm, progress / warm, decay)
 
 
 def learning_rates(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> dict[str, jax.Array]:
-    """The learning rates of vision, causal and llama at `step`; float32 []."""
+    """The learning rate of every part at `step`; float32 []."""
     factor = schedule(config, step, total_steps)
     return {name: peak * factor for name, peak in config.learning_rate}
 

@@ -1,4 +1,4 @@
-"""What a training step changes: step number, parameters, optimizer state and embedding statistics."""
+"""What a training step changes: step number, parameters, optimizer state and statistics."""
 
 from __future__ import annotations
 
@@ -10,54 +10,61 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from emu_jax.models import emu
 from emu_jax.train.mesh import replicated, tree_shardings
+from emu_jax.train.objective import Objective
+from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """A pytree; `total_steps` is data so that the schedule's length needs no recompilation."""
+    """A pytree; `total_steps` is data so that the schedule's length needs no recompilation.
+
+    `statistics` are the objective's, and the parameters' running average `ema` where the optimizer keeps one.
+    """
 
     step: jax.Array  # int32 []
     total_steps: jax.Array  # int32 []
     params: dict[str, Any]
     opt_state: Any
-    statistics: dict[str, jax.Array]
+    statistics: dict[str, Any]
 
 
-def _fresh(config: emu.EmuConfig, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    params = emu.init(config, jax.random.key(seed))
+def _fresh(objective: Objective, config: OptimizerConfig, seed: int) -> TrainState:
+    params, statistics = objective.init(jax.random.key(seed))
+    if config.ema_decay:
+        statistics = statistics | {"ema": jax.tree.map(jnp.copy, params)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         total_steps=jnp.ones((), jnp.int32),
         params=params,
-        opt_state=optimizer.init(params),
-        statistics=emu.initial_statistics(config),
+        opt_state=make_optimizer(config).init(params),
+        statistics=statistics,
     )
 
 
-def abstract_state(config: emu.EmuConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-    """ShapeDtypeStructs with shardings: parameters and moments by the table, everything else whole."""
-    shapes = jax.eval_shape(lambda: _fresh(config, optimizer, 0))
-    params = tree_shardings(mesh, emu.logical_axes(config), shapes.params)
+def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """ShapeDtypeStructs with shardings: parameters, moments and averages by the table, everything else whole."""
+    shapes = jax.eval_shape(lambda: _fresh(objective, config, 0))
+    params = tree_shardings(mesh, objective.logical_axes, shapes.params)
+    statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
     shardings = TrainState(
         step=replicated(mesh),
         total_steps=replicated(mesh),
         params=params,
         opt_state=optax.tree.map_params(
-            optimizer,
+            make_optimizer(config),
             lambda _, sharding: sharding,
             shapes.opt_state,
             params,
             transform_non_params=lambda _: replicated(mesh),
         ),
-        statistics=jax.tree.map(lambda _: replicated(mesh), shapes.statistics),
+        statistics=statistics | ({"ema": params} if config.ema_decay else {}),
     )
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
-def create_state(config: emu.EmuConfig, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+def create_state(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainState:
     """Fresh state, created already split over the mesh: it never exists whole on one device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(config, optimizer, mesh))
-    return jax.jit(lambda: _fresh(config, optimizer, seed), out_shardings=shardings)()
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, config, mesh))
+    return jax.jit(lambda: _fresh(objective, config, seed), out_shardings=shardings)()

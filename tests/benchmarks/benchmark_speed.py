@@ -28,8 +28,9 @@ from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.generate import image, text
 from emu_jax.models import emu
 from emu_jax.models.emu import Batch, EmuConfig, SpecialIds
+from emu_jax.train import objective
 from emu_jax.train.mesh import make_mesh
-from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import make_train_step
 from tests.benchmarks.torch_emu import TorchEmu, torch_state
@@ -97,12 +98,12 @@ def medians(contestants: dict[str, Callable[[], object]], rounds: int = ROUNDS) 
 def training_step(config: EmuConfig, data: DataConfig, settings: OptimizerConfig) -> dict[str, float]:
     """Seconds of a step of ours, of eager PyTorch and of torch.compile."""
     batch = synthetic_batch(config, IDS, rows=data.batch_rows, row_tokens=data.row_tokens, row_images=data.row_images)
-    optimizer = make_optimizer(settings)
-    state = create_state(config, optimizer, 0, make_mesh({}))
+    goal = objective.pretrain(config, IDS)
+    state = create_state(goal, settings, 0, make_mesh({}))
     state = dataclasses.replace(state, total_steps=jnp.asarray(1000))
     initial = jax.tree.map(np.asarray, state.params)
     device_batch = jax.tree.map(jnp.asarray, batch)
-    step = jax.jit(make_train_step(config, IDS, settings, optimizer, 0), donate_argnums=0)
+    step = jax.jit(make_train_step(goal, settings, 0), donate_argnums=0)
 
     def ours() -> None:
         nonlocal state

@@ -17,11 +17,11 @@ from pathlib import Path
 import jax
 
 from emu_jax.config import load_config
-from emu_jax.models import emu
 from emu_jax.train import loop
 from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.experiment import make_experiment
 from emu_jax.train.mesh import make_mesh
-from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 
 
@@ -63,12 +63,11 @@ def main() -> None:
     state = loop.train(config, options.workdir)
     result = {"trained": describe(state.params)}
     if options.restore:
-        tokenizer = loop.make_tokenizer(config, loop.DataConfig.from_dict(config.data))
-        optimizer = make_optimizer(OptimizerConfig.from_dict(config.optimizer))
+        experiment = make_experiment(config)
         mesh = make_mesh(config.train.mesh)
-        target = abstract_state(emu.EmuConfig.from_dict(config.model), optimizer, mesh)
+        target = abstract_state(experiment.objective, OptimizerConfig.from_dict(config.optimizer), mesh)
         with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
-            restored, _ = checkpoints.restore(target, tokenizer.fingerprint)
+            restored, _ = checkpoints.restore(target, experiment.tokenizer)
         result["restored"] = describe(restored.params)
     print(json.dumps(result))
 

@@ -60,7 +60,9 @@ def test_each_part_has_its_own_rate():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": {"vision": 1.0}}, r"config\.optimizer\.learning_rate has \['vision'\]; expected causal"),
+        ({"learning_rate": {"head": 1.0}}, r"config\.optimizer\.learning_rate has \['head'\]; expected some of causal"),
+        ({"drops": ((0.5, 0.1), (0.2, 0.5))}, r"config\.optimizer\.drops=.*; expected rising fractions"),
+        ({"ema_decay": 1.0}, r"config\.optimizer\.ema_decay=1\.0; expected 0 to below 1"),
         ({"warmup_fraction": 1.0}, r"config\.optimizer\.warmup_fraction=1\.0; expected 0 to below 1"),
         ({"accumulate_steps": 0}, r"config\.optimizer\.accumulate_steps=0; expected 1 or more"),
         ({"b2": 1.0}, r"config\.optimizer\.b2=1\.0; expected 0 to below 1"),

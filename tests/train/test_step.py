@@ -12,8 +12,9 @@ from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.packing import build_row, tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
+from emu_jax.train import objective
 from emu_jax.train.mesh import make_mesh
-from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
 from emu_jax.train.step import make_train_step
 from tests.train import tiny
@@ -33,9 +34,9 @@ def make_step(accumulate_steps: int = 1) -> tuple:
     fields = tiny.get_config().optimizer
     fields.accumulate_steps = accumulate_steps
     config = OptimizerConfig.from_dict(fields)
-    optimizer = make_optimizer(config)
-    step = make_train_step(model(), IDS, config, optimizer, 0)
-    return jax.jit(step), create_state(model(), optimizer, 0, make_mesh({}, jax.devices()[:1]))
+    goal = objective.pretrain(model(), IDS)
+    step = make_train_step(goal, config, 0)
+    return jax.jit(step), create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
 
 
 def picture(number: int) -> Image:
@@ -90,10 +91,10 @@ def test_a_frozen_part_does_not_move():
     fields = tiny.get_config().optimizer
     fields.learning_rate.vision = 0.0
     config = OptimizerConfig.from_dict(fields)
-    optimizer = make_optimizer(config)
-    state = create_state(model(), optimizer, 0, make_mesh({}, jax.devices()[:1]))
+    goal = objective.pretrain(model(), IDS)
+    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
     state = dataclasses.replace(state, total_steps=jnp.asarray(10))
-    step = jax.jit(make_train_step(model(), IDS, config, optimizer, 0))
+    step = jax.jit(make_train_step(goal, config, 0))
     new: TrainState = step(state, batch_of(DOCUMENTS["image first"]))[0]
     moved = {
         part: any(bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))

@@ -1,0 +1,119 @@
+"""A Grain pipeline of examples that all have one shape: shuffled, batched, with exact resume.
+
+In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of those arrays stacked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import grain
+import numpy as np
+
+from emu_jax.data.document import Image
+from emu_jax.data.pipeline import check_fingerprint
+from emu_jax.data.sources import PairOrder, open_source
+from emu_jax.errors import UserError, check_fields
+
+
+@dataclasses.dataclass(frozen=True)
+class ExamplesConfig:
+    """`config.data` of the objectives vae and decoder.
+
+    Attributes:
+      source: vae: `fluent_emoji` or a .jsonl file, as in pretraining; decoder: a folder of `emu-jax precompute`.
+      split: of `fluent_emoji`.
+      batch: examples a step, over all hosts.
+    """
+
+    source: str
+    split: str
+    seed: int
+    batch: int
+
+    def __post_init__(self):
+        if self.batch < 1:
+            raise UserError(f"config.data.batch={self.batch}; expected at least 1")
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> ExamplesConfig:
+        check_fields(cls, "config.data", fields)
+        return cls(**dict(fields))
+
+
+class ExampleSource(Protocol):
+    """What the pipeline reads from."""
+
+    fingerprint: str
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
+
+
+class Pictures:
+    """The pictures of a source of documents, {"pixels": uint8 [S, S, 3]}; of several in a record, one at random."""
+
+    def __init__(self, source: str, split: str, image_size: int):
+        self._source = open_source(source, split, image_size, PairOrder("image_first"))
+        self._name = source
+        self.fingerprint = self._source.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        parts = [part for document in self._source.documents(index, rng) for part in document.parts]
+        pictures = [part for part in parts if isinstance(part, Image)]
+        if not pictures:
+            raise UserError(
+                f"config.data.source {self._name}: record {index} holds no picture; a VAE learns from pictures"
+            )
+        return {"pixels": pictures[rng.integers(len(pictures))].pixels}
+
+
+class ExamplePipeline:
+    """An endless stream of batches; see `pipeline.Stream`.
+
+    Args:
+      process_index, process_count: this host's share of records and examples.
+    """
+
+    def __init__(self, source: ExampleSource, data: ExamplesConfig, *, process_index: int = 0, process_count: int = 1):
+        if data.batch % process_count:
+            raise UserError(f"config.data.batch={data.batch} does not divide over {process_count} hosts")
+        self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "hosts": process_count}
+        del self.fingerprint["source"]  # a path may move; what it holds is what counts
+        records = (
+            grain.MapDataset.range(len(source))
+            .seed(data.seed)[process_index::process_count]
+            .shuffle()
+            .repeat()
+            .random_map(lambda index, rng: source.example(int(index), rng))
+        )
+        stream = records.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4 * data.batch))
+        self._iterator = iter(stream.batch(data.batch // process_count, drop_remainder=True))
+
+    def __iter__(self) -> ExamplePipeline:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def describe(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
+        return {"pictures": float(len(next(iter(batch.values()))))}
+
+    def get_state(self) -> dict[str, Any]:
+        """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""
+        return {"fingerprint": self.fingerprint, "iterator": self._iterator.get_state()}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        """Continues exactly behind the batch after which the state was taken."""
+        check_fingerprint(self.fingerprint, state["fingerprint"])
+        self._iterator.set_state(state["iterator"])
+
+    def close(self) -> None:
+        """Stops the threads that read ahead."""
+        self._iterator.close()

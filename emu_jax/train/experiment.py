@@ -1,0 +1,126 @@
+"""A config -> everything a run needs: its objective, its stream of batches, its tokenizer. Nothing is written here."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
+from emu_jax.data.latents import Latents
+from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError, check_fields, nearest
+from emu_jax.models import diffusion, emu, unet, vae
+from emu_jax.train import objective
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What `config` asks for.
+
+    Attributes:
+      rows: of a batch over all hosts. flops: of a step, analytically; 0 where they are not counted.
+      tokenizer: None where the objective reads no text.
+    """
+
+    objective: objective.Objective
+    stream: Stream
+    tokenizer: Tokenizer | None
+    rows: int
+    flops: float = 0.0
+
+
+def make_experiment(config: ConfigDict) -> Experiment:
+    """Builds what the config's `objective` names, and fills in the config's sizes that follow from its data.
+
+    Raises:
+      UserError: the settings cannot work together.
+    """
+    kind = config.get("objective", None)
+    if kind not in OBJECTIVES:
+        raise UserError(f"config.objective={kind!r} is unknown; did you mean {nearest(str(kind), OBJECTIVES)}?")
+    return OBJECTIVES[kind](config)
+
+
+def _hosts() -> dict[str, int]:
+    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+
+
+def _pretrain(config: ConfigDict) -> Experiment:
+    data = DataConfig.from_dict(config.data)
+    tokenizer = make_tokenizer(config, data)
+    model = make_model_config(config, tokenizer)
+    ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
+    sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
+    rows = data.batch_rows
+    # Forwards, and twice that backwards.
+    flops = 3.0 * sum(emu.forward_flops(model, rows * data.row_images, rows, data.row_tokens).values())
+    stream = Pipeline(data, tokenizer, **sizes, **_hosts())
+    return Experiment(objective.pretrain(model, ids), stream, tokenizer, rows, flops)
+
+
+def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
+    """The .model file that the config names, or one trained from the source's texts."""
+    settings = config.tokenizer
+    if settings.path:
+        return Tokenizer.load(Path(settings.path))
+    size = config.model.vision.image_size
+    return train_tokenizer(data, size, vocab_size=settings.vocab_size, model_type=settings.model_type)
+
+
+def make_model_config(config: ConfigDict, tokenizer: Tokenizer) -> emu.EmuConfig:
+    """`config.model` with its vocabulary size filled in (0 means the tokenizer's) or checked."""
+    if config.model.llama.vocab_size == 0:
+        config.model.llama.vocab_size = tokenizer.vocab_size
+    model = emu.EmuConfig.from_dict(config.model)
+    if model.llama.vocab_size != tokenizer.vocab_size:
+        raise UserError(
+            f"config.model.llama.vocab_size={model.llama.vocab_size}, but the tokenizer has {tokenizer.vocab_size} "
+            "tokens; set it to that, or to 0 to take the tokenizer's"
+        )
+    return model
+
+
+def _vae(config: ConfigDict) -> Experiment:
+    data = ExamplesConfig.from_dict(config.data)
+    model = vae.VAEConfig.from_dict(config.vae)
+    check_fields(objective.VAELossConfig, "config.loss", config.loss)
+    weights = objective.VAELossConfig(**config.loss)
+    if config.image_size < 1 or config.image_size % model.reduction:
+        raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {model.reduction}")
+    pictures = Pictures(data.source, data.split, config.image_size)
+    return Experiment(
+        objective.train_vae(model, weights), ExamplePipeline(pictures, data, **_hosts()), None, data.batch
+    )
+
+
+def _decoder(config: ConfigDict) -> Experiment:
+    data = ExamplesConfig.from_dict(config.data)
+    latents = Latents(Path(data.source))
+    height, width, channels = latents.latent_shape
+    for name, value in {"latent_channels": channels, "condition_dim": latents.condition_shape[1]}.items():
+        if config.unet[name] == 0:
+            config.unet[name] = value
+        if config.unet[name] != value:
+            raise UserError(
+                f"config.unet.{name}={config.unet[name]}, but the examples in {data.source} have {value}; set it to "
+                "that, or to 0 to take theirs"
+            )
+    model = unet.UNetConfig.from_dict(config.unet)
+    if height % model.reduction or width % model.reduction:
+        raise UserError(
+            f"config.unet.block_channels has {len(model.block_channels)} resolutions, which need latents of a multiple "
+            f"of {model.reduction}; those in {data.source} are {height} x {width}"
+        )
+    check_fields(objective.DecoderLossConfig, "config.loss", config.loss)
+    weights = objective.DecoderLossConfig(**config.loss)
+    schedule = diffusion.Schedule.from_dict(config.schedule)
+    goal = objective.train_decoder(model, schedule, weights, jnp.asarray(latents.unconditional))
+    return Experiment(goal, ExamplePipeline(latents, data, **_hosts()), None, data.batch)
+
+
+OBJECTIVES = {"pretrain": _pretrain, "vae": _vae, "decoder": _decoder}
