@@ -1,23 +1,30 @@
-"""The one public face: load a model, then caption, continue, embed and score.
+"""The one public face: load a model, then caption, continue, embed, score and draw.
 
 emu = Emu.load("runs/quickstart")
 emu.generate_text([[PIL.Image.open("dog.png")]])[0].text
+emu.generate_image(["a dog wearing glasses"]).image
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import PIL.Image
+from PIL.Image import Image as PILImage
 
+from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate import image, text
-from emu_jax.generate.prompt import Prompt, PromptBatch, encode_prompts
+from emu_jax.generate.decoder import Decoder
+from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
 from emu_jax.models import emu
 
 INSTRUCT_EXTRA = 2  # [USER] and [ASSISTANT]
@@ -32,22 +39,54 @@ class GeneratedText:
     score: float
 
 
-class Emu:
-    """A model ready to generate. `config`, `params`, `statistics` and `tokenizer` are open to research code."""
+@dataclasses.dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn picture, the embeddings [Q, D] it was drawn from, and its seed.
 
-    def __init__(self, config: emu.EmuConfig, params: emu.Params, statistics: emu.Statistics, tokenizer: Tokenizer):
+    `flagged` is what a safety checker said; None: no checker looked at it.
+    """
+
+    image: PILImage
+    embeddings: np.ndarray
+    seed: int
+    flagged: bool | None = None
+
+
+class Emu:
+    """A model ready to generate. `config`, `params`, `statistics` and `tokenizer` are open to research code.
+
+    `decoder` draws; without one everything but pictures can be generated.
+    """
+
+    def __init__(
+        self,
+        config: emu.EmuConfig,
+        params: emu.Params,
+        statistics: emu.Statistics,
+        tokenizer: Tokenizer,
+        decoder: Decoder | None = None,
+    ):
         if config.llama.vocab_size != tokenizer.vocab_size:
             raise UserError(
                 f"the tokenizer has {tokenizer.vocab_size} tokens, the weights have {config.llama.vocab_size}; "
                 "load the tokenizer that belongs to these weights"
             )
-        self.config, self.statistics, self.tokenizer = config, statistics, tokenizer
+        if decoder is not None:
+            decoder.check_condition(config.causal.queries, config.llama.width)
+        self.config, self.statistics, self.tokenizer, self.decoder = config, statistics, tokenizer, decoder
         self.params = jax.tree.map(jnp.asarray, params)
         self._encode = jax.jit(lambda params, x: emu.encode_images(params, statistics, x, config=config))
         self._embed = jax.jit(_embed_prompts)
 
     @classmethod
-    def load(cls, path: Path | str, *, tokenizer: Path | str | None = None, vision_head_dim: int | None = None) -> Emu:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        tokenizer: Path | str | None = None,
+        vision_head_dim: int | None = None,
+        decoder: Path | str | None = None,
+    ) -> Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
         Args:
@@ -55,6 +94,7 @@ class Emu:
             or a .pt, .bin or .safetensors file (LoRA is merged).
           tokenizer: SentencePiece .model; needed by published files alone.
           vision_head_dim: of published files, where it differs from the published model's 88.
+          decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
 
         Raises:
           UserError: nothing to load there, or the parts do not fit each other.
@@ -64,13 +104,16 @@ class Emu:
             raise UserError(
                 f"{path}: no such file or folder; expected a work directory, a checkpoint or published weights"
             )
+        if decoder is None and Decoder.exists(path):
+            decoder = path
+        draws = None if decoder is None else Decoder.load(Path(decoder))
         if (path / "checkpoints").is_dir() or (path / "meta").is_dir():
             from emu_jax.train.checkpoint import load_for_inference
 
             config, params, statistics, own = load_for_inference(path)
             if tokenizer is not None:
                 own = Tokenizer.load(tokenizer)
-            return cls(emu.EmuConfig.from_dict(config.model), params, statistics, own)
+            return cls(emu.EmuConfig.from_dict(config.model), params, statistics, own, draws)
 
         from emu_jax.convert.emu import VISION_HEAD_DIM, find_weights, load
 
@@ -81,7 +124,8 @@ class Emu:
         config = emu.EmuConfig.from_dict(fields)
         base = Tokenizer.load(tokenizer)
         instruct = config.llama.vocab_size == base.vocab_size + INSTRUCT_EXTRA
-        return cls(config, params, emu.initial_statistics(config), Tokenizer.load(tokenizer, instruct=instruct))
+        words = Tokenizer.load(tokenizer, instruct=instruct)
+        return cls(config, params, emu.initial_statistics(config), words, draws)
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
@@ -129,6 +173,165 @@ class Emu:
         """The next picture's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
         inputs, valid = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
         return np.asarray(image.generate_embeddings(self.params, inputs, valid, config=self.config))
+
+    def generate_image(
+        self,
+        prompt: Prompt,
+        *,
+        sampler: str = "pndm",
+        steps: int = 50,
+        guidance: float = 7.5,
+        seed: int = 0,
+        height: int | None = None,
+        width: int | None = None,
+        latents: np.ndarray | None = None,
+    ) -> GeneratedImage:
+        """Draws the picture that follows a prompt: one text; several pictures (blending); both mixed (in context).
+
+        Args: as `generate_images` takes them; latents: [1, h, w, C].
+        """
+        settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "height": height, "width": width}
+        return self.generate_images([prompt], seeds=[seed], latents=latents, **settings)[0]
+
+    def generate_images(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        sampler: str = "pndm",
+        steps: int = 50,
+        guidance: float = 7.5,
+        seeds: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        latents: np.ndarray | None = None,
+    ) -> list[GeneratedImage]:
+        """Draws one picture a prompt, all in one batch.
+
+        Args:
+          sampler, steps: pndm, ddim, euler or dpmpp, and how many steps.
+          guidance: how far to go from what the model draws for the empty prompt towards the prompt's picture.
+          seeds: of the initial noise, one a prompt (default: 0, 1, 2, …); a seed and a prompt make a picture.
+          height, width: pixels (default: the decoder's size).
+          latents: float [B, h, w, C], the initial noise itself instead of seeds.
+
+        Raises:
+          UserError: no decoder, an unknown sampler, or settings that cannot work; before anything is compiled.
+        """
+        decoder = self.check_drawing(sampler, steps, guidance, height, width)
+        embeddings = self.generate_embeddings(prompts)
+        settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        return self._draw(decoder, embeddings, seeds, height, width, latents, settings)
+
+    def reconstruct(self, image: Picture, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
+        """Picture -> its causal embeddings -> picture: what the decoder alone can do."""
+        return self.reconstruct_images([image], seeds=[seed], **drawing)[0]
+
+    def reconstruct_images(
+        self,
+        images: Sequence[Picture],
+        *,
+        sampler: str = "pndm",
+        steps: int = 50,
+        guidance: float = 7.5,
+        seeds: Sequence[int] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+    ) -> list[GeneratedImage]:
+        """`reconstruct` for several pictures in one batch."""
+        decoder = self.check_drawing(sampler, steps, guidance, height, width)
+        size = self.config.vision.image_size
+        embeddings = self.encode_images(np.stack([resize(load_image(image), size) for image in images]))  # [B, Q, D]
+        settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
+        return self._draw(decoder, embeddings, seeds, height, width, None, settings)
+
+    def continue_document(
+        self,
+        document: Prompt,
+        *,
+        max_items: int = 4,
+        pattern: Sequence[str] | None = None,
+        max_new_tokens: int = 32,
+        seed: int = 0,
+        **drawing: Any,
+    ) -> list[GeneratedText | GeneratedImage]:
+        """Continues a document with texts and pictures in turn.
+
+        Args:
+          pattern: "text" or "image" for every item to come. Without it the model decides: a text ends where it writes
+            [IMG], and a picture follows; </s> ends the reply.
+          drawing: settings of `generate_image`.
+
+        Drawn pictures enter the context as the pictures they are.
+        """
+        if max_items < 1 or any(kind not in ("text", "image") for kind in pattern or ()):
+            raise UserError(
+                f"continue_document: max_items={max_items}, pattern={pattern}; expected at least 1, and text or image"
+            )
+        parts, items = list(document), []
+        kinds = list(pattern)[:max_items] if pattern is not None else None
+        kind = kinds[0] if kinds else "text"
+        while len(items) < (max_items if kinds is None else len(kinds)):
+            if kind == "image":
+                items.append(self.generate_image(parts, seed=seed + len(items), **drawing))
+                parts.append(items[-1].image)
+                kind = "text"
+            else:
+                text = self.generate_text([parts], max_new_tokens=max_new_tokens)[0]
+                asks = self.tokenizer.img_id in text.token_ids
+                if asks:
+                    ids = text.token_ids[: text.token_ids.index(self.tokenizer.img_id)]
+                    text = dataclasses.replace(text, text=self.tokenizer.decode(ids), token_ids=ids)
+                if text.token_ids:
+                    items.append(text)
+                    parts.append(text.text)
+                if kinds is None and not asks:
+                    break
+                if kinds is not None and not text.token_ids:
+                    break  # the model has nothing more to say
+                kind = "image"
+            if kinds is not None and len(items) < len(kinds):
+                kind = kinds[len(items)]
+        return items
+
+    @functools.cached_property
+    def unconditional(self) -> np.ndarray:
+        """The model's own embeddings for the empty prompt, [1, Q, D]: what guidance leads away from."""
+        return self.generate_embeddings([[""]])
+
+    def check_drawing(
+        self, sampler: str, steps: int, guidance: float, height: int | None = None, width: int | None = None
+    ) -> Decoder:
+        """The decoder, if it can draw with these settings; else raises UserError. Compiles nothing."""
+        if self.decoder is None:
+            raise UserError(
+                "this model has no visual decoder; give Emu.load decoder=…, a folder that holds unet and vae"
+            )
+        self.decoder.check(sampler, steps, guidance, height or self.decoder.size, width or self.decoder.size)
+        return self.decoder
+
+    def _draw(
+        self,
+        decoder: Decoder,
+        embeddings: np.ndarray,
+        seeds: Sequence[int] | None,
+        height: int | None,
+        width: int | None,
+        latents: np.ndarray | None,
+        settings: dict[str, Any],
+    ) -> list[GeneratedImage]:
+        count = len(embeddings)
+        seeds = list(range(count)) if seeds is None else list(seeds)
+        if len(seeds) != count or min(seeds) < 0:
+            raise UserError(f"seeds={seeds}; expected {count} of them, one a prompt, each 0 or more")
+        drawn = decoder.initial_latents(seeds, height or decoder.size, width or decoder.size)
+        if latents is not None and np.shape(latents) != drawn.shape:
+            raise UserError(f"latents are {list(np.shape(latents))}; expected {list(drawn.shape)}")
+        unconditional = np.broadcast_to(self.unconditional, embeddings.shape)
+        pictures = decoder.draw(embeddings, unconditional, drawn if latents is None else latents, **settings)
+        return [
+            GeneratedImage(PIL.Image.fromarray(picture), embedding, seed)
+            for picture, embedding, seed in zip(pictures, embeddings, seeds, strict=True)
+        ]
 
     def score_candidates(self, prompt: Prompt, candidates: Sequence[str]) -> np.ndarray:
         """Summed negative log-likelihood of every candidate as the continuation of one prompt: float32 [M]."""

@@ -1,4 +1,4 @@
-"""The console script `emu-jax`: train | generate | evaluate | inspect.
+"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect.
 
 Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
 """
@@ -14,7 +14,8 @@ from emu_jax.errors import UserError
 
 EXAMPLES = {
     "train": "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60",
-    "generate": "emu-jax generate --model runs/quickstart --prompt dog.png",
+    "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
+    "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "evaluate": "emu-jax evaluate --model runs/quickstart",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
 }
@@ -43,7 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emu-jax", description="Emu in JAX: train it, ask it, score it, look inside.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{train,generate,evaluate,inspect}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="{train,precompute,generate,evaluate,inspect}"
+    )
 
     def add(name: str, about: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -54,9 +57,32 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
     train.add_argument("--workdir", required=True, type=Path, help="checkpoints, metrics and plots go here")
 
-    generate = add("generate", "Continue prompts that mix text and pictures, or embed them as the next picture.")
+    precompute = add("precompute", "Compute once what the decoder trains on: embeddings of texts, latents of pictures.")
+    _add_model(precompute)
+    precompute.add_argument(
+        "--vae", type=Path, required=True, help="work directory of configs/vae.py, or diffusers folder"
+    )
+    precompute.add_argument("--out", type=Path, required=True, help="a new folder")
+    precompute.add_argument("--source", default="fluent_emoji", help="fluent_emoji or a .jsonl file of documents")
+    precompute.add_argument("--split", default="train", help="of fluent_emoji")
+    precompute.add_argument("--image-size", type=int, help="pixels of a side (default: what the VAE was trained on)")
+
+    generate = add(
+        "generate", "Continue prompts that mix text and pictures: write on, embed, or draw the next picture."
+    )
     _add_model(generate)
-    generate.add_argument("--prompt", nargs="+", required=True, help="texts and picture files, in order")
+    asked = generate.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--prompt", nargs="+", help="texts and picture files, in order")
+    asked.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="many pictures to draw (generate/files.py)")
+    generate.add_argument("--out", type=Path, metavar="OUT.png", help="draw the next picture into this file")
+    generate.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    generate.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
+    generate.add_argument("--steps", type=int, default=50)
+    generate.add_argument("--guidance", type=float, default=7.5)
+    generate.add_argument("--seeds", type=int, nargs="+", default=[0], help="one picture each")
+    generate.add_argument("--height", type=int)
+    generate.add_argument("--width", type=int)
+    generate.add_argument("--batch", type=int, default=8, help="pictures drawn at a time")
     generate.add_argument(
         "--embeddings", type=Path, metavar="OUT.npy", help="write the next picture's embeddings [Q, D]"
     )
@@ -69,7 +95,6 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument(
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
     )
-    generate.add_argument("--seed", type=int, default=0)
 
     evaluate = add("evaluate", "Score a model on the embedded held-out pictures; write report.html and scores.json.")
     evaluate.add_argument("--model", required=True, type=Path, help="training work directory")
@@ -94,18 +119,50 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.train.precompute import precompute as run
+
+    count = run(
+        options.model,
+        options.vae,
+        options.out,
+        source=options.source,
+        split=options.split,
+        image_size=options.image_size,
+        tokenizer=options.tokenizer,
+        vision_head_dim=options.vision_head_dim,
+    )
+    print(f"{options.out}: {count} examples")
+    return 0
+
+
 def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import numpy as np
 
     from emu_jax.api import Emu
+    from emu_jax.generate.files import draw_files, read_requests, with_seeds
 
     out = options.embeddings
     if out is not None and out.exists():
         raise UserError(f"--embeddings {out}: the file exists; name a new one")
     # A word that ends like a picture file is one: a typing error must not be captioned as text.
-    prompt = [Path(word) if Path(word).suffix.lower() in PICTURE_SUFFIXES else word for word in options.prompt]
-    model = {"vision_head_dim": options.vision_head_dim} if options.vision_head_dim else {}
-    emu = Emu.load(options.model, tokenizer=options.tokenizer, **model)
+    prompt = [Path(word) if Path(word).suffix.lower() in PICTURE_SUFFIXES else word for word in options.prompt or ()]
+    if options.batch < 1:
+        raise UserError(f"--batch {options.batch}; expected at least 1")
+    requests = read_requests(options.prompts) if options.prompts else []
+    if options.out is not None:
+        requests = with_seeds(prompt, options.seeds, options.out)
+    emu = Emu.load(
+        options.model,
+        tokenizer=options.tokenizer,
+        vision_head_dim=options.vision_head_dim,
+        decoder=options.decoder,
+    )
+    if requests:
+        settings = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "height", "width")}
+        for path in draw_files(emu, requests, batch=options.batch, settings=settings):
+            print(path)
+        return 0
     if out is not None:
         np.save(out, emu.generate_embeddings([prompt])[0])
         print(out)
@@ -119,22 +176,24 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         temperature=options.temperature,
         top_k=options.top_k,
         top_p=options.top_p,
-        seed=options.seed,
+        seed=options.seeds[0],
     )
     print(results[0].text)
     return 0
 
 
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.evaluate.pairs import evaluate as score
+    from emu_jax.api import Emu
+    from emu_jax.evaluate import drawings, pairs
     from emu_jax.evaluate.report import write_report
 
-    out = options.out or options.model
-    scores = score(options.model)
-    report = write_report(out, options.model, scores)
-    for name, figure in scores.figures.items():
+    emu = Emu.load(options.model)
+    scores = pairs.score(emu)
+    drawn = drawings.score(emu) if emu.decoder is not None else None
+    report = write_report(options.out or options.model, options.model, scores, drawn)
+    for name, figure in (scores.figures | (drawn.figures if drawn else {})).items():
         low, high = figure.interval
-        print(f"{name:70s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
+        print(f"{name:78s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
     print(report)
     return 0
 
@@ -147,7 +206,7 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "generate": generate, "evaluate": evaluate, "inspect": inspect}
+COMMANDS = {"train": train, "precompute": precompute, "generate": generate, "evaluate": evaluate, "inspect": inspect}
 
 if __name__ == "__main__":
     sys.exit(main())

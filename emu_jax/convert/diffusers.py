@@ -135,6 +135,11 @@ def vae_config(folder: Path) -> dict[str, Any]:
     }
 
 
+def sample_size(folder: Path) -> int:
+    """Height and width of the latents that a U-Net was trained on."""
+    return int(read_config(folder, "config.json", FIXED_UNET).get("sample_size") or 64)
+
+
 def load_schedule(folder: Path) -> Schedule:
     """The noise schedule of a folder with scheduler_config.json."""
     config = read_config(folder, "scheduler_config.json", FIXED_SCHEDULER)

@@ -1,6 +1,6 @@
 """Scores of one checkpoint on the embedded pictures: picture -> caption and caption -> visual embeddings.
 
-In: a training work directory. Out: `Scores`: figures with intervals and chance, and the answers behind them for
+In: a model. Out: `Scores`: figures with intervals and chance, and the answers behind them for
 the report. Both directions are fully generative: captions are decoded greedily, the Q embeddings are produced
 one after the other from the model's own outputs.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -56,13 +55,12 @@ class Scores:
     gallery: int
 
 
-def evaluate(model: Path) -> Scores:
+def score(emu: Emu) -> Scores:
     """Scores every held-out split and a sample of the training pictures of the embedded data set."""
-    emu = Emu.load(model)
     pools = {split: examples(split, emu.config.vision.image_size) for split in SPLITS}
     gallery = [example for pool in pools.values() for example in pool]
     place = {example.key: index for index, example in enumerate(gallery)}
-    embeddings = _in_batches(
+    embeddings = in_batches(
         lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode pictures"
     )
     embeddings = np.stack(embeddings)  # [G, Q, D]
@@ -71,7 +69,7 @@ def evaluate(model: Path) -> Scores:
     for split, pool in pools.items():
         if split == "train":
             pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
-        captions = _in_batches(
+        captions = in_batches(
             lambda part: [
                 r.text.strip() for r in emu.generate_text([[e.pixels] for e in part], max_new_tokens=CAPTION_TOKENS)
             ],
@@ -79,12 +77,12 @@ def evaluate(model: Path) -> Scores:
             f"{split}: captions",
         )
         generated = np.stack(
-            _in_batches(
+            in_batches(
                 lambda part: list(emu.generate_embeddings([[e.caption] for e in part])), pool, f"{split}: embeddings"
             )
         )  # [n, Q, D]
         truth = np.array([place[e.key] for e in pool])
-        distance = _squared_distances(generated, embeddings)  # [n, G]
+        distance = squared_distances(generated, embeddings)  # [n, G]
         ranks = (distance < distance[np.arange(len(pool)), truth][:, None]).sum(1)
         answers += [
             Answer(split, e, caption, int(rank), gallery[row.argmin()])
@@ -96,7 +94,7 @@ def evaluate(model: Path) -> Scores:
     return Scores(figures, answers, len(gallery))
 
 
-def _in_batches(run: Callable[[Sequence[Item]], list], items: Sequence[Item], about: str) -> list:
+def in_batches(run: Callable[[Sequence[Item]], list], items: Sequence[Item], about: str) -> list:
     """Runs in batches of one size (the last one is filled up), so that each function compiles once."""
     results: list = []
     for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False):
@@ -106,13 +104,14 @@ def _in_batches(run: Callable[[Sequence[Item]], list], items: Sequence[Item], ab
     return results
 
 
-def _squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[n, Q, D] and [G, Q, D] -> [n, G]."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
 
 
-def _share(hits: Sequence[bool] | np.ndarray, chance: float) -> Figure:
+def share(hits: Sequence[bool] | np.ndarray, chance: float) -> Figure:
+    """A share of right answers with its 95% interval."""
     hits = np.asarray(hits, bool)
     return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
 
@@ -126,27 +125,27 @@ def _caption_figures(
         return 1 / len(values)
 
     figures = {
-        f"{split}: caption exactly right": _share(
+        f"{split}: caption exactly right": share(
             [caption == e.caption for caption, e in zip(captions, pool, strict=True)],
             chance({e.caption for e in known} | {e.caption for e in pool}),
         )
     }
-    toned = [(caption, e) for caption, e in zip(captions, pool, strict=True) if _has_one_tone(e)]
+    toned = [(caption, e) for caption, e in zip(captions, pool, strict=True) if has_one_tone(e)]
     if split != "heldout_concepts" and toned:
-        roles, tones = ({getattr(e, name) for e in known if _has_one_tone(e)} for name in ("role", "tone"))
+        roles, tones = ({getattr(e, name) for e in known if has_one_tone(e)} for name in ("role", "tone"))
         parts = [(caption.rpartition(": "), e) for caption, e in toned]
-        figures[f"{split}: caption's role right"] = _share([p[0] == e.role for p, e in parts], chance(roles))
-        figures[f"{split}: caption's skin tone right"] = _share([p[2] == e.tone for p, e in parts], chance(tones))
+        figures[f"{split}: caption's role right"] = share([p[0] == e.role for p, e in parts], chance(roles))
+        figures[f"{split}: caption's skin tone right"] = share([p[2] == e.tone for p, e in parts], chance(tones))
     return figures
 
 
-def _has_one_tone(example: Example) -> bool:
+def has_one_tone(example: Example) -> bool:
     """Whether the caption reads "role: tone": neither untoned nor of two people, nor with a detail behind the tone."""
     return "," not in example.tone and example.caption == f"{example.role}: {example.tone}"
 
 
 def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
-    return {f"{split}: embeddings from text, right picture in top {k}": _share(ranks < k, k / gallery) for k in (1, 5)}
+    return {f"{split}: embeddings from text, right picture in top {k}": share(ranks < k, k / gallery) for k in (1, 5)}
 
 
 def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:

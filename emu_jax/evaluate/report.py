@@ -24,7 +24,9 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from emu_jax.evaluate.pairs import Answer, Scores
+from emu_jax.api import GeneratedText
+from emu_jax.evaluate.drawings import Drawings
+from emu_jax.evaluate.pairs import Answer, Figure, Scores
 
 GRID = 24  # held-out pictures shown with their captions
 CURVES = (
@@ -50,17 +52,18 @@ pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12
 """
 
 
-def write_report(out: Path, workdir: Path, scores: Scores) -> Path:
+def write_report(out: Path, workdir: Path, scores: Scores, drawn: Drawings | None = None) -> Path:
     """Writes `scores.json` and `report.html` into `out`, each whole or not at all; returns the page's path."""
+    figures = scores.figures | (drawn.figures if drawn else {})
     out.mkdir(parents=True, exist_ok=True)
     summary = {
-        "figures": {name: dataclasses.asdict(figure) for name, figure in scores.figures.items()},
+        "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
         "gallery": scores.gallery,
         "workdir": workdir.name,
         "versions": _versions(),
     }
     _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
-    _write(out / "report.html", _page(workdir, scores))
+    _write(out / "report.html", _page(workdir, scores, figures, drawn))
     return out / "report.html"
 
 
@@ -74,7 +77,7 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def _page(workdir: Path, scores: Scores) -> str:
+def _page(workdir: Path, scores: Scores, figures: dict[str, Figure], drawn: Drawings | None) -> str:
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = (workdir / "config.json").read_text(encoding="utf-8")
     held_out = [answer for answer in scores.answers if answer.split == "heldout_combinations"]
@@ -85,7 +88,7 @@ def _page(workdir: Path, scores: Scores) -> str:
 <style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
 <p class="sub">One checkpoint after {last["step"]:,} steps: it names pictures and, from a name, produces the embeddings
 of a picture. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
-<h2>Scores</h2>{_score_table(scores)}
+<h2>Scores</h2>{_score_table(figures)}{_drawing_sections(drawn) if drawn else ""}
 <h2>Held-out pictures and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
 <h2>Pictures found by the embeddings of a held-out caption</h2>
 <p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the
@@ -96,15 +99,51 @@ generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
 """
 
 
-def _score_table(scores: Scores) -> str:
+def _score_table(figures: dict[str, Figure]) -> str:
     rows = [
         f"<tr><td>{html.escape(name)}</td><td class=n><b>{f.value:.3f}</b></td>"
         f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{f.chance:.4f}</td>"
         f"<td class=n>{f.count}</td></tr>"
-        for name, f in scores.figures.items()
+        for name, f in figures.items()
     ]
     head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>pictures</tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _drawing_sections(drawn: Drawings) -> str:
+    """Drawings above the real pictures, reconstructions, blends and a continued document."""
+    pairs, rebuilt = [], []
+    for drawing in drawn.drawings[:GRID]:
+        e = drawing.example
+        pairs.append(_card([[drawing.drawn], [e.pixels]], html.escape(e.caption)))
+        rebuilt.append(_card([[drawing.reconstructed], [e.pixels]], ""))
+    blends = [
+        _card([[a.pixels, b.pixels], [picture]], f"{html.escape(a.caption)} <b>+</b> {html.escape(b.caption)}")
+        for a, b, picture in drawn.blends
+    ]
+    continued = []
+    for example, items in drawn.continued:
+        said = [html.escape(item.text) for item in items if isinstance(item, GeneratedText)]
+        pictures = [np.asarray(item.image) for item in items if not isinstance(item, GeneratedText)]
+        continued.append(_card([[example.pixels], *([picture] for picture in pictures)], f"“{' '.join(said)}”"))
+    return f"""<h2>Drawn from held-out captions</h2>
+<p class="sub">Above: drawn from the caption, which no training picture had. Below: the real picture.</p>{_grid(pairs)}
+<h2>Reconstructed</h2><p class="sub">Above: drawn from the embeddings of the picture below.</p>{_grid(rebuilt)}
+<h2>Blends</h2><p class="sub">Two pictures, and what the model draws after both.</p>{_grid(blends)}
+<h2>Interleaved</h2><p class="sub">A picture, the text and then the picture with which the model went on.</p>
+{_grid(continued)}"""
+
+
+def _card(rows: Sequence[Sequence[np.ndarray]], about: str) -> str:
+    """Rows of pictures above a line of HTML."""
+    lines = "".join(
+        f"<div class=pair>{''.join(f'<img src={_png(picture)!r} alt=>' for picture in row)}</div>" for row in rows
+    )
+    return f"<div class=card>{lines}{about}</div>"
+
+
+def _grid(cards: Sequence[str]) -> str:
+    return f"<div class=grid>{''.join(cards)}</div>"
 
 
 def _caption_cards(answers: Sequence[Answer]) -> str:

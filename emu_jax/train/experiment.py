@@ -101,15 +101,11 @@ def _vae(config: ConfigDict) -> Experiment:
 def _decoder(config: ConfigDict) -> Experiment:
     data = ExamplesConfig.from_dict(config.data)
     latents = Latents(Path(data.source))
-    height, width, channels = latents.latent_shape
-    for name, value in {"latent_channels": channels, "condition_dim": latents.condition_shape[1]}.items():
-        if config.unet[name] == 0:
-            config.unet[name] = value
-        if config.unet[name] != value:
-            raise UserError(
-                f"config.unet.{name}={config.unet[name]}, but the examples in {data.source} have {value}; set it to "
-                "that, or to 0 to take theirs"
-            )
+    (height, width, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
+    _fill(config, "latent_size", height, data.source)
+    _fill(config, "queries", queries, data.source)
+    _fill(config.unet, "latent_channels", channels, data.source)
+    _fill(config.unet, "condition_dim", dim, data.source)
     model = unet.UNetConfig.from_dict(config.unet)
     if height % model.reduction or width % model.reduction:
         raise UserError(
@@ -121,6 +117,16 @@ def _decoder(config: ConfigDict) -> Experiment:
     schedule = diffusion.Schedule.from_dict(config.schedule)
     goal = objective.train_decoder(model, schedule, weights, jnp.asarray(latents.unconditional))
     return Experiment(goal, ExamplePipeline(latents, data, **_hosts()), None, data.batch)
+
+
+def _fill(fields: ConfigDict, name: str, value: int, source: str) -> None:
+    """Sets a size that is 0 to the data's, or raises where it is another."""
+    fields[name] = fields[name] or value
+    if fields[name] != value:
+        raise UserError(
+            f"config {name}={fields[name]}, but the examples in {source} have {value}; set it to that, or to 0 to take "
+            "theirs"
+        )
 
 
 OBJECTIVES = {"pretrain": _pretrain, "vae": _vae, "decoder": _decoder}

@@ -69,3 +69,16 @@ def test_candidate_scores_and_ranking(case):
     scores = model.score_candidates(prompt, expected["candidates"])
     np.testing.assert_allclose(scores, tensors["candidate_nll_sum"], rtol=2e-4)
     assert np.argsort(scores).tolist() == expected["rank"]
+
+
+def test_generated_image(golden):
+    """From the published layout and fixed initial latents: the embeddings' own picture, as the reference draws it."""
+    folder = golden / FILES["pretrain"]
+    model = Emu.load(folder, tokenizer=golden / "llama_tokenizer.model", vision_head_dim=12)
+    tensors = load_file(folder / "diffusion_reference.safetensors")
+    start = tensors["sampling/initial_latents"].transpose(0, 2, 3, 1)  # [1, h, w, 4]
+    result = model.generate_image(["a red bus on the street"], latents=start)
+    assert result.image.size == (128, 128) and result.flagged is None
+    expected = tensors["sampling/pndm_50_cfg7.5/image"][0].transpose(1, 2, 0)  # [H, W, 3] in [0, 1]
+    error = np.abs(np.asarray(result.image) / 255.0 - expected).max()
+    assert error < 0.5 / 255 + 2e-4, f"off by {error:.4f}, expected half a grey level at most"

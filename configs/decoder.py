@@ -1,0 +1,92 @@
+"""The visual decoder's U-Net, trained on what a frozen model generates; the VAE and the model stay as they are.
+
+emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents
+emu-jax train --config configs/decoder.py --workdir runs/quickstart/unet --config.data.source=runs/quickstart/latents
+emu-jax train --config configs/decoder.py:published …      # Stable Diffusion 1.5's size and the paper's schedule
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "mini") -> ConfigDict:
+    """`mini`, for the quick start: 7 minutes on 2 CPU cores; or `published` (emu.md §4)."""
+    return {"mini": mini, "published": published}[variant]()
+
+
+def mini() -> ConfigDict:
+    """2.8 M parameters over 8 x 8 latents."""
+    return ConfigDict(
+        {
+            "objective": "decoder",
+            # Sizes that are 0 are the examples'.
+            "latent_size": 0,
+            "queries": 0,
+            "unet": {
+                "latent_channels": 0,
+                "block_channels": (64, 96),
+                "attention_blocks": (True, True),
+                "layers_per_block": 1,
+                "heads": 4,
+                "condition_dim": 0,
+                "groups": 16,
+                "remat": "none",
+                "dtype": "float32",
+            },
+            "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
+            # Half of the conditions are the picture's own embeddings: reconstruction and blending start from those.
+            "loss": {"condition_drop": 0.1, "encoded_share": 0.3, "min_snr": 5.0},
+            "data": {"source": "", "split": "train", "seed": 0, "batch": 32},
+            "optimizer": {
+                "learning_rate": {"unet": 1.5e-3},
+                "b1": 0.9,
+                "b2": 0.99,
+                "eps": 1e-8,
+                "weight_decay": 1e-2,
+                "clip_norm": 1.0,
+                "warmup_fraction": 0.03,
+                "final_fraction": 0.02,
+                "accumulate_steps": 1,
+                "drops": (),
+                "ema_decay": 0.999,
+            },
+            "train": {
+                "steps": 0,
+                "minutes": 7.0,
+                "seed": 0,
+                "log_every": 20,
+                "checkpoint_every": 500,
+                "keep_checkpoints": 2,
+                "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+            },
+        }
+    )
+
+
+def published() -> ConfigDict:
+    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 pictures at 512 x 512 (every value here is [N] in emu.md)."""
+    config = mini()
+    config.unet.update(
+        {
+            "block_channels": (320, 640, 1280, 1280),
+            "attention_blocks": (True, True, True, False),
+            "layers_per_block": 2,
+            "heads": 8,
+            "groups": 32,
+            "remat": "full",
+            "dtype": "bfloat16",
+        }
+    )
+    config.loss.update({"encoded_share": 0.0, "min_snr": 0.0})
+    config.data.batch = 1600
+    config.optimizer.update(
+        {
+            "learning_rate": {"unet": 1e-4},
+            "b2": 0.999,
+            # Warm-up over 5,000 steps to 1e-4, then 5e-5 from step 10,000 and 1e-5 from step 14,000.
+            "warmup_fraction": 5 / 15,
+            "drops": ((10 / 15, 0.5), (14 / 15, 0.1)),
+            "ema_decay": 0.9999,  # not published
+        }
+    )
+    config.train.update({"steps": 15_000, "minutes": 0.0, "log_every": 50, "checkpoint_every": 1000})
+    return config

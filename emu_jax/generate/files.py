@@ -1,0 +1,109 @@
+"""Requests for pictures -> PNG files that say how they were made.
+
+A request is a prompt, a seed and a file; many come from a JSONL, a JSON object a line, paths relative to it:
+
+    {"prompt": ["a dog wearing glasses"], "out": "dog.png", "seed": 3}
+    {"prompt": [{"image": "cat.png"}, {"image": "tiger.png"}], "out": "blend.png"}
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+from emu_jax.api import Emu, GeneratedImage
+from emu_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture to draw; `prompt` holds texts and paths of pictures."""
+
+    prompt: tuple[str | Path, ...]
+    seed: int
+    out: Path
+
+
+def with_seeds(prompt: Sequence[str | Path], seeds: Sequence[int], out: Path) -> list[Request]:
+    """One request a seed; several are numbered: blend.png -> blend-0.png, blend-1.png."""
+    name = "{stem}-{seed}{suffix}" if len(seeds) > 1 else "{stem}{suffix}"
+    return [
+        Request(tuple(prompt), seed, out.with_name(name.format(stem=out.stem, seed=seed, suffix=out.suffix)))
+        for seed in seeds
+    ]
+
+
+def read_requests(file: Path) -> list[Request]:
+    """The requests of a JSONL.
+
+    Raises:
+      UserError: naming the file and the line.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"--prompts {file}: cannot be read ({error.strerror}); expected a JSONL") from error
+    requests = []
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+            prompt = tuple(
+                file.parent / part["image"] if isinstance(part, dict) else str(part) for part in record["prompt"]
+            )
+            requests.append(Request(prompt, int(record.get("seed", 0)), file.parent / record["out"]))
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f'{file}:{number}: expected {{"prompt": ["text", {{"image": "a.png"}}], "out": "b.png", "seed": 0}} '
+                f"({type(error).__name__}: {error})"
+            ) from error
+    if not requests:
+        raise UserError(f"--prompts {file}: the file holds no requests")
+    return requests
+
+
+def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: dict[str, Any]) -> Iterator[Path]:
+    """Draws all requests, `batch` at a time, and yields each file once it is whole on disk.
+
+    Raises:
+      UserError: two requests name one file, or a file is there already; before anything is drawn.
+    """
+    for request in requests:
+        if request.out.exists():
+            raise UserError(f"{request.out}: the file exists; name a new one")
+        if request.out.suffix.lower() != ".png":
+            raise UserError(f"{request.out}: pictures are written as PNG; name a file that ends in .png")
+        if not request.out.parent.is_dir():
+            raise UserError(f"{request.out}: the folder {request.out.parent} does not exist; make it first")
+    if len({request.out for request in requests}) < len(requests):
+        raise UserError("two requests name the same file; give every one its own `out`")
+    emu.check_drawing(**settings)
+    batch = min(batch, len(requests))
+    with tqdm(total=len(requests), desc="draw", unit="picture") as bar:
+        for start in range(0, len(requests), batch):
+            some = list(requests[start : start + batch])
+            filled = some + [some[-1]] * (batch - len(some))  # one shape, one program
+            drawn = emu.generate_images([r.prompt for r in filled], seeds=[r.seed for r in filled], **settings)
+            for request, result in zip(some, drawn, strict=False):
+                save(result, request, settings)
+                bar.update()
+                yield request.out
+
+
+def save(result: GeneratedImage, request: Request, settings: dict[str, Any]) -> None:
+    """Writes a PNG, whole or not at all, with prompt, seed, settings and what a safety checker said as text chunks."""
+    about = PngInfo()
+    about.add_itxt("prompt", json.dumps([str(part) for part in request.prompt], ensure_ascii=False))
+    about.add_itxt("seed", str(result.seed))
+    about.add_itxt("settings", json.dumps({name: value for name, value in settings.items() if value is not None}))
+    about.add_itxt("safety", "not checked" if result.flagged is None else "flagged" if result.flagged else "passed")
+    partial = request.out.with_name(request.out.name + ".partial")
+    result.image.save(partial, "PNG", pnginfo=about)
+    partial.replace(request.out)
