@@ -7,7 +7,8 @@ from setuptools import find_namespace_packages, setup
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     "tpu": ["jax[tpu]"],
-    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors"],
+    # diffusers: its key lists, and what sampling is compared with
+    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers"],
 }
 
 setup(

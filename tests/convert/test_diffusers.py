@@ -1,0 +1,101 @@
+"""Diffusers folders: the published size maps onto the library's own key list; what does not fit is named."""
+
+import json
+import shutil
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from emu_jax.convert import diffusers
+from emu_jax.errors import UserError
+from emu_jax.models import unet, vae
+
+UNET_SIZES = {"cross_attention_dim": 5120, "sample_size": 64}
+
+
+@pytest.fixture
+def folder(golden, tmp_path):
+    """A copy of the golden decoder."""
+    for name in ("unet", "vae", "scheduler"):
+        shutil.copytree(golden / "mini-a" / "pretrain" / name, tmp_path / name)
+    return tmp_path
+
+
+def test_stable_diffusion_with_emus_condition_maps_with_nothing_left_over():
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("diffusers")
+    with torch.device("meta"):
+        theirs = library.UNet2DConditionModel(
+            **UNET_SIZES,
+            block_out_channels=(320, 640, 1280, 1280),
+            down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+            up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+            attention_head_dim=8,
+        )
+        autoencoder = library.AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        )
+    for module, target in ((theirs, unet.abstract(unet.UNetConfig())), (autoencoder, vae.abstract(vae.VAEConfig()))):
+        shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
+        matched = diffusers.match(shapes, target, "meta")
+        assert sorted(matched.values()) == sorted(shapes), "every key once"
+
+
+def test_old_attention_names_and_bin_files(folder):
+    torch = pytest.importorskip("torch")
+    expected = diffusers.load_vae(folder / "vae")[1]
+    file = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+    state = {}
+    for key, value in load_file(file).items():
+        for new, name in old.items():
+            key = key.replace(f"attentions.0.{new}.", f"attentions.0.{name}.")
+        state[key] = torch.from_numpy(value)
+    assert any("proj_attn" in key for key in state)
+    torch.save(state, file.with_suffix(".bin"))
+    file.unlink()
+    found = diffusers.load_vae(folder / "vae")[1]
+    for path, value in diffusers.flatten(expected).items():
+        assert (diffusers.flatten(found)[path] == value).all(), path
+
+
+def test_everything_that_does_not_fit_is_named(folder):
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(file)
+    del state["conv_in.bias"]
+    state["extra.weight"] = state["conv_out.weight"]
+    state["conv_out.weight"] = state["conv_out.weight"][:1]
+    save_file({key: value.copy() for key, value in state.items()}, file)
+    with pytest.raises(UserError) as error:
+        diffusers.load_unet(folder / "unet")
+    for name in ("missing: conv_in/bias", "unknown: extra.weight", "misshapen: conv_out.weight"):
+        assert name in str(error.value), str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("unet/config.json", {"act_fn": "gelu"}, "act_fn='gelu' \\(expected 'silu'\\)"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor=0.1"),
+        ("scheduler/scheduler_config.json", {"prediction_type": "v_prediction"}, "prediction_type='v_prediction'"),
+    ],
+)
+def test_another_architecture_is_refused(folder, file, change, message):
+    config = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(config | change))
+    load = {"unet": diffusers.load_unet, "vae": diffusers.load_vae, "scheduler": diffusers.load_schedule}
+    with pytest.raises(UserError, match=message):
+        load[file.split("/")[0]](folder / file.split("/")[0])
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds no weights"):
+        diffusers.load_unet(folder / "unet")
+    (folder / "unet" / "config.json").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        diffusers.load_unet(folder / "unet")
