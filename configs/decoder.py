@@ -33,8 +33,8 @@ def mini() -> ConfigDict:
                 "dtype": "float32",
             },
             "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
-            # Half of the conditions are the picture's own embeddings: reconstruction and blending start from those.
-            "loss": {"condition_drop": 0.1, "encoded_share": 0.3, "min_snr": 5.0},
+            # A quarter of the conditions are the picture's own embeddings: reconstruction and blending start from those.
+            "loss": {"condition_drop": 0.1, "encoded_share": 0.25, "min_snr": 5.0},
             "data": {"source": "", "split": "train", "seed": 0, "batch": 32},
             "optimizer": {
                 "learning_rate": {"unet": 1.5e-3},
@@ -51,7 +51,7 @@ def mini() -> ConfigDict:
             },
             "train": {
                 "steps": 0,
-                "minutes": 7.0,
+                "minutes": 6.5,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,

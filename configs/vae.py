@@ -9,19 +9,19 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Stable Diffusion's VAE, narrow; eight latent channels keep what four lose of small pictures."""
+    """Stable Diffusion's VAE, narrow. Eight latent channels are sharper, but a U-Net learns them more slowly."""
     return ConfigDict(
         {
             "objective": "vae",
             "image_size": 64,
             "vae": {
-                "block_channels": (16, 24, 48, 64),
-                "latent_channels": 8,
+                "block_channels": (16, 16, 32, 64),
+                "latent_channels": 4,
                 "layers_per_block": 1,
                 "groups": 8,
                 "scale": 1.0,  # measured in training, and used from then on
             },
-            "loss": {"squared_weight": 1.0, "kl_weight": 3e-4},
+            "loss": {"squared_weight": 1.0, "kl_weight": 1e-3},
             "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8},
             "optimizer": {
                 "learning_rate": {"vae": 2e-3},

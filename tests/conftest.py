@@ -1,6 +1,7 @@
 """Fixtures that several folders of tests share."""
 
 import os
+import shutil
 from pathlib import Path
 
 # Set before jax is imported, and inherited by the processes that tests start: what one of them has compiled, none
@@ -36,6 +37,15 @@ def golden() -> Path:
 def documents(tmp_path_factory) -> Path:
     """A JSONL of small documents (`train/tiny.py`)."""
     return tiny.draw(tmp_path_factory.mktemp("documents"))
+
+
+@pytest.fixture(scope="session")
+def drawing(tmp_path_factory, documents, trained) -> Path:
+    """`trained` with a VAE and a decoder of two steps each beside it; tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("drawing") / "run"
+    shutil.copytree(trained, workdir)
+    tiny.train_decoder(workdir, documents)
+    return workdir
 
 
 @pytest.fixture(scope="session")

@@ -106,7 +106,10 @@ def test_training_pictures_that_cannot_be_read(pictures, capsys):
         ("--config.train.stepz=5", "--config.train.stepz: config.train has no field 'stepz'; did you mean steps?"),
         ("--config.train.steps=many", "--config.train.steps=many: expected int like 8, got str"),
         ("--config.train=5", "--config.train is a group of fields"),
-        ("--config.optimizer.accumulate_steps=3", "config.data.batch_rows=8 does not divide by"),
+        (
+            "--config.optimizer.accumulate_steps=3",
+            "the batch of 8 rows does not divide by config.optimizer.accumulate_steps=3",
+        ),
         ("--config.model.vision.patch_size=5", "model.vision.image_size=16 is not a multiple of"),
         ("--config.train.mesh.fsdp=3", "does not multiply to the"),
         (

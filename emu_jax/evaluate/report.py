@@ -136,9 +136,8 @@ def _drawing_sections(drawn: Drawings) -> str:
 
 def _card(rows: Sequence[Sequence[np.ndarray]], about: str) -> str:
     """Rows of pictures above a line of HTML."""
-    lines = "".join(
-        f"<div class=pair>{''.join(f'<img src={_png(picture)!r} alt=>' for picture in row)}</div>" for row in rows
-    )
+    pictures = [[f'<img src="{_png(picture)}" alt="">' for picture in row] for row in rows]
+    lines = "".join(f"<div class=pair>{''.join(row)}</div>" for row in pictures)
     return f"<div class=card>{lines}{about}</div>"
 
 

@@ -10,7 +10,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from configs import models, quickstart
+from configs import decoder, models, quickstart, vae
+from emu_jax.train.loop import train
+from emu_jax.train.precompute import precompute
 
 COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 70, 210)}
 SHAPES = {"square": np.s_[4:12, 4:12], "bar": np.s_[6:10, :], "frame": np.s_[::15, :], "cross": np.s_[:, 7:9]}
@@ -27,6 +29,41 @@ def get_config() -> ConfigDict:
     config.data.update({"row_tokens": 64, "row_images": 8, "batch_rows": 8, "packing_window": 8})
     config.train.update({"steps": 8, "minutes": 0.0, "log_every": 1, "checkpoint_every": 3})
     return config
+
+
+def vae_config(source: Path) -> ConfigDict:
+    """Two steps of a VAE over 16 x 16 pictures."""
+    config = vae.get_config()
+    config.image_size = 16
+    config.vae.update({"block_channels": (8, 8), "latent_channels": 2, "groups": 4})
+    config.data.update({"source": str(source), "batch": 4})
+    config.train.update({"steps": 2, "minutes": 0.0, "log_every": 1, "checkpoint_every": 1})
+    return config
+
+
+def decoder_config(latents: Path) -> ConfigDict:
+    """Two steps of a U-Net."""
+    config = decoder.get_config()
+    config.unet.update({"block_channels": (8, 8), "attention_blocks": (True, False), "heads": 2, "groups": 4})
+    config.data.update({"source": str(latents), "batch": 4})
+    config.train.update({"steps": 2, "minutes": 0.0, "log_every": 1, "checkpoint_every": 1})
+    return config
+
+
+def pairs(documents: Path) -> Path:
+    """The pairs among the documents: those that hold a picture and a text before it."""
+    path = documents.with_name("pairs.jsonl")
+    lines = [line for line in documents.read_text(encoding="utf-8").splitlines() if "parts" not in json.loads(line)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def train_decoder(workdir: Path, documents: Path) -> None:
+    """Adds vae, latents and unet to a pretraining run's work directory."""
+    source = pairs(documents)
+    train(vae_config(source), workdir / "vae")
+    precompute(workdir, workdir / "vae", workdir / "latents", source=str(source), split="")
+    train(decoder_config(workdir / "latents"), workdir / "unet")
 
 
 def draw(folder: Path) -> Path:

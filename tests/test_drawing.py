@@ -1,0 +1,109 @@
+"""Drawing through the API and the command line: seeds, sizes, files and their metadata, interleaved replies."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu_jax import Emu
+from emu_jax.api import GeneratedImage, GeneratedText
+from emu_jax.cli import main
+from emu_jax.errors import UserError
+from emu_jax.generate import samplers
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+FAST = {"sampler": "ddim", "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def model(drawing) -> Emu:
+    return Emu.load(drawing)
+
+
+def test_a_picture_depends_on_its_own_prompt_and_seed_alone(model):
+    alone = model.generate_image(["a red bar"], seed=3, **FAST)
+    together = model.generate_images([["a blue cross"], ["a red bar"]], seeds=[1, 3], **FAST)
+    np.testing.assert_allclose(np.asarray(alone.image, int), np.asarray(together[1].image, int), atol=1)
+    other = model.generate_image(["a red bar"], seed=4, **FAST)
+    assert (np.asarray(alone.image) != np.asarray(other.image)).any()
+    assert alone.flagged is None and alone.embeddings.shape == (4, 16)
+
+
+def test_latents_fix_the_start(model):
+    start = model.decoder.initial_latents([7], 16, 16)
+    given = model.generate_image(["a"], latents=np.asarray(start), **FAST)
+    np.testing.assert_array_equal(given.image, model.generate_image(["a"], seed=7, **FAST).image)
+
+
+def test_guidance_and_seed_compile_nothing(model):
+    model.generate_image(["a"], **FAST)
+    before = samplers.sample._cache_size()
+    model.generate_image(["a"], guidance=2.0, seed=9, **FAST)
+    assert samplers.sample._cache_size() == before
+
+
+def test_other_sizes(model):
+    assert model.generate_image(["a"], height=24, width=16, **FAST).image.size == (16, 24)
+
+
+def test_blending_and_reconstruction(model):
+    blend = model.generate_image([PICTURE, Image.fromarray(PICTURE)], **FAST)
+    rebuilt = model.reconstruct(PICTURE, **FAST)
+    assert blend.image.size == rebuilt.image.size == (16, 16)
+    np.testing.assert_allclose(rebuilt.embeddings, model.encode_images(PICTURE[None])[0], atol=1e-5)
+
+
+def test_documents_go_on_as_the_caller_says(model):
+    items = model.continue_document(["a red bar"], pattern=("image", "image", "image"), **FAST)
+    assert [type(item) for item in items] == [GeneratedImage] * 3
+    items = model.continue_document(["a red bar"], pattern=("text", "image"), max_items=1, **FAST)
+    assert [type(item) for item in items] in ([GeneratedText], [])
+    assert all(isinstance(item, GeneratedText) for item in model.continue_document([PICTURE], max_items=1, **FAST))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sampler": "plms"}, "sampler='plms' is unknown"),
+        ({"steps": 0}, "steps=0; expected 1 to 999"),
+        ({"height": 20}, "height=20; expected a multiple of 4 pixels|height=20"),
+        ({"width": 7}, "width=7; expected a multiple of 4 pixels"),
+        ({"guidance": float("nan")}, "guidance=nan; expected a finite number"),
+        ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \[1, 4, 4, 4\]; expected \[1, 8, 8, 2\]"),
+    ],
+)
+def test_settings_that_cannot_work(model, settings, message):
+    if settings.get("height") == 20:
+        settings = {"height": 22}
+        message = "height=22; expected a multiple of 4 pixels"
+    with pytest.raises(UserError, match=message):
+        model.generate_image(["a"], **settings)
+
+
+def test_files_say_how_they_were_made(drawing, tmp_path, capsys):
+    Image.fromarray(PICTURE).save(tmp_path / "cat.png")
+    out = tmp_path / "blend.png"
+    command = ["generate", "--model", str(drawing), "--prompt", str(tmp_path / "cat.png"), "a red bar"]
+    drawn = ["--out", str(out), "--seeds", "3", "4", "--steps", "2", "--sampler", "ddim", "--guidance", "2"]
+    assert main(command + drawn) == 0
+    with Image.open(tmp_path / "blend-4.png") as picture:
+        assert json.loads(picture.text["prompt"]) == [str(tmp_path / "cat.png"), "a red bar"]
+        assert picture.text["seed"] == "4" and picture.text["safety"] == "not checked"
+        assert json.loads(picture.text["settings"]) == {"sampler": "ddim", "steps": 2, "guidance": 2.0}
+    capsys.readouterr()
+    assert main(command + drawn) == 2
+    assert "blend-3.png: the file exists; name a new one" in capsys.readouterr().err
+
+
+def test_many_from_a_file(drawing, tmp_path, capsys):
+    requests = tmp_path / "requests.jsonl"
+    lines = [{"prompt": ["a red bar"], "out": f"{n}.png", "seed": n} for n in range(3)]
+    requests.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    command = ["generate", "--model", str(drawing), "--prompts", str(requests), "--steps", "2", "--batch", "2"]
+    assert main(command) == 0
+    assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0.png", "1.png", "2.png"]
+    requests.write_text('{"prompt": ["a"]}\n')
+    capsys.readouterr()
+    assert main(command) == 2
+    assert "requests.jsonl:1: expected" in capsys.readouterr().err
