@@ -33,7 +33,7 @@ def mini() -> ConfigDict:
                 "dtype": "float32",
             },
             "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
-            # A quarter of the conditions are the picture's own embeddings: reconstruction and blending start from those.
+            # A quarter of the conditions are the picture's own embeddings: reconstruction and blending start there.
             "loss": {"condition_drop": 0.1, "encoded_share": 0.25, "min_snr": 5.0},
             "data": {"source": "", "split": "train", "seed": 0, "batch": 32},
             "optimizer": {

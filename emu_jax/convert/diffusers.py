@@ -1,4 +1,4 @@
-"""Diffusers folders (U-Net, VAE, scheduler) <-> our configs and parameters.
+"""Diffusers folders (U-Net, VAE, scheduler, safety checker) -> our configs and parameters.
 
     folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, parameters
 
@@ -20,10 +20,15 @@ import numpy as np
 from emu_jax.convert.matching import Fault, flatten, nest, report
 from emu_jax.convert.torch_files import TensorFile
 from emu_jax.errors import UserError
-from emu_jax.models import unet, vae
+from emu_jax.models import clip, unet, vae
 from emu_jax.models.diffusion import Schedule
 
-WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin")
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
 LAYOUT = "the diffusers layout of Stable Diffusion 1.5"
 
 # (file's module path, ours): regular expressions over dotted paths, applied in order. The first four are the names
@@ -37,7 +42,19 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.transformer_blocks\.0\.", ".block."),
     (r"\.ff\.net\.0\.proj$", ".ff.proj"),
     (r"\.ff\.net\.2$", ".ff.out"),
+    # The safety checker wraps CLIP's vision tower twice.
+    (r"^vision_model(\.vision_model)?\.", "vision."),
+    (r"\.encoder\.layers\.", ".layers."),
+    (r"\.pre_layrnorm$", ".pre_norm"),
+    (r"\.post_layernorm$", ".post_norm"),
 )
+# Keys of the safety checker that are no module's weight or bias.
+RENAMED_KEYS = {
+    "embeddings.patch_embedding.weight": "patch_kernel",
+    "embeddings.position_embedding.weight": "position_embedding",
+    "embeddings.class_embedding": "class_embedding",
+}
+UNUSED = re.compile(r"\.position_ids$")  # a range, in older files
 
 # What the model computes is fixed but for sizes: config key -> the value it must have, where it is given.
 FIXED_UNET = {
@@ -163,15 +180,43 @@ def load_vae(folder: Path) -> tuple[dict[str, Any], vae.Params]:
     return fields, _load(folder, vae.abstract(vae.VAEConfig.from_dict(fields)))
 
 
+def load_safety_checker(folder: Path) -> tuple[clip.ClipConfig, clip.Params]:
+    """Config and float32 parameters of a `safety_checker` folder; sizes are read off the shapes."""
+    config = read_config(folder, "config.json", {})
+    vision = config.get("vision_config") or {}
+    file = _weights(folder)
+    found = {our_path(key): shape for key, shape in file.shapes.items()}
+    try:
+        patch, _, _, width = to_ours("kernel", np.broadcast_to(np.float32(0), found["vision/patch_kernel"]), 4).shape
+        sizes = clip.ClipConfig(
+            image_size=patch * round((found["vision/position_embedding"][0] - 1) ** 0.5),
+            patch_size=patch,
+            width=width,
+            layers=len({path.split("/")[2] for path in found if path.startswith("vision/layers/")}),
+            heads=vision.get("num_attention_heads", width // 64),
+            mlp_dim=found["vision/layers/0/mlp/fc1/kernel"][0],
+            embedding_dim=found["visual_projection/kernel"][0],
+            concepts=found["concept_embeds"][0],
+            special_concepts=found["special_care_embeds"][0],
+            norm_eps=vision.get("layer_norm_eps", 1e-5),
+        )
+    except KeyError as error:
+        raise UserError(f"{file.path}: holds no {error.args[0]}; expected Stable Diffusion's safety checker") from error
+    return sizes, _load(folder, clip.abstract(sizes))
+
+
 def our_path(key: str) -> str:
     """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks/0/resnets/1/conv1/kernel`, whatever the key."""
+    for theirs, ours in RENAMED_KEYS.items():
+        if key.endswith(theirs):
+            return f"vision/{ours}"
     module, _, leaf = key.rpartition(".")
     for pattern, replacement in RENAMED:
         module = re.sub(pattern, replacement, module)
     last = module.rpartition(".")[2]
     if leaf == "weight":
         leaf = "scale" if "norm" in last else "kernel"
-    return f"{module}.{leaf}".replace(".", "/")
+    return f"{module}.{leaf}".lstrip(".").replace(".", "/")
 
 
 def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str) -> dict[str, str]:
@@ -184,6 +229,8 @@ def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], wher
     found: dict[str, str] = {}
     faults = []
     for key, shape in shapes.items():
+        if UNUSED.search(key):
+            continue
         path = our_path(key)
         if path not in wanted:
             faults.append(Fault("unknown", key))
@@ -191,7 +238,7 @@ def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], wher
             faults.append(Fault("repeated", key, f"the same parameter as {found[path]}"))
         else:
             found[path] = key
-            if _our_shape(tuple(shape), wanted[path]) != wanted[path]:
+            if _our_shape(path, tuple(shape), wanted[path]) != wanted[path]:
                 faults.append(Fault("misshapen", key, f"{tuple(shape)}, expected {wanted[path]} as {path}"))
     faults += [Fault("missing", path) for path in wanted if path not in found]
     if faults:
@@ -199,23 +246,32 @@ def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], wher
     return found
 
 
-def _our_shape(shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
-    return to_ours(np.broadcast_to(np.float32(0), shape), len(wanted)).shape
+def _our_shape(path: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    return to_ours(path, np.broadcast_to(np.float32(0), shape), len(wanted)).shape
 
 
-def to_ours(value: np.ndarray, rank: int) -> np.ndarray:
-    """PyTorch's [O, I] or [O, I, h, w] -> our [I, O] or [h, w, I, O]; a 1x1 convolution may be our matrix."""
+def to_ours(path: str, value: np.ndarray, rank: int) -> np.ndarray:
+    """PyTorch's kernels [O, I] or [O, I, h, w] -> our [I, O] or [h, w, I, O]; a 1x1 convolution may be our matrix.
+
+    What is looked up or compared with stays as it is.
+    """
+    if not path.endswith("kernel"):
+        return value
     if value.ndim == 4 and rank == 2 and value.shape[2:] == (1, 1):
         value = value[..., 0, 0]
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _load(folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+def _weights(folder: Path) -> TensorFile:
     files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
     if not files:
-        raise UserError(f"{folder}: holds no weights; expected {' or '.join(WEIGHTS)}")
-    file = TensorFile(files[0])
+        raise UserError(f"{folder}: holds no weights; expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    return TensorFile(files[0])
+
+
+def _load(folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
+    file = _weights(folder)
     keys = match(file.shapes, target, str(file.path))
     flat = flatten(target)
-    arrays = {path: to_ours(file[keys[path]].astype(np.float32), len(flat[path].shape)) for path in flat}
+    arrays = {path: to_ours(path, file[keys[path]].astype(np.float32), len(flat[path].shape)) for path in flat}
     return nest({path: np.ascontiguousarray(value) for path, value in arrays.items()})
