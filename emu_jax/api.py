@@ -43,7 +43,7 @@ class GeneratedText:
 class GeneratedImage:
     """A drawn picture, the embeddings [Q, D] it was drawn from, and its seed.
 
-    `flagged` is what a safety checker said; None: no checker looked at it.
+    `flagged` is what the safety checker said, and a flagged picture is black; None: no checker looked at it.
     """
 
     image: PILImage
@@ -86,6 +86,7 @@ class Emu:
         tokenizer: Path | str | None = None,
         vision_head_dim: int | None = None,
         decoder: Path | str | None = None,
+        safety_checker: bool = True,
     ) -> Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
@@ -95,6 +96,7 @@ class Emu:
           tokenizer: SentencePiece .model; needed by published files alone.
           vision_head_dim: of published files, where it differs from the published model's 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
+          safety_checker: whether a `safety_checker` folder beside those looks at what is drawn.
 
         Raises:
           UserError: nothing to load there, or the parts do not fit each other.
@@ -106,7 +108,7 @@ class Emu:
             )
         if decoder is None and Decoder.exists(path):
             decoder = path
-        draws = None if decoder is None else Decoder.load(Path(decoder))
+        draws = None if decoder is None else Decoder.load(Path(decoder), safety_checker=safety_checker)
         if (path / "checkpoints").is_dir() or (path / "meta").is_dir():
             from emu_jax.train.checkpoint import load_for_inference
 
@@ -327,10 +329,11 @@ class Emu:
         if latents is not None and np.shape(latents) != drawn.shape:
             raise UserError(f"latents are {list(np.shape(latents))}; expected {list(drawn.shape)}")
         unconditional = np.broadcast_to(self.unconditional, embeddings.shape)
-        pictures = decoder.draw(embeddings, unconditional, drawn if latents is None else latents, **settings)
+        start = drawn if latents is None else latents
+        pictures, flags = decoder.draw(embeddings, unconditional, start, **settings)
         return [
-            GeneratedImage(PIL.Image.fromarray(picture), embedding, seed)
-            for picture, embedding, seed in zip(pictures, embeddings, seeds, strict=True)
+            GeneratedImage(PIL.Image.fromarray(picture), embedding, seed, flagged)
+            for picture, embedding, seed, flagged in zip(pictures, embeddings, seeds, flags, strict=True)
         ]
 
     def score_candidates(self, prompt: Prompt, candidates: Sequence[str]) -> np.ndarray:

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     asked.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="many pictures to draw (generate/files.py)")
     generate.add_argument("--out", type=Path, metavar="OUT.png", help="draw the next picture into this file")
     generate.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    generate.add_argument("--no-safety-checker", action="store_true", help="do not use the decoder's safety checker")
     generate.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
     generate.add_argument("--steps", type=int, default=50)
     generate.add_argument("--guidance", type=float, default=7.5)
@@ -157,6 +158,7 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
         decoder=options.decoder,
+        safety_checker=not options.no_safety_checker,
     )
     if requests:
         settings = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "height", "width")}

@@ -5,7 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install_emu_jax .
+install_emu_jax '.[eval]'
 workdir="${WORKDIR:-runs/quickstart}"
 emu-jax train --config configs/quickstart.py --workdir "$workdir" "$@"
 steps=()

@@ -3,5 +3,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
-install_emu_jax '.[test,convert]'
+install_emu_jax '.[test,convert,eval]'
 python -m pytest -n auto --maxprocesses=4 "$@"

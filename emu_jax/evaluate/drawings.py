@@ -2,20 +2,27 @@
 
 In: a model with a decoder. Out: `Drawings`: figures with intervals and chance, and pictures for the report. Pictures
 are drawn from held-out captions, and from held-out pictures' own embeddings (reconstruction); each is looked up among
-all pictures by squared distance of pixels.
+all pictures by squared distance of pixels, and of VGG features.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from emu_jax.api import Emu, GeneratedImage, GeneratedText
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
+from emu_jax.evaluate import vgg
 from emu_jax.evaluate.pairs import Figure, has_one_tone, in_batches, share, squared_distances
+
+log = logging.getLogger(__name__)
+
+Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures uint8 [H, W, 3] -> [N, …]
 
 SPLIT = "heldout_combinations"
 SETTINGS = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
@@ -45,7 +52,6 @@ def score(emu: Emu) -> Drawings:
     """Draws and scores the split of unseen combinations."""
     size = emu.decoder.size
     gallery = [example for split in SPLITS for example in examples(split, size)]
-    pixels = np.stack([example.pixels for example in gallery]).astype(np.float32) / 255.0  # [G, H, W, 3]
     pool = examples(SPLIT, size)
     seeds = {example.key: seed for seed, example in enumerate(pool)}
 
@@ -60,8 +66,14 @@ def score(emu: Emu) -> Drawings:
 
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
     figures = {}
-    for name, pictures in {"drawn from the caption": drawn, "reconstructed": rebuilt}.items():
-        figures |= neighbour_figures(f"{SPLIT}: {name}", np.stack(pictures), pool, gallery, pixels)
+    for space, features in feature_spaces().items():
+
+        def look(pictures: Sequence[np.ndarray], features: Features = features, space: str = space) -> np.ndarray:
+            return np.stack(in_batches(features, pictures, f"{space} of pictures"))
+
+        known = look([example.pixels for example in gallery])
+        for name, pictures in {"drawn from the caption": drawn, "reconstructed": rebuilt}.items():
+            figures |= neighbour_figures(f"{SPLIT}: {name}", space, look(pictures), pool, gallery, known)
     toned = [e for e in pool if has_one_tone(e)]
     blends = [
         (a, b, np.asarray(emu.generate_image([a.pixels, b.pixels], **SETTINGS).image)) for a, b in _couples(toned)
@@ -73,14 +85,26 @@ def score(emu: Emu) -> Drawings:
     return Drawings(figures, [Drawing(*three) for three in zip(pool, drawn, rebuilt, strict=True)], blends, continued)
 
 
-def neighbour_figures(
-    name: str, pictures: np.ndarray, pool: Sequence[Example], gallery: Sequence[Example], features: np.ndarray
-) -> dict[str, Figure]:
-    """Role in the top 5 and tone in the top 1 of the real neighbours of pictures uint8 [n, H, W, 3].
+def feature_spaces() -> dict[str, Features]:
+    """What pictures are compared by: their pixels, and VGG features where the weights are installed."""
+    spaces: dict[str, Features] = {"pixels": lambda pictures: np.stack(pictures).astype(np.float32) / 255.0}
+    file = vgg.find_weights()
+    if file is None:
+        log.warning("no VGG features: install emu-jax[eval] to compare pictures by them as well")
+    else:
+        spaces["VGG"] = functools.partial(vgg.features, vgg.load(file))
+    return spaces
 
-    features: of the gallery, float32 [G, H, W, 3] in [0, 1]. Chance: what five, or one, of the gallery at random get.
+
+def neighbour_figures(
+    name: str, space: str, drawn: np.ndarray, pool: Sequence[Example], gallery: Sequence[Example], known: np.ndarray
+) -> dict[str, Figure]:
+    """Role in the top 5 and tone in the top 1 of the real neighbours of drawn pictures.
+
+    drawn: their features [n, …], one an example of `pool`; known: the gallery's [G, …]. Chance: what five, or one, of
+    the gallery at random get.
     """
-    order = squared_distances(pictures.astype(np.float32) / 255.0, features).argsort(1)[:, :TOP]  # [n, 5]
+    order = squared_distances(drawn, known).argsort(1)[:, :TOP]  # [n, 5]
     toned = [number for number, e in enumerate(pool) if has_one_tone(e)]
     roles = np.array([e.role for e in gallery])
     tones = np.array([e.tone for e in gallery])
@@ -91,8 +115,8 @@ def neighbour_figures(
     ]
     tone_chance = float(np.mean([(tones == pool[n].tone).mean() for n in toned]))
     return {
-        f"{name}, neighbour's role right in top {TOP}": share(by_role, 1.0 - float(np.mean(missed))),
-        f"{name}, neighbour's skin tone right": share(by_tone, tone_chance),
+        f"{name}, neighbour's role right in top {TOP} ({space})": share(by_role, 1.0 - float(np.mean(missed))),
+        f"{name}, neighbour's skin tone right ({space})": share(by_tone, tone_chance),
     }
 
 

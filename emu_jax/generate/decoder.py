@@ -2,6 +2,7 @@
 
 folder/unet, folder/vae    diffusers folders or work directories of the objectives decoder and vae
 folder/scheduler           beside a diffusers U-Net; a work directory's config holds its schedule
+folder/safety_checker      optional
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu_jax.errors import UserError
+from emu_jax.generate import safety
+from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet, vae
 from emu_jax.models.diffusion import Schedule
@@ -23,7 +26,7 @@ UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 
 
 class Decoder:
-    """U-Net, VAE and schedule.
+    """U-Net, VAE, schedule, and a safety checker where there is one.
 
     `size` is the pictures' height and width where none is given, in pixels; `queries` the embeddings a picture that the
     U-Net was trained on, where its files say so.
@@ -40,6 +43,7 @@ class Decoder:
         size: int,
         where: str,
         queries: int | None = None,
+        safety: SafetyCheck | None = None,
     ):
         if unet_config.latent_channels != vae_config.latent_channels:
             raise UserError(
@@ -47,7 +51,7 @@ class Decoder:
                 f"{vae_config.latent_channels}; use the VAE that the U-Net was trained with"
             )
         self.unet_config, self.vae_config, self.schedule = unet_config, vae_config, schedule
-        self.size, self.where, self.queries = size, where, queries
+        self.size, self.where, self.queries, self.safety = size, where, queries, safety
         self.unet_params, self.vae_params = (jax.tree.map(jnp.asarray, p) for p in (unet_params, vae_params))
 
     @staticmethod
@@ -56,8 +60,8 @@ class Decoder:
         return (folder / UNET).is_dir() and (folder / VAE).is_dir()
 
     @classmethod
-    def load(cls, folder: Path) -> Decoder:
-        """Loads a folder with `unet` and `vae` in it.
+    def load(cls, folder: Path, *, safety_checker: bool = True) -> Decoder:
+        """Loads a folder with `unet` and `vae` in it, and its safety checker unless that is off or absent.
 
         Raises:
           UserError: a part is missing, or the parts do not fit each other.
@@ -80,7 +84,9 @@ class Decoder:
         unet_config = unet.UNetConfig.from_dict(fields)
         size = latent_size * vae_config.reduction
         models = (unet_config, unet_params, vae_config, vae_params)
-        return cls(*models, schedule, size=size, where=str(folder), queries=queries)
+        checks = safety_checker and (folder / safety.FOLDER).is_dir()
+        safety_check = SafetyCheck.load(folder / safety.FOLDER) if checks else None
+        return cls(*models, schedule, size=size, where=str(folder), queries=queries, safety=safety_check)
 
     def check_condition(self, queries: int, width: int) -> None:
         """Raises UserError unless this decoder takes a model's embeddings [Q, D]."""
@@ -100,7 +106,7 @@ class Decoder:
         make_table(sampler, self.schedule, steps)
         if not np.isfinite(guidance):
             raise UserError(f"guidance={guidance}; expected a finite number, usually 1 to 10")
-        multiple = self.vae_config.reduction * self.unet_config.reduction
+        multiple = self.vae_config.reduction
         for name, value in (("height", height), ("width", width)):
             if value < 1 or value % multiple:
                 raise UserError(f"{name}={value}; expected a multiple of {multiple} pixels")
@@ -120,8 +126,11 @@ class Decoder:
         sampler: str,
         steps: int,
         guidance: float,
-    ) -> np.ndarray:
-        """condition and unconditional [N, Q, D], latents [N, h, w, C] of variance 1 -> pictures uint8 [N, H, W, 3]."""
+    ) -> tuple[np.ndarray, list[bool | None]]:
+        """condition and unconditional [N, Q, D], latents [N, h, w, C] of variance 1 -> pictures uint8 [N, H, W, 3].
+
+        And whether each was flagged, None where no checker looked at it. Flagged pictures are black, as published.
+        """
         latents = sample(
             self.unet_params,
             make_table(sampler, self.schedule, steps),
@@ -131,7 +140,11 @@ class Decoder:
             guidance,
             config=self.unet_config,
         )
-        return np.asarray(_pictures(self.vae_params, latents, config=self.vae_config))
+        pictures = np.asarray(_pictures(self.vae_params, latents, config=self.vae_config))
+        if self.safety is None:
+            return pictures, [None] * len(pictures)
+        flags = self.safety.flagged(pictures)
+        return np.where(np.array(flags)[:, None, None, None], np.uint8(0), pictures), flags
 
 
 def load_vae(folder: Path) -> tuple[vae.VAEConfig, vae.Params, int | None]:

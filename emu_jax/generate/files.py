@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tqdm import tqdm
 
 from emu_jax.api import Emu, GeneratedImage
 from emu_jax.errors import UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +96,8 @@ def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: d
             drawn = emu.generate_images([r.prompt for r in filled], seeds=[r.seed for r in filled], **settings)
             for request, result in zip(some, drawn, strict=False):
                 save(result, request, settings)
+                if result.flagged:
+                    log.warning("%s: black, the safety checker flagged it", request.out)
                 bar.update()
                 yield request.out
 

@@ -95,7 +95,7 @@ class ResnetBlock(nnx.Module):
 
 
 class Downsample(nnx.Module):
-    """Halves height and width by a strided convolution: [N, H, W, C] -> [N, H/2, W/2, C]."""
+    """Halves height and width by a strided convolution: [N, H, W, C] -> [N, H/2, W/2, C], odd sizes rounded up."""
 
     def __init__(self, rngs: nnx.Rngs, channels: int, dtype: str, *, padding: tuple[int, int]):
         self.conv = Conv(rngs, channels, channels, dtype, stride=2, padding=padding)
@@ -105,10 +105,14 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Doubles height and width, nearest neighbour, and convolves: [N, H, W, C] -> [N, 2H, 2W, C]."""
+    """Doubles height and width, nearest neighbour, and convolves: [N, H, W, C] -> [N, 2H, 2W, C].
+
+    `size`, where an odd one was halved, cuts the last row or column off before the convolution.
+    """
 
     def __init__(self, rngs: nnx.Rngs, channels: int, dtype: str):
         self.conv = Conv(rngs, channels, channels, dtype)
 
-    def __call__(self, x: Array) -> Array:
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        x = x.repeat(2, axis=1).repeat(2, axis=2)  # [N, 2H, 2W, C]
+        return self.conv(x if size is None else x[:, : size[0], : size[1]])

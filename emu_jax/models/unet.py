@@ -95,11 +95,6 @@ class UNetConfig:
                 values[name] = tuple(values[name])
         return cls(**values)
 
-    @property
-    def reduction(self) -> int:
-        """What latents' height and width must be multiples of."""
-        return 2 ** (len(self.block_channels) - 1)
-
 
 def time_features(timesteps: Array, width: int) -> Array:
     """Sinusoids [N, width] in float32 of timesteps [N]: cosines first, as the published model has them."""
@@ -145,7 +140,8 @@ def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn").swapaxes(1, 2)
 
     def blockwise(q: Array, k: Array, v: Array) -> Array:
-        blocks = q.reshape(*q.shape[:2], -1, math.gcd(q.shape[2], LONG_ATTENTION // 4), q.shape[3])
+        size = max(n for n in range(1, LONG_ATTENTION // 4 + 1) if q.shape[2] % n == 0)
+        blocks = q.reshape(*q.shape[:2], -1, size, q.shape[3])
         mixed = jax.lax.map(
             jax.checkpoint(lambda block: attention(block, k, v, scale=scale)), jnp.moveaxis(blocks, 2, 0)
         )
@@ -290,7 +286,7 @@ class UNet(nnx.Module):
             for index in range(c.layers_per_block + 1):
                 x = stage.layer(index, jnp.concatenate([x, skips.pop()], axis=-1), time, condition)
             if hasattr(stage, "upsamplers"):
-                x = stage.upsamplers["0"](x)
+                x = stage.upsamplers["0"](x, skips[-1].shape[1:3])
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
 

@@ -101,17 +101,12 @@ def _vae(config: ConfigDict) -> Experiment:
 def _decoder(config: ConfigDict) -> Experiment:
     data = ExamplesConfig.from_dict(config.data)
     latents = Latents(Path(data.source))
-    (height, width, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
+    (height, _, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
     _fill(config, "latent_size", height, data.source)
     _fill(config, "queries", queries, data.source)
     _fill(config.unet, "latent_channels", channels, data.source)
     _fill(config.unet, "condition_dim", dim, data.source)
     model = unet.UNetConfig.from_dict(config.unet)
-    if height % model.reduction or width % model.reduction:
-        raise UserError(
-            f"config.unet.block_channels has {len(model.block_channels)} resolutions, which need latents of a multiple "
-            f"of {model.reduction}; those in {data.source} are {height} x {width}"
-        )
     check_fields(objective.DecoderLossConfig, "config.loss", config.loss)
     weights = objective.DecoderLossConfig(**config.loss)
     schedule = diffusion.Schedule.from_dict(config.schedule)

