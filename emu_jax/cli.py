@@ -1,4 +1,4 @@
-"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect.
+"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | convert | export.
 
 Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
 """
@@ -18,6 +18,8 @@ EXAMPLES = {
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "evaluate": "emu-jax evaluate --model runs/quickstart",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
+    "convert": "emu-jax convert --from Emu/pretrain --to weights/emu --tokenizer llama_tokenizer.model",
+    "export": "emu-jax export --from runs/quickstart --to exported --format diffusers",
 }
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
@@ -44,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emu-jax", description="Emu in JAX: train it, ask it, score it, look inside.")
-    commands = parser.add_subparsers(
-        dest="command", required=True, metavar="{train,precompute,generate,evaluate,inspect}"
-    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(EXAMPLES) + "}")
 
     def add(name: str, about: str) -> argparse.ArgumentParser:
         return commands.add_parser(
@@ -103,6 +103,24 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
+
+    convert = add("convert", "Published weights in: Emu, Emu-I, LLaMA, EVA-CLIP or Stable Diffusion to a checkpoint.")
+    convert.add_argument("--from", dest="source", required=True, type=Path, help="file or folder (convert/formats.py)")
+    convert.add_argument("--to", dest="folder", required=True, type=Path, help="a new folder; a killed run goes on")
+    convert.add_argument("--dtype", default="float32", help="of the parameters: float32 or bfloat16")
+    convert.add_argument("--int8", action="store_true", help="the LLM's kernels as int8 with scales, for inference")
+    convert.add_argument("--merge-lora", action="store_true", help="add Emu-I's LoRA to its weights")
+    convert.add_argument("--lora-alpha", type=float, default=16.0, help="files do not tell it (default 16)")
+    convert.add_argument("--vision-head-dim", type=int, default=88, help="shapes do not tell it (default 88)")
+    convert.add_argument("--llama-head-dim", type=int, default=128, help="where no file tells it (default 128)")
+    convert.add_argument("--tokenizer", type=Path, help="SentencePiece .model, kept with the weights")
+
+    export = add("export", "Weights out: a checkpoint in the formats that other programs read.")
+    export.add_argument("--from", dest="source", required=True, type=Path, help="work directory or checkpoint")
+    export.add_argument("--to", dest="folder", required=True, type=Path, help="a new folder")
+    export.add_argument("--format", required=True, help="emu, llama, diffusers or peft (convert/export.py)")
+    export.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as it came, or as it is)")
+    export.add_argument("--merge-lora", action="store_true", help="add LoRA to its weights")
     return parser
 
 
@@ -208,7 +226,38 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
-COMMANDS = {"train": train, "precompute": precompute, "generate": generate, "evaluate": evaluate, "inspect": inspect}
+def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import dataclasses
+
+    from emu_jax.convert.formats import Settings
+    from emu_jax.convert.formats import convert as run
+
+    names = [field.name for field in dataclasses.fields(Settings)]
+    settings = Settings(**{name: getattr(options, name) for name in names})
+    for part, summary in run(options.source, options.folder, settings).items():
+        print(f"{part}: {summary}")
+    print(options.folder)
+    return 0
+
+
+def export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.convert.export import export as run
+
+    settings = {"dtype": options.dtype, "merge_lora": options.merge_lora}
+    for file in run(options.source, options.folder, options.format, **settings):
+        print(file)
+    return 0
+
+
+COMMANDS = {
+    "train": train,
+    "precompute": precompute,
+    "generate": generate,
+    "evaluate": evaluate,
+    "inspect": inspect,
+    "convert": convert,
+    "export": export,
+}
 
 if __name__ == "__main__":
     sys.exit(main())

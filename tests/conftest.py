@@ -14,6 +14,7 @@ import pytest
 
 from emu_jax.config import load_config
 from emu_jax.train.loop import train
+from tests.foreign import eva_clip, hugging_llama, meta_llama  # noqa: F401  (fixtures)
 from tests.train import tiny
 
 # A busy machine must not fail a property test, and the same code must always see the same examples.

@@ -79,6 +79,13 @@ def test_settings_that_cannot_work(model, settings, message):
         model.generate_image(["a"], **settings)
 
 
+def test_a_picture_that_cannot_be_read_is_named(model, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"no picture")
+    for path in (tmp_path / "cat.png", tmp_path / "absent.png"):
+        with pytest.raises(UserError, match=path.name):
+            model.generate_image([path], **FAST)
+
+
 def test_files_say_how_they_were_made(drawing, tmp_path, capsys):
     Image.fromarray(PICTURE).save(tmp_path / "cat.png")
     out = tmp_path / "blend.png"

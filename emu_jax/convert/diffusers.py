@@ -1,6 +1,6 @@
 """Diffusers folders (U-Net, VAE, scheduler, safety checker) -> our configs and parameters.
 
-    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, parameters
+    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, a plan or parameters
 
 Our modules carry the files' names, so one key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`. What
 differs stands in `RENAMED`. Every key is used exactly once, every parameter assigned exactly once, and all that does
@@ -9,19 +9,23 @@ not fit is reported together.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from emu_jax.convert.matching import Fault, flatten, nest, report
-from emu_jax.convert.torch_files import TensorFile
+from emu_jax.convert.matching import Fault, report
+from emu_jax.convert.plan import Plan, Step, gather, source_dtypes, unreadable
+from emu_jax.convert.tensor_files import Tensors, open_tensors
 from emu_jax.errors import UserError
 from emu_jax.models import clip, unet, vae
 from emu_jax.models.diffusion import Schedule
+from emu_jax.models.paths import flatten
 
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -97,7 +101,22 @@ FIXED_SCHEDULER = {
 }
 
 
-def read_config(folder: Path, name: str, fixed: Mapping[str, tuple]) -> dict[str, Any]:
+NEEDED_VAE = ("block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+NEEDED_UNET = (
+    "in_channels",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "norm_num_groups",
+    "norm_eps",
+)
+NEEDED_SCHEDULER = ("num_train_timesteps", "beta_start", "beta_end")
+
+
+def read_config(folder: Path, name: str, fixed: Mapping[str, tuple], needed: Sequence[str] = ()) -> dict[str, Any]:
     """A diffusers folder's JSON, refused where it asks for something that is not Stable Diffusion 1.5's."""
     file = folder / name
     try:
@@ -106,11 +125,14 @@ def read_config(folder: Path, name: str, fixed: Mapping[str, tuple]) -> dict[str
         raise UserError(f"{file}: no such file; expected {LAYOUT}") from error
     except (ValueError, OSError) as error:
         raise UserError(f"{file}: not a JSON file ({error}); expected {LAYOUT}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object; expected {LAYOUT}")
     wrong = [
         f"{key}={config[key]!r} (expected {values[0]!r})"
         for key, values in fixed.items()
         if key in config and config[key] not in values
     ]
+    wrong += [f"{key} is missing" for key in needed if key not in config]
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} can be read")
     return config
@@ -118,7 +140,7 @@ def read_config(folder: Path, name: str, fixed: Mapping[str, tuple]) -> dict[str
 
 def unet_config(folder: Path) -> dict[str, Any]:
     """`config.unet` from a folder's config.json."""
-    config = read_config(folder, "config.json", FIXED_UNET)
+    config = read_config(folder, "config.json", FIXED_UNET, NEEDED_UNET)
     down, up = config["down_block_types"], config["up_block_types"]
     transformers = [kind == "CrossAttnDownBlock2D" for kind in down]
     known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
@@ -142,7 +164,7 @@ def unet_config(folder: Path) -> dict[str, Any]:
 
 def vae_config(folder: Path) -> dict[str, Any]:
     """`config.vae` from a folder's config.json."""
-    config = read_config(folder, "config.json", FIXED_VAE)
+    config = read_config(folder, "config.json", FIXED_VAE, NEEDED_VAE)
     return {
         "block_channels": list(config["block_out_channels"]),
         "latent_channels": config["latent_channels"],
@@ -159,7 +181,7 @@ def sample_size(folder: Path) -> int:
 
 def load_schedule(folder: Path) -> Schedule:
     """The noise schedule of a folder with scheduler_config.json."""
-    config = read_config(folder, "scheduler_config.json", FIXED_SCHEDULER)
+    config = read_config(folder, "scheduler_config.json", FIXED_SCHEDULER, NEEDED_SCHEDULER)
     return Schedule(
         train_steps=config["num_train_timesteps"],
         beta_start=config["beta_start"],
@@ -168,16 +190,36 @@ def load_schedule(folder: Path) -> Schedule:
     )
 
 
+def plan_unet(folder: Path, schedule: Schedule) -> Plan:
+    """How a folder's U-Net becomes ours; UserError lists everything that does not fit."""
+    fields = unet_config(folder)
+    config = {
+        "objective": "decoder",
+        "latent_size": sample_size(folder),
+        "queries": 0,  # the files do not say how many embeddings a picture the U-Net was trained on
+        "unet": fields,
+        "schedule": dataclasses.asdict(schedule),
+    }
+    return _plan(folder, "unet", unet.abstract(unet.UNetConfig.from_dict(fields)), config)
+
+
+def plan_vae(folder: Path) -> Plan:
+    """How a folder's VAE becomes ours; UserError lists everything that does not fit."""
+    fields = vae_config(folder)
+    config = {"objective": "vae", "image_size": 0, "vae": fields}
+    return _plan(folder, "vae", vae.abstract(vae.VAEConfig.from_dict(fields)), config)
+
+
 def load_unet(folder: Path) -> tuple[dict[str, Any], unet.Params]:
     """`config.unet` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
-    fields = unet_config(folder)
-    return fields, _load(folder, unet.abstract(unet.UNetConfig.from_dict(fields)))
+    plan = plan_unet(folder, Schedule())
+    return plan.config["unet"], gather(plan)["params"]["unet"]
 
 
 def load_vae(folder: Path) -> tuple[dict[str, Any], vae.Params]:
     """`config.vae` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
-    fields = vae_config(folder)
-    return fields, _load(folder, vae.abstract(vae.VAEConfig.from_dict(fields)))
+    plan = plan_vae(folder)
+    return plan.config["vae"], gather(plan)["params"]["vae"]
 
 
 def load_safety_checker(folder: Path) -> tuple[clip.ClipConfig, clip.Params]:
@@ -202,7 +244,8 @@ def load_safety_checker(folder: Path) -> tuple[clip.ClipConfig, clip.Params]:
         )
     except KeyError as error:
         raise UserError(f"{file.path}: holds no {error.args[0]}; expected Stable Diffusion's safety checker") from error
-    return sizes, _load(folder, clip.abstract(sizes))
+    plan = _plan(folder, "safety_checker", clip.abstract(sizes), {})
+    return sizes, gather(plan)["params"]["safety_checker"]
 
 
 def our_path(key: str) -> str:
@@ -219,15 +262,20 @@ def our_path(key: str) -> str:
     return f"{module}.{leaf}".lstrip(".").replace(".", "/")
 
 
-def match(shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str) -> dict[str, str]:
+def match(
+    shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str, faults: Sequence[Fault] = ()
+) -> dict[str, str]:
     """Our path -> file's key, for every parameter of `target`; from shapes alone.
+
+    Args:
+      faults: found before, to be reported with those found here.
 
     Raises:
       UserError: a key is unknown, repeated or misshapen, or a parameter has none; lists all of them.
     """
     wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target).items()}
     found: dict[str, str] = {}
-    faults = []
+    faults = list(faults)
     for key, shape in shapes.items():
         if UNUSED.search(key):
             continue
@@ -262,16 +310,112 @@ def to_ours(path: str, value: np.ndarray, rank: int) -> np.ndarray:
     return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
 
 
-def _weights(folder: Path) -> TensorFile:
-    files = [folder / name for name in WEIGHTS if (folder / name).is_file()]
-    if not files:
+def to_theirs(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `to_ours`, in a file's `shape` (a matrix may be a 1x1 convolution there)."""
+    if not path.endswith("kernel"):
+        return value
+    return (value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T).reshape(shape)
+
+
+# The inverse of `RENAMED`, with today's names.
+THEIR_NAMES: tuple[tuple[str, str], ...] = (
+    (r"\.block\.", ".transformer_blocks.0."),
+    (r"\.ff\.proj$", ".ff.net.0.proj"),
+    (r"\.ff\.out$", ".ff.net.2"),
+    (r"\.to_out$", ".to_out.0"),
+)
+CONVOLUTIONS = re.compile(r"(^|/)(proj_in|proj_out|quant_conv|post_quant_conv)/kernel$")  # 1x1; matrices of ours
+
+
+def their_key(path: str) -> str:
+    """`…/conv1/kernel` -> `….conv1.weight`, in the names that diffusers uses today; inverts `our_path`."""
+    module, _, leaf = path.replace("/", ".").rpartition(".")
+    for pattern, replacement in THEIR_NAMES:
+        module = re.sub(pattern, replacement, module)
+    return f"{module}.{'weight' if leaf in ('kernel', 'scale') else leaf}"
+
+
+def their_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter of ours in a file."""
+    if not path.endswith("kernel"):
+        return ours
+    if len(ours) == 4:
+        return ours[3], ours[2], *ours[:2]
+    return (*ours[::-1], 1, 1) if CONVOLUTIONS.search(path) else ours[::-1]
+
+
+def describe_unet(config: unet.UNetConfig, latent_size: int) -> dict[str, Any]:
+    """Diffusers' config.json of a U-Net of these sizes."""
+    down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in config.attention_blocks]
+    up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(config.attention_blocks)]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **{key: values[0] for key, values in FIXED_UNET.items()},
+        "sample_size": latent_size,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": config.layers_per_block,
+        "attention_head_dim": config.heads,
+        "cross_attention_dim": config.condition_dim,
+        "norm_num_groups": config.groups,
+        "norm_eps": config.norm_eps,
+    }
+
+
+def describe_vae(fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Diffusers' config.json of a VAE with `config.vae` = `fields`."""
+    count = len(fields["block_channels"])
+    return {
+        "_class_name": "AutoencoderKL",
+        **{key: values[0] for key, values in FIXED_VAE.items()},
+        "sample_size": image_size or 512,
+        "block_out_channels": list(fields["block_channels"]),
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+        "layers_per_block": fields["layers_per_block"],
+        "latent_channels": fields["latent_channels"],
+        "norm_num_groups": fields["groups"],
+        "scaling_factor": fields["scale"],
+    }
+
+
+def describe_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Diffusers' scheduler_config.json of `config.schedule`."""
+    return {
+        "_class_name": "PNDMScheduler",
+        **{key: values[0] for key, values in FIXED_SCHEDULER.items() if key != "clip_sample"},
+        "num_train_timesteps": fields["train_steps"],
+        "beta_start": fields["beta_start"],
+        "beta_end": fields["beta_end"],
+        "steps_offset": fields["offset"],
+    }
+
+
+def _weights(folder: Path) -> Tensors:
+    tensors = open_tensors(folder, WEIGHTS)
+    if tensors is None:
         raise UserError(f"{folder}: holds no weights; expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
-    return TensorFile(files[0])
+    return tensors
 
 
-def _load(folder: Path, target: Mapping[str, Any]) -> dict[str, Any]:
-    file = _weights(folder)
-    keys = match(file.shapes, target, str(file.path))
+def _plan(folder: Path, part: str, target: Mapping[str, Any], config: dict[str, Any]) -> Plan:
+    """Leaves `params/<part>/…` of a folder's files."""
+    tensors = _weights(folder)
+    faults = [fault for fault in unreadable(tensors) if not UNUSED.search(fault.name)]
+    keys = match(tensors.shapes, target, str(tensors.path), faults)
     flat = flatten(target)
-    arrays = {path: to_ours(path, file[keys[path]].astype(np.float32), len(flat[path].shape)) for path in flat}
-    return nest({path: np.ascontiguousarray(value) for path, value in arrays.items()})
+    steps = tuple(
+        Step(f"params/{part}/{path}", None, (keys[path],), functools.partial(to_ours, path, rank=len(leaf.shape)))
+        for path, leaf in flat.items()
+    )
+    shapes = {f"params/{part}/{path}": tuple(leaf.shape) for path, leaf in flat.items()}
+    about = {
+        "format": "diffusers",
+        "keys": keys,
+        "shapes": {key: list(tensors.shapes[key]) for key in keys.values()},
+        "dtypes": source_dtypes(tensors, {key: key for key in keys.values()}),
+    }
+    return Plan(tensors, config, shapes, steps, about=about)

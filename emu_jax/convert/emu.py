@@ -1,9 +1,9 @@
 """The published Emu checkpoint <-> our parameters: one table, checked in both directions.
 
-In: `pretrain/multimodal_encoder/pytorch_model.bin`, `Emu-instruct.pt` (its LoRA is merged) or the same keys in a
-`.safetensors` file. Out: `config.model` as a plain dict, read off the shapes, and the nested dict of parameters
-as NumPy arrays. Every key is used exactly once or stands on the list of unused ones, every parameter is assigned
-exactly once; whatever is missing, unknown, misshapen or repeated is reported at once, and nothing is returned.
+In: `pretrain/multimodal_encoder/pytorch_model.bin`, `Emu-instruct.pt` or the same keys in a `.safetensors` file. Out:
+a `Plan`, or the parameters as NumPy arrays; sizes are read off the shapes. Every key is used exactly once or stands on
+the list of unused ones, every parameter is assigned exactly once; whatever is missing, unknown, misshapen or repeated
+is reported at once, and nothing is returned. `scope` narrows the table to a part, for files that hold that alone.
 
 Three names for one tensor: the *file's* key (`decoder.lm.base_model.model.lm_head.weight` in Emu-I), the
 *published* key that the table speaks of (`decoder.lm.lm_head.weight`), and our path (`llama/lm_head/kernel`).
@@ -14,11 +14,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from emu_jax.convert.emu_keys import (
@@ -32,31 +31,38 @@ from emu_jax.convert.emu_keys import (
     expand,
     unused,
 )
-from emu_jax.convert.matching import Fault, flatten, nest, report
-from emu_jax.convert.torch_files import TensorFile
+from emu_jax.convert.matching import Fault, report
+from emu_jax.convert.plan import Plan, Step, gather, source_dtypes, unreadable
+from emu_jax.convert.tensor_files import TensorFile, Tensors
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from emu_jax.models.paths import flatten
 
 LAYOUT = "the published Emu's layout"
+PARTS = ("vision", "causal", "llama")
 
 # The published model's values of what shapes do not tell.
 VISION_HEAD_DIM = 88
 LLAMA_HEAD_DIM = 128
 LORA_ALPHA = 16.0
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+Scope = Callable[[str], bool]  # whether a path of ours belongs to what a file holds
+
+
+def everything(path: str) -> bool:
+    """The scope of a whole Emu."""
+    return True
 
 
 def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
     """Every key that a published model of these sizes has and uses, with its place in our tree."""
     config = _as_config(config)
-    return expand(
-        {
-            "vision": config.vision.layers,
-            "causal": config.causal.layers,
-            "llama": config.llama.layers,
-        }
-    )
+    return table_of(vision=config.vision.layers, causal=config.causal.layers, llama=config.llama.layers)
+
+
+def table_of(**depths: int) -> list[Rule]:
+    """The rules of models with so many layers a part; a part that is not named has none."""
+    return expand(dict.fromkeys(PARTS, 0) | depths)
 
 
 def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
@@ -67,11 +73,11 @@ def published_shapes(config: emu.EmuConfig | Mapping[str, Any]) -> dict[str, tup
     """Published key -> shape, for every used key of a model of these sizes; allocates nothing."""
     config = _as_config(config)
     targets = flatten(emu.abstract(config))
-    return {rule.key: _published_shape(rule, targets[rule.path].shape) for rule in table(config)}
+    return {rule.key: published_shape(rule, targets[rule.path].shape) for rule in table(config)}
 
 
-def _published_shape(rule: Rule, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """What a tensor must look like in the file to become `ours` (with the layers' axis, if it has one)."""
+def published_shape(rule: Rule, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """What a tensor looks like in the file that becomes `ours` (with the layers' axis, if it has one)."""
     # One zero, seen at every index: the transforms run on it without memory of its size.
     stand_in = np.broadcast_to(np.float32(0), ours if rule.layer is None else ours[1:])
     return TRANSFORMS[rule.transform].inverse(stand_in).shape
@@ -102,10 +108,16 @@ def infer_config(
     return config
 
 
+PART_OF = {"patch": "vision", "positions": "vision", "queries": "causal", "vocabulary": "llama"}
+
+
 def _infer(
-    shapes: Mapping[str, tuple[int, ...]], vision_head_dim: int, llama_head_dim: int
+    shapes: Mapping[str, tuple[int, ...]],
+    vision_head_dim: int,
+    llama_head_dim: int,
+    parts: Container[str] = PARTS,
 ) -> tuple[dict[str, Any], list[Fault]]:
-    """The config, with 2 in place of every size that cannot be read, and what could not be read."""
+    """The config, with 2 in place of every size that cannot be read, and what of `parts` could not be read."""
     depths = count_layers(shapes)
     faults: list[Fault] = []
 
@@ -126,6 +138,9 @@ def _infer(
 
     read: dict[str, int] = {}
     for size, witnesses in WITNESSES.items():
+        part = size.split()[0]
+        if PART_OF.get(part, part) not in parts:
+            continue
         if seen := votes(witnesses):
             read[size] = Counter(seen).most_common(1)[0][0]
         else:
@@ -141,10 +156,11 @@ def _infer(
     else:
         llama_heads = heads("llama width", llama_head_dim, "llama_head_dim", advice)
     sizes = dict.fromkeys(WITNESSES, 2) | read
-    causal_head_dim = sizes["causal inner width"] // sizes["causal heads"]
+    causal_head_dim = max(sizes["causal inner width"] // sizes["causal heads"], 1)
     if causal_head_dim * sizes["causal heads"] != sizes["causal inner width"]:
         detail = f"{sizes['causal heads']} does not divide the inner width {sizes['causal inner width']}"
-        faults.append(Fault("indivisible", "causal heads, one a column of relative_attention_bias", detail))
+        ((bias, _),) = WITNESSES["causal heads"]
+        faults.append(Fault("indivisible", bias, f"{detail}; a head is a column"))
     config = {
         "vision": {
             "image_size": max(math.isqrt(sizes["positions"] - 1), 1) * sizes["patch size"],
@@ -193,7 +209,8 @@ class Match:
     """A checkpoint's keys, told apart. All names in the values are the file's.
 
     Attributes:
-      config: `config.model`, as a plain dict.
+      config: `config.model`, as a plain dict; a part outside the scope has sizes that mean nothing.
+      targets: our paths and their shapes.
       rules: what to assign, in the table's order.
       names: published key -> file's key, for every rule.
       adapters: published key of an adapted weight -> (file's key of lora_A [r, in], of lora_B [out, r]).
@@ -201,6 +218,7 @@ class Match:
     """
 
     config: dict[str, Any]
+    targets: dict[str, tuple[int, ...]]
     rules: list[Rule]
     names: dict[str, str]
     adapters: dict[str, tuple[str, str]]
@@ -214,11 +232,16 @@ def match(
     vision_head_dim: int = VISION_HEAD_DIM,
     llama_head_dim: int = LLAMA_HEAD_DIM,
     faults: tuple[Fault, ...] = (),
+    prefix: str = "",
+    scope: Scope = everything,
+    layout: str = LAYOUT,
 ) -> Match:
     """Assigns every key of a file, given its shapes alone.
 
     Args:
       shapes: the file's key -> shape.
+      prefix: what a file of a part leaves out of the published keys.
+      scope: the paths that the file must give.
       where: the file, for errors.
       vision_head_dim, llama_head_dim: as in `infer_config`.
       faults: found before, to be reported with those found here.
@@ -228,46 +251,49 @@ def match(
         once; its first line is a summary, and a line follows for every fault.
     """
     found = list(faults)
-    names, halves, repeated = _published_names(shapes)
+    names, halves, repeated = _published_names(shapes, prefix)
     found += repeated
     plain = {key: tuple(shapes[name]) for key, name in names.items()}
 
     depths = count_layers(plain)
-    rules = expand(depths)
+    rules = [rule for rule in expand(depths) if scope(rule.path)]
     used, ignored = {rule.key: rule for rule in rules}, unused(depths)
-    found += [Fault("missing", key, f"for {used[key].path}") for key in used if key not in plain]
+    missing = [key for key in used if key not in plain]
+    found += [Fault("missing", key.removeprefix(prefix), f"for {used[key].path}") for key in missing]
     found += [Fault("unknown", name) for key, name in names.items() if key not in used and key not in ignored]
 
-    config, unfit = _infer(plain, vision_head_dim, llama_head_dim)
+    config, unfit = _infer(plain, vision_head_dim, llama_head_dim, parts={rule.path.split("/")[0] for rule in rules})
     found += unfit
     try:
-        targets = {path: leaf.shape for path, leaf in flatten(emu.abstract(_as_config(config))).items()}
+        abstract = flatten(emu.abstract(_as_config(config)))
     except UserError as error:  # sizes that no model can have
-        raise UserError(report(where, [*found, Fault("impossible", str(error))], LAYOUT)) from error
+        raise UserError(report(where, [*found, Fault("impossible", str(error))], layout)) from error
+    targets = {path: leaf.shape for path, leaf in abstract.items() if scope(path)}
     found += _unassigned(rules, targets)
     for rule in rules:
         if rule.key in plain and rule.path in targets:
-            expected = _published_shape(rule, targets[rule.path])
+            expected = published_shape(rule, targets[rule.path])
             if plain[rule.key] != expected:
                 detail = f"{plain[rule.key]}, expected {expected} for {rule.path}"
                 found.append(Fault("misshapen", names[rule.key], detail))
     adapters, unfit = _adapters(halves, shapes, plain, used)
     found += unfit
     if found:
-        raise UserError(report(where, found, LAYOUT))
+        raise UserError(report(where, found, layout))
     leftover = tuple(name for key, name in names.items() if key in ignored)
-    return Match(config, rules, {key: names[key] for key in used}, adapters, leftover)
+    targets = {path: tuple(shape) for path, shape in targets.items()}
+    return Match(config, targets, rules, {key: names[key] for key in used}, adapters, leftover)
 
 
 def _published_names(
-    keys: Mapping[str, Any],
+    keys: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, str], dict[str, dict[str, str]], list[Fault]]:
     """The file's keys as published key -> file's key; LoRA's apart, as adapted weight -> {"A" | "B": file's key}."""
     names: dict[str, str] = {}
     halves: dict[str, dict[str, str]] = {}
     faults = []
     for name in keys:
-        key = name
+        key = prefix + name
         for before, after in PREFIXES:
             if key.startswith(before):
                 key = after + key.removeprefix(before)
@@ -319,7 +345,7 @@ def _adapters(
             adapters[key] = (a, b)
         else:
             detail = (
-                f"{tuple(shapes[a])}, with lora_B {tuple(shapes[b])}; expected (r, in) and (out, r) of "
+                f"{tuple(shapes[a])}, with {b} {tuple(shapes[b])}; expected (r, in) and (out, r) of "
                 f"{plain.get(key, 'its weight')}"
             )
             faults.append(Fault("misshapen", a, detail))
@@ -327,27 +353,6 @@ def _adapters(
 
 
 # ------------------------------------------------------------------------------------------------ both ways
-
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """Where loaded parameters come from.
-
-    Attributes:
-      file: the file that was read.
-      unused: its keys that the model has no use for.
-      beside: what lay beside the weights in the file (a trainer's state) and was not looked at.
-      adapters: published keys of the weights into which LoRA was merged.
-      lora_ranks: their ranks, from the shapes.
-      lora_alpha: merged as W + alpha / r * B A.
-    """
-
-    file: Path
-    unused: tuple[str, ...]
-    beside: tuple[str, ...]
-    adapters: tuple[str, ...]
-    lora_ranks: tuple[int, ...]
-    lora_alpha: float
 
 
 def find_weights(path: str | Path) -> Path:
@@ -364,62 +369,115 @@ def find_weights(path: str | Path) -> Path:
     raise UserError(f"{path}: holds no weights; expected multimodal_encoder/pytorch_model.bin in it{advice}")
 
 
-def load(
-    path: str | Path,
+def plan(
+    tensors: Tensors,
     *,
     vision_head_dim: int = VISION_HEAD_DIM,
     llama_head_dim: int = LLAMA_HEAD_DIM,
     lora_alpha: float = LORA_ALPHA,
-    dtype: str = "float32",
-) -> tuple[dict[str, Any], emu.Params, Source]:
-    """Reads published weights; LoRA is merged in float32.
+    merge_lora: bool = False,
+    keep_unused: bool = False,
+) -> Plan:
+    """How published weights become ours.
+
+    Args:
+      merge_lora: add adapters to their weights (in float32); else they become leaves of their own, `lora/…`.
+      keep_unused: also carry what the model has no use for, `unused/…`, so that an export gives the whole file back.
+
+    Raises:
+      UserError: not an Emu's; lists everything that does not fit at once.
+    """
+    heads = {"vision_head_dim": vision_head_dim, "llama_head_dim": llama_head_dim}
+    matched = match(tensors.shapes, where=str(tensors.path), faults=unreadable(tensors), **heads)
+    shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
+    steps, dtypes = assign(matched, tensors, lora_alpha if merge_lora else None), {}
+    if matched.adapters and not merge_lora:
+        lora, kept = _keep_adapters(matched, tensors)
+        steps += lora
+        for leaf, (shape, dtype) in kept.items():
+            shapes[leaf], dtypes[leaf] = shape, dtype
+    names = dict(matched.names)
+    if keep_unused:
+        keys = _published_names({name: None for name in matched.unused}, "")[0]
+        for key, name in keys.items():
+            leaf = f"unused/{key}"
+            shapes[leaf], dtypes[leaf], names[key] = tensors.shapes[name], tensors.dtypes[name], name
+            steps.append(Step(leaf, None, (name,), lambda x: x))
+    ranks = sorted({tensors.shapes[a][0] for a, _ in matched.adapters.values()})
+    about = {
+        "format": "emu",
+        "unused": list(matched.unused),
+        "beside": list(tensors.beside),
+        "adapters": list(matched.adapters),
+        "lora": {"ranks": ranks, "alpha": lora_alpha, "merged": merge_lora} if ranks else None,
+        "dtypes": source_dtypes(tensors, names),
+    }
+    return Plan(tensors, {"objective": "pretrain", "model": matched.config}, shapes, tuple(steps), dtypes, about)
+
+
+def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) -> list[Step]:
+    """A step a rule; where `lora_alpha` is given, adapted weights are W + alpha / r * B A."""
+
+    def merged(transform: Callable, a_name: str) -> Callable[..., np.ndarray]:
+        factor = np.float32(lora_alpha / tensors.shapes[a_name][0])
+
+        def make(value: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+            return transform(value.astype(np.float32) + factor * (b.astype(np.float32) @ a.astype(np.float32)))
+
+        return make
+
+    steps = []
+    for rule in matched.rules:
+        forward, names = TRANSFORMS[rule.transform].forward, (matched.names[rule.key],)
+        if lora_alpha is not None and rule.key in matched.adapters:
+            names += matched.adapters[rule.key]
+            forward = merged(forward, names[1])
+        steps.append(Step(f"params/{rule.path}", rule.layer, names, forward))
+    return steps
+
+
+def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Steps of the leaves `lora/<path of the kernel>/a` [L, in, r] and `/b` [L, r, out]; their shapes and dtypes."""
+    adapted: dict[str, dict[int, tuple[str, str]]] = {}
+    for rule in matched.rules:
+        if rule.key in matched.adapters:
+            adapted.setdefault(rule.path.removesuffix("/kernel"), {})[rule.layer] = matched.adapters[rule.key]
+    steps, leaves, faults = [], {}, []
+    for path, layers in adapted.items():
+        depth = matched.targets[f"{path}/kernel"][0]
+        for side, name in enumerate("ab"):
+            leaf, some = f"lora/{path}/{name}", layers[min(layers)][side]
+            shape, dtype = tensors.shapes[some], tensors.dtypes[some]
+            leaves[leaf] = ((depth, *shape[::-1]), dtype)
+            for layer in range(depth):
+                if layer not in layers:
+                    faults.append(Fault("missing", f"lora_{name.upper()} of layer {layer}", f"for {leaf}"))
+                elif tensors.shapes[layers[layer][side]] != shape:
+                    faults.append(Fault("misshapen", layers[layer][side], f"expected {shape}, as in other layers"))
+                else:
+                    steps.append(Step(leaf, layer, (layers[layer][side],), TRANSFORMS["transpose"].forward))
+    if faults:
+        raise UserError(report(str(tensors.path), faults, LAYOUT))
+    return steps, leaves
+
+
+def load(path: str | Path, *, dtype: str = "float32", **settings: Any) -> tuple[dict[str, Any], emu.Params, Plan]:
+    """Reads published weights into memory; LoRA is merged in float32.
 
     Args:
       path: a folder with multimodal_encoder/pytorch_model.bin (or the one above its `pretrain`), or a `.bin`,
         `.pt` or `.safetensors` file.
-      vision_head_dim, llama_head_dim: as in `infer_config`.
-      lora_alpha: of the adapters, if there are any; files do not tell it.
       dtype: of the parameters, float32 or bfloat16.
+      settings: of `plan`: vision_head_dim, llama_head_dim, lora_alpha.
 
     Returns:
-      `config.model` as a plain dict, the nested dict of NumPy parameters, and where they came from.
+      `config.model` as a plain dict, the nested dict of NumPy parameters, and what was done.
 
     Raises:
       UserError: no such weights, not readable, or not an Emu's; lists everything that does not fit at once.
     """
-    if dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} for weights; expected one of {', '.join(DTYPES)}")
-    file = TensorFile(find_weights(path))
-    unfit = [Fault("unknown", name, f"{kind}, no tensor") for name, kind in file.others.items()]
-    unfit += [
-        Fault("unreadable", name, f"{kind}, expected a floating type of 16 to 64 bits")
-        for name, kind in file.dtypes.items()
-        if not isinstance(kind, np.dtype)
-    ]
-    matched = match(
-        file.shapes,
-        where=str(file.path),
-        vision_head_dim=vision_head_dim,
-        llama_head_dim=llama_head_dim,
-        faults=tuple(unfit),
-    )
-    targets = flatten(emu.abstract(emu.EmuConfig.from_dict(matched.config)))
-    flat = {name: np.empty(leaf.shape, DTYPES[dtype]) for name, leaf in targets.items()}
-    for rule in matched.rules:
-        value = file[matched.names[rule.key]]
-        if rule.key in matched.adapters:
-            a, b = (file[name].astype(np.float32) for name in matched.adapters[rule.key])
-            value = value.astype(np.float32) + np.float32(lora_alpha / a.shape[0]) * (b @ a)
-        flat[rule.path][... if rule.layer is None else rule.layer] = TRANSFORMS[rule.transform].forward(value)
-    source = Source(
-        file=file.path,
-        unused=matched.unused,
-        beside=file.beside,
-        adapters=tuple(matched.adapters),
-        lora_ranks=tuple(sorted({file.shapes[a][0] for a, _ in matched.adapters.values()})),
-        lora_alpha=lora_alpha,
-    )
-    return matched.config, nest(flat), source
+    work = plan(TensorFile(find_weights(path)), merge_lora=True, **settings)
+    return work.config["model"], gather(work, dtype)["params"], work
 
 
 def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

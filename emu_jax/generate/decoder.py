@@ -1,7 +1,7 @@
 """The visual decoder, ready to draw: embeddings [N, Q, D] -> pictures uint8 [N, H, W, 3].
 
-folder/unet, folder/vae    diffusers folders or work directories of the objectives decoder and vae
-folder/scheduler           beside a diffusers U-Net; a work directory's config holds its schedule
+folder/unet, folder/vae    diffusers folders, converted ones, or work directories of the objectives decoder and vae
+folder/scheduler           beside a diffusers U-Net; the others' configs hold the schedule
 folder/safety_checker      optional
 """
 
@@ -21,6 +21,7 @@ from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet, vae
 from emu_jax.models.diffusion import Schedule
+from emu_jax.train.checkpoint import is_checkpoint, load_part
 
 UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 
@@ -69,12 +70,11 @@ class Decoder:
         if not cls.exists(folder):
             raise UserError(f"{folder}: no visual decoder; expected the folders {UNET} and {VAE} in it")
         vae_config, vae_params, _ = load_vae(folder / VAE)
-        if (folder / UNET / "checkpoints").is_dir():
-            from emu_jax.train.checkpoint import load_part
-
+        if is_checkpoint(folder / UNET):
             config, params, _ = load_part(folder / UNET, "decoder")
             fields, unet_params = config.unet, params["unet"]
-            schedule, latent_size, queries = Schedule.from_dict(config.schedule), config.latent_size, config.queries
+            schedule, latent_size = Schedule.from_dict(config.schedule), config.latent_size
+            queries = config.queries or None
         else:
             from emu_jax.convert import diffusers
 
@@ -150,15 +150,14 @@ class Decoder:
 def load_vae(folder: Path) -> tuple[vae.VAEConfig, vae.Params, int | None]:
     """A VAE's config, with its latents' scale, its parameters, and the pictures' size in training where that is known.
 
-    `folder` is a diffusers folder or a work directory.
+    `folder` is a diffusers folder, a work directory or a converted checkpoint.
     """
-    if (folder / "checkpoints").is_dir():
-        from emu_jax.train.checkpoint import load_part
-
+    if is_checkpoint(folder):
         config, params, statistics = load_part(folder, "vae")
         fields = config.vae.to_dict()
-        fields["scale"] = float(statistics["latent_square"]) ** -0.5  # latents of variance 1
-        return vae.VAEConfig.from_dict(fields), params["vae"], config.image_size
+        if statistics:
+            fields["scale"] = float(statistics["latent_square"]) ** -0.5  # latents of variance 1
+        return vae.VAEConfig.from_dict(fields), params["vae"], config.image_size or None
 
     from emu_jax.convert import diffusers
 

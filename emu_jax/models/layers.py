@@ -60,7 +60,8 @@ project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_bac
 class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
-    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120).
+    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120). With
+    dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); inference only.
     """
 
     def __init__(
@@ -75,11 +76,15 @@ class Linear(nnx.Module):
         gain: float = 1.0,
     ):
         self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * inputs**-0.5)
+        if dtype == "int8":
+            self.scale = constant(1.0, (outputs,), (axes[1],), "float32")
         if bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
     def __call__(self, x: Array) -> Array:
         y = project(x, self.kernel[...].astype(x.dtype))
+        if hasattr(self, "scale"):
+            y = (y * self.scale[...]).astype(x.dtype)
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 

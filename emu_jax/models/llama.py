@@ -31,7 +31,12 @@ from emu_jax.train.mesh import constrain
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes of the language model. `context` is the longest sequence generation accepts."""
+    """Sizes of the language model.
+
+    Attributes:
+      context: the longest sequence generation accepts.
+      int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); such a model cannot be trained.
+    """
 
     vocab_size: int
     width: int
@@ -41,6 +46,7 @@ class LlamaConfig:
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
     context: int = 2048
+    int8: bool = False
 
     def __post_init__(self):
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -118,9 +124,9 @@ class LlamaBlock(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.attn_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.attn = LlamaAttention(rngs, c, dtype)
+        self.attn = LlamaAttention(rngs, c, "int8" if c.int8 else dtype)
         self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.mlp = LlamaMLP(rngs, c, dtype)
+        self.mlp = LlamaMLP(rngs, c, "int8" if c.int8 else dtype)
 
     def __call__(self, x: Array, *, mask: Array, cos: Array, sin: Array, key: Array | None = None) -> Array:
         x = constrain(x, ("batch", "sequence", "embed_act"))

@@ -3,6 +3,8 @@
     workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
                                                                └ config, tokenizer, iterator state, shapes, digests
 
+Converted weights (`leaves.py`) are such a folder without an optimizer, and with `lora/` where adapters stand apart.
+
 Orbax itself does not notice flipped bits in array data; the digests do.
 """
 
@@ -24,10 +26,12 @@ from ml_collections import ConfigDict
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.models import emu, unet, vae
+from emu_jax.models import emu, lora, unet, vae
+from emu_jax.models.paths import nest
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+PARTS_ALONE = ("llama", "vision")  # objectives of checkpoints that hold a part of Emu, to begin training from
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -97,7 +101,7 @@ class Checkpoints:
         items = _items(state)
         meta = {
             "config": json.loads(config_json),
-            "tokenizer": _pack_tokenizer(tokenizer),
+            "tokenizer": pack_tokenizer(tokenizer),
             "iterators": _all_hosts(iterator),
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()},
             "digests": digests(items),
@@ -113,10 +117,10 @@ class Checkpoints:
         """The newest checkpoint in the shapes and shardings of `target`, and this host's iterator state."""
         step = self._manager.latest_step()
         folder = self._folder / str(step)
-        meta = _read_meta(folder)
+        meta = read_meta(folder)
         items = _items(target)
         _check_leaves(folder, meta, items)
-        saved, own = (packed["fingerprint"] for packed in (meta["tokenizer"], _pack_tokenizer(tokenizer)))
+        saved, own = (packed["fingerprint"] for packed in (meta["tokenizer"], pack_tokenizer(tokenizer)))
         if saved != own:
             raise UserError(
                 f"{folder}: the checkpoint's tokenizer has fingerprint {saved[:12]}, this "
@@ -144,11 +148,19 @@ class Checkpoints:
         self._manager.close()
 
 
-def _pack_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any]:
+def pack_tokenizer(tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """A tokenizer as metadata keeps it."""
     if tokenizer is None:
         return {"fingerprint": "none"}
     proto = base64.b64encode(tokenizer.proto).decode()
     return {"proto": proto, "instruct": tokenizer.instruct, "fingerprint": tokenizer.fingerprint}
+
+
+def unpack_tokenizer(saved: Mapping[str, Any], path: Path) -> Tokenizer | None:
+    """The inverse of `pack_tokenizer`; None where none was known."""
+    if "proto" not in saved:
+        return None
+    return Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
 
 
 def _all_hosts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -159,7 +171,7 @@ def _all_hosts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [json.loads(row.tobytes().decode()) for row in multihost_utils.process_allgather(text)]
 
 
-def _read_meta(folder: Path) -> dict[str, Any]:
+def read_meta(folder: Path) -> dict[str, Any]:
     file = folder / "meta" / "metadata"
     if not file.is_file():
         raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {file.relative_to(folder)} in it")
@@ -216,19 +228,24 @@ def newest_folder(path: Path) -> Path:
     return folder / str(steps[-1])
 
 
-def load_items(path: Path, targets: Callable[[ConfigDict], dict[str, Any]]) -> tuple[ConfigDict, dict, dict]:
+def load_items(
+    path: Path, targets: Callable[[ConfigDict, Mapping[str, list]], dict[str, Any]]
+) -> tuple[ConfigDict, dict, dict]:
     """Config, items and metadata of a work directory or checkpoint, on the first device.
 
-    `targets` turns the config into the wanted items as trees of ShapeDtypeStructs.
+    `targets` turns the config and the leaves' (shape, dtype) by name into the wanted items as trees of
+    ShapeDtypeStructs; with shardings, they are restored split like that.
     """
     folder = newest_folder(path.resolve())
-    meta = _read_meta(folder)
+    meta = read_meta(folder)
     config = from_json(json.dumps(meta["config"]))
-    wanted = targets(config)
+    wanted = targets(config, meta["leaves"])
     _check_leaves(folder, meta, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
-        placed = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), wanted)
+        placed = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device), wanted
+        )
         try:
             restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
         except Exception as error:
@@ -237,32 +254,44 @@ def load_items(path: Path, targets: Callable[[ConfigDict], dict[str, Any]]) -> t
     return config, restored, meta
 
 
-def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer]:
-    """Config, parameters, statistics and tokenizer of a pretraining run, without the optimizer."""
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is a work directory or a checkpoint of ours."""
+    return (path / FOLDER).is_dir() or (path / "meta").is_dir()
 
-    def targets(config: ConfigDict) -> dict[str, Any]:
+
+def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
+    """Config, parameters, statistics and tokenizer of a pretraining run or of a converted Emu; LoRA is merged."""
+
+    def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
         _check_objective(path, config, "pretrain")
         model = emu.EmuConfig.from_dict(config.model)
-        return {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+        items = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+        adapters = {name: leaf for name, leaf in leaves.items() if name.startswith("lora/")}
+        return items | nest({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in adapters.items()})
 
     config, items, meta = load_items(path, targets)
-    saved = meta["tokenizer"]
-    tokenizer = Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
-    return config, items["params"], items["statistics"], tokenizer
+    params = items["params"]
+    if "lora" in items:
+        params = lora.merge(params, items["lora"], meta["source"]["lora"]["alpha"])
+    return config, params, items["statistics"], unpack_tokenizer(meta["tokenizer"], path)
 
 
 def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
-    """Config, parameters and statistics of a run of the objective vae or decoder; averaged parameters if kept."""
+    """Config, parameters and statistics of a run of the objective vae or decoder; averaged parameters if kept.
 
-    def targets(config: ConfigDict) -> dict[str, Any]:
+    Converted parts have no statistics.
+    """
+
+    def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
         _check_objective(path, config, kind)
-        statistics: dict[str, Any] = {}
         if kind == "vae":
             params = {"vae": vae.abstract(vae.VAEConfig.from_dict(config.vae))}
-            statistics["latent_square"] = jax.ShapeDtypeStruct((), jnp.float32)
         else:
             params = {"unet": unet.abstract(unet.UNetConfig.from_dict(config.unet))}
-        if config.optimizer.get("ema_decay", 0.0):
+        statistics: dict[str, Any] = {}
+        if "statistics/latent_square" in leaves:
+            statistics["latent_square"] = jax.ShapeDtypeStruct((), jnp.float32)
+        if any(name.startswith("statistics/ema/") for name in leaves):
             return {"statistics": statistics | {"ema": params}}
         return {"params": params} | ({"statistics": statistics} if statistics else {})
 
@@ -272,5 +301,10 @@ def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
 
 
 def _check_objective(path: Path, config: ConfigDict, expected: str) -> None:
+    if config.objective in PARTS_ALONE:
+        raise UserError(
+            f"{path}: holds the {config.objective} part alone; a training run begins with it where "
+            f"config.init.{config.objective} names it"
+        )
     if config.objective != expected:
         raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {expected}")

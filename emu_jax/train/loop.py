@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
+from emu_jax.train.beginning import begin, check_init
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh
@@ -80,7 +81,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     Where a run starts, first that applies:
       1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the
          number of steps in all), on whatever mesh; a finished run is left as it is;
-      2. fresh parameters from config.train.seed.
+      2. parameters of the parts that config.init names (`beginning.py`), the others fresh;
+      3. fresh parameters from config.train.seed.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
@@ -99,6 +101,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
         )
     check_workdir(workdir, config)
+    check_init(config)
     position = stream.get_state()
     first = next(stream)  # refuses pictures that cannot be read, and says what the step is compiled for
     stream.set_state(position)
@@ -113,7 +116,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = checkpoints.latest_step() is None
         if fresh:
-            state = create_state(objective, optimizer, settings.seed, mesh)
+            state = begin(create_state(objective, optimizer, settings.seed, mesh), config)
         else:
             target = abstract_state(objective, optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)

@@ -46,6 +46,8 @@ class Objective:
 
 def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
     """Classify the next text token or regress the next visual embedding."""
+    if config.llama.int8:
+        raise UserError("config.model.llama.int8 is for inference; train float32 or bfloat16 parameters")
     random = config.causal.dropout > 0 or config.vision.drop_path > 0
 
     def loss(params: dict, statistics: dict, batch: emu.Batch, key: Array, normalisers: tuple) -> tuple:

@@ -1,12 +1,15 @@
 """Drawing against diffusers in PyTorch: `python -m tests.benchmarks.benchmark_sampling` prints a table.
 
 The quick start's U-Net with the same random weights, 50 PNDM steps with guidance, float32, the same threads; medians of
-interleaved turns. Both draw the same latents: the difference is printed too.
+interleaved turns. Both draw the same latents: the difference is printed too, and how long another guidance scale and
+other noise take (nothing is compiled), and what memory a batch takes.
 """
 
 from __future__ import annotations
 
+import functools
 import os
+import time
 from collections.abc import Callable
 
 import jax
@@ -15,10 +18,11 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 
 from configs import decoder
-from emu_jax.convert.diffusers import flatten, match
+from emu_jax.convert.diffusers import match
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet
 from emu_jax.models.diffusion import Schedule
+from emu_jax.models.paths import flatten
 from tests.benchmarks.benchmark_speed import medians
 
 QUERIES, DIM, LATENT = 8, 128, (8, 8, 4)  # of the quick start
@@ -106,6 +110,19 @@ def main() -> None:
         times = medians({"emu_jax": ours, "diffusers": eager, "compiled": compiled}, ROUNDS)
         row = f"{f'{pictures} at a time, ms':28s}" + "".join(f"{1e3 * seconds:12.1f}" for seconds in times.values())
         print(f"{row}{min(times['diffusers'], times['compiled']) / times['emu_jax']:11.2f}x{apart:10.1e}")
+    started = time.monotonic()
+    jax.block_until_ready(sample(params, table, noise + 1.0, condition, unconditional, 3.0, config=config))
+    print(f"\nanother guidance scale and noise: {1e3 * (time.monotonic() - started):.1f} ms")
+    arguments = (params, table, noise, condition, unconditional, GUIDANCE)
+    used = sample.lower(*arguments, config=config).compile().memory_analysis().temp_size_in_bytes
+    one = jax.jit(functools.partial(unet.apply, config=config))
+    steps = np.zeros(2 * len(noise), np.int32)
+    call = one.lower(params, np.concatenate([noise, noise]), steps, both).compile()
+    weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    print(
+        f"memory of sampling {len(noise)}: {used / 1e6:.1f} MB; of one U-Net call for {2 * len(noise)}: "
+        f"{call.memory_analysis().temp_size_in_bytes / 1e6:.1f} MB; weights {weights / 1e6:.1f} MB"
+    )
 
 
 if __name__ == "__main__":

@@ -142,8 +142,9 @@ def test_mini_a_round_trip_is_bitwise(golden):
     config, params, source = convert.load(golden / "mini-a" / "pretrain", vision_head_dim=12)
     state = torch.load(file, weights_only=True)
     back = dict(convert.to_published(params, config))
-    assert source.file == file and source.adapters == () and source.beside == ()
-    assert set(back) | set(source.unused) == set(state) and not set(back) & set(source.unused)
+    assert source.tensors.path == file and source.about["lora"] is None and source.about["beside"] == []
+    unused = set(source.about["unused"])
+    assert set(back) | unused == set(state) and not set(back) & unused
     for key, array in back.items():
         assert array.flags.c_contiguous
         assert array.dtype == np.float32 and array.shape == tuple(state[key].shape)
@@ -180,12 +181,13 @@ def test_mini_a_instruct_has_its_adapters_merged(golden):
     file = golden / "mini-a" / "instruct" / "Emu-instruct.pt"
     config, params, source = convert.load(file, vision_head_dim=12)
     state = torch.load(file, weights_only=True)["module"]
-    assert source.lora_ranks == (16,) and len(source.adapters) == 4 * config["llama"]["layers"]
+    assert source.about["lora"] == {"ranks": [16], "alpha": 16.0, "merged": True}
+    assert len(source.about["adapters"]) == 4 * config["llama"]["layers"]
     back = dict(convert.to_published(params, config))
     for key, array in back.items():
         name = key.replace("decoder.lm.", PEFT, 1)
         tensor = state[name].numpy()
-        if key in source.adapters:
+        if key in source.about["adapters"]:
             stem = name.removesuffix(".weight")
             a, b = (state[f"{stem}.lora_{side}.default.weight"].double().numpy() for side in "AB")
             assert np.abs(b @ a).max() > 1e-3  # the check below is of something
@@ -270,7 +272,8 @@ def test_adapters_are_merged_in_float32_at_their_own_rank_and_alpha(tmp_path):
     state = as_emu_i(plain)
     path = save({"module": state, "step": 5}, tmp_path / "Emu-instruct.pt")
     config, params, source = convert.load(path, lora_alpha=8.0, **HEADS)
-    assert source.beside == ("step",) and source.lora_ranks == (2,) and len(source.adapters) == 16
+    assert source.about["beside"] == ["step"] and source.about["lora"]["ranks"] == [2]
+    assert len(source.about["adapters"]) == 16
     merged = dict(convert.to_published(params, config))
     key = "decoder.lm.model.layers.3.self_attn.k_proj.weight"
     stem = key.replace("decoder.lm.", PEFT, 1).removesuffix(".weight")
@@ -328,7 +331,8 @@ def test_all_faults_are_reported_together(tmp_path):
         "misshapen: ln_visual.bias ((13,), expected (12,) for ln_visual/bias)",
         "misshapen: cformer.cformer.final_layer_norm.weight ((11,), expected (10,) for causal/final_norm/scale)",
         f"misshapen: {query.replace('.1.', '.2.')}.lora_A.default.weight "
-        "((2, 23), with lora_B (24, 2); expected (r, in) and (out, r) of (24, 24))",
+        f"((2, 23), with {query.replace('.1.', '.2.')}.lora_B.default.weight (24, 2); "
+        "expected (r, in) and (out, r) of (24, 24))",
     }
 
 

@@ -1,12 +1,14 @@
-"""Files of named tensors, read lazily: a PyTorch `.bin`/`.pt` or a `.safetensors` file in, NumPy arrays out.
+"""Files of named tensors, read lazily: PyTorch `.bin`/`.pt`/`.pth` or `.safetensors` files in, NumPy arrays out.
 
 Opening a file reads names, shapes and dtypes; a tensor's data is read when it is asked for, one at a time, so
 that a file larger than memory can be walked through. Pickles are read with `weights_only=True`: nothing in
-them runs.
+them runs. `ShardedTensors` is a folder of such files with an index, `Tensors` what all of them have in common.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import pickle
 import re
 import struct
@@ -21,8 +23,13 @@ import numpy as np
 
 from emu_jax.errors import UserError
 
-SUFFIXES = (".bin", ".pt", ".safetensors")
+SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INSTALL = "pip install emu-jax[convert]"
+NESTS = ("module", "state_dict")  # names under which trainers keep the weights beside their own state
+# Bytes read before a file is opened anew: pages of a memory map count as the process's memory while it is open.
+REOPEN = 1 << 28
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of a folder's shards
+INDEX_LIMIT = 100 << 20  # bytes, as safetensors bounds its headers
 
 # What torch.load raises on damaged files; found by flipping bytes and cutting ends off.
 _DAMAGED = (
@@ -50,25 +57,51 @@ _FLOATING = {  # as PyTorch and as safetensors name it
 }
 
 
-class TensorFile(Mapping[str, np.ndarray]):
-    """name -> array, in the file's own precision (bfloat16 as `ml_dtypes.bfloat16`).
+class Tensors(Mapping[str, np.ndarray]):
+    """name -> array, in the files' own precision (bfloat16 as `ml_dtypes.bfloat16`).
 
     Attributes:
-      path: the file.
+      path: the file or folder.
+      files: every file of weights that is read.
       shapes: name -> shape of every tensor; known without reading the data.
       dtypes: name -> NumPy dtype, or the file's word for it when it is no floating type we read.
-      others: name -> type of what a pickle holds among its tensors and is none.
-      beside: names beside a top-level `module`, under which training frameworks nest the weights.
+      others: name -> what is wrong with something that is no tensor we read (a pickle's other objects).
+      beside: names beside a top-level `module` or `state_dict`, under which trainers nest the weights.
     """
+
+    path: Path
+    files: tuple[Path, ...]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, np.dtype | str]
+    others: dict[str, str]
+    beside: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.shapes)
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def nbytes(self, name: str) -> int:
+        """Bytes that a tensor's data takes in the file."""
+        return math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
+
+
+class TensorFile(Tensors):
+    """The tensors of one file."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        self.files = (self.path,)
         if self.path.suffix not in SUFFIXES:
             raise UserError(f"{path}: not a known kind of weights file; expected {', '.join(SUFFIXES)}")
         if not self.path.is_file():
             raise UserError(f"{path}: no such file; expected a file of weights ({', '.join(SUFFIXES)})")
-        self.others: dict[str, str] = {}
-        self.beside: tuple[str, ...] = ()
+        self.others = {}
+        self._open()
+
+    def _open(self) -> None:
+        self._unread = REOPEN
         if self.path.suffix == ".safetensors":
             self._open_safetensors()
         else:
@@ -77,16 +110,13 @@ class TensorFile(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         if not isinstance(dtype := self.dtypes[name], np.dtype):
             raise UserError(f"{self.path}: {name} is {dtype}; expected a floating type of 16 to 64 bits")
+        if self._unread < 0:
+            self._open()
+        self._unread -= self.nbytes(name)
         return self._read(name)
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.shapes)
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
     def _open_torch(self) -> None:
-        torch = _import_torch()
+        torch = import_torch()
         try:
             with warnings.catch_warnings():  # of an odd pickle protocol; the errors below say more
                 warnings.simplefilter("ignore", UserWarning)
@@ -95,15 +125,16 @@ class TensorFile(Mapping[str, np.ndarray]):
                 state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except _DAMAGED as error:
             raise UserError(f"{self.path}: {_why_refused(error)}; nothing was loaded") from error
-        if isinstance(state, Mapping) and isinstance(state.get("module"), Mapping):
-            self.beside = tuple(str(name) for name in state if name != "module")
-            state = state["module"]
+        for nest in NESTS:
+            if isinstance(state, Mapping) and isinstance(state.get(nest), Mapping):
+                self.beside = tuple(str(name) for name in state if name != nest)
+                state = state[nest]
         if not isinstance(state, Mapping):
             raise UserError(
                 f"{self.path}: holds an object of type {type(state).__name__}; expected a state dict (names to tensors)"
             )
         tensors = {str(name): value for name, value in state.items() if torch.is_tensor(value)}
-        self.others = {str(n): type(v).__name__ for n, v in state.items() if not torch.is_tensor(v)}
+        self.others = {str(n): f"{type(v).__name__}, no tensor" for n, v in state.items() if not torch.is_tensor(v)}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtypes = {name: _torch_dtype(tensor) for name, tensor in tensors.items()}
 
@@ -134,7 +165,60 @@ class TensorFile(Mapping[str, np.ndarray]):
         self._read = file.get_tensor
 
 
-def _import_torch() -> Any:
+class ShardedTensors(Tensors):
+    """The tensors of a folder of shards, as an index like `model.safetensors.index.json` lists them."""
+
+    def __init__(self, index: Path):
+        self.path = index.parent
+        place = self._read_index(index)
+        shards = {name: TensorFile(self.path / name) for name in sorted(set(place.values()))}
+        self.files = tuple(shard.path for shard in shards.values())
+        self.shapes, self.dtypes, self.others, self._shard = {}, {}, {}, {}
+        for file, shard in shards.items():
+            for name in (*shard, *shard.others):
+                if name in self.shapes or name in self.others:
+                    self.others[name] = f"repeated in {file}"
+                elif place.get(name) != file:
+                    self.others[name] = f"in {file}, which {index.name} does not say"
+                elif name in shard.others:
+                    self.others[name] = shard.others[name]
+                else:
+                    self.shapes[name], self.dtypes[name] = shard.shapes[name], shard.dtypes[name]
+                    self._shard[name] = shard
+        for name, file in place.items():
+            if name not in self.shapes and name not in self.others:
+                self.others[name] = f"listed in {index.name}, absent from {file}"
+
+    def _read_index(self, index: Path) -> dict[str, str]:
+        try:
+            if index.stat().st_size > INDEX_LIMIT:
+                raise UserError(f"{index}: larger than {INDEX_LIMIT >> 20} MiB; expected an index of tensor names")
+            place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = {str(key): str(name) for key, name in place.items()}
+        except (ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UserError(f'{index}: expected {{"weight_map": {{name: file}}}} ({type(error).__name__})') from error
+        for name in sorted(set(names.values())):
+            if Path(name).name != name or not (self.path / name).is_file():
+                raise UserError(f"{index}: lists {name}, which is no file in {self.path}; download the folder again")
+        return names
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._shard[name][name]
+
+
+def open_tensors(path: Path, names: tuple[str, ...]) -> Tensors | None:
+    """The tensors of a folder: by an index, or in the first of `names` that is there; None where nothing is."""
+    for index in INDEXES:
+        if (path / index).is_file():
+            return ShardedTensors(path / index)
+    for name in names:
+        if (path / name).is_file():
+            return TensorFile(path / name)
+    return None
+
+
+def import_torch() -> Any:
+    """PyTorch, or a UserError that names the extra."""
     try:
         import torch
     except ImportError as error:

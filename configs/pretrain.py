@@ -1,0 +1,85 @@
+"""Pretraining as the paper did it: from LLaMA and EVA-CLIP, with a fresh Causal Transformer and new token rows.
+
+emu-jax convert --from LLaMA-13B                        --to weights/llama
+emu-jax convert --from EVA01_CLIP_g_14_plus_psz14_s11B.pt --to weights/vision
+emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.data.source=mine.jsonl \
+    --config.tokenizer.path=LLaMA-13B/tokenizer.model
+
+10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
+--config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the
+paper, [I] is inferred.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import models
+from emu_jax.config import choose
+
+
+def pretrain_14b() -> ConfigDict:
+    """The published sizes, 14.2 B parameters."""
+    model = models.emu_14b()
+    model.llama.vocab_size = 0  # the tokenizer's 32,000 and [PAD], [IMG], [/IMG], <image>
+    return ConfigDict(
+        {
+            "objective": "pretrain",
+            "model": model,
+            "init": {"emu": "", "llama": "weights/llama", "vision": "weights/vision"},
+            "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe"},
+            "data": {
+                "source": "",  # a JSONL of documents (README, "Use it")
+                "split": "train",
+                "seed": 0,
+                "row_tokens": 2048,
+                "row_images": 8,
+                # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, here a multiple of 1,024 chips.
+                "batch_rows": 7168,
+                "packing_window": 1024,
+                "workers": 4,
+                # The picture stands before or after its text at random, p = 0.5 [I].
+                "pairs": {
+                    "order": "random",
+                    "image_first_probability": 0.5,
+                    "text_first_probability": 0.5,
+                    "text_first_text_weight": 1.0,
+                    "image_first_visual_weight": 1.0,
+                },
+            },
+            "optimizer": {
+                "learning_rate": {"vision": 4e-5, "causal": 1e-4, "llama": 3e-5},
+                "b1": 0.9,
+                "b2": 0.98,
+                "eps": 1e-6,
+                "weight_decay": 0.05,
+                "clip_norm": 5.0,  # not published; Emu2's
+                "warmup_fraction": 0.2,  # [N]
+                "final_fraction": 0.0,  # [I]
+                "accumulate_steps": 1,
+            },
+            "train": {
+                "steps": 10_000,
+                "minutes": 0.0,
+                "seed": 0,
+                "log_every": 10,
+                "checkpoint_every": 500,
+                "keep_checkpoints": 2,
+                "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+            },
+        }
+    )
+
+
+def pretrain_7b() -> ConfigDict:
+    """LLaMA-7B in place of 13B: the paper's ablations [N]."""
+    config = pretrain_14b()
+    config.model = models.emu_7b()
+    config.model.llama.vocab_size = 0
+    return config
+
+
+VARIANTS = {"14b": pretrain_14b, "7b": pretrain_7b}
+
+
+def get_config(variant: str = "14b") -> ConfigDict:
+    """One of `VARIANTS`."""
+    return choose(VARIANTS, variant, __file__)

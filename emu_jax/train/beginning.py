@@ -1,0 +1,151 @@
+"""Where a run's parameters come from when they are not drawn: parts that `emu-jax convert` has made of published files.
+
+    config.init.emu       a whole Emu, converted or trained here (pretrain)
+    config.init.llama     LLaMA: everything of the language model but its regression head (pretrain)
+    config.init.vision    EVA-CLIP's visual tower (pretrain)
+    config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh (decoder)
+
+The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. What is not named stays as drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from emu_jax.errors import UserError
+from emu_jax.models.paths import flatten, nest
+from emu_jax.train.checkpoint import load_items
+from emu_jax.train.state import TrainState
+
+# init's field -> the config's group whose sizes must agree, and the objective of the checkpoint that it names.
+PARTS = {"emu": ("model", "pretrain"), "llama": ("model.llama", "llama"), "vision": ("model.vision", "vision")}
+PARTS |= {"unet": ("unet", "decoder")}
+# Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
+FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
+FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight"}
+VOCABULARY = {"llama/embed/embedding": 0, "llama/lm_head/kernel": 1}  # path -> the axis of tokens
+CONDITION = re.compile(r"unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
+
+
+def begin(state: TrainState, config: ConfigDict) -> TrainState:
+    """A fresh state with the parameters of the parts that `config.init` names, split over the mesh as they were.
+
+    Raises:
+      UserError: a part does not fit the config.
+    """
+    params = flatten(state.params)
+    for part, path in _named(config).items():
+        for name, value in _load(part, Path(path), config, params).items():
+            params[name] = value
+    statistics = dict(state.statistics)
+    if "ema" in statistics:
+        statistics["ema"] = jax.tree.map(jnp.copy, nest(params))
+    return dataclasses.replace(state, params=nest(params), statistics=statistics)
+
+
+def check_init(config: ConfigDict) -> None:
+    """Raises UserError where `config.init` names a part that is unknown, not there, or of other sizes."""
+    for part, path in _named(config).items():
+        _load(part, Path(path), config, None)
+
+
+def _named(config: ConfigDict) -> dict[str, str]:
+    init = config.get("init", None) or {}
+    for part in init:
+        group = PARTS.get(part, ("", ""))[0]
+        if not group or group.split(".")[0] not in config:
+            known = [name for name, (where, _) in PARTS.items() if where.split(".")[0] in config]
+            raise UserError(f"config.init.{part} is no part of this model; choose among {', '.join(known)}")
+    return {part: path for part, path in init.items() if path}
+
+
+def _load(part: str, path: Path, config: ConfigDict, params: Mapping[str, jax.Array] | None) -> dict[str, jax.Array]:
+    """The part's parameters by path, in the shapes, dtypes and shardings of `params`; None: only checks."""
+    where, objective = PARTS[part]
+    if not path.is_dir():
+        raise UserError(f"config.init.{part}={path}: no such folder; expected what `emu-jax convert --to` wrote")
+
+    def targets(theirs: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
+        if theirs.objective != objective:
+            raise UserError(f"config.init.{part}={path}: holds {theirs.objective}; expected {objective}")
+        _check_sizes(part, path, _group(theirs, where), _group(config, where), where)
+        if params is None:
+            return {}
+        wanted = {}
+        for name, (shape, dtype) in leaves.items():
+            leaf = name.removeprefix("params/")
+            if name.startswith("params/") and leaf in params and _takes(leaf, tuple(shape), params[leaf].shape):
+                sharding = _fitting(params[leaf].sharding, tuple(shape))
+                wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
+        return nest(wanted)
+
+    _, items, _ = load_items(path, targets)
+    loaded = flatten(items["params"]) if params is not None else {}
+    return {name: _grown(value, params[name], VOCABULARY.get(name, 0)) for name, value in loaded.items()}
+
+
+def _group(config: ConfigDict, where: str) -> dict[str, Any]:
+    for name in where.split("."):
+        config = config[name]
+    return config.to_dict()
+
+
+def _check_sizes(part: str, path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+    for name, value in theirs.items():
+        here = f"{where}.{name}"
+        if isinstance(value, Mapping):
+            _check_sizes(part, path, value, ours[name], here)
+        elif name not in FREE and name in ours and _plain(ours[name]) != _plain(value):
+            raise UserError(
+                f"config.init.{part}={path}: made with {here}={value}, this config has {ours[name]}; set it to that"
+            )
+    vocabulary = theirs.get("vocab_size", 0)
+    if ours.get("vocab_size", 0) and vocabulary > ours["vocab_size"]:
+        raise UserError(
+            f"config.init.{part}={path}: has {vocabulary} tokens, this config's {where}.vocab_size is "
+            f"{ours['vocab_size']}; name the tokenizer that belongs to it"
+        )
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple | list) else value
+
+
+def _takes(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether a parameter is taken over; one that depends on the condition's width is not where that differs."""
+    return path in VOCABULARY or shape == ours or not CONDITION.fullmatch(path)
+
+
+def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
+    """The sharding, or a whole copy on every device where it does not divide a smaller vocabulary."""
+    try:
+        sharding.shard_shape(shape)
+    except ValueError:
+        return NamedSharding(sharding.mesh, PartitionSpec())
+    return sharding
+
+
+def _grown(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
+    """`value` with the mean of its old tokens in place of the new ones along `axis`, in the dtype and split of `like`.
+
+    The published code starts the rows of new tokens so.
+    """
+
+    def grow(value: jax.Array) -> jax.Array:
+        wide = value.astype(jnp.float32)
+        new = like.shape[axis] - value.shape[axis]
+        if new:
+            mean = jnp.repeat(wide.mean(axis, keepdims=True), new, axis=axis)
+            wide = jnp.concatenate([wide, mean], axis=axis)
+        return wide.astype(like.dtype)
+
+    return jax.jit(grow, out_shardings=like.sharding)(value)
