@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
             },
             "train": {
                 "steps": 0,
-                "minutes": 7.0,
+                "minutes": 5.5,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,

@@ -2,7 +2,7 @@
 
 emu-jax train --config configs/vae.py --workdir runs/quickstart/vae
 
-3 minutes on 2 CPU cores.
+5 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             },
             "train": {
                 "steps": 0,
-                "minutes": 3.0,
+                "minutes": 5.0,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,

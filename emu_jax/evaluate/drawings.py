@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures uint8 [H, W, 3] -> [N, …]
 
 SPLIT = "heldout_combinations"
+VGG = "VGG"
 SETTINGS = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
 TOP = 5  # places in which the role may stand
 
@@ -67,13 +68,14 @@ def score(emu: Emu) -> Drawings:
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
     figures = {}
     for space, features in feature_spaces().items():
-
-        def look(pictures: Sequence[np.ndarray], features: Features = features, space: str = space) -> np.ndarray:
-            return np.stack(in_batches(features, pictures, f"{space} of pictures"))
-
-        known = look([example.pixels for example in gallery])
-        for name, pictures in {"drawn from the caption": drawn, "reconstructed": rebuilt}.items():
-            figures |= neighbour_figures(f"{SPLIT}: {name}", space, look(pictures), pool, gallery, known)
+        sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
+        seen = {name: np.stack(in_batches(features, some, f"{space}: {name}")) for name, some in sets.items()}
+        known = seen.pop("gallery")
+        if space == VGG:
+            seen = {name: vgg.equalised(some, known) for name, some in seen.items()}
+            known = vgg.equalised(known, known)
+        for name, some in seen.items():
+            figures |= neighbour_figures(f"{SPLIT}: {name}", space, some, pool, gallery, known)
     toned = [e for e in pool if has_one_tone(e)]
     blends = [
         (a, b, np.asarray(emu.generate_image([a.pixels, b.pixels], **SETTINGS).image)) for a, b in _couples(toned)
@@ -92,7 +94,7 @@ def feature_spaces() -> dict[str, Features]:
     if file is None:
         log.warning("no VGG features: install emu-jax[eval] to compare pictures by them as well")
     else:
-        spaces["VGG"] = functools.partial(vgg.features, vgg.load(file))
+        spaces[VGG] = functools.partial(vgg.features, vgg.load(file))
     return spaces
 
 

@@ -1,4 +1,5 @@
-"""The report of a run: `report.html`, one self-contained page, and `scores.json` beside it with every figure.
+"""The report of a run: `report.html`, one self-contained page; beside it `scores.json` with every figure, and
+`drawings.png`, a grid of drawings, where the model draws.
 
 In: a work directory (metrics.jsonl, config.json) and `pairs.Scores`. The page holds the scores with intervals and
 chance, loss and collapse curves, held-out pictures with true and generated captions, what captions retrieve, the
@@ -14,6 +15,7 @@ import importlib.metadata
 import io
 import json
 import platform
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +30,7 @@ from emu_jax.api import GeneratedText
 from emu_jax.evaluate.drawings import Drawings
 from emu_jax.evaluate.pairs import Answer, Figure, Scores
 
+PICTURE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out pictures shown with their captions
 CURVES = (
     ("text_loss", "text: cross-entropy (nats a token)", True),
@@ -64,6 +67,8 @@ def write_report(out: Path, workdir: Path, scores: Scores, drawn: Drawings | Non
     }
     _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
     _write(out / "report.html", _page(workdir, scores, figures, drawn))
+    if drawn:
+        _drawings_picture(out / "drawings.png", drawn)
     return out / "report.html"
 
 
@@ -132,6 +137,33 @@ def _drawing_sections(drawn: Drawings) -> str:
 <h2>Blends</h2><p class="sub">Two pictures, and what the model draws after both.</p>{_grid(blends)}
 <h2>Interleaved</h2><p class="sub">A picture, the text and then the picture with which the model went on.</p>
 {_grid(continued)}"""
+
+
+def _drawings_picture(path: Path, drawn: Drawings) -> None:
+    """Two bands of held-out captions: the real picture, what was drawn from the caption, the reconstruction."""
+    some = drawn.drawings[: 2 * PICTURE_COLUMNS]
+    rows = {
+        "real": [d.example.pixels for d in some],
+        "drawn from\nthe caption": [d.drawn for d in some],
+        "reconstructed": [d.reconstructed for d in some],
+    }
+    figure, axes = plt.subplots(6, PICTURE_COLUMNS, figsize=(1.25 * PICTURE_COLUMNS, 8.6), constrained_layout=True)
+    for number, drawing in enumerate(some):
+        band, column = divmod(number, PICTURE_COLUMNS)
+        for row, (name, pictures) in enumerate(rows.items()):
+            axis = axes[3 * band + row, column]
+            axis.imshow(pictures[number])
+            axis.set_xticks([])
+            axis.set_yticks([])
+            axis.spines[:].set_visible(False)
+            if column == 0:
+                axis.set_ylabel(name, fontsize=8)
+            if row == 0:
+                axis.set_title(textwrap.fill(drawing.example.caption, 20), fontsize=7)
+    partial = path.with_suffix(".partial.png")
+    figure.savefig(partial, dpi=110)
+    plt.close(figure)
+    partial.replace(path)
 
 
 def _card(rows: Sequence[Sequence[np.ndarray]], about: str) -> str:

