@@ -18,6 +18,7 @@ def mini() -> ConfigDict:
     return ConfigDict(
         {
             "objective": "decoder",
+            "init": {"unet": ""},  # Stable Diffusion's U-Net, as `emu-jax convert` stores it
             # Sizes that are 0 are the examples'.
             "latent_size": 0,
             "queries": 0,
@@ -65,6 +66,7 @@ def mini() -> ConfigDict:
 def published() -> ConfigDict:
     """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 pictures at 512 x 512 (every value here is [N] in emu.md)."""
     config = mini()
+    config.init.unet = "weights/stable-diffusion/unet"
     config.unet.update(
         {
             "block_channels": (320, 640, 1280, 1280),

@@ -45,6 +45,7 @@ def emu_14b() -> ConfigDict:
                 "norm_eps": 1e-6,
                 "rope_base": 10000.0,
                 "context": 2048,
+                "int8": False,
             },
             "dtype": "bfloat16",
             "param_dtype": "float32",

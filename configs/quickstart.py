@@ -23,6 +23,7 @@ def get_config() -> ConfigDict:
         {
             "objective": "pretrain",
             "model": model,
+            "init": {"emu": "", "llama": "", "vision": ""},
             "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word"},
             "data": {
                 "source": "fluent_emoji",

@@ -31,10 +31,10 @@ BLOCK = 8 << 20  # bytes hashed at a time
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a conversion did: bytes read and written, seconds it took, tensors that an earlier run had written."""
+    """What a conversion did: bytes it read, bytes of the result, seconds, tensors that an earlier run had written."""
 
     read: int
-    written: int
+    size: int
     seconds: float
     resumed: int
 
@@ -42,7 +42,7 @@ class Summary:
         done = f", {self.resumed} tensors written by an earlier run" if self.resumed else ""
         rate = self.read / max(self.seconds, 1e-9) / 1e9
         return (
-            f"{self.read / 1e9:.2f} GB read, {self.written / 1e9:.2f} GB written in {self.seconds:.1f} s, "
+            f"{self.read / 1e9:.2f} GB read, {self.size / 1e9:.2f} GB written in {self.seconds:.1f} s, "
             f"{rate:.2f} GB/s{done}"
         )
 
@@ -83,19 +83,21 @@ def write(
     stacked = {leaf for step in plan.steps if step.layer is not None for leaf in (step.leaf, _scale_of(step.leaf))}
     leaves |= {leaf: (value.shape, value.dtype) for leaf, value in constants.items()}
     config = json.loads(json.dumps(plan.config))
-    if "model" in config:
-        config["model"]["param_dtype"] = dtype
-        if int8:
-            config["model"]["llama"]["int8"] = True
+    for part in ("model", "unet", "vae"):
+        if part in config:
+            config[part]["param_dtype"] = dtype
+    if int8:
+        config["model"]["llama"]["int8"] = True
     job = _fingerprint([config, plan.about, _stat(plan.tensors.files), _described(leaves)])
 
     def run(writer: LeafWriter, hashes: concurrent.futures.Future) -> int:
-        total = sum(plan.tensors.nbytes(name) for step in plan.steps for name in step.names)
-        with tqdm(total=total, desc=folder.name, unit="B", unit_scale=True) as bar:
-            for number, step in enumerate(plan.steps):
-                if number not in writer.done:
-                    writer.write(number, step.layer, _slices(plan, step, int8))
-                bar.update(sum(plan.tensors.nbytes(name) for name in step.names))
+        sizes = [sum(map(plan.tensors.nbytes, step.names)) for step in plan.steps]
+        waiting = [number for number in range(len(sizes)) if number not in writer.done]
+        read = sum(sizes[number] for number in waiting)
+        with tqdm(total=sum(sizes), initial=sum(sizes) - read, desc=folder.name, unit="B", unit_scale=True) as bar:
+            for number in waiting:
+                writer.write(number, plan.steps[number].layer, _slices(plan, plan.steps[number], int8))
+                bar.update(sizes[number])
         for number, (leaf, value) in enumerate(constants.items(), len(plan.steps)):
             if number not in writer.done:
                 writer.write(number, None, {leaf: value})
@@ -108,13 +110,13 @@ def write(
             },
             beside or {},
         )
-        return total
+        return read
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool, _writing(LeafWriter(folder, leaves, stacked, job)) as writer:
         resumed = len(writer.done)
         read = run(writer, pool.submit(_hashes, plan.tensors.files))
-    written = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in leaves.values())
-    return Summary(read, written, time.monotonic() - began, resumed)
+    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in leaves.values())
+    return Summary(read, size, time.monotonic() - began, resumed)
 
 
 @contextlib.contextmanager

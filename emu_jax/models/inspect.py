@@ -24,11 +24,16 @@ def describe(config: ConfigDict) -> str:
             shape = "x".join(map(str, leaf.shape))
             lines.append(f"{name:52s} {shape:>22s} {' '.join(logical):34s} {math.prod(leaf.shape):>16,}")
     lines.append("")
-    counts = {part: sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(subtree)) for part, subtree in tree.items()}
+    leaves = {part: jax.tree.leaves(subtree) for part, subtree in tree.items()}
+    counts = {part: sum(math.prod(leaf.shape) for leaf in some) for part, some in leaves.items()}
+    sizes = {part: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some) for part, some in leaves.items()}
     total = sum(counts.values())
-    lines += [f"{part:12s} {count:>16,}  {count / total:6.1%}" for part, count in counts.items()]
+    for part, count in counts.items():
+        lines.append(f"{part:12s} {count:>16,}  {count / total:6.1%}  {sizes[part] / 1e9:7.2f} GB")
+    kind = f"{model.param_dtype}{', int8 in the blocks of llama' if model.llama.int8 else ''}"
     lines.append(
-        f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters in {model.param_dtype}, {model.dtype} compute"
+        f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters, {sum(sizes.values()) / 1e9:.2f} GB in {kind}; "
+        f"{model.dtype} compute"
     )
     flops = emu.forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
     lines.append(

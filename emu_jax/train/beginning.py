@@ -1,6 +1,6 @@
 """Where a run's parameters come from when they are not drawn: parts that `emu-jax convert` has made of published files.
 
-    config.init.emu       a whole Emu, converted or trained here (pretrain)
+    config.init.emu       a whole Emu, converted or trained here, with its statistics (pretrain)
     config.init.llama     LLaMA: everything of the language model but its regression head (pretrain)
     config.init.vision    EVA-CLIP's visual tower (pretrain)
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh (decoder)
@@ -32,8 +32,8 @@ PARTS |= {"unet": ("unet", "decoder")}
 # Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight"}
-VOCABULARY = {"llama/embed/embedding": 0, "llama/lm_head/kernel": 1}  # path -> the axis of tokens
-CONDITION = re.compile(r"unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
+VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
+CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
 
 def begin(state: TrainState, config: ConfigDict) -> TrainState:
@@ -42,14 +42,16 @@ def begin(state: TrainState, config: ConfigDict) -> TrainState:
     Raises:
       UserError: a part does not fit the config.
     """
-    params = flatten(state.params)
+    leaves = {f"params/{name}": value for name, value in flatten(state.params).items()}
+    tracked = {name: value for name, value in state.statistics.items() if name != "ema"}
+    leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
     for part, path in _named(config).items():
-        for name, value in _load(part, Path(path), config, params).items():
-            params[name] = value
-    statistics = dict(state.statistics)
-    if "ema" in statistics:
-        statistics["ema"] = jax.tree.map(jnp.copy, nest(params))
-    return dataclasses.replace(state, params=nest(params), statistics=statistics)
+        leaves |= _load(part, Path(path), config, leaves)
+    items = nest(leaves)
+    statistics = items.get("statistics", {})
+    if "ema" in state.statistics:
+        statistics["ema"] = jax.tree.map(jnp.copy, items["params"])
+    return dataclasses.replace(state, params=items["params"], statistics=statistics)
 
 
 def check_init(config: ConfigDict) -> None:
@@ -68,8 +70,8 @@ def _named(config: ConfigDict) -> dict[str, str]:
     return {part: path for part, path in init.items() if path}
 
 
-def _load(part: str, path: Path, config: ConfigDict, params: Mapping[str, jax.Array] | None) -> dict[str, jax.Array]:
-    """The part's parameters by path, in the shapes, dtypes and shardings of `params`; None: only checks."""
+def _load(part: str, path: Path, config: ConfigDict, ours: Mapping[str, jax.Array] | None) -> dict[str, jax.Array]:
+    """The part's leaves by name, in the shapes, dtypes and shardings of `ours`; None: only checks."""
     where, objective = PARTS[part]
     if not path.is_dir():
         raise UserError(f"config.init.{part}={path}: no such folder; expected what `emu-jax convert --to` wrote")
@@ -78,19 +80,17 @@ def _load(part: str, path: Path, config: ConfigDict, params: Mapping[str, jax.Ar
         if theirs.objective != objective:
             raise UserError(f"config.init.{part}={path}: holds {theirs.objective}; expected {objective}")
         _check_sizes(part, path, _group(theirs, where), _group(config, where), where)
-        if params is None:
-            return {}
+        if any(name.startswith("lora/") for name in leaves):
+            raise UserError(f"config.init.{part}={path}: holds LoRA beside its weights; convert it with --merge-lora")
         wanted = {}
         for name, (shape, dtype) in leaves.items():
-            leaf = name.removeprefix("params/")
-            if name.startswith("params/") and leaf in params and _takes(leaf, tuple(shape), params[leaf].shape):
-                sharding = _fitting(params[leaf].sharding, tuple(shape))
+            if ours is not None and name in ours and _takes(name, tuple(shape), ours[name].shape):
+                sharding = _fitting(ours[name].sharding, tuple(shape))
                 wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
         return nest(wanted)
 
     _, items, _ = load_items(path, targets)
-    loaded = flatten(items["params"]) if params is not None else {}
-    return {name: _grown(value, params[name], VOCABULARY.get(name, 0)) for name, value in loaded.items()}
+    return {name: _grown(value, ours[name], VOCABULARY.get(name, 0)) for name, value in flatten(items).items()}
 
 
 def _group(config: ConfigDict, where: str) -> dict[str, Any]:
@@ -120,9 +120,9 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple | list) else value
 
 
-def _takes(path: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a parameter is taken over; one that depends on the condition's width is not where that differs."""
-    return path in VOCABULARY or shape == ours or not CONDITION.fullmatch(path)
+def _takes(name: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
+    """Whether a leaf is taken over; one that depends on the condition's width is not where that differs."""
+    return name in VOCABULARY or shape == ours or not CONDITION.fullmatch(name)
 
 
 def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:

@@ -101,7 +101,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
             f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
         )
     check_workdir(workdir, config)
-    check_init(config)
+    if not (workdir / CONFIG_FILE).exists():  # a resumed run needs its beginnings no more
+        check_init(config)
     position = stream.get_state()
     first = next(stream)  # refuses pictures that cannot be read, and says what the step is compiled for
     stream.set_state(position)

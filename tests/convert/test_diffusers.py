@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from emu_jax.cli import main
 from emu_jax.convert import diffusers
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import Decoder
 from emu_jax.models import unet, vae
+from emu_jax.models.diffusion import Schedule
 
 UNET_SIZES = {"cross_attention_dim": 5120, "sample_size": 64}
 
@@ -61,6 +64,44 @@ def test_odd_latents_as_the_library_does(folder):
         arrays = (torch.from_numpy(a) for a in (latents.transpose(0, 3, 1, 2), steps, condition))
         expected = theirs(*arrays).sample.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(unet.apply(params, latents, steps, condition, config=config), expected, atol=2e-5)
+
+
+def test_exported_parts_load_in_diffusers(drawing, tmp_path):
+    """Averaged U-Net, and a VAE with the scale that training measured: what the library computes."""
+    torch = pytest.importorskip("torch")
+    library = pytest.importorskip("diffusers")
+    assert main(["export", "--from", str(drawing), "--to", str(tmp_path / "out"), "--format", "diffusers"]) == 0
+    ours = Decoder.load(drawing)
+    random = np.random.default_rng(0)
+    latents = random.standard_normal((2, 8, 8, 2), np.float32)
+    condition, steps = random.standard_normal((2, 4, 16), np.float32), np.array([3, 700])
+    pictures = random.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    theirs = library.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
+    network = library.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae")
+    assert abs(network.config.scaling_factor / ours.vae_config.scale - 1) < 1e-6
+    with torch.no_grad():
+        first = (torch.from_numpy(a) for a in (latents.transpose(0, 3, 1, 2), steps, condition))
+        noise = theirs(*first).sample.numpy().transpose(0, 2, 3, 1)
+        mean = network.encode(torch.from_numpy(pictures.transpose(0, 3, 1, 2))).latent_dist.mean.numpy()
+        decoded = network.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)) / ours.vae_config.scale).sample.numpy()
+    found = unet.apply(ours.unet_params, latents, steps, condition, config=ours.unet_config)
+    assert_close(found, noise)
+    assert_close(vae.encode(ours.vae_params, pictures, config=ours.vae_config)[0], mean.transpose(0, 2, 3, 1))
+    assert_close(vae.decode(ours.vae_params, latents, config=ours.vae_config), decoded.transpose(0, 2, 3, 1))
+
+
+def assert_close(found, expected) -> None:
+    worst = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
+    assert worst < 1e-4, f"off by {worst:.1e} of the largest magnitude, expected below 1e-4"
+
+
+def test_every_name_comes_back(folder):
+    """Our paths give the names of the files they were read from, in diffusers' names of today."""
+    plans = {"unet": diffusers.plan_unet(folder / "unet", Schedule()), "vae": diffusers.plan_vae(folder / "vae")}
+    for part, plan in plans.items():
+        for path, key in plan.about["keys"].items():
+            assert diffusers.their_key(path) == key, f"{part}: {path}"
+            assert list(diffusers.their_shape(path, plan.shapes[f"params/{part}/{path}"])) == plan.about["shapes"][key]
 
 
 def test_old_attention_names_and_bin_files(folder):

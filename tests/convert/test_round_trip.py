@@ -215,6 +215,31 @@ def test_checkpoints_of_training_are_exported(drawing, tmp_path):
     assert ours.size == theirs.size and abs(ours.vae_config.scale / theirs.vae_config.scale - 1) < 1e-6
 
 
+def test_bfloat16_weights_draw(mini, golden, tmp_path):
+    words = golden / "llama_tokenizer.model"
+    small = ["--dtype", "bfloat16", "--tokenizer", words, "--vision-head-dim", 12]
+    run("convert", "--from", mini, "--to", tmp_path / "c", *small)
+    emu = Emu.load(tmp_path / "c")
+    models = (emu.params, emu.decoder.unet_params, emu.decoder.vae_params)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(models)} == {"bfloat16"}
+    assert emu.generate_image(["a red bus"], sampler="ddim", steps=1, height=32, width=32).image.size == (32, 32)
+
+
+def test_int8_weights_generate(mini, golden, converted, tmp_path):
+    words = golden / "llama_tokenizer.model"
+    run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--tokenizer", words, "--int8")
+    exact, small = Emu.load(converted), Emu.load(tmp_path / "q")
+    kernels = small.params["llama"]["blocks"]["mlp"]["up"]
+    assert kernels["kernel"].dtype == np.int8
+    np.testing.assert_allclose(
+        kernels["kernel"] * kernels["scale"][:, None, :],
+        exact.params["llama"]["blocks"]["mlp"]["up"]["kernel"],
+        atol=float(kernels["scale"].max()) * 0.51,
+    )
+    near, far = (emu.generate_embeddings([["a red bus"]]) for emu in (small, exact))
+    assert 0 < np.abs(near - far).max() < 0.1 * np.abs(far).max()
+
+
 def test_int8_weights_stay_here(mini, tmp_path, capsys):
     run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--int8")
     error = refused(capsys, "export", "--from", tmp_path / "q", "--to", tmp_path / "o", "--format", "llama")

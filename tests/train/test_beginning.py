@@ -10,14 +10,15 @@ from configs import models, pretrain
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
+from emu_jax.models import unet
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train.beginning import begin
-from emu_jax.train.checkpoint import load_for_inference, load_items, newest_folder
+from emu_jax.train.checkpoint import load_for_inference, load_items, load_part, newest_folder
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.loop import train
 from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.state import create_state
+from emu_jax.train.state import TrainState, create_state
 from tests.train import tiny
 
 
@@ -96,6 +97,9 @@ def test_a_whole_model_is_gone_on_with(trained, documents):
     _, state = begun(config)
     _, params, *_ = load_for_inference(trained)
     jax.tree.map(np.testing.assert_array_equal, state.params, params)
+    _, _, statistics, _ = load_for_inference(trained)
+    jax.tree.map(np.testing.assert_array_equal, state.statistics, statistics)
+    assert float(statistics["count"]) > 0
 
 
 @pytest.mark.parametrize(
@@ -132,6 +136,28 @@ def test_what_cannot_be_begun_with(parts, documents, tmp_path, monkeypatch, init
     config.init = ConfigDict(init)
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
+
+
+def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
+    """All but the keys and values of the condition, whose width differs."""
+    source = golden / "mini-a" / "pretrain"
+    (tmp_path / "sd").mkdir()
+    for name in ("unet", "vae", "scheduler"):
+        (tmp_path / "sd" / name).symlink_to(source / name)
+    assert main(["convert", "--from", str(tmp_path / "sd"), "--to", str(tmp_path / "c")]) == 0
+    theirs = load_part(tmp_path / "c" / "unet", "decoder")
+    config = ConfigDict({"unet": theirs[0].unet.to_dict() | {"condition_dim": 16, "remat": "full"}})
+    config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
+    fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
+    state = begin(TrainState(0, 0, fresh, None, {"ema": fresh}), config)
+    found, before, expected = flatten(state.params), flatten(fresh), flatten(theirs[1])
+    for name, value in expected.items():
+        wide = "attn2/to_k/" in name or "attn2/to_v/" in name
+        np.testing.assert_array_equal(found[name], before[name] if wide else value, err_msg=name)
+        np.testing.assert_array_equal(flatten(state.statistics["ema"])[name], found[name])
+    config.unet.layers_per_block = 3
+    with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
+        begin(state, config)
 
 
 def test_the_published_configs_name_their_parts():

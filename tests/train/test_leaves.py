@@ -1,6 +1,9 @@
 """Leaves in slices: digests add up to those of training checkpoints, Orbax restores what is written, kills are safe."""
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -69,6 +72,32 @@ def test_orbax_restores_what_was_written(tmp_path):
     np.testing.assert_array_equal(restored["blocks"]["kernel"], values["params/blocks/kernel"])
     np.testing.assert_array_equal(restored["norm"]["scale"], values["params/norm/scale"])
     assert not (tmp_path / "w.partial").exists()
+
+
+RESTORE = """
+import sys, jax, numpy as np, orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
+place = NamedSharding(mesh, P(None, "fsdp", None))
+target = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 5), np.float32, sharding=place)}}
+target["norm"] = {"scale": jax.ShapeDtypeStruct((6,), jax.numpy.bfloat16, sharding=NamedSharding(mesh, P("tensor")))}
+with ocp.StandardCheckpointer() as checkpointer:
+    found = checkpointer.restore(sys.argv[1], target)
+kernel = found["blocks"]["kernel"]
+assert len(jax.devices()) == 8 and kernel.addressable_shards[0].data.shape == (3, 1, 5)
+np.save(sys.argv[2], np.asarray(kernel))
+"""
+
+
+def test_eight_devices_restore_their_parts(tmp_path):
+    values = draw()
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, values)
+    writer.finish({}, {})
+    command = [sys.executable, "-c", RESTORE, str(tmp_path / "w" / "params"), str(tmp_path / "found.npy")]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, check=True, env=os.environ | flags, capture_output=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), values["params/blocks/kernel"])
 
 
 def test_readers_see_slices_and_flipped_bits(tmp_path):
