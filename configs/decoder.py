@@ -9,12 +9,14 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """`mini`, for the quick start: 6 minutes on 2 CPU cores; or `published` (emu.md §4)."""
+    """`mini`, for the quick start: 6.5 minutes on 2 CPU cores; or `published` (emu.md §4)."""
     return {"mini": mini, "published": published}[variant]()
 
 
 def mini() -> ConfigDict:
-    """2.8 M parameters over 8 x 8 latents."""
+    """2.8 M parameters over 8 x 8 latents; about 3,000 steps. Expect on drawings of heldout_combinations, by pixels: the
+    role among the 5 nearest pictures 0.85 to 0.94, the tone of the nearest 0.61 to 0.74 (two runs).
+    """
     return ConfigDict(
         {
             "objective": "decoder",
@@ -52,12 +54,12 @@ def mini() -> ConfigDict:
             },
             "train": {
                 "steps": 0,
-                "minutes": 6.0,
+                "minutes": 6.5,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
-                "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+                "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }
     )

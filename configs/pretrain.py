@@ -63,7 +63,7 @@ def pretrain_14b() -> ConfigDict:
                 "log_every": 10,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
-                "mesh": {"data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+                "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }
     )

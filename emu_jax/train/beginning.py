@@ -82,15 +82,18 @@ def _load(part: str, path: Path, config: ConfigDict, ours: Mapping[str, jax.Arra
         _check_sizes(part, path, _group(theirs, where), _group(config, where), where)
         if any(name.startswith("lora/") for name in leaves):
             raise UserError(f"config.init.{part}={path}: holds LoRA beside its weights; convert it with --merge-lora")
-        wanted = {}
+        if ours is None:
+            return {}
+        wanted, items = {}, {name.partition("/")[0] for name in ours}
         for name, (shape, dtype) in leaves.items():
-            if ours is not None and name in ours and _takes(name, tuple(shape), ours[name].shape):
-                sharding = _fitting(ours[name].sharding, tuple(shape))
+            if name.partition("/")[0] in items:  # Orbax restores items whole
+                sharding = _fitting(ours[name].sharding, tuple(shape)) if name in ours else None
                 wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
         return nest(wanted)
 
-    _, items, _ = load_items(path, targets)
-    return {name: _grown(value, ours[name], VOCABULARY.get(name, 0)) for name, value in flatten(items).items()}
+    loaded = flatten(load_items(path, targets)[1])
+    taken = {n: x for n, x in loaded.items() if n in ours and _takes(n, x.shape, ours[n].shape)}
+    return {name: _grown(value, ours[name], VOCABULARY.get(name)) for name, value in taken.items()}
 
 
 def _group(config: ConfigDict, where: str) -> dict[str, Any]:
@@ -134,16 +137,16 @@ def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
     return sharding
 
 
-def _grown(value: jax.Array, like: jax.Array, axis: int) -> jax.Array:
-    """`value` with the mean of its old tokens in place of the new ones along `axis`, in the dtype and split of `like`.
+def _grown(value: jax.Array, like: jax.Array, axis: int | None) -> jax.Array:
+    """`value` in the dtype and split of `like`, with the mean of its old tokens as every new one along `axis`.
 
     The published code starts the rows of new tokens so.
     """
 
     def grow(value: jax.Array) -> jax.Array:
         wide = value.astype(jnp.float32)
-        new = like.shape[axis] - value.shape[axis]
-        if new:
+        if axis is not None:
+            new = like.shape[axis] - value.shape[axis]
             mean = jnp.repeat(wide.mean(axis, keepdims=True), new, axis=axis)
             wide = jnp.concatenate([wide, mean], axis=axis)
         return wide.astype(like.dtype)

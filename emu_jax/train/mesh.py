@@ -11,17 +11,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
 
-AXES = ("data", "fsdp", "tensor", "context")
+# `slice` runs over the slow network between TPU slices, all others over the fast one within a slice.
+AXES = ("slice", "data", "fsdp", "tensor", "context")
+ROWS = ("slice", "data", "fsdp")  # the axes that a batch's rows are split over
 
-# Parameters are split over `fsdp` along their embedding axis and over `tensor` along heads, MLP and vocabulary.
-# Activations are split over rows; pictures are spread over all data-parallel devices whatever row they belong to.
+# Parameters are split over `fsdp` along their embedding axis and over `tensor` along heads, MLP and vocabulary; every
+# slice holds them all, so that only gradients cross between slices. Activations are split over rows, and over
+# `context` along the sequence; pictures are spread over all of these devices whatever row they belong to.
 TABLE: dict[str | None, str | tuple[str, ...] | None] = {
-    "batch": ("data", "fsdp"),
-    "image": ("data", "fsdp"),
+    "batch": ROWS,
+    "image": (*ROWS, "context"),
     "sequence": "context",
     "embed": "fsdp",
     "heads": "tensor",
@@ -39,7 +43,10 @@ TABLE: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1}; a missing axis is 1, -1 takes what is left."""
+    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1}; a missing axis is 1, -1 takes what is left.
+
+    On several TPU slices the axis `slice` must be their number; elsewhere it cuts the devices in equal runs.
+    """
     devices = list(jax.devices() if devices is None else devices)
     for name in sizes:
         if name not in AXES:
@@ -53,18 +60,37 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         shape[shape.index(-1)] = len(devices) // fixed if len(devices) % fixed == 0 else 0
     if math.prod(shape) != len(devices):
         raise UserError(f"config.train.mesh ({named}) does not multiply to the {len(devices)} devices at hand")
+    by_slice: dict[int, list[jax.Device]] = {}
+    for device in devices:
+        by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
+    count = shape[0]
+    if len(by_slice) > 1 and len(by_slice) != count:
+        raise UserError(
+            f"config.train.mesh ({named}): the devices are in {len(by_slice)} slices; set config.train.mesh.slice so"
+        )
+    size = len(devices) // count
+    groups = (
+        list(by_slice.values()) if len(by_slice) > 1 else [devices[i * size : (i + 1) * size] for i in range(count)]
+    )
+    types = (AxisType.Auto,) * len(AXES)
     # `jax.make_mesh` orders TPU chips so that neighbours in the mesh are neighbours on the wires.
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    within = [jax.make_mesh(shape[1:], AXES[1:], axis_types=types[1:], devices=group).devices for group in groups]
+    return Mesh(np.stack(within), AXES, axis_types=types)
 
 
 def partition_spec(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """The table's mesh axes for one array; a dimension that the axes do not divide stays whole on every device."""
+    """The table's mesh axes for one array.
+
+    A dimension that they do not divide is split over as many of the first of them as do, and else whole everywhere.
+    """
     entries = []
     for name, size in zip(logical, shape, strict=True):
         axes = TABLE[name]
         names = (axes,) if isinstance(axes, str) else axes or ()
-        parts = math.prod(mesh.shape[axis] for axis in names)
-        entries.append(axes if parts > 1 and size % parts == 0 else None)
+        while names and size % math.prod(mesh.shape[axis] for axis in names):
+            names = names[:-1]
+        split = math.prod(mesh.shape[axis] for axis in names) > 1
+        entries.append((names if len(names) > 1 else names[0]) if split else None)
     return PartitionSpec(*entries)
 
 
@@ -97,12 +123,13 @@ def constrain(x: jax.Array, logical: Sequence[str | None]) -> jax.Array:
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-    """Rows over (data, fsdp): the leading axis of every field of a batch; error when the rows do not divide."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    """Rows over `ROWS`: the leading axis of every field of a batch; error when the rows do not divide."""
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
     rows = jax.tree.leaves(batch)[0].shape[0]
     if rows % parts:
+        product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
         raise UserError(
-            f"config.data.batch_rows={rows} does not divide over {parts} data-parallel devices "
-            f"(data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']}); choose a multiple of {parts}"
+            f"config.data.batch_rows={rows} does not divide over {parts} data-parallel devices ({product}); choose a "
+            f"multiple of {parts}"
         )
     return jax.tree.map(lambda leaf: sharding(mesh, ("batch", *(None,) * (leaf.ndim - 1)), leaf.shape), batch)

@@ -11,14 +11,42 @@ from emu_jax.models import emu
 from emu_jax.train.mesh import AXES, TABLE, batch_shardings, make_mesh, partition_spec
 
 
-def abstract_mesh(data: int, fsdp: int, tensor: int, context: int = 1) -> AbstractMesh:
-    return AbstractMesh((data, fsdp, tensor, context), AXES, axis_types=(AxisType.Auto,) * 4)
+def abstract_mesh(data: int, fsdp: int, tensor: int, context: int = 1, slices: int = 1) -> AbstractMesh:
+    return AbstractMesh((slices, data, fsdp, tensor, context), AXES, axis_types=(AxisType.Auto,) * 5)
 
 
 def test_axes_map_through_the_table():
     mesh = abstract_mesh(2, 4, 2)
     assert partition_spec(("layers", "embed", "mlp"), (3, 64, 128), mesh) == PartitionSpec(None, "fsdp", "tensor")
-    assert partition_spec(("batch", "sequence"), (16, 128), mesh) == PartitionSpec(("data", "fsdp"), None)
+    assert partition_spec(("batch", "sequence"), (16, 128), mesh) == PartitionSpec(("slice", "data", "fsdp"), None)
+    mesh = abstract_mesh(1, 4, 1, context=2, slices=2)
+    assert partition_spec(("batch", "sequence"), (16, 128), mesh) == PartitionSpec(("slice", "data", "fsdp"), "context")
+    assert partition_spec(("embed", "mlp"), (64, 128), mesh) == PartitionSpec("fsdp", None), "every slice has them all"
+
+
+def test_pictures_spread_over_as_many_devices_as_divide_them():
+    mesh = abstract_mesh(1, 4, 1, context=2)
+    whole = ("slice", "data", "fsdp", "context")
+    assert partition_spec(("image", None), (16, 3), mesh) == PartitionSpec(whole, None)
+    assert partition_spec(("image", None), (12, 3), mesh) == PartitionSpec(whole[:3], None)
+    assert partition_spec(("image", None), (6, 3), mesh) == PartitionSpec(None, None)
+
+
+class Chip:
+    """What a TPU device says of itself, as far as meshes ask."""
+
+    def __init__(self, number: int, slice_index: int):
+        self.id, self.slice_index, self.platform, self.device_kind = number, slice_index, "cpu", "cpu"
+        self.process_index = slice_index
+
+
+def test_slices_are_the_outermost_axis():
+    chips = [Chip(number, number % 2) for number in range(8)]
+    mesh = make_mesh({"slice": 2, "fsdp": -1}, chips)
+    assert mesh.devices.shape == (2, 1, 4, 1, 1)
+    assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {1}]
+    with pytest.raises(UserError, match=r"the devices are in 2 slices; set config\.train\.mesh\.slice so"):
+        make_mesh({"fsdp": -1}, chips)
 
 
 def test_what_does_not_divide_stays_whole():
@@ -44,10 +72,13 @@ def test_the_published_model_splits_64_ways():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"model": 2}, r"config\.train\.mesh\.model is no mesh axis; choose among data, fsdp, tensor, context"),
+        ({"model": 2}, r"config\.train\.mesh\.model is no mesh axis; choose among slice, data, fsdp, tensor, context"),
         ({"data": -1, "fsdp": -1}, r"at most one is -1"),
         ({"data": 0}, r"sizes are 1 or more"),
-        ({"data": 3, "fsdp": -1}, r"\(data=3, fsdp=-1, tensor=1, context=1\) does not multiply to the 1 devices"),
+        (
+            {"data": 3, "fsdp": -1},
+            r"\(slice=1, data=3, fsdp=-1, tensor=1, context=1\) does not multiply to the 1 devices",
+        ),
     ],
 )
 def test_meshes_that_do_not_fit(sizes, message):
