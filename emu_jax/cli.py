@@ -1,4 +1,4 @@
-"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | convert | export.
+"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | convert | export.
 
 Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
 """
@@ -18,6 +18,7 @@ EXAMPLES = {
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "evaluate": "emu-jax evaluate --model runs/quickstart",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
+    "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
     "convert": "emu-jax convert --from Emu/pretrain --to weights/emu --tokenizer llama_tokenizer.model",
     "export": "emu-jax export --from runs/quickstart --to exported --format diffusers",
 }
@@ -103,6 +104,12 @@ def _parser() -> argparse.ArgumentParser:
 
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
+
+    plan = add("plan", "Compile a pretraining step for a TPU slice that is not at hand: memory, FLOPs, time.")
+    plan.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
+    plan.add_argument("--topology", required=True, help="chips along the slice's axes, as in v5p:4x4x4 or v5e:16x16")
+    plan.add_argument("--rows-per-device", type=int, default=0, help="instead of config.data.batch_rows")
+    plan.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
 
     convert = add("convert", "Published weights in: Emu, Emu-I, LLaMA, EVA-CLIP or Stable Diffusion to a checkpoint.")
     convert.add_argument("--from", dest="source", required=True, type=Path, help="file or folder (convert/formats.py)")
@@ -226,6 +233,22 @@ def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import dataclasses
+    import json
+
+    from emu_jax.config import load_config
+    from emu_jax.train.plan import describe, make_plan
+    from emu_jax.train.topology import describe as describe_topology
+
+    config = load_config(options.config, overrides)
+    found = make_plan(config, describe_topology(options.topology), options.rows_per_device)
+    print(describe(found))
+    if options.json is not None:
+        options.json.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
+    return 0 if found.fits else 1
+
+
 def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import dataclasses
 
@@ -255,6 +278,7 @@ COMMANDS = {
     "generate": generate,
     "evaluate": evaluate,
     "inspect": inspect,
+    "plan": plan,
     "convert": convert,
     "export": export,
 }

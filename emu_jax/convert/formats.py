@@ -90,7 +90,6 @@ def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.
 
 def _plan(source: Path, settings: Settings) -> tuple[Write | None, dict[str, Write], dict[str, Path]]:
     """What makes the folder itself, the folders in it, and what is copied there as it is."""
-    store = {"dtype": settings.dtype, "int8": settings.int8}
     root = source / "pretrain" if (source / "pretrain" / "multimodal_encoder").is_dir() else source
     parts: dict[str, Write] = {}
     copies: dict[str, Path] = {}
@@ -103,22 +102,29 @@ def _plan(source: Path, settings: Settings) -> tuple[Write | None, dict[str, Wri
             copies[SAFETY] = root / SAFETY
     if root.is_dir() and not (root / "multimodal_encoder").is_dir():
         if parts:
+            _refuse_int8(source, settings)
             return None, parts, copies
         if not llama.is_llama(root):
             raise UserError(f"--from {source}: holds nothing known; expected {EXPECTED}")
+        _refuse_int8(source, settings)
         work = llama.plan(root)
         own = root / llama.TOKENIZER
         path = settings.tokenizer or (own if own.is_file() else None)
-        return _writer(work, **store, tokenizer=Tokenizer.load(path) if path else None), {}, {}
+        tokenizer = Tokenizer.load(path) if path else None
+        return _writer(work, dtype=settings.dtype, tokenizer=tokenizer), {}, {}
     file = emu.find_weights(root)
     if file.suffix not in SUFFIXES:
         raise UserError(f"--from {source}: not a known kind of weights file; expected {EXPECTED}")
     tensors = TensorFile(file)
     if eva_clip.is_eva_clip(tensors):
-        if settings.int8:
-            raise UserError(f"--int8: {source} holds no language model; only its kernels are quantised")
+        _refuse_int8(source, settings)
         return _writer(eva_clip.plan(tensors, vision_head_dim=settings.vision_head_dim), dtype=settings.dtype), {}, {}
     return _emu(tensors, settings), parts, copies
+
+
+def _refuse_int8(source: Path, settings: Settings) -> None:
+    if settings.int8:
+        raise UserError(f"--int8: {source} is a part to begin training with; only a whole Emu is stored in int8")
 
 
 def _emu(tensors: Tensors, settings: Settings) -> Write:

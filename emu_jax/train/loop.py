@@ -29,7 +29,7 @@ from emu_jax.train.metrics import Interval, MetricsWriter, plot_metrics
 from emu_jax.train.objective import Batch, Objective
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
-from emu_jax.train.step import make_train_step
+from emu_jax.train.step import compile_step
 
 log = logging.getLogger(__name__)
 
@@ -129,11 +129,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
         batch = _put(objective, first, shardings)
         started = time.monotonic()
-        step_fn = make_train_step(objective, optimizer, settings.seed)
-        # Without `out_shardings` the compiler may lay the new state out otherwise, and the second step would not fit.
-        layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-        jitted = jax.jit(step_fn, donate_argnums=0, out_shardings=(layout, None))
-        compiled = jitted.lower(state, batch).compile()
+        compiled = compile_step(objective, optimizer, settings.seed, state, batch)
         compile_seconds = time.monotonic() - started
         log.info("compiled the step in %.1f s", compile_seconds)
 

@@ -36,6 +36,24 @@ def make_train_step(
     return train_step
 
 
+def compile_step(
+    objective: Objective,
+    config: OptimizerConfig,
+    seed: int,
+    state: TrainState,
+    batch: Batch,
+    options: dict[str, str | bool] | None = None,
+) -> jax.stages.Compiled:
+    """The step's executable for a state and a batch, or for descriptions of them; the state is donated.
+
+    `options` are the compiler's.
+    """
+    # Without `out_shardings` the compiler may lay the new state out otherwise, and the second step would not fit.
+    layout = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = jax.jit(make_train_step(objective, config, seed), donate_argnums=0, out_shardings=(layout, None))
+    return step.lower(state, batch).compile(compiler_options=options)
+
+
 def average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
     """Exponential moving average of parameters; early steps average over fewer, so that the start is forgotten."""
     decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -72,7 +72,6 @@ def main() -> None:
     parser.add_argument("size", nargs="?", choices=SHAPES, default="13b")
     parser.add_argument("--dense", action="store_true")
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--int8", action="store_true")
     options = parser.parse_args()
     sizes = SHAPES[options.size]
     folder = Path(tempfile.mkdtemp(prefix="benchmark_convert-"))
@@ -80,7 +79,7 @@ def main() -> None:
         (folder / "in").mkdir()
         total = write(folder / "in", sizes, options.dense)
         command = [sys.executable, "-m", "emu_jax.cli", "convert", "--from", str(folder / "in")]
-        command += ["--to", str(folder / "out"), "--dtype", options.dtype] + ["--int8"] * options.int8
+        command += ["--to", str(folder / "out"), "--dtype", options.dtype]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         printed, _ = process.communicate()
         usage = resource.getrusage(resource.RUSAGE_CHILDREN)

@@ -197,6 +197,13 @@ def test_int8_and_lora_do_not_mix(mini, tmp_path, capsys):
     assert "holds LoRA, which cannot stay apart from int8; add --merge-lora" in error
 
 
+def test_parts_are_not_stored_in_int8(hugging_llama, eva_clip, tmp_path, capsys):
+    for source in (hugging_llama[0], eva_clip[0]):
+        error = refused(capsys, "convert", "--from", source, "--to", tmp_path / "c", "--vision-head-dim", 12, "--int8")
+        assert "is a part to begin training with; only a whole Emu is stored in int8" in error
+    assert not list(tmp_path.iterdir())
+
+
 def test_checkpoints_of_training_are_exported(drawing, tmp_path):
     """Orbax's own layout, with averaged parameters of the decoder, in and out again."""
     run("export", "--from", drawing, "--to", tmp_path / "out", "--format", "emu")

@@ -1,0 +1,75 @@
+"""Plans: collectives read off a program's text, slices that are not, and a small step through the TPU compiler."""
+
+import importlib.util
+
+import pytest
+
+from emu_jax.cli import main
+from emu_jax.errors import UserError
+from emu_jax.train.plan import collectives
+from emu_jax.train.topology import describe
+from tests.train import tiny
+
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install '.[plan]'")
+
+# As the compiler writes them, shortened.
+PROGRAM = """
+HloModule jit_f
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %s = f32[] add(%a, %b)
+}
+%all-reduce-scatter.1 (input: bf16[1024,1024]) -> bf16[256,1024] {
+  %all-reduce.2 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=4, replica_groups={{0,1,2,3}}
+  ROOT %slice = bf16[256,1024]{1,0} dynamic-slice(%all-reduce.2, %x, %y), dynamic_slice_sizes={256,1024}
+}
+ENTRY %main (x: f32[8]) -> f32[8] {
+  %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)} all-gather(%c), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}
+  %all-gather.2 = (f32[64], f32[256]) all-gather-start(%c), replica_groups=[2,4]<=[8], dimensions={0}
+  %done = f32[256] all-gather-done(%all-gather.2)
+  %reduce-scatter.3 = f32[100]{0} reduce-scatter(%d), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %all-reduce.4 = f32[]{:T(128)} all-reduce(%e), replica_groups={}
+  %one = f32[512] all-reduce(%f), replica_groups={{0},{1},{2},{3}}
+  ROOT %collective-permute.5 = f32[50] collective-permute(%g), source_target_pairs={{0,1}}
+}
+"""
+
+
+def test_collectives_of_a_program():
+    assert collectives(PROGRAM, 8) == {
+        "reduce-scatter": 0.75 * 2 * 1024 * 1024 + 0.5 * 4 * 200,
+        "all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256,
+        "all-reduce": 2 * 7 / 8 * 4,
+        "collective-permute": 200.0,
+    }
+
+
+@pytest.mark.parametrize("name", ["v5p", "v5p:4", "v9:2x2", "v5p:2x2x2x2", "v5e:ax2"])
+def test_names_that_are_no_topology(name):
+    with pytest.raises(
+        UserError, match=r"unknown; expected a generation and the chips along its axes, as in v5p:4x4x4"
+    ):
+        describe(name)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="libtpu is there")
+def test_without_the_compiler_the_error_names_the_extra(capsys):
+    assert main(["plan", "--config", tiny.__file__, "--topology", "v5p:2x2x1"]) == 2
+    error = capsys.readouterr().err
+    assert "the TPU compiler is not installed; run `pip install 'emu-jax[plan]'`" in error and error.count("\n") == 1
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_small_step_is_planned(capsys):
+    arguments = ["plan", "--config", "configs/pretrain.py:14b", "--topology", "v5p:2x2x1", "--rows-per-device", "1"]
+    small = {"vision.width": 256, "vision.heads": 4, "vision.mlp_dim": 512, "vision.layers": 2, "causal.layers": 2}
+    small |= {"llama.width": 512, "llama.heads": 8, "llama.mlp_dim": 1024, "llama.layers": 3}
+    assert main([*arguments, *(f"--config.model.{name}={value}" for name, value in small.items())]) == 0
+    text = capsys.readouterr().out
+    assert "fits" in text and "MFU" in text, text
+
+
+@needs_libtpu
+def test_slices_that_the_compiler_does_not_know():
+    with pytest.raises(UserError, match=r"--topology v5p:3x5x7: the TPU compiler knows no such slice"):
+        describe("v5p:3x5x7")
