@@ -52,7 +52,7 @@ class Settings:
     tokenizer: Path | None = None
 
 
-Write = Callable[[Path, dict[str, Path]], stream.Summary]  # (folder, what else belongs in it) -> what was done
+Write = Callable[..., stream.Summary]  # `stream.write` of a plan
 
 
 def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.Summary]:
@@ -72,8 +72,7 @@ def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.
     try:
         for name, write in parts.items():
             beside[name] = waiting / name
-            if not beside[name].exists():  # an earlier run may have come so far
-                done[name] = write(beside[name], {})
+            done[name] = write(beside[name], waiting=True)
         for name, origin in copies.items():
             beside[name] = waiting / name
             _copy(origin, beside[name])

@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,7 +24,7 @@ from emu_jax.convert.plan import Plan, Step, check_dtype
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.quantise import SCALE, is_quantised, quantise
-from emu_jax.train.checkpoint import pack_tokenizer
+from emu_jax.train.checkpoint import pack_tokenizer, read_meta
 from emu_jax.train.leaves import LeafWriter
 
 BLOCK = 8 << 20  # bytes hashed at a time
@@ -52,6 +53,7 @@ def write(
     folder: Path,
     beside: Mapping[str, Path] | None = None,
     *,
+    waiting: bool = False,
     dtype: str = "float32",
     int8: bool = False,
     tokenizer: Tokenizer | None = None,
@@ -61,6 +63,7 @@ def write(
 
     Args:
       beside: folders that are moved into it, by their names there.
+      waiting: it is one of those itself: left as it is where the same conversion has finished it, else replaced.
       dtype: of parameters, float32 or bfloat16; leaves of `plan.dtypes` keep their own.
       int8: the language model's kernels as 8-bit integers with a scale a column (`models/quantise.py`).
       tokenizer: kept with the weights, where it is known.
@@ -90,6 +93,11 @@ def write(
         config["model"]["llama"]["int8"] = True
     job = _fingerprint([config, plan.about, _stat(plan.tensors.files), _described(leaves)])
 
+    if waiting and folder.exists():
+        if read_meta(folder).get("job") == job:
+            return Summary(0, _size(leaves), 0.0, len(plan.steps))
+        shutil.rmtree(folder)
+
     def run(writer: LeafWriter, hashes: concurrent.futures.Future) -> int:
         sizes = [sum(map(plan.tensors.nbytes, step.names)) for step in plan.steps]
         waiting = [number for number in range(len(sizes)) if number not in writer.done]
@@ -107,6 +115,7 @@ def write(
                 "tokenizer": pack_tokenizer(tokenizer),
                 "iterators": [],
                 "source": plan.about | {"files": hashes.result()},
+                "job": job,
             },
             beside or {},
         )
@@ -115,8 +124,11 @@ def write(
     with concurrent.futures.ThreadPoolExecutor(1) as pool, _writing(LeafWriter(folder, leaves, stacked, job)) as writer:
         resumed = len(writer.done)
         read = run(writer, pool.submit(_hashes, plan.tensors.files))
-    size = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in leaves.values())
-    return Summary(read, size, time.monotonic() - began, resumed)
+    return Summary(read, _size(leaves), time.monotonic() - began, resumed)
+
+
+def _size(leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> int:
+    return sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in leaves.values())
 
 
 @contextlib.contextmanager

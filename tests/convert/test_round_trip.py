@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -144,6 +145,19 @@ def test_a_killed_conversion_goes_on(mini, tmp_path, converted_instruct):
     assert found.returncode == 0 and "tensors written by an earlier run" in found.stdout, found.stdout + found.stderr
     ours, theirs = (json.loads((path / "meta" / "metadata").read_text()) for path in (out, converted_instruct))
     assert ours == theirs
+
+
+def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
+    """What a killed run left beside the folder serves the same conversion again, and no other."""
+    left, meta, stamps = tmp_path / "c.parts", tmp_path / "c" / "unet" / "meta" / "metadata", []
+    for dtype in ("float32", "float32", "bfloat16"):
+        run("convert", "--from", mini, "--to", tmp_path / "c", "--vision-head-dim", 12, "--dtype", dtype)
+        assert {kind for _, kind in json.loads(meta.read_text())["leaves"].values()} == {dtype}
+        stamps.append(meta.stat().st_mtime_ns)
+        left.mkdir()
+        (tmp_path / "c" / "unet").replace(left / "unet")
+        shutil.rmtree(tmp_path / "c")
+    assert stamps[0] == stamps[1] != stamps[2], "the second run took the first one's U-Net"
 
 
 def test_nothing_is_written_over(mini, converted, tmp_path, capsys):
