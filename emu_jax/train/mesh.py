@@ -122,6 +122,15 @@ def constrain(x: jax.Array, logical: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh))
 
 
+def row_shards(rows: int) -> int:
+    """In how many parts the mesh in use splits a batch of so many rows; 1 outside `jax.set_mesh`."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return 1
+    axes = partition_spec(("batch",), (rows,), mesh)[0] or ()
+    return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
     """Rows over `ROWS`: the leading axis of every field of a batch; error when the rows do not divide."""
     parts = math.prod(mesh.shape[axis] for axis in ROWS)
