@@ -220,7 +220,7 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     report = write_report(options.out or options.model, options.model, scores, drawn)
     for name, figure in (scores.figures | (drawn.figures if drawn else {})).items():
         low, high = figure.interval
-        print(f"{name:78s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
+        print(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
     print(report)
     return 0
 
