@@ -14,8 +14,10 @@ def get_config(variant: str = "mini") -> ConfigDict:
 
 
 def mini() -> ConfigDict:
-    """2.8 M parameters over 8 x 8 latents; about 3,000 steps. Expect on drawings of heldout_combinations, by pixels: the
-    role among the 5 nearest pictures 0.85 to 0.94, the tone of the nearest 0.61 to 0.74 (two runs).
+    """2.8 M parameters over 8 x 8 latents; about 3,000 steps.
+
+    Expect on drawings of heldout_combinations, by pixels: the role among the 5 nearest pictures 0.85 to 0.94, the tone
+    of the nearest 0.61 to 0.74 (two runs).
     """
     return ConfigDict(
         {

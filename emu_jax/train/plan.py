@@ -53,7 +53,10 @@ BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a step, a device: FLOPs, bytes of HBM traffic, roofline seconds, bytes moved by kind of collective."""
+    """Of a step, a device: FLOPs, bytes of HBM traffic, bytes moved by kind of collective, and roofline seconds.
+
+    Seconds are not a number where the compiler gave none.
+    """
 
     flops: float
     traffic: float
@@ -136,6 +139,10 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0) 
     by_part["rest"] = first - layers["vision"] - layers["causal"] - layers["llama"]
     total = sum(by_part.values(), Cost(0.0, 0.0, 0.0, {}))
 
+    chip, per_device = topology.chip, topology.chips_per_device
+    if total.seconds < total.flops / (chip.flops * per_device):  # no roofline can be: seconds are missing
+        total = dataclasses.replace(total, seconds=math.nan)
+
     plain = _cost(_compile(config, mesh, depths, unroll=True, remat="none"), mesh)
     small = _with_depths(config, depths)
     expected = 3.0 * sum(
@@ -146,7 +153,6 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0) 
     started = time.monotonic()
     step, _ = _compile(config, mesh)
     compile_s = time.monotonic() - started
-    chip, per_device = topology.chip, topology.chips_per_device
     return Plan(
         topology=topology.name,
         chips=topology.chips,
@@ -237,8 +243,8 @@ def _cost(compiled: tuple[Any, str], mesh: Mesh) -> Cost:
     step, program = compiled
     found = step.cost_analysis()
     seconds = found.get("optimal_seconds", 0.0)
-    if seconds <= 0:  # libtpu gives negative whole numbers where it cannot cost a call
-        raise UserError("plan: the compiler gave no time for this step; try another topology or remat policy")
+    if seconds <= 0:  # libtpu subtracts a whole second for every call that it cannot cost (v5e)
+        seconds = math.nan
     return Cost(found["flops"], found["bytes accessed"], seconds, collectives(program, mesh.size))
 
 
@@ -309,6 +315,8 @@ def describe(plan: Plan) -> str:
     ]
     if abs(plan.agreement - 1) > AGREEMENT:
         return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
+    if math.isnan(plan.cost.seconds):
+        return "\n".join([*lines, "no time: the compiler could not cost every operation of the step on this chip"])
     lines.append("estimates:")
     for name, seconds in {"roofline": plan.cost.seconds, "interconnect fully exposed": exposed}.items():
         rate = plan.tokens / seconds / plan.chips
