@@ -48,6 +48,7 @@ GROUPS = re.compile(
     r"replica_groups=(?:\{\{(?P<list>[\d,]+)\}|\[\d+,(?P<size>\d+)\]|mesh\[(?P<mesh>[^\]]*)\] \{(?P<axes>[^}]*)\})"
 )
 ARRAY = re.compile(r"(?P<dtype>pred|s8|u8|bf16|f16|s32|u32|f32|f64)\[(?P<shape>[\d,]*)\]")
+OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
@@ -120,10 +121,10 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0) 
       rows_per_device: instead of `config.data.batch_rows`.
 
     Raises:
-      UserError: the config is of another objective, or its mesh or rows do not divide.
+      UserError: the config is of another objective, its mesh or rows do not divide, or the step does not fit.
     """
     if config.get("objective") != "pretrain":
-        raise UserError(f"plan: config.objective={config.get('objective')!r}; only pretraining can be planned")
+        raise UserError(f"config.objective={config.get('objective')!r}; only pretraining can be planned")
     config = config.copy_and_resolve_references()
     config.model.llama.vocab_size = config.model.llama.vocab_size or VOCABULARY
     mesh = make_mesh(config.train.mesh, topology.devices)
@@ -131,6 +132,19 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0) 
         config.data.batch_rows = rows_per_device * math.prod(mesh.shape[axis] for axis in ROWS)
     model = emu.EmuConfig.from_dict(config.model)
     rows, length, pictures = config.data.batch_rows, config.data.row_tokens, config.data.row_images
+
+    started = time.monotonic()
+    try:
+        step, _ = _compile(config, mesh)
+    except jax.errors.JaxRuntimeError as error:
+        found = OUT_OF_MEMORY.search(str(error))
+        if found is None:
+            raise
+        raise UserError(
+            f"{rows:,} rows with remat {model.remat} do not fit {topology.name}: the compiler needs {found[1]} "
+            f"beside the parameters, of {found[2]} in all; fewer rows, config.model.remat=full, or more chips"
+        ) from error
+    compile_s = time.monotonic() - started
 
     depths = dict.fromkeys(PARTS, 1)
     first = _cost(_compile(config, mesh, depths, unroll=True), mesh)
@@ -150,9 +164,6 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0) 
     )
     agreement = plain.flops * len(topology.devices) / expected
 
-    started = time.monotonic()
-    step, _ = _compile(config, mesh)
-    compile_s = time.monotonic() - started
     return Plan(
         topology=topology.name,
         chips=topology.chips,
