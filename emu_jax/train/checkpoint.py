@@ -248,7 +248,7 @@ def load_items(
         )
         try:
             restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
-        except Exception as error:
+        except Exception as error:  # as in `restore`: Orbax raises anything for damaged files
             raise _unreadable(folder, error) from error
     _check_digests(folder, meta, restored)
     return config, restored, meta

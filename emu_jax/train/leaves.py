@@ -170,6 +170,7 @@ class LeafWriter:
         text = json.dumps({**meta, "leaves": described, "digests": self.digests})
         (self.partial / "meta" / "metadata").write_text(text, encoding="utf-8")
         for name, origin in beside.items():
+            shutil.rmtree(self.partial / name, ignore_errors=True)  # a run killed right here has moved it before
             os.replace(origin, self.partial / name)
         (self.partial / PROGRESS).unlink()
         os.replace(self.partial, self.folder)

@@ -38,8 +38,7 @@ from emu_jax.train.topology import Topology
 
 PARTS = ("vision", "causal", "llama")
 VOCABULARY = 32_004  # LLaMA's 32,000 and four special tokens, where the config leaves it to the tokenizer
-# A step's matrix products over a forward pass's: once forwards, twice backwards, and what remat repeats of the layers.
-AGREEMENT = 0.05  # between counted and analytic FLOPs, without remat
+AGREEMENT = 0.05  # counted and analytic FLOPs of a small step without remat may differ by so much
 COLLECTIVE = re.compile(
     r"= (?P<result>.*?)\s(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )

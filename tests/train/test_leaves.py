@@ -141,6 +141,17 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path, upto):
         np.testing.assert_array_equal(reader[name], value)
 
 
+def test_a_run_killed_while_it_finished_is_gone_on_with(tmp_path):
+    """What belongs beside the leaves was moved in already; the next run brings it anew."""
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, draw())
+    for folder, text in ((tmp_path / "w.partial" / "vae", "old"), (tmp_path / "vae", "new")):
+        folder.mkdir()
+        (folder / "x").write_text(text)
+    LeafWriter(tmp_path / "w", LEAVES, STACKED, "job").finish({}, {"vae": tmp_path / "vae"})
+    assert (tmp_path / "w" / "vae" / "x").read_text() == "new"
+
+
 def test_another_job_begins_anew(tmp_path):
     write_all(LeafWriter(tmp_path / "w", LEAVES, STACKED, "job"), draw(), 2)
     assert LeafWriter(tmp_path / "w", LEAVES, STACKED, "another").done == set()
