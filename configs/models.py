@@ -46,6 +46,7 @@ def emu_14b() -> ConfigDict:
                 "rope_base": 10000.0,
                 "context": 2048,
                 "int8": False,
+                "attention": "auto",
             },
             "dtype": "bfloat16",
             "param_dtype": "float32",

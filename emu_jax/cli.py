@@ -105,11 +105,18 @@ def _parser() -> argparse.ArgumentParser:
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
 
-    plan = add("plan", "Compile a pretraining step for a TPU slice that is not at hand: memory, FLOPs, time.")
+    plan = add("plan", "Compile a step for TPUs that are not at hand: whether it fits, how fast it should be.")
     plan.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
-    plan.add_argument("--topology", required=True, help="chips along the slice's axes, as in v5p:4x4x4 or v5e:16x16")
-    plan.add_argument("--rows-per-device", type=int, default=0, help="instead of config.data.batch_rows")
+    plan.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, 2*v5p:4x4x4 (two slices), … or here")
+    plan.add_argument("--rows-per-device", type=int, default=0, help="instead of the config's batch")
+    plan.add_argument(
+        "--decode", type=int, default=0, metavar="ROWS", help="plan decoding of so many sequences instead"
+    )
+    plan.add_argument(
+        "--compare", nargs="+", metavar="FIELD=A,B", help="rank all combinations, e.g. model.remat=full,dots rows=1,2,4"
+    )
     plan.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
+    plan.add_argument("--chart", type=Path, metavar="FILE.png", help="draw memory and time there")
 
     convert = add("convert", "Published weights in: Emu, Emu-I, LLaMA, EVA-CLIP or Stable Diffusion to a checkpoint.")
     convert.add_argument("--from", dest="source", required=True, type=Path, help="file or folder (convert/formats.py)")
@@ -238,15 +245,36 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import json
 
     from emu_jax.config import load_config
-    from emu_jax.train.plan import describe, make_plan
-    from emu_jax.train.topology import describe as describe_topology
+    from emu_jax.plan import report
+    from emu_jax.plan.plan import Plan, compare, make_plan
+    from emu_jax.plan.topology import describe as describe_topology
 
+    for name in ("rows_per_device", "decode"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
     config = load_config(options.config, overrides)
-    found = make_plan(config, describe_topology(options.topology), options.rows_per_device)
-    print(describe(found))
+    sweep = {}
+    for text in options.compare or ():
+        field, separator, values = text.partition("=")
+        if not separator or not all(values.split(",")):
+            raise UserError(f"--compare {text}: expected FIELD=A,B as in model.remat=full,dots or rows=1,2,4")
+        sweep[field] = values.split(",")
+    topology = describe_topology(options.topology)
+    sizes = (options.rows_per_device, options.decode)
+    if sweep:
+        ranking = compare(config, topology, sweep, *sizes)
+        print(report.describe_comparison(ranking))
+        plans = [(" ".join(map("=".join, choice.items())), found) for choice, found in ranking]
+        plans = [(name, found) for name, found in plans if isinstance(found, Plan)]
+    else:
+        plans = [(options.topology, make_plan(config, topology, *sizes))]
+        print(report.describe(plans[0][1]))
     if options.json is not None:
-        options.json.write_text(json.dumps(dataclasses.asdict(found), indent=2) + "\n", encoding="utf-8")
-    return 0 if found.fits else 1
+        figures = {name: dataclasses.asdict(found) for name, found in plans}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.chart is not None and plans:
+        report.chart(plans, options.chart)
+    return 0 if any(found.fits for _, found in plans) else 1
 
 
 def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:

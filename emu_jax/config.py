@@ -39,8 +39,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not hasattr(module, "get_config"):
         raise UserError(f"--config {path}: the file defines no get_config(variant) function")
     config = module.get_config(variant) if variant else module.get_config()
-    for override in overrides:
-        _apply(config, override)
+    for text in overrides:
+        override(config, text)
     return config
 
 
@@ -51,10 +51,11 @@ def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file:
     return variants[variant]()
 
 
-def _apply(config: ConfigDict, override: str) -> None:
-    flag, separator, text = override.partition("=")
+def override(config: ConfigDict, text: str) -> None:
+    """Sets one field, in place, from `--config.<field>=<value>`."""
+    flag, separator, text = text.partition("=")
     if not flag.startswith("--config.") or not separator:
-        raise UserError(f"{override}: expected --config.<field>=<value>")
+        raise UserError(f"{flag}: expected --config.<field>=<value>")
     *parents, name = flag.removeprefix("--config.").split(".")
     node: Any = config
     for depth, part in enumerate([*parents, name]):

@@ -26,7 +26,7 @@ from emu_jax.models.causal import CausalConfig, CausalTransformer
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
 from emu_jax.models.vision import VisionConfig, VisionEncoder
-from emu_jax.train.mesh import constrain, row_shards
+from emu_jax.train.mesh import constrain, devices_of
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -386,7 +386,7 @@ def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: 
 def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
     kernel = _whole_head(head, hidden)
     rows, length, width = hidden.shape
-    groups = row_shards(rows)
+    groups = devices_of("batch", rows)
     order, inverse = _labelled_first(weights)
     pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, length)), (hidden, labels, weights))
 
@@ -529,8 +529,8 @@ def intermediates(
 def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) -> dict[str, float]:
     """Analytic matrix-multiplication FLOPs of one forward pass, by part (2 per multiply-add).
 
-    Causal attention counts half of S x S. A training step is three times as much; recomputation by remat is not
-    useful work and is not counted.
+    `attention` is the language model's scores and mixtures. Being causal, it counts half of
+    S x S. A training step is three times as much; recomputation by remat is not useful work and is not counted.
     """
     v, c, m = config.vision, config.causal, config.llama
     tokens, inner = v.patches + 1, c.heads * c.head_dim
@@ -540,11 +540,12 @@ def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) 
     cross_attention = 2 * c.queries * c.width * inner + 2 * tokens * v.width * inner + 2 * c.queries * tokens * inner
     causal = c.layers * (self_attention + cross_attention + 2 * c.queries * c.width * c.mlp_dim)
     causal += c.queries * c.width * m.width
-    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim + row_tokens * m.width)
+    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
     heads = row_tokens * m.width * (m.vocab_size + m.width)
     return {
         "vision": 2.0 * pictures * vision,
         "causal": 2.0 * pictures * causal,
         "llama": 2.0 * rows * llama,
+        "attention": 2.0 * rows * m.layers * row_tokens**2 * m.width,
         "heads": 2.0 * rows * heads,
     }

@@ -17,10 +17,22 @@ from flax import nnx
 
 Array = jax.Array
 
+_policies = jax.checkpoint_policies
+# What a block keeps for its backward pass; everything else is computed again.
 REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "none": None,  # everything
+    "full": _policies.nothing_saveable,  # its input alone
+    "attention": _policies.save_only_these_names("qkv", "attention"),  # queries, keys, values and their mixture
+    "dots": _policies.save_from_both_policies(  # these and the results of all linear maps
+        _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("qkv", "attention")
+    ),
+    # As attention, in the host's memory.
+    "offload": _policies.save_and_offload_only_these_names(
+        names_which_can_be_saved=[],
+        names_which_can_be_offloaded=["qkv", "attention"],
+        offload_src="device",
+        offload_dst="pinned_host",
+    ),
 }
 
 
@@ -54,7 +66,12 @@ def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
     return jnp.einsum("...f,df->...d", gradient, kernel), jnp.einsum("nd,nf->df", flat_x, flat)
 
 
-project.defvjp(lambda x, kernel: (project(x, kernel), (x, kernel)), _project_backward)
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    # Not `project` again: remat policies look for the product, and do not look into a function with its own gradient.
+    return jnp.einsum("...d,df->...f", x, kernel), (x, kernel)
+
+
+project.defvjp(_project_forward, _project_backward)
 
 
 class Linear(nnx.Module):
@@ -179,21 +196,29 @@ def merge_heads(x: Array) -> Array:
 
 
 def rope_tables(positions: Array, length: int, head_dim: int, base: float) -> tuple[Array, Array]:
-    """cos and sin [B, S, H/2] in float32 for positions [B, S] below `length` (rotate-half convention).
+    """cos and signed sin [B, S, H] in float32 for positions [B, S] below `length` (rotate-half convention).
 
     Looked up, not computed: compilers fuse the producer of cos and sin into each rotation of each layer, where a load
     costs next to nothing and a sine does not.
     """
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)  # [H/2]
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # [length, H/2]
-    return jnp.asarray(np.cos(angles))[positions], jnp.asarray(np.sin(angles))[positions]
+    cos, sin = np.cos(angles), np.sin(angles)
+    return (
+        jnp.asarray(np.concatenate([cos, cos], axis=-1))[positions],
+        jnp.asarray(np.concatenate([-sin, sin], axis=-1))[positions],
+    )
 
 
 def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates pairs (i, i + H/2) of x [B, N, S, H] by the angles [B, S, H/2]; float32 inside."""
-    a, b = jnp.split(x.astype(jnp.float32), 2, axis=-1)  # 2 x [B, N, S, H/2]
-    cos, sin = cos[:, None, :, :], sin[:, None, :, :]
-    return jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1).astype(x.dtype)
+    """Rotates pairs (i, i + H/2) of x [B, S, N, H] by the angles of tables [B, S, H]; float32 inside.
+
+    Whole heads are multiplied, beside themselves with their halves exchanged: arrays of half a head would waste half of
+    a TPU's registers and be written to memory and read again.
+    """
+    other = jnp.roll(x, x.shape[-1] // 2, axis=-1)  # (i + H/2) % H
+    rotated = x.astype(jnp.float32) * cos[:, :, None, :] + other.astype(jnp.float32) * sin[:, :, None, :]
+    return rotated.astype(x.dtype)
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:

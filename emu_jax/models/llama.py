@@ -7,10 +7,12 @@ position attends to earlier positions of its own segment alone. `decode` continu
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import (
@@ -23,9 +25,9 @@ from emu_jax.models.layers import (
     parameter,
     rope_tables,
     scan_layers,
-    split_heads,
     stack,
 )
+from emu_jax.models.packed_attention import KERNELS, packed_attention
 from emu_jax.train.mesh import constrain
 
 
@@ -36,6 +38,7 @@ class LlamaConfig:
     Attributes:
       context: the longest sequence generation accepts.
       int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); such a model cannot be trained.
+      attention: how whole rows are attended to (`packed_attention.py`); auto suits the devices.
     """
 
     vocab_size: int
@@ -47,6 +50,7 @@ class LlamaConfig:
     rope_base: float = 10000.0
     context: int = 2048
     int8: bool = False
+    attention: str = "auto"
 
     def __post_init__(self):
         if self.width % self.heads or (self.width // self.heads) % 2:
@@ -54,6 +58,8 @@ class LlamaConfig:
                 f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
                 "head width (RoPE rotates pairs)"
             )
+        if self.attention not in KERNELS:
+            raise UserError(f"model.llama.attention={self.attention!r} is unknown; choose one of {list(KERNELS)}")
 
     @property
     def head_dim(self) -> int:
@@ -71,22 +77,6 @@ class KVCache:
     index: Array  # int32 []
 
 
-def segment_mask(segments: Array) -> Array:
-    """Who attends to whom in packed rows: bool [B, 1, S, S] from segment ids [B, S].
-
-    Segments 1 1 2 2 0 (two documents and padding) give
-
-        1 0 0 0 0
-        1 1 0 0 0
-        0 0 1 0 0
-        0 0 1 1 0
-        0 0 0 0 1
-    """
-    length = segments.shape[1]
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
-
-
 class LlamaAttention(nnx.Module):
     """RoPE attention with separate q, k, v, o kernels."""
 
@@ -99,12 +89,13 @@ class LlamaAttention(nnx.Module):
 
     def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
         """x [B, S, D] -> rotated q, rotated k, v, each [B, N, S, H]."""
-        q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
-        return apply_rope(q, cos, sin), apply_rope(k, cos, sin), v
+        q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        heads = (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)  # 3 x [B, S, N, H]
+        return checkpoint_name(tuple(y.swapaxes(1, 2) for y in heads), "qkv")
 
-    def mix(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """Attention and output projection: [B, N, S, H] x [B, N, T, H] -> [B, S, D]."""
-        return self.o(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)))
+    def merge(self, mixed: Array) -> Array:
+        """Output projection of all heads' mixtures: [B, N, S, H] -> [B, S, D]."""
+        return self.o(merge_heads(mixed))
 
 
 class LlamaMLP(nnx.Module):
@@ -128,9 +119,17 @@ class LlamaBlock(nnx.Module):
         self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.mlp = LlamaMLP(rngs, c, "int8" if c.int8 else dtype)
 
-    def __call__(self, x: Array, *, mask: Array, cos: Array, sin: Array, key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        x: Array,
+        *,
+        attend: Callable[[Array, Array, Array], Array],
+        cos: Array,
+        sin: Array,
+        key: Array | None = None,
+    ) -> Array:
         x = constrain(x, ("batch", "sequence", "embed_act"))
-        x = x + self.attn.mix(*self.attn.project(self.attn_norm(x), cos, sin), mask)
+        x = x + self.attn.merge(attend(*self.attn.project(self.attn_norm(x), cos, sin)))
         return x + self.mlp(self.mlp_norm(x))
 
     def decode(
@@ -146,7 +145,7 @@ class LlamaBlock(nnx.Module):
         k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
         v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
         k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, N, C, H]
-        x = x + self.attn.mix(q, k_layer, v_layer, mask)
+        x = x + self.attn.merge(attention(q, k_layer, v_layer, scale=self.attn.head_dim**-0.5, mask=mask))
         return x + self.mlp(self.mlp_norm(x)), k, v
 
 
@@ -183,8 +182,8 @@ class Llama(nnx.Module):
         """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D]."""
         c = self.config
         cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
-        mask = segment_mask(segments)
-        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, mask=mask, cos=cos, sin=sin)
+        attend = packed_attention(segments, c.head_dim, c.attention)
+        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
 
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
@@ -205,6 +204,8 @@ class Llama(nnx.Module):
         cache: KVCache,
         valid: Array | None = None,
         mask: Array | None = None,
+        *,
+        unroll: bool = False,
     ) -> tuple[Array, KVCache]:
         """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
 
@@ -214,6 +215,7 @@ class Llama(nnx.Module):
           valid: bool [B, T], False at left padding (default: all True).
           mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
             it the T positions need not be one sequence: beam search appends one token of each beam.
+          unroll: write the layers out instead of scanning them.
         """
         c = self.config
         batch, length, _ = embeddings.shape
@@ -233,5 +235,6 @@ class Llama(nnx.Module):
             return module.decode(*carry, number, cache.index, mask, cos, sin), None
 
         layers = jnp.arange(c.layers)
-        (x, k, v), _ = jax.lax.scan(block, (embeddings, cache.k, cache.v), (params, layers))
+        carry = (embeddings, cache.k, cache.v)
+        (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=c.layers if unroll else 1)
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

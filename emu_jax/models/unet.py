@@ -33,7 +33,8 @@ from emu_jax.models.layers import (
     split_heads,
 )
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
-from emu_jax.train.mesh import constrain
+from emu_jax.models.splash import refusal, splash_attention
+from emu_jax.train.mesh import constrain, platform
 
 Params = dict[str, Any]
 
@@ -131,7 +132,7 @@ class UNetAttention(nnx.Module):
 
 
 def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
-    """As `layers.attention`, [N, heads, S, H], long S: cuDNN's kernel on GPUs, else a block of queries at a time."""
+    """As `layers.attention`, [N, heads, S, H], long S: a kernel on TPUs and GPUs, else a block of queries at a time."""
 
     def cudnn(q: Array, k: Array, v: Array) -> Array:
         if q.dtype == jnp.float32 or q.shape[-1] % 8:
@@ -147,6 +148,8 @@ def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
         )
         return jnp.moveaxis(mixed, 0, 2).reshape(q.shape)
 
+    if platform() == "tpu" and refusal(q.shape[2], k.shape[2]) is None:
+        return splash_attention(q, k, v, scale=scale)
     return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=blockwise)
 
 
@@ -313,3 +316,47 @@ def abstract(config: UNetConfig) -> Params:
 def apply(params: Params, latents: Array, timesteps: Array, condition: Array, *, config: UNetConfig) -> Array:
     """The U-Net over these parameters: shapes as in `UNet.__call__`."""
     return nnx.merge(_template(config)[0], params)(latents, timesteps, condition)
+
+
+def forward_flops(config: UNetConfig, rows: int, side: int, queries: int) -> dict[str, float]:
+    """Analytic FLOPs of one forward pass over latents [rows, side, side, C] and conditions [rows, queries, D].
+
+    2 per multiply-add of convolutions and matrix products: `attention`, the products of queries and keys and of
+    weights and values where attention is fused, and `unet`, everything else.
+    """
+    c, time = config, 4 * config.block_channels[0]
+    work = {"unet": c.block_channels[0] * time + time * time, "attention": 0}  # the time embedding first
+
+    def layer(inputs: int, width: int, side: int, transformer: bool) -> None:
+        area = side * side
+        work["unet"] += area * 9 * width * (inputs + width) + (area * inputs * width if inputs != width else 0)
+        work["unet"] += time * width
+        if not transformer:
+            return
+        projections = 2 + 4 + 2 + 12  # in and out, self-attention, queries and output of cross-attention, gated MLP
+        work["unet"] += projections * area * width**2
+        work["unet"] += 2 * queries * c.condition_dim * width + 2 * area * queries * width
+        work["attention" if area >= LONG_ATTENTION else "unet"] += 2 * area * area * width
+
+    last, width = len(c.block_channels) - 1, c.block_channels[0]
+    work["unet"] += 2 * side * side * 9 * c.latent_channels * width  # the first convolution and the last
+    skips = [width]
+    for i, outputs in enumerate(c.block_channels):
+        for _ in range(c.layers_per_block):
+            layer(width, outputs, side, c.attention_blocks[i])
+            width = outputs
+            skips.append(outputs)
+        if i < last:
+            side = -(-side // 2)
+            work["unet"] += side * side * 9 * width * width
+            skips.append(width)
+    layer(width, width, side, transformer=True)
+    layer(width, width, side, transformer=False)
+    for i, outputs in reversed([*enumerate(c.block_channels)]):
+        for _ in range(c.layers_per_block + 1):
+            layer(width + skips.pop(), outputs, side, c.attention_blocks[i])
+            width = outputs
+        if i:
+            side *= 2
+            work["unet"] += side * side * 9 * width * width
+    return {part: 2.0 * rows * count for part, count in work.items()}

@@ -11,6 +11,7 @@ import dataclasses
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import (
@@ -75,9 +76,10 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         bias = jnp.concatenate([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
-        qkv = self.qkv(x) + bias.astype(x.dtype)  # [N, P+1, 3D]
+        qkv = checkpoint_name(self.qkv(x) + bias.astype(x.dtype), "qkv")  # [N, P+1, 3D]
         q, k, v = (split_heads(y, self.head_dim) for y in jnp.split(qkv, 3, axis=-1))
-        return self.proj(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5)))
+        mixed = checkpoint_name(attention(q, k, v, scale=self.head_dim**-0.5), "attention")
+        return self.proj(merge_heads(mixed))
 
 
 class VisionMLP(nnx.Module):

@@ -122,13 +122,19 @@ def constrain(x: jax.Array, logical: Sequence[str | None]) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh))
 
 
-def row_shards(rows: int) -> int:
-    """In how many parts the mesh in use splits a batch of so many rows; 1 outside `jax.set_mesh`."""
+def devices_of(logical: str, size: int) -> int:
+    """In how many parts the mesh in use splits a dimension of that name and size; 1 outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
-    axes = partition_spec(("batch",), (rows,), mesh)[0] or ()
+    axes = partition_spec((logical,), (size,), mesh)[0] or ()
     return math.prod(mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
+
+
+def platform() -> str:
+    """Of the devices that the mesh in use is made of, described or real: "tpu", "cpu" or "gpu"; else JAX's default."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:

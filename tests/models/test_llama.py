@@ -8,15 +8,9 @@ import pytest
 from configs import models
 from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.models.llama import LlamaConfig, segment_mask
+from emu_jax.models.llama import LlamaConfig
 
 CONFIG = emu.EmuConfig.from_dict(models.debug())
-
-
-def test_segment_mask_is_block_diagonal_and_causal():
-    mask = segment_mask(jnp.array([[1, 1, 2, 2, 0]]))[0, 0].astype(int)
-    expected = [[1, 0, 0, 0, 0], [1, 1, 0, 0, 0], [0, 0, 1, 0, 0], [0, 0, 1, 1, 0], [0, 0, 0, 0, 1]]
-    np.testing.assert_array_equal(mask, expected)
 
 
 @pytest.mark.parametrize("steps", [[7], [4, 1, 1, 1], [1, 6]])

@@ -3,44 +3,61 @@
 import importlib.util
 
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from emu_jax.cli import main
 from emu_jax.errors import UserError
-from emu_jax.train.plan import collectives
-from emu_jax.train.topology import describe
+from emu_jax.plan.program import collectives, kernel_flops
+from emu_jax.plan.topology import describe
+from emu_jax.train.mesh import AXES
 from tests.train import tiny
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install '.[plan]'")
 
-# As the compiler writes them, shortened.
+# As the compiler writes them, shortened; two data-parallel groups of four devices.
+MESH = AbstractMesh((1, 2, 4, 1, 1), AXES, axis_types=(AxisType.Auto,) * 5)
 PROGRAM = """
 HloModule jit_f
 %add (a: f32[], b: f32[]) -> f32[] {
   ROOT %s = f32[] add(%a, %b)
 }
 %all-reduce-scatter.1 (input: bf16[1024,1024]) -> bf16[256,1024] {
-  %all-reduce.2 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-reduce(%input), channel_id=4, replica_groups={{0,1,2,3}}
+  %all-reduce.2 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}
   ROOT %slice = bf16[256,1024]{1,0} dynamic-slice(%all-reduce.2, %x, %y), dynamic_slice_sizes={256,1024}
 }
 ENTRY %main (x: f32[8]) -> f32[8] {
-  %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)} all-gather(%c), replica_groups=mesh['axis_0'=4,'axis_1'=2] {'axis_0'}
+  %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)} all-gather(%c), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
   %all-gather.2 = (f32[64], f32[256]) all-gather-start(%c), replica_groups=[2,4]<=[8], dimensions={0}
   %done = f32[256] all-gather-done(%all-gather.2)
-  %reduce-scatter.3 = f32[100]{0} reduce-scatter(%d), replica_groups={{0,1},{2,3},{4,5},{6,7}}
+  %reduce-scatter.3 = f32[100]{0} reduce-scatter(%d), replica_groups=[4,2]<=[2,4]T(1,0)
   %all-reduce.4 = f32[]{:T(128)} all-reduce(%e), replica_groups={}
   %one = f32[512] all-reduce(%f), replica_groups={{0},{1},{2},{3}}
-  ROOT %collective-permute.5 = f32[50] collective-permute(%g), source_target_pairs={{0,1}}
+  ROOT %collective-permute.5 = f32[50] collective-permute(%g), source_target_pairs={{0,1},{1,2}}
 }
 """
 
 
 def test_collectives_of_a_program():
-    assert collectives(PROGRAM, 8) == {
-        "reduce-scatter": 0.75 * 2 * 1024 * 1024 + 0.5 * 4 * 200,
-        "all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256,
-        "all-reduce": 2 * 7 / 8 * 4,
-        "collective-permute": 200.0,
+    assert collectives(PROGRAM, MESH) == {
+        "fsdp reduce-scatter": 0.75 * 2 * 1024 * 1024,
+        "fsdp all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256,
+        "data reduce-scatter": 0.5 * 4 * 200,
+        "data+fsdp all-reduce": 2 * 7 / 8 * 4,
+        "fsdp collective-permute": 200.0,
     }
+
+
+KERNELS = """
+  %splash_mha_fwd_segmented_residuals.1 = (f32[2,64,128], f32[2,64,128], bf16[2,4,256,128]) custom-call(%q, %k)
+  %splash_mha_dkv_segmented_no_residuals.1 = (f32[2,64,128], bf16[4,2,4,256,128], bf16[2,4,256,128]) custom-call(%q)
+  %splash_mha_fwd_no_residuals.1 = (f32[2,64,128], f32[2,64,128], bf16[2,4,256,128]) custom-call(%q, %k)
+"""
+
+
+def test_flops_of_attention_kernels():
+    product = 2 * 2 * 4 * 256 * 256 * 128
+    causal = 10 / 16  # four blocks a side, on the diagonal and below
+    assert kernel_flops(KERNELS, 1) == product * ((2 + 5) * causal + 2)
 
 
 @pytest.mark.parametrize("name", ["v5p", "v5p:4", "v9:2x2", "v5p:2x2x2x2", "v5e:ax2"])

@@ -1,0 +1,1 @@
+"""What a step takes on devices that are not rented yet."""

@@ -1,0 +1,249 @@
+"""What a step will take on devices that are not rented yet: memory, FLOPs, time; from the compiler alone.
+
+In: a config and a topology (`topology.py`). Out: a `Plan`. Two kinds of compilation go into it:
+
+    memory   the real step, scanned over depth as it will run
+    cost     small steps, written out with one layer a part, and with a second layer in one of them: the compiler
+             counts the body of a loop once, so a layer's cost is the difference, and the step's cost is
+             first + sum over parts of (layers - 1) * (second - first)
+
+The compiler's time is a sum of rooflines, operation by operation: no time for attention kernels or the interconnect,
+none lost to waiting. Both are added as if nothing overlapped. All times are estimates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import time
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from emu_jax.config import override
+from emu_jax.errors import UserError
+from emu_jax.plan.program import Cost
+from emu_jax.plan.steps import SCANNED, Step, decode, shallow, step_kind
+from emu_jax.plan.topology import Topology
+from emu_jax.train.mesh import AXES, make_mesh
+
+AGREEMENT = 0.05  # counted and analytic FLOPs of a small step without remat may differ by so much
+# Of a chip's peak, that attention kernels reach on the blocks they compute: an assumption, not measured here.
+KERNEL_EFFICIENCY = 0.4
+OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)")
+USED = re.compile(r"Used ([\d.]+\w) of ([\d.]+\w) hbm")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What was found; sizes in bytes and times in seconds, a device.
+
+    Attributes:
+      kind: of step. rows: of a batch over all devices, counted in `row_name`. tokens: of a batch.
+      memory: by kind; their sum is the peak. compile_s: of the real step.
+      cost: of the whole step; by_part: of all layers of a part, and `rest`.
+      model_flops: analytic, by part, of the whole step over all devices, without what remat repeats.
+      agreement: counted over analytic FLOPs of a small step without remat, attention kernels left out of both.
+      times: of a step: roofline; with attention kernels; with the interconnect fully exposed too.
+      peak_flops: of a chip.
+    """
+
+    kind: str
+    topology: str
+    chips: int
+    mesh: dict[str, int]
+    rows: int
+    row_name: str
+    tokens: int
+    remat: str
+    memory: dict[str, float]
+    capacity: float
+    compile_s: float
+    cost: Cost
+    by_part: dict[str, Cost]
+    model_flops: dict[str, float]
+    agreement: float
+    times: dict[str, float]
+    peak_flops: float
+    bandwidth: float
+
+    @property
+    def peak(self) -> float:
+        """Bytes of a device."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        return self.peak <= self.capacity
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the counted FLOPs are the model's."""
+        return abs(self.agreement - 1) <= AGREEMENT
+
+    def mfu(self, seconds: float) -> float:
+        """Model FLOPs over what the chips could do in that time."""
+        return sum(self.model_flops.values()) / (seconds * self.chips * self.peak_flops)
+
+
+def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0, decode_rows: int = 0) -> Plan:
+    """Compiles a config's training step, or decoding with its model, for a topology.
+
+    Args:
+      rows_per_device: instead of the config's batch. decode_rows: plan the decoding of so many sequences instead.
+
+    Raises:
+      UserError: the config cannot be planned, its mesh or rows do not divide, or the step does not fit.
+    """
+    kind = decode if decode_rows else step_kind(config)
+    mesh = make_mesh(config.train.mesh, topology.devices)
+
+    def make(config: ConfigDict) -> Step:
+        return kind(config, mesh, decode_rows or rows_per_device)
+
+    step = make(config)
+    started = time.monotonic()
+    try:
+        executable, whole = step.build()
+    except jax.errors.JaxRuntimeError as error:
+        raise _refusal(error, step, config, topology) from error
+    compile_s = time.monotonic() - started
+
+    parts = SCANNED[kind]
+    total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
+    chip, per_device = topology.chip, topology.chips_per_device
+    if total.seconds < total.flops / (chip.flops * per_device):  # no roofline can be: seconds are missing
+        total = dataclasses.replace(total, seconds=math.nan)
+
+    kernel_s = total.kernel_flops / (chip.flops * per_device * KERNEL_EFFICIENCY)
+    exposed_s = sum(size / _speed(topology, names) for names, size in total.collectives.items())
+    times = {"roofline": total.seconds, "with attention kernels": total.seconds + kernel_s}
+    times["interconnect fully exposed"] = total.seconds + kernel_s + exposed_s
+    return Plan(
+        kind=kind.__name__,
+        topology=topology.name,
+        chips=topology.chips,
+        mesh={axis: mesh.shape[axis] for axis in AXES},
+        rows=step.rows,
+        row_name=step.row_name,
+        tokens=step.tokens,
+        remat=_remat(config, kind),
+        memory=_memory(executable, step),
+        capacity=chip.hbm * per_device,
+        compile_s=compile_s,
+        cost=total,
+        by_part=by_part,
+        model_flops=step.flops,
+        agreement=_agreement(make, config, kind, mesh),
+        times=times,
+        peak_flops=chip.flops,
+        bandwidth=chip.bandwidth * per_device,
+    )
+
+
+def _by_layers(
+    make: Callable[[ConfigDict], Step], config: ConfigDict, parts: tuple[str, ...]
+) -> tuple[Cost, dict[str, Cost]]:
+    """The cost of the whole step from that of small ones, and its parts."""
+    depths = dict.fromkeys(parts, 1)
+
+    def small(depths: dict[str, int]) -> Cost:
+        return make(shallow(config, depths)).build()[1]
+
+    first = small(depths)
+    layers = {part: small(depths | {part: 2}) - first for part in parts}
+    by_part = {part: layer * config.model[part].layers for part, layer in layers.items()}
+    by_part["rest"] = first - sum(layers.values(), Cost())
+    return sum(by_part.values(), Cost()), by_part
+
+
+def _agreement(make: Callable[[ConfigDict], Step], config: ConfigDict, kind: Callable, mesh: Mesh) -> float:
+    """Counted over analytic FLOPs of a small step that computes nothing twice."""
+    small = shallow(config, dict.fromkeys(SCANNED[kind], 1))
+    (small.unet if kind.__name__ == "decoder" else small.model).remat = "none"
+    step = make(small)
+    _, found = step.build()
+    expected = sum(step.flops.values()) - (step.attention_flops if found.kernel_flops else 0.0)
+    return found.flops * mesh.size / expected
+
+
+def _remat(config: ConfigDict, kind: Callable) -> str:
+    return {"decode": "none"}.get(kind.__name__) or (config.unet if "unet" in config else config.model).remat
+
+
+def _refusal(error: Exception, step: Step, config: ConfigDict, topology: Topology) -> Exception:
+    """A step that does not fit, in one line; any other error as it is."""
+    found = OUT_OF_MEMORY.search(str(error)) or USED.search(str(error))
+    if found is None:
+        return error
+    return UserError(
+        f"{step.rows:,} {step.row_name} do not fit {topology.name}: the compiler needs {found[1]} of {found[2]}; fewer "
+        "rows, more of config.model.remat (full keeps least), or more chips"
+    )
+
+
+def _memory(executable: jax.stages.Compiled, step: Step) -> dict[str, float]:
+    """Bytes of a device by kind. Gradients stand at the end where activations stood before: both are temporary."""
+    found = executable.memory_analysis()
+    held = sum(step.held.values())
+    gradients = min(step.moving, found.temp_size_in_bytes)
+    kinds = dict(step.held)
+    kinds |= {"gradients": gradients} if gradients else {}
+    kinds["activations and workspace"] = found.temp_size_in_bytes - gradients
+    # What the compiler adds by padding arrays, and results that are not written over arguments.
+    results = found.output_size_in_bytes - found.alias_size_in_bytes
+    kinds["padding and results"] = max(found.argument_size_in_bytes - held, 0.0) + results
+    return kinds
+
+
+def _speed(topology: Topology, names: str) -> float:
+    """Bytes a second that a device sends along mesh axes: over the data-centre network where slices take part."""
+    axes = names.split(" ")[0].split("+")
+    chip = topology.chip
+    return (chip.network if "slice" in axes else chip.interconnect) * topology.chips_per_device
+
+
+ROWS_SWEPT = "rows"  # the name under which --compare sweeps rows a device
+
+
+def compare(
+    config: ConfigDict, topology: Topology, sweep: dict[str, list[str]], rows_per_device: int = 0, decode_rows: int = 0
+) -> list[tuple[dict[str, str], Plan | UserError]]:
+    """Plans every combination of values, fastest first: by tokens (or pictures) a second with everything exposed.
+
+    Args:
+      sweep: field of the config (such as model.remat or train.mesh.data), or `rows` a device, -> its values.
+
+    Raises:
+      UserError: no such field.
+    """
+    found: list[tuple[dict[str, str], Plan | UserError]] = []
+    for choice in _combinations(sweep):
+        variant, rows = config.copy_and_resolve_references(), rows_per_device
+        for field, value in choice.items():
+            if field == ROWS_SWEPT:
+                rows = int(value)
+            else:
+                override(variant, f"--config.{field}={value}")
+        try:
+            found.append((choice, make_plan(variant, topology, rows, decode_rows)))
+        except UserError as error:
+            found.append((choice, error))
+    return sorted(found, key=lambda pair: -_rate(pair[1]))
+
+
+def _combinations(sweep: dict[str, list[str]]) -> list[dict[str, str]]:
+    choices: list[dict[str, str]] = [{}]
+    for field, values in sweep.items():
+        choices = [choice | {field: value} for choice in choices for value in values]
+    return choices
+
+
+def _rate(plan: Plan | UserError) -> float:
+    """Rows a second, or 0 for what does not fit."""
+    if isinstance(plan, UserError) or not plan.fits or math.isnan(plan.times["roofline"]):
+        return 0.0
+    return plan.rows / plan.times["interconnect fully exposed"]

@@ -1,0 +1,164 @@
+"""What a compiled step costs a device: the compiler's own counts, and what only the program's text tells.
+
+In: an executable and its optimised program. Out: a `Cost`, which can be added and subtracted: the compiler counts a
+loop's body once, so that a layer's cost is the difference of two programs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+COLLECTIVE = re.compile(
+    r"= (?P<result>.*?)\s(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
+)
+# Groups of devices, as the compiler writes them: {{0,1},{2,3}}; [groups,size]<=[4,2]T(1,0); mesh['a'=4,'b'=2] {'a'}.
+LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{(?P<first>[\d,]+)\}")
+COUNTED = re.compile(
+    r"replica_groups=\[(?P<groups>\d+),(?P<size>\d+)\]<=\[(?P<sizes>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?"
+)
+NAMED = re.compile(r"replica_groups=mesh\[(?P<sizes>[^\]]*)\] \{(?P<axes>[^}]*)\}")
+ARRAY = re.compile(r"(?P<dtype>pred|s8|u8|bf16|f16|s32|u32|f32|f64)\[(?P<shape>[\d,]*)\]")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+# Splash attention's kernels, which the compiler cannot count, with the products of [queries, keys] that each makes:
+# scores and mixture forwards; scores again and four gradients backwards.
+KERNEL = re.compile(r"%splash_mha_(?P<phase>fwd|dkv|dq)(?P<name>\S*) = \((?P<results>.*?)\) custom-call\(")
+PRODUCTS = {"fwd": 2, "dkv": 5, "dq": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Of a step, a device.
+
+    Attributes:
+      flops, traffic, seconds: as the compiler counts them: operations, bytes of HBM, a sum of rooflines. Seconds are
+        not a number where it gave none. Attention kernels are in none of them.
+      kernel_flops: of attention kernels, blocks above the diagonal left out.
+      collectives: bytes sent, by "axes kind", e.g. "fsdp all-gather" or "data+fsdp all-reduce".
+    """
+
+    flops: float = 0.0
+    traffic: float = 0.0
+    seconds: float = 0.0
+    kernel_flops: float = 0.0
+    collectives: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def __add__(self, other: Cost) -> Cost:
+        moved = Counter(self.collectives)
+        moved.update(other.collectives)
+        return Cost(
+            self.flops + other.flops,
+            self.traffic + other.traffic,
+            self.seconds + other.seconds,
+            self.kernel_flops + other.kernel_flops,
+            dict(moved),
+        )
+
+    def __mul__(self, factor: float) -> Cost:
+        moved = {kind: size * factor for kind, size in self.collectives.items()}
+        return Cost(
+            self.flops * factor, self.traffic * factor, self.seconds * factor, self.kernel_flops * factor, moved
+        )
+
+    def __sub__(self, other: Cost) -> Cost:
+        return self + other * -1.0
+
+
+def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:
+    """Of an executable and its program's text."""
+    found: Any = executable.cost_analysis()
+    seconds = found.get("optimal_seconds", math.nan)
+    if seconds < 0:
+        # libtpu takes off a whole second for every call that it cannot cost (on v5e). These programs hold a layer or
+        # two and take less than one.
+        seconds %= 1.0
+    return Cost(
+        flops=found.get("flops", 0.0),
+        traffic=found.get("bytes accessed", 0.0),
+        seconds=seconds,
+        kernel_flops=kernel_flops(program, mesh.shape.get("context", 1)),
+        collectives=collectives(program, mesh),
+    )
+
+
+def kernel_flops(program: str, context: int) -> float:
+    """FLOPs of the attention kernels in a program's text, with queries split over `context` devices, a device.
+
+    Attention within segments is causal here: blocks above the diagonal are not computed.
+    """
+    total = 0.0
+    for line in program.splitlines():
+        match = KERNEL.search(line)
+        if match is None:
+            continue
+        shapes = [[int(n) for n in array["shape"].split(",") if n] for array in ARRAY.finditer(match["results"])]
+        block = shapes[0][-2]  # scratch memory first
+        rows, heads, length, head_dim = next(shape for shape in shapes if len(shape) == 4)
+        if match["phase"] != "dkv":  # queries, a device's share of the row
+            length *= context
+        blocks = length // block
+        computed = (blocks + 1) / (2 * blocks) if "segmented" in match["name"] else 1.0
+        total += 2.0 * PRODUCTS[match["phase"]] * rows * heads * length * length / context * head_dim * computed
+    return total
+
+
+def collectives(program: str, mesh: Mesh) -> dict[str, float]:
+    """Bytes that a device sends, by mesh axes and kind of collective, of a compiled program's text.
+
+    A ring of n passes (n - 1) / n of a gathered or scattered array through every device, twice for a sum. A sum of
+    which every device keeps its own part is a reduce-scatter, however it is written.
+    """
+    moved: Counter[str] = Counter()
+    computation = ""
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.split(" ")[0]
+        match = COLLECTIVE.search(line)
+        if match is None:
+            continue
+        group = _group(line, mesh.size)
+        n, kind = len(group), match["kind"]
+        if n < 2:
+            continue
+        arrays = [
+            math.prod(int(size) for size in found["shape"].split(",") if size) * BYTES[found["dtype"]]
+            for found in ARRAY.finditer(match["result"])
+        ]
+        size = float(max(arrays, default=0))
+        if kind == "reduce-scatter":
+            size *= n  # its result is a device's part
+        if kind == "all-reduce" and "reduce-scatter" in computation:
+            kind = "reduce-scatter"
+        share = 1.0 if kind == "collective-permute" else (n - 1) / n
+        moved[f"{_axes(group, mesh)} {kind}"] += (2 if kind == "all-reduce" else 1) * share * size
+    return dict(moved)
+
+
+def _group(line: str, devices: int) -> list[int]:
+    """The first of the groups of devices that a collective runs in, as positions in the mesh."""
+    if match := LISTED.search(line):
+        return [int(n) for n in match["first"].split(",")]
+    if match := COUNTED.search(line):
+        sizes = [int(n) for n in match["sizes"].split(",")]
+        order = [int(n) for n in match["order"].split(",")] if match["order"] else range(len(sizes))
+        grid = np.arange(math.prod(sizes)).reshape(sizes).transpose(order)
+        return grid.reshape(int(match["groups"]), -1)[0].tolist()
+    if match := NAMED.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", match["sizes"])}
+        varying = re.findall(r"'(\w+)'", match["axes"])
+        grid = np.arange(math.prod(sizes.values())).reshape([*sizes.values()])
+        return grid[tuple(np.s_[:] if name in varying else 0 for name in sizes)].ravel().tolist()
+    return [*range(devices)]
+
+
+def _axes(group: list[int], mesh: Mesh) -> str:
+    """The mesh axes along which a group's devices differ, e.g. "fsdp" or "data+fsdp"."""
+    places = np.stack(np.unravel_index(group, [*mesh.shape.values()]))  # [axes, devices of the group]
+    return "+".join(axis for axis, place in zip(mesh.shape, places, strict=True) if len(set(place)) > 1)

@@ -1,0 +1,140 @@
+"""Plans for people: a page of text, a ranking, a chart, and the hint that would help most."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from emu_jax.errors import UserError
+from emu_jax.plan.plan import AGREEMENT, KERNEL_EFFICIENCY, Plan
+
+GIB = float(1 << 30)
+
+
+def describe(plan: Plan) -> str:
+    """The plan as a page of text; every time in it is an estimate, and says so."""
+    lines = [
+        f"{plan.kind} on {plan.topology}: {plan.chips} chips, mesh {_mesh(plan)}, "
+        f"{plan.rows:,} {plan.row_name} a step, remat {plan.remat}",
+        "",
+        f"memory: {plan.peak / GIB:.2f} of {plan.capacity / GIB:.0f} GiB a device: "
+        f"{'fits' if plan.fits else 'DOES NOT FIT'}",
+        *(f"  {kind:28s}{size / GIB:8.2f} GiB" for kind, size in plan.memory.items()),
+        "",
+        "by part, as the compiler counts it (a device)",
+        f"  {'':12s}{'s':>9s}{'TFLOP':>9s}{'in kernels':>12s}{'GB of HBM':>11s}",
+        *(
+            f"  {part:12s}{cost.seconds:9.3f}{cost.flops / 1e12:9.1f}{cost.kernel_flops / 1e12:12.1f}"
+            f"{cost.traffic / 1e9:11.1f}"
+            for part, cost in plan.by_part.items()
+        ),
+        "model TFLOP of the whole step: "
+        + ", ".join(f"{part} {count / 1e12:,.1f}" for part, count in plan.model_flops.items() if count),
+        "collectives, GB sent a device: "
+        + (", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(plan.cost.collectives.items())) or "none"),
+        "",
+        f"counted FLOPs are {plan.agreement:.3f} of the model's (a small step without remat)",
+    ]
+    if not plan.trusted:
+        return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
+    if math.isnan(plan.times["roofline"]):
+        return "\n".join([*lines, "no time: the compiler does not cost every operation of the step on these devices"])
+    lines.append(f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):")
+    for name, seconds in plan.times.items():
+        lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{plan.mfu(seconds):8.1%} MFU")
+    if plan.kind == "decode":
+        read = plan.memory["weights read"] + plan.memory["cache"]
+        lines += [
+            f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({read / 1e9:.2f} GB a device), "
+            f"which take {read / plan.bandwidth * 1e3:.2f} ms at the bandwidth of HBM"
+        ]
+    return "\n".join([*lines, f"the step compiled in {plan.compile_s:.0f} s", f"hint: {hint(plan)}"])
+
+
+def _mesh(plan: Plan) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
+
+
+def _rate(plan: Plan, seconds: float) -> str:
+    amount, unit = (plan.tokens, "tokens") if plan.tokens else (plan.rows, plan.row_name)
+    return f"{amount / seconds / plan.chips:12,.1f} {unit}/s/chip"
+
+
+def hint(plan: Plan) -> str:
+    """What would help most, as far as the figures tell."""
+    if not plan.fits:
+        return "it does not fit: fewer rows, remat full, or more chips along fsdp or tensor"
+    if plan.kind == "decode":
+        return "every token reads all weights: more sequences at a time, int8 weights, or more chips along tensor"
+    room = plan.capacity - plan.peak
+    compute = plan.cost.flops / plan.peak_flops
+    lost = {
+        "interconnect": plan.times["interconnect fully exposed"] - plan.times["with attention kernels"],
+        "recomputation": max(plan.cost.flops - sum(plan.model_flops.values()) / plan.chips, 0.0) / plan.peak_flops,
+        "memory traffic": plan.times["roofline"] - compute,
+    }
+    worst = max(lost, key=lambda name: lost[name])
+    took = f"{worst} takes {lost[worst]:.2f} s of a step"
+    if worst == "recomputation":
+        return f"{took}: remat dots keeps the products' results, if they fit in {room / GIB:.0f} GiB"
+    if room > plan.memory["activations and workspace"]:
+        return f"{took}, and there is room for twice the rows: --rows-per-device"
+    if worst == "interconnect":
+        return f"{took}, if none of it overlaps: a shorter fsdp axis beside data, or more rows with more remat"
+    return f"{took} beyond the products: more rows a device, if memory allows"
+
+
+def describe_comparison(ranking: list[tuple[dict[str, str], Plan | UserError]]) -> str:
+    """A ranking as a table, fastest first, what does not fit last."""
+    lines = [f"{'GiB':>7s}{'roofline':>10s}{'kernels':>9s}{'exposed':>9s}{'rows/s':>9s}  settings"]
+    for choice, plan in ranking:
+        settings = " ".join(f"{field}={value}" for field, value in choice.items())
+        if isinstance(plan, UserError):
+            lines.append(f"{'-':>7s}{'':37s}  {settings}: {plan}")
+        else:
+            shares = "".join(
+                f"{plan.mfu(seconds):{width}.1%}"
+                for seconds, width in zip(plan.times.values(), (10, 9, 9), strict=True)
+            )
+            rate = plan.rows / plan.times["interconnect fully exposed"]
+            lines.append(
+                f"{plan.peak / GIB:7.1f}{shares}{rate:9.1f}  {settings}{'' if plan.fits else ': DOES NOT FIT'}"
+            )
+    return "\n".join(["MFU by estimate, rows a second with the interconnect fully exposed", *lines])
+
+
+def chart(plans: list[tuple[str, Plan]], file: Path) -> None:
+    """Memory by kind and time by part, one bar a plan, as a PNG."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 1.6 + 0.7 * len(plans)), layout="constrained")
+    names = [name for name, _ in plans]
+    _bars(left, names, [{kind: size / GIB for kind, size in plan.memory.items()} for _, plan in plans])
+    left.axvline(plans[0][1].capacity / GIB, color="black", linestyle="--", linewidth=1)
+    left.set_xlabel("memory of a device, GiB (dashed: what it has)")
+    _bars(right, names, [_seconds(plan) for _, plan in plans])
+    right.set_xlabel("estimated time of a step, s, if nothing overlaps")
+    right.set_yticklabels([])
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def _seconds(plan: Plan) -> dict[str, float]:
+    roofline, kernels, exposed = plan.times.values()
+    parts = {part: cost.seconds for part, cost in plan.by_part.items()}
+    return parts | {"attention kernels": kernels - roofline, "interconnect": exposed - kernels}
+
+
+def _bars(axes: object, names: list[str], stacks: list[dict[str, float]]) -> None:
+    """Horizontal stacked bars, the first one on top."""
+    kinds = list(dict.fromkeys(kind for stack in stacks for kind in stack))
+    starts = [0.0] * len(stacks)
+    for kind in kinds:
+        sizes = [stack.get(kind, 0.0) for stack in stacks]
+        axes.barh(names, sizes, left=starts, label=kind)
+        starts = [start + size for start, size in zip(starts, sizes, strict=True)]
+    axes.invert_yaxis()
+    axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, frameon=False)
