@@ -46,6 +46,8 @@ def emu_14b() -> ConfigDict:
                 "rope_base": 10000.0,
                 "context": 2048,
                 "int8": False,
+                "lora_rank": 0,
+                "lora_alpha": 16.0,
                 "attention": "auto",
             },
             "dtype": "bfloat16",

@@ -46,7 +46,8 @@ class EmuConfig:
       remat: what the backward pass keeps of a block (`layers.REMAT_POLICIES`).
       unroll: write the layers out instead of scanning them (shallow models on CPUs).
       loss_chunk: sequence positions whose logits exist at a time.
-      text_loss_weight, regression_loss_weight: of the two losses (published nowhere; 1 : 1 by default).
+      text_loss_weight, regression_loss_weight: of the two losses (published nowhere; 1 : 1 by default). Without
+        weight the regression loss is not computed.
       standardise: normalise the causal embeddings per (query, dimension) over the batch. From scratch they
         collapse to a constant without it; the published model starts from pretrained parts and has none.
       stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
@@ -488,9 +489,11 @@ def loss(
     head = model.llama.lm_head.kernel[...]
     text = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
     text = text / jnp.maximum(text_total, 1e-6)
-    predictions = model.llama.regress_head(hidden)  # [B, S, D]
-    regression = regression_loss(predictions, _next(named["inputs"]), _next(batch.visual_weights))
-    regression = regression / jnp.maximum(visual_total, 1e-6)
+    regression = jnp.zeros((), jnp.float32)
+    if config.regression_loss_weight:
+        predictions = model.llama.regress_head(hidden)  # [B, S, D]
+        regression = regression_loss(predictions, _next(named["inputs"]), _next(batch.visual_weights))
+        regression = regression / jnp.maximum(visual_total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * regression
     metrics = {"loss": total, "text_loss": text, "regression_loss": regression} | metrics
     return total, (metrics, statistics)
@@ -540,8 +543,9 @@ def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) 
     cross_attention = 2 * c.queries * c.width * inner + 2 * tokens * v.width * inner + 2 * c.queries * tokens * inner
     causal = c.layers * (self_attention + cross_attention + 2 * c.queries * c.width * c.mlp_dim)
     causal += c.queries * c.width * m.width
-    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
-    heads = row_tokens * m.width * (m.vocab_size + m.width)
+    adapters = 8 * m.width * m.lora_rank
+    llama = row_tokens * m.layers * (4 * m.width**2 + adapters + 3 * m.width * m.mlp_dim)
+    heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
     return {
         "vision": 2.0 * pictures * vision,
         "causal": 2.0 * pictures * causal,

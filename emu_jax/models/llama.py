@@ -38,6 +38,7 @@ class LlamaConfig:
     Attributes:
       context: the longest sequence generation accepts.
       int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); such a model cannot be trained.
+      lora_rank, lora_alpha: of low-rank adapters beside q, k, v and o (`lora.py`); rank 0 has none.
       attention: how whole rows are attended to (`packed_attention.py`); auto suits the devices.
     """
 
@@ -50,6 +51,8 @@ class LlamaConfig:
     rope_base: float = 10000.0
     context: int = 2048
     int8: bool = False
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
     attention: str = "auto"
 
     def __post_init__(self):
@@ -58,6 +61,8 @@ class LlamaConfig:
                 f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
                 "head width (RoPE rotates pairs)"
             )
+        if self.lora_rank < 0:
+            raise UserError(f"model.llama.lora_rank={self.lora_rank}; expected 0 (no adapters) or more")
         if self.attention not in KERNELS:
             raise UserError(f"model.llama.attention={self.attention!r} is unknown; choose one of {list(KERNELS)}")
 
@@ -81,10 +86,12 @@ class LlamaAttention(nnx.Module):
     """RoPE attention with separate q, k, v, o kernels."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
-        self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
-        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
-        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype)
-        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=(2.0 * c.layers) ** -0.5)
+        adapter = (c.lora_rank, c.lora_alpha) if c.lora_rank else None
+        self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
+        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
+        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
+        gain = (2.0 * c.layers) ** -0.5
+        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=gain, adapter=adapter)
         self.head_dim = c.head_dim
 
     def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:

@@ -1,7 +1,7 @@
 """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685): W + alpha / r * A B of kernels of the language model.
 
 A tree of adapters mirrors the parameters, with `a` [L, in, r] and `b` [L, r, out] in place of a stack's kernel
-[L, in, out].
+[L, in, out]. While they are trained they stand beside the kernels (`LlamaConfig.lora_rank`), which stay as they are.
 """
 
 from __future__ import annotations
@@ -12,6 +12,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from emu_jax.models.layers import Array
+
+
+def is_adapter(path: str) -> bool:
+    """Whether a parameter, e.g. `llama/blocks/attn/q/a`, is half of an adapter."""
+    return path.rpartition("/")[2] in ("a", "b")
 
 
 def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], alpha: float) -> dict[str, Any]:

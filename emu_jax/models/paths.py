@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
@@ -24,3 +24,15 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(folder, {})
         node[name] = value
     return tree
+
+
+def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Two trees: the leaves whose paths are chosen, and the others; `join` is the inverse."""
+    flat = flatten(tree)
+    picked = {path: leaf for path, leaf in flat.items() if chosen(path)}
+    return nest(picked), nest({path: leaf for path, leaf in flat.items() if path not in picked})
+
+
+def join(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """One tree with the leaves of both."""
+    return nest(flatten(one) | flatten(other))

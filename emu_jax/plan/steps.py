@@ -1,4 +1,4 @@
-"""The steps that can be planned, each as something that compiles at any depth: pretraining, the decoder, decoding.
+"""The steps that can be planned, each as something that compiles at any depth: training any objective, decoding.
 
 In: a config and a mesh of devices, described or real. Out: a `Step`. `shallow` makes the small configs from which
 costs are read: one layer a part, written out, the loss in one chunk, so that no work hides in a loop.
@@ -25,6 +25,7 @@ from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.plan.program import Cost, cost
 from emu_jax.train import objective
+from emu_jax.train.experiment import step_flops
 from emu_jax.train.mesh import ROWS, batch_shardings, replicated, sharding, tree_shardings
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
@@ -100,7 +101,7 @@ def _training_step(
             "optimizer": size(state.opt_state),
             "batch and statistics": size(batch) + averages,
         },
-        moving=size(state.params),
+        moving=size(goal.split(state.params)[0]),
         compile=functools.partial(_compile, goal, optimizer, config.train.seed, state, arguments),
         mesh=mesh,
         **fields,
@@ -113,11 +114,20 @@ def _compile(
     return compile_step(goal, optimizer, seed, state, batch, options)
 
 
-# ---- pretraining ---------------------------------------------------------------------------------------------------
+# ---- pretraining and instruction tuning ----------------------------------------------------------------------------
 
 
 def pretrain(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
     """The step of `configs/pretrain.py`."""
+    return _emu_step(config, mesh, rows_per_device, objective.pretrain)
+
+
+def instruct(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
+    """The step of `configs/instruct.py`."""
+    return _emu_step(config, mesh, rows_per_device, objective.instruct)
+
+
+def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callable[..., objective.Objective]) -> Step:
     model = _emu(config)
     data = config.data
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
@@ -125,17 +135,17 @@ def pretrain(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
     shapes = {name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "slots")}
     shapes |= {name: ((rows, length), jnp.float32) for name in ("text_weights", "visual_weights")}
     shapes["images"] = ((rows, data.row_images, side, side, 3), jnp.uint8)
-    flops = emu.forward_flops(model, rows * data.row_images, rows, length)
+    flops = step_flops(model, goal.__name__, rows, data.row_images, length)
     return _training_step(
-        objective.pretrain(model, IDS),
+        goal(model, IDS),
         config,
         mesh,
         _batch(mesh, shapes),
         rows=rows,
         row_name="rows",
         tokens=rows * length,
-        flops={part: 3.0 * count for part, count in flops.items()},
-        attention_flops=3.0 * flops["attention"],
+        flops=flops,
+        attention_flops=flops["attention"],
     )
 
 
@@ -242,7 +252,8 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int) -> Step:
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 # The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
-SCANNED = {pretrain: ("vision", "causal", "llama"), decoder: (), decode: ("llama",)}
+PARTS = ("vision", "causal", "llama")
+SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: (), decode: ("llama",)}
 
 
 def shallow(config: ConfigDict, depths: dict[str, int]) -> ConfigDict:
@@ -262,7 +273,7 @@ def step_kind(config: ConfigDict) -> Callable[[ConfigDict, Mesh, int], Step]:
     Raises:
       UserError: it cannot be planned.
     """
-    kinds = {"pretrain": pretrain, "decoder": decoder}
+    kinds = {"pretrain": pretrain, "instruct": instruct, "decoder": decoder}
     kind = config.get("objective")
     if kind not in kinds:
         raise UserError(f"config.objective={kind!r} cannot be planned; expected one of {sorted(kinds)}")

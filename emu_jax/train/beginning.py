@@ -31,7 +31,7 @@ PARTS = {"emu": ("model", "pretrain"), "llama": ("model.llama", "llama"), "visio
 PARTS |= {"unet": ("unet", "decoder")}
 # Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
-FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
+FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention", "lora_rank", "lora_alpha"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
@@ -50,7 +50,8 @@ def begin(state: TrainState, config: ConfigDict) -> TrainState:
     items = nest(leaves)
     statistics = items.get("statistics", {})
     if "ema" in state.statistics:
-        statistics["ema"] = jax.tree.map(jnp.copy, items["params"])
+        averaged = flatten(state.statistics["ema"])  # the trained parameters
+        statistics["ema"] = nest({n: jnp.copy(x) for n, x in flatten(items["params"]).items() if n in averaged})
     return dataclasses.replace(state, params=items["params"], statistics=statistics)
 
 

@@ -50,17 +50,31 @@ def _hosts() -> dict[str, int]:
     return {"process_index": jax.process_index(), "process_count": jax.process_count()}
 
 
-def _pretrain(config: ConfigDict) -> Experiment:
+def _emu(config: ConfigDict) -> Experiment:
+    """Pretraining, or adapters on what was pretrained."""
     data = DataConfig.from_dict(config.data)
     tokenizer = make_tokenizer(config, data)
     model = make_model_config(config, tokenizer)
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
     rows = data.batch_rows
-    # Forwards, and twice that backwards.
-    flops = 3.0 * sum(emu.forward_flops(model, rows * data.row_images, rows, data.row_tokens).values())
+    flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens).values())
     stream = Pipeline(data, tokenizer, **sizes, **_hosts())
-    return Experiment(objective.pretrain(model, ids), stream, tokenizer, rows, flops)
+    goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
+    return Experiment(goals[config.objective](model, ids), stream, tokenizer, rows, flops)
+
+
+def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_tokens: int) -> dict[str, float]:
+    """Useful FLOPs of a training step by part.
+
+    Backwards it is twice the forward pass; with adapters, frozen weights have no gradients and frozen encoders nothing
+    to pass them to.
+    """
+    flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
+    factors = dict.fromkeys(flops, 3.0)
+    if kind == "instruct":
+        factors = {"vision": 1.0, "causal": 1.0, "llama": 2.0, "attention": 3.0, "heads": 2.0}
+    return {part: factors[part] * count for part, count in flops.items()}
 
 
 def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
@@ -124,4 +138,4 @@ def _fill(fields: ConfigDict, name: str, value: int, source: str) -> None:
         )
 
 
-OBJECTIVES = {"pretrain": _pretrain, "vae": _vae, "decoder": _decoder}
+OBJECTIVES = {"pretrain": _emu, "instruct": _emu, "vae": _vae, "decoder": _decoder}

@@ -93,7 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     experiment = make_experiment(config)
     objective, stream, tokenizer = experiment.objective, experiment.stream, experiment.tokenizer
-    optimizer.check_parts(objective.logical_axes)
+    optimizer.check_parts(objective.split(objective.logical_axes)[0])
     mesh = make_mesh(settings.mesh)
     if experiment.rows % optimizer.accumulate_steps:
         raise UserError(

@@ -37,6 +37,7 @@ TABLE: dict[str | None, str | tuple[str, ...] | None] = {
     "patches": None,
     "pixels": None,
     "queries": None,
+    "rank": None,
     "buckets": None,
     None: None,
 }

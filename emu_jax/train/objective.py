@@ -1,8 +1,9 @@
 """What a run learns: fresh parameters, how they are split over the mesh, and the loss of a batch.
 
-The loop, the step, the state and the checkpoints are the same for all three:
+The loop, the step, the state and the checkpoints are the same for all four:
 
     pretrain   Emu itself, the interleaved-sequence loss             configs/quickstart.py
+    instruct   low-rank adapters of Emu's language model             configs/instruct.py
     vae        the visual decoder's VAE, from pictures alone         configs/vae.py
     decoder    the visual decoder's U-Net, everything else frozen    configs/decoder.py
 """
@@ -17,8 +18,9 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.errors import UserError
-from emu_jax.models import diffusion, emu, unet, vae
+from emu_jax.models import diffusion, emu, lora, unet, vae
 from emu_jax.models.layers import Array
+from emu_jax.models.paths import split
 
 Batch = Any  # a pytree of arrays [B, …]
 
@@ -34,6 +36,7 @@ class Objective:
       normalisers: of a whole batch; micro-batches are divided by them and their losses add up to the whole batch's.
       summed: the metrics that are such losses; the others are averaged over micro-batches.
       batch: makes the batch from its arrays by name.
+      trains: the paths of the parameters that are trained; the others have no gradient and no optimizer state.
     """
 
     init: Callable[[Array], tuple[dict, dict]]
@@ -42,6 +45,11 @@ class Objective:
     normalisers: Callable[[Batch], Any]
     summed: frozenset[str]
     batch: Callable[..., Batch] = dict
+    trains: Callable[[str], bool] = lambda path: True
+
+    def split(self, params: dict) -> tuple[dict, dict]:
+        """Parameters, or a tree like them, -> the trained ones and the others."""
+        return split(params, self.trains)
 
 
 def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
@@ -62,6 +70,13 @@ def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
         summed=frozenset({"loss", "text_loss", "regression_loss"}),
         batch=emu.Batch,
     )
+
+
+def instruct(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
+    """Low-rank adapters on the language model's attention; every other parameter stays as it is (emu.md §5)."""
+    if config.llama.lora_rank == 0:
+        raise UserError("config.model.llama.lora_rank=0; the objective instruct trains adapters, expected 1 or more")
+    return dataclasses.replace(pretrain(config, ids), trains=lora.is_adapter)
 
 
 @dataclasses.dataclass(frozen=True)

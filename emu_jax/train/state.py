@@ -20,7 +20,8 @@ from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 class TrainState:
     """A pytree; `total_steps` is data so that the schedule's length needs no recompilation.
 
-    `statistics` are the objective's, and the parameters' running average `ema` where the optimizer keeps one.
+    The optimizer's state is of the parameters that the objective trains. `statistics` are the objective's, and the
+    trained parameters' running average `ema` where the optimizer keeps one.
     """
 
     step: jax.Array  # int32 []
@@ -32,13 +33,14 @@ class TrainState:
 
 def _fresh(objective: Objective, config: OptimizerConfig, seed: int) -> TrainState:
     params, statistics = objective.init(jax.random.key(seed))
+    trained, _ = objective.split(params)
     if config.ema_decay:
-        statistics = statistics | {"ema": jax.tree.map(jnp.copy, params)}
+        statistics = statistics | {"ema": jax.tree.map(jnp.copy, trained)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         total_steps=jnp.ones((), jnp.int32),
         params=params,
-        opt_state=make_optimizer(config).init(params),
+        opt_state=make_optimizer(config).init(trained),
         statistics=statistics,
     )
 
@@ -47,6 +49,7 @@ def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) ->
     """ShapeDtypeStructs with shardings: parameters, moments and averages by the table, everything else whole."""
     shapes = jax.eval_shape(lambda: _fresh(objective, config, 0))
     params = tree_shardings(mesh, objective.logical_axes, shapes.params)
+    trained, _ = objective.split(params)
     statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
     shardings = TrainState(
         step=replicated(mesh),
@@ -56,10 +59,10 @@ def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) ->
             make_optimizer(config),
             lambda _, sharding: sharding,
             shapes.opt_state,
-            params,
+            trained,
             transform_non_params=lambda _: replicated(mesh),
         ),
-        statistics=statistics | ({"ema": params} if config.ema_decay else {}),
+        statistics=statistics | ({"ema": trained} if config.ema_decay else {}),
     )
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from emu_jax.models.paths import join
 from emu_jax.train.objective import Batch, Objective
 from emu_jax.train.optimizer import OptimizerConfig, apply_updates, learning_rates, make_optimizer
 from emu_jax.train.state import TrainState
@@ -24,13 +25,15 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, statistics = accumulated_gradients(objective, state, batch, key, config.accumulate_steps)
-        directions, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        trained, others = objective.split(state.params)
+        directions, opt_state = optimizer.update(grads, state.opt_state, trained)
         rates = learning_rates(config, state.step, state.total_steps)
-        params = apply_updates(state.params, directions, rates)
+        trained = apply_updates(trained, directions, rates)
         if config.ema_decay:
-            statistics = statistics | {"ema": average(state.statistics["ema"], params, config.ema_decay, state.step)}
+            statistics = statistics | {"ema": average(state.statistics["ema"], trained, config.ema_decay, state.step)}
         metrics |= {"grad_norm": optax.tree.norm(grads)}
         metrics |= {f"learning_rate_{part}": rate for part, rate in rates.items()}
+        params = join(trained, others)
         return TrainState(state.step + 1, state.total_steps, params, opt_state, statistics), metrics
 
     return train_step
@@ -63,15 +66,16 @@ def average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
 def accumulated_gradients(
     objective: Objective, state: TrainState, batch: Batch, key: jax.Array, count: int
 ) -> tuple[dict, Metrics, dict]:
-    """Gradients of the whole batch's loss, taken over `count` micro-batches of B / count rows.
+    """Gradients of the whole batch's loss by what is trained, taken over `count` micro-batches of B / count rows.
 
     Every micro-batch is divided by the whole batch's weights, so the sum is the whole batch's gradient (but for
     standardised embeddings, whose statistics are a micro-batch's own).
     """
-    gradient = jax.grad(objective.loss, has_aux=True)
+    trained, others = objective.split(state.params)
+    gradient = jax.grad(lambda trained, *rest: objective.loss(join(trained, others), *rest), has_aux=True)
     normalisers = objective.normalisers(batch)
     if count == 1:
-        grads, (metrics, statistics) = gradient(state.params, state.statistics, batch, key, normalisers)
+        grads, (metrics, statistics) = gradient(trained, state.statistics, batch, key, normalisers)
         return grads, metrics, statistics
 
     # Strided rows, so that a micro-batch keeps the batch's sharding over devices: [B, …] -> [count, B/count, …].
@@ -80,9 +84,9 @@ def accumulated_gradients(
     def add(carry: tuple, piece: tuple) -> tuple[tuple, Metrics]:
         grads, statistics = carry
         batch, key = piece
-        new, (metrics, statistics) = gradient(state.params, statistics, batch, key, normalisers)
+        new, (metrics, statistics) = gradient(trained, statistics, batch, key, normalisers)
         return (jax.tree.map(jnp.add, grads, new), statistics), metrics
 
-    zeros = jax.tree.map(jnp.zeros_like, state.params)
+    zeros = jax.tree.map(jnp.zeros_like, trained)
     (grads, statistics), metrics = jax.lax.scan(add, (zeros, state.statistics), (micro, jax.random.split(key, count)))
     return grads, {k: v.sum(0) if k in objective.summed else v.mean(0) for k, v in metrics.items()}, statistics

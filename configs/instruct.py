@@ -1,0 +1,26 @@
+"""Instruction tuning as the paper did it: low-rank adapters on the attention of the language model, all else frozen.
+
+emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=mine.jsonl \\
+    --config.tokenizer.path=llama_tokenizer.model
+
+Batch 128, 10,000 steps, rank 16, alpha 16. The source is a JSONL of documents; all their text is learnt.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import pretrain
+
+
+def get_config() -> ConfigDict:
+    """Adapters for the published sizes, on weights in bfloat16."""
+    config = pretrain.pretrain_14b()
+    config.objective = "instruct"
+    config.init = ConfigDict({"emu": "weights/emu", "llama": "", "vision": ""})
+    config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0})
+    config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
+    config.model.causal.dropout = 0.0
+    config.data.batch_rows = 128
+    config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
+    config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
+    config.train.checkpoint_every = 1000
+    return config
