@@ -114,6 +114,7 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0, 
 
     parts = SCANNED[kind]
     total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
+    total = dataclasses.replace(total, collectives=whole.collectives)  # of the program that will run
     chip, per_device = topology.chip, topology.chips_per_device
     if total.seconds < total.flops / (chip.flops * per_device):  # no roofline can be: seconds are missing
         total = dataclasses.replace(total, seconds=math.nan)

@@ -7,9 +7,11 @@ loop's body once, so that a layer's cost is the difference of two programs.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,6 +27,13 @@ COUNTED = re.compile(
     r"replica_groups=\[(?P<groups>\d+),(?P<size>\d+)\]<=\[(?P<sizes>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?"
 )
 NAMED = re.compile(r"replica_groups=mesh\[(?P<sizes>[^\]]*)\] \{(?P<axes>[^}]*)\}")
+CALLED = re.compile(
+    r"(?P<how>body|condition|calls|to_apply|branch_computations|true_computation|false_computation)="
+    r"(?P<names>\{[^}]*\}|%?[\w.\-]+)"
+)
+CHANNEL = re.compile(r"channel_id=\d+")
+LOOP = re.compile(r" while\(.*condition=%?(?P<condition>[\w.\-]+)")
+LIMIT = re.compile(r"= s32\[\]\S* constant\((?P<count>\d+)\)")
 ARRAY = re.compile(r"(?P<dtype>pred|s8|u8|bf16|f16|s32|u32|f32|f64)\[(?P<shape>[\d,]*)\]")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 # Splash attention's kernels, which the compiler cannot count, with the products of [queries, keys] that each makes:
@@ -112,14 +121,14 @@ def kernel_flops(program: str, context: int) -> float:
 def collectives(program: str, mesh: Mesh) -> dict[str, float]:
     """Bytes that a device sends, by mesh axes and kind of collective, of a compiled program's text.
 
-    A ring of n passes (n - 1) / n of a gathered or scattered array through every device, twice for a sum. A sum of
-    which every device keeps its own part is a reduce-scatter, however it is written.
+    A loop's body counts as often as the loop runs; a collective that is written in pieces, to run beside other work,
+    counts once. A ring of n passes (n - 1) / n of a gathered or scattered array
+    through every device, twice for a sum. A sum of which every device keeps its own part is a reduce-scatter, however
+    it is written.
     """
-    moved: Counter[str] = Counter()
-    computation = ""
-    for line in program.splitlines():
-        if line.endswith("{") and not line.startswith(" "):
-            computation = line.split(" ")[0]
+    found: dict[str, tuple[str, float]] = {}
+    times = _executions(program)
+    for number, (computation, line) in enumerate(_instructions(program)):
         match = COLLECTIVE.search(line)
         if match is None:
             continue
@@ -137,8 +146,50 @@ def collectives(program: str, mesh: Mesh) -> dict[str, float]:
         if kind == "all-reduce" and "reduce-scatter" in computation:
             kind = "reduce-scatter"
         share = 1.0 if kind == "collective-permute" else (n - 1) / n
-        moved[f"{_axes(group, mesh)} {kind}"] += (2 if kind == "all-reduce" else 1) * share * size
+        share *= (2 if kind == "all-reduce" else 1) * times[computation]
+        channel = CHANNEL.search(line)  # the pieces of one collective share it
+        found[channel[0] if channel else f"line {number}"] = (f"{_axes(group, mesh)} {kind}", share * size)
+    moved: Counter[str] = Counter()
+    for name, sent in found.values():
+        moved[name] += sent
     return dict(moved)
+
+
+def _instructions(program: str) -> Iterator[tuple[str, str]]:
+    """Every line of a program after its header, with the name of the computation that it stands in."""
+    computation = ""
+    for line in program.splitlines():
+        if line.endswith("{") and not line.startswith(" "):
+            computation = line.removeprefix("ENTRY ").split(" ")[0].removeprefix("%")
+        elif computation:
+            yield computation, line
+
+
+def _executions(program: str) -> dict[str, float]:
+    """How often each computation runs; a branch as often as its conditional.
+
+    A loop runs until its counter, from 0, reaches the constant in its condition: the only kind that `scan` makes.
+    """
+    callers: dict[str, list[tuple[str, float]]] = {}
+    limits: dict[str, float] = {}
+    lines = [*_instructions(program)]
+    for computation, line in lines:
+        if match := LIMIT.search(line):
+            limits[computation] = float(match["count"])
+    for computation, line in lines:
+        loop = LOOP.search(line)
+        for match in CALLED.finditer(line):
+            count = limits.get(loop["condition"], 1.0) if loop and match["how"] == "body" else 1.0
+            for name in re.findall(r"[\w.\-]+", match["names"]):
+                callers.setdefault(name, []).append((computation, count))
+
+    @functools.cache
+    def times(computation: str) -> float:
+        if computation not in callers:
+            return 1.0  # the entry
+        return sum(count * times(caller) for caller, count in callers[computation])
+
+    return {computation: times(computation) for computation in dict(lines)}
 
 
 def _group(line: str, devices: int) -> list[int]:

@@ -21,11 +21,20 @@ HloModule jit_f
 %add (a: f32[], b: f32[]) -> f32[] {
   ROOT %s = f32[] add(%a, %b)
 }
+%body (p: bf16[256,1024]) -> bf16[256,1024] {
+  %piece.1 = f32[400]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}
+  %piece.2 = f32[400]{0} all-gather(%p), channel_id=7, replica_groups={{0,1,2,3},{4,5,6,7}}
+}
+%condition (p: bf16[256,1024]) -> pred[] {
+  %constant.1 = s32[]{:T(128)} constant(40)
+}
 %all-reduce-scatter.1 (input: bf16[1024,1024]) -> bf16[256,1024] {
   %all-reduce.2 = bf16[1024,1024]{1,0:T(8,128)(2,1)} all-reduce(%input), replica_groups={{0,1,2,3},{4,5,6,7}}
   ROOT %slice = bf16[256,1024]{1,0} dynamic-slice(%all-reduce.2, %x, %y), dynamic_slice_sizes={256,1024}
 }
 ENTRY %main (x: f32[8]) -> f32[8] {
+  %while.1 = bf16[256,1024] while(%x), condition=%condition, body=%body
+  %fusion = bf16[256,1024] fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
   %all-gather.1 = bf16[1024,1024]{1,0:T(8,128)} all-gather(%c), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
   %all-gather.2 = (f32[64], f32[256]) all-gather-start(%c), replica_groups=[2,4]<=[8], dimensions={0}
   %done = f32[256] all-gather-done(%all-gather.2)
@@ -40,7 +49,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
 def test_collectives_of_a_program():
     assert collectives(PROGRAM, MESH) == {
         "fsdp reduce-scatter": 0.75 * 2 * 1024 * 1024,
-        "fsdp all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256,
+        "fsdp all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256 + 40 * 0.75 * 4 * 400,
         "data reduce-scatter": 0.5 * 4 * 200,
         "data+fsdp all-reduce": 2 * 7 / 8 * 4,
         "fsdp collective-permute": 200.0,
