@@ -112,6 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument(
         "--decode", type=int, default=0, metavar="ROWS", help="plan decoding of so many sequences instead"
     )
+    plan.add_argument("--untimed", action="store_true", help="memory and collectives alone: one compilation, not six")
     plan.add_argument(
         "--compare", nargs="+", metavar="FIELD=A,B", help="rank all combinations, e.g. model.remat=full,dots rows=1,2,4"
     )
@@ -267,7 +268,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         plans = [(" ".join(map("=".join, choice.items())), found) for choice, found in ranking]
         plans = [(name, found) for name, found in plans if isinstance(found, Plan)]
     else:
-        plans = [(options.topology, make_plan(config, topology, *sizes))]
+        plans = [(options.topology, make_plan(config, topology, *sizes, timed=not options.untimed))]
         print(report.describe(plans[0][1]))
     if options.json is not None:
         figures = {name: dataclasses.asdict(found) for name, found in plans}

@@ -48,7 +48,7 @@ class Plan:
       model_flops: analytic, by part, of the whole step over all devices, without what remat repeats.
       agreement: counted over analytic FLOPs of a small step without remat, attention kernels left out of both.
       times: of a step: roofline; with attention kernels; with the interconnect fully exposed too.
-      peak_flops: of a chip.
+      interconnect_s: of all collectives one after the other. peak_flops: of a chip. bandwidth: of a device's HBM.
     """
 
     kind: str
@@ -67,6 +67,7 @@ class Plan:
     model_flops: dict[str, float]
     agreement: float
     times: dict[str, float]
+    interconnect_s: float
     peak_flops: float
     bandwidth: float
 
@@ -89,11 +90,15 @@ class Plan:
         return sum(self.model_flops.values()) / (seconds * self.chips * self.peak_flops)
 
 
-def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0, decode_rows: int = 0) -> Plan:
+def make_plan(
+    config: ConfigDict, topology: Topology, rows_per_device: int = 0, decode_rows: int = 0, timed: bool = True
+) -> Plan:
     """Compiles a config's training step, or decoding with its model, for a topology.
 
     Args:
       rows_per_device: instead of the config's batch. decode_rows: plan the decoding of so many sequences instead.
+      timed: compile the small steps too; else costs, times and agreement are not numbers, and only memory and
+        collectives are found, in one compilation.
 
     Raises:
       UserError: the config cannot be planned, its mesh or rows do not divide, or the step does not fit.
@@ -109,20 +114,23 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0, 
     try:
         executable, whole = step.build()
     except jax.errors.JaxRuntimeError as error:
-        raise _refusal(error, step, config, topology) from error
+        raise _refusal(error, step, topology) from error
     compile_s = time.monotonic() - started
 
-    parts = SCANNED[kind]
-    total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
+    total, by_part, agreement = Cost(math.nan, math.nan, math.nan, math.nan), {}, math.nan
+    if timed:
+        agreement = _agreement(make, config, kind, mesh)
+        parts = SCANNED[kind]
+        total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
     total = dataclasses.replace(total, collectives=whole.collectives)  # of the program that will run
     chip, per_device = topology.chip, topology.chips_per_device
     if total.seconds < total.flops / (chip.flops * per_device):  # no roofline can be: seconds are missing
         total = dataclasses.replace(total, seconds=math.nan)
 
     kernel_s = total.kernel_flops / (chip.flops * per_device * KERNEL_EFFICIENCY)
-    exposed_s = sum(size / _speed(topology, names) for names, size in total.collectives.items())
+    interconnect_s = sum(size / _speed(topology, names) for names, size in total.collectives.items())
     times = {"roofline": total.seconds, "with attention kernels": total.seconds + kernel_s}
-    times["interconnect fully exposed"] = total.seconds + kernel_s + exposed_s
+    times["interconnect fully exposed"] = total.seconds + kernel_s + interconnect_s
     return Plan(
         kind=kind.__name__,
         topology=topology.name,
@@ -138,8 +146,9 @@ def make_plan(config: ConfigDict, topology: Topology, rows_per_device: int = 0, 
         cost=total,
         by_part=by_part,
         model_flops=step.flops,
-        agreement=_agreement(make, config, kind, mesh),
+        agreement=agreement,
         times=times,
+        interconnect_s=interconnect_s,
         peak_flops=chip.flops,
         bandwidth=chip.bandwidth * per_device,
     )
@@ -175,7 +184,7 @@ def _remat(config: ConfigDict, kind: Callable) -> str:
     return {"decode": "none"}.get(kind.__name__) or (config.unet if "unet" in config else config.model).remat
 
 
-def _refusal(error: Exception, step: Step, config: ConfigDict, topology: Topology) -> Exception:
+def _refusal(error: Exception, step: Step, topology: Topology) -> Exception:
     """A step that does not fit, in one line; any other error as it is."""
     found = OUT_OF_MEMORY.search(str(error)) or USED.search(str(error))
     if found is None:

@@ -13,6 +13,7 @@ GIB = float(1 << 30)
 
 def describe(plan: Plan) -> str:
     """The plan as a page of text; every time in it is an estimate, and says so."""
+    sent = [f"{name} {_scaled(size, 'B')}" for name, size in sorted(plan.cost.collectives.items()) if size >= 1e6]
     lines = [
         f"{plan.kind} on {plan.topology}: {plan.chips} chips, mesh {_mesh(plan)}, "
         f"{plan.rows:,} {plan.row_name} a step, remat {plan.remat}",
@@ -20,35 +21,47 @@ def describe(plan: Plan) -> str:
         f"memory: {plan.peak / GIB:.2f} of {plan.capacity / GIB:.0f} GiB a device: "
         f"{'fits' if plan.fits else 'DOES NOT FIT'}",
         *(f"  {kind:28s}{size / GIB:8.2f} GiB" for kind, size in plan.memory.items()),
+        f"the step compiled in {plan.compile_s:.0f} s",
+        "",
+        f"collectives, sent by a device: {', '.join(sent) or 'none'}; {plan.interconnect_s:.3f} s if nothing overlaps",
+        "model FLOPs of the whole step: "
+        + ", ".join(f"{part} {_scaled(count, 'FLOP')}" for part, count in plan.model_flops.items() if count),
+    ]
+    if not plan.by_part:
+        return "\n".join(lines)
+    lines += [
         "",
         "by part, as the compiler counts it (a device)",
-        f"  {'':12s}{'s':>9s}{'TFLOP':>9s}{'in kernels':>12s}{'GB of HBM':>11s}",
+        f"  {'':12s}{'s':>9s}{'FLOP':>14s}{'in kernels':>14s}{'HBM':>12s}",
         *(
-            f"  {part:12s}{cost.seconds:9.3f}{cost.flops / 1e12:9.1f}{cost.kernel_flops / 1e12:12.1f}"
-            f"{cost.traffic / 1e9:11.1f}"
+            f"  {part:12s}{cost.seconds:9.4f}{_scaled(cost.flops, 'FLOP'):>14s}"
+            f"{_scaled(cost.kernel_flops, 'FLOP'):>14s}{_scaled(cost.traffic, 'B'):>12s}"
             for part, cost in plan.by_part.items()
         ),
-        "model TFLOP of the whole step: "
-        + ", ".join(f"{part} {count / 1e12:,.1f}" for part, count in plan.model_flops.items() if count),
-        "collectives, GB sent a device: "
-        + (", ".join(f"{name} {size / 1e9:.1f}" for name, size in sorted(plan.cost.collectives.items())) or "none"),
-        "",
         f"counted FLOPs are {plan.agreement:.3f} of the model's (a small step without remat)",
     ]
     if not plan.trusted:
         return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
     if math.isnan(plan.times["roofline"]):
         return "\n".join([*lines, "no time: the compiler does not cost every operation of the step on these devices"])
-    lines.append(f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):")
+    lines += ["", f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):"]
     for name, seconds in plan.times.items():
         lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{plan.mfu(seconds):8.1%} MFU")
     if plan.kind == "decode":
         read = plan.memory["weights read"] + plan.memory["cache"]
-        lines += [
-            f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({read / 1e9:.2f} GB a device), "
+        lines.append(
+            f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({_scaled(read, 'B')} a device), "
             f"which take {read / plan.bandwidth * 1e3:.2f} ms at the bandwidth of HBM"
-        ]
-    return "\n".join([*lines, f"the step compiled in {plan.compile_s:.0f} s", f"hint: {hint(plan)}"])
+        )
+    return "\n".join([*lines, f"hint: {hint(plan)}"])
+
+
+def _scaled(amount: float, unit: str) -> str:
+    """1.5e12, "FLOP" -> "1.5 TFLOP"."""
+    for prefix, size in {"P": 1e15, "T": 1e12, "G": 1e9, "M": 1e6}.items():
+        if amount >= size:
+            return f"{amount / size:,.1f} {prefix}{unit}"
+    return f"{amount / 1e3:,.1f} k{unit}" if amount else "-"
 
 
 def _mesh(plan: Plan) -> str:
