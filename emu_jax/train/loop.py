@@ -127,7 +127,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
-        batch = _put(objective, first, shardings)
+        batch = put_batch(objective, first, shardings)
         started = time.monotonic()
         compiled = compile_step(objective, optimizer, settings.seed, state, batch)
         compile_seconds = time.monotonic() - started
@@ -148,7 +148,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         previous = None
         for step in range(start + 1, total + 1):
             batch = interval.next_batch(stream)
-            state, metrics = compiled(state, _put(objective, batch, shardings))
+            state, metrics = compiled(state, put_batch(objective, batch, shardings))
             jax.block_until_ready(previous)  # else batches would pile up on the device
             previous = metrics
             writer.flush()
@@ -202,7 +202,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _put(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
+def put_batch(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
     """This host's rows of a batch -> global arrays on the mesh."""
     return objective.batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
 
