@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.train import tiny
-
 ROOT = Path(__file__).parents[2]
 PLACE = "--project=my-project --zone=us-east5-a"
 TRAIN = (
@@ -276,7 +274,6 @@ def test_a_worker(tmp_path):
         if (ROOT / name).exists():
             (tmp_path / "emu_jax" / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(ROOT / name, tmp_path / "emu_jax" / name)
-    documents = tiny.draw(tmp_path / "documents")
     env = os.environ | {"HOME": str(tmp_path), "JAX_PLATFORMS": "cpu"}
     env.pop("VIRTUAL_ENV", None)
 
@@ -297,9 +294,9 @@ def test_a_worker(tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"installed {tmp_path}/emu_jax/.venv/bin/emu-jax, Python 3." in done.stdout
     workdir = tmp_path / "run with spaces"
-    arguments = ["--config", "tests/train/tiny.py", "--workdir", str(workdir), f"--config.data.source={documents}"]
+    arguments = ["--config", "configs/quickstart.py", "--workdir", str(workdir)]
 
-    long = [*arguments, "--config.train.steps=100000", "--config.train.checkpoint_every=5"]
+    long = [*arguments, *(f"--config.train.{field}" for field in ("steps=100000", "checkpoint_every=5", "log_every=1"))]
 
     def newest() -> int:
         folder = workdir / "checkpoints"
@@ -310,9 +307,9 @@ def test_a_worker(tmp_path):
         started = worker("start", *long)
         assert started.returncode == 0, started.stderr
         until = time.monotonic() + 180
-        while newest() <= step and time.monotonic() < until:
+        while newest() <= step and "running" in worker("status").stdout and time.monotonic() < until:
             time.sleep(0.2)
-        assert ": running, process " in worker("status").stdout
+        assert ": running, process " in worker("status").stdout, (tmp_path / "emu_jax_job" / "log").read_text()
         assert newest() > step
 
     # A job that would take long is ended, and goes on from its last checkpoint.
