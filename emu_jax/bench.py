@@ -1,6 +1,7 @@
 """How fast the project runs on the devices at hand: input, decoding, drawing, training; with random weights.
 
-In: an experiment's config. Out: `Timing`s. Decoding and drawing run on one device, training on the config's mesh.
+In: an experiment's config. Out: `Timing`s. Decoding and drawing run on one device, training on the config's mesh over
+the devices of this one process.
 
     input          batches from the config's own pipeline, from its first on: pictures are decoded as they come
     decode         text from embedded prompts with a KV cache, greedily, </s> forbidden
@@ -30,7 +31,6 @@ from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
 from emu_jax.plan.topology import CHIPS, KINDS
 from emu_jax.train.experiment import Experiment, make_experiment
-from emu_jax.train.loop import put_batch
 from emu_jax.train.mesh import batch_shardings, make_mesh
 from emu_jax.train.metrics import COUNTED
 from emu_jax.train.optimizer import OptimizerConfig
@@ -222,7 +222,7 @@ def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timi
     counts = experiment.stream.describe(arrays)
     with jax.set_mesh(mesh):
         state = create_state(objective, optimizer, config.train.seed, mesh)
-        batch = put_batch(objective, arrays, batch_shardings(mesh, arrays))
+        batch = objective.batch(**jax.device_put(arrays, batch_shardings(mesh, arrays)))
         step = compile_step(objective, optimizer, config.train.seed, state, batch)
 
         def run() -> Any:

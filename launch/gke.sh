@@ -41,9 +41,10 @@ image() {
 }
 
 start() {
-  # Exit code 1 is a crash; 2 is a setting that cannot work, and would not the next time either.
+  # emu-jax train ends with 1: a crash; 69: another worker was lost; 75: asked to stop, and saved. Kubernetes starts it
+  # again after these, but not after 2, a setting that cannot work: it would not work the next time either.
   run xpk workload create "--workload=$NAME" "${cluster[@]}" "${slices[@]}" "--docker-image=$IMAGE:$commit" \
-    "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1 "--command=emu-jax train $(quoted "${train[@]}")"
+    "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1,69,75 "--command=emu-jax train $(quoted "${train[@]}")"
 }
 
 stop() {

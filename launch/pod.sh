@@ -77,7 +77,7 @@ need ACCELERATOR_TYPE 'v[0-9]+[a-z]*-[0-9]+' 'an accelerator type such as v4-64,
 need SLICES '[1-9][0-9]*' 'a number of slices, 1 or more'
 need CAPACITY 'on-demand|spot|reserved' 'on-demand, spot or reserved'
 need CONFIG '[^-].*\.py(:.*)?' 'a config such as configs/pretrain.py:14b'
-need WORKDIR 'gs://[^/]+/.+' 'a folder in a bucket, gs://…'
+need WORKDIR '/.+' 'a folder that every worker sees, as in /mnt/emu/runs/14b; a bucket must be mounted'
 need COMMIT '[^-].*' 'a commit of this repository, such as HEAD'
 commit="$(git rev-parse --verify --quiet --short=12 "$COMMIT^{commit}")" ||
   refuse "COMMIT='$COMMIT'; expected a commit of this repository; set it in $env_file"

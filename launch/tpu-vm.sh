@@ -93,8 +93,9 @@ install() {
 && emu_jax/launch/worker.sh install"
 }
 
+# A worker that was rebooted has lost its mount.
 start() {
-  on_all "emu_jax/launch/worker.sh start $(quoted "${train[@]}")"
+  on_all "${MOUNT:+{ $MOUNT; \} && }emu_jax/launch/worker.sh start $(quoted "${train[@]}")"
 }
 
 stop() {

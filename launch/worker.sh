@@ -28,6 +28,7 @@ start() {
   # A session of its own outlives the connection, and can be ended as a whole.
   # shellcheck disable=SC2016  # expanded there
   PATH="$PWD/.venv/bin:$PATH" setsid bash -c '
+    trap : TERM # emu-jax saves first, and this waits for it
     echo "--- $(date -u +%FT%TZ) emu-jax train $*"
     emu-jax train "$@" && code=0 || code=$?
     echo "--- $(date -u +%FT%TZ) ended with exit code $code"
@@ -49,13 +50,13 @@ log() {
   tail -n 100 -F "$job/log"
 }
 
-# Ends the job and waits for it: a TPU serves one process at a time.
+# Ends the job and waits for it to save, 10 minutes at most: a TPU serves one process at a time.
 stop() {
   local group
   running || return 0
   group="$(cat "$job/pid")"
   kill -TERM -- "-$group"
-  for _ in $(seq 60); do
+  for _ in $(seq 1200); do
     running || return 0
     sleep 0.5
   done

@@ -127,7 +127,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
-        batch = put_batch(objective, first, shardings)
+        batch = _put(objective, first, shardings)
         started = time.monotonic()
         compiled = compile_step(objective, optimizer, settings.seed, state, batch)
         compile_seconds = time.monotonic() - started
@@ -148,7 +148,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         previous = None
         for step in range(start + 1, total + 1):
             batch = interval.next_batch(stream)
-            state, metrics = compiled(state, put_batch(objective, batch, shardings))
+            state, metrics = compiled(state, _put(objective, batch, shardings))
             jax.block_until_ready(previous)  # else batches would pile up on the device
             previous = metrics
             writer.flush()
@@ -168,6 +168,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises when the work directory belongs to another experiment; writes nothing."""
+    if workdir.parts[:1] and workdir.parts[0].endswith(":"):  # as in gs://…, which would become a folder here
+        raise UserError(f"--workdir {workdir}: expected a folder; mount the bucket or a file share, and name that")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: a file of that name exists; name a folder")
     file = workdir / CONFIG_FILE
@@ -202,7 +204,7 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def put_batch(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
+def _put(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
     """This host's rows of a batch -> global arrays on the mesh."""
     return objective.batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
 

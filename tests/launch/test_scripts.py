@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLACE = "--project=my-project --zone=us-east5-a"
 TRAIN = (
-    "--config configs/pretrain.py:14b --workdir gs://my-bucket/runs/emu "
-    "--config.data.source=gs://my-bucket/documents.jsonl --config.tokenizer.path=gs://my-bucket/tokenizer.model "
-    "--config.model.remat=dots"
+    "--config configs/pretrain.py:14b --workdir /mnt/emu/runs/14b --config.data.source=/mnt/emu/documents.jsonl "
+    "--config.tokenizer.path=/mnt/emu/tokenizer.model --config.init.llama=/mnt/emu/weights/llama "
+    "--config.init.vision=/mnt/emu/weights/vision --config.model.remat=dots"
 )
 QUEUED = "gcloud compute tpus queued-resources"
 VM = "gcloud compute tpus tpu-vm"
@@ -31,14 +31,17 @@ INSTALL = (
     "mkdir -p emu_jax && rm -rf emu_jax/* && gcloud storage cp gs://my-bucket/archives/COMMIT.tar.gz emu_jax.tar.gz && "
     "tar -xzf emu_jax.tar.gz -C emu_jax && emu_jax/launch/worker.sh install'",
 )
-RUN = f"{ON_ALL} '--command=emu_jax/launch/worker.sh start {TRAIN}'"
+MOUNT = (
+    "{ mountpoint -q /mnt/emu || { sudo apt-get -qy install nfs-common; sudo mount -m 10.0.0.2:/emu /mnt/emu; }; } && "
+)
+RUN = f"{ON_ALL} '--command={MOUNT}emu_jax/launch/worker.sh start {TRAIN}'"
 DELETE = f"{QUEUED} delete emu {PLACE} --quiet --force"
 CLUSTER = f"--cluster=emu {PLACE}"
 SLICE = "--tpu-type=v5p-128 --num-slices=1"
 IMAGE = "us-docker.pkg.dev/my-project/emu/emu-jax:COMMIT"
 XPK_RUN = (
     f"xpk workload create --workload=emu {CLUSTER} {SLICE} --docker-image={IMAGE} --max-restarts=50 "
-    f"--restart-on-exit-codes=1 '--command=emu-jax train {TRAIN}'"
+    f"--restart-on-exit-codes=1,69,75 '--command=emu-jax train {TRAIN}'"
 )
 XPK_STOP = f"xpk workload delete --workload=emu {CLUSTER} --force"
 
@@ -140,13 +143,16 @@ def test_several_slices_train_together(project, tmp_path):
 
 
 def test_a_slice_at_once(project, tmp_path):
-    env = str(edited(project, tmp_path, QUEUED="no", CAPACITY="on-demand"))
+    env = str(edited(project, tmp_path, QUEUED="no", CAPACITY="on-demand", MOUNT=""))
     assert printed(project, "tpu-vm.sh", "--env", env, "create") == [
         f"{VM} create emu {PLACE} --accelerator-type=v5p-128 --version=v2-alpha-tpuv5",
         f"{VM} describe emu {PLACE} '--format=value(state)'",
     ]
     assert printed(project, "tpu-vm.sh", "--env", env, "stop") == [
         f"{VM} ssh emu {PLACE} --worker=all '--command=emu_jax/launch/worker.sh stop'"
+    ]
+    assert printed(project, "tpu-vm.sh", "--env", env, "run") == [
+        f"{VM} ssh emu {PLACE} --worker=all '--command=emu_jax/launch/worker.sh start {TRAIN}'"
     ]
     assert printed(project, "tpu-vm.sh", "--env", env, "delete") == [f"{VM} delete emu {PLACE} --quiet"]
 
@@ -171,7 +177,7 @@ def test_changes_that_stay_behind_are_mentioned(project, tmp_path):
         ("tpu-vm.sh", "CAPACITY", "cheap", "CAPACITY='cheap'; expected on-demand, spot or reserved; set it in "),
         ("tpu-vm.sh", "COMMIT", "gone", "COMMIT='gone'; expected a commit of this repository; set it in "),
         ("tpu-vm.sh", "CONFIG", "configs/gone.py", "CONFIG='configs/gone.py'; expected a file of commit "),
-        ("tpu-vm.sh", "WORKDIR", "runs/emu", "WORKDIR='runs/emu'; expected a folder in a bucket, gs://…; set it in "),
+        ("tpu-vm.sh", "WORKDIR", "gs://b/r", "WORKDIR='gs://b/r'; expected a folder that every worker sees, as in"),
         ("tpu-vm.sh", "ARGUMENTS", "(--steps=3)", "ARGUMENTS has '--steps=3'; expected words like --config.a.b=value"),
         ("tpu-vm.sh", "RUNTIME_VERSION", "", "RUNTIME_VERSION=''; expected a TPU runtime version such as"),
         ("tpu-vm.sh", "QUEUED", "maybe", "QUEUED='maybe'; expected yes or no; set it in "),
@@ -242,7 +248,7 @@ def recorder(path: Path) -> None:
 def test_words_reach_training_as_they_are(project, tmp_path, script, program):
     """Through the environment file, the script, the program's one command line, and the shell that runs it there."""
     words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in AWKWARD)
-    env = edited(project, tmp_path, ARGUMENTS=f"({words})", SLICES="2")
+    env = edited(project, tmp_path, ARGUMENTS=f"({words})", SLICES="2", MOUNT="true")
     recorder(tmp_path / "bin" / program)
     recorder(tmp_path / "bin" / "emu-jax")
     recorder(tmp_path / "emu_jax" / "launch" / "worker.sh")
@@ -252,7 +258,7 @@ def test_words_reach_training_as_they_are(project, tmp_path, script, program):
     line = line.removeprefix("--command=")
     there = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, env={"PATH": path})
     _, *arguments = json.loads(there.stdout)  # after start or train
-    expected = ["--config", "configs/pretrain.py:14b", "--workdir", "gs://my-bucket/runs/emu"]
+    expected = ["--config", "configs/pretrain.py:14b", "--workdir", "/mnt/emu/runs/14b"]
     assert arguments == [*expected, *AWKWARD, "--config.train.mesh.slice=2"]
 
 
@@ -282,13 +288,12 @@ def test_a_worker(tmp_path):
         command = ["emu_jax/launch/worker.sh", *words]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
 
-    def wait_for(text: str, seconds: float) -> str:
+    def wait_for(text: str, seconds: float) -> None:
         log = tmp_path / "emu_jax_job" / "log"
         until = time.monotonic() + seconds
         while text not in log.read_text() and time.monotonic() < until:
             time.sleep(0.5)
         assert text in log.read_text()
-        return log.read_text()
 
     done = worker("install")
     assert done.returncode == 0, done.stderr
@@ -319,6 +324,7 @@ def test_a_worker(tmp_path):
     assert "a job runs already, process " in second.stderr
     assert worker("stop").returncode == 0
     assert ": no job runs" in worker("status").stdout
+    wait_for("ended with exit code", 0)  # the job itself was waited for, not only its shell
     reached = newest()
     train_beyond(reached)
     assert worker("stop").returncode == 0
