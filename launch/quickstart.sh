@@ -4,6 +4,7 @@
 # Arguments go to `emu-jax train`, e.g. launch/quickstart.sh --config.train.minutes=60
 set -euo pipefail
 cd "$(dirname "$0")/.."
+# shellcheck source=launch/environment.sh
 source launch/environment.sh
 install_emu_jax '.[eval]'
 workdir="${WORKDIR:-runs/quickstart}"

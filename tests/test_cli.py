@@ -126,6 +126,13 @@ def test_settings_that_cannot_work(documents, tmp_path, capsys, flag, expected):
     assert not workdir.exists()
 
 
+def test_a_bucket_is_no_work_directory(documents, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("train", "--config", tiny.__file__, "--workdir", "gs://bucket/run", f"--config.data.source={documents}")
+    assert "--workdir gs:/bucket/run: expected a folder; mount the bucket" in refused(capsys, *command)
+    assert not (tmp_path / "gs:").exists()
+
+
 def test_a_work_directory_of_another_config(trained, documents, capsys):
     before = files(trained)
     command = ("train", "--config", tiny.__file__, "--workdir", str(trained), f"--config.data.source={documents}")

@@ -150,6 +150,8 @@ def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
 
     if platform() == "tpu" and refusal(q.shape[2], k.shape[2]) is None:
         return splash_attention(q, k, v, scale=scale)
+    if platform() != "gpu":  # the kernel cannot even be traced without cuDNN
+        return blockwise(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=blockwise)
 
 

@@ -168,6 +168,8 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
     """Raises when the work directory belongs to another experiment; writes nothing."""
+    if workdir.parts[:1] and workdir.parts[0].endswith(":"):  # as in gs://…, which would become a folder here
+        raise UserError(f"--workdir {workdir}: expected a folder; mount the bucket or a file share, and name that")
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"--workdir {workdir}: a file of that name exists; name a folder")
     file = workdir / CONFIG_FILE

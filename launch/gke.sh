@@ -1,0 +1,76 @@
+#!/usr/bin/env bash
+# Trains on a GKE cluster of TPU slices, through xpk (pip install xpk). launch/pod.env says what and where.
+#
+#   launch/gke.sh [--dry-run] [--env FILE] COMMAND
+#     create    makes the cluster; again, it changes the number of slices
+#     image     builds the container of COMMIT and pushes it
+#     run       starts training; Kubernetes starts it again when it dies, and it goes on from WORKDIR's last checkpoint
+#     resume    when that has been given up: ends what is left of the job, and runs
+#     status    the cluster's jobs
+#     logs      follows the first worker's log
+#     stop      ends the job
+#     delete    gives the cluster back
+set -euo pipefail
+commands="create image run resume status logs stop delete"
+# shellcheck source=launch/pod.sh
+source "$(dirname "$0")/pod.sh"
+need IMAGE '[a-z0-9][-a-z0-9.]*(/[-a-zA-Z0-9_.]+)+' 'a container image without a tag, as in us-docker.pkg.dev/project/repository/emu-jax'
+need MAX_RESTARTS '[0-9]+' 'a number, 0 or more'
+case "$CAPACITY" in
+  reserved)
+    need RESERVATION '[a-z].*' "the reservation's name, for CAPACITY is reserved"
+    capacity="--reservation=$RESERVATION"
+    ;;
+  *) capacity="--$CAPACITY" ;;
+esac
+
+cluster=("--cluster=$NAME" "--project=$PROJECT" "--zone=$ZONE")
+slices=("--tpu-type=$ACCELERATOR_TYPE" "--num-slices=$SLICES")
+
+create() {
+  run xpk cluster create "${cluster[@]}" "${slices[@]}" "$capacity"
+}
+
+image() {
+  local tag
+  tag="$(quoted "$IMAGE:$commit")"
+  warn_of_changes
+  need_program docker
+  run_line "git archive $commit | docker build --file=launch/Dockerfile --tag=$tag -"
+  run docker push "$IMAGE:$commit"
+}
+
+start() {
+  # emu-jax train ends with 1: a crash; 69: another worker was lost; 75: asked to stop, and saved. Kubernetes starts it
+  # again after these, but not after 2, a setting that cannot work: it would not work the next time either.
+  run xpk workload create "--workload=$NAME" "${cluster[@]}" "${slices[@]}" "--docker-image=$IMAGE:$commit" \
+    "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1,69,75 "--command=emu-jax train $(quoted "${train[@]}")"
+}
+
+stop() {
+  run xpk workload delete "--workload=$NAME" "${cluster[@]}" --force
+}
+
+resume() {
+  stop || true # nothing may be left
+  start
+}
+
+status() {
+  run xpk workload list "${cluster[@]}"
+}
+
+logs() {
+  local labels="jobset.sigs.k8s.io/jobset-name=$NAME,jobset.sigs.k8s.io/job-index=0"
+  run gcloud container clusters get-credentials "$NAME" "--project=$PROJECT" "--region=${ZONE%-*}"
+  run kubectl logs "--selector=$labels,batch.kubernetes.io/job-completion-index=0" --all-containers --tail=100 --follow
+}
+
+delete() {
+  run xpk cluster delete "${cluster[@]}" --force
+}
+
+case "$command" in
+  run) start ;;
+  *) "$command" ;;
+esac

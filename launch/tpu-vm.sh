@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Trains on Cloud TPU VMs: one slice or several, at once or queued. launch/pod.env says what and where.
+#
+#   launch/tpu-vm.sh [--dry-run] [--env FILE] COMMAND
+#     create    asks for the slices and waits until they are there
+#     install   brings every worker the repository at COMMIT and what it needs; ends the job
+#     run       starts training on every worker; it goes on from WORKDIR's last checkpoint
+#     resume    after a death or a preemption: makes the slices anew if they are gone, and runs
+#     status    state of the slices, and of every worker's job
+#     logs      follows the first worker's log
+#     stop      ends the job on every worker
+#     delete    gives the slices back
+set -euo pipefail
+commands="create install run resume status logs stop delete"
+# shellcheck source=launch/pod.sh
+source "$(dirname "$0")/pod.sh"
+need RUNTIME_VERSION '[a-z0-9][-a-z0-9.]*' 'a TPU runtime version such as v2-alpha-tpuv6e'
+need QUEUED 'yes|no' 'yes or no'
+need ARCHIVES 'gs://[^/]+(/.+)?' 'a folder in a bucket, gs://…'
+[ "$QUEUED" = yes ] || [ "$SLICES" = 1 ] ||
+  refuse "SLICES=$SLICES with QUEUED=no; expected QUEUED=yes, as several slices need; set it in $env_file"
+
+where=("--project=$PROJECT" "--zone=$ZONE")
+if [ "$QUEUED" = yes ]; then
+  tpu=(gcloud compute tpus queued-resources)
+  first=(--node=0 --worker=0)
+  all=(--node=all --worker=all)
+  state_field=state.state
+else
+  tpu=(gcloud compute tpus tpu-vm)
+  first=(--worker=0)
+  all=(--worker=all)
+  state_field=state
+fi
+
+create() {
+  local flags=("--accelerator-type=$ACCELERATOR_TYPE")
+  if [ "$QUEUED" = no ]; then
+    flags+=("--version=$RUNTIME_VERSION")
+  elif [ "$SLICES" = 1 ]; then
+    flags+=("--runtime-version=$RUNTIME_VERSION" "--node-id=$NAME")
+  else
+    flags+=("--runtime-version=$RUNTIME_VERSION" "--node-count=$SLICES" "--node-prefix=$NAME")
+  fi
+  [ "$CAPACITY" = on-demand ] || flags+=("--$CAPACITY")
+  run "${tpu[@]}" create "$NAME" "${where[@]}" "${flags[@]}"
+  await
+}
+
+state() {
+  run "${tpu[@]}" describe "$NAME" "${where[@]}" "--format=value($state_field)"
+}
+
+# A queued request may wait for days until there are chips; one that failed waits for ever.
+await() {
+  local now
+  if [ "$dry_run" = yes ]; then
+    state
+    return
+  fi
+  while true; do
+    now="$(state)" || now=''
+    case "$now" in
+      ACTIVE | READY) return ;;
+      FAILED | SUSPENDED | PREEMPTED | TERMINATED)
+        refuse "$NAME is $now; see why with '$(quoted "${tpu[@]}" describe "$NAME" "${where[@]}")', then resume"
+        ;;
+    esac
+    echo "$(date +%T) $NAME: ${now:-no answer}"
+    sleep 30
+  done
+}
+
+delete() {
+  local flags=(--quiet)
+  [ "$QUEUED" = no ] || flags+=(--force) # its slices too
+  run "${tpu[@]}" delete "$NAME" "${where[@]}" "${flags[@]}"
+}
+
+on_all() {
+  run "${tpu[@]}" ssh "$NAME" "${where[@]}" "${all[@]}" "--command=$1"
+}
+
+install() {
+  local url
+  url="$(quoted "${ARCHIVES%/}/$commit.tar.gz")"
+  warn_of_changes
+  need_program gcloud
+  run_line "git archive --format=tar.gz $commit | gcloud storage cp - $url"
+  # The glob spares the virtual environment, .venv.
+  on_all "{ test ! -e emu_jax/launch/worker.sh || emu_jax/launch/worker.sh stop; } && mkdir -p emu_jax \
+&& rm -rf emu_jax/* && gcloud storage cp $url emu_jax.tar.gz && tar -xzf emu_jax.tar.gz -C emu_jax \
+&& emu_jax/launch/worker.sh install"
+}
+
+# A worker that was rebooted has lost its mount.
+start() {
+  on_all "${MOUNT:+{ $MOUNT; \} && }emu_jax/launch/worker.sh start $(quoted "${train[@]}")"
+}
+
+stop() {
+  on_all "emu_jax/launch/worker.sh stop"
+}
+
+resume() {
+  local now=SUSPENDED # the most there can be to do, for --dry-run
+  if [ "$dry_run" = yes ]; then state; else now="$(state 2> /dev/null)" || now=''; fi
+  if [[ "$now" =~ ^(ACTIVE|READY)$ ]]; then
+    stop
+    start
+    return
+  fi
+  if [[ "$now" =~ ^(FAILED|SUSPENDED|PREEMPTED|TERMINATED)$ ]]; then
+    delete
+    now=''
+  fi
+  if [ -z "$now" ]; then create; else await; fi
+  install
+  start
+}
+
+status() {
+  state
+  on_all "emu_jax/launch/worker.sh status"
+}
+
+logs() {
+  run "${tpu[@]}" ssh "$NAME" "${where[@]}" "${first[@]}" "--command=emu_jax/launch/worker.sh log"
+}
+
+case "$command" in
+  run) start ;;
+  *) "$command" ;;
+esac

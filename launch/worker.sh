@@ -1,0 +1,72 @@
+#!/usr/bin/env bash
+# What launch/tpu-vm.sh runs on every worker: install | start ARGUMENTS | status | log | stop.
+# The job is `emu-jax train ARGUMENTS`; its log and process id are in ~/emu_jax_job.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+job="$HOME/emu_jax_job"
+mkdir -p "$job"
+
+# Whether the job lives; after a reboot another process may have its id.
+running() {
+  [ -s "$job/pid" ] && grep -qas emu-jax "/proc/$(cat "$job/pid")/cmdline"
+}
+
+install() {
+  # shellcheck disable=SC2034  # environment.sh reads it
+  local FETCH_PYTHON=yes
+  # shellcheck source=launch/environment.sh
+  source launch/environment.sh
+  install_emu_jax '.[tpu]'
+  echo "$(hostname): installed $(command -v emu-jax), $(python -V)"
+}
+
+start() {
+  if running; then
+    echo "launch/worker.sh: $(hostname): a job runs already, process $(cat "$job/pid"); stop it first" >&2
+    exit 2
+  fi
+  # A session of its own outlives the connection, and can be ended as a whole.
+  # shellcheck disable=SC2016  # expanded there
+  PATH="$PWD/.venv/bin:$PATH" setsid bash -c '
+    trap : TERM # emu-jax saves first, and this waits for it
+    echo "--- $(date -u +%FT%TZ) emu-jax train $*"
+    emu-jax train "$@" && code=0 || code=$?
+    echo "--- $(date -u +%FT%TZ) ended with exit code $code"
+  ' emu-jax "$@" >> "$job/log" 2>&1 < /dev/null &
+  echo $! > "$job/pid"
+  echo "$(hostname): started, process $!"
+}
+
+status() {
+  if running; then
+    echo "$(hostname): running, process $(cat "$job/pid")"
+  else
+    echo "$(hostname): no job runs"
+  fi
+  [ ! -e "$job/log" ] || tail -n 1 "$job/log"
+}
+
+log() {
+  tail -n 100 -F "$job/log"
+}
+
+# Ends the job and waits for it to save, 10 minutes at most: a TPU serves one process at a time.
+stop() {
+  local group
+  running || return 0
+  group="$(cat "$job/pid")"
+  kill -TERM -- "-$group"
+  for _ in $(seq 1200); do
+    running || return 0
+    sleep 0.5
+  done
+  kill -KILL -- "-$group"
+}
+
+case "${1:-}" in
+  install | start | status | log | stop) "$@" ;;
+  *)
+    echo "launch/worker.sh: '${1:-}' is no command; expected install, start ARGUMENTS, status, log or stop" >&2
+    exit 2
+    ;;
+esac
