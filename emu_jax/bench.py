@@ -29,7 +29,7 @@ from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
-from emu_jax.plan.topology import CHIPS, KINDS
+from emu_jax.plan.topology import peak_flops
 from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh
 from emu_jax.train.metrics import COUNTED
@@ -44,15 +44,6 @@ BATCHES = (1, 8)  # prompts decoded, pictures drawn at a time
 TOKENS = 64  # of a prompt, and again of its continuation, unless the model's context is shorter
 INPUT_BATCHES = 16  # timed together: the pipeline reads ahead
 SECONDS = 0.2  # a repetition takes at least: short calls are run several times, without waiting in between
-
-# Peak FLOP/s in bfloat16, dense, by the beginning of what JAX calls the device; from NVIDIA's data sheets.
-GPUS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +161,8 @@ def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: i
         return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
 
     # The LLM over prompt and continuation, and the token head over the continuation alone.
-    flops = emu.forward_flops(config, 0, rows, 2 * tokens)["llama"]
+    forward = emu.forward_flops(config, 0, rows, 2 * tokens)
+    flops = forward["llama"] + forward["attention"]
     flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
     shape = f"{rows} x {tokens} tokens after {tokens}"
     units = {"tokens": float(rows * tokens)}
@@ -192,31 +184,16 @@ def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: i
             return sample(params, table, noise, condition, other, GUIDANCE, config=config)
 
         calls = len(table.timestep)  # each of both halves, with and without the condition
-        flops = calls * _unet_flops(config, params, 2 * pictures, latent, model.causal.queries)
+        flops = calls * sum(unet.forward_flops(config, 2 * pictures, latent, model.causal.queries).values())
         what = f"{pictures} of {latent} x {latent}, {STEPS} steps"
         units = {"pictures": float(pictures)}
         found.append(_measured("draw", what, timed(run, repetitions), units, flops, jax.devices()[:1]))
     return found
 
 
-def _unet_flops(config: unet.UNetConfig, params: unet.Params, rows: int, latent: int, queries: int) -> float:
-    """FLOPs of one U-Net call, as XLA counts the program before it optimises it; 0 where XLA counts nothing."""
-    noise = jax.ShapeDtypeStruct((rows, latent, latent, config.latent_channels), jnp.float32)
-    steps = jax.ShapeDtypeStruct((rows,), jnp.int32)
-    condition = jax.ShapeDtypeStruct((rows, queries, config.condition_dim), jnp.float32)
-    lowered = jax.jit(unet.apply, static_argnames="config").lower(params, noise, steps, condition, config=config)
-    flops = float((lowered.cost_analysis() or {}).get("flops", 0.0))
-    # Long attention is a loop or a kernel, which XLA counts once or not at all.
-    for level, (width, attends) in enumerate(zip(config.block_channels, config.attention_blocks, strict=True)):
-        pixels = (latent >> level) ** 2
-        if flops and attends and pixels >= unet.LONG_ATTENTION:
-            flops += 4.0 * rows * (2 * config.layers_per_block + 1) * pixels**2 * width
-    return flops
-
-
 def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timing:
     objective, optimizer = experiment.objective, OptimizerConfig.from_dict(config.optimizer)
-    optimizer.check_parts(objective.logical_axes)
+    optimizer.check_parts(objective.split(objective.logical_axes)[0])
     mesh = make_mesh(config.train.mesh)
     arrays = next(experiment.stream)
     counts = experiment.stream.describe(arrays)
@@ -251,15 +228,6 @@ def _measured(
     memory = max(float(stat.get("peak_bytes_in_use", 0)) for stat in stats)
     peak = peak_flops(devices[0].device_kind)
     return Timing(name, shape, seconds, units, flops, len(devices), peak, memory)
-
-
-def peak_flops(kind: str) -> float:
-    """Of a device that JAX calls so, FLOP/s in bfloat16; 0 where that is not known."""
-    for chip in CHIPS.values():
-        if kind in KINDS[chip.accelerator]:
-            return chip.flops
-    known = [name for name in GPUS if kind.startswith(name)]
-    return GPUS[max(known, key=len)] if known else 0.0
 
 
 def describe(timings: Sequence[Timing]) -> str:

@@ -53,7 +53,7 @@ def _prefill(
 
 def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, eos: int) -> Array:
     """[…, D] -> log p [..., V] float32, with </s> forbidden below the minimal length."""
-    scores = jax.nn.log_softmax(llama.lm_head(hidden).astype(jnp.float32), axis=-1)
+    scores = jax.nn.log_softmax(llama.logits(hidden).astype(jnp.float32), axis=-1)
     forbidden = (jnp.arange(scores.shape[-1]) == eos) & (length < decoding.min_length)
     return jnp.where(forbidden, -jnp.inf, scores)
 
@@ -254,6 +254,6 @@ def score_candidates(
     states = states.reshape(count, length, -1)
     first = jnp.broadcast_to(hidden[:, None], (count, 1, hidden.shape[-1]))
     before = jnp.concatenate([first, states[:, :-1]], axis=1)  # [M, N, D], what predicts each token
-    scores = jax.nn.log_softmax(llama.lm_head(before).astype(jnp.float32), axis=-1)
+    scores = jax.nn.log_softmax(llama.logits(before).astype(jnp.float32), axis=-1)
     picked = jnp.take_along_axis(scores, jnp.maximum(candidates, 0)[..., None], axis=-1)[..., 0]  # [M, N]
     return -jnp.where(candidates >= 0, picked, 0.0).sum(1)

@@ -28,7 +28,7 @@ from emu_jax.models.layers import (
     stack,
 )
 from emu_jax.models.packed_attention import KERNELS, packed_attention
-from emu_jax.train.mesh import constrain
+from emu_jax.train.mesh import constrain, platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,9 +96,22 @@ class LlamaAttention(nnx.Module):
 
     def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
         """x [B, S, D] -> rotated q, rotated k, v, each [B, N, S, H]."""
-        q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (self.q(x), self.k(x), self.v(x)))
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        if x.shape[1] == 1:
+            # TPU's compiler would multiply by kernels cut into heads, which it lays out anew for every token.
+            q, k, v = jax.lax.optimization_barrier((q, k, v))
+        q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (q, k, v))
         heads = (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)  # 3 x [B, S, N, H]
         return checkpoint_name(tuple(y.swapaxes(1, 2) for y in heads), "qkv")
+
+    def attend(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
+        """Attention to a cache: q [B, N, T, H], k, v [B, N, C, H], mask bool [B, 1, T, C] -> [B, N, T, H]."""
+        length = q.shape[2]
+        if length == 1 and platform() == "tpu":
+            # A single query is multiplied outside the matrix units, from a cache laid out for that: up to twice the
+            # traffic. Eight alike cost nothing and read the cache as it is.
+            q = jax.lax.optimization_barrier(jnp.broadcast_to(q, (*q.shape[:2], 8, q.shape[3])))
+        return attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)[:, :, :length]
 
     def merge(self, mixed: Array) -> Array:
         """Output projection of all heads' mixtures: [B, N, S, H] -> [B, S, D]."""
@@ -152,7 +165,7 @@ class LlamaBlock(nnx.Module):
         k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
         v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
         k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, N, C, H]
-        x = x + self.attn.merge(attention(q, k_layer, v_layer, scale=self.attn.head_dim**-0.5, mask=mask))
+        x = x + self.attn.merge(self.attn.attend(q, k_layer, v_layer, mask))
         return x + self.mlp(self.mlp_norm(x)), k, v
 
 
@@ -193,6 +206,10 @@ class Llama(nnx.Module):
         x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
 
+    def logits(self, hidden: Array) -> Array:
+        """Hidden states [B, …, D] -> logits [B, …, V], each device those of its part of the vocabulary."""
+        return constrain(self.lm_head(hidden), ("batch", *(None,) * (hidden.ndim - 2), "vocab"), uneven=True)
+
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
         """An empty cache of `capacity` slots for `batch` rows."""
         c = self.config
@@ -212,7 +229,7 @@ class Llama(nnx.Module):
         valid: Array | None = None,
         mask: Array | None = None,
         *,
-        unroll: bool = False,
+        unroll: int = 1,
     ) -> tuple[Array, KVCache]:
         """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
 
@@ -222,7 +239,7 @@ class Llama(nnx.Module):
           valid: bool [B, T], False at left padding (default: all True).
           mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
             it the T positions need not be one sequence: beam search appends one token of each beam.
-          unroll: write the layers out instead of scanning them.
+          unroll: layers written out in the body of the loop over depth.
         """
         c = self.config
         batch, length, _ = embeddings.shape
@@ -243,5 +260,5 @@ class Llama(nnx.Module):
 
         layers = jnp.arange(c.layers)
         carry = (embeddings, cache.k, cache.v)
-        (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=c.layers if unroll else 1)
+        (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=unroll)
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

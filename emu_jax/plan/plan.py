@@ -46,7 +46,8 @@ class Plan:
       memory: by kind; their sum is the peak. compile_s: of the real step.
       cost: of the whole step; by_part: of all layers of a part, and `rest`.
       model_flops: analytic, by part, of the whole step over all devices, without what remat repeats.
-      agreement: counted over analytic FLOPs of a small step without remat, attention kernels left out of both.
+      agreement: counted over analytic FLOPs of a small step without remat, attention kernels left out of both; not a
+        number for decoding, which waits for memory.
       times: of a step: roofline; with attention kernels; with the interconnect fully exposed too.
       interconnect_s: of all collectives one after the other. peak_flops: of a chip. bandwidth: of a device's HBM.
     """
@@ -118,7 +119,12 @@ def make_plan(
     compile_s = time.monotonic() - started
 
     total, by_part, agreement = Cost(math.nan, math.nan, math.nan, math.nan), {}, math.nan
-    if timed:
+    if timed and decode_rows:
+        # A loop of one layer after the other, and one of two at a time: the difference is a layer.
+        layer = decode(config, mesh, decode_rows, unroll=2).build()[1] - whole
+        by_part = {"llama": layer * config.model.llama.layers, "rest": whole - layer}
+        total = sum(by_part.values(), Cost())
+    elif timed:
         agreement = _agreement(make, config, kind, mesh)
         parts = SCANNED[kind]
         total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})

@@ -108,13 +108,14 @@ def kernel_flops(program: str, context: int) -> float:
         if match is None:
             continue
         shapes = [[int(n) for n in array["shape"].split(",") if n] for array in ARRAY.finditer(match["results"])]
-        block = shapes[0][-2]  # scratch memory first
-        rows, heads, length, head_dim = next(shape for shape in shapes if len(shape) == 4)
+        *rows, block, _ = shapes[0]  # scratch memory first; a single row has no axis
+        *_, heads, length, head_dim = next(shape for shape in shapes if len(shape) == len(shapes[0]) + 1)
         if match["phase"] != "dkv":  # queries, a device's share of the row
             length *= context
         blocks = length // block
         computed = (blocks + 1) / (2 * blocks) if "segmented" in match["name"] else 1.0
-        total += 2.0 * PRODUCTS[match["phase"]] * rows * heads * length * length / context * head_dim * computed
+        scores = math.prod(rows) * heads * length * length / context * computed
+        total += 2.0 * PRODUCTS[match["phase"]] * scores * head_dim
     return total
 
 

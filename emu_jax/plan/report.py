@@ -38,21 +38,24 @@ def describe(plan: Plan) -> str:
             f"{_scaled(cost.kernel_flops, 'FLOP'):>14s}{_scaled(cost.traffic, 'B'):>12s}"
             for part, cost in plan.by_part.items()
         ),
-        f"counted FLOPs are {plan.agreement:.3f} of the model's (a small step without remat)",
     ]
-    if not plan.trusted:
-        return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
+    if plan.kind != "decode":
+        lines.append(f"counted FLOPs are {plan.agreement:.3f} of the model's (a small step without remat)")
+        if not plan.trusted:
+            return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
     if math.isnan(plan.times["roofline"]):
         return "\n".join([*lines, "no time: the compiler does not cost every operation of the step on these devices"])
     lines += ["", f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):"]
     for name, seconds in plan.times.items():
-        lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{plan.mfu(seconds):8.1%} MFU")
+        share = "" if plan.kind == "decode" else f"{plan.mfu(seconds):8.1%} MFU"
+        lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{share}")
     if plan.kind == "decode":
         read = plan.memory["weights read"] + plan.memory["cache"]
-        lines.append(
-            f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({_scaled(read, 'B')} a device), "
-            f"which take {read / plan.bandwidth * 1e3:.2f} ms at the bandwidth of HBM"
-        )
+        bound = read / plan.bandwidth
+        lines += [
+            f"  {'bandwidth of HBM alone':28s}{bound:9.4f} s a step{_rate(plan, bound)}",
+            f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({_scaled(read, 'B')} a device)",
+        ]
     return "\n".join([*lines, f"hint: {hint(plan)}"])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.layout import Format, Layout
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -195,8 +196,11 @@ def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
 # ---- decoding ------------------------------------------------------------------------------------------------------
 
 
-def decode(config: ConfigDict, mesh: Mesh, rows: int) -> Step:
-    """One token for each of `rows` sequences with a full cache of `config.model.llama.context` slots."""
+def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
+    """One token for each of `rows` sequences with a full cache of `config.model.llama.context` slots.
+
+    `unroll` layers are written out in the loop over depth.
+    """
     config = config.copy_and_resolve_references()
     config.model.param_dtype = config.model.dtype  # what is served
     model = _emu(config)
@@ -218,20 +222,24 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int) -> Step:
     def step(params: dict, tokens: Array, cache: KVCache) -> tuple[Array, KVCache]:
         network = emu.bind(model, params).llama
         position = jnp.broadcast_to(cache.index, tokens.shape)
-        hidden, cache = network.decode(network.embed(tokens).astype(model.dtype), position, cache, unroll=model.unroll)
-        return network.lm_head(hidden).argmax(-1).astype(jnp.int32), cache
+        hidden, cache = network.decode(network.embed(tokens).astype(model.dtype), position, cache, unroll=unroll)
+        return network.logits(hidden).argmax(-1).astype(jnp.int32), cache
 
     def compile(options: dict[str, Any]) -> jax.stages.Compiled:
-        layout = jax.tree.map(lambda leaf: leaf.sharding, cache)
-        outputs = (by_row["tokens"].sharding, layout)
-        lowered = jax.jit(step, donate_argnums=2, out_shardings=outputs).lower(params, by_row["tokens"], cache)
-        return lowered.compile(compiler_options=options)
+        # The compiler lays the cache out, as it does where this step is the body of a loop (`generate/text.py`).
+        free = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), (by_row["tokens"], cache))
+        fixed = jax.tree.map(lambda leaf: leaf.sharding, params)
+        wrapped = jax.jit(step, donate_argnums=2, in_shardings=(fixed, *free), out_shardings=free)
+        return wrapped.lower(params, by_row["tokens"], cache).compile(compiler_options=options)
 
     matmuls = llama.layers * (4 * llama.width**2 + 3 * llama.width * llama.mlp_dim) + llama.width * llama.vocab_size
     attention = 2 * llama.layers * llama.width * llama.context
-    # The regression head and, but for the rows looked up, the token embedding are held and not read.
+    # The regression head and, but for the rows looked up, the token embedding are held and not read; of a token head
+    # that does not divide, each device needs its part.
     weights = params["llama"]
-    read = size(weights) - size(weights["regress_head"]) - size(weights["embed"])
+    head = weights["lm_head"]["kernel"]
+    read = size(weights) - size(weights["regress_head"]) - size(weights["embed"]) - size(head)
+    read += math.prod(head.shape) * head.dtype.itemsize / mesh.shape["tensor"]
     return Step(
         rows=rows,
         row_name="sequences",
@@ -253,7 +261,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int) -> Step:
 
 # The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
 PARTS = ("vision", "causal", "llama")
-SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: (), decode: ("llama",)}
+SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: ()}
 
 
 def shallow(config: ConfigDict, depths: dict[str, int]) -> ConfigDict:

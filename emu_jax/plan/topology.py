@@ -53,6 +53,14 @@ KINDS = {
     "v5p": ("TPU v5", "TPU v5p"),
     "v6e": ("TPU v6 lite", "TPU v6e"),
 }
+# Peak FLOP/s in bfloat16, dense, by the beginning of what JAX calls the device; from NVIDIA's data sheets.
+GPUS = {
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100 PCIe": 756e12,
+    "NVIDIA H100 NVL": 835e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
 HERE = "here"
 EXPECTED = (
     "a generation and the chips along its axes, as in v5p:4x4x4, v5e:16x16, v6e:16x16 or v4:4x4x4; 2*v5p:4x4x4 for "
@@ -109,12 +117,21 @@ def describe(name: str) -> Topology:
     return Topology(name, chip, chips * slices, list(devices))
 
 
+def peak_flops(kind: str) -> float:
+    """Of a device that JAX calls so, FLOP/s in bfloat16; 0 where that is not known."""
+    for chip in CHIPS.values():
+        if kind in KINDS[chip.accelerator]:
+            return chip.flops
+    known = [name for name in GPUS if kind.startswith(name)]
+    return GPUS[max(known, key=len)] if known else 0.0
+
+
 def _here() -> Topology:
     devices = jax.devices()
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:  # a CPU's devices share the machine's
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     kind = devices[0].device_kind
-    known = next((chip for chip in CHIPS.values() if kind in KINDS.get(chip.accelerator, ())), None)
-    chip = known or Chip(kind, 1, math.nan, float(memory), math.nan, math.nan, math.nan)
+    known = next((chip for chip in CHIPS.values() if kind in KINDS[chip.accelerator]), None)
+    chip = known or Chip(kind, 1, peak_flops(kind) or math.nan, float(memory), math.nan, math.nan, math.nan)
     return Topology(HERE, chip, len(devices), devices)

@@ -79,16 +79,19 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(np.stack(within), AXES, axis_types=types)
 
 
-def partition_spec(logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def partition_spec(
+    logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, *, uneven: bool = False
+) -> PartitionSpec:
     """The table's mesh axes for one array.
 
-    A dimension that they do not divide is split over as many of the first of them as do, and else whole everywhere.
+    A dimension that they do not divide is split over as many of the first of them as do, and else whole everywhere;
+    `uneven` splits it all the same.
     """
     entries = []
     for name, size in zip(logical, shape, strict=True):
         axes = TABLE[name]
         names = (axes,) if isinstance(axes, str) else axes or ()
-        while names and size % math.prod(mesh.shape[axis] for axis in names):
+        while names and not uneven and size % math.prod(mesh.shape[axis] for axis in names):
             names = names[:-1]
         split = math.prod(mesh.shape[axis] for axis in names) > 1
         entries.append((names if len(names) > 1 else names[0]) if split else None)
@@ -115,12 +118,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def constrain(x: jax.Array, logical: Sequence[str | None]) -> jax.Array:
-    """Asks the compiler to lay activations out by the table; nothing outside `jax.set_mesh`."""
+def constrain(x: jax.Array, logical: Sequence[str | None], *, uneven: bool = False) -> jax.Array:
+    """Asks the compiler to lay activations out by the table; nothing outside `jax.set_mesh`.
+
+    Results may be split unevenly, with the last devices holding less; arguments of a program may not.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
         return x
-    return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh))
+    return jax.lax.with_sharding_constraint(x, partition_spec(logical, x.shape, mesh, uneven=uneven))
 
 
 def devices_of(logical: str, size: int) -> int:

@@ -67,6 +67,9 @@ def test_flops_of_attention_kernels():
     product = 2 * 2 * 4 * 256 * 256 * 128
     causal = 10 / 16  # four blocks a side, on the diagonal and below
     assert kernel_flops(KERNELS, 1) == product * ((2 + 5) * causal + 2)
+    assert kernel_flops(KERNELS.replace("[2,", "[").replace("[4,2,", "[4,"), 1) == product / 2 * (
+        (2 + 5) * causal + 2
+    ), "a single row"
 
 
 @pytest.mark.parametrize("name", ["v5p", "v5p:4", "v9:2x2", "v5p:2x2x2x2", "v5e:ax2"])
