@@ -27,7 +27,7 @@ from emu_jax.config import override
 from emu_jax.errors import UserError
 from emu_jax.plan.program import Cost
 from emu_jax.plan.steps import SCANNED, Step, decode, shallow, step_kind
-from emu_jax.plan.topology import Topology
+from emu_jax.plan.topology import Chip, Topology
 from emu_jax.train.mesh import AXES, make_mesh
 
 AGREEMENT = 0.05  # counted and analytic FLOPs of a small step without remat may differ by so much
@@ -129,12 +129,12 @@ def make_plan(
         parts = SCANNED[kind]
         total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
     total = dataclasses.replace(total, collectives=whole.collectives)  # of the program that will run
-    chip, per_device = topology.chip, topology.chips_per_device
-    if total.seconds < total.flops / (chip.flops * per_device):  # no roofline can be: seconds are missing
+    chip = topology.chip
+    if total.seconds < total.flops / chip.flops:  # no roofline can be: seconds are missing
         total = dataclasses.replace(total, seconds=math.nan)
 
-    kernel_s = total.kernel_flops / (chip.flops * per_device * KERNEL_EFFICIENCY)
-    interconnect_s = sum(size / _speed(topology, names) for names, size in total.collectives.items())
+    kernel_s = total.kernel_flops / (chip.flops * KERNEL_EFFICIENCY)
+    interconnect_s = sum(size / _speed(chip, names) for names, size in total.collectives.items())
     times = {"roofline": total.seconds, "with attention kernels": total.seconds + kernel_s}
     times["interconnect fully exposed"] = total.seconds + kernel_s + interconnect_s
     return Plan(
@@ -147,7 +147,7 @@ def make_plan(
         tokens=step.tokens,
         remat=_remat(config, kind),
         memory=_memory(executable, step),
-        capacity=chip.hbm * per_device,
+        capacity=chip.hbm,
         compile_s=compile_s,
         cost=total,
         by_part=by_part,
@@ -156,7 +156,7 @@ def make_plan(
         times=times,
         interconnect_s=interconnect_s,
         peak_flops=chip.flops,
-        bandwidth=chip.bandwidth * per_device,
+        bandwidth=chip.bandwidth,
     )
 
 
@@ -215,11 +215,9 @@ def _memory(executable: jax.stages.Compiled, step: Step) -> dict[str, float]:
     return kinds
 
 
-def _speed(topology: Topology, names: str) -> float:
+def _speed(chip: Chip, names: str) -> float:
     """Bytes a second that a device sends along mesh axes: over the data-centre network where slices take part."""
-    axes = names.split(" ")[0].split("+")
-    chip = topology.chip
-    return (chip.network if "slice" in axes else chip.interconnect) * topology.chips_per_device
+    return chip.network if "slice" in names.split(" ")[0].split("+") else chip.interconnect
 
 
 ROWS_SWEPT = "rows"  # the name under which --compare sweeps rows a device

@@ -11,6 +11,7 @@ import importlib.util
 import math
 import os
 import re
+from typing import Any
 
 import jax
 
@@ -70,16 +71,12 @@ EXPECTED = (
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One slice or several: their chip, how many, and their devices: one a chip, or (v4) one a core."""
+    """One slice or several: their chip, how many, and their devices, one a chip."""
 
     name: str
     chip: Chip
     chips: int
     devices: list[jax.Device]
-
-    @property
-    def chips_per_device(self) -> float:
-        return self.chips / len(self.devices)
 
 
 def describe(name: str) -> Topology:
@@ -107,7 +104,9 @@ def describe(name: str) -> Topology:
     from jax.experimental import topologies
 
     try:
-        more = {"num_slices": slices} if slices > 1 else {}
+        more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+        if kind == "v4":  # both cores of a chip as one device, as they run
+            more["chip_config_name"] = "megacore"
         devices = topologies.get_topology_desc(platform="tpu", topology_name=f"{kind}:{axes}", **more).devices
     except Exception as error:  # libtpu raises JaxRuntimeError, RuntimeError or ValueError, with the reason as its text
         reason = str(error).strip().partition("\n")[0][:200]

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
@@ -74,8 +75,8 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         list(by_slice.values()) if len(by_slice) > 1 else [devices[i * size : (i + 1) * size] for i in range(count)]
     )
     types = (AxisType.Auto,) * len(AXES)
-    # `jax.make_mesh` orders TPU chips so that neighbours in the mesh are neighbours on the wires.
-    within = [jax.make_mesh(shape[1:], AXES[1:], axis_types=types[1:], devices=group).devices for group in groups]
+    # TPU chips are ordered so that neighbours in the mesh are neighbours on the wires, as far as axes can be cut so.
+    within = [mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True) for group in groups]
     return Mesh(np.stack(within), AXES, axis_types=types)
 
 
