@@ -92,7 +92,7 @@ class Interval:
         started = time.monotonic()
         batch = next(batches)
         self._wait += time.monotonic() - started
-        self._batches.append(batches.describe(batch))
+        self._batches.append(batches.describe())
         return batch
 
     def finish(self) -> dict[str, float]:

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from emu_jax.data.packing import batch_metrics
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
@@ -105,12 +105,59 @@ def test_state_of_another_stream_is_refused(open_pipeline, change):
         open_pipeline(**change).set_state(state)
 
 
-def test_hosts_read_disjoint_records(open_pipeline):
-    keys = []
-    for index in range(2):
-        tokens = np.concatenate([b["tokens"] for b in take(open_pipeline(process_index=index, process_count=2), 20)])
-        keys.append({tuple(row) for row in tokens})
-    assert not keys[0] & keys[1]
+def gather(hosts: list[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
+    """Every host's batches -> global batches, as `jax.make_array_from_process_local_data` puts them together."""
+    return [{name: np.concatenate([b[name] for b in parts]) for name in parts[0]} for parts in zip(*hosts, strict=True)]
+
+
+def test_hosts_together_read_the_batches_of_one(open_pipeline):
+    """Whatever their number: four read on where two have stopped."""
+    settings = {"batch_rows": 4}
+    one = open_pipeline(**settings)
+    expected, described = [], []
+    for batch in itertools.islice(one, 12):
+        expected.append(batch)
+        described.append(one.describe())
+    two = [open_pipeline(**settings, process_index=i, process_count=2) for i in range(2)]
+    assert_same(gather([take(host, 7) for host in two]), expected[:7])
+    assert [host.describe() for host in two] == [described[6]] * 2
+    states = [json.loads(json.dumps(host.get_state())) for host in two]
+    assert states[0] == states[1]
+    four = [open_pipeline(**settings, process_index=i, process_count=4) for i in range(4)]
+    for host in four:
+        host.set_state(states[0])
+    assert_same(gather([take(host, 5) for host in four]), expected[7:])
+    assert [host.describe() for host in four] == [described[11]] * 4
+
+
+def test_worker_processes_of_a_host_build_its_rows(open_pipeline):
+    one = open_pipeline(workers=2, batch_rows=3)
+    expected = [{name: rows[1:2] for name, rows in batch.items()} for batch in take(one, 6)]
+    host = open_pipeline(workers=2, batch_rows=3, process_index=1, process_count=3)
+    assert_same(take(host, 4), expected[:4])
+    state = json.loads(json.dumps(host.get_state()))
+    host.set_state(state)
+    assert_same(take(host, 2), expected[4:])
+
+
+def test_rows_must_divide_over_hosts(open_pipeline):
+    with pytest.raises(UserError, match=r"config\.data\.batch_rows=2 does not divide over 4 hosts"):
+        open_pipeline(process_index=0, process_count=4)
+
+
+def test_examples_of_hosts_are_those_of_one():
+    data = ExamplesConfig(source="fluent_emoji", split="heldout_combinations", seed=0, batch=4)
+    pictures = Pictures(data.source, data.split, SIZE)
+    hosts = {
+        n: [ExamplePipeline(pictures, data, process_index=i, process_count=n) for i in range(n)] for n in (1, 2, 4)
+    }
+    expected = take(hosts[1][0], 50)  # more than an epoch of 140
+    assert_same(gather([take(host, 40) for host in hosts[2]]), expected[:40])
+    for host in hosts[4]:
+        host.set_state(json.loads(json.dumps(hosts[2][0].get_state())))
+    assert_same(gather([take(host, 10) for host in hosts[4]]), expected[40:])
+    for host in itertools.chain(*hosts.values()):
+        host.close()
 
 
 def test_every_record_of_an_epoch_comes_once(tokenizer):
@@ -120,8 +167,8 @@ def test_every_record_of_an_epoch_comes_once(tokenizer):
     pictures, documents = set(), 0
     while documents < 140:
         batch = next(pipeline)
-        documents += int(batch_metrics(batch)["documents"])
-        used = batch["images"][0, : int(batch_metrics(batch)["pictures"])]
+        documents += int(pipeline.describe()["documents"])
+        used = batch["images"][0, : int(pipeline.describe()["pictures"])]
         pictures |= {picture.tobytes() for picture in used}
     assert (documents, len(pictures)) == (140, 140)
     pipeline.close()
