@@ -1,6 +1,7 @@
 """The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | convert | export.
 
-Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
+Parses arguments and calls one function; every error a user can cause is one line and exit code 2. `train` has two exit
+codes more: 75 when SIGTERM stopped it and it saved, 69 when another process of its job was lost.
 """
 
 from __future__ import annotations
@@ -139,9 +140,15 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
+    from emu_jax.train import distributed
     from emu_jax.train.loop import train as run
 
-    run(load_config(options.config, overrides), options.workdir)
+    try:
+        with distributed.job():
+            run(load_config(options.config, overrides), options.workdir)
+    except distributed.Preempted as stopped:
+        print(f"emu-jax train: {stopped}", file=sys.stderr)
+        return distributed.EXIT_PREEMPTED
     return 0
 
 

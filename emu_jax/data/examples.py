@@ -7,14 +7,14 @@ Several hosts read the rows of one host's batches, each its own; a state does no
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from emu_jax.data.document import Image
-from emu_jax.data.pipeline import STREAM, check_fingerprint, own_rows
+from emu_jax.data.pipeline import STREAM, check_fingerprint
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.errors import UserError, check_fields
 
@@ -78,28 +78,26 @@ class Pictures:
 class _Share(grain.MapDataset):
     """Of every `batch` elements the ones at `own`."""
 
-    def __init__(self, parent: grain.MapDataset, batch: int, own: slice):
+    def __init__(self, parent: grain.MapDataset, batch: int, own: Sequence[int]):
         super().__init__(parent)
         self._batch, self._own = batch, own
 
     def __len__(self) -> int:
-        return len(self._parent) // self._batch * (self._own.stop - self._own.start)
+        return len(self._parent) // self._batch * len(self._own)
 
     def __getitem__(self, index: int) -> Any:
-        batch, place = divmod(index, self._own.stop - self._own.start)
-        return self._parent[batch * self._batch + self._own.start + place]
+        batch, place = divmod(index, len(self._own))
+        return self._parent[batch * self._batch + self._own[place]]
 
 
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
     Args:
-      process_index, process_count: which rows of every batch are this host's.
+      own: this host's rows of every batch (`train.mesh.own_rows`); None: all.
     """
 
-    def __init__(self, source: ExampleSource, data: ExamplesConfig, *, process_index: int = 0, process_count: int = 1):
-        if data.batch % process_count:
-            raise UserError(f"config.data.batch={data.batch} does not divide over {process_count} hosts")
+    def __init__(self, source: ExampleSource, data: ExamplesConfig, *, own: Sequence[int] | None = None):
         self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "stream": STREAM}
         del self.fingerprint["source"]  # a path may move; what it holds is what counts
         records = (
@@ -109,8 +107,8 @@ class ExamplePipeline:
             .repeat()
             .random_map(lambda index, rng: source.example(int(index), rng))
         )
-        own = own_rows(data.batch, process_index, process_count)
-        batches = _Share(records, data.batch, own).batch(own.stop - own.start, drop_remainder=True)
+        own = range(data.batch) if own is None else own
+        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True)
         self._batch = data.batch
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 

@@ -6,16 +6,16 @@ fields of `models.emu.Batch`, the same for the same seed, whose state is saved a
     indices ─ shuffle, repeat ─ documents ─ tokens ─ window of `packing_window` records ─ pack ─ rows ─ batch
              (a MapDataset: any position of the stream can be computed alone)            (state: window, row in it)
 
-Several hosts plan the same stream: each reads and packs the texts of all rows, but decodes pictures of its own rows
-alone, `rows[i * B / N : (i + 1) * B / N]` of every batch. So N hosts train on the batches of one, and a state does not
-depend on their number.
+Several hosts plan the same stream: each reads and packs the texts of all rows, but decodes the pictures of those rows
+of every batch alone that its devices hold. So N hosts train on the batches of one, and a state does not depend on
+their number.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -166,7 +166,7 @@ class Pipeline:
       data: `config.data`.
       tokenizer: its vocabulary is the model's.
       queries, image_size: Q and pixels of a side, as the model reads pictures.
-      process_index, process_count: which rows of every batch are this host's.
+      own: this host's rows of every batch (`train.mesh.own_rows`); None: all.
     """
 
     def __init__(
@@ -176,23 +176,21 @@ class Pipeline:
         *,
         queries: int,
         image_size: int,
-        process_index: int = 0,
-        process_count: int = 1,
+        own: Sequence[int] | None = None,
     ):
         source = open_source(data.source, data.split, image_size, data.pairs)
-        if data.batch_rows % process_count:
-            raise UserError(f"config.data.batch_rows={data.batch_rows} does not divide over {process_count} hosts")
         if len(source) < data.packing_window:
             data = dataclasses.replace(data, packing_window=len(source))
         self.fingerprint = _fingerprint(data, source, tokenizer, queries, image_size)
-        own = own_rows(data.batch_rows, process_index, process_count)
+        places = list(range(data.batch_rows) if own is None else own)
+        mine = set(places)
         sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": image_size}
 
         def build(documents: list[TokenizedDocument], place: int) -> dict[str, np.ndarray]:
-            return build_row(documents, **sizes, pad_id=tokenizer.pad_id, with_images=own.start <= place < own.stop)
+            return build_row(documents, **sizes, pad_id=tokenizer.pad_id, with_images=place in mine)
 
         def assemble(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-            batch = {name: np.stack([row[name] for row in rows[own]]) for name in rows[own.start]}
+            batch = {name: np.stack([rows[place][name] for place in places]) for name in rows[places[0]]}
             return batch | {"whole": {name: np.stack([row[name] for row in rows]) for name in DESCRIBING}}
 
         rows = _Rows(data)
@@ -264,12 +262,6 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
                 "use the same config.data, or a new work directory"
             )
-
-
-def own_rows(batch: int, process_index: int, process_count: int) -> slice:
-    """A host's places in a batch of so many rows; the processes' devices follow one another in the mesh just so."""
-    share = batch // process_count
-    return slice(process_index * share, (process_index + 1) * share)
 
 
 def _fingerprint(

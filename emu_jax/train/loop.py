@@ -21,12 +21,13 @@ from ml_collections import ConfigDict
 
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
+from emu_jax.train import distributed
 from emu_jax.train.beginning import begin, check_init
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.experiment import make_experiment
-from emu_jax.train.mesh import batch_shardings, make_mesh
-from emu_jax.train.metrics import Interval, MetricsWriter, plot_metrics
-from emu_jax.train.objective import Batch, Objective
+from emu_jax.train.mesh import batch_shardings, make_mesh, own_rows, put_rows
+from emu_jax.train.metrics import Interval, MetricsWriter, NoWriter, plot_metrics
+from emu_jax.train.objective import Batch
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import compile_step
@@ -86,15 +87,17 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
+      distributed.Preempted: the run was asked to stop by SIGTERM, and has saved its state.
     """
     began = time.monotonic()
+    first_process = jax.process_index() == 0
     # ---- settings: everything that can be refused is refused before anything is written ----------------------------
     settings = TrainConfig.from_dict(config.train)
     optimizer = OptimizerConfig.from_dict(config.optimizer)
-    experiment = make_experiment(config)
+    mesh = make_mesh(settings.mesh)
+    experiment = make_experiment(config, mesh)
     objective, stream, tokenizer = experiment.objective, experiment.stream, experiment.tokenizer
     optimizer.check_parts(objective.logical_axes)
-    mesh = make_mesh(settings.mesh)
     if experiment.rows % optimizer.accumulate_steps:
         raise UserError(
             f"the batch of {experiment.rows} rows does not divide by "
@@ -106,16 +109,21 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
     position = stream.get_state()
     first = next(stream)  # refuses pictures that cannot be read, and says what the step is compiled for
     stream.set_state(position)
-    shardings = batch_shardings(mesh, first)
+    own = own_rows(mesh, experiment.rows)
+    shardings = batch_shardings(mesh, {k: np.empty((experiment.rows, *v.shape[1:]), v.dtype) for k, v in first.items()})
+
+    def put(batch: dict[str, np.ndarray]) -> Batch:
+        return objective.batch(**{k: put_rows(v, own, experiment.rows, shardings[k]) for k, v in batch.items()})
 
     # Leaving this block waits for the last save: a full disk shows nowhere else.
     with (
         contextlib.closing(stream),
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         jax.set_mesh(mesh),
+        distributed.Preemption() as preemption,
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
-        fresh = checkpoints.latest_step() is None
+        fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
             state = begin(create_state(objective, optimizer, settings.seed, mesh), config)
         else:
@@ -127,7 +135,7 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
-        batch = _put(objective, first, shardings)
+        batch = put(first)
         started = time.monotonic()
         compiled = compile_step(objective, optimizer, settings.seed, state, batch)
         compile_seconds = time.monotonic() - started
@@ -136,34 +144,60 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         # ---- how long: a run keeps the number of steps that it once measured ---------------------------------------
         if fresh:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
+            total = distributed.agreed(total)  # every process has timed the steps by its own clock
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
-            write_config(workdir, config)
+            if first_process:
+                write_config(workdir, config)
             checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
         # ---- train: the device is given a step before the results of the one before it are read --------------------
-        writer = MetricsWriter(workdir, start=start, total=total)
+        writer = MetricsWriter(workdir, start=start, total=total) if first_process else NoWriter()
         interval = Interval(experiment.flops)
         previous = None
         for step in range(start + 1, total + 1):
+            distributed.at(distributed.READING, step)
             batch = interval.next_batch(stream)
-            state, metrics = compiled(state, _put(objective, batch, shardings))
+            distributed.at(distributed.COMPUTING, step)
+            state, metrics = compiled(state, put(batch))
             jax.block_until_ready(previous)  # else batches would pile up on the device
             previous = metrics
             writer.flush()
             writer.advance()
             if step % settings.log_every == 0 or step == total:
                 writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})
-            if step % settings.checkpoint_every == 0 or step == total:
+            stopping = preemption.reached(step) and step < total
+            if step % settings.checkpoint_every == 0 or step == total or stopping:
+                distributed.at(distributed.SAVING, step, may_take_long=True)
                 writer.flush()  # a checkpoint's rows are on disk before it is
                 checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
+            if stopping:
+                break
 
         writer.close()
+        distributed.at("ending", step, may_take_long=True)
+
+    if stopping:
+        raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run again to go on")
 
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
-    plot_metrics(workdir)
+    if first_process:
+        plot_metrics(workdir)
     return state
+
+
+def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
+    """The newest checkpoint's step; raises where processes see different ones."""
+    newest = checkpoints.latest_step()
+    steps = distributed.gathered(-1 if newest is None else newest)
+    if len(set(steps)) > 1:
+        process = next(i for i, step in enumerate(steps) if step != steps[0])
+        raise UserError(
+            f"--workdir {workdir}: its newest checkpoint is of step {steps[0]} for process 0, of step {steps[process]} "
+            f"for process {process} (-1: none); expected one folder that all processes share"
+        )
+    return newest
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -200,11 +234,6 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     for name, value in tree.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
-
-
-def _put(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
-    """This host's rows of a batch -> global arrays on the mesh."""
-    return objective.batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
 
 
 def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:

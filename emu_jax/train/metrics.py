@@ -73,6 +73,18 @@ class MetricsWriter:
         self._file.close()
 
 
+class NoWriter:
+    """Stands for `MetricsWriter` on all processes but the first: one of them writes what all of them compute."""
+
+    def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Interval:
     """Times and batch statistics between two logged steps.
 

@@ -41,9 +41,9 @@ def open_pipeline(tokenizer):
     opened = []
 
     def make(**changes) -> Pipeline:
-        hosts = {name: changes.pop(name) for name in ("process_index", "process_count") if name in changes}
+        own = changes.pop("own", None)
         data = dataclasses.replace(DATA, **changes)
-        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, **hosts))
+        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own))
         return opened[-1]
 
     yield make
@@ -106,7 +106,7 @@ def test_state_of_another_stream_is_refused(open_pipeline, change):
 
 
 def gather(hosts: list[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
-    """Every host's batches -> global batches, as `jax.make_array_from_process_local_data` puts them together."""
+    """The batches of hosts that hold a run of rows each -> global batches."""
     return [{name: np.concatenate([b[name] for b in parts]) for name in parts[0]} for parts in zip(*hosts, strict=True)]
 
 
@@ -118,12 +118,12 @@ def test_hosts_together_read_the_batches_of_one(open_pipeline):
     for batch in itertools.islice(one, 12):
         expected.append(batch)
         described.append(one.describe())
-    two = [open_pipeline(**settings, process_index=i, process_count=2) for i in range(2)]
+    two = [open_pipeline(**settings, own=own) for own in ([0, 1], [2, 3])]
     assert_same(gather([take(host, 7) for host in two]), expected[:7])
     assert [host.describe() for host in two] == [described[6]] * 2
     states = [json.loads(json.dumps(host.get_state())) for host in two]
     assert states[0] == states[1]
-    four = [open_pipeline(**settings, process_index=i, process_count=4) for i in range(4)]
+    four = [open_pipeline(**settings, own=[row]) for row in range(4)]
     for host in four:
         host.set_state(states[0])
     assert_same(gather([take(host, 5) for host in four]), expected[7:])
@@ -133,24 +133,18 @@ def test_hosts_together_read_the_batches_of_one(open_pipeline):
 def test_worker_processes_of_a_host_build_its_rows(open_pipeline):
     one = open_pipeline(workers=2, batch_rows=3)
     expected = [{name: rows[1:2] for name, rows in batch.items()} for batch in take(one, 6)]
-    host = open_pipeline(workers=2, batch_rows=3, process_index=1, process_count=3)
+    host = open_pipeline(workers=2, batch_rows=3, own=[1])
     assert_same(take(host, 4), expected[:4])
     state = json.loads(json.dumps(host.get_state()))
     host.set_state(state)
     assert_same(take(host, 2), expected[4:])
 
 
-def test_rows_must_divide_over_hosts(open_pipeline):
-    with pytest.raises(UserError, match=r"config\.data\.batch_rows=2 does not divide over 4 hosts"):
-        open_pipeline(process_index=0, process_count=4)
-
-
 def test_examples_of_hosts_are_those_of_one():
     data = ExamplesConfig(source="fluent_emoji", split="heldout_combinations", seed=0, batch=4)
     pictures = Pictures(data.source, data.split, SIZE)
-    hosts = {
-        n: [ExamplePipeline(pictures, data, process_index=i, process_count=n) for i in range(n)] for n in (1, 2, 4)
-    }
+    rows = {1: [[0, 1, 2, 3]], 2: [[0, 1], [2, 3]], 4: [[0], [1], [2], [3]]}
+    hosts = {count: [ExamplePipeline(pictures, data, own=own) for own in owned] for count, owned in rows.items()}
     expected = take(hosts[1][0], 50)  # more than an epoch of 140
     assert_same(gather([take(host, 40) for host in hosts[2]]), expected[:40])
     for host in hosts[4]:
