@@ -65,10 +65,13 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
 
 
+# One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices.
+_digests = jax.jit(lambda leaves: jax.tree.map(_digest, leaves))
+
+
 def digests(items: Mapping[str, Any]) -> dict[str, int]:
     """A digest for every leaf, by name."""
-    # One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices.
-    values = jax.device_get(jax.jit(lambda leaves: jax.tree.map(_digest, leaves))(_named_leaves(items)))
+    values = jax.device_get(_digests(_named_leaves(items)))
     return {name: int(value) for name, value in values.items()}
 
 

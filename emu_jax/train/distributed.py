@@ -288,29 +288,30 @@ class Watch:
 
     def _judge(self, reports: list[Report]) -> str | None:
         """Which process the job has to end for, in words."""
-        now, hung = time.monotonic(), []
+        now = time.monotonic()
         for report in reports:
-            name = f"process {report.process} of {self._count} ({report.host})"
             beat, when = self._heard.get(report.process, (0, now))
             if report.beat != beat:
                 self._heard[report.process] = report.beat, now
             # A failure that this process shares, such as a wrong setting, it had rather tell itself.
             if report.failure and now - self._failed.setdefault(report.process, now) > 1.5 * self._interval:
-                return f"{name} ended: {report.failure}"
-            if report.ended or report.failure:
-                continue
-            if report.beat == beat and now - when > self._timeout:
+                return f"{self._name(report)} ended: {report.failure}"
+            if report.beat == beat and now - when > self._timeout and not (report.ended or report.failure):
                 silent = f"no sign of life for {now - when:.0f} s"
-                return f"{name} is lost: {silent}, last seen {report.what}, step {report.step}"
-            if not report.may_take_long and report.seconds > self._timeout:
-                hung.append((report.step, report.what != READING, f"{name} hangs {report.what}, step {report.step}"))
-        # The others wait for the one that hangs: it is behind them.
-        return f"{min(hung)[2]}, for more than {self._timeout:g} s" if hung else None
+                return f"{self._name(report)} is lost: {silent}, last seen {report.what}, step {report.step}"
+        # Who waits for another is not to blame: nobody must have moved, and then it is the one behind the others.
+        if min(report.seconds for report in reports) > self._timeout and not any(r.may_take_long for r in reports):
+            last = min(reports, key=lambda report: (report.step, report.what != READING))
+            return f"{self._name(last)} hangs {last.what}, step {last.step}, for more than {self._timeout:g} s"
+        return None
+
+    def _name(self, report: Report) -> str:
+        return f"process {report.process} of {self._count} ({report.host})"
 
     def _say_goodbye(self) -> None:
         self._last_words.communicate(last_words.GOODBYE.encode())
 
     def _leave(self, message: str, code: int) -> None:
-        print(f"emu-jax train: {message}", file=sys.stderr, flush=True)
+        print(f"\nemu-jax train: {message}", file=sys.stderr, flush=True)  # a progress bar may stand in the line
         self._say_goodbye()
         os._exit(code)  # an orderly exit would wait for the lost one
