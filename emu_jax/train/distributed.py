@@ -3,7 +3,8 @@
 On Cloud TPU VMs, GKE, Slurm and Open MPI they find one another; elsewhere the environment says who is who:
 
     EMU_JAX_COORDINATOR=host:port   where process 0 is reached      EMU_JAX_PROCESSES=N   EMU_JAX_PROCESS=0 … N-1
-    EMU_JAX_TIMEOUT=90              seconds after which a silent process, or a step that does not end, ends the job
+    EMU_JAX_TIMEOUT=90              seconds after which a silent process, or a step that does not end, ends the job;
+                                    three times as long the processes may wait for one another at the start
 
 A process alone is left alone: nothing of this starts.
 
@@ -107,6 +108,23 @@ def _timeout(environment: Mapping[str, str]) -> float:
     return float(text)
 
 
+def _await_coordinator(address: str, seconds: float) -> None:
+    """Returns once process 0 answers; JAX itself ends the process without an error that could be caught."""
+    host, _, port = address.rpartition(":")
+    until = time.monotonic() + seconds
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until:
+                raise UserError(
+                    f"{COORDINATOR}={address}: nothing answers there for {seconds:g} s ({error}); expected process 0, "
+                    "started with the same address"
+                ) from error
+            time.sleep(0.5)
+
+
 # ---- the job ---------------------------------------------------------------------------------------------------------
 
 _watch: Watch | None = None
@@ -126,8 +144,15 @@ def job() -> Iterator[None]:
     if settings is None:
         yield
         return
+    join_timeout = int(3 * timeout)
+    if settings.get("process_id"):
+        _await_coordinator(settings["coordinator_address"], join_timeout)
     try:
-        jax.distributed.initialize(**settings, heartbeat_timeout_seconds=int(timeout) + JAX_WAITS_LONGER)
+        jax.distributed.initialize(
+            **settings,
+            initialization_timeout=join_timeout,
+            heartbeat_timeout_seconds=int(timeout) + JAX_WAITS_LONGER,
+        )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes ({str(error).splitlines()[0][:200]})") from error
     _watch = Watch(timeout)

@@ -14,13 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.train import last_words
 from emu_jax.train.checkpoint import newest_folder
 from emu_jax.train.distributed import EXIT_LOST, EXIT_PREEMPTED, find_job
+from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
-TIMEOUT = 6  # seconds of silence that lose a process
+TIMEOUT = 10  # seconds of silence that lose a process
 LIMIT = 120  # seconds in which all processes must have ended once one is lost
 
 
@@ -93,8 +95,14 @@ def two(tmp_path_factory, documents) -> Path:
     return train(tmp_path_factory.mktemp("two") / "run", documents, processes=2)
 
 
-def test_two_processes_train_as_one(two, documents, tmp_path):
-    assert_losses_agree(train(tmp_path / "one", documents, processes=1, devices=2), two)
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, documents) -> Path:
+    """The work directory of one process with as many devices as `two` have."""
+    return train(tmp_path_factory.mktemp("one") / "run", documents, processes=1, devices=2)
+
+
+def test_two_processes_train_as_one(one, two):
+    assert_losses_agree(one, two)
     assert sorted(path.name for path in two.iterdir()) == [
         *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
     ]
@@ -118,6 +126,7 @@ def test_processes_train_as_one_on_every_mesh(documents, tmp_path, layout):
     assert_losses_agree(one, train(tmp_path / "many", documents, *mesh, processes=processes, devices=devices))
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(two, documents, tmp_path):
     """Started again, it ends bit for bit where two processes that nothing interrupts do."""
     workdir = tmp_path / "run"
@@ -171,14 +180,13 @@ def test_sigterm_to_one_process_saves_and_stops_all(two, documents, tmp_path, pr
     assert_bitwise(two, train(workdir, documents, processes=2))
 
 
-def test_sigterm_to_a_process_alone(documents, tmp_path):
+def test_sigterm_to_a_process_alone(one, documents, tmp_path):
     """It saves at the end of the step that it is in, and goes on bit for bit."""
-    whole = train(tmp_path / "whole", documents, processes=1)
     asked = ("--signal-at", "4", "--signal", "SIGTERM")
-    [(code, error)] = finish(start(tmp_path / "run", documents, *asked, processes=1))
+    [(code, error)] = finish(start(tmp_path / "run", documents, *asked, processes=1, devices=2))
     assert code == EXIT_PREEMPTED and "asked to stop after step 5 of 8: saved" in error, error
     assert newest_folder(tmp_path / "run").name == "5"
-    assert_bitwise(whole, train(tmp_path / "run", documents, processes=1))
+    assert_bitwise(one, train(tmp_path / "run", documents, processes=1, devices=2))
 
 
 @pytest.mark.slow
@@ -190,6 +198,15 @@ def test_a_run_goes_on_with_another_number_of_processes(two, documents, tmp_path
         done = finish(start(workdir, documents, *asked, processes=processes, devices=2 // processes))
         assert {code for code, _ in done} == {EXIT_PREEMPTED}, done
     assert_losses_agree(two, train(workdir, documents, processes=4))
+
+
+def test_nobody_answers_at_the_coordinators_address(documents, tmp_path, capsys, monkeypatch):
+    for name, value in (job_of_two(port := free_port()) | {"EMU_JAX_PROCESS": "1", "EMU_JAX_TIMEOUT": "5"}).items():
+        monkeypatch.setenv(name, value)
+    arguments = ["train", "--config", tiny.__file__, "--workdir", str(tmp_path / "run")]
+    assert main([*arguments, f"--config.data.source={documents}"]) == 2
+    expected = f"emu-jax train: EMU_JAX_COORDINATOR=127.0.0.1:{port}: nothing answers there for 15 s ("
+    assert capsys.readouterr().err.startswith(expected)
 
 
 @pytest.mark.slow
