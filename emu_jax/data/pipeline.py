@@ -194,11 +194,10 @@ class Pipeline:
             return batch | {"whole": {name: np.stack([row[name] for row in rows]) for name in DESCRIBING}}
 
         rows = _Rows(data)
+        # Grain's seeds count the slice `[:]`: without it, the seeds of earlier runs would mean other streams.
         records = (
             grain.MapDataset.range(len(source))
-            .seed(data.seed)[
-                :
-            ]  # Grain's seeds count the slice: without it, the seeds of earlier runs mean other streams
+            .seed(data.seed)[:]
             .shuffle()
             .repeat()
             .random_map(_Documents(source, tokenizer, data, queries))

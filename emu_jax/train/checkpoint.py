@@ -89,8 +89,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        # After an error of one process of several the others do not come: to wait for them would never end.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

@@ -43,7 +43,9 @@ COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_P
 TIMEOUT = "EMU_JAX_TIMEOUT"
 BEATS = "emu_jax/beats/"  # in the coordination service
 HOST = socket.gethostname()
-READING, COMPUTING, SAVING = "reading data", "computing", "saving"  # what a process does in a step
+# What a process does, in this order.
+STARTING, READING, COMPUTING, SAVING = PLACES = ("starting", "reading data", "computing", "saving")
+PATIENT = (STARTING, SAVING)  # they may take longer than the timeout
 JAX_WAITS_LONGER = 20  # seconds: JAX ends a process without naming the lost one
 
 
@@ -166,10 +168,10 @@ def job() -> Iterator[None]:
     _watch.close()
 
 
-def at(what: str, step: int, *, may_take_long: bool = False) -> None:
-    """Notes what this process does now: for others to read, and not to take too long."""
+def at(place: str, step: int) -> None:
+    """Notes which of `PLACES` this process is at: for others to read, and not to stay there too long."""
     if _watch is not None:
-        _watch.at(what, step, may_take_long)
+        _watch.at(place, step)
 
 
 def agreed(value: int) -> int:
@@ -218,16 +220,15 @@ class Report:
     """Where a process stands, as the others read it.
 
     Attributes:
-      beat: counts up. what, step, seconds: what it does, and for how long. failure: why it is about to end.
+      beat: counts up. place, step, seconds: what it does, and for how long. failure: why it is about to end.
     """
 
     process: int
     host: str
     beat: int
-    what: str
+    place: str
     step: int
     seconds: float
-    may_take_long: bool
     failure: str
     ended: bool
 
@@ -246,7 +247,7 @@ class Watch:
         self._process, self._count = jax.process_index(), jax.process_count()
         # Everyone reads everyone's reports: the more there are, the rarer.
         self._interval = min(timeout / 20, max(1.0, self._count / 64))
-        self._place = ("starting", 0, True, time.monotonic())
+        self._place = (STARTING, 0, time.monotonic())
         self._failure, self._ended, self._beat = "", False, 0
         self._heard: dict[int, tuple[int, float]] = {}  # newest beat of a process, and when it came
         self._failed: dict[int, float] = {}  # when a process told of its failure
@@ -258,8 +259,8 @@ class Watch:
         self._thread = threading.Thread(target=self._run, name="emu-jax-watch", daemon=True)
         self._thread.start()
 
-    def at(self, what: str, step: int, may_take_long: bool) -> None:
-        self._place = (what, step, may_take_long, time.monotonic())
+    def at(self, place: str, step: int) -> None:
+        self._place = (place, step, time.monotonic())
 
     def close(self) -> None:
         """Leaves when all others do."""
@@ -304,9 +305,9 @@ class Watch:
     def _exchange(self) -> list[Report]:
         """Tells where this process stands, and reads where all stand."""
         self._beat += 1
-        what, step, may_take_long, began = self._place
+        place, step, began = self._place
         seconds = time.monotonic() - began
-        own = Report(self._process, HOST, self._beat, what, step, seconds, may_take_long, self._failure, self._ended)
+        own = Report(self._process, HOST, self._beat, place, step, seconds, self._failure, self._ended)
         text = json.dumps(dataclasses.asdict(own))
         self._client.key_value_set(f"{BEATS}{self._process}", text, allow_overwrite=True)
         return [Report(**json.loads(value)) for _, value in self._client.key_value_dir_get(BEATS)]
@@ -323,11 +324,11 @@ class Watch:
                 return f"{self._name(report)} ended: {report.failure}"
             if report.beat == beat and now - when > self._timeout and not (report.ended or report.failure):
                 silent = f"no sign of life for {now - when:.0f} s"
-                return f"{self._name(report)} is lost: {silent}, last seen {report.what}, step {report.step}"
-        # Who waits for another is not to blame: nobody must have moved, and then it is the one behind the others.
-        if min(report.seconds for report in reports) > self._timeout and not any(r.may_take_long for r in reports):
-            last = min(reports, key=lambda report: (report.step, report.what != READING))
-            return f"{self._name(last)} hangs {last.what}, step {last.step}, for more than {self._timeout:g} s"
+                return f"{self._name(report)} is lost: {silent}, last seen {report.place}, step {report.step}"
+        # Who waits for another is not to blame: it is the one behind all others, of equals the one that came last.
+        last = min(reports, key=lambda report: (report.step, PLACES.index(report.place), report.seconds))
+        if last.seconds > self._timeout and last.place not in PATIENT:
+            return f"{self._name(last)} hangs {last.place}, step {last.step}, for more than {self._timeout:g} s"
         return None
 
     def _name(self, report: Report) -> str:

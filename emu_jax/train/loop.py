@@ -216,7 +216,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
                 writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})
             stopping = preemption.reached(step) and step < total
             if step % settings.checkpoint_every == 0 or step == total or stopping:
-                distributed.at(distributed.SAVING, step, may_take_long=True)
+                distributed.at(distributed.SAVING, step)
                 writer.flush()  # a checkpoint's rows are on disk before it is
                 with goodput.losing("checkpoint_s"):
                     checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
