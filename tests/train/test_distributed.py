@@ -200,6 +200,7 @@ def test_a_run_goes_on_with_another_number_of_processes(two, documents, tmp_path
     assert_losses_agree(two, train(workdir, documents, processes=4))
 
 
+@pytest.mark.slow
 def test_nobody_answers_at_the_coordinators_address(documents, tmp_path, capsys, monkeypatch):
     for name, value in (job_of_two(port := free_port()) | {"EMU_JAX_PROCESS": "1", "EMU_JAX_TIMEOUT": "5"}).items():
         monkeypatch.setenv(name, value)
