@@ -141,12 +141,12 @@ def _input(experiment: Experiment, repetitions: int) -> Timing:
     counts, seconds = [], []
     for number in range(repetitions + 1):
         started = time.perf_counter()
-        batches = [next(experiment.stream) for _ in range(INPUT_BATCHES)]
+        batches = [(next(experiment.stream), experiment.stream.describe()) for _ in range(INPUT_BATCHES)]
         if number:  # the first one starts threads or processes
             seconds.append((time.perf_counter() - started) / INPUT_BATCHES)
-        counts += [experiment.stream.describe(batch) for batch in batches]
+        counts += [count for _, count in batches]
     units = {name: float(np.mean([count[name] for count in counts])) for name in COUNTED if name in counts[0]}
-    rows = len(jax.tree.leaves(batches[0])[0])
+    rows = len(jax.tree.leaves(batches[0][0])[0])
     return Timing("input", f"{rows} rows", tuple(seconds), {"rows": float(rows)} | units)
 
 
@@ -196,7 +196,7 @@ def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timi
     optimizer.check_parts(objective.split(objective.logical_axes)[0])
     mesh = make_mesh(config.train.mesh)
     arrays = next(experiment.stream)
-    counts = experiment.stream.describe(arrays)
+    counts = experiment.stream.describe()
     with jax.set_mesh(mesh):
         state = create_state(objective, optimizer, config.train.seed, mesh)
         batch = objective.batch(**jax.device_put(arrays, batch_shardings(mesh, arrays)))

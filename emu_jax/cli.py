@@ -1,6 +1,7 @@
 """The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | bench | convert | export.
 
-Parses arguments and calls one function; every error a user can cause is one line and exit code 2.
+Parses arguments and calls one function; every error a user can cause is one line and exit code 2. `train` has two exit
+codes more: 75 when SIGTERM stopped it and it saved, 69 when another process of its job was lost.
 """
 
 from __future__ import annotations
@@ -58,6 +59,12 @@ def _parser() -> argparse.ArgumentParser:
     train = add("train", "Train a config in a work directory; run again, it resumes from the last checkpoint.")
     train.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
     train.add_argument("--workdir", required=True, type=Path, help="checkpoints, metrics and plots go here")
+
+    train.add_argument("--compile-only", action="store_true", help="compile the step, print its memory, write nothing")
+    train.add_argument(
+        "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+    )
+    train.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof, in workdir/profile")
 
     precompute = add("precompute", "Compute once what the decoder trains on: embeddings of texts, latents of pictures.")
     _add_model(precompute)
@@ -158,10 +165,42 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
+    from emu_jax.train import distributed
+    from emu_jax.train.loop import compile_only
     from emu_jax.train.loop import train as run
+    from emu_jax.train.metrics import parse_steps
 
-    run(load_config(options.config, overrides), options.workdir)
+    profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
+    if options.compilation_cache is not None:
+        use_compilation_cache(options.compilation_cache)
+    try:
+        with distributed.job():
+            config = load_config(options.config, overrides)
+            if options.compile_only:
+                print(compile_only(config, options.workdir))
+            else:
+                run(config, options.workdir, profile=profile)
+    except distributed.Preempted as stopped:
+        print(f"emu-jax train: {stopped}", file=sys.stderr)
+        return distributed.EXIT_PREEMPTED
     return 0
+
+
+def use_compilation_cache(folder: Path) -> None:
+    """Makes JAX keep what it compiles in a folder (without it, where JAX_COMPILATION_CACHE_DIR says)."""
+    import tempfile
+
+    import jax
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -113,7 +113,6 @@ def write(
             {
                 "config": config,
                 "tokenizer": pack_tokenizer(tokenizer),
-                "iterators": [],
                 "source": plan.about | {"files": hashes.result()},
                 "job": job,
             },

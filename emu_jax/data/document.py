@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,10 +17,20 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """Pixels uint8 [H, W, 3] and a key: pictures of one packed row that share a key are encoded once."""
+    """A picture; pictures of one packed row that share a key are encoded once.
 
-    pixels: np.ndarray
+    Attributes:
+      source: uint8 [H, W, 3], or what reads them: rows are planned by every host, but a host decodes only the pictures
+        of its own rows.
+    """
+
+    source: np.ndarray | Callable[[], np.ndarray]
     key: str
+
+    @property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3]; read anew each time where `source` is a function."""
+        return self.source() if callable(self.source) else self.source
 
 
 @dataclasses.dataclass(frozen=True)

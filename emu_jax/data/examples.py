@@ -1,19 +1,20 @@
 """A Grain pipeline of examples that all have one shape: shuffled, batched, with exact resume.
 
 In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of those arrays stacked.
+Several hosts read the rows of one host's batches, each its own; a state does not depend on their number.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 
 from emu_jax.data.document import Image
-from emu_jax.data.pipeline import check_fingerprint
+from emu_jax.data.pipeline import STREAM, check_fingerprint
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.errors import UserError, check_fields
 
@@ -74,27 +75,42 @@ class Pictures:
         return {"pixels": pictures[rng.integers(len(pictures))].pixels}
 
 
+class _Share(grain.MapDataset):
+    """Of every `batch` elements the ones at `own`."""
+
+    def __init__(self, parent: grain.MapDataset, batch: int, own: Sequence[int]):
+        super().__init__(parent)
+        self._batch, self._own = batch, own
+
+    def __len__(self) -> int:
+        return len(self._parent) // self._batch * len(self._own)
+
+    def __getitem__(self, index: int) -> Any:
+        batch, place = divmod(index, len(self._own))
+        return self._parent[batch * self._batch + self._own[place]]
+
+
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
     Args:
-      process_index, process_count: this host's share of records and examples.
+      own: this host's rows of every batch (`train.mesh.own_rows`); None: all.
     """
 
-    def __init__(self, source: ExampleSource, data: ExamplesConfig, *, process_index: int = 0, process_count: int = 1):
-        if data.batch % process_count:
-            raise UserError(f"config.data.batch={data.batch} does not divide over {process_count} hosts")
-        self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "hosts": process_count}
+    def __init__(self, source: ExampleSource, data: ExamplesConfig, *, own: Sequence[int] | None = None):
+        self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "stream": STREAM}
         del self.fingerprint["source"]  # a path may move; what it holds is what counts
         records = (
             grain.MapDataset.range(len(source))
-            .seed(data.seed)[process_index::process_count]
+            .seed(data.seed)[:]  # as in `pipeline.py`
             .shuffle()
             .repeat()
             .random_map(lambda index, rng: source.example(int(index), rng))
         )
-        stream = records.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4 * data.batch))
-        self._iterator = iter(stream.batch(data.batch // process_count, drop_remainder=True))
+        own = range(data.batch) if own is None else own
+        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True)
+        self._batch = data.batch
+        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def __iter__(self) -> ExamplePipeline:
         return self
@@ -102,8 +118,8 @@ class ExamplePipeline:
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
 
-    def describe(self, batch: dict[str, np.ndarray]) -> dict[str, float]:
-        return {"pictures": float(len(next(iter(batch.values()))))}
+    def describe(self) -> dict[str, float]:
+        return {"pictures": float(self._batch)}
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""

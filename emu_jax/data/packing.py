@@ -195,16 +195,21 @@ def _units_sharing_pictures(
 
 
 def build_row(
-    documents: Sequence[TokenizedDocument], *, row_tokens: int, row_images: int, image_size: int, pad_id: int
+    documents: Sequence[TokenizedDocument],
+    *,
+    row_tokens: int,
+    row_images: int,
+    image_size: int,
+    pad_id: int,
+    with_images: bool = True,
 ) -> dict[str, np.ndarray]:
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis).
 
     images uint8 [I, H, W, 3]; tokens, segments, slots int32 [S]; text_weights, visual_weights float32 [S]. Beside
-    them `splits` int32 []: how many of the documents continue one that was cut.
+    them `splits` int32 []: how many of the documents continue one that was cut. Without images, none is read.
     """
     _check_fits(documents, row_tokens, row_images)
     row = {
-        "images": np.zeros((row_images, image_size, image_size, 3), np.uint8),
         "tokens": np.full(row_tokens, pad_id, np.int32),
         "segments": np.zeros(row_tokens, np.int32),
         "slots": np.full(row_tokens, -1, np.int32),
@@ -212,19 +217,17 @@ def build_row(
         "visual_weights": np.zeros(row_tokens, np.float32),
         "splits": np.int32(sum(document.continues for document in documents)),
     }
+    images = np.zeros((row_images, image_size, image_size, 3), np.uint8)
+    if with_images:
+        row["images"] = images
     places: dict[str, int] = {}
     start = 0
     for number, document in enumerate(documents, 1):
         for image in document.images:
             if image.key not in places:
-                # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
-                if image.pixels.dtype != np.uint8 or image.pixels.shape != (image_size, image_size, 3):
-                    raise UserError(
-                        f"picture {image.key}: expected uint8 [{image_size}, {image_size}, 3] as the model reads it, "
-                        f"got {image.pixels.dtype} {list(image.pixels.shape)}; resize it when decoding"
-                    )
                 places[image.key] = len(places)
-                row["images"][places[image.key]] = image.pixels
+                if with_images:
+                    images[places[image.key]] = _checked_pixels(image, image_size)
         lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)
         piece = slice(start, start := start + len(document))
         row["tokens"][piece] = document.tokens
@@ -235,10 +238,20 @@ def build_row(
     return row
 
 
-def batch_metrics(batch: dict[str, np.ndarray]) -> dict[str, float]:
+def _checked_pixels(image: Image, size: int) -> np.ndarray:
+    pixels = image.pixels
+    # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
+    if pixels.dtype != np.uint8 or pixels.shape != (size, size, 3):
+        raise UserError(
+            f"picture {image.key}: expected uint8 [{size}, {size}, 3] as the model reads it, "
+            f"got {pixels.dtype} {list(pixels.shape)}; resize it when decoding"
+        )
+    return pixels
+
+
+def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, float]:
     """How full a batch is: share of padding positions, share of image slots in use, tokens, pictures, documents."""
-    slots = batch["images"].shape[1]
-    used = (batch["slots"][..., None] == np.arange(slots)).any(1)  # [B, I]
+    used = (batch["slots"][..., None] == np.arange(row_images)).any(1)  # [B, I]
     live = batch["segments"] > 0
     return {
         "pad_fraction": float(1.0 - live.mean()),

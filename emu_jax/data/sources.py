@@ -7,6 +7,7 @@ depends on the seed and the position alone, so that any position of the stream c
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from pathlib import Path
@@ -72,7 +73,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """The documents of record `index`, pictures already resized for the model."""
+        """The documents of record `index`; their pictures, once read, have the model's size."""
         ...
 
     def texts(self) -> list[str]:
@@ -87,7 +88,8 @@ class FluentEmoji:
         paths = fluent_emoji.shards(split)
         self._source = ArrayRecordDataSource([str(path) for path in paths])
         self._split, self._size, self._order = split, image_size, order
-        self._decoded: dict[int, tuple[Image, str]] = {}
+        self._pairs: dict[int, tuple[Image, str]] = {}
+        self._decoded: dict[int, np.ndarray] = {}
         digest = hashlib.sha256()
         for path in paths:
             digest.update(path.read_bytes())
@@ -97,10 +99,15 @@ class FluentEmoji:
         return len(self._source)
 
     def __getitem__(self, index: int) -> tuple[Image, str]:
-        if index not in self._decoded:
+        if index not in self._pairs:
             header, data = unpack_record(self._source[index], f"fluent_emoji {self._split}[{index}]")
-            pixels = resize(decode_image(data, header["key"]), self._size)
-            self._decoded[index] = Image(pixels, header["key"]), header["text"]
+            pixels = functools.partial(self._decode, index, data, header["key"])
+            self._pairs[index] = Image(pixels, header["key"]), header["text"]
+        return self._pairs[index]
+
+    def _decode(self, index: int, data: bytes, key: str) -> np.ndarray:
+        if index not in self._decoded:
+            self._decoded[index] = resize(decode_image(data, key), self._size)
         return self._decoded[index]
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
@@ -153,7 +160,7 @@ class Jsonl:
 
     def _image(self, name: str) -> Image:
         path = self._path.parent / name
-        return Image(resize(load_image(path), self._size), str(path))
+        return Image(lambda: resize(load_image(path), self._size), str(path))
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         is_pair, parts = self[index]

@@ -18,9 +18,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from emu_jax.config import from_json
@@ -67,10 +65,13 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
 
 
+# One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices.
+_digests = jax.jit(lambda leaves: jax.tree.map(_digest, leaves))
+
+
 def digests(items: Mapping[str, Any]) -> dict[str, int]:
     """A digest for every leaf, by name."""
-    # One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices.
-    values = jax.device_get(jax.jit(lambda leaves: jax.tree.map(_digest, leaves))(_named_leaves(items)))
+    values = jax.device_get(_digests(_named_leaves(items)))
     return {name: int(value) for name, value in values.items()}
 
 
@@ -88,8 +89,10 @@ class Checkpoints:
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *error: object) -> None:
+        # After an error of one process of several the others do not come: to wait for them would never end.
+        if kind is None or jax.process_count() == 1:
+            self.close()
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
@@ -97,12 +100,15 @@ class Checkpoints:
     def save(
         self, state: TrainState, config_json: str, tokenizer: Tokenizer | None, iterator: Mapping[str, Any]
     ) -> None:
-        """Starts an asynchronous save, after an earlier one has ended; the state may be donated to the next step."""
+        """Starts an asynchronous save, after an earlier one has ended; the state may be donated to the next step.
+
+        Every process calls it and writes its own part; `iterator` is the same on all.
+        """
         items = _items(state)
         meta = {
             "config": json.loads(config_json),
             "tokenizer": pack_tokenizer(tokenizer),
-            "iterators": _all_hosts(iterator),
+            "iterator": dict(iterator),
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()},
             "digests": digests(items),
         }
@@ -114,7 +120,7 @@ class Checkpoints:
         self._manager.wait_until_finished()
 
     def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and shardings of `target`, and this host's iterator state."""
+        """The newest checkpoint in the shapes and shardings of `target`, and the iterator's state."""
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         meta = read_meta(folder)
@@ -140,7 +146,9 @@ class Checkpoints:
             optimizer["opt_state"],
             restored["statistics"] if "statistics" in items else {},
         )
-        return state, meta["iterators"][jax.process_index()]
+        if "iterator" not in meta:
+            raise UserError(f"{folder}: its position in the data is of an earlier version; use a new work directory")
+        return state, meta["iterator"]
 
     def close(self) -> None:
         """Waits for saves under way (a full disk shows only here) and stops."""
@@ -161,14 +169,6 @@ def unpack_tokenizer(saved: Mapping[str, Any], path: Path) -> Tokenizer | None:
     if "proto" not in saved:
         return None
     return Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
-
-
-def _all_hosts(state: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The iterator states of all hosts, in order of their index."""
-    if jax.process_count() == 1:
-        return [dict(state)]
-    text = np.frombuffer(json.dumps(state).encode().ljust(1 << 16), np.uint8)
-    return [json.loads(row.tobytes().decode()) for row in multihost_utils.process_allgather(text)]
 
 
 def read_meta(folder: Path) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def load_items(
     config = from_json(json.dumps(meta["config"]))
     wanted = targets(config, meta["leaves"])
     _check_leaves(folder, meta, wanted)
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.StandardCheckpointer() as checkpointer:
         placed = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device), wanted

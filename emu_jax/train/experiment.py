@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
@@ -16,6 +17,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.train import objective
+from emu_jax.train.mesh import own_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +36,10 @@ class Experiment:
     flops: float = 0.0
 
 
-def make_experiment(config: ConfigDict) -> Experiment:
+def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
     """Builds what the config's `objective` names, and fills in the config's sizes that follow from its data.
+
+    The stream gives the rows that this process's devices hold of `mesh`; without one, all.
 
     Raises:
       UserError: the settings cannot work together.
@@ -43,14 +47,13 @@ def make_experiment(config: ConfigDict) -> Experiment:
     kind = config.get("objective", None)
     if kind not in OBJECTIVES:
         raise UserError(f"config.objective={kind!r} is unknown; did you mean {nearest(str(kind), OBJECTIVES)}?")
-    return OBJECTIVES[kind](config)
+    return OBJECTIVES[kind](config, lambda rows: list(range(rows)) if mesh is None else own_rows(mesh, rows))
 
 
-def _hosts() -> dict[str, int]:
-    return {"process_index": jax.process_index(), "process_count": jax.process_count()}
+Own = Callable[[int], list[int]]  # rows of a batch -> those that this process reads
 
 
-def _emu(config: ConfigDict) -> Experiment:
+def _emu(config: ConfigDict, own: Own) -> Experiment:
     """Pretraining, or adapters on what was pretrained."""
     data = DataConfig.from_dict(config.data)
     tokenizer = make_tokenizer(config, data)
@@ -59,7 +62,7 @@ def _emu(config: ConfigDict) -> Experiment:
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
     rows = data.batch_rows
     flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens).values())
-    stream = Pipeline(data, tokenizer, **sizes, **_hosts())
+    stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
     return Experiment(goals[config.objective](model, ids), stream, tokenizer, rows, flops)
 
@@ -99,7 +102,7 @@ def make_model_config(config: ConfigDict, tokenizer: Tokenizer) -> emu.EmuConfig
     return model
 
 
-def _vae(config: ConfigDict) -> Experiment:
+def _vae(config: ConfigDict, own: Own) -> Experiment:
     data = ExamplesConfig.from_dict(config.data)
     model = vae.VAEConfig.from_dict(config.vae)
     check_fields(objective.VAELossConfig, "config.loss", config.loss)
@@ -107,12 +110,11 @@ def _vae(config: ConfigDict) -> Experiment:
     if config.image_size < 1 or config.image_size % model.reduction:
         raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {model.reduction}")
     pictures = Pictures(data.source, data.split, config.image_size)
-    return Experiment(
-        objective.train_vae(model, weights), ExamplePipeline(pictures, data, **_hosts()), None, data.batch
-    )
+    stream = ExamplePipeline(pictures, data, own=own(data.batch))
+    return Experiment(objective.train_vae(model, weights), stream, None, data.batch)
 
 
-def _decoder(config: ConfigDict) -> Experiment:
+def _decoder(config: ConfigDict, own: Own) -> Experiment:
     data = ExamplesConfig.from_dict(config.data)
     latents = Latents(Path(data.source))
     (height, _, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
@@ -125,7 +127,7 @@ def _decoder(config: ConfigDict) -> Experiment:
     weights = objective.DecoderLossConfig(**config.loss)
     schedule = diffusion.Schedule.from_dict(config.schedule)
     goal = objective.train_decoder(model, schedule, weights, jnp.asarray(latents.unconditional))
-    return Experiment(goal, ExamplePipeline(latents, data, **_hosts()), None, data.batch)
+    return Experiment(goal, ExamplePipeline(latents, data, own=own(data.batch)), None, data.batch)
 
 
 def _fill(fields: ConfigDict, name: str, value: int, source: str) -> None:

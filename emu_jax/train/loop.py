@@ -1,6 +1,6 @@
 """The training loop: config and work directory -> a trained checkpoint, metrics and plots.
 
-workdir/ config.json  checkpoints/<step>/  metrics.jsonl  tensorboard/  plots/
+workdir/ config.json  checkpoints/<step>/  metrics.jsonl  goodput.jsonl  tensorboard/  plots/  profile/
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,16 +18,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
+from emu_jax.train import distributed
 from emu_jax.train.beginning import begin, check_init
-from emu_jax.train.checkpoint import Checkpoints
-from emu_jax.train.experiment import make_experiment
-from emu_jax.train.mesh import batch_shardings, make_mesh
-from emu_jax.train.metrics import Interval, MetricsWriter, plot_metrics
-from emu_jax.train.objective import Batch, Objective
+from emu_jax.train.checkpoint import FOLDER, Checkpoints
+from emu_jax.train.experiment import Experiment, make_experiment
+from emu_jax.train.mesh import batch_shardings, make_mesh, own_rows, put_rows
+from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, plot_metrics
+from emu_jax.train.objective import Batch
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import compile_step
@@ -75,7 +78,50 @@ class TrainConfig:
         return cls(**dict(fields))
 
 
-def train(config: ConfigDict, workdir: Path) -> TrainState:
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What follows from a config alone; everything that can be refused is refused while it is made.
+
+    Attributes:
+      first: the first batch, this process's rows; it says what the step is compiled for. position: before it.
+    """
+
+    settings: TrainConfig
+    optimizer: OptimizerConfig
+    mesh: Mesh
+    experiment: Experiment
+    position: dict[str, Any]
+    first: dict[str, np.ndarray]
+
+    @classmethod
+    def make(cls, config: ConfigDict) -> Setup:
+        settings = TrainConfig.from_dict(config.train)
+        optimizer = OptimizerConfig.from_dict(config.optimizer)
+        mesh = make_mesh(settings.mesh)
+        experiment = make_experiment(config, mesh)
+        optimizer.check_parts(experiment.objective.split(experiment.objective.logical_axes)[0])
+        if experiment.rows % optimizer.accumulate_steps:
+            raise UserError(
+                f"the batch of {experiment.rows} rows does not divide by "
+                f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
+            )
+        position = experiment.stream.get_state()
+        first = next(experiment.stream)  # refuses pictures that cannot be read
+        experiment.stream.set_state(position)
+        return cls(settings, optimizer, mesh, experiment, position, first)
+
+    def placed(self, batch: dict[str, np.ndarray]) -> Batch:
+        """This process's rows of a batch -> global arrays on the mesh."""
+        rows, own = self.experiment.rows, own_rows(self.mesh, self.experiment.rows)
+        shapes = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+        shardings = batch_shardings(self.mesh, shapes)
+        return self.experiment.objective.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
+
+    def compile(self, state: TrainState, batch: Batch) -> Step:
+        return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch)
+
+
+def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> TrainState:
     """Trains `config` in `workdir`, or continues there from its newest checkpoint.
 
     Where a run starts, first that applies:
@@ -84,42 +130,44 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
       2. parameters of the parts that config.init names (`beginning.py`), the others fresh;
       3. fresh parameters from config.train.seed.
 
+    Of several processes (`distributed.py`) all call it, and the first writes everything but its checkpoints' parts.
+
+    Args:
+      profile: steps to trace for xprof, into workdir/profile.
+
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
+      distributed.Preempted: the run was asked to stop by SIGTERM, and has saved its state.
     """
-    began = time.monotonic()
-    # ---- settings: everything that can be refused is refused before anything is written ----------------------------
-    settings = TrainConfig.from_dict(config.train)
-    optimizer = OptimizerConfig.from_dict(config.optimizer)
-    experiment = make_experiment(config)
-    objective, stream, tokenizer = experiment.objective, experiment.stream, experiment.tokenizer
-    optimizer.check_parts(objective.split(objective.logical_axes)[0])
-    mesh = make_mesh(settings.mesh)
-    if experiment.rows % optimizer.accumulate_steps:
+    began = time.time()
+    first_process = jax.process_index() == 0
+    # ---- settings: refused before anything is written ---------------------------------------------------------------
+    setup = Setup.make(config)
+    settings, objective, stream = setup.settings, setup.experiment.objective, setup.experiment.stream
+    tokenizer, mesh = setup.experiment.tokenizer, setup.mesh
+    if settings.steps and profile and profile[-1] > settings.steps:
         raise UserError(
-            f"the batch of {experiment.rows} rows does not divide by "
-            f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
+            f"--profile-steps {profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
     check_workdir(workdir, config)
+    check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run needs its beginnings no more
         check_init(config)
-    position = stream.get_state()
-    first = next(stream)  # refuses pictures that cannot be read, and says what the step is compiled for
-    stream.set_state(position)
-    shardings = batch_shardings(mesh, first)
+    goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
     # Leaving this block waits for the last save: a full disk shows nowhere else.
     with (
         contextlib.closing(stream),
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         jax.set_mesh(mesh),
+        distributed.Preemption() as preemption,
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
-        fresh = checkpoints.latest_step() is None
+        fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
-            state = begin(create_state(objective, optimizer, settings.seed, mesh), config)
+            state = begin(create_state(objective, setup.optimizer, settings.seed, mesh), config)
         else:
-            target = abstract_state(objective, optimizer, mesh)
+            target = abstract_state(objective, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)
             stream.set_state(position)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
@@ -127,43 +175,107 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
-        batch = _put(objective, first, shardings)
+        batch = setup.placed(setup.first)
         started = time.monotonic()
-        compiled = compile_step(objective, optimizer, settings.seed, state, batch)
+        with goodput.losing("compile_s"):
+            compiled = setup.compile(state, batch)
         compile_seconds = time.monotonic() - started
         log.info("compiled the step in %.1f s", compile_seconds)
 
         # ---- how long: a run keeps the number of steps that it once measured ---------------------------------------
         if fresh:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
+            total = distributed.agreed(total)  # every process has timed the steps by its own clock
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
-            write_config(workdir, config)
+            if first_process:
+                write_config(workdir, config)
             checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
         # ---- train: the device is given a step before the results of the one before it are read --------------------
-        writer = MetricsWriter(workdir, start=start, total=total)
-        interval = Interval(experiment.flops)
+        writer = MetricsWriter(workdir, start=start, total=total) if first_process else NoWriter()
+        trace = Trace(workdir / "profile", profile if first_process else range(0))
+        interval = Interval(setup.experiment.flops)
         previous = None
+        goodput.start(start)
         for step in range(start + 1, total + 1):
-            batch = interval.next_batch(stream)
-            state, metrics = compiled(state, _put(objective, batch, shardings))
+            distributed.at(distributed.READING, step)
+            trace.begin(step)
+            with goodput.losing("input_wait_s"):
+                batch = interval.next_batch(stream)
+            distributed.at(distributed.COMPUTING, step)
+            with jax.profiler.StepTraceAnnotation("train", step_num=step):
+                state, metrics = compiled(state, setup.placed(batch))
             jax.block_until_ready(previous)  # else batches would pile up on the device
             previous = metrics
+            trace.end(step, metrics)
             writer.flush()
             writer.advance()
             if step % settings.log_every == 0 or step == total:
                 writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})
-            if step % settings.checkpoint_every == 0 or step == total:
+            stopping = preemption.reached(step) and step < total
+            if step % settings.checkpoint_every == 0 or step == total or stopping:
+                distributed.at(distributed.SAVING, step)
                 writer.flush()  # a checkpoint's rows are on disk before it is
-                checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
+                with goodput.losing("checkpoint_s"):
+                    checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
+                    if step == total or stopping:
+                        checkpoints.wait()
+                goodput.write(step)
+            if stopping:
+                break
 
+        trace.close()
         writer.close()
 
+    if stopping:
+        raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run again to go on")
+
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
-    plot_metrics(workdir)
+    if first_process:
+        plot_metrics(workdir)
     return state
+
+
+def compile_only(config: ConfigDict, workdir: Path) -> str:
+    """Compiles the step that `train` would run, and describes it; writes nothing.
+
+    Raises:
+      UserError: a setting cannot work, or the work directory belongs to another config.
+    """
+    setup = Setup.make(config)
+    check_workdir(workdir, config)
+    with contextlib.closing(setup.experiment.stream), jax.set_mesh(setup.mesh):
+        state = abstract_state(setup.experiment.objective, setup.optimizer, setup.mesh)
+        batch = setup.placed(setup.first)
+        started = time.monotonic()
+        memory = setup.compile(state, batch).memory_analysis()
+        seconds = time.monotonic() - started
+    parts = {
+        "arguments": memory.argument_size_in_bytes,
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most take the arguments' place
+        "temporary": memory.temp_size_in_bytes,
+        "program": memory.generated_code_size_in_bytes,
+    }
+    listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in parts.items())
+    return (
+        f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"
+        f"memory of a device, GB: {sum(parts.values()) / 1e9:.3f} ({listed})"
+    )
+
+
+def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
+    """The newest checkpoint's step; raises where processes see different ones."""
+    newest = checkpoints.latest_step()
+    steps = distributed.gathered(-1 if newest is None else newest)
+    if len(set(steps)) > 1:
+        process = next(i for i, step in enumerate(steps) if step != steps[0])
+        raise UserError(
+            f"--workdir {workdir}: its newest checkpoint is of step {steps[0]} for process 0, of step {steps[process]} "
+            f"for process {process} (-1: none); expected one folder that all processes share"
+        )
+    return newest
 
 
 def check_workdir(workdir: Path, config: ConfigDict) -> None:
@@ -189,6 +301,21 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
             )
 
 
+def check_writable(workdir: Path) -> None:
+    """Raises where nothing can be written in the work directory, or it cannot be made; leaves nothing there."""
+    for folder in (workdir, workdir / FOLDER):
+        while not folder.exists():
+            folder = folder.parent
+        try:  # asks the file system itself: permissions do not tell all, least of all to root
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            raise UserError(
+                f"--workdir {workdir}: nothing can be written in {folder} ({error.strerror}); name a folder where you "
+                "may write"
+            ) from error
+
+
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Makes the work directory this experiment's."""
     file = workdir / CONFIG_FILE
@@ -204,13 +331,8 @@ def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _put(objective: Objective, batch: dict[str, np.ndarray], shardings: dict[str, Any]) -> Batch:
-    """This host's rows of a batch -> global arrays on the mesh."""
-    return objective.batch(**{k: jax.make_array_from_process_local_data(shardings[k], v) for k, v in batch.items()})
-
-
 def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
-    """How many steps fill `seconds` since `began`: times real steps on a copy of the state, which stays untouched."""
+    """How many steps fill `seconds` since `began` (a time.time()): times real steps on a copy of the state."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
     times = []
     for _ in range(MEASURED_STEPS):
@@ -218,6 +340,6 @@ def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: floa
         copy, metrics = compiled(copy, batch)
         jax.block_until_ready(metrics)
         times.append(time.monotonic() - started)
-    left = seconds - (time.monotonic() - began)
+    left = seconds - (time.time() - began)
     # The mean of the later half: what the steps really take on a shared machine, without the first ones' page faults.
     return max(MEASURED_STEPS, int(left / np.mean(times[MEASURED_STEPS // 2 :])))

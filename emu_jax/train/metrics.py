@@ -1,11 +1,17 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard events, a progress bar, and curves as PNG at the end."""
+"""Where a run's numbers go: metrics.jsonl, TensorBoard events, a progress bar, and curves as PNG at the end.
+
+Beside them goodput.jsonl, which tells where the time went, and an xprof trace of some steps for who asks for it.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib
@@ -14,6 +20,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
+from emu_jax.errors import UserError
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -35,10 +42,7 @@ class MetricsWriter:
     def __init__(self, workdir: Path, *, start: int, total: int):
         self._path = workdir / "metrics.jsonl"
         rows = read_metrics(self._path) if self._path.exists() else []
-        kept = [row for row in rows if row["step"] <= start]
-        partial = self._path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        partial.replace(self._path)
+        _replace_rows(self._path, [row for row in rows if row["step"] <= start])
         self._file = self._path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
@@ -73,6 +77,18 @@ class MetricsWriter:
         self._file.close()
 
 
+class NoWriter:
+    """Stands for `MetricsWriter` on all processes but the first: one of them writes what all of them compute."""
+
+    def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def advance(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
 class Interval:
     """Times and batch statistics between two logged steps.
 
@@ -92,7 +108,7 @@ class Interval:
         started = time.monotonic()
         batch = next(batches)
         self._wait += time.monotonic() - started
-        self._batches.append(batches.describe(batch))
+        self._batches.append(batches.describe())
         return batch
 
     def finish(self) -> dict[str, float]:
@@ -109,6 +125,99 @@ class Interval:
         }
         self._restart()
         return row
+
+
+class Goodput:
+    """What a run's time was spent on, over all its starts: a row at every start and checkpoint.
+
+    A row: `step`, `time` (seconds since 1970), and in seconds, counted from the first start: `startup_s`, `compile_s`,
+    `input_wait_s`, `checkpoint_s` (what the loop waited for them), `restart_s` (from the last row of a run that was
+    ended to its next start: steps that were lost, and the pause), `training_s` (all else). They add up to the time
+    since the first start; `goodput` is the share of `training_s`.
+
+    Args:
+      path: of the file; None writes none. began: when this start was.
+    """
+
+    LOSSES = ("startup_s", "compile_s", "input_wait_s", "checkpoint_s", "restart_s")
+
+    def __init__(self, path: Path | None, began: float):
+        self._path, self._began, self._first = path, began, began
+        self._lost = dict.fromkeys(self.LOSSES, 0.0)
+
+    @contextlib.contextmanager
+    def losing(self, what: str) -> Iterator[None]:
+        """Counts the time inside as lost."""
+        started = time.time()
+        yield
+        self._lost[what] += time.time() - started
+
+    def start(self, step: int) -> None:
+        """Training begins behind `step`; rows of later steps, which it repeats, are forgotten."""
+        self._lost["startup_s"] = time.time() - self._began - sum(self._lost.values())
+        if self._path is None:
+            return
+        rows = [row for row in read_metrics(self._path) if row["step"] <= step] if self._path.exists() else []
+        _replace_rows(self._path, rows)
+        if rows:
+            last = rows[-1]
+            before = {name: last[name] for name in self.LOSSES}
+            self._first = last["time"] - sum(before.values()) - last["training_s"]
+            before["restart_s"] += self._began - last["time"]
+            self._lost = {name: value + before[name] for name, value in self._lost.items()}
+        self.write(step)
+
+    def write(self, step: int) -> None:
+        if self._path is None:
+            return
+        now = time.time()
+        training = now - self._first - sum(self._lost.values())
+        row = {
+            "step": step,
+            "time": now,
+            **self._lost,
+            "training_s": training,
+            "goodput": training / (now - self._first),
+        }
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def parse_steps(text: str) -> range:
+    """`--profile-steps`: FIRST:LAST."""
+    match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"--profile-steps {text}: expected FIRST:LAST, steps counted from 1, as in 10:15")
+    return range(int(match[1]), int(match[2]) + 1)
+
+
+class Trace:
+    """An xprof trace of some steps, in `folder`; none where a run begins behind their first."""
+
+    def __init__(self, folder: Path, steps: range):
+        self._folder, self._steps, self._running = folder, steps, False
+
+    def begin(self, step: int) -> None:
+        if self._steps and step == self._steps.start:
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+
+    def end(self, step: int, results: Any) -> None:
+        if self._running and step == self._steps[-1]:
+            jax.block_until_ready(results)
+            self.close()
+
+    def close(self) -> None:
+        """Writes what a run that stops earlier has traced."""
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False
+
+
+def _replace_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.replace(path)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -23,7 +23,6 @@ import numpy as np
 import torch
 
 from configs import quickstart
-from emu_jax.data.packing import batch_metrics
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.generate import image, text
 from emu_jax.models import emu
@@ -167,7 +166,8 @@ def input_pipeline(data: DataConfig, image_size: int, queries: int) -> dict[str,
     for name, pictures in {"decoding": 3000, "decoded": 20000}.items():
         started, seen = time.process_time(), 0.0
         while seen < pictures:
-            seen += batch_metrics(next(pipeline))["pictures"]
+            next(pipeline)
+            seen += pipeline.describe()["pictures"]
         rates[name] = seen / (time.process_time() - started)
     pipeline.close()
     return rates

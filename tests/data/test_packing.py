@@ -187,11 +187,26 @@ def test_an_empty_row_is_padding():
     assert row["slots"].tolist() == [-1, -1, -1] and not row["images"].any()
 
 
+def test_rows_without_images_read_none():
+    def refuse():
+        raise AssertionError("read")
+
+    [whole] = _tokenize(Document((_image("p"), Text("red"))))
+    [unread] = _tokenize(Document((Image(refuse, "p"), Text("red"))))
+    sizes = {"row_tokens": 20, "row_images": 4, "image_size": 2, "pad_id": TOKENIZER.pad_id}
+    expected, row = build_row([whole], **sizes), build_row([unread], **sizes, with_images=False)
+    assert "images" not in row
+    for name in row:
+        np.testing.assert_array_equal(row[name], expected[name])
+    with pytest.raises(AssertionError, match="read"):
+        build_row([unread], **sizes)
+
+
 def test_batch_metrics_count_what_a_batch_holds():
     pair = _tokenize(Document((_image("p"), Text("red")))) + _tokenize(Document((_image("p"), Text("bus"))))
     rows = [_build(pair, 20, 4), _build(pair[:1], 20, 4)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    assert batch_metrics(batch) == {
+    assert batch_metrics(batch, row_images=4) == {
         "pad_fraction": pytest.approx(19 / 40),
         "slot_occupancy": 2 / 8,
         "tokens": 21,

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from emu_jax.data.packing import batch_metrics
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
@@ -41,9 +41,9 @@ def open_pipeline(tokenizer):
     opened = []
 
     def make(**changes) -> Pipeline:
-        hosts = {name: changes.pop(name) for name in ("process_index", "process_count") if name in changes}
+        own = changes.pop("own", None)
         data = dataclasses.replace(DATA, **changes)
-        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, **hosts))
+        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own))
         return opened[-1]
 
     yield make
@@ -105,12 +105,53 @@ def test_state_of_another_stream_is_refused(open_pipeline, change):
         open_pipeline(**change).set_state(state)
 
 
-def test_hosts_read_disjoint_records(open_pipeline):
-    keys = []
-    for index in range(2):
-        tokens = np.concatenate([b["tokens"] for b in take(open_pipeline(process_index=index, process_count=2), 20)])
-        keys.append({tuple(row) for row in tokens})
-    assert not keys[0] & keys[1]
+def gather(hosts: list[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:
+    """The batches of hosts that hold a run of rows each -> global batches."""
+    return [{name: np.concatenate([b[name] for b in parts]) for name in parts[0]} for parts in zip(*hosts, strict=True)]
+
+
+def test_hosts_together_read_the_batches_of_one(open_pipeline):
+    """Whatever their number: four read on where two have stopped."""
+    settings = {"batch_rows": 4}
+    one = open_pipeline(**settings)
+    expected, described = [], []
+    for batch in itertools.islice(one, 12):
+        expected.append(batch)
+        described.append(one.describe())
+    two = [open_pipeline(**settings, own=own) for own in ([0, 1], [2, 3])]
+    assert_same(gather([take(host, 7) for host in two]), expected[:7])
+    assert [host.describe() for host in two] == [described[6]] * 2
+    states = [json.loads(json.dumps(host.get_state())) for host in two]
+    assert states[0] == states[1]
+    four = [open_pipeline(**settings, own=[row]) for row in range(4)]
+    for host in four:
+        host.set_state(states[0])
+    assert_same(gather([take(host, 5) for host in four]), expected[7:])
+    assert [host.describe() for host in four] == [described[11]] * 4
+
+
+def test_worker_processes_of_a_host_build_its_rows(open_pipeline):
+    one = open_pipeline(workers=2, batch_rows=3)
+    expected = [{name: rows[1:2] for name, rows in batch.items()} for batch in take(one, 6)]
+    host = open_pipeline(workers=2, batch_rows=3, own=[1])
+    assert_same(take(host, 4), expected[:4])
+    state = json.loads(json.dumps(host.get_state()))
+    host.set_state(state)
+    assert_same(take(host, 2), expected[4:])
+
+
+def test_examples_of_hosts_are_those_of_one():
+    data = ExamplesConfig(source="fluent_emoji", split="heldout_combinations", seed=0, batch=4)
+    pictures = Pictures(data.source, data.split, SIZE)
+    rows = {1: [[0, 1, 2, 3]], 2: [[0, 1], [2, 3]], 4: [[0], [1], [2], [3]]}
+    hosts = {count: [ExamplePipeline(pictures, data, own=own) for own in owned] for count, owned in rows.items()}
+    expected = take(hosts[1][0], 50)  # more than an epoch of 140
+    assert_same(gather([take(host, 40) for host in hosts[2]]), expected[:40])
+    for host in hosts[4]:
+        host.set_state(json.loads(json.dumps(hosts[2][0].get_state())))
+    assert_same(gather([take(host, 10) for host in hosts[4]]), expected[40:])
+    for host in itertools.chain(*hosts.values()):
+        host.close()
 
 
 def test_every_record_of_an_epoch_comes_once(tokenizer):
@@ -120,8 +161,8 @@ def test_every_record_of_an_epoch_comes_once(tokenizer):
     pictures, documents = set(), 0
     while documents < 140:
         batch = next(pipeline)
-        documents += int(batch_metrics(batch)["documents"])
-        used = batch["images"][0, : int(batch_metrics(batch)["pictures"])]
+        documents += int(pipeline.describe()["documents"])
+        used = batch["images"][0, : int(pipeline.describe()["pictures"])]
         pictures |= {picture.tobytes() for picture in used}
     assert (documents, len(pictures)) == (140, 140)
     pipeline.close()

@@ -1,6 +1,7 @@
 """What the tests of this folder run as a process: `python -m tests.train.run WORKDIR …` from the project root.
 
-    --die-at N        kills itself by SIGKILL right after step N has been dispatched
+    --signal-at N     sends itself SIGKILL, or --signal NAME, when it asks for the data of step N + 1, or sleeps then
+                      (--signal sleep); of several processes (emu_jax/train/distributed.py) --process I does so
     --restore FOLDER  restores this other run's newest checkpoint onto the mesh of WORKDIR's config, after training
     --config.a.b=c    overrides of tests/train/tiny.py
 
@@ -12,12 +13,15 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import jax
+from ml_collections import ConfigDict
 
 from emu_jax.config import load_config
-from emu_jax.train import loop
+from emu_jax.data.pipeline import Stream
+from emu_jax.train import distributed, loop
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.mesh import make_mesh
@@ -25,20 +29,19 @@ from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 
 
-def die_at(step: int) -> None:
-    """Replaces the progress bar's count by one that ends the process."""
+def signal_at(step: int, name: str, process: int) -> None:
+    """Replaces the reader of batches by one that sends a signal to this process, if it is the one."""
 
-    class Writer(loop.MetricsWriter):
-        def __init__(self, workdir: Path, *, start: int, total: int):
-            super().__init__(workdir, start=start, total=total)
-            self._step = start
+    class Interval(loop.Interval):
+        _steps = 0
 
-        def advance(self) -> None:
-            self._step += 1
-            if self._step == step:
-                os.kill(os.getpid(), signal.SIGKILL)
+        def next_batch(self, batches: Stream) -> dict:
+            if self._steps == step and jax.process_index() == process:
+                time.sleep(3600) if name == "sleep" else os.kill(os.getpid(), signal.Signals[name])
+            self._steps += 1
+            return super().next_batch(batches)
 
-    loop.MetricsWriter = Writer
+    loop.Interval = Interval
 
 
 def describe(params: dict) -> dict:
@@ -51,25 +54,37 @@ def describe(params: dict) -> dict:
     }
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("workdir", type=Path)
-    parser.add_argument("--die-at", type=int)
+    parser.add_argument("--signal-at", type=int)
+    parser.add_argument("--signal", default="SIGKILL")
+    parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--restore", type=Path)
     options, overrides = parser.parse_known_args()
     config = load_config(str(Path(__file__).with_name("tiny.py")), overrides)
-    if options.die_at:
-        die_at(options.die_at)
+    if options.signal_at:
+        signal_at(options.signal_at, options.signal, options.process)
+    try:
+        with distributed.job():
+            print(json.dumps(train(config, options)))
+    except distributed.Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        return distributed.EXIT_PREEMPTED
+    return 0
+
+
+def train(config: ConfigDict, options: argparse.Namespace) -> dict:
     state = loop.train(config, options.workdir)
     result = {"trained": describe(state.params)}
     if options.restore:
-        experiment = make_experiment(config)
         mesh = make_mesh(config.train.mesh)
+        experiment = make_experiment(config, mesh)
         target = abstract_state(experiment.objective, OptimizerConfig.from_dict(config.optimizer), mesh)
         with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
             restored, _ = checkpoints.restore(target, experiment.tokenizer)
         result["restored"] = describe(restored.params)
-    print(json.dumps(result))
+    return result
 
 
 if __name__ == "__main__":

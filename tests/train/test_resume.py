@@ -48,7 +48,7 @@ def learnt(workdir: Path) -> dict[int, dict]:
 def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     died_at = 5 if when == "between two saves" else int(np.random.default_rng().integers(1, STEPS))
     workdir = tmp_path / "run"
-    killed = run(workdir, documents, "--die-at", str(died_at))
+    killed = run(workdir, documents, "--signal-at", str(died_at))
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     resumed = run(workdir, documents)
     assert resumed.returncode == 0, f"killed at step {died_at}: {resumed.stderr}"

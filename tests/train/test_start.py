@@ -1,0 +1,117 @@
+"""How `emu-jax train` starts: compiling alone, caches, traces, where the time goes, and what is refused in one line."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+
+from emu_jax.cli import main
+from emu_jax.config import load_config
+from emu_jax.train.loop import train
+from emu_jax.train.metrics import Goodput, read_metrics
+from tests.train import tiny
+from tests.train.test_resume import ROOT
+
+
+def arguments(documents, workdir, *options: str) -> list[str]:
+    return [
+        *("train", "--config", tiny.__file__, "--workdir", str(workdir)),
+        *(f"--config.data.source={documents}", *options),
+    ]
+
+
+def test_compile_only_tells_time_and_memory_and_writes_nothing(documents, tmp_path, capsys):
+    assert main(arguments(documents, tmp_path / "run", "--compile-only")) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"compiled the step in \d+\.\d s for 1 devices of 1 processes", first)
+    number = r"(\d+\.\d{3})"
+    parts = f"arguments {number}, results {number}, temporary {number}, program {number}"
+    sizes = re.fullmatch(rf"memory of a device, GB: {number} \({parts}\)", second)
+    assert float(sizes[1]) > 0 and float(sizes[1]) == pytest.approx(sum(map(float, sizes.groups()[1:])), abs=0.003)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_what_compile_only_has_cached_training_does_not_compile(documents, tmp_path):
+    cache = str(tmp_path / "cache")
+    for option in (["--compile-only"], ["--config.train.steps=2"]):
+        command = [sys.executable, "-m", "emu_jax.cli", *arguments(documents, tmp_path / "run"), *option]
+        environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+        environment |= {"JAX_PLATFORMS": "cpu", "JAX_LOG_COMPILES": "1", "JAX_DEBUG_LOG_MODULES": "jax._src.compiler"}
+        done = subprocess.run(
+            [*command, "--compilation-cache", cache], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+    assert re.search(r"cache hit for 'jit_train_step'", done.stderr), done.stderr[-3000:]
+
+
+def test_a_trace_of_some_steps_and_where_the_time_went(documents, tmp_path):
+    config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=3"])
+    config.train.checkpoint_every = 2
+    train(config, tmp_path / "run", profile=range(2, 4))
+    assert len(list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))) == 1
+    rows = read_metrics(tmp_path / "run" / "goodput.jsonl")
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    for row in rows:
+        parts = [row[name] for name in (*Goodput.LOSSES, "training_s")]
+        assert min(parts) >= 0 and row["goodput"] == pytest.approx(row["training_s"] / sum(parts))
+    assert rows[-1]["compile_s"] > 0 and rows[-1]["checkpoint_s"] > rows[0]["checkpoint_s"] == 0
+    assert rows[-1]["restart_s"] == 0
+
+
+def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
+    """A run is ended behind its checkpoint of step 6, which is damaged: it goes on from step 3."""
+    path = tmp_path / "goodput.jsonl"
+    began = time.time() - 100
+    run = Goodput(path, began)
+    run.start(0)
+    with run.losing("input_wait_s"):
+        time.sleep(0.2)
+    for step in (3, 6):
+        run.write(step)
+    saved = read_metrics(path)[1]
+    assert saved["startup_s"] == pytest.approx(100, abs=0.5) and saved["input_wait_s"] == pytest.approx(0.2, abs=0.1)
+
+    time.sleep(0.3)
+    again = time.time()
+    run = Goodput(path, again)
+    with run.losing("compile_s"):
+        time.sleep(0.1)
+    run.start(3)
+    run.write(6)
+    rows = read_metrics(path)
+    assert [row["step"] for row in rows] == [0, 3, 3, 6]
+    last = rows[-1]
+    assert last["restart_s"] == pytest.approx(again - saved["time"], abs=1e-6)
+    assert last["compile_s"] == pytest.approx(0.1, abs=0.05)
+    whole = sum(last[name] for name in (*Goodput.LOSSES, "training_s"))
+    assert whole == pytest.approx(last["time"] - began, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--profile-steps", "5:3"], "--profile-steps 5:3: expected FIRST:LAST, steps counted from 1, as in 10:15"),
+        (["--profile-steps", "0:3"], "--profile-steps 0:3: expected FIRST:LAST"),
+        (["--profile-steps", "ten"], "--profile-steps ten: expected FIRST:LAST"),
+        (["--profile-steps", "5:9"], "--profile-steps 5:9: the run ends after config.train.steps=8"),
+        (["--compilation-cache", "/dev/null/cache"], "--compilation-cache /dev/null/cache: cannot be written (Not a"),
+        (["--workdir", "/dev/null/run"], "--workdir /dev/null/run: nothing can be written in /dev/null (Not a"),
+        # Root may write everywhere but where the file system itself refuses.
+        (["--workdir", "/proc/run"], "--workdir /proc/run: nothing can be written in /proc ("),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(documents, tmp_path, capsys, options, expected):
+    assert main([*arguments(documents, tmp_path / "run"), *options]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"emu-jax train: {expected}") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_variables_are_refused_in_one_line(documents, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("EMU_JAX_TIMEOUT", "soon")
+    assert main(arguments(documents, tmp_path / "run")) == 2
+    assert capsys.readouterr().err == "emu-jax train: EMU_JAX_TIMEOUT='soon'; expected seconds, at least 5\n"
