@@ -125,8 +125,9 @@ def make_plan(
         by_part = {"llama": layer * config.model.llama.layers, "rest": whole - layer}
         total = sum(by_part.values(), Cost())
     elif timed:
-        agreement = _agreement(make, config, kind, mesh)
         parts = SCANNED[kind]
+        plain = None if parts or _remat(config, kind) != "none" else whole
+        agreement = _agreement(make, config, kind, mesh, plain)
         total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
     total = dataclasses.replace(total, collectives=whole.collectives)  # of the program that will run
     chip = topology.chip
@@ -176,12 +177,14 @@ def _by_layers(
     return sum(by_part.values(), Cost()), by_part
 
 
-def _agreement(make: Callable[[ConfigDict], Step], config: ConfigDict, kind: Callable, mesh: Mesh) -> float:
-    """Counted over analytic FLOPs of a small step that computes nothing twice."""
+def _agreement(
+    make: Callable[[ConfigDict], Step], config: ConfigDict, kind: Callable, mesh: Mesh, found: Cost | None
+) -> float:
+    """Counted over analytic FLOPs of a small step that computes nothing twice; `found`, where that is the whole one."""
     small = shallow(config, dict.fromkeys(SCANNED[kind], 1))
     (small.unet if kind.__name__ == "decoder" else small.model).remat = "none"
     step = make(small)
-    _, found = step.build()
+    found = found or step.build()[1]
     expected = sum(step.flops.values()) - (step.attention_flops if found.kernel_flops else 0.0)
     return found.flops * mesh.size / expected
 

@@ -45,7 +45,7 @@ class Step:
       flops: useful FLOPs by part over all devices, analytically. attention_flops: of them, in the language model's
         attention, which a kernel may compute unseen by the compiler.
       held: bytes a device of what lives from step to step, by kind. moving: of gradients, at their most.
-      lower: -> the lowered step.
+      batch: its arrays, described. compile: the compiler's options -> the step's executable.
     """
 
     rows: int
@@ -55,6 +55,7 @@ class Step:
     attention_flops: float
     held: dict[str, float]
     moving: float
+    batch: Any
     compile: Callable[[dict[str, Any]], jax.stages.Compiled]
     mesh: Mesh
 
@@ -103,6 +104,7 @@ def _training_step(
             "batch and statistics": size(batch) + averages,
         },
         moving=size(goal.split(state.params)[0]),
+        batch=arguments,
         compile=functools.partial(_compile, goal, optimizer, config.train.seed, state, arguments),
         mesh=mesh,
         **fields,
@@ -252,6 +254,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
             "cache": size((cache.k, cache.v)),
         },
         moving=0.0,
+        batch=by_row["tokens"],
         compile=compile,
         mesh=mesh,
     )

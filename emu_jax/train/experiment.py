@@ -77,7 +77,10 @@ def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_
     factors = dict.fromkeys(flops, 3.0)
     if kind == "instruct":
         factors = {"vision": 1.0, "causal": 1.0, "llama": 2.0, "attention": 3.0, "heads": 2.0}
-    return {part: factors[part] * count for part, count in flops.items()}
+    useful = {part: factors[part] * count for part, count in flops.items()}
+    if kind == "instruct":  # below the first layer nothing learns: its q, k and v pass nothing on
+        useful["llama"] -= 2.0 * rows * row_tokens * 3 * model.llama.width**2
+    return useful
 
 
 def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
