@@ -313,7 +313,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     topology = describe_topology(options.topology)
     sizes = (options.rows_per_device, options.decode)
     if sweep:
-        ranking = compare(config, topology, sweep, *sizes)
+        ranking = compare(config, topology, sweep, *sizes, timed=not options.untimed)
         print(report.describe_comparison(ranking))
         plans = [(" ".join(map("=".join, choice.items())), found) for choice, found in ranking]
         plans = [(name, found) for name, found in plans if isinstance(found, Plan)]

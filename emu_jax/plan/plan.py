@@ -14,10 +14,11 @@ none lost to waiting. Both are added as if nothing overlapped. All times are est
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh
@@ -227,9 +228,14 @@ ROWS_SWEPT = "rows"  # the name under which --compare sweeps rows a device
 
 
 def compare(
-    config: ConfigDict, topology: Topology, sweep: dict[str, list[str]], rows_per_device: int = 0, decode_rows: int = 0
+    config: ConfigDict,
+    topology: Topology,
+    sweep: Mapping[str, Sequence[str]],
+    rows_per_device: int = 0,
+    decode_rows: int = 0,
+    timed: bool = True,
 ) -> list[tuple[dict[str, str], Plan | UserError]]:
-    """Plans every combination of values, fastest first: by tokens (or pictures) a second with everything exposed.
+    """Plans every combination of values, the fastest first, untimed ones by memory; what cannot be planned last.
 
     Args:
       sweep: field of the config (such as model.remat or train.mesh.data), or `rows` a device, -> its values.
@@ -237,30 +243,27 @@ def compare(
     Raises:
       UserError: no such field.
     """
-    found: list[tuple[dict[str, str], Plan | UserError]] = []
-    for choice in _combinations(sweep):
-        variant, rows = config.copy_and_resolve_references(), rows_per_device
+    variants = []
+    for values in itertools.product(*sweep.values()):
+        choice, variant, rows = dict(zip(sweep, values, strict=True)), config.copy_and_resolve_references(), 0
         for field, value in choice.items():
             if field == ROWS_SWEPT:
                 rows = int(value)
             else:
                 override(variant, f"--config.{field}={value}")
+        variants.append((choice, variant, rows or rows_per_device))
+    found: list[tuple[dict[str, str], Plan | UserError]] = []
+    for choice, variant, rows in variants:
         try:
-            found.append((choice, make_plan(variant, topology, rows, decode_rows)))
+            found.append((choice, make_plan(variant, topology, rows, decode_rows, timed)))
         except UserError as error:
             found.append((choice, error))
-    return sorted(found, key=lambda pair: -_rate(pair[1]))
+    return sorted(found, key=lambda pair: _rank(pair[1]))
 
 
-def _combinations(sweep: dict[str, list[str]]) -> list[dict[str, str]]:
-    choices: list[dict[str, str]] = [{}]
-    for field, values in sweep.items():
-        choices = [choice | {field: value} for choice in choices for value in values]
-    return choices
-
-
-def _rate(plan: Plan | UserError) -> float:
-    """Rows a second, or 0 for what does not fit."""
-    if isinstance(plan, UserError) or not plan.fits or math.isnan(plan.times["roofline"]):
-        return 0.0
-    return plan.rows / plan.times["interconnect fully exposed"]
+def _rank(plan: Plan | UserError) -> tuple[bool, float, float]:
+    """What sorts plans: whether it fits, seconds a row, memory."""
+    if isinstance(plan, UserError):
+        return True, math.inf, math.inf
+    seconds = plan.times["interconnect fully exposed"] / plan.rows
+    return not plan.fits, math.inf if math.isnan(seconds) else seconds, plan.peak
