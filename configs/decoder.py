@@ -84,6 +84,8 @@ def published() -> ConfigDict:
     )
     config.loss.update({"encoded_share": 0.0, "min_snr": 0.0})
     config.data.batch = 1600
+    # Every chip holds the whole U-Net: split kernels keep the TPU's compiler busy for longer than 15 minutes.
+    config.train.mesh.update({"data": -1, "fsdp": 1})
     config.optimizer.update(
         {
             "learning_rate": {"unet": 1e-4},

@@ -5,6 +5,9 @@ emu-jax convert --from EVA01_CLIP_g_14_plus_psz14_s11B.pt --to weights/vision
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.data.source=mine.jsonl \
     --config.tokenizer.path=LLaMA-13B/tokenizer.model
 
+On v5p as it is, 4 rows a chip (62.7 GiB); on v5e with `--config.train.mesh.data=2 --config.train.mesh.fsdp=128`, 1 row
+a chip (14.4 GiB): `emu-jax plan` says so (README). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
+
 10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
 --config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the
 paper, [I] is inferred.
@@ -20,6 +23,7 @@ def pretrain_14b() -> ConfigDict:
     """The published sizes, 14.2 B parameters."""
     model = models.emu_14b()
     model.llama.vocab_size = 0  # the tokenizer's 32,000 and [PAD], [IMG], [/IMG], <image>
+    model.remat = "dots"
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -63,7 +67,9 @@ def pretrain_14b() -> ConfigDict:
                 "log_every": 10,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
-                "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
+                # 16 chips hold one copy, 11 of 95 GB on v5p: its compiler gathers parameters over part of a torus and
+                # sums them over a whole one, at twice the traffic.
+                "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},
             },
         }
     )

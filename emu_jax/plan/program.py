@@ -138,10 +138,11 @@ def collectives(program: str, mesh: Mesh) -> dict[str, float]:
         if n < 2:
             continue
         arrays = [
-            math.prod(int(size) for size in found["shape"].split(",") if size) * BYTES[found["dtype"]]
-            for found in ARRAY.finditer(match["result"])
+            math.prod(int(size) for size in array["shape"].split(",") if size) * BYTES[array["dtype"]]
+            for array in ARRAY.finditer(match["result"])
         ]
-        size = float(max(arrays, default=0))
+        # Several arrays may go together; what starts one alone lists what goes in, too.
+        size = float(max(arrays, default=0) if "-start(" in match[0] else sum(arrays))
         if kind == "reduce-scatter":
             size *= n  # its result is a device's part
         if kind == "all-reduce" and "reduce-scatter" in computation:

@@ -111,7 +111,9 @@ def test_loss_chunks_do_not_change_the_loss(chunk):
     np.testing.assert_allclose(loss_sums(batch, config=config), loss_sums(batch), rtol=1e-5)
 
 
-@pytest.mark.parametrize("change", [{"remat": "full"}, {"remat": "dots"}, {"unroll": True}])
+@pytest.mark.parametrize(
+    "change", [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}, {"remat": "offload"}, {"unroll": True}]
+)
 def test_how_it_is_computed_changes_no_gradient(change):
     batch = make_batch([[FIRST, SECOND]], pictures(3)[None], 48)
 
@@ -172,7 +174,12 @@ def test_published_sizes_on_abstract_shapes():
     [
         ("vision", "patch_size", 7, r"model\.vision\.image_size=16 is not a multiple of model\.vision\.patch_size=7"),
         ("llama", "widht", 7, r"model\.llama\.widht is no field of LlamaConfig; did you mean width\?"),
-        ("", "remat", "some", r"model\.remat='some' is unknown; choose one of \['dots', 'full', 'none'\]"),
+        (
+            "",
+            "remat",
+            "some",
+            r"model\.remat='some' is unknown; choose one of \['attention', 'dots', 'full', 'none', 'offload'\]",
+        ),
         ("", "dtype", "float16", r"model\.dtype='float16'; expected float32 or bfloat16"),
     ],
 )

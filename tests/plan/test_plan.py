@@ -39,7 +39,7 @@ ENTRY %main (x: f32[8]) -> f32[8] {
   %all-gather.2 = (f32[64], f32[256]) all-gather-start(%c), replica_groups=[2,4]<=[8], dimensions={0}
   %done = f32[256] all-gather-done(%all-gather.2)
   %reduce-scatter.3 = f32[100]{0} reduce-scatter(%d), replica_groups=[4,2]<=[2,4]T(1,0)
-  %all-reduce.4 = f32[]{:T(128)} all-reduce(%e), replica_groups={}
+  %all-reduce.4 = (f32[]{:T(128)}, bf16[2]) all-reduce(%e, %f), replica_groups={}
   %one = f32[512] all-reduce(%f), replica_groups={{0},{1},{2},{3}}
   ROOT %collective-permute.5 = f32[50] collective-permute(%g), source_target_pairs={{0,1},{1,2}}
 }
@@ -51,7 +51,7 @@ def test_collectives_of_a_program():
         "fsdp reduce-scatter": 0.75 * 2 * 1024 * 1024,
         "fsdp all-gather": 0.75 * 2 * 1024 * 1024 + 0.75 * 4 * 256 + 40 * 0.75 * 4 * 400,
         "data reduce-scatter": 0.5 * 4 * 200,
-        "data+fsdp all-reduce": 2 * 7 / 8 * 4,
+        "data+fsdp all-reduce": 2 * 7 / 8 * (4 + 2 * 2),
         "fsdp collective-permute": 200.0,
     }
 

@@ -5,7 +5,7 @@
     --restore FOLDER  restores this other run's newest checkpoint onto the mesh of WORKDIR's config, after training
     --config.a.b=c    overrides of tests/train/tiny.py
 
-Prints one line of JSON: devices, bytes of parameters in all and on the first device, digests of the final state.
+Prints one line of JSON: devices, bytes of parameters in all and on the first device, digests of restored parameters.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
 from emu_jax.train import distributed, loop
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.checkpoint import Checkpoints, digests
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
@@ -83,7 +83,7 @@ def train(config: ConfigDict, options: argparse.Namespace) -> dict:
         target = abstract_state(experiment.objective, OptimizerConfig.from_dict(config.optimizer), mesh)
         with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
             restored, _ = checkpoints.restore(target, experiment.tokenizer)
-        result["restored"] = describe(restored.params)
+        result["restored"] = describe(restored.params) | {"digests": digests({"params": restored.params})}
     return result
 
 

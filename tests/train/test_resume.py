@@ -120,3 +120,23 @@ def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout
         # Norms, biases and what does not divide stay whole.
         ways = math.prod(size for axis, size in MESHES[layout].items() if axis in ("fsdp", "tensor"))
         assert sizes["bytes_on_first_device"] < (1 / ways + 0.2) * sizes["bytes"], sizes
+
+
+@pytest.mark.slow
+def test_saved_on_eight_devices_restored_on_fewer(documents, tmp_path):
+    """Parameters come back bit for bit, split over as many devices as there are."""
+    eight = run(tmp_path / "eight", documents, "--config.train.mesh.fsdp=8", devices=8)
+    assert eight.returncode == 0, eight.stderr
+    saved = json.loads((newest_folder(tmp_path / "eight") / "meta" / "metadata").read_text())["digests"]
+    saved = {name: digest for name, digest in saved.items() if name.startswith("params/")}
+    for devices in (1, 2, 4):
+        options = (
+            f"--config.train.mesh.fsdp={devices}",
+            "--config.train.steps=1",
+            "--restore",
+            str(tmp_path / "eight"),
+        )
+        done = run(tmp_path / str(devices), documents, *options, devices=devices)
+        assert done.returncode == 0, done.stderr
+        restored = json.loads(done.stdout.splitlines()[-1])["restored"]
+        assert restored["devices"] == devices and restored["digests"] == saved, f"on {devices} devices"
