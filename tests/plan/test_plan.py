@@ -93,6 +93,7 @@ def test_a_small_step_is_planned(capsys):
     arguments = ["plan", "--config", "configs/pretrain.py:14b", "--topology", "v5p:2x2x1", "--rows-per-device", "1"]
     small = {"vision.width": 256, "vision.heads": 4, "vision.mlp_dim": 512, "vision.layers": 2, "causal.layers": 2}
     small |= {"llama.width": 512, "llama.heads": 8, "llama.mlp_dim": 1024, "llama.layers": 3}
+    arguments += ["--config.train.mesh.data=1", "--config.train.mesh.fsdp=-1"]
     assert main([*arguments, *(f"--config.model.{name}={value}" for name, value in small.items())]) == 0
     text = capsys.readouterr().out
     assert "fits" in text and "MFU" in text, text
