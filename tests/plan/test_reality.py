@@ -17,7 +17,7 @@ HUNDRED_MILLION = {
     "llama.width": 768,
     "llama.heads": 12,
     "llama.mlp_dim": 2048,
-    "llama.layers": 10,
+    "llama.layers": 11,
 }
 
 

@@ -22,7 +22,7 @@ from emu_jax.train.distributed import EXIT_LOST, EXIT_PREEMPTED, find_job
 from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
-TIMEOUT = 10  # seconds of silence that lose a process
+TIMEOUT = 20  # seconds of silence that lose a process
 LIMIT = 120  # seconds in which all processes must have ended once one is lost
 
 
