@@ -322,6 +322,7 @@ def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(report.describe(plans[0][1]))
     if options.json is not None:
         figures = {name: dataclasses.asdict(found) for name, found in plans}
+        figures = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
         options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
     if options.chart is not None and plans:
         report.chart(plans, options.chart)
