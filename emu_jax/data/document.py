@@ -10,9 +10,14 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A piece of text; a training document's text never contains special tokens, whatever it spells."""
+    """A piece of text; a training document's text never contains special tokens, whatever it spells.
+
+    Attributes:
+      role: who says it in a chat, "system", "user" or "assistant"; "" elsewhere.
+    """
 
     text: str
+    role: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
