@@ -272,10 +272,10 @@ class Coco:
             return
         folder = self._folder(Path(shard))
         seen = set()
-        for image in images:
+        for place, image in enumerate(images):
             number = image.get("id") if isinstance(image, dict) else None
             if not isinstance(number, int | str):
-                yield Reject(f"{name}/{len(seen)}", "no_id", f"an image without an id: {json.dumps(image)[:80]}")
+                yield Reject(f"{name}/#{place}", "no_id", f"an image without an id: {json.dumps(image)[:80]}")
                 continue
             key = f"{name}/{number}"
             if number in seen:

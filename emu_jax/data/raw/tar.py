@@ -52,11 +52,11 @@ class _Member:
 
 
 class _Cut(Exception):
-    """The archive breaks off; `lost`: not all of its samples stand."""
+    """The archive breaks off, within `member` where that is known; `lost`: not all of its samples stand."""
 
-    def __init__(self, detail: str, lost: bool = True):
+    def __init__(self, detail: str, lost: bool = True, member: str = ""):
         super().__init__(detail)
-        self.lost = lost
+        self.lost, self.member = lost, member
 
 
 class _Blocks:
@@ -71,22 +71,24 @@ class _Blocks:
         self.position += len(data)
         return data
 
-    def exactly(self, size: int, what: str) -> bytes:
+    def exactly(self, size: int, member: str = "") -> bytes:
+        """`size` bytes of the member of that name, or of a header."""
         data = self.some(size)
         if len(data) < size:
-            raise _Cut(f"ends within {what}, at byte {self.position}")
+            what = f"member {ascii(member)[:200]}" if member else "a header"
+            raise _Cut(f"ends within {what}, at byte {self.position}", member=member)
         return data
 
-    def member(self, size: int, name: str) -> bytes:
-        what = f"member {ascii(name)[:200]}"
-        data = self.exactly(size, what)
-        self.exactly(-size % BLOCK, what)
+    def padded(self, size: int, member: str = "") -> bytes:
+        """`size` bytes, which fill whole blocks."""
+        data = self.exactly(size, member)
+        self.exactly(-size % BLOCK, member)
         return data
 
-    def skip(self, size: int, name: str) -> None:
+    def skip(self, size: int, member: str) -> None:
         left = size + -size % BLOCK
         while left:
-            left -= len(self.exactly(min(left, CHUNK), f"member {ascii(name)[:200]}"))
+            left -= len(self.exactly(min(left, CHUNK), member))
 
 
 def read_samples(
@@ -129,15 +131,12 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
             if isinstance(member, Reject):
                 yield member
                 continue
-            folder, slash, base = member.name.rpartition("/")
-            stem, dot, extension = base.partition(".")
-            if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
-                continue  # no part of a sample, by webdataset's rules
-            key = f"{folder}{slash}{stem}"
+            key, extension = _split(member.name)
+            if not key:
+                continue
             if sample is None or sample.name != key:
                 yield from close()
                 sample, room = Sample(key, {}), max_bytes
-            extension = extension.lower()
             room -= len(member.data) + BLOCK
             if extension in sample.members:
                 detail = f"a second .{extension} of sample {key}"
@@ -148,12 +147,24 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
             else:
                 sample.members[extension] = member.data
     except _Cut as cut:
-        lost = f"; sample {sample.name}, the last one begun, is left out" if cut.lost and sample else ""
-        if not cut.lost:
+        broken, _ = _split(cut.member)
+        lost = f"; sample {broken} is left out" if broken else ""
+        if not cut.lost or (broken and sample and sample.name != broken):
             yield from close()
+        elif sample:
+            lost = f"; sample {sample.name}, which may miss members, is left out"
         yield Reject(name, "cut_shard", f"{name} {cut}{lost}", whole=cut.lost)
     else:
         yield from close()
+
+
+def _split(member: str) -> tuple[str, str]:
+    """A member's name -> its sample's name and extension; both "" if it is no part of one, by webdataset's rules."""
+    folder, slash, base = member.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
 
 
 def _members(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> Iterator[_Member | Reject]:
@@ -190,7 +201,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
             if not 0 <= size <= MAX_NAME_BYTES:
                 raise _Cut(f"has an extended header of {size} bytes at byte {start}")
-            data = blocks.member(size, "an extended header")
+            data = blocks.padded(size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
                 extended["path"] = data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
             elif header.type == tarfile.XHDTYPE:
@@ -204,7 +215,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
         extended = {}
         if header.type == tarfile.GNUTYPE_SPARSE and block[482]:
-            while blocks.exactly(BLOCK, "a header")[504]:
+            while blocks.exactly(BLOCK)[504]:
                 pass
         if header.type in WITHOUT_DATA:
             size = 0
@@ -219,7 +230,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         elif size > max_bytes:
             yield Reject(key, "member_too_large", f"{size} bytes; at most {max_bytes} are read", whole=False)
         else:
-            yield _Member(path, blocks.member(size, path))
+            yield _Member(path, blocks.padded(size, path))
             continue
         blocks.skip(size, path)
 
