@@ -167,7 +167,7 @@ def json_array(stream: TextIO) -> Iterator[Any]:
         peek()
         try:
             value, end = decoder.raw_decode(text, position)
-            whole = end < len(text) or ended  # a number at the edge may go on
+            whole = end + len("e+0") <= len(text) or ended  # a number near the edge may go on
         except RecursionError as error:
             raise Skip("unreadable_json", "nested too deeply") from error
         except ValueError as error:
@@ -185,4 +185,5 @@ def json_array(stream: TextIO) -> Iterator[Any]:
         if mark == "]":
             return
         if mark != ",":
-            raise Skip("unreadable_json", f"expected , or ] between records, found {mark!a}")
+            number = ended and mark in ".eE" and len(text) - position < len("+0")  # one that was cut
+            raise Skip("cut_shard" if number else "unreadable_json", f"expected , or ] between records, found {mark!a}")
