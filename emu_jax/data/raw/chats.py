@@ -18,6 +18,7 @@ from emu_jax.data.document import Text
 from emu_jax.data.raw.files import (
     MAX_RECORD_CHARACTERS,
     Skip,
+    check_folder,
     clean_text,
     find_shards,
     json_array,
@@ -59,6 +60,7 @@ class Chats:
         found = find_shards(
             path, ("*.json", "*.jsonl"), "chats in JSON or JSONL, as LLaVA, ShareGPT and Alpaca have them"
         )
+        check_folder("Chats.pictures", found, self.pictures)
         shards = []
         for shard in found:
             size = Path(shard).stat().st_size

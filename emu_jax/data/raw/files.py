@@ -85,6 +85,16 @@ def clean_text(text: str, max_characters: int) -> str:
     return text
 
 
+def check_folder(setting: str, shards: Sequence[str], pictures: str) -> None:
+    """Raises unless the folder of pictures is there: without it every document would be a reject."""
+    for shard in shards:
+        folder = Path(shard).parent / pictures
+        if not folder.is_dir():
+            raise UserError(
+                f"{setting}={pictures!r}: no folder {folder}; expected the pictures' folder, relative to {shard}"
+            )
+
+
 def read_picture(folder: Path, name: object) -> bytes:
     """The file `name` under `folder`; `name` comes from the data and is not trusted to stay there."""
     if not isinstance(name, str) or not name.strip():

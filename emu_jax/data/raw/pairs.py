@@ -16,6 +16,7 @@ from emu_jax.data.document import Text
 from emu_jax.data.raw.files import (
     MAX_PICTURE_BYTES,
     Skip,
+    check_folder,
     clean_text,
     find_shards,
     parse_json,
@@ -136,14 +137,16 @@ class ImageText:
 
     def _columns(self, file: Any) -> tuple[str, list[str]]:
         """The picture's column, and the others that are read."""
-        names = file.schema_arrow.names
-        picture = next((name for name in self.pictures if name in names), "")
+        types = {field.name: str(field.type) for field in file.schema_arrow}
+        names = list(types)
+        binary = ("binary", "large_binary", "fixed_size_binary", "struct")  # a column of paths or addresses is none
+        picture = next((name for name in self.pictures if types.get(name, "").startswith(binary)), "")
         captions = [name for name in self.caption if name in names]
         if not picture or not captions:
             raise Skip(
                 "no_column",
-                f"columns {_listed(names)}; expected a picture in one of {', '.join(self.pictures)} and a text in one "
-                f"of {', '.join(self.caption)}: name yours in the settings pictures and caption",
+                f"columns {_listed(names)}; expected a picture's bytes in one of {', '.join(self.pictures)} and a text "
+                f"in one of {', '.join(self.caption)}: name yours in the settings pictures and caption",
             )
         return picture, captions + [self.score] * (self.score in names and self.score not in captions)
 
@@ -157,25 +160,23 @@ class ImageText:
 
     def _read_parquet(self, shard: str) -> Iterator[RawDocument | Reject]:
         name = shard_name(shard)
-        try:
-            file = _open_parquet(shard)
-            picture, others = self._columns(file)
-        except Skip as skip:
-            yield skip.reject(name)
-            return
-        import pyarrow
-
         row = 0
-        with file:
-            try:
-                for batch in file.iter_batches(ROWS, columns=[picture, *others], use_threads=False):
-                    for record in batch.to_pylist():
-                        yield self._row(f"{name}/{row:09d}", record, picture)
+        try:
+            with _open_parquet(shard) as file:
+                picture, others = self._columns(file)
+                for batch in _batches(file, [picture, *others]):
+                    for n in range(batch.num_rows):
+                        yield self._row(f"{name}/{row:09d}", batch.slice(n, 1), picture)
                         row += 1
-            except (OSError, pyarrow.ArrowException) as error:
-                yield Reject(name, "cut_shard", f"{name} cannot be read beyond row {row} ({_one_line(error)})")
+        except Skip as skip:
+            said = f"{name}, row {row}: {skip.detail}" if row else skip.detail
+            yield Reject(name, skip.reason, said)
 
-    def _row(self, key: str, record: dict[str, Any], picture: str) -> RawDocument | Reject:
+    def _row(self, key: str, table: Any, picture: str) -> RawDocument | Reject:
+        try:
+            (record,) = table.to_pylist()
+        except UnicodeDecodeError as error:
+            return Reject(key, "unreadable_text", f"a text is not UTF-8 ({error.reason} at byte {error.start})")
         value = record[picture]
         if isinstance(value, dict):
             value = value.get("bytes")
@@ -199,6 +200,15 @@ def _open_parquet(shard: str) -> Any:
         return parquet.ParquetFile(shard, buffer_size=1 << 20, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise Skip("cut_shard", f"{shard_name(shard)} is no whole parquet file ({_one_line(error)})") from error
+
+
+def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+    import pyarrow
+
+    try:
+        yield from file.iter_batches(ROWS, columns=columns, use_threads=False)
+    except (OSError, pyarrow.ArrowException) as error:
+        raise Skip("cut_shard", f"the file cannot be read on ({_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -258,7 +268,9 @@ class Coco:
             raise UserError(f"Coco.captions={self.captions!r}; choose first or all")
 
     def shards(self, path: str) -> list[str]:
-        return find_shards(path, ("captions_*.json",), "COCO's captions, as annotations/captions_train2017.json")
+        shards = find_shards(path, ("captions_*.json",), "COCO's captions, as annotations/captions_train2017.json")
+        check_folder("Coco.pictures", shards, self.pictures)
+        return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         name = shard_name(shard)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -23,7 +24,8 @@ from emu_jax.errors import UserError
 BLOCK = 512
 RECORD_BYTES = 10_240  # what tar programs fill an archive up to, unless told otherwise
 MAX_MEMBER_BYTES = 256 << 20
-MAX_NAME_BYTES = 1 << 20  # of an extended header
+MAX_HEADER_BYTES = 1 << 20  # of an extended header
+MAX_NAME_CHARACTERS = 4096
 CHUNK = 1 << 20
 PICKLES = {"pkl", "pickle", "pyd", "pt", "pth"}
 FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
@@ -199,7 +201,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         filled = filled and block[257:262] == b"ustar" and block[154:156] == b"\0 " and not any(block[329:345])
         size = header.size
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
-            if not 0 <= size <= MAX_NAME_BYTES:
+            if not 0 <= size <= MAX_HEADER_BYTES:
                 raise _Cut(f"has an extended header of {size} bytes at byte {start}")
             data = blocks.padded(size)
             if header.type == tarfile.GNUTYPE_LONGNAME:
@@ -208,7 +210,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
                 extended.update(_pax(data, start))
             continue  # a long link's target and what holds for all members tell nothing of use
         if "size" in extended:
-            size = int(extended["size"]) if extended["size"].isdecimal() else -1
+            size = int(extended["size"]) if re.fullmatch("[0-9]{1,18}", extended["size"]) else -1
         if size < 0:
             raise _Cut(f"has a damaged header at byte {start} (size)")
         path = extended.get("path", header.name)
@@ -240,6 +242,8 @@ def _judge(path: str, kind: str | None, sparse: bool, type_flag: bytes) -> tuple
     clean = "/".join(part for part in path.split("/") if part not in ("", "."))
     if not path.isprintable():
         return ascii(path)[1:-1][:200], "the name has characters that are not printable"
+    if len(path) > MAX_NAME_CHARACTERS:
+        return clean[:200], f"a name of {len(path)} characters"
     if path.startswith("/"):
         return clean, "an absolute path"
     if ".." in path.split("/"):

@@ -138,6 +138,10 @@ def test_wrong_paths_are_user_errors(tmp_path):
         with pytest.raises(UserError, match="expected chats in JSON or JSONL"):
             Chats().shards(str(path))
 
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(UserError, match=r"Chats\.pictures='none': no folder"):
+        Chats(pictures="none").shards(str(tmp_path))
+
 
 # ---------------------------------------------------------------- files
 

@@ -210,14 +210,24 @@ def test_parquet_with_plain_columns(tmp_path, picture, caption):
 
 def test_parquet_that_is_cut_or_holds_no_pictures(tmp_path):
     parquet.write_table(pa.table({"jpg": [_jpeg(0)] * 9, "caption": ["a"] * 9}), tmp_path / "a.parquet")
-    parquet.write_table(pa.table({"url": ["u"], "caption": ["a"]}), tmp_path / "b.parquet")
+    parquet.write_table(pa.table({"image": ["u"], "caption": ["a"]}), tmp_path / "b.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
     (tmp_path / "c.parquet").write_bytes(data[:-5])
     documents, rejects = _read(ImageText(), tmp_path)
     assert len(documents) == 9
     assert rejects == [("b.parquet", "no_column", True), ("c.parquet", "cut_shard", True)]
-    with pytest.raises(UserError, match=r"columns caption, url; expected a picture in one of jpg, .*: name yours"):
+    with pytest.raises(
+        UserError, match=r"columns caption, image; expected a picture's bytes in one of jpg, .*: name yours"
+    ):
         ImageText().shards(str(tmp_path / "b.parquet"))
+
+
+def test_parquet_text_that_is_not_utf_8(tmp_path):
+    captions = pa.array([b"good", b"\xff", b"good"], pa.binary()).view(pa.string())
+    parquet.write_table(pa.table({"jpg": [_jpeg(0)] * 3, "caption": captions}), tmp_path / "t.parquet")
+    documents, rejects = _read(ImageText(), tmp_path)
+    assert list(documents) == ["t.parquet/000000000", "t.parquet/000000002"]
+    assert rejects == [("t.parquet/000000001", "unreadable_text", True)]
 
 
 def test_parquet_that_is_damaged_within_gives_what_stands_before(tmp_path):
@@ -296,5 +306,7 @@ def test_coco_that_is_cut_or_something_else(tmp_path):
     assert _read(Coco(), file)[1] == [("captions_train2017.json", "not_coco", True)]
     file.write_text(data.replace(":", ";"))
     assert _read(Coco(), file)[1] == [("captions_train2017.json", "unreadable_json", True)]
+    with pytest.raises(UserError, match=r"Coco\.pictures='none': no folder .*/annotations/none"):
+        Coco(pictures="none").shards(str(tmp_path))
     with pytest.raises(UserError, match="expected COCO's captions"):
         Coco().shards(str(tmp_path / "none"))

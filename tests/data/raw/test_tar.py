@@ -148,6 +148,7 @@ def test_hostile_members_are_left_out_and_write_nothing(tmp_path, monkeypatch):
         _special("../folder", tarfile.DIRTYPE),
         _special("odd.jpg", b"Q"),
         ("new\nline.txt", b"evil"),
+        (f"{'n' * 5000}.txt", b"evil"),
         ("p.pkl", pickle.dumps(_Bomb(outside))),
         ("p.meta.pyd", pickle.dumps(_Bomb(outside))),
         ("p.pickle", pickle.dumps(_Bomb(outside))),
@@ -157,7 +158,7 @@ def test_hostile_members_are_left_out_and_write_nothing(tmp_path, monkeypatch):
     before = sorted(tmp_path.rglob("*"))
     samples, rejects = _read(path)
     assert samples == [Sample("a", {"txt": b"good"}), Sample("z", {"txt": b"good too"})]
-    assert [(r.reason, r.whole) for r in rejects] == [("unsafe_member", False)] * 11 + [("pickle_member", False)] * 3
+    assert [(r.reason, r.whole) for r in rejects] == [("unsafe_member", False)] * 12 + [("pickle_member", False)] * 3
     for reject in rejects:
         print(f"{reject.key}: {reject.detail}")
         assert reject.key.startswith("t.tar/") and reject.key.isprintable()
@@ -262,6 +263,14 @@ def test_garbage_never_raises(tmp_path_factory, data):
         content[data.draw(st.integers(0, 4000))] = data.draw(st.integers(0, 255))
     path.write_bytes(content)
     _read(path)
+
+
+@pytest.mark.parametrize("size", ["9" * 5000, "-1", "²", "1e3"])
+def test_a_size_that_is_none(tmp_path, size):
+    info = tarfile.TarInfo("a.txt")
+    info.pax_headers = {"size": size}
+    samples, (reject,) = _read(_archive(tmp_path / "t.tar", [info]))
+    assert not samples and reject.reason == "cut_shard" and reject.detail.endswith("(size)")
 
 
 def test_joined_archives_are_told(tmp_path):
