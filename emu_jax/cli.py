@@ -64,6 +64,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
     )
+    train.add_argument(
+        "--reshard-data", action="store_true", help="go on though data.shards or data.workers were others"
+    )
     train.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof, in workdir/profile")
 
     precompute = add("precompute", "Compute once what the decoder trains on: embeddings of texts, latents of pictures.")
@@ -179,7 +182,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             if options.compile_only:
                 print(compile_only(config, options.workdir))
             else:
-                run(config, options.workdir, profile=profile)
+                run(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
     except distributed.Preempted as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
         return distributed.EXIT_PREEMPTED
