@@ -15,6 +15,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import logging
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -178,6 +179,8 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
     if config.runner == "DirectRunner":
         mode = "multi_processing" if config.workers > 1 else "in_memory"
         arguments += ["--direct_num_workers", str(config.workers), "--direct_running_mode", mode]
+        arguments += ["--default_sdk_harness_log_level", "ERROR"]  # it warns of itself
+        logging.getLogger("apache_beam").setLevel(logging.ERROR)
     try:
         options = PipelineOptions(arguments)
     except SystemExit as error:  # Beam parses by argparse
