@@ -214,6 +214,7 @@ def test_folders_of_tables_and_tables_that_shrank(tmp_path):
         ("Seamless loop of falling snow, 29.97fps", "falling snow"),
         ("HD. London, uk - 12 may 2016: a bridge. editorial use only", "London, uk: a bridge."),
         ("Aerial 3840x2160 shot of sea, filmed with dji mavic 2 pro.", "Aerial shot of sea."),
+        ("Video of a dog, 4k, 24 fps: it barks", "Video of a dog: it barks"),
         ("4k", ""),
     ],
 )
