@@ -210,7 +210,7 @@ def _ends_early(file: io.BufferedIOBase, head: bytes, size: int) -> bool:
 
     Of a webm that was written as it was recorded and of an mp4 in fragments nothing tells a missing last piece.
     """
-    if head[4:8] == b"ftyp":
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):  # mp4; QuickTime's need not begin with ftyp
         position, names = 0, set()
         while position < size:
             file.seek(position)

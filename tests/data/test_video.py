@@ -129,14 +129,22 @@ def test_one_frame(tmp_path):
         assert _numbers(got) == [0] * 8 and all(frame is got[0] for frame in got)
 
 
-def test_turned_film(tmp_path):
-    data = _film(tmp_path / "film.mp4", 3, size=(32, 64))
-    upright = (0x10000).to_bytes(4) + bytes(12) + (0x10000).to_bytes(4) + bytes(12) + (0x40000000).to_bytes(4)
+def test_a_film_that_asks_to_be_turned_clockwise(tmp_path):
+    path = tmp_path / "film.mp4"
+    with av.open(path, "w") as container:
+        stream = container.add_stream("libx264", rate=24, width=64, height=32, pix_fmt="yuv420p")
+        pixels = np.zeros((32, 64, 3), np.uint8)
+        pixels[:, :32] = 255  # white on the left
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    data = path.read_bytes()
+    upright = (0x10000).to_bytes(4) + bytes(12) + (0x10000).to_bytes(4) + bytes(12)
     quarter = bytes(4) + (0x10000).to_bytes(4) + bytes(4) + (-0x10000).to_bytes(4, signed=True) + bytes(16)
     at = data.index(upright, data.index(b"tkhd"))
-    turned = data[:at] + quarter + (0x40000000).to_bytes(4) + data[at + 36 :]
-    assert read_frames(data)[0].shape == (32, 64, 3)
-    assert read_frames(turned)[0].shape == (64, 32, 3)
+    (got,) = read_frames(data, 1)
+    assert got.shape == (32, 64, 3) and got[:, :24].min() > 200 and got[:, 40:].max() < 50
+    (got,) = read_frames(data[:at] + quarter + data[at + 32 :], 1)
+    assert got.shape == (64, 32, 3) and got[:24].min() > 200 and got[40:].max() < 50  # white on top
 
 
 # ---------------------------------------------------------------- what is no whole video
