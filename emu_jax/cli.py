@@ -215,7 +215,7 @@ def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     size = sum(file["bytes"] for file in split["files"].values())
     print(f"{options.out}: {split['records']:,} documents in {len(split['files'])} files, {size / 1e6:,.1f} MB")
     for reason, counts in manifest["rejects"].items():
-        print(f"  left out, {reason}: {counts['rejects']:,} ({counts.get('documents', 0):,} whole documents)")
+        print(f"  left out, {reason}: {counts['rejects']:,} ({counts['documents']:,} whole documents)")
     return 0
 
 

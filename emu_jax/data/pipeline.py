@@ -395,10 +395,13 @@ DIVISION = ("shards", "workers")  # fields that decide who reads which window, n
 
 
 def _windows(state: Any) -> int:
-    """Windows that a Grain iterator has taken from its MapDataset, all workers' together."""
+    """Windows that a Grain iterator has begun, all workers' together.
+
+    Its MapDataset's `next_index` is the window that is being read, from which `next_index_in_buffer` rows are gone.
+    """
     if isinstance(state, Mapping):
-        own = state.get("next_index", 0)
-        return int(own) + sum(_windows(value) for key, value in state.items() if key != "next_index")
+        own = int(state.get("next_index", 0)) + (int(state.get("next_index_in_buffer", 0)) > 0)
+        return own + sum(map(_windows, state.values()))
     return sum(map(_windows, state)) if isinstance(state, list | tuple) else 0
 
 

@@ -357,10 +357,11 @@ def _write_json(value: Any, path: str) -> None:
 def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> dict[str, Any]:
     """Weighs the rejects, checks the files, and completes the folder."""
     entries = dict(json.loads((out / ENTRIES).read_text(encoding="utf-8")))
-    reasons: dict[str, collections.Counter] = collections.defaultdict(collections.Counter)
+    reasons: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"rejects": 0, "documents": 0})
     for told in json.loads((out / REASONS).read_text(encoding="utf-8")):
         for reason, (count, whole) in told.items():
-            reasons[reason] += collections.Counter(rejects=count, documents=whole)
+            reasons[reason]["rejects"] += count
+            reasons[reason]["documents"] += whole
     records = sum(entry["records"] for entry in entries.values())
     documents = records + sum(told["documents"] for told in reasons.values())
     faults = sum(told["rejects"] for reason, told in reasons.items() if reason not in RULES)
@@ -378,7 +379,7 @@ def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> di
     told = {
         "source": source,
         "documents_read": documents,
-        "rejects": {reason: dict(counts) for reason, counts in sorted(reasons.items())},
+        "rejects": dict(sorted(reasons.items())),
         "settings": settings,
     }
     manifest = write_manifest(out, config.name, {config.split: entries}, told)
