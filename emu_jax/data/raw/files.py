@@ -1,0 +1,199 @@
+"""Where raw data stand: the shards under a path, pictures named by untrusted text, and JSON read in bounded memory.
+
+    path ─ find_shards ─ "folder//part/00012.tar" ─ shard_name ─ "part/00012.tar", which keys begin with
+
+A shard is a path that opens as it is; its `//` tells which part of it stays the same on another machine.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any, TextIO
+
+from emu_jax.data.raw.reader import Reject
+from emu_jax.errors import UserError
+
+MAX_PICTURE_BYTES = 256 << 20
+MAX_RECORD_CHARACTERS = 64 << 20
+CHUNK = 1 << 18  # characters of JSON read at a time
+SPACE = re.compile(r"[ \t\r\n]*")
+
+
+class Skip(Exception):
+    """A document cannot be made; becomes a Reject where its key is known."""
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason, self.detail = reason, detail
+
+    def reject(self, key: str, whole: bool = True) -> Reject:
+        return Reject(key, self.reason, self.detail, whole)
+
+
+# ---------------------------------------------------------------- shards
+
+
+def find_shards(path: str, patterns: Sequence[str], what: str) -> list[str]:
+    """The files at `path`, a file, a glob or a folder that is searched to any depth for `patterns`, in order.
+
+    Raises:
+      UserError: there are none.
+    """
+    here = Path(path)
+    if here.is_file():
+        return [f"{here.parent}//{here.name}"]
+    if here.is_dir():
+        root, found = here, {file for pattern in patterns for file in here.rglob(pattern)}
+    elif glob.has_magic(path):
+        root = next(folder for folder in here.parents if not glob.has_magic(str(folder)))
+        found = {Path(file) for file in glob.glob(path, recursive=True)}
+    else:
+        raise UserError(f"{path}: no such file or folder; expected {what}")
+    names = (file.relative_to(root) for file in found if file.is_file())
+    shards = sorted(f"{root}//{name}" for name in names if not any(part.startswith(".") for part in name.parts))
+    if not shards:
+        raise UserError(f"{path}: holds no {' or '.join(patterns)}; expected {what}")
+    return shards
+
+
+def shard_name(shard: str) -> str:
+    """The part of a shard's path that is the same wherever the data stand."""
+    head, mark, name = shard.rpartition("//")
+    return name if mark and head else Path(shard).name
+
+
+# ---------------------------------------------------------------- text and pictures
+
+
+def clean_text(text: str, max_characters: int) -> str:
+    """Text as it is, without white space around it and without NULs.
+
+    Raises:
+      Skip: it is no Unicode text (lone surrogates), or too long.
+    """
+    text = text.replace("\0", "").strip()
+    if len(text) > max_characters:
+        raise Skip("text_too_long", f"{len(text)} characters; at most {max_characters} are taken")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise Skip("unreadable_text", f"not Unicode text ({error.reason} at character {error.start})") from error
+    return text
+
+
+def check_folder(setting: str, shards: Sequence[str], pictures: str) -> None:
+    """Raises unless the folder of pictures is there: without it every document would be a reject."""
+    for shard in shards:
+        folder = Path(shard).parent / pictures
+        if not folder.is_dir():
+            raise UserError(
+                f"{setting}={pictures!r}: no folder {folder}; expected the pictures' folder, relative to {shard}"
+            )
+
+
+def read_picture(folder: Path, name: object) -> bytes:
+    """The file `name` under `folder`; `name` comes from the data and is not trusted to stay there."""
+    if not isinstance(name, str) or not name.strip():
+        raise Skip("missing_picture", f"no file's name: {ascii(name)[:80]}")
+    inside = PurePosixPath(name)
+    if inside.is_absolute() or ".." in inside.parts or "\0" in name:
+        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the pictures' folder")
+    try:
+        path = folder / inside
+        if not path.is_file():
+            raise Skip("missing_picture", f"no file {ascii(name)[:200]} in the pictures' folder")
+        if path.stat().st_size > MAX_PICTURE_BYTES:
+            raise Skip("picture_too_large", f"{name} has {path.stat().st_size} bytes; at most {MAX_PICTURE_BYTES}")
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise Skip("missing_picture", f"{ascii(name)[:200]} cannot be read ({type(error).__name__})") from error
+    if not data:
+        raise Skip("missing_picture", f"{name} is an empty file")
+    return data
+
+
+# ---------------------------------------------------------------- JSON
+
+
+def parse_json(text: str | bytes) -> Any:
+    """One JSON value.
+
+    Raises:
+      Skip: `cut_shard` where the text just ends too soon, `unreadable_json` otherwise.
+    """
+    try:
+        if isinstance(text, bytes):
+            text = text.decode("utf-8-sig", errors="surrogateescape")  # what is not UTF-8 fails where it is used
+        return json.loads(text)
+    except RecursionError as error:
+        raise Skip("unreadable_json", "nested too deeply") from error
+    except ValueError as error:
+        raise Skip("cut_shard" if _breaks_off(error, len(text)) else "unreadable_json", str(error)) from error
+
+
+def _breaks_off(error: ValueError, length: int) -> bool:
+    """Whether the parser ran out of text, rather than into something wrong."""
+    if not isinstance(error, json.JSONDecodeError):
+        return False
+    return error.pos >= length - len("-Infinity") or error.msg.startswith("Unterminated string")
+
+
+def json_array(stream: TextIO) -> Iterator[Any]:
+    """The values of a file that is one JSON array, in the memory of the largest of them.
+
+    Raises:
+      Skip: as `parse_json`, after the values before the place have been given.
+    """
+    decoder = json.JSONDecoder()
+    text, position, ended = "", 0, False
+
+    def fill() -> None:
+        nonlocal text, position, ended
+        chunk = stream.read(max(CHUNK, len(text) - position))  # doubling, so that a large value is not parsed often
+        text, position, ended = text[position:] + chunk, 0, not chunk
+
+    def peek() -> str:
+        nonlocal position
+        while True:
+            position = SPACE.match(text, position).end()
+            if position < len(text):
+                return text[position]
+            if ended:
+                raise Skip("cut_shard", "the array is not closed")
+            fill()
+
+    fill()
+    text = text.removeprefix("\ufeff")
+    if peek() != "[":
+        raise Skip("unreadable_json", f"expected an array of records, starts with {text[position]!a}")
+    position += 1
+    if peek() == "]":
+        return
+    while True:
+        peek()
+        try:
+            value, end = decoder.raw_decode(text, position)
+            whole = end + len("e+0") <= len(text) or ended  # a number near the edge may go on
+        except RecursionError as error:
+            raise Skip("unreadable_json", "nested too deeply") from error
+        except ValueError as error:
+            whole = False
+            if ended or len(text) - position > MAX_RECORD_CHARACTERS:
+                reason = "cut_shard" if ended and _breaks_off(error, len(text)) else "unreadable_json"
+                raise Skip(reason, str(error)) from error
+        if not whole:
+            fill()
+            continue
+        yield value
+        position = end
+        mark = peek()
+        position += 1
+        if mark == "]":
+            return
+        if mark != ",":
+            number = ended and mark in ".eE" and len(text) - position < len("+0")  # one that was cut
+            raise Skip("cut_shard" if number else "unreadable_json", f"expected , or ] between records, found {mark!a}")
