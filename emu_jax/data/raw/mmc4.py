@@ -115,27 +115,21 @@ class Mmc4:
                 parts.append(Text(text))
         yield from finish(key, parts)
 
-    def _matches(self, matrix: Any, infos: list[dict[str, Any]], texts: int) -> list[tuple[int | None, float | None]]:
+    @staticmethod
+    def _matches(matrix: Any, infos: list[dict[str, Any]], texts: int) -> list[tuple[int | None, float | None]]:
         """Each picture's sentence and similarity, as far as the record tells."""
-        said: np.ndarray | None = None
-        try:
-            array = np.array(matrix, np.float64)
-            if array.shape == (len(infos), texts) and array.size and np.isfinite(array).all():
-                said = array
-        except (TypeError, ValueError):
-            pass  # ragged, or no numbers: as if it were not there
-        best = match(said) if said is not None else None
-        matches: list[tuple[int | None, float | None]] = []
-        for number, info in enumerate(infos):
-            place, score = info.get("matched_text_index"), info.get("matched_sim")
-            if not isinstance(place, int) or isinstance(place, bool):
-                place = None if best is None else int(best[number])
-                score = None
-            if not isinstance(score, int | float) or isinstance(score, bool):
-                inside = said is not None and place is not None and 0 <= place < texts
-                score = float(said[number, place]) if inside else None
-            matches.append((place, None if score is None else float(score)))
-        return matches
+        places = [_index(info.get("matched_text_index")) for info in infos]
+        scores = [_number(info.get("matched_sim")) for info in infos]
+        if None in places or None in scores:
+            similarity = _matrix(matrix, (len(infos), texts))
+            if similarity is not None:
+                best = match(similarity)
+                for number, place in enumerate(places):
+                    if place is None:
+                        places[number], scores[number] = int(best[number]), None
+                    if scores[number] is None and 0 <= places[number] < texts:
+                        scores[number] = float(similarity[number, places[number]])
+        return list(zip(places, scores, strict=True))
 
     def _score(
         self, key: str, texts: list[str], pictures: list[Found], places: list[int | None]
@@ -155,3 +149,23 @@ class Mmc4:
                 yield place, Found(found.number, RawImage(found.image.data, score))
             else:
                 yield low_similarity(key, found.number, score, self.min_similarity)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool | str) else float(value)
+    except (TypeError, OverflowError):
+        return None
+
+
+def _index(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
+    """Similarities [pictures, sentences]; None where the record has none of that shape."""
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):  # ragged, or no numbers
+        return None
+    return matrix if matrix.shape == shape and matrix.size and np.isfinite(matrix).all() else None

@@ -43,7 +43,7 @@ ROLES = _words(
 NAMES = _words(
     "menu mainmenu submenu dropdown-menu menubar toc tocbox tocwrapper table-of-contents toctree-wrapper related "
     "navheader navfooter navlinks prevnext prev next previous copyright colophon permalink anchorjs-link "
-    "reportbug linenos lineno line-numbers skip-link skiplink sr-only visually-hidden screen-reader-text comments "
+    "reportbug skip-link skiplink sr-only visually-hidden screen-reader-text comments "
     "respond modal popup site-header page-header-links mw-jump-link"
 )
 WORDS = _words(
@@ -51,6 +51,7 @@ WORDS = _words(
     "headerlink hashlink editsection cookie cookies newsletter advert advertisement ads share sharing social "
     "searchbox"
 )
+LINE_NUMBERS = _words("linenos lineno line-numbers")
 ABOUT = ("no-", "has-", "with-", "without-")  # has-sidebar: the page, not its sidebar
 BLOCKS = _words(
     "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption "
@@ -252,21 +253,22 @@ def _left_out(element: etree._Element, drop: Sequence[str], preformatted: bool) 
             return True
         if element.get("href", "").startswith("#") and len(element) == 0 and (element.text or "").strip() in MARKS:
             return True
-    if preformatted:
-        return False  # classes are colours there
-    return _is_furniture(element, drop) and not _INSIDE(element)
+    names = f"{element.get('class', '')} {element.get('id', '')}".split()
+    if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in drop):
+        return not _INSIDE(element)
+    if preformatted:  # other classes are colours there
+        return bool(LINE_NUMBERS.intersection(names))
+    return _is_furniture(element, names) and not _INSIDE(element)
 
 
-def _is_furniture(element: etree._Element, drop: Sequence[str]) -> bool:
+def _is_furniture(element: etree._Element, names: Sequence[str]) -> bool:
     if element.tag in FURNITURE or element.get("role", "").lower() in ROLES:
         return True
     if element.tag == "header" and not any(parent.tag in ("article", "main") for parent in element.iterancestors()):
         return True
-    names = f"{element.get('class', '')} {element.get('id', '')}".split()
-    for name in names:
-        if any(fnmatch.fnmatchcase(name, pattern) for pattern in drop):
+    for name in map(str.lower, names):
+        if name in NAMES or name in LINE_NUMBERS:
             return True
-        name = name.lower()
-        if name in NAMES or (not name.startswith(ABOUT) and WORDS.intersection(re.split("[-_]+", name))):
+        if not name.startswith(ABOUT) and WORDS.intersection(re.split("[-_]+", name)):
             return True
     return "breadcrumb" in element.get("aria-label", "").lower()

@@ -75,8 +75,13 @@ def check_beside(where: str, shards: list[str], setting: str) -> None:
     """Raises unless every shard's pictures are there: without them every document would be a reject."""
     for shard in shards:
         path = beside(shard, setting)
-        if path.is_file() and not tarfile.is_tarfile(path):
-            raise UserError(f"{where}={setting!r}: {path} is no tar; expected a folder or a plain .tar of pictures")
+        if path.is_file():
+            try:
+                tarfile.open(path, "r:").close()
+            except (tarfile.TarError, OSError) as error:
+                raise UserError(
+                    f"{where}={setting!r}: {path} is no plain tar ({error}); expected a folder or a .tar without gzip"
+                ) from error
         if not path.exists():
             raise UserError(
                 f"{where}={setting!r}: {path} is not there; expected the pictures of {shard_name(shard)}, a folder or "

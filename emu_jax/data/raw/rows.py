@@ -70,7 +70,7 @@ def _json(stream: IO[bytes], where: str, name: str) -> Iterator[Row | Reject]:
             yield _row(f"{where}/{number}", value)
             number += 1
     except Skip as skip:
-        yield Reject(where, "cut_shard", f"{where} breaks off after {number} rows: {skip}")
+        yield Reject(where, skip.reason, f"{where} cannot be read after {number} rows: {skip}")
 
 
 def _lines(stream: IO[bytes], where: str) -> Iterator[Row | Reject]:
