@@ -142,36 +142,14 @@ def test_what_an_img_says():
 
 # ---------------------------------------------------------------- any page
 
-TAGS = [
-    "div",
-    "p",
-    "span",
-    "b",
-    "i",
-    "em",
-    "ul",
-    "li",
-    "table",
-    "tr",
-    "td",
-    "h2",
-    "section",
-    "blockquote",
-    "pre",
-    "code",
-    "dl",
-    "dt",
-    "dd",
-    "figure",
-    "center",
-    "font",
-    "x-y",
-]
+TAGS = (
+    *("div", "p", "span", "b", "em", "ul", "li", "table", "tr", "td", "h2", "section", "blockquote", "pre", "code"),
+    *("dl", "dt", "dd", "figure", "center", "font", "x-y"),
+)
 TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=8)
 NODES = st.recursive(
     TEXTS.map(lambda text: ("text", text))
-    | st.just(("skip", "<script>NEVER</script>"))
-    | st.just(("skip", "<!--NEVER-->")),
+    | st.sampled_from([("skip", "<script>NEVER</script>"), ("skip", "<!--NEVER-->")]),
     lambda children: st.tuples(st.sampled_from(TAGS), st.lists(children, max_size=4)),
     max_leaves=20,
 )
@@ -200,39 +178,33 @@ def test_no_text_is_lost_or_turned_round(nodes):
     assert all(part == part.strip("\n") and part.strip() for part in got)
 
 
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "<",
-                ">",
-                "</",
-                "/",
-                "!",
-                "=",
-                '"',
-                "'",
-                "&",
-                "&#",
-                ";",
-                "<p",
-                "<img",
-                "src=",
-                "-->",
-                "<!--",
-                "]]>",
-                "a",
-                "ÿ",
-                "\x00",
-                "div",
-                "pre",
-                "table",
-                "nav",
-            ]
-        )
-        | st.text(max_size=3)
-    )
+MARKUP = (
+    *(
+        "<",
+        ">",
+        "</",
+        "/",
+        "!",
+        "=",
+        '"',
+        "'",
+        "&",
+        "&#",
+        ";",
+        "<p",
+        "<img src=",
+        "-->",
+        "<!--",
+        "]]>",
+        "a",
+        "\xff",
+        "\0",
+    ),
+    *("div", "pre", "table", "nav", "style='width:'"),
 )
+
+
+@given(st.lists(st.sampled_from(MARKUP) | st.text(max_size=3)))
 def test_a_broken_page_never_raises(pieces):
     _read("".join(pieces).encode("utf-8", "surrogatepass"))
 
