@@ -151,10 +151,10 @@ def read_page(
     for event, element in walk:
         if event == "start":
             left_out = element is not main and _left_out(element, drop, bool(kept))
-            if element.tag in BLOCKS or element.tag == "br":
-                flow.part(_LINE)
-            elif element.tag in CELLS:
-                flow.part(_CELL)
+            if element.tag in CELLS:
+                flow.cell()
+            elif element.tag in BLOCKS or element.tag == "br":
+                flow.part(_LINE, row=element.tag == "tr")
             if left_out:
                 walk.skip_subtree()  # its end comes next all the same
                 continue
@@ -168,7 +168,9 @@ def read_page(
         if event == "end":
             if kept and kept[-1] is element:
                 kept.pop()
-            if element.tag in BLOCKS:
+            if element.tag in CELLS:
+                flow.border = False
+            elif element.tag in BLOCKS:
                 flow.part(_LINE)
         if element is not main:
             flow.write(element.tail, bool(kept))
@@ -182,12 +184,22 @@ class _Flow(Generic[T]):
         self._parts: list[str | T] = []
         self._text: list[str] = []
         self._gap = 0
+        self._in_row = False  # whether this row of a table has something already
+        self.border = False  # at the start of a cell, where blocks do not begin lines
         self.fresh = False  # at the start of a `pre`, whose first line break is none
 
-    def part(self, gap: int) -> None:
+    def part(self, gap: int, row: bool = False) -> None:
         """What follows is parted from what stands here, at least by `gap`."""
-        self._gap = max(self._gap, gap)
+        if row:
+            self._in_row = self.border = False
+        if not self.border:
+            self._gap = max(self._gap, gap)
         self.fresh = False
+
+    def cell(self) -> None:
+        """What follows is parted from the cell before by a tab, whatever blocks the two are made of."""
+        if self._in_row:
+            self._gap, self.border = _CELL, True
 
     def write(self, text: str | None, preformatted: bool) -> None:
         if not text:
@@ -212,11 +224,12 @@ class _Flow(Generic[T]):
             self._text[-1] = self._text[-1].rstrip()  # the end of a `pre`
             self._text.append(_SEPARATORS[self._gap])
         self._text.append(text)
-        self._gap, self.fresh = 0, False
+        self._gap, self.fresh, self.border, self._in_row = 0, False, False, True
 
     def put(self, picture: T) -> None:
         self._close()
         self._parts.append(picture)
+        self._in_row = True
 
     def _close(self) -> None:
         text = "".join(self._text).strip("\n").rstrip()

@@ -30,6 +30,8 @@ def _read(page: str | bytes, drop=()):
         ("<ul><li>one<li>two<ul><li>three</ul></ul>", ["one\ntwo\nthree"]),
         ("<dl><dt>Whirl</dt><dd><p>an angle</p></dd></dl>", ["Whirl\nan angle"]),
         ("<table><tr><th>a</th> <th>b</th></tr><tr><td>1</td><td><b>2</b></td></tr></table>", ["a\tb\n1\t2"]),
+        ("<p>x<table><tr><td><p>a</p></td><td><p>b</p><p>c</p></td></tr></table><p>y", ["x\na\tb\nc\ny"]),
+        ("<p>x<table><tr><td><p></p></td><th>Tip</th></tr><tr><td>a</td><td> </td></tr></table>y", ["x\nTip\na\ny"]),
         ("<figure><img src=a.png><figcaption>A cat</figcaption></figure>", ["<a.png>", "A cat"]),
         ("<pre>\nfor x in y:\n    go()\n\n</pre><p>end", ["for x in y:\n    go()\nend"]),
         ("<p>see</p><pre><b>a</b>\n  b</pre>", ["see\na\n  b"]),
