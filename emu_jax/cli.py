@@ -1,4 +1,4 @@
-"""The console script `emu-jax`: train | precompute | generate | evaluate | inspect | plan | bench | convert | export.
+"""The console script `emu-jax`: prepare, inspect-data, train, precompute, generate, evaluate, inspect, plan, …
 
 Parses arguments and calls one function; every error a user can cause is one line and exit code 2. `train` has two exit
 codes more: 75 when SIGTERM stopped it and it saved, 69 when another process of its job was lost.
@@ -7,13 +7,17 @@ codes more: 75 when SIGTERM stopped it and it saved, 69 when another process of 
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from emu_jax.data.raw.readers import READERS
 from emu_jax.errors import UserError
 
 EXAMPLES = {
+    "prepare": "emu-jax prepare pairs --in laion-coco --out data/laion_coco --workers 8",
+    "inspect-data": "emu-jax inspect-data --config configs/mixture.py --out rows.html",
     "train": "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60",
     "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
@@ -56,6 +60,34 @@ def _parser() -> argparse.ArgumentParser:
             name, help=about, description=about, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
         )
 
+    prepare = add("prepare", "Make records of raw data, once; training streams them.")
+    prepare.add_argument("source", metavar="SOURCE", help=f"what it is: {', '.join(READERS)} (data/raw/readers.py)")
+    prepare.add_argument("--in", dest="path", required=True, help="file, folder or glob of raw data")
+    prepare.add_argument("--out", type=Path, required=True, help="a new folder that every worker sees")
+    prepare.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of the reader")
+    prepare.add_argument("--name", help="of the data set (default: the folder's)")
+    prepare.add_argument("--split", default="train")
+    prepare.add_argument("--shards", type=int, default=0, help="files (default: about 256 MB each)")
+    prepare.add_argument("--image-size", type=int, default=224, help="pixels of a side that models will read")
+    prepare.add_argument("--quality", type=int, default=90, help="of the stored JPEG files")
+    prepare.add_argument("--min-side", type=int, default=32, help="pixels; smaller pictures are left out")
+    prepare.add_argument("--max-aspect", type=float, default=4.0, help="longer over shorter side; more is left out")
+    prepare.add_argument("--max-faults", type=float, default=0.02, help="share of faulty documents that stops it")
+    prepare.add_argument("--workers", type=int, default=1, help="processes of the local runner")
+    prepare.add_argument(
+        "--runner", default="DirectRunner", help="of Beam: DirectRunner, DataflowRunner, FlinkRunner, …"
+    )
+    prepare.add_argument("--beam", default="", metavar="ARGUMENTS", help="more arguments of Beam, in one string")
+
+    inspect_data = add("inspect-data", "Count what a run would read, and show packed rows as a person reads them.")
+    inspect_data.add_argument("--config", required=True, help="config file[:variant]; override with --config.a.b=value")
+    inspect_data.add_argument(
+        "--out", type=Path, metavar="PAGE.html", help="write a page of histograms and packed rows"
+    )
+    inspect_data.add_argument("--rows", type=int, default=12, help="packed rows on the page")
+    inspect_data.add_argument("--batches", type=int, default=64, help="batches to count")
+    inspect_data.add_argument("--verify", action="store_true", help="read every file whole and compare its digest")
+
     train = add("train", "Train a config in a work directory; run again, it resumes from the last checkpoint.")
     train.add_argument("--config", required=True, help="config file[:variant]; override fields with --config.a.b=value")
     train.add_argument("--workdir", required=True, type=Path, help="checkpoints, metrics and plots go here")
@@ -63,6 +95,9 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--compile-only", action="store_true", help="compile the step, print its memory, write nothing")
     train.add_argument(
         "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+    )
+    train.add_argument(
+        "--reshard-data", action="store_true", help="go on though data.shards or data.workers were others"
     )
     train.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof, in workdir/profile")
 
@@ -163,6 +198,36 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--vision-head-dim", type=int, help="of published files of another size (default 88)")
 
 
+def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.data.images import Recoding
+    from emu_jax.data.prepare import PrepareConfig
+    from emu_jax.data.prepare import prepare as run
+    from emu_jax.data.raw.readers import make_reader
+
+    fields = ("image_size", "quality", "min_side", "max_aspect")
+    config = PrepareConfig(
+        name=options.name or re.sub(r"\W", "_", options.out.resolve().name),
+        recoding=Recoding(**{name: getattr(options, name) for name in fields}),
+        **{name: getattr(options, name) for name in ("split", "shards", "max_faults", "runner", "workers", "beam")},
+    )
+    manifest = run(make_reader(options.source, options.set), options.source, options.path, options.out, config)
+    split = manifest["splits"][options.split]
+    size = sum(file["bytes"] for file in split["files"].values())
+    print(f"{options.out}: {split['records']:,} documents in {len(split['files'])} files, {size / 1e6:,.1f} MB")
+    for reason, counts in manifest["rejects"].items():
+        print(f"  left out, {reason}: {counts['rejects']:,} ({counts.get('documents', 0):,} whole documents)")
+    return 0
+
+
+def inspect_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.config import load_config
+    from emu_jax.data.inspect import inspect as run
+
+    config = load_config(options.config, overrides)
+    print(run(config, options.out, rows=options.rows, batches=options.batches, verify=options.verify))
+    return 0
+
+
 def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
     from emu_jax.train import distributed
@@ -179,7 +244,7 @@ def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             if options.compile_only:
                 print(compile_only(config, options.workdir))
             else:
-                run(config, options.workdir, profile=profile)
+                run(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
     except distributed.Preempted as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
         return distributed.EXIT_PREEMPTED
@@ -374,6 +439,8 @@ def export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 COMMANDS = {
+    "prepare": prepare,
+    "inspect-data": inspect_data,
     "train": train,
     "precompute": precompute,
     "generate": generate,

@@ -26,5 +26,5 @@ def check_fields(cls: type, where: str, fields: Mapping[str, Any]) -> None:
         if name not in known:
             raise UserError(f"{where}.{name} is no field of {cls.__name__}; did you mean {nearest(name, known)}?")
     for name, field in known.items():
-        if name not in fields and field.default is dataclasses.MISSING:
+        if name not in fields and field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise UserError(f"{where}.{name} is missing; {cls.__name__} needs it")

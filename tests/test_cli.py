@@ -114,7 +114,7 @@ def test_training_pictures_that_cannot_be_read(pictures, capsys):
         ("--config.train.mesh.fsdp=3", "does not multiply to the"),
         (
             "--config.data.source=pictures",
-            "config.data.source='pictures'; expected fluent_emoji or the path of a .jsonl",
+            "config.data source 'pictures': no such folder; expected a folder of",
         ),
     ],
 )

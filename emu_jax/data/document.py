@@ -45,8 +45,12 @@ class Document:
     Attributes:
       text_weight: scales the cross-entropy of the document's tokens.
       visual_weight: scales the regression of its images.
+      max_tokens: where its sequence ends; 0: where its parts do.
+      source: number of the source it is from, of those that are mixed.
     """
 
     parts: tuple[Text | Image, ...]
     text_weight: float = 1.0
     visual_weight: float = 1.0
+    max_tokens: int = 0
+    source: int = 0

@@ -130,6 +130,10 @@ class ExamplePipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
+    def reshard(self, state: Mapping[str, Any]) -> None:
+        """The stream is not divided: continues exactly."""
+        self.set_state(state)
+
     def close(self) -> None:
         """Stops the threads that read ahead."""
         self._iterator.close()

@@ -1,57 +1,91 @@
-"""Pictures from bytes, files and arrays to uint8 [H, W, 3].
+"""Pictures from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files that prepared records hold.
 
-A picture's header is read before its pixels: what would decode to more than `MAX_PIXELS` is refused.
+A picture's header is read before its pixels: what would decode to more than `MAX_PIXELS` is refused. Where a codec can
+decode at a reduced scale, and the picture is wanted small, it does.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import warnings
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image as PIL
 from PIL import ImageOps
 
 from emu_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
+JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
-    """Encoded bytes -> uint8 [H, W, 3]; `where` names the picture in errors."""
+class PictureError(UserError):
+    """A picture that cannot be used; `reason` is one word, or a few joined by `_`."""
+
+    def __init__(self, reason: str, message: str):
+        super().__init__(message)
+        self.reason = reason
+
+
+def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
+    """Encoded bytes -> uint8 [H, W, 3]; `where` names the picture in errors.
+
+    Args:
+      at_least: pixels that a side must keep: a large JPEG may come at 1/2, 1/4 or 1/8 of its size. 0: full size.
+
+    Raises:
+      PictureError: too large, broken, or not a picture.
+    """
+    try:
+        picture = _open(data, where)
+        if at_least:
+            picture.draft("RGB", (at_least, at_least))  # JPEG alone heeds it
+        picture.load()
+        return flatten(picture)
+    except PictureError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise PictureError(
+            "unreadable_picture",
+            f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file",
+        ) from error
+
+
+def _open(data: bytes, where: str) -> PIL.Image:
+    """Reads the header alone."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
             picture = PIL.open(io.BytesIO(data))
-            _check_size(picture, where)
-            picture.load()
-    except UserError:
-        raise
     except PIL.DecompressionBombError as error:  # from Pillow's own limit, before it tells the size
-        raise UserError(
+        raise PictureError(
+            "too_many_pixels",
             f"{where}: {error.args[0].split(', ')[0]}; expected at most {MAX_PIXELS // 1_000_000} megapixels, "
-            "scale it down"
+            "scale it down",
         ) from error
-    except (OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file"
-        ) from error
-    return flatten(picture)
+    _check_size(picture, where)
+    return picture
 
 
 def _check_size(picture: PIL.Image, where: str) -> None:
     width, height = picture.size
     if width * height > MAX_PIXELS:
-        raise UserError(
-            f"{where}: {width} x {height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels, scale it down"
+        raise PictureError(
+            "too_many_pixels",
+            f"{where}: {width} x {height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels, scale it down",
         )
 
 
 def flatten(picture: PIL.Image) -> np.ndarray:
-    """PIL picture -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white."""
+    """PIL picture -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame."""
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+    if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 what it should scale
+        wide = np.asarray(picture).astype(np.int64)
+        return np.repeat(np.clip(wide >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = PIL.new("RGBA", picture.size, "white")
         picture = PIL.alpha_composite(white, picture)
@@ -74,6 +108,83 @@ def load_image(picture: PIL.Image | np.ndarray | Path) -> np.ndarray:
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic and straight (no crop), as the reference does."""
-    if pixels.shape[:2] == (size, size):
+    return _resize(pixels, size, size)
+
+
+def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
+    if pixels.shape[:2] == (height, width):
         return pixels
-    return np.asarray(PIL.fromarray(pixels).resize((size, size), PIL.Resampling.BICUBIC))
+    return np.asarray(PIL.fromarray(pixels).resize((width, height), PIL.Resampling.BICUBIC))
+
+
+@dataclasses.dataclass(frozen=True)
+class Recoding:
+    """How pictures are judged and stored, once, for all training runs.
+
+    Attributes:
+      image_size: pixels of a side that models will read.
+      quality: of the JPEG files.
+      min_side: pixels; smaller pictures are icons and rules.
+      max_aspect: longer over shorter side; more would be squeezed beyond recognition.
+    """
+
+    image_size: int = 224
+    quality: int = 90
+    min_side: int = 32
+    max_aspect: float = 4.0
+
+    def __post_init__(self):
+        if self.image_size < 8 or not 1 <= self.quality <= 100 or self.min_side < 1 or self.max_aspect < 1:
+            raise UserError(
+                f"{self}; expected image_size of at least 8, quality of 1 to 100, min_side and max_aspect of at least 1"
+            )
+
+    @property
+    def stored_size(self) -> int:
+        """8/7 of `image_size`: the codec decodes that at 7/8, which is `image_size`, for less than the whole costs."""
+        return self.image_size * 8 // 7
+
+    def recode(self, picture: bytes | np.ndarray, where: str) -> bytes:
+        """A picture file or uint8 [H, W, 3] -> a JPEG file of at most `stored_size` squared, straight (no crop).
+
+        Raises:
+          PictureError: broken, too large, too small, or too long and narrow.
+        """
+        size = self.stored_size
+        if isinstance(picture, np.ndarray):
+            self._check_shape(*picture.shape[1::-1], where)
+            pixels = picture
+        else:
+            try:
+                header = _open(picture, where)
+            except (OSError, SyntaxError, ValueError, EOFError):
+                header = None  # decoding says what is wrong
+            if header is not None:
+                self._check_shape(*header.size, where)
+            pixels = decode_image(picture, where, at_least=2 * size)
+        height, width = pixels.shape[:2]
+        pixels = _resize(pixels, min(width, size), min(height, size))
+        return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), self.quality, colorsubsampling="420")
+
+    def _check_shape(self, width: int, height: int, where: str) -> None:
+        if min(width, height) < self.min_side:
+            raise PictureError(
+                "too_small", f"{where}: {width} x {height} pixels; expected {self.min_side} or more a side"
+            )
+        if max(width, height) > self.max_aspect * min(width, height):
+            raise PictureError(
+                "extreme_aspect", f"{where}: {width} x {height} pixels; expected at most {self.max_aspect:g} : 1"
+            )
+
+
+def decode_jpeg(data: bytes, size: int, where: str) -> np.ndarray:
+    """A JPEG file that `Recoding` wrote -> uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
+
+    Raises:
+      PictureError: the file is broken.
+    """
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
+    except ValueError as error:
+        raise PictureError("unreadable_picture", f"{where}: not a readable JPEG file ({error})") from error
+    return resize(pixels, size)

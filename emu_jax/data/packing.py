@@ -7,11 +7,13 @@ an image is never split, and documents of a row that show the same picture share
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.images import PictureError
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
@@ -27,6 +29,7 @@ class TokenizedDocument:
       visual_weights: float32 [T], of regressing this position's input embedding; at every <image> and [/IMG].
       slots: int32 [T], index into `images` at every <image>, -1 elsewhere.
       continues: whether this is a later piece of a document that was too long for a row.
+      source: number of the source it is from.
     """
 
     tokens: np.ndarray
@@ -35,6 +38,7 @@ class TokenizedDocument:
     slots: np.ndarray
     images: tuple[Image, ...]
     continues: bool = False
+    source: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,9 +60,9 @@ class _Sequence:
     def start(cls, document: Document, tokenizer: Tokenizer) -> _Sequence:
         return cls(document, tokenizer, [tokenizer.bos_id], [False], [False], [-1], [])
 
-    def add_text(self, ids: Sequence[int]) -> None:
+    def add_text(self, ids: Sequence[int], learnt: bool = True) -> None:
         self.tokens += ids
-        self.text += [True] * len(ids)
+        self.text += [learnt] * len(ids)
         self.visual += [False] * len(ids)
         self.slots += [-1] * len(ids)
 
@@ -78,6 +82,7 @@ class _Sequence:
             visual_weights=np.array(self.visual, np.float32) * self.document.visual_weight,
             slots=np.array(self.slots, np.int32),
             images=tuple(self.images),
+            source=self.document.source,
         )
 
 
@@ -110,25 +115,34 @@ def tokenize_document(
             f"{image_length} tokens and </s>: at least {image_length + 2} tokens and 1 image"
         )
     room = row_tokens - 1  # for everything but </s>
+    left = document.max_tokens - 2 if document.max_tokens else math.inf  # without <s> and </s>
     sequence, finished = _Sequence.start(document, tokenizer), []
     for index, part in enumerate(document.parts):
         if isinstance(part, Text):
             ids = _text_ids(document, index, tokenizer)
+            ids = ids[: min(len(ids), left)]
+            left -= len(ids)
+            learnt = part.role in ("", "assistant")  # of a chat, the answers
             if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
                 finished.append(sequence.finish())
                 sequence = _Sequence.start(document, tokenizer)
             while len(sequence.tokens) + len(ids) > room:
                 cut = room - len(sequence.tokens)
-                sequence.add_text(ids[:cut])
+                sequence.add_text(ids[:cut], learnt)
                 ids = ids[cut:]
                 finished.append(sequence.finish())
                 sequence = _Sequence.start(document, tokenizer)
-            sequence.add_text(ids)
+            sequence.add_text(ids, learnt)
+        elif image_length > left:
+            break
         else:
+            left -= image_length
             if len(sequence.tokens) + image_length > room or len(sequence.images) == row_images:
                 finished.append(sequence.finish())
                 sequence = _Sequence.start(document, tokenizer)
             sequence.add_image(part, queries)
+        if not left:
+            break
     if len(sequence.tokens) > 1 or not finished:
         finished.append(sequence.finish())
     return [finished[0], *(dataclasses.replace(piece, continues=True) for piece in finished[1:])]
@@ -202,17 +216,21 @@ def build_row(
     image_size: int,
     pad_id: int,
     with_images: bool = True,
-) -> dict[str, np.ndarray]:
-    """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis).
+) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis), and its faults.
 
-    images uint8 [I, H, W, 3]; tokens, segments, slots int32 [S]; text_weights, visual_weights float32 [S]. Beside
-    them `splits` int32 []: how many of the documents continue one that was cut. Without images, none is read.
+    images uint8 [I, H, W, 3]; tokens, segments, slots, sources int32 [S]; text_weights, visual_weights float32 [S].
+    Beside them `splits` int32 []: how many of the documents continue one that was cut. Without images, none is read.
+
+    A document with a picture that cannot be read stays in its place, but with weights of 0 and black pictures: the
+    rows were planned before a picture was read. A fault is the document's source and what is wrong.
     """
     _check_fits(documents, row_tokens, row_images)
     row = {
         "tokens": np.full(row_tokens, pad_id, np.int32),
         "segments": np.zeros(row_tokens, np.int32),
         "slots": np.full(row_tokens, -1, np.int32),
+        "sources": np.zeros(row_tokens, np.int32),
         "text_weights": np.zeros(row_tokens, np.float32),
         "visual_weights": np.zeros(row_tokens, np.float32),
         "splits": np.int32(sum(document.continues for document in documents)),
@@ -221,21 +239,31 @@ def build_row(
     if with_images:
         row["images"] = images
     places: dict[str, int] = {}
+    unreadable: dict[str, str] = {}
+    faults: list[tuple[int, str]] = []
     start = 0
     for number, document in enumerate(documents, 1):
         for image in document.images:
             if image.key not in places:
                 places[image.key] = len(places)
                 if with_images:
-                    images[places[image.key]] = _checked_pixels(image, image_size)
+                    try:
+                        images[places[image.key]] = _checked_pixels(image, image_size)
+                    except PictureError as error:
+                        unreadable[image.key] = str(error)
         lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)
         piece = slice(start, start := start + len(document))
         row["tokens"][piece] = document.tokens
         row["segments"][piece] = number
         row["slots"][piece] = lookup[document.slots]
+        row["sources"][piece] = document.source
+        broken = [unreadable[image.key] for image in document.images if image.key in unreadable]
+        if broken:
+            faults.append((document.source, broken[0]))
+            continue
         row["text_weights"][piece] = document.text_weights
         row["visual_weights"][piece] = document.visual_weights
-    return row
+    return row, faults
 
 
 def _checked_pixels(image: Image, size: int) -> np.ndarray:

@@ -1,18 +1,20 @@
-"""The Grain pipeline: source -> shuffle -> documents -> tokens -> packed rows -> batches of fixed shape.
+"""The Grain pipeline: sources -> mixture -> documents -> tokens -> packed rows -> batches of fixed shape.
 
-In: `config.data`, a tokenizer and what the model expects of a picture. Out: an endless iterator of dicts with the
-fields of `models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
+In: `config.data`, a tokenizer and what the model expects of a picture. Out: an iterator of dicts with the fields of
+`models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
 
-    indices ─ shuffle, repeat ─ documents ─ tokens ─ window of `packing_window` records ─ pack ─ rows ─ batch
-             (a MapDataset: any position of the stream can be computed alone)            (state: window, row in it)
+    records ─ mixed, shuffled ─ tokens ─ windows of `packing_window` records ─ K shards ─ packed ─ rows ─ batch
+             (a MapDataset: any position of the stream can be computed alone)    (state: window, row in it)
 
-Several hosts plan the same stream: each reads and packs the texts of all rows, but decodes the pictures of those rows
-of every batch alone that its devices hold. So N hosts train on the batches of one, and a state does not depend on
-their number.
+Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
+hold, and of their rows decodes the pictures of its own alone. So the batches depend on K, not on the number of hosts,
+and a state is one for any number of them: with K = 1 every host plans all rows; with as many shards as hosts, each
+reads its own records and no other's.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,27 +24,33 @@ import grain
 import numpy as np
 from absl import flags
 
+from emu_jax.data.mixture import SourceConfig, mix
 from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 2  # counts up when the same settings begin to give other batches, or a state to say something else
-DESCRIBING = ("slots", "segments", "splits")  # fields that every host builds of all rows
+STREAM = 3  # counts up when the same settings begin to give other batches, or a state to say something else
+DESCRIBING = ("slots", "segments", "sources", "splits")  # what the batch's own description is made of
+ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
 
 class Stream(Protocol):
-    """An endless iterator of batches whose position can be taken and given back."""
+    """An iterator of batches whose position can be taken and given back."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def describe(self) -> dict[str, float]:
-        """What is worth logging of the newest batch, over all hosts: counts of pictures and tokens, shares."""
+        """What is worth logging of the newest batch: counts of pictures and tokens, shares."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
+
+    def reshard(self, state: Mapping[str, Any]) -> None:
+        """Goes on near a state's position where the stream is divided in another way."""
+        ...
 
     def close(self) -> None: ...
 
@@ -52,10 +60,14 @@ class DataConfig:
     """`config.data`.
 
     Attributes:
-      source, split: `fluent_emoji` and one of its splits, or a .jsonl file (its split is not read).
+      source, split: a folder of `emu-jax prepare` and its split, `fluent_emoji` and one of its splits, or a .jsonl file
+        (its split is not read).
+      mixture: where `source` is empty, several by name, with their weights.
       row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts.
       packing_window: records that are packed together; more fill rows better and cost memory.
-      workers: processes that prepare rows; 0 is one thread. Another number gives another stream.
+      shards: K; it divides batch_rows. Another number gives another stream.
+      workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
+      max_faults: share of a source's documents that may have unreadable pictures; they are left out of the loss.
     """
 
     source: str
@@ -67,31 +79,72 @@ class DataConfig:
     packing_window: int
     workers: int
     pairs: PairOrder
+    shards: int = 1
+    max_faults: float = 0.0
+    mixture: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
-        for name in ("row_tokens", "row_images", "batch_rows", "packing_window"):
+        for name in ("row_tokens", "row_images", "batch_rows", "packing_window", "shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
+        if self.batch_rows % self.shards:
+            raise UserError(
+                f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
+                "expected as many rows of every shard"
+            )
+        if not 0 <= self.max_faults <= 1:
+            raise UserError(f"config.data.max_faults={self.max_faults}; expected a share of 0 to 1")
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DataConfig:
         check_fields(cls, "config.data", fields)
         check_fields(PairOrder, "config.data.pairs", fields["pairs"])
-        return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"]))}))
+        entries = {} if fields["source"] else dict(fields.get("mixture", {}))
+        mixture = {name: SourceConfig.from_dict(name, entry) for name, entry in entries.items()}
+        mixture = {name: entry for name, entry in mixture.items() if entry.weight}
+        return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"])), "mixture": mixture}))
+
+    @property
+    def sources(self) -> dict[str, SourceConfig]:
+        """All of them by name; the only one is called after what it is."""
+        return dict(self.mixture) or {self.source: SourceConfig(self.source, self.split)}
+
+    def open(self, image_size: int) -> dict[str, Source]:
+        """Their records.
+
+        Raises:
+          UserError: a source is not named, or not there.
+        """
+        for name, entry in self.mixture.items():
+            if not entry.source:
+                raise UserError(
+                    f"config.data.mixture.{name}.source is empty; name a folder of `emu-jax prepare`, set "
+                    f"config.data.mixture.{name}.weight=0 to leave it out, or config.data.source for that one alone"
+                )
+        if not self.source and not self.mixture:
+            raise UserError(
+                "config.data.source is empty, and so is config.data.mixture; name a folder of `emu-jax prepare`, a "
+                ".jsonl file or fluent_emoji"
+            )
+        return {
+            name: open_source(s.source, s.split, image_size, self.pairs, subsequences=s.subsequences)
+            for name, s in self.sources.items()
+        }
 
 
 class _Documents:
-    """Grain transform: record index -> its tokenized documents."""
+    """Grain transform: (source, record index) -> its tokenized documents."""
 
-    def __init__(self, source: Source, tokenizer: Tokenizer, data: DataConfig, queries: int):
-        self._source, self._tokenizer, self._data, self._queries = source, tokenizer, data, queries
+    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, data: DataConfig, queries: int):
+        self._sources, self._tokenizer, self._data, self._queries = sources, tokenizer, data, queries
 
-    def __call__(self, index: int, rng: np.random.Generator) -> list[TokenizedDocument]:
+    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
+        source, index = place
         return [
             piece
-            for document in self._source.documents(int(index), rng)
+            for document in self._sources[source].documents(index, rng)
             for piece in tokenize_document(
-                document,
+                dataclasses.replace(document, source=source),
                 self._tokenizer,
                 queries=self._queries,
                 row_tokens=self._data.row_tokens,
@@ -117,7 +170,8 @@ class _Rows:
         return rows
 
 
-Build = Callable[[list[TokenizedDocument], int], dict[str, np.ndarray]]  # a row's documents and its place in the batch
+# A row's documents and its place in the shard's part of a batch -> its arrays, and its faults.
+Build = Callable[[list[TokenizedDocument], int], tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
 
 _worker = (0, 1)  # which of how many processes that prepare rows this one is
 
@@ -128,7 +182,7 @@ def _become_worker(index: int, count: int) -> None:
 
 
 class _BuiltRows(grain.IterDataset):
-    """Rows of documents -> rows of arrays, built knowing which place of a batch of B rows they will take."""
+    """Rows of documents -> built rows, knowing which place of a batch they will take."""
 
     def __init__(self, parent: grain.IterDataset, build: Build, batch_rows: int):
         super().__init__(parent)
@@ -144,7 +198,7 @@ class _RowBuilder(grain.DatasetIterator):
         self._build, self._batch_rows = build, batch_rows
         self._count = 0  # rows that this process has built
 
-    def __next__(self) -> dict[str, np.ndarray]:
+    def __next__(self) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
         documents = next(self._parent)
         worker, workers = _worker
         number = self._count * workers + worker  # Grain takes a row of every worker in turn
@@ -159,14 +213,61 @@ class _RowBuilder(grain.DatasetIterator):
         self._count = state["count"]
 
 
+class _Shard:
+    """The rows of one shard: an iterator of its parts of batches, whose position can be taken and given back.
+
+    Args:
+      records: the windows that are this shard's.
+      places: of the shard's part of a batch, the rows that this host decodes.
+    """
+
+    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: _Rows, places: list[int]):
+        per_batch = data.batch_rows // data.shards
+
+        def assemble(built: list[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]) -> dict[str, Any]:
+            part: dict[str, Any] = {
+                name: np.stack([built[place][0][name] for place in places]) for name in built[places[0]][0]
+            }
+            part["whole"] = {name: np.stack([row[name] for row, _ in built]) for name in DESCRIBING}
+            part["faults"] = [fault for _, faults in built for fault in faults]
+            return part
+
+        # One thread reads ahead by two windows: enough to hide the packing, little enough to forget.
+        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, per_batch)
+        if data.workers:
+            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
+                flags.FLAGS.mark_as_parsed()
+            options = grain.multiprocessing.MultiprocessingOptions(num_workers=data.workers)
+            stream = stream.mp_prefetch(options, worker_init_fn=_become_worker)
+        # Batching comes after the processes: a batch never depends on how many rows a worker has left.
+        stream = stream.batch(per_batch, drop_remainder=True, batch_fn=assemble)
+        # Another thread decodes the next batch's pictures.
+        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1))
+        self.counts: collections.Counter[str] = collections.Counter()
+
+    def __next__(self) -> dict[str, Any]:
+        return next(self._iterator)
+
+    def get_state(self) -> dict[str, Any]:
+        return {"iterator": self._iterator.get_state(), "counts": dict(self.counts)}
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        self._iterator.set_state(state["iterator"])
+        self.counts = collections.Counter(state["counts"])
+
+    def close(self) -> None:
+        self._iterator.close()
+
+
 class Pipeline:
-    """An iterator of batches whose state can be taken and given back.
+    """An iterator of batches whose state can be taken and given back; endless unless every source has its epochs.
 
     Args:
       data: `config.data`.
       tokenizer: its vocabulary is the model's.
       queries, image_size: Q and pixels of a side, as the model reads pictures.
-      own: this host's rows of every batch (`train.mesh.own_rows`); None: all.
+      own: this host's rows of every batch (`train.mesh.own_rows`), in order; None: all.
     """
 
     def __init__(
@@ -178,111 +279,167 @@ class Pipeline:
         image_size: int,
         own: Sequence[int] | None = None,
     ):
-        source = open_source(data.source, data.split, image_size, data.pairs)
-        if len(source) < data.packing_window:
-            data = dataclasses.replace(data, packing_window=len(source))
-        self.fingerprint = _fingerprint(data, source, tokenizer, queries, image_size)
-        places = list(range(data.batch_rows) if own is None else own)
-        mine = set(places)
-        sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": image_size}
+        sources = data.open(image_size)
+        self.sources = list(sources)  # their names, by number
+        self.fingerprint = _fingerprint(data, sources, tokenizer, queries, image_size)
+        self._data, self._sources, self._tokenizer = data, sources, tokenizer
+        self._queries, self._image_size = queries, image_size
+        self._own = list(range(data.batch_rows) if own is None else own)
+        self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`
+        self._shards: dict[int, _Shard] = {}
+        self._start(0)
 
-        def build(documents: list[TokenizedDocument], place: int) -> dict[str, np.ndarray]:
-            return build_row(documents, **sizes, pad_id=tokenizer.pad_id, with_images=place in mine)
-
-        def assemble(rows: list[dict[str, np.ndarray]]) -> dict[str, Any]:
-            batch = {name: np.stack([rows[place][name] for place in places]) for name in rows[places[0]]}
-            return batch | {"whole": {name: np.stack([row[name] for row in rows]) for name in DESCRIBING}}
-
+    def _start(self, offset: int) -> None:
+        """Makes the shards anew, from the window `offset` of the stream on."""
+        data = self._data
         rows = _Rows(data)
-        # Grain's seeds count the slice `[:]`: without it, the seeds of earlier runs would mean other streams.
-        records = (
-            grain.MapDataset.range(len(source))
-            .seed(data.seed)[:]
-            .shuffle()
-            .repeat()
-            .random_map(_Documents(source, tokenizer, data, queries))
-            .batch(data.packing_window, drop_remainder=True, batch_fn=list)
-            .random_map(rows.pack)
+        windows = (
+            mix({name: len(source) for name, source in self._sources.items()}, data.sources, data.seed)
+            .seed(data.seed)
+            .random_map(_Documents(list(self._sources.values()), self._tokenizer, data, self._queries))
+            .batch(data.packing_window, drop_remainder=False, batch_fn=list)
+            .random_map(rows.pack)[offset:]
         )
-        # One thread reads ahead by two windows: enough to hide the packing, little enough to forget.
-        stream = records.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
-        stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, data.batch_rows)
-        if data.workers:
-            if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
-                flags.FLAGS.mark_as_parsed()
-            options = grain.multiprocessing.MultiprocessingOptions(num_workers=data.workers)
-            stream = stream.mp_prefetch(options, worker_init_fn=_become_worker)
-        # Batching comes after the processes: a batch never depends on how many rows a worker has left.
-        stream = stream.batch(data.batch_rows, drop_remainder=True, batch_fn=assemble)
-        # Another thread decodes the next batch's pictures.
-        self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1))
-        self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`, of all hosts
-        self._row_images = data.row_images
-        self.split_documents = 0  # cuts through over-long documents so far, of all hosts
+        self.close()
+        self._offset, self._shards = offset, {}
+        per_batch = data.batch_rows // data.shards
+        sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": self._image_size}
+        sizes["pad_id"] = self._tokenizer.pad_id
+        for shard in sorted({row // per_batch for row in self._own}):
+            places = [row - shard * per_batch for row in self._own if row // per_batch == shard]
+            mine = set(places)
+
+            def build(documents: list[TokenizedDocument], place: int, mine: set[int] = mine) -> Any:
+                return build_row(documents, **sizes, with_images=place in mine)
+
+            self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, places)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        batch = next(self._iterator)
+        parts = []
+        for shard in self._shards.values():
+            part = next(shard)
+            faults = part.pop("faults")
+            whole = part["whole"]
+            shard.counts["split_documents"] += int(whole["splits"].sum())
+            for source, name in enumerate(self.sources):
+                documents = _documents(whole, source)
+                shard.counts[f"documents/{name}"] += documents
+                shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in faults)
+            parts.append(part)
+            self._judge(faults)
+        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "whole"}
+        self._whole = {name: np.concatenate([part["whole"][name] for part in parts]) for name in DESCRIBING}
         del batch["splits"]
-        self._whole = batch.pop("whole")
-        self.split_documents += int(self._whole["splits"].sum())
+        if len(self.sources) == 1:
+            del batch["sources"]
         return batch
 
+    def _judge(self, faults: list[tuple[int, str]]) -> None:
+        for source, message in faults:
+            name = self.sources[source]
+            found, documents = self.count(f"faults/{name}"), self.count(f"documents/{name}")
+            if found > self._data.max_faults * max(documents, ENOUGH):
+                raise UserError(
+                    f"config.data source {name}: {found} of its first {documents} documents have unreadable pictures, "
+                    f"more than config.data.max_faults={self._data.max_faults}; the last: {message}"
+                )
+
+    def count(self, name: str) -> int:
+        """Of all batches so far: `split_documents` (cuts through over-long ones), `documents/…` and `faults/…` of a
+        source. Documents and cuts are those of the shards that this host reads; faults, of the rows that it decodes."""
+        return sum(shard.counts[name] for shard in self._shards.values())
+
     def describe(self) -> dict[str, float]:
-        """Counts and shares of the newest batch, and how many documents were cut so far."""
-        return batch_metrics(self._whole, self._row_images) | {"split_documents": self.split_documents}
+        """Counts and shares of the newest batch, and counts of the whole run so far."""
+        faults = sum(self.count(f"faults/{name}") for name in self.sources)
+        described = batch_metrics(self._whole, self._data.row_images)
+        described |= {"split_documents": self.count("split_documents"), "faulty_documents": faults}
+        if len(self.sources) > 1:
+            described |= {f"documents_{name}": _documents(self._whole, i) for i, name in enumerate(self.sources)}
+        return described
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
-        self._iterator.close()
+        for shard in self._shards.values():
+            shard.close()
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""
-        return {
-            "fingerprint": self.fingerprint,
-            "iterator": self._iterator.get_state(),
-            "split_documents": self.split_documents,
-        }
+        """JSON-serialisable: where the stream stands, and a fingerprint of what it is. Of this host's shards: the
+        states of several hosts are joined by their keys."""
+        shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
+        return {"fingerprint": self.fingerprint, "offset": self._offset, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly behind the batch after which the state was taken."""
         check_fingerprint(self.fingerprint, state["fingerprint"])
-        self._iterator.set_state(state["iterator"])
-        self.split_documents = state["split_documents"]
+        if state["offset"] != self._offset:
+            self._start(state["offset"])
+        for number, shard in self._shards.items():
+            shard.set_state(state["shards"][str(number)])
+
+    def reshard(self, state: Mapping[str, Any]) -> None:
+        """Goes on where another division into shards or workers was left, window by window.
+
+        As many windows as were begun count as read. Of this epoch are left out: the rest of each old shard's (and
+        worker's) last window, and what a shard was behind the others by; what one was ahead by comes twice.
+        """
+        check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
+        begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
+        self._start(state["offset"] + begun)
 
 
-def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+DIVISION = ("shards", "workers")  # fields that decide who reads which window, not what stands in it
+
+
+def _windows(state: Any) -> int:
+    """Windows that a Grain iterator has taken from its MapDataset, all workers' together."""
+    if isinstance(state, Mapping):
+        own = state.get("next_index", 0)
+        return int(own) + sum(_windows(value) for key, value in state.items() if key != "next_index")
+    return sum(map(_windows, state)) if isinstance(state, list | tuple) else 0
+
+
+def _documents(whole: Mapping[str, np.ndarray], source: int) -> int:
+    """Documents of a source in rows [B, S]."""
+    first = np.diff(whole["segments"], prepend=0, axis=1) > 0
+    return int((first & (whole["sources"] == source)).sum())
+
+
+def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
     """Raises unless a saved state is of the same stream: Grain itself accepts one of another seed without a word."""
     for name, value in own.items():
-        if saved.get(name) != value:
+        if name not in but and saved.get(name) != value:
+            way = ", or --reshard-data to go on near its place" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
-                "use the same config.data, or a new work directory"
+                f"use the same config.data, or a new work directory{way}"
             )
 
 
 def _fingerprint(
-    data: DataConfig, source: Source, tokenizer: Tokenizer, queries: int, image_size: int
+    data: DataConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, queries: int, image_size: int
 ) -> dict[str, Any]:
-    """Everything that decides which batch comes when, by name."""
+    """Everything that decides which batch comes when, by name. Paths may move; what they hold is what counts."""
     fields = dataclasses.asdict(data)
-    return json.loads(
-        json.dumps(
-            fields
-            | {
-                "records": source.fingerprint,
-                "tokenizer": tokenizer.fingerprint,
-                "queries": queries,
-                "image_size": image_size,
-                "stream": STREAM,
-            }
-        )
-    )
+    del fields["source"], fields["max_faults"]
+    for entry in fields["mixture"].values():
+        del entry["source"]
+    more = {
+        "records": {name: source.fingerprint for name, source in sources.items()},
+        "tokenizer": tokenizer.fingerprint,
+        "queries": queries,
+        "image_size": image_size,
+        "stream": STREAM,
+    }
+    if not data.mixture:  # its only source is named by its path
+        more["records"] = next(iter(more["records"].values()))
+    return json.loads(json.dumps(fields | more))
 
 
 def train_tokenizer(data: DataConfig, image_size: int, *, vocab_size: int, model_type: str) -> Tokenizer:
-    """A tokenizer from the source's own texts, each counted once."""
-    texts = open_source(data.source, data.split, image_size, data.pairs).texts()
+    """A tokenizer from the sources' own texts, each counted once."""
+    texts = [text for source in data.open(image_size).values() for text in source.texts()]
     return Tokenizer.train(list(dict.fromkeys(texts)), vocab_size=vocab_size, model_type=model_type)

@@ -1,4 +1,4 @@
-"""Where documents come from: the embedded pictures, or a JSONL of the user's own pairs and interleaved documents.
+"""Where documents come from: prepared data, the embedded pictures, or a JSONL of one's own pairs and documents.
 
 A source is random access (`len`, `source[i] -> record`) and turns a record into documents with a generator that
 depends on the seed and the position alone, so that any position of the stream can be computed again.
@@ -10,6 +10,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,10 +19,14 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.images import decode_image, load_image, resize
+from emu_jax.data.images import decode_image, decode_jpeg, load_image, resize
+from emu_jax.data.prepared import Record, Records, StoredPicture
 from emu_jax.data.records import unpack_record
 from emu_jax.errors import UserError
 
+# Of web documents (emu.md §3, from one set of notes on the paper).
+FIRST_PICTURES, FIRST_TOKENS = 5, 1024
+RANDOM_PICTURES, RANDOM_TOKENS = 5, 512
 ORDERS = ("image_first", "text_first", "random", "both")
 
 
@@ -51,10 +56,10 @@ class PairOrder:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(f"config.data.pairs.{name}={getattr(self, name)}; expected a probability")
 
-    def documents(self, image: Image, text: str, rng: np.random.Generator) -> list[Document]:
-        """One pair -> one or two documents."""
-        image_first = Document((image, Text(text)), visual_weight=self.image_first_visual_weight)
-        text_first = Document((Text(text), image), text_weight=self.text_first_text_weight)
+    def documents(self, images: Sequence[Image], text: str, rng: np.random.Generator) -> list[Document]:
+        """A picture, or a film's frames, and their text -> one or two documents."""
+        image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight)
+        text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight)
         draw = rng.random()
         if self.order == "both":
             return [image_first, text_first] if draw < self.text_first_probability else [image_first]
@@ -111,7 +116,8 @@ class FluentEmoji:
         return self._decoded[index]
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        return self._order.documents(*self[index], rng)
+        image, text = self[index]
+        return self._order.documents([image], text, rng)
 
     def texts(self) -> list[str]:
         return [self[index][1] for index in range(len(self))]
@@ -165,17 +171,77 @@ class Jsonl:
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         is_pair, parts = self[index]
         if is_pair:
-            return self._order.documents(self._image(parts[0][1]), parts[1][1], rng)
+            return self._order.documents([self._image(parts[0][1])], parts[1][1], rng)
         return [Document(tuple(Text(value) if kind == "text" else self._image(value) for kind, value in parts))]
 
     def texts(self) -> list[str]:
         return [value for _, parts in self._records for kind, value in parts if kind == "text"]
 
 
-def open_source(name: str, split: str, image_size: int, order: PairOrder) -> Source:
-    """`fluent_emoji`, or the path of a .jsonl file."""
+class Prepared:
+    """A folder of `emu-jax prepare`. Pictures are decoded when they are asked for, by who asks."""
+
+    def __init__(self, folder: Path, split: str, image_size: int, order: PairOrder, *, subsequences: bool = False):
+        self._records = Records(folder, split)
+        self._size, self._order, self._subsequences = image_size, order, subsequences
+        stored = self._records.manifest["settings"]["pictures"]["image_size"]
+        if stored < image_size:
+            raise UserError(
+                f"{folder}: its pictures were prepared for models that read {stored} pixels, this one reads "
+                f"{image_size}; prepare it again with --image-size {image_size}"
+            )
+        self.fingerprint = self._records.fingerprint
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> Record:
+        return self._records[index]
+
+    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
+        record = self._records[index]
+        parts: list[Text | Image] = []
+        for number, part in enumerate(record.parts):
+            if isinstance(part, StoredPicture):
+                key = f"{self.fingerprint[:8]}/{record.key}#{number}"
+                parts.append(Image(functools.partial(decode_jpeg, part.data, self._size, record.key), key))
+            else:
+                parts.append(part)
+        if record.kind in ("pair", "video"):
+            text = " ".join(part.text for part in parts if isinstance(part, Text))
+            return self._order.documents([part for part in parts if isinstance(part, Image)], text, rng)
+        if record.kind == "web" and self._subsequences:
+            return subsequences(parts, rng)
+        return [Document(tuple(parts))]
+
+    def texts(self) -> list[str]:
+        records = (self._records[index] for index in range(len(self)))
+        return [part.text for record in records for part in record.parts if isinstance(part, Text)]
+
+
+def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
+    """The two sequences that the paper takes of each MMC4 document (emu.md §3): from its beginning, 1,024 tokens with
+    the first five pictures; and 512 tokens of five pictures at random, each with the text that follows it."""
+    places = [place for place, part in enumerate(parts) if isinstance(part, Image)]
+    later = set(places[FIRST_PICTURES:])
+    beginning = tuple(part for place, part in enumerate(parts) if place not in later)
+    chosen: list[Text | Image] = []
+    for place in sorted(rng.choice(places, min(RANDOM_PICTURES, len(places)), replace=False)) if places else ():
+        chosen.append(parts[place])
+        chosen += [part for part in parts[place + 1 :] if isinstance(part, Text)][:1]
+    documents = [Document(beginning, max_tokens=FIRST_TOKENS)]
+    return [*documents, Document(tuple(chosen), max_tokens=RANDOM_TOKENS)] if chosen else documents
+
+
+def open_source(name: str, split: str, image_size: int, order: PairOrder, *, subsequences: bool = False) -> Source:
+    """`fluent_emoji`, a .jsonl file, or a folder of `emu-jax prepare`."""
     if name == "fluent_emoji":
         return FluentEmoji(split, image_size, order)
     if name.endswith(".jsonl"):
         return Jsonl(Path(name), image_size, order)
-    raise UserError(f"config.data.source={name!r}; expected fluent_emoji or the path of a .jsonl file")
+    if Path(name).is_dir():
+        return Prepared(Path(name), split, image_size, order, subsequences=subsequences)
+    raise UserError(
+        f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file or "
+        "fluent_emoji"
+    )

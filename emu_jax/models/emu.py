@@ -123,6 +123,7 @@ class Batch:
         read the same slot: the picture is then encoded once.
       text_weights: float32 [B, S]; weight of classifying this token from the position before it.
       visual_weights: float32 [B, S]; weight of regressing this position's input embedding from the position before it.
+      sources: int32 [B, S]; number of the source that a position's document is from, where there are several.
     """
 
     images: Array
@@ -131,6 +132,7 @@ class Batch:
     slots: Array
     text_weights: Array
     visual_weights: Array
+    sources: Array | None = None
 
     @classmethod
     def from_tokens(cls, images: Array, tokens: Array, segments: Array, ids: SpecialIds) -> Batch:
@@ -352,41 +354,48 @@ def _whole_head(head: Array, hidden: Array) -> Array:
 
 
 def _chunk_loss(hidden: Array, head: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """A chunk's weighted sum [], its logits [B, C, V] in float32 and their log-normalisers [B, C]."""
+    """A chunk's weighted losses [B, C], its logits [B, C, V] in float32 and their log-normalisers [B, C]."""
     logits = jnp.einsum("bcd,dv->bcv", hidden, head).astype(jnp.float32)
     normaliser = jax.nn.logsumexp(logits, axis=-1)
     picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return ((normaliser - picked) * weights).sum(), logits, normaliser
+    return (normaliser - picked) * weights, logits, normaliser
+
+
+def _uncut(pieces: Array, inverse: Array) -> Array:
+    """The inverse of `_cut`: [S/chunk, B, chunk, …] -> [B, S (padded), …], in the row's own order."""
+    x = pieces.swapaxes(0, 1).reshape(inverse.shape[0], -1, *pieces.shape[3:])
+    return jnp.take_along_axis(x, inverse.reshape(*inverse.shape, *(1,) * (x.ndim - 2)), axis=1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> Array:
-    """Weighted sum of next-token negative log-likelihoods; differentiable in hidden and head.
+def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple[Array, Array]:
+    """Weighted sum of next-token negative log-likelihoods, and its terms; the sum is differentiable in hidden and head.
 
-    hidden [B, S, D] at the predicting positions, head [D, V], labels int32 [B, S], weights float32 [B, S] -> [].
+    hidden [B, S, D] at the predicting positions, head [D, V], labels int32 and weights float32 [B, S] -> [] and [B, S].
     The sequence is cut into chunks of `chunk` positions, and float32 logits [B, chunk, V] live for one of them at a
     time. Positions with a label are moved to the front of their row, and chunks without any are skipped: pictures
     and padding cost no logits. The gradients are taken on the way, from the same logits: nothing is kept for or
     recomputed in a backward pass.
     """
     head = _whole_head(head, hidden)
-    order, _ = _labelled_first(weights)
+    order, inverse = _labelled_first(weights)
     pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, x.shape[1])), (hidden, labels, weights))
 
     def piece_loss(piece: tuple) -> Array:
         return jax.lax.cond(
             (piece[2] != 0).any(),
             lambda hidden, labels, weights: _chunk_loss(hidden, head, labels, weights)[0],
-            lambda *_: jnp.zeros((), jnp.float32),
+            lambda hidden, labels, weights: jnp.zeros_like(weights),
             *piece,
         )
 
-    return jax.lax.map(piece_loss, pieces).sum()
+    losses = _uncut(jax.lax.map(piece_loss, pieces), inverse)  # [B, S]
+    return losses.sum(), losses
 
 
 def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
     kernel = _whole_head(head, hidden)
-    rows, length, width = hidden.shape
+    rows, length, _ = hidden.shape
     groups = devices_of("batch", rows)
     order, inverse = _labelled_first(weights)
     pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, length)), (hidden, labels, weights))
@@ -403,7 +412,7 @@ def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array
         return head_gradient, (loss, hidden_gradient)
 
     def skipped(head_gradient: Array, hidden: Array, labels: Array, weights: Array) -> tuple:
-        return head_gradient, (jnp.zeros((), jnp.float32), jnp.zeros_like(hidden))
+        return head_gradient, (jnp.zeros_like(weights), jnp.zeros_like(hidden))
 
     def step(head_gradient: Array, piece: tuple) -> tuple[Array, tuple[Array, Array]]:
         return jax.lax.cond((piece[2] != 0).any(), labelled, skipped, head_gradient, *piece)
@@ -412,23 +421,22 @@ def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array
     # gradients of all rows' logits to every device, in every chunk.
     zeros = constrain(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "embed_act", "vocab"))
     head_gradient, (losses, hidden_gradients) = jax.lax.scan(step, zeros, pieces)
-    hidden_gradient = hidden_gradients.swapaxes(0, 1).reshape(rows, -1, width)  # [B, S (padded), D] in `order`
-    hidden_gradient = jnp.take_along_axis(hidden_gradient, inverse[..., None], axis=1)  # [B, S, D]
-    return losses.sum(), (hidden_gradient, head_gradient.sum(0).astype(head.dtype))
+    losses, hidden_gradient = _uncut(losses, inverse), _uncut(hidden_gradients, inverse)  # [B, S], [B, S, D]
+    return (losses.sum(), losses), (hidden_gradient, head_gradient.sum(0).astype(head.dtype))
 
 
-def _text_loss_backward(chunk: int, gradients: tuple[Array, Array], cotangent: Array) -> tuple:
-    hidden, head = gradients
+def _text_loss_backward(chunk: int, gradients: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple:
+    (hidden, head), (cotangent, _) = gradients, cotangents  # the terms are for reports
     return (hidden * cotangent).astype(hidden.dtype), (head * cotangent).astype(head.dtype), None, None
 
 
 text_loss.defvjp(_text_loss_forward, _text_loss_backward)
 
 
-def regression_loss(predictions: Array, targets: Array, weights: Array) -> Array:
-    """Weighted sum of squared distances, meaned over the width: [B, S, D] twice, [B, S] -> []; float32."""
+def regression_losses(predictions: Array, targets: Array, weights: Array) -> Array:
+    """Weighted squared distances, meaned over the width: [B, S, D] twice, [B, S] -> [B, S]; float32."""
     difference = predictions.astype(jnp.float32) - jax.lax.stop_gradient(targets).astype(jnp.float32)
-    return (jnp.square(difference).mean(-1) * weights).sum()
+    return jnp.square(difference).mean(-1) * weights
 
 
 def _forward(
@@ -449,9 +457,17 @@ def _forward(
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 
-def loss_weights(batch: Batch) -> tuple[Array, Array]:
-    """What the two summed losses are divided by: the sums of the text and of the visual weights, each []."""
-    return batch.text_weights.sum(), batch.visual_weights.sum()
+def by_source(values: Array, sources: Array, count: int) -> Array:
+    """[B, S] -> sums over the positions of each source, [count]."""
+    return jnp.einsum("bs,bsk->k", values, jax.nn.one_hot(sources, count, dtype=values.dtype))
+
+
+def loss_weights(batch: Batch, sources: int = 0) -> tuple[Array, ...]:
+    """What summed losses are divided by: the sums of the text and of the visual weights, each [], and the same by
+    source, each [sources]."""
+    weights = (batch.text_weights, batch.visual_weights)
+    of_each = (by_source(w, batch.sources, sources) if sources else jnp.zeros(0) for w in weights)
+    return *(w.sum() for w in weights), *of_each
 
 
 def loss(
@@ -463,7 +479,8 @@ def loss(
     ids: SpecialIds,
     key: Array | None = None,
     train: bool = True,
-    normalisers: tuple[Array, Array] | None = None,
+    normalisers: tuple[Array, ...] | None = None,
+    sources: tuple[str, ...] = (),
 ) -> tuple[Array, tuple[dict[str, Array], Statistics]]:
     """The training objective, from pixels to a number: paper §2.2, eq. 1 with the reference's masks.
 
@@ -478,24 +495,33 @@ def loss(
       key: randomness of dropout and drop-path; None turns them off.
       train: standardise with this batch's statistics (and update the running ones) or with the running ones.
       normalisers: `loss_weights` of the whole batch when this is a micro-batch of it.
+      sources: names of the batch's sources, whose losses are told apart.
 
     Returns:
       (loss [], (metrics, statistics)); metrics are float32 scalars: loss, text_loss, regression_loss,
-      variance_fraction, effective_rank.
+      variance_fraction, effective_rank, and the two losses of each source (NaN where a batch has none of its targets).
     """
     model, named, metrics, statistics = _forward(params, statistics, batch, config, ids, key, train)
     hidden = named["hidden_states"]  # [B, S, D] predicts what follows; the last position, nothing
-    text_total, visual_total = loss_weights(batch) if normalisers is None else normalisers
+    if normalisers is None:
+        normalisers = loss_weights(batch, len(sources))
+    text_total, visual_total, *of_each = normalisers
     head = model.llama.lm_head.kernel[...]
-    text = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
+    text, terms = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
     text = text / jnp.maximum(text_total, 1e-6)
-    regression = jnp.zeros((), jnp.float32)
+    regression, distances = jnp.zeros((), jnp.float32), jnp.zeros_like(terms)
     if config.regression_loss_weight:
         predictions = model.llama.regress_head(hidden)  # [B, S, D]
-        regression = regression_loss(predictions, _next(named["inputs"]), _next(batch.visual_weights))
-        regression = regression / jnp.maximum(visual_total, 1e-6)
+        distances = regression_losses(predictions, _next(named["inputs"]), _next(batch.visual_weights))  # [B, S]
+        regression = distances.sum() / jnp.maximum(visual_total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * regression
-    metrics = {"loss": total, "text_loss": text, "regression_loss": regression} | metrics
+    losses = {"loss": total, "text_loss": text, "regression_loss": regression}
+    for kind, values, totals in zip(("text", "regression"), (terms, distances), of_each, strict=True):
+        if sources:
+            # A document's first position predicts within it, its last one nothing: `_next` crosses no border.
+            sums = by_source(jax.lax.stop_gradient(values), batch.sources, len(sources)) / totals
+            losses |= {f"{kind}_loss/{name}": sums[i] for i, name in enumerate(sources)}
+    metrics = losses | metrics
     return total, (metrics, statistics)
 
 

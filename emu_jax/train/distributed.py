@@ -184,6 +184,29 @@ def gathered(value: int) -> list[int]:
     return [int(v) for v in multihost_utils.process_allgather(np.int32(value))] if jax.process_count() > 1 else [value]
 
 
+def joined(tree: dict[str, Any]) -> dict[str, Any]:
+    """Everyone's nested dicts as one, on all processes: keys of all; of equal keys, the first process's value."""
+    if jax.process_count() == 1:
+        return tree
+    data = np.frombuffer(json.dumps(tree).encode(), np.uint8)
+    sizes = gathered(len(data))
+    padded = np.zeros(max(sizes), np.uint8)
+    padded[: len(data)] = data
+    everyone = multihost_utils.process_allgather(padded)  # [processes, bytes]
+    result: dict[str, Any] = {}
+    for row, size in zip(everyone, sizes, strict=True):
+        _add(result, json.loads(row[:size].tobytes()))
+    return result
+
+
+def _add(tree: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _add(tree[key], value)
+        else:
+            tree.setdefault(key, value)
+
+
 class Preemption:
     """Whether the run was asked to stop, by SIGTERM; of several processes it is enough to ask one.
 

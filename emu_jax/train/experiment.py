@@ -64,7 +64,8 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens).values())
     stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    return Experiment(goals[config.objective](model, ids), stream, tokenizer, rows, flops)
+    sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
+    return Experiment(goals[config.objective](model, ids, sources), stream, tokenizer, rows, flops)
 
 
 def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_tokens: int) -> dict[str, float]:

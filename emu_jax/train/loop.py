@@ -11,7 +11,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
 OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh")
+RESHARDING = ("data.shards", "data.workers")  # and these, where the data may be divided anew
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -121,7 +122,7 @@ class Setup:
         return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch)
 
 
-def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> TrainState:
+def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), reshard_data: bool = False) -> TrainState:
     """Trains `config` in `workdir`, or continues there from its newest checkpoint.
 
     Where a run starts, first that applies:
@@ -134,6 +135,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
 
     Args:
       profile: steps to trace for xprof, into workdir/profile.
+      reshard_data: go on near the place in the data where a run with other `data.shards` or `data.workers` stopped.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
@@ -149,7 +151,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
         raise UserError(
             f"--profile-steps {profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
-    check_workdir(workdir, config)
+    check_workdir(workdir, config, RESHARDING if reshard_data else ())
     check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run needs its beginnings no more
         check_init(config)
@@ -169,7 +171,12 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
         else:
             target = abstract_state(objective, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)
-            stream.set_state(position)
+            if reshard_data:
+                stream.reshard(position)
+                if first_process:
+                    write_config(workdir, config)
+            else:
+                stream.set_state(position)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
             if state.step >= state.total_steps:
                 return state
@@ -189,7 +196,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             if first_process:
                 write_config(workdir, config)
-            checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
+            checkpoints.save(state, to_json(config), tokenizer, distributed.joined(stream.get_state()))
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
@@ -219,7 +226,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0)) -> Tr
                 distributed.at(distributed.SAVING, step)
                 writer.flush()  # a checkpoint's rows are on disk before it is
                 with goodput.losing("checkpoint_s"):
-                    checkpoints.save(state, to_json(config), tokenizer, stream.get_state())
+                    checkpoints.save(state, to_json(config), tokenizer, distributed.joined(stream.get_state()))
                     if step == total or stopping:
                         checkpoints.wait()
                 goodput.write(step)
@@ -278,8 +285,8 @@ def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
     return newest
 
 
-def check_workdir(workdir: Path, config: ConfigDict) -> None:
-    """Raises when the work directory belongs to another experiment; writes nothing."""
+def check_workdir(workdir: Path, config: ConfigDict, free: Sequence[str] = ()) -> None:
+    """Raises when the work directory belongs to another experiment; writes nothing. Fields of `free` may differ."""
     if workdir.parts[:1] and workdir.parts[0].endswith(":"):  # as in gs://…, which would become a folder here
         raise UserError(f"--workdir {workdir}: expected a folder; mount the bucket or a file share, and name that")
     if workdir.exists() and not workdir.is_dir():
@@ -293,11 +300,12 @@ def check_workdir(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"{file}: not JSON ({error}); expected the config that `emu-jax train` wrote") from error
     new = _flat(json.loads(to_json(config)))
     for name in sorted(old.keys() | new.keys()):
-        observing = any(name == field or name.startswith(field + ".") for field in OBSERVING)
+        observing = any(name == field or name.startswith(field + ".") for field in (*OBSERVING, *free))
         if old.get(name) != new.get(name) and not observing:
             raise UserError(
                 f"--workdir {workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
                 f"{new.get(name)!r} here; use a new work directory"
+                + (", or --reshard-data to go on near its place in the data" if name in RESHARDING else "")
             )
 
 

@@ -58,7 +58,10 @@ class MetricsWriter:
         if self._held is not None:
             step, metrics, row = self._held
             self._held = None
-            self._write(step, {name: float(value) for name, value in jax.device_get(metrics).items()} | row)
+            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            # A batch without a source's targets has no loss of it, and no number stands for none.
+            values = {name: value for name, value in values.items() if "/" not in name or value == value}
+            self._write(step, values | row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **row}) + "\n")

@@ -52,31 +52,33 @@ class Objective:
         return split(params, self.trains)
 
 
-def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
-    """Classify the next text token or regress the next visual embedding."""
+def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
+    """Classify the next text token or regress the next visual embedding; losses of several sources are told apart."""
     if config.llama.int8:
         raise UserError("config.model.llama.int8 is for inference; train float32 or bfloat16 parameters")
     random = config.causal.dropout > 0 or config.vision.drop_path > 0
 
     def loss(params: dict, statistics: dict, batch: emu.Batch, key: Array, normalisers: tuple) -> tuple:
         key = key if random else None
-        return emu.loss(params, statistics, batch, config=config, ids=ids, key=key, normalisers=normalisers)
+        options = {"config": config, "ids": ids, "key": key, "normalisers": normalisers, "sources": sources}
+        return emu.loss(params, statistics, batch, **options)
 
+    kinds = ("text_loss", "regression_loss")
     return Objective(
         init=lambda key: (emu.init(config, key), emu.initial_statistics(config)),
         logical_axes=emu.logical_axes(config),
         loss=loss,
-        normalisers=emu.loss_weights,
-        summed=frozenset({"loss", "text_loss", "regression_loss"}),
+        normalisers=lambda batch: emu.loss_weights(batch, len(sources)),
+        summed=frozenset({"loss", *kinds, *(f"{kind}/{name}" for kind in kinds for name in sources)}),
         batch=emu.Batch,
     )
 
 
-def instruct(config: emu.EmuConfig, ids: emu.SpecialIds) -> Objective:
+def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
     """Low-rank adapters on the language model's attention; every other parameter stays as it is (emu.md §5)."""
     if config.llama.lora_rank == 0:
         raise UserError("config.model.llama.lora_rank=0; the objective instruct trains adapters, expected 1 or more")
-    return dataclasses.replace(pretrain(config, ids), trains=lora.is_adapter)
+    return dataclasses.replace(pretrain(config, ids, sources), trains=lora.is_adapter)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ def _tokenize(document: Document, row_tokens: int = 64, row_images: int = 8):
 
 
 def _build(documents, row_tokens: int, row_images: int):
-    return build_row(documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id)
+    return build_row(documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id)[0]
 
 
 # ---------------------------------------------------------------- a sequence
@@ -194,7 +194,7 @@ def test_rows_without_images_read_none():
     [whole] = _tokenize(Document((_image("p"), Text("red"))))
     [unread] = _tokenize(Document((Image(refuse, "p"), Text("red"))))
     sizes = {"row_tokens": 20, "row_images": 4, "image_size": 2, "pad_id": TOKENIZER.pad_id}
-    expected, row = build_row([whole], **sizes), build_row([unread], **sizes, with_images=False)
+    expected, row = build_row([whole], **sizes)[0], build_row([unread], **sizes, with_images=False)[0]
     assert "images" not in row
     for name in row:
         np.testing.assert_array_equal(row[name], expected[name])

@@ -180,7 +180,7 @@ def test_jsonl_of_pairs_and_documents(tmp_path, tokenizer):
     data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
     pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
     batches = take(pipeline, 4)
-    assert pipeline.split_documents > 0, "the long document does not fit a row"
+    assert pipeline.count("split_documents") > 0, "the long document does not fit a row"
     assert {tuple(p) for b in batches for p in b["images"].reshape(-1, 3)} == {(255, 0, 0), (0, 0, 255), (0, 0, 0)}
     pipeline.close()
 
@@ -214,7 +214,7 @@ def test_a_missing_picture_of_a_jsonl_is_named(tmp_path, tokenizer):
     ("change", "message"),
     [
         ({"row_tokens": 0}, "config.data.row_tokens=0; expected at least 1"),
-        ({"source": "nowhere"}, "config.data.source='nowhere'; expected fluent_emoji or"),
+        ({"source": "nowhere"}, "config.data source 'nowhere': no such folder; expected a folder of"),
         ({"split": "test"}, "split 'test' of fluent_emoji is unknown; choose one of train,"),
     ],
 )

@@ -40,7 +40,7 @@ def make_batch(rows: list[list[list[int]]], images: np.ndarray, length: int) -> 
 
 def loss_sums(batch: emu.Batch, params=PARAMS, config=CONFIG) -> tuple[float, float]:
     """Both losses before they are divided by their weights."""
-    ones = (jnp.ones(()), jnp.ones(()))
+    ones = (jnp.ones(()), jnp.ones(()), jnp.ones(0), jnp.ones(0))
     _, (metrics, _) = LOSS(params, STATISTICS, batch, config=config, ids=IDS, train=False, normalisers=ones)
     return float(metrics["text_loss"]), float(metrics["regression_loss"])
 

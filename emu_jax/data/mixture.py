@@ -1,0 +1,152 @@
+"""Several sources as one stream: which source the n-th record comes from, and which of its records that is.
+
+Weights 8 : 4 : 1 give 13 records in a fixed pattern, over and over, as evenly spread as can be. Each source is shuffled
+as a whole, anew in every epoch. A source with a number of epochs ends there and the others go on by their weights;
+when all have ended, the stream ends.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+import grain
+
+from emu_jax.errors import UserError, check_fields
+
+LONGEST_PATTERN = 100_000
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """`config.data.mixture.<name>`: one source of several.
+
+    Attributes:
+      source, split: as `config.data.source` and `split`.
+      weight: of its records among all sources' records; 0 leaves it out.
+      epochs: passes over it; 0 never ends.
+      subsequences: of web documents, take MMC4's two sequences in place of the whole (`sources.subsequences`).
+    """
+
+    source: str
+    split: str = "train"
+    weight: float = 1.0
+    epochs: int = 0
+    subsequences: bool = False
+
+    @classmethod
+    def from_dict(cls, name: str, fields: Mapping[str, Any]) -> SourceConfig:
+        where = f"config.data.mixture.{name}"
+        check_fields(cls, where, fields)
+        config = cls(**dict(fields))
+        if not 0 <= config.weight < math.inf or config.epochs < 0:
+            raise UserError(
+                f"{where}: weight {config.weight}, epochs {config.epochs}; expected a weight and epochs of 0 or more"
+            )
+        return config
+
+
+def pattern(weights: Sequence[float]) -> list[int]:
+    """Sources in turn, each as often as its weight says: [2, 1] -> [0, 1, 0].
+
+    Raises:
+      UserError: weights without a short pattern, such as 1 and 1.000001.
+    """
+    exact = [Fraction(weight).limit_denominator(LONGEST_PATTERN) for weight in weights]
+    scale = math.lcm(*(fraction.denominator for fraction in exact))
+    counts = [int(fraction * scale) for fraction in exact]
+    common = math.gcd(*counts)
+    counts = [count // common for count in counts]
+    if sum(counts) > LONGEST_PATTERN or 0 in counts:
+        raise UserError(
+            f"config.data.mixture: weights {list(weights)} repeat only after {sum(counts):,} records; expected "
+            "small whole numbers, such as 128, 64 and 16"
+        )
+    # The k-th of n stands at (k + 1/2) / n of the pattern.
+    places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
+    return [source for _, source in sorted(places)]
+
+
+class _Phase:
+    """The stretch of a stream in which the same sources take turns."""
+
+    def __init__(self, sources: Sequence[int], weights: Sequence[float], used: Sequence[int]):
+        self._pattern = [sources[i] for i in pattern([weights[source] for source in sources])]
+        self._used = list(used)  # records of each source before this phase
+        self._counts = dict.fromkeys(sources, 0)
+        self._ranks = []  # of each place in the pattern: which of its source's places it is
+        for source in self._pattern:
+            self._ranks.append(self._counts[source])
+            self._counts[source] += 1
+
+    def index_of(self, source: int, number: int) -> int:
+        """Where the source's `number`-th record of this phase stands."""
+        turn, rank = divmod(number, self._counts[source])
+        place = next(i for i, s in enumerate(self._pattern) if s == source and self._ranks[i] == rank)
+        return turn * len(self._pattern) + place
+
+    def used_after(self, length: int) -> list[int]:
+        turns, rest = divmod(length, len(self._pattern))
+        used = list(self._used)
+        for source, count in self._counts.items():
+            used[source] += turns * count + self._pattern[:rest].count(source)
+        return used
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        turn, place = divmod(index, len(self._pattern))
+        source = self._pattern[place]
+        return source, self._used[source] + turn * self._counts[source] + self._ranks[place]
+
+
+class Selection(grain.transforms.DatasetSelectionMap):
+    """Index in the stream -> (source, index in that source's own stream of `lengths[source]` records)."""
+
+    def __init__(self, lengths: Sequence[int], weights: Sequence[float]):
+        self._phases: list[tuple[int, _Phase]] = []  # where it begins
+        used, start = [0] * len(lengths), 0
+        while left := [source for source in range(len(lengths)) if used[source] < lengths[source]]:
+            phase = _Phase(left, weights, used)
+            self._phases.append((start, phase))
+            length = min(
+                sys.maxsize - start if lengths[s] == sys.maxsize else phase.index_of(s, lengths[s] - used[s])
+                for s in left
+            )
+            used = phase.used_after(length)
+            start += length
+            if start >= sys.maxsize:
+                break
+        self._length = start
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        start, phase = next(p for p in reversed(self._phases) if p[0] <= index)
+        return phase[index - start]
+
+
+def mix(lengths: Mapping[str, int], sources: Mapping[str, SourceConfig], seed: int) -> grain.MapDataset:
+    """A stream of (number of the source, index of its record).
+
+    Args:
+      lengths: records of each source, by name and in order.
+    """
+    streams = []
+    for number, (name, length) in enumerate(lengths.items()):
+        # Grain's seeds count the slice `[:]`: without it, the seeds of earlier runs would mean other streams.
+        stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(name.encode()))[:].shuffle()
+        stream = stream.repeat(sources[name].epochs or None)
+        streams.append(stream.map(functools.partial(_numbered, number)))
+    weights = [sources[name].weight for name in lengths]
+    selection = Selection([len(stream) for stream in streams], weights)
+    return grain.MapDataset.select_from_datasets(streams, selection)
+
+
+def _numbered(number: int, index: int) -> tuple[int, int]:
+    return number, int(index)

@@ -1,0 +1,243 @@
+"""Storyboards: a video's thumbnails at a fixed interval, and what is said in it, in the order of time.
+
+Two layouts are read, each in the folder itself or in its subfolders:
+
+    <key>.json, <key>_0.webp, <key>_1.webp, …    YT-Storyboard-1B's: sheets of thumbnails. The JSON holds the video's
+                                                 "url" and, in "yt_meta_dict"/"sb", for each sheet its
+                                                 [width, height, columns, rows, frames, type]. Subtitles and duration
+                                                 lie in folders of their own, named by the video's id.
+    *.jpg|png|webp, *.vtt|srt|json3, *.json      a folder a video: frames in the order of their names' numbers,
+                                                 subtitles, and a JSON that holds "duration", in seconds.
+
+The order is the reference's (`Emu1/data/yt-sb-1b/video_webdataset_maker_YT1b_sb.py`): frame i stands at i * interval, a
+subtitle at its start, a frame before a subtitle of the same time; subtitles between two frames are one text, joined by
+spaces; what is said after the last frame is kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_jax.data.document import Text
+from emu_jax.data.images import decode_image
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
+from emu_jax.errors import UserError
+
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_SHEETS = 100  # the reference's
+MAX_FRAMES = 10_000
+MAX_BYTES = 1 << 30  # of a video's frames, as they are held
+
+_SHEET = re.compile(r"(.+)_0\.webp")
+_WATCH = "https://www.youtube.com/watch?v="
+
+
+class _RejectedError(Exception):
+    def __init__(self, reason: str, detail: str):
+        super().__init__(reason, detail)
+        self.reason, self.detail = reason, detail
+
+
+@dataclasses.dataclass(frozen=True)
+class Storyboards:
+    """Reads thumbnails and subtitles of videos.
+
+    Attributes:
+      subtitles: the folder of `<id>.json` (or .json3, .vtt, .srt) that go with sheets; "" is `subtitle` beside the
+        shard's folder.
+      labels: the folder of `<id>.json` with the "duration" of the sheets' videos; "" is `label` beside the shard's
+        folder. A video without one takes it from the sheets' own JSON.
+    """
+
+    subtitles: str = ""
+    labels: str = ""
+
+    def shards(self, path: str) -> list[str]:
+        """The folder itself, or those of its subfolders that hold videos."""
+        root = Path(path)
+        if not root.is_dir():
+            raise UserError(f"{path}: no such folder; expected one of storyboards")
+        if _holds_video(root):
+            return [str(root)]
+        found = [str(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_video(folder)]
+        if not found:
+            raise UserError(
+                f"{path}: no storyboards here; expected <key>.json beside <key>_0.webp, or a folder a video with "
+                "pictures, .vtt, .srt or .json3 subtitles and a .json that holds its duration"
+            )
+        return found
+
+    def read(self, shard: str) -> Iterator[RawDocument | Reject]:
+        folder = Path(shard)
+        names = _names(folder)
+        boards = _boards(names)
+        if not boards:
+            yield from _document(folder.name, lambda: _folder(folder, names))
+        for board in boards:
+            yield from _document(f"{folder.name}/{board}", lambda board=board: self._sheets(folder, board))
+
+    def _sheets(self, folder: Path, board: str) -> tuple[list[RawImage], float, Subtitles]:
+        """One video of the reference's layout."""
+        content = _json(folder / f"{board}.json")
+        meta = content.get("yt_meta_dict")
+        labels = meta.get("sb") if isinstance(meta, dict) else None
+        video = str(content.get("url", "")).removeprefix(_WATCH)
+        if not isinstance(labels, dict) or not re.fullmatch(r"[\w-]+", video):
+            raise _RejectedError("unreadable_json", f"{board}.json: expected url and yt_meta_dict/sb")
+        said = Path(self.subtitles) if self.subtitles else folder.parent / "subtitle"
+        name = next((video + suffix for suffix in SUFFIXES if (said / (video + suffix)).is_file()), None)
+        if name is None:
+            raise _RejectedError("no_subtitles", f"no {video}.json among the subtitles")
+        subtitles = _subtitles(said / name)
+        label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
+        told = [_json(label)] if label.is_file() else []
+        duration = _duration([*told, content, meta.get("info")])
+        frames, count = _cut_sheets(folder, board, labels)
+        # YouTube's intervals are whole seconds; of a video shorter than half of its frames the rounded one would be 0.
+        return frames, round(duration / count) or duration / count, subtitles
+
+
+def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
+    """Frames and what is said, in the order of time; each frame follows the text said up to it."""
+    moments: list[tuple[float, RawImage | str]] = [(i * interval, frame) for i, frame in enumerate(frames)]
+    moments += [(cue.start, cue.text) for cue in cues]
+    moments.sort(key=lambda moment: moment[0])  # stable: frames stand first
+    parts: list[Text | RawImage] = []
+    said: list[str] = []
+    for _, what in [*moments, (math.inf, None)]:
+        if isinstance(what, str):
+            said.append(what)
+            continue
+        if said:
+            parts.append(Text(" ".join(said)))
+            said = []
+        if what is not None:
+            parts.append(what)
+    return tuple(parts)
+
+
+def _document(key: str, make: Callable[[], tuple[list[RawImage], float, Subtitles]]) -> Iterator[RawDocument | Reject]:
+    try:
+        frames, interval, subtitles = make()
+        if not subtitles.cues:
+            raise _RejectedError("no_subtitles", "its subtitles say nothing")
+    except _RejectedError as error:
+        yield Reject(key, error.reason, error.detail)
+        return
+    except OSError as error:
+        yield Reject(key, "unreadable_file", f"{Path(error.filename or key).name}: {error.strerror}")
+        return
+    if subtitles.skipped:
+        yield Reject(f"{key}#subtitles", "malformed_cue", f"{subtitles.skipped} blocks are no cues", whole=False)
+    yield RawDocument(key, "storyboard", interleave(frames, interval, subtitles.cues))
+
+
+# ---------------------------------------------------------------- what lies in a folder
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+
+
+def _boards(names: Sequence[str]) -> list[str]:
+    """The keys of the sheets."""
+    known = set(names)
+    return [m[1] for m in map(_SHEET.fullmatch, names) if m and f"{m[1]}.json" in known]
+
+
+def _holds_video(folder: Path) -> bool:
+    return any(name.lower().endswith((*PICTURES, ".json3", ".vtt", ".srt")) for name in _names(folder))
+
+
+def _folder(folder: Path, names: Sequence[str]) -> tuple[list[RawImage], float, Subtitles]:
+    """A folder that is one video."""
+    pictures = [name for name in names if name.lower().endswith(PICTURES)]
+    # frame_10 stands behind frame_9.
+    pictures.sort(key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in _numbered(name)])
+    said = [name for name in names if name.lower().endswith((".json3", ".vtt", ".srt"))]
+    if not pictures:
+        raise _RejectedError("no_picture", f"no {', '.join(PICTURES)} in the folder")
+    if not said:
+        raise _RejectedError("no_subtitles", "no .vtt, .srt or .json3 in the folder")
+    subtitles = _subtitles(folder / said[0])
+    duration = _duration([_json(folder / name) for name in names if name.lower().endswith(".json")])
+    size = sum((folder / name).stat().st_size for name in pictures)
+    if len(pictures) > MAX_FRAMES or size > MAX_BYTES:
+        raise _RejectedError("too_large", f"{len(pictures)} frames of {size / 1e6:.0f} MB")
+    frames = [RawImage((folder / name).read_bytes()) for name in pictures]
+    return frames, duration / len(frames), subtitles
+
+
+def _numbered(name: str) -> list[str]:
+    """frame_010.jpg -> "frame_", "10", ".jpg"; every other part is a number."""
+    parts = re.split(r"([0-9]+)", name)
+    return [part.lstrip("0") or "0" if number % 2 else part for number, part in enumerate(parts)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise _RejectedError("unreadable_json", f"{path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise _RejectedError("unreadable_json", f"{path.name}: expected an object")
+    return content
+
+
+def _duration(contents: Sequence[Any]) -> float:
+    """The first one told, in seconds."""
+    for content in contents:
+        value = content.get("duration") if isinstance(content, dict) else None
+        if isinstance(value, int | float) and 0 < value < math.inf:
+            return float(value)
+    raise _RejectedError("no_duration", 'no JSON with "duration", a number of seconds above 0')
+
+
+def _subtitles(path: Path) -> Subtitles:
+    try:
+        return parse(path.read_bytes(), path.name)
+    except SubtitleError as error:
+        raise _RejectedError("unreadable_subtitles", f"{path.name}: {error}") from error
+
+
+# ---------------------------------------------------------------- sheets
+
+
+def _cut_sheets(folder: Path, board: str, labels: dict[str, Any]) -> tuple[list[RawImage], int]:
+    """The frames of a video's sheets, and how many its labels promise: these divide the duration."""
+    frames: list[np.ndarray] = []
+    count = size = 0
+    for number in range(MAX_SHEETS):
+        path = folder / f"{board}_{number}.webp"
+        if not path.is_file():
+            break
+        label = labels.get(str(number))
+        grid = label[2:5] if isinstance(label, list) else []
+        if len(grid) != 3 or not all(type(n) is int and 0 < n <= MAX_FRAMES for n in grid):
+            raise _RejectedError("unreadable_json", f"{board}.json: sheet {number} has no columns, rows and frames")
+        columns, rows, filled = grid
+        try:
+            pixels = decode_image(path.read_bytes(), path.name)
+        except UserError as error:
+            raise _RejectedError("unreadable_picture", f"{error}") from error
+        height, width = pixels.shape[:2]
+        if height % rows or width % columns:
+            raise _RejectedError(
+                "unreadable_picture", f"{path.name}: {width} x {height} pixels are no {columns} x {rows} frames"
+            )
+        size += pixels.size
+        count += filled
+        if size > MAX_BYTES or count > MAX_FRAMES:
+            raise _RejectedError("too_large", f"{count} frames of {size / 1e6:.0f} MB in {number + 1} sheets")
+        cells = pixels.reshape(rows, height // rows, columns, width // columns, 3).transpose(0, 2, 1, 3, 4)
+        frames.extend(cells.reshape(rows * columns, height // rows, width // columns, 3))
+    return [RawImage(frame) for frame in frames[:count]], count

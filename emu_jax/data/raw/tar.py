@@ -1,0 +1,292 @@
+"""Tar archives of samples, as webdataset and img2dataset write them, read front to back; nothing is written to disk.
+
+    00012.tar: 000120034.jpg 000120034.txt 000120034.json 000120035.jpg … ─ read_samples ─ Sample | Reject
+
+A sample is what consecutive members have in common: the name up to the first dot after the last slash. Members that are
+no plain files are left out, pickles are never opened, and an archive that was cut is told wherever it was cut: Python's
+own reader takes the end of the file for the end of the archive.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import re
+import tarfile
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from emu_jax.data.raw.files import shard_name
+from emu_jax.data.raw.reader import Reject
+from emu_jax.errors import UserError
+
+BLOCK = 512
+RECORD_BYTES = 10_240  # what tar programs fill an archive up to, unless told otherwise
+MAX_MEMBER_BYTES = 256 << 20
+MAX_HEADER_BYTES = 1 << 20  # of an extended header
+MAX_NAME_CHARACTERS = 4096
+CHUNK = 1 << 20
+PICKLES = {"pkl", "pickle", "pyd", "pt", "pth"}
+FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+WITHOUT_DATA = {
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.DIRTYPE: "a folder",
+    tarfile.FIFOTYPE: "a pipe",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """Members that share a name: `members["jpg"]` are the bytes of `name.jpg`."""
+
+    name: str
+    members: dict[str, bytes]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Member:
+    name: str
+    data: bytes
+
+
+class _Cut(Exception):
+    """The archive breaks off, within `member` where that is known; `lost`: not all of its samples stand."""
+
+    def __init__(self, detail: str, lost: bool = True, member: str = ""):
+        super().__init__(detail)
+        self.lost, self.member = lost, member
+
+
+class _Blocks:
+    """A stream of whole blocks that knows where it is."""
+
+    def __init__(self, stream: BinaryIO):
+        self._stream, self.position = stream, 0
+
+    def some(self, size: int) -> bytes:
+        """`size` bytes, fewer at the end of the stream."""
+        data = self._stream.read(size)
+        self.position += len(data)
+        return data
+
+    def exactly(self, size: int, member: str = "") -> bytes:
+        """`size` bytes of the member of that name, or of a header."""
+        data = self.some(size)
+        if len(data) < size:
+            what = f"member {ascii(member)[:200]}" if member else "a header"
+            raise _Cut(f"ends within {what}, at byte {self.position}", member=member)
+        return data
+
+    def padded(self, size: int, member: str = "") -> bytes:
+        """`size` bytes, which fill whole blocks."""
+        data = self.exactly(size, member)
+        self.exactly(-size % BLOCK, member)
+        return data
+
+    def skip(self, size: int, member: str) -> None:
+        left = size + -size % BLOCK
+        while left:
+            left -= len(self.exactly(min(left, CHUNK), member))
+
+
+def read_samples(
+    shard: str, max_member_bytes: int = MAX_MEMBER_BYTES, record_bytes: int = RECORD_BYTES
+) -> Iterator[Sample | Reject]:
+    """The samples of a .tar or .tar.gz, in order, each with at most `max_member_bytes`, and what was left out.
+
+    Where the archive was cut, the sample it was cut in is not given: members of it may be missing.
+
+    `record_bytes`: Python's and GNU's tar fill archives up to a multiple of it, so that even a cut in the filling
+    is told. An archive that `tar -b` wrote with another factor cannot be told from a cut one (all its samples are
+    given, yet a cut is reported): pass 512 for those.
+    """
+    name = shard_name(shard)
+    try:
+        with open(shard, "rb") as file:
+            stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
+            members = _members(_Blocks(stream), name, max_member_bytes, record_bytes)
+            yield from _samples(members, name, max_member_bytes)
+    except OSError as error:
+        raise UserError(f"{shard}: cannot be opened ({error.strerror}); expected a tar archive") from error
+
+
+def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> Iterator[Sample | Reject]:
+    """Members -> samples; the last one once the archive is known to hold all of it."""
+    seen: set[str] = set()
+    sample, room = None, 0
+
+    def close() -> Iterator[Sample | Reject]:
+        if sample is None:
+            return
+        if sample.name in seen:
+            yield Reject(f"{name}/{sample.name}", "repeated_key", "a sample of this name stands earlier in the archive")
+        else:
+            seen.add(sample.name)
+            yield sample
+
+    try:
+        for member in members:
+            if isinstance(member, Reject):
+                yield member
+                continue
+            key, extension = _split(member.name)
+            if not key:
+                continue
+            if sample is None or sample.name != key:
+                yield from close()
+                sample, room = Sample(key, {}), max_bytes
+            room -= len(member.data) + BLOCK
+            if extension in sample.members:
+                detail = f"a second .{extension} of sample {key}"
+                yield Reject(f"{name}/{member.name}", "repeated_member", detail, whole=False)
+            elif room < -BLOCK:
+                detail = f"sample {key} has more than {max_bytes} bytes"
+                yield Reject(f"{name}/{member.name}", "member_too_large", detail, whole=False)
+            else:
+                sample.members[extension] = member.data
+    except _Cut as cut:
+        broken, _ = _split(cut.member)
+        lost = f"; sample {broken} is left out" if broken else ""
+        if not cut.lost or (broken and sample and sample.name != broken):
+            yield from close()
+        elif sample:
+            lost = f"; sample {sample.name}, which may miss members, is left out"
+        yield Reject(name, "cut_shard", f"{name} {cut}{lost}", whole=cut.lost)
+    else:
+        yield from close()
+
+
+def _split(member: str) -> tuple[str, str]:
+    """A member's name -> its sample's name and extension; both "" if it is no part of one, by webdataset's rules."""
+    folder, slash, base = member.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
+        return "", ""
+    return f"{folder}{slash}{stem}", extension.lower()
+
+
+def _members(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> Iterator[_Member | Reject]:
+    """The plain files of an archive. Raises _Cut where it breaks off."""
+    try:
+        yield from _headers(blocks, name, max_bytes, record_bytes)
+    except (EOFError, OSError, zlib.error) as error:  # gzip's
+        detail = f"cannot be unpacked beyond byte {blocks.position} ({str(error) or type(error).__name__})"
+        raise _Cut(detail) from error
+
+
+def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> Iterator[_Member | Reject]:
+    extended: dict[str, str] = {}
+    filled = True  # whether the writer is one that fills the archive up
+    members = 0
+    while True:
+        start = blocks.position
+        block = blocks.some(BLOCK)
+        if not block:
+            raise _Cut(f"ends without an end marker, at byte {start}")
+        if len(block) < BLOCK:
+            raise _Cut(f"ends within a header, at byte {blocks.position}")
+        if not any(block):
+            yield from _end(blocks, name, record_bytes if filled and members else BLOCK)
+            return
+        try:
+            header = tarfile.TarInfo.frombuf(block, "utf-8", "backslashreplace")
+        except tarfile.HeaderError as error:
+            raise _Cut(f"has a damaged header at byte {start} ({error})") from error
+        members += 1
+        # The look of headers by Python's tarfile and GNU tar; other writers give numbers of devices to every member.
+        filled = filled and block[257:262] == b"ustar" and block[154:156] == b"\0 " and not any(block[329:345])
+        size = header.size
+        if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
+            if not 0 <= size <= MAX_HEADER_BYTES:
+                raise _Cut(f"has an extended header of {size} bytes at byte {start}")
+            data = blocks.padded(size)
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                extended["path"] = data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
+            elif header.type == tarfile.XHDTYPE:
+                extended.update(_pax(data, start))
+            continue  # a long link's target and what holds for all members tell nothing of use
+        if "size" in extended:
+            size = int(extended["size"]) if re.fullmatch("[0-9]{1,18}", extended["size"]) else -1
+        if size < 0:
+            raise _Cut(f"has a damaged header at byte {start} (size)")
+        path = extended.get("path", header.name)
+        sparse = header.type == tarfile.GNUTYPE_SPARSE or any(key.startswith("GNU.sparse") for key in extended)
+        extended = {}
+        if header.type == tarfile.GNUTYPE_SPARSE and block[482]:
+            while blocks.exactly(BLOCK)[504]:
+                pass
+        if header.type in WITHOUT_DATA:
+            size = 0
+        path, unsafe = _judge(path, WITHOUT_DATA.get(header.type), sparse, header.type)
+        if header.type == tarfile.DIRTYPE and not unsafe:
+            continue
+        key = f"{name}/{path}"
+        if unsafe:
+            yield Reject(key, "unsafe_member", unsafe, whole=False)
+        elif PICKLES.intersection(path.rpartition("/")[2].lower().split(".")[1:]):
+            yield Reject(key, "pickle_member", "a pickle runs code when it is opened: it never is", whole=False)
+        elif size > max_bytes:
+            yield Reject(key, "member_too_large", f"{size} bytes; at most {max_bytes} are read", whole=False)
+        else:
+            yield _Member(path, blocks.padded(size, path))
+            continue
+        blocks.skip(size, path)
+
+
+def _judge(path: str, kind: str | None, sparse: bool, type_flag: bytes) -> tuple[str, str]:
+    """A member's name, and why it is not to be trusted or "". The name that is given back is fit for a key."""
+    clean = "/".join(part for part in path.split("/") if part not in ("", "."))
+    if not path.isprintable():
+        return ascii(path)[1:-1][:200], "the name has characters that are not printable"
+    if len(path) > MAX_NAME_CHARACTERS:
+        return clean[:200], f"a name of {len(path)} characters"
+    if path.startswith("/"):
+        return clean, "an absolute path"
+    if ".." in path.split("/"):
+        return clean, "the path leads out of the archive"
+    if kind and type_flag != tarfile.DIRTYPE:
+        return clean, kind
+    if sparse:
+        return clean, "a sparse file"
+    if not kind and type_flag not in FILES:
+        return clean, f"of the unknown type {type_flag.decode('latin-1')!a}"
+    return clean, ""
+
+
+def _pax(data: bytes, start: int) -> dict[str, str]:
+    """Records of an extended header, each "<length> <key>=<value>\\n"."""
+    records = {}
+    while data.strip(b"\0"):
+        length, space, _ = data.partition(b" ")
+        size = int(length) if length.isdigit() and len(length) < 8 else 0
+        record = data[len(length) + 1 : size]
+        key, equals, value = record.partition(b"=")
+        if not space or not equals or not record.endswith(b"\n"):
+            raise _Cut(f"has a damaged extended header at byte {start}")
+        records[key.decode("utf-8", "backslashreplace")] = value[:-1].decode("utf-8", "backslashreplace")
+        data = data[size:]
+    return records
+
+
+def _end(blocks: _Blocks, name: str, record_bytes: int) -> Iterator[Reject]:
+    """Behind the first block of the end marker: another, then nothing or zeros up to a whole record."""
+    start = blocks.position - BLOCK
+    block = blocks.some(BLOCK)
+    if len(block) < BLOCK:
+        raise _Cut(f"ends within its end marker, at byte {blocks.position}", lost=False)
+    if any(block):
+        raise _Cut(f"has a block of zeros where a header is expected, at byte {start}")
+    while chunk := blocks.some(CHUNK):
+        if any(chunk):
+            detail = f"data follow the end marker at byte {start}: archives joined by cat? they are not read"
+            yield Reject(name, "data_after_end", detail)
+            return
+    if blocks.position % record_bytes:
+        detail = (
+            f"ends within the filling behind its end marker: {blocks.position} bytes, no multiple of {record_bytes}"
+        )
+        raise _Cut(detail, lost=False)

@@ -1,0 +1,277 @@
+"""Frames of films and animations: a file -> uint8 [H, W, 3] frames, spread over it, in the order of time.
+
+Films (mp4, webm, …) are read by PyAV, animated GIF, WebP and APNG by Pillow; what a file is, its first bytes tell. Of a
+film, only the wanted frames are held; a file that ends too early is refused, as its frames would be others.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+import io
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import av
+import numpy as np
+from PIL import Image as PIL
+
+from emu_jax.data.images import MAX_PIXELS, flatten
+
+FRAMES = 8
+MAX_BYTES = 2 << 30
+MAX_FRAMES = 1_000_000  # of one film: eleven hours
+
+# Those that tell how long the file is. Playlists and the like would make the reader open other files, and addresses.
+_FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
+
+
+class VideoError(ValueError):
+    """A file without the wanted frames.
+
+    Attributes:
+      reason: no_frames, cut_video, unreadable_video or too_large.
+      detail: what is wrong, for a person.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(f"{reason}: {detail}")
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self):
+        return VideoError, (self.reason, self.detail)
+
+
+def frame_indices(frames: int, count: int = FRAMES) -> list[int]:
+    """The reference's choice of `count` among `frames` >= 1: int(g / 2) + round(g * i), where g = (frames - 1) / count.
+
+    Halves are rounded to even. A film of fewer frames than `count` gives some of them more than once, one frame gives
+    it `count` times; the rule itself never leaves the film.
+    """
+    gap = (frames - 1) / count
+    return [int(gap / 2) + round(gap * i) for i in range(count)]
+
+
+def read_frames(source: Path | bytes, count: int = FRAMES) -> list[np.ndarray]:
+    """`count` frames, uint8 [H, W, 3] each, of a file or its bytes; a frame wanted twice is the same array twice.
+
+    Raises:
+      VideoError: the file is none, is cut, holds no frames or is too large.
+    """
+    size = len(source) if isinstance(source, bytes) else source.stat().st_size
+    if size > MAX_BYTES:
+        raise VideoError("too_large", f"{size / 1e9:.1f} GB; expected at most {MAX_BYTES / 1e9:.1f} GB")
+    with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
+        head = file.read(12)
+        if head[:4] == b"GIF8" or head[:8] == b"\x89PNG\r\n\x1a\n" or (head[:4], head[8:]) == (b"RIFF", b"WEBP"):
+            return _animation(file, count)
+        if _ends_early(file, head, size):
+            raise VideoError("cut_video", "the file is shorter than it says")
+        try:
+            return _film(file, count)
+        except VideoError:
+            raise
+        except av.error.ArgumentError as error:
+            raise VideoError("unreadable_video", "neither mp4, WebM, Matroska nor AVI") from error
+        except (av.error.FFmpegError, ValueError) as error:
+            raise VideoError("unreadable_video", f"{getattr(error, 'strerror', None) or error}") from error
+
+
+def _check_pixels(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise VideoError(
+            "too_large", f"{width} x {height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels"
+        )
+
+
+# ---------------------------------------------------------------- films
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packet:
+    """Where a compressed frame stands, in the stream's unit of time."""
+
+    shown: int | None  # pts
+    decoded: int | None  # dts
+    is_key: bool
+
+
+def _film(file: io.BufferedIOBase, count: int) -> list[np.ndarray]:
+    with _open(file) as container:
+        packets = _packets(container)
+        if not packets:
+            raise VideoError("no_frames", "its picture track is empty")
+        indices = frame_indices(len(packets), count)
+        found = _by_time(container, packets, sorted(set(indices)))
+    if found is None:
+        # Some packets show nothing (hidden frames of VP8) or carry no time: then only decoding tells the frames.
+        total = sum(1 for _ in _decode(file))
+        if not total:
+            raise VideoError("no_frames", "no frame of it can be decoded")
+        indices = frame_indices(total, count)
+        found = {}
+        for index, frame in enumerate(_decode(file)):
+            if index in indices:
+                found[index] = _pixels(frame)
+            if index == indices[-1]:
+                break
+    return [found[index] for index in indices]
+
+
+def _open(file: io.BufferedIOBase) -> av.container.InputContainer:
+    file.seek(0)
+    container = av.open(file, options={"format_whitelist": _FORMATS})
+    if not container.streams.video:
+        container.close()
+        raise VideoError("no_frames", "no picture track")
+    context = container.streams.video[0].codec_context
+    try:
+        if context is None:
+            raise VideoError("unreadable_video", "its codec is unknown")
+        _check_pixels(context.width, context.height)
+    except VideoError:
+        container.close()
+        raise
+    context.thread_count = 1  # a machine reads many films at once
+    return container
+
+
+def _packets(container: av.container.InputContainer) -> list[_Packet]:
+    """Every compressed frame, in the order of the file; nothing is decoded.
+
+    Raises:
+      VideoError: fewer than the file's header promises.
+    """
+    stream = container.streams.video[0]
+    packets, read = [], 0
+    for packet in container.demux(stream):
+        if packet.dts is None and packet.size == 0:
+            continue  # PyAV's end of a track
+        if packet.is_corrupt:
+            raise VideoError("cut_video", f"broken off after {len(packets)} frames")
+        read += 1
+        if read > MAX_FRAMES:
+            raise VideoError("too_large", f"more than {MAX_FRAMES} frames")
+        if not packet.is_discard:  # by an mp4's edit list
+            packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe))
+    # Not `stream.frames`: an mp4's header counts frames that its edit list leaves out.
+    if "mp4" in container.format.name and read < len(stream.index_entries):
+        raise VideoError("cut_video", f"{read} of {len(stream.index_entries)} frames")
+    return packets
+
+
+def _by_time(
+    container: av.container.InputContainer, packets: Sequence[_Packet], indices: Sequence[int]
+) -> dict[int, np.ndarray] | None:
+    """The frames at `indices` (ascending), found by the times of their packets; None where these do not tell."""
+    times = sorted(packet.shown for packet in packets if packet.shown is not None)
+    if len(set(times)) < len(packets):
+        return None
+    keys = sorted((packet.shown, packet.decoded) for packet in packets if packet.is_key and packet.decoded is not None)
+    stream = container.streams.video[0]
+    found: dict[int, np.ndarray] = {}
+    frames: Iterator[av.VideoFrame] | None = None
+    position = -1  # in `keys`, of the one behind which the decoder is
+    try:
+        for index in indices:
+            nearest = bisect.bisect_right(keys, times[index], key=lambda key: key[0]) - 1
+            if nearest < 0:
+                return None
+            if frames is None or nearest > position:  # what stands between is not decoded
+                container.seek(keys[nearest][1], stream=stream)
+                frames, position = container.decode(stream), nearest
+            frame = next((frame for frame in frames if frame.pts is None or frame.pts >= times[index]), None)
+            if frame is None or frame.pts != times[index] or frame.is_corrupt:
+                return None
+            found[index] = _pixels(frame)
+    except av.error.FFmpegError:
+        return None
+    return found
+
+
+def _decode(file: io.BufferedIOBase) -> Iterator[av.VideoFrame]:
+    """Every frame, front to back."""
+    with _open(file) as container:
+        for frame in container.decode(container.streams.video[0]):
+            if frame.is_corrupt:
+                raise VideoError("unreadable_video", f"a damaged frame at {frame.time or 0:.2f} s")
+            yield frame
+
+
+def _pixels(frame: av.VideoFrame) -> np.ndarray:
+    """uint8 [H, W, 3], upright by the turn that the file asks for."""
+    _check_pixels(frame.width, frame.height)
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
+
+
+def _ends_early(file: io.BufferedIOBase, head: bytes, size: int) -> bool:
+    """Whether a film is shorter than its outermost boxes say; False of formats that are not known here.
+
+    Of a webm that was written as it was recorded and of an mp4 in fragments nothing tells a missing last piece.
+    """
+    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):  # mp4; QuickTime's need not begin with ftyp
+        position, names = 0, set()
+        while position < size:
+            file.seek(position)
+            header = file.read(16)
+            length = int.from_bytes(header[:4], "big")
+            if length == 1:
+                length = int.from_bytes(header[8:16], "big")
+            if length == 0:  # the last box, to the end
+                length = size - position
+            if length < 8 or position + length > size:
+                return True
+            names.add(header[4:8])
+            position += length
+        return b"moov" not in names  # what describes the film; often written last
+    if head[:4] == b"RIFF":
+        return int.from_bytes(head[4:8], "little") + 8 > size
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment
+        position = 4
+        for skip in (True, False):
+            file.seek(position)
+            length, width = _ebml_length(file.read(8))
+            position += width + (length if skip else 0) + (4 if skip else 0)
+        return length != (1 << 7 * width) - 1 and position + length > size  # all ones: unknown
+    return False
+
+
+def _ebml_length(data: bytes) -> tuple[int, int]:
+    """EBML's number: as many leading zero bits as bytes follow, a one, the number -> it, its bytes."""
+    width = 9 - data[0].bit_length() if data else 1
+    return int.from_bytes(data[:width], "big") & ((1 << 7 * width) - 1), width
+
+
+# ---------------------------------------------------------------- animations
+
+
+def _animation(file: io.BufferedIOBase, count: int) -> list[np.ndarray]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
+            picture = PIL.open(file)
+        with picture:
+            _check_pixels(*picture.size)
+            total = getattr(picture, "n_frames", 1)
+            if total > MAX_FRAMES:
+                raise VideoError("too_large", f"more than {MAX_FRAMES} frames")
+            indices = frame_indices(total, count)
+            found = {}
+            for index in sorted(set(indices)):
+                picture.seek(index)
+                found[index] = flatten(picture)
+            # A GIF does not tell its frames: only its end shows that none is missing.
+            picture.seek(total - 1)
+            picture.load()
+            if picture.format == "GIF":
+                file.seek(-1, io.SEEK_END)
+                if file.read(1) != b";":
+                    raise VideoError("cut_video", "the GIF's end is missing")
+            return [found[index] for index in indices]
+    except VideoError:
+        raise
+    except PIL.DecompressionBombError as error:
+        raise VideoError("too_large", f"{error}") from error
+    except Exception as error:  # Pillow raises IndexError, struct.error and more where a file is cut
+        raise VideoError("unreadable_video", f"not a whole animation ({error})") from error

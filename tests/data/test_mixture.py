@@ -1,0 +1,70 @@
+"""Mixtures: every record in its turn, as often as its source's weight and epochs say."""
+
+import collections
+import sys
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from emu_jax.data.mixture import Selection, SourceConfig, mix, pattern
+from emu_jax.errors import UserError
+
+FIELDS = {"source": "folder"}
+
+
+def test_the_paper_s_batch_sizes_take_turns():
+    turns = pattern([128, 128, 64, 16, 16])
+    assert turns == [0, 1, 2, 0, 1, 0, 1, 2, 0, 1, 3, 4, 0, 1, 2, 0, 1, 0, 1, 2, 0, 1]
+    assert pattern([0.5, 0.25]) == [0, 1, 0]
+
+
+def test_a_source_that_ends_leaves_its_turns_to_the_others():
+    selection = Selection([6, 2], [1, 1])
+    expected = [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (0, 3), (0, 4), (0, 5)]
+    assert [selection[i] for i in range(len(selection))] == expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9)), min_size=1, max_size=5))
+def test_every_record_comes_once(sources):
+    lengths, weights = zip(*sources, strict=True)
+    selection = Selection(lengths, weights)
+    found = sorted(selection[i] for i in range(len(selection)))
+    assert found == [(source, number) for source, length in enumerate(lengths) for number in range(length)]
+
+
+def test_endless_sources_keep_their_weights_and_places_far_away():
+    selection = Selection([sys.maxsize, 3, sys.maxsize], [2, 1, 1])
+    far = [selection[10**15 + i] for i in range(3000)]
+    assert collections.Counter(source for source, _ in far) == {0: 2000, 2: 1000}
+    assert len({*far}) == 3000
+
+
+def test_epochs_are_shuffled_anew_and_whole():
+    stream = mix(
+        {"a": 50, "b": 20}, {"a": SourceConfig("x", epochs=2), "b": SourceConfig("x", weight=0.5, epochs=1)}, 7
+    )
+    assert len(stream) == 120
+    found = [stream[i] for i in range(120)]
+    first, second = ([n for s, n in found if s == 0][part] for part in (slice(50), slice(50, 100)))
+    assert sorted(first) == sorted(second) == list(range(50)) and first != second
+    assert sorted(n for s, n in found if s == 1) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"wieght": 1}, r"config\.data\.mixture\.web\.wieght is no field of SourceConfig; did you mean weight\?"),
+        ({"weight": -1.0}, r"config\.data\.mixture\.web: weight -1\.0, epochs 0; expected a weight and epochs of 0 or"),
+        ({"epochs": -1}, r"expected a weight and epochs of 0 or more"),
+    ],
+)
+def test_bad_settings(fields, message):
+    with pytest.raises(UserError, match=message):
+        SourceConfig.from_dict("web", FIELDS | fields)
+
+
+def test_weights_without_a_short_pattern():
+    with pytest.raises(UserError, match=r"weights \[1, 1e-05, 0\.33333\] repeat only after [\d,]+ records"):
+        pattern([1, 1e-05, 0.33333])
