@@ -61,13 +61,13 @@ class Html:
         for name in ("include", "exclude", "drop", "decorations"):
             value = getattr(self, name)
             if isinstance(value, str):
-                raise UserError(f"html.{name}={value!r}; expected a list of patterns, as [{value!r}]")
+                raise UserError(f"Html.{name}={value!r}; expected a list of patterns, as [{value!r}]")
             object.__setattr__(self, name, tuple(value))  # from a list in a file of settings
         if self.pages_per_shard < 1:
-            raise UserError(f"html.pages_per_shard={self.pages_per_shard}; expected at least 1")
+            raise UserError(f"Html.pages_per_shard={self.pages_per_shard}; expected at least 1")
         if not 0.0 < self.repeated <= 1.0:
-            raise UserError(f"html.repeated={self.repeated}; expected a share of pages above 0, at most 1")
-        check_similarity("html", self.min_similarity)
+            raise UserError(f"Html.repeated={self.repeated}; expected a share of pages above 0, at most 1")
+        check_similarity("Html", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
         if not Path(path).is_dir():

@@ -43,12 +43,12 @@ class Mmc4:
     clip: str = ""
 
     def __post_init__(self) -> None:
-        check_similarity("mmc4", self.min_similarity)
+        check_similarity("Mmc4", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
         patterns = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip")
         shards = without_twins(find_shards(path, patterns, "MMC4's docs_no_face_shard_0_v2.jsonl, plain or in a .zip"))
-        check_beside("mmc4.pictures", shards, self.pictures)
+        check_beside("Mmc4.pictures", shards, self.pictures)
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:

@@ -48,18 +48,18 @@ class Obelics:
     min_similarity: float = 0.32
 
     def __post_init__(self) -> None:
-        check_similarity("obelics", self.min_similarity)
+        check_similarity("Obelics", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
         shards = without_twins(find_shards(path, PATTERNS, "OBELICS-like rows in .parquet, .jsonl or .json"))
         named = {str(beside(shard, self.names)) for shard in shards} if self.names else set()
         shards = [shard for shard in shards if str(Path(shard)) not in named]
         if self.pictures:
-            check_beside("obelics.pictures", shards, self.pictures)
+            check_beside("Obelics.pictures", shards, self.pictures)
         for name in sorted(named):
             if not Path(name).is_file():
                 raise UserError(
-                    f"obelics.names={self.names!r}: no file {name}; expected a JSON object, address to name"
+                    f"Obelics.names={self.names!r}: no file {name}; expected a JSON object, address to name"
                 )
         return shards
 

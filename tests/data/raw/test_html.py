@@ -166,9 +166,9 @@ def test_wrong_settings_and_paths(tmp_path):
         Html().shards(str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"no page matches include \*.html"):
         Html().shards(str(tmp_path))
-    with pytest.raises(UserError, match=r"html.include='\*.html'; expected a list of patterns"):
+    with pytest.raises(UserError, match=r"Html.include='\*.html'; expected a list of patterns"):
         Html(include="*.html")
-    with pytest.raises(UserError, match=r"html.repeated=0"):
+    with pytest.raises(UserError, match=r"Html.repeated=0"):
         Html(repeated=0)
-    with pytest.raises(UserError, match=r"html.min_similarity=2; expected a cosine"):
+    with pytest.raises(UserError, match=r"Html.min_similarity=2; expected a cosine"):
         Html(min_similarity=2)

@@ -179,10 +179,10 @@ def test_wrong_settings_and_paths(tmp_path):
     with pytest.raises(UserError, match=r"holds no \*.jsonl or .*; expected MMC4's docs_no_face_shard_0_v2.jsonl"):
         Mmc4().shards(str(tmp_path))
     _folder(tmp_path, RECORD)
-    with pytest.raises(UserError, match=r"mmc4.pictures='none'.*is not there; expected the pictures of"):
+    with pytest.raises(UserError, match=r"Mmc4.pictures='none'.*is not there; expected the pictures of"):
         Mmc4(pictures="none").shards(str(tmp_path))
     (tmp_path / "p.tar.gz").write_bytes(gzip.compress(_tar(PICTURES)))
     with pytest.raises(UserError, match=r"p.tar.gz is no plain tar"):
         Mmc4(pictures="p.tar.gz").shards(str(tmp_path))
-    with pytest.raises(UserError, match=r"mmc4.min_similarity='0.3'"):
+    with pytest.raises(UserError, match=r"Mmc4.min_similarity='0.3'"):
         Mmc4(min_similarity="0.3")

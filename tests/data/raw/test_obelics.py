@@ -122,9 +122,9 @@ def test_wrong_settings_and_paths(tmp_path):
     with pytest.raises(UserError, match="no such file or folder; expected OBELICS-like rows"):
         Obelics().shards(str(tmp_path / "none"))
     _write(tmp_path, ROWS, "jsonl")
-    with pytest.raises(UserError, match=r"obelics.pictures='pictures'.*is not there"):
+    with pytest.raises(UserError, match=r"Obelics.pictures='pictures'.*is not there"):
         Obelics(pictures="pictures").shards(str(tmp_path))
-    with pytest.raises(UserError, match=r"obelics.names='names.json': no file"):
+    with pytest.raises(UserError, match=r"Obelics.names='names.json': no file"):
         Obelics(names="names.json").shards(str(tmp_path))
     (tmp_path / "names.json").write_text("[]")
     with pytest.raises(UserError, match="holds a list; expected a JSON object, address to name"):
