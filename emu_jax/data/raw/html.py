@@ -88,13 +88,14 @@ class Html:
 
     def _document(self, root: Path, page: str, decorations: frozenset[str]) -> Iterator[RawDocument | Reject]:
         page_text = _page_text()
+        key = page.encode("utf-8", "backslashreplace").decode()  # a file's name may be no UTF-8
         try:
             tree = page_text.parse_page(_page_bytes(root, page))
         except Skip as skip:
-            yield skip.reject(page)
+            yield skip.reject(key)
             return
         if tree is None:
-            yield Reject(page, "no_text", "the page is empty")
+            yield Reject(key, "no_text", "the page is empty")
             return
         base, rejects, count = page_text.base_of(tree), [], 0
 
@@ -110,13 +111,13 @@ class Html:
                     raise Skip("decoration", f"{source[:200]} is an icon of {' x '.join(map(str, sides))} pixels")
                 return Found(number, RawImage(self._picture(root, page, base, source, decorations)))
             except Skip as skip:
-                rejects.append(skip.reject(f"{page}#{number}", whole=False))
+                rejects.append(skip.reject(f"{key}#{number}", whole=False))
                 return None
 
         parts = page_text.read_page(tree, picture, self.drop)
         yield from rejects
         yield from finish(
-            page,
+            key,
             [Text(part) if isinstance(part, str) else part for part in parts],
             require_picture=self.require_picture,
             clip=self.clip,
@@ -153,16 +154,16 @@ def locate(root: Path, page: str, base: str, source: str) -> str:
     if "\0" in path or not path.strip("/"):
         raise Skip("missing_picture", f"{ascii(source)[:200]} names no file")
     here = "" if path.startswith("/") else os.path.dirname(page)
-    inside = os.path.normpath(
-        os.path.join("/", here, path.lstrip("/")) if False else os.path.join(here, path.lstrip("/"))
-    )
-    try:
-        real = (root / inside).resolve()
-    except (OSError, RuntimeError) as error:  # a loop of links
-        raise Skip("missing_picture", f"{source[:200]} cannot be followed") from error
-    if inside.split(os.sep)[0] == ".." or not real.is_relative_to(root.resolve()):
+    inside = os.path.normpath(os.path.join(here, path.lstrip("/")))
+    if inside.split(os.sep)[0] == ".." or _leaves(root, inside):
         raise Skip("outside", f"{source[:200]} leads out of the folder")
     return inside.replace(os.sep, "/")
+
+
+def _leaves(root: Path, inside: str) -> bool:
+    """Whether a path within the folder is a link that leads out of it."""
+    # Path.resolve() raises where links turn in a circle.
+    return not Path(os.path.realpath(root / inside)).is_relative_to(os.path.realpath(root))
 
 
 def _page_text() -> Any:
@@ -174,6 +175,8 @@ def _page_text() -> Any:
 
 
 def _page_bytes(root: Path, page: str) -> bytes:
+    if (root / page).is_symlink() and _leaves(root, page):
+        raise Skip("outside", f"{page[:200]} is a link out of the folder")
     return _file_bytes(root / page, page, MAX_PAGE_BYTES, "unreadable_page", "page_too_large")
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import os
 import pickle
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image as PIL
 from emu_jax.data.document import Text
 from emu_jax.data.raw.html import Html
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers import make_reader
 from emu_jax.errors import UserError
 
 
@@ -77,11 +79,14 @@ def test_addresses(tmp_path):
         "data:text/plain,x",
         "http://[",
         "images",
+        "x" * 5000,
+        "loop.png",
         "",
     ]
     page = "<p>text</p>" + "".join(f"<img src='{source}'>" for source in sources)
     _site(root, a=page)
     (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "loop.png").symlink_to("loop.png")
     got = _all(root, Html())
     assert got[-1] == RawDocument("a.html", "web", (Text("text"), RawImage(CAT), RawImage(DOG), RawImage(CAT)))
     assert _rejects(got) == [
@@ -95,6 +100,8 @@ def test_addresses(tmp_path):
         ("a.html#10", "unreadable_picture", False),
         ("a.html#11", "missing_picture", False),
         ("a.html#12", "missing_picture", False),
+        ("a.html#13", "missing_picture", False),
+        ("a.html#14", "missing_picture", False),
     ]
 
 
@@ -159,6 +166,25 @@ def test_shards_are_batches_of_the_chosen_pages(tmp_path):
     assert keys == [["a.html", "b.html"], ["en/c.html"]]
     worker = pickle.loads(pickle.dumps(reader))
     assert list(worker.read(shards[1])) == list(reader.read(shards[1]))
+
+
+def test_pages_of_odd_names(tmp_path):
+    root = tmp_path / "site"
+    _site(root, a="<p>text<img src=images/cat.png>")
+    (tmp_path / "secret.html").write_text("<p>secret<img src=images/cat.png>")
+    (root / "b.html").symlink_to(tmp_path / "secret.html")
+    (root / "c.html").symlink_to("a.html")
+    (root / "d.html").symlink_to("d.html")
+    (root / os.fsdecode(b"\xff.html")).write_text("<p>text<img src=images/cat.png>")
+    got = _all(root, Html())
+    documents = [document.key for document in got if isinstance(document, RawDocument)]
+    assert documents == ["a.html", "c.html", "\\udcff.html"]
+    assert _rejects(got) == [("b.html", "outside", True), ("d.html", "unreadable_page", True)]
+
+
+def test_settings_from_the_command_line():
+    reader = make_reader("html", ["exclude=*index.html,de/*", "repeated=0.5", "require_picture=false"])
+    assert reader == Html(exclude=("*index.html", "de/*"), repeated=0.5, require_picture=False)
 
 
 def test_wrong_settings_and_paths(tmp_path):
