@@ -1,0 +1,102 @@
+"""How well pictures and texts fit by CLIP: pixels uint8 [H, W, 3] and texts -> unit vectors -> cosines in [-1, 1].
+
+The rule that keeps pictures of web documents is stated in these scores. Weights are the user's own: a folder in the
+layout of Hugging Face, with config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from emu_jax.errors import UserError
+
+BATCH = 32
+
+
+class ClipScorer:
+    """A CLIP on the processor.
+
+    Args:
+      folder: of the weights; pickled ones are not read.
+    """
+
+    def __init__(self, folder: str):
+        if not (Path(folder) / "config.json").is_file():
+            raise UserError(f"clip={folder!r}: no config.json there; expected a folder of CLIP weights (Hugging Face)")
+        try:
+            import torch
+            from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+        except ImportError as error:
+            raise UserError(
+                "CLIP scores need torch and transformers 5; run `pip install 'emu-jax[prepare]'`"
+            ) from error
+        try:
+            model, loading = CLIPModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
+            )
+            self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
+            self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+            line = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"clip={folder!r}: cannot be loaded ({line}); expected CLIP weights") from error
+        if loading["missing_keys"]:  # they would be random
+            raise UserError(
+                f"clip={folder!r}: {len(loading['missing_keys'])} weights are missing, {min(loading['missing_keys'])} "
+                "the first; expected the weights of a whole CLIP, its text and vision models"
+            )
+        self._torch, self._model = torch, model.eval()
+        self._max_tokens = model.config.text_config.max_position_embeddings
+
+    def embed_pictures(self, pictures: Iterable[np.ndarray]) -> np.ndarray:
+        """Pixels -> float32 [P, D], each of length 1; `BATCH` pictures are in memory at a time."""
+        model, vectors = self._model, []
+        for batch in _batched(pictures):
+            pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
+            with self._torch.inference_mode():
+                pooled = model.vision_model(pixel_values=pixels).pooler_output
+                vectors.append(model.visual_projection(pooled).numpy())
+        return self._unit(vectors)
+
+    def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
+        """Texts, cut to what the model takes -> float32 [T, D], each of length 1."""
+        model, vectors = self._model, []
+        for batch in _batched(texts):
+            tokens = self._tokenizer(
+                batch, padding=True, truncation=True, max_length=self._max_tokens, return_tensors="pt"
+            )
+            with self._torch.inference_mode():
+                pooled = model.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output
+                vectors.append(model.text_projection(pooled).numpy())
+        return self._unit(vectors)
+
+    def _unit(self, vectors: list[np.ndarray]) -> np.ndarray:
+        rows = np.concatenate(vectors) if vectors else np.zeros((0, self._model.config.projection_dim), np.float32)
+        return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def _batched(items: Iterable) -> Iterable[list]:
+    items = iter(items)
+    while batch := list(itertools.islice(items, BATCH)):
+        yield batch
+
+
+@functools.lru_cache(maxsize=1)
+def load_scorer(folder: str) -> ClipScorer:
+    """The scorer of a folder, loaded once a process."""
+    return ClipScorer(folder)
+
+
+def match(similarity: np.ndarray) -> np.ndarray:
+    """Cosines [P, T] -> int [P], each picture's text: the assignment of the largest sum in which no text has two
+    pictures, as MMC4 was made; where there are more pictures than texts, the others take the text they fit best."""
+    from scipy.optimize import linear_sum_assignment
+
+    texts = similarity.argmax(axis=1)
+    rows, columns = linear_sum_assignment(similarity, maximize=True)
+    texts[rows] = columns
+    return texts

@@ -1,0 +1,232 @@
+"""A folder of plain HTML pages with their pictures -> web documents.
+
+    site/guide/cats.html, site/images/cat.png ─ Html ─ Text("Cats\\nA cat:"), RawImage, Text("asleep")
+
+`page_text` tells what is read of a page. A picture is left out as decoration where it is an icon by the size that the
+page states, or where many pages show it: arrows, logos, the signs of notes. Nothing outside the folder is read.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import fnmatch
+import functools
+import os
+import urllib.parse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_jax.data.document import Text
+from emu_jax.data.raw.files import MAX_PICTURE_BYTES, Skip
+from emu_jax.data.raw.pictures import data_address
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.web import Found, check_similarity, finish
+from emu_jax.errors import UserError
+
+MAX_PAGE_BYTES = 16 << 20
+SAMPLED_PAGES = 500  # to tell how many pages show a picture, spread evenly
+FEWEST_PAGES = 5  # that show a picture, before it can be a decoration
+
+
+@dataclasses.dataclass(frozen=True)
+class Html:
+    """Pages of a folder, to any depth.
+
+    Attributes:
+      include, exclude: patterns of paths within the folder; `*` stands for slashes too, as in `*/de/*`.
+      drop: patterns of classes and ids whose elements are furniture of these pages.
+      decorations: patterns of paths of pictures that are decorations of these pages.
+      icon_side: pictures with a stated width or height up to it are icons, in pixels.
+      repeated: the share of pages above which a picture that they show is a decoration.
+      require_picture: whether pages without pictures are left out.
+      pages_per_shard: how many pages are read at a time.
+      clip: a folder of CLIP weights: keeps the pictures whose similarity to the text behind them is at least
+        `min_similarity`; "" keeps all.
+    """
+
+    include: Sequence[str] = ("*.html", "*.htm", "*.xhtml")
+    exclude: Sequence[str] = ()
+    drop: Sequence[str] = ()
+    decorations: Sequence[str] = ()
+    icon_side: int = 32
+    repeated: float = 0.2
+    require_picture: bool = True
+    pages_per_shard: int = 64
+    clip: str = ""
+    min_similarity: float = 0.32
+
+    def __post_init__(self) -> None:
+        for name in ("include", "exclude", "drop", "decorations"):
+            value = getattr(self, name)
+            if isinstance(value, str):
+                raise UserError(f"Html.{name}={value!r}; expected a list of patterns, as [{value!r}]")
+            object.__setattr__(self, name, tuple(value))  # from a list in a file of settings
+        if self.pages_per_shard < 1:
+            raise UserError(f"Html.pages_per_shard={self.pages_per_shard}; expected at least 1")
+        if not 0.0 < self.repeated <= 1.0:
+            raise UserError(f"Html.repeated={self.repeated}; expected a share of pages above 0, at most 1")
+        check_similarity("Html", self.min_similarity)
+
+    def shards(self, path: str) -> list[str]:
+        if not Path(path).is_dir():
+            raise UserError(f"{path}: no such folder; expected a folder of HTML pages")
+        pages, _ = _survey(self, path)
+        if not pages:
+            wanted = ", ".join(self.include)
+            raise UserError(f"{path}: no page matches include {wanted} and no exclude; expected a folder of HTML pages")
+        starts = range(0, len(pages), self.pages_per_shard)
+        return [f"{path}//pages-{start}-{min(start + self.pages_per_shard, len(pages))}" for start in starts]
+
+    def read(self, shard: str) -> Iterator[RawDocument | Reject]:
+        root, _, name = shard.rpartition("//")
+        _, start, stop = name.split("-")
+        pages, decorations = _survey(self, root)
+        for page in pages[int(start) : int(stop)]:
+            yield from self._document(Path(root), page, decorations)
+
+    def _document(self, root: Path, page: str, decorations: frozenset[str]) -> Iterator[RawDocument | Reject]:
+        page_text = _page_text()
+        key = page.encode("utf-8", "backslashreplace").decode()  # a file's name may be no UTF-8
+        try:
+            tree = page_text.parse_page(_page_bytes(root, page))
+        except Skip as skip:
+            yield skip.reject(key)
+            return
+        if tree is None:
+            yield Reject(key, "no_text", "the page is empty")
+            return
+        base, rejects, count = page_text.base_of(tree), [], 0
+
+        def picture(element: Any) -> Found | None:
+            nonlocal count
+            source = page_text.source_of(element)
+            if not source:
+                return None
+            number, count = count, count + 1
+            try:
+                sides = page_text.stated_sides(element)
+                if sides and min(sides) <= self.icon_side:
+                    raise Skip("decoration", f"{source[:200]} is an icon of {' x '.join(map(str, sides))} pixels")
+                return Found(number, RawImage(self._picture(root, page, base, source, decorations)))
+            except Skip as skip:
+                rejects.append(skip.reject(f"{key}#{number}", whole=False))
+                return None
+
+        parts = page_text.read_page(tree, picture, self.drop)
+        yield from rejects
+        yield from finish(
+            key,
+            [Text(part) if isinstance(part, str) else part for part in parts],
+            require_picture=self.require_picture,
+            clip=self.clip,
+            least=self.min_similarity,
+        )
+
+    def _picture(self, root: Path, page: str, base: str, source: str, decorations: frozenset[str]) -> bytes:
+        """Raises Skip where the picture is not to be taken."""
+        if source[:5].lower() == "data:":
+            return data_address(source)
+        path = locate(root, page, base, source)
+        if path in decorations:
+            raise Skip("decoration", f"{path} stands on more than {self.repeated:.0%} of the pages")
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.decorations):
+            raise Skip("decoration", f"{path} is one of the settings' decorations")
+        return _file_bytes(root / path, path, MAX_PICTURE_BYTES, "missing_picture", "picture_too_large")
+
+
+def locate(root: Path, page: str, base: str, source: str) -> str:
+    """Where an address on a page leads, as a path within the folder; what begins with / begins at the folder.
+
+    Raises:
+      Skip: it leads elsewhere.
+    """
+    try:
+        address = urllib.parse.urlsplit(urllib.parse.urljoin(base, source) if base else source)
+    except ValueError as error:
+        raise Skip("missing_picture", f"{source[:200]}: no address ({error})") from error
+    if address.scheme == "file":
+        raise Skip("outside", f"{source[:200]} leads out of the folder")
+    if address.scheme or address.netloc:
+        raise Skip("missing_picture", f"{source[:200]} is not in the folder; addresses are not fetched")
+    path = urllib.parse.unquote(address.path)
+    if "\0" in path or not path.strip("/"):
+        raise Skip("missing_picture", f"{ascii(source)[:200]} names no file")
+    here = "" if path.startswith("/") else os.path.dirname(page)
+    inside = os.path.normpath(os.path.join(here, path.lstrip("/")))
+    if inside.split(os.sep)[0] == ".." or _leaves(root, inside):
+        raise Skip("outside", f"{source[:200]} leads out of the folder")
+    return inside.replace(os.sep, "/")
+
+
+def _leaves(root: Path, inside: str) -> bool:
+    """Whether a path within the folder is a link that leads out of it."""
+    # Path.resolve() raises where links turn in a circle.
+    return not Path(os.path.realpath(root / inside)).is_relative_to(os.path.realpath(root))
+
+
+def _page_text() -> Any:
+    try:
+        from emu_jax.data.raw import page_text
+    except ImportError as error:
+        raise UserError("HTML pages need lxml; run `pip install 'emu-jax[prepare]'`") from error
+    return page_text
+
+
+def _page_bytes(root: Path, page: str) -> bytes:
+    if (root / page).is_symlink() and _leaves(root, page):
+        raise Skip("outside", f"{page[:200]} is a link out of the folder")
+    return _file_bytes(root / page, page, MAX_PAGE_BYTES, "unreadable_page", "page_too_large")
+
+
+def _file_bytes(path: Path, name: str, most: int, missing: str, too_large: str) -> bytes:
+    try:
+        if not path.is_file():
+            raise Skip(missing, f"no file {name[:200]}")
+        if (size := path.stat().st_size) > most:
+            raise Skip(too_large, f"{name[:200]} has {size} bytes; at most {most}")
+        data = path.read_bytes()
+    except OSError as error:
+        raise Skip(missing, f"{name[:200]} cannot be read ({error.strerror})") from error
+    if not data:
+        raise Skip(missing, f"{name[:200]} is empty")
+    return data
+
+
+@functools.lru_cache(maxsize=4)
+def _survey(html: Html, root: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """The folder's pages in order, and the pictures that many of them show; every process looks for itself."""
+    page_text = _page_text()
+    pages = []
+    for folder, folders, files in os.walk(root):
+        folders.sort()
+        where = Path(folder).relative_to(root)
+        pages += [path for file in files if _takes(html, path := (where / file).as_posix())]
+    pages = tuple(sorted(pages))
+    step = -(-len(pages) // SAMPLED_PAGES) or 1
+    sample = pages[::step]
+    shown: collections.Counter[str] = collections.Counter()
+    for page in sample:
+        paths = set()
+        try:
+            tree = page_text.parse_page(_page_bytes(Path(root), page))
+        except Skip:
+            continue
+        if tree is None:
+            continue
+        base = page_text.base_of(tree)
+        for element in tree.iter("img"):
+            try:
+                paths.add(locate(Path(root), page, base, page_text.source_of(element)))
+            except Skip:
+                continue
+        shown.update(paths)
+    least = max(FEWEST_PAGES - 1, html.repeated * len(sample))
+    return pages, frozenset(path for path, count in shown.items() if count > least)
+
+
+def _takes(html: Html, path: str) -> bool:
+    """Whether the settings take a page, by its path in the folder."""
+    included = any(fnmatch.fnmatchcase(path, pattern) for pattern in html.include)
+    return included and not any(fnmatch.fnmatchcase(path, pattern) for pattern in html.exclude)

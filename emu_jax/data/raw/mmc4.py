@@ -1,0 +1,171 @@
+"""MMC4: JSON lines of sentences, and pictures that each belong to one of them -> web documents.
+
+    docs_no_face_shard_0_v2.jsonl, images/d.jpg ─ Mmc4 ─ Text("A cat."), RawImage(…, 0.4), Text("A dog.")
+
+    {"text_list": ["A cat.", "A dog."],
+     "image_info": [{"image_name": "d.jpg", "matched_text_index": 1, "matched_sim": 0.4}]}
+
+Shards are read as published, packed in .zip. A picture stands before its sentence; every sentence is a part of its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from emu_jax.data.clip_scores import load_scorer, match
+from emu_jax.data.document import Text
+from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
+from emu_jax.data.raw.pictures import Pictures, beside, check_beside
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.rows import read_rows, without_twins
+from emu_jax.data.raw.web import Found, check_similarity, embed_found, finish, low_similarity
+
+MAX_SENTENCE = 100_000  # characters
+
+
+@dataclasses.dataclass(frozen=True)
+class Mmc4:
+    """MMC4's documents.
+
+    Attributes:
+      pictures: a folder or a plain .tar of the pictures by `image_name`; a relative path starts at the shard's
+        folder, `{shard}` stands for the shard's name, as in `{shard}.tar`.
+      min_similarity: of a picture to its sentence, that is kept.
+      clip: a folder of CLIP weights, for records without scores.
+    """
+
+    pictures: str = "images"
+    min_similarity: float = 0.32
+    clip: str = ""
+
+    def __post_init__(self) -> None:
+        check_similarity("Mmc4", self.min_similarity)
+
+    def shards(self, path: str) -> list[str]:
+        patterns = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip")
+        shards = without_twins(find_shards(path, patterns, "MMC4's docs_no_face_shard_0_v2.jsonl, plain or in a .zip"))
+        check_beside("Mmc4.pictures", shards, self.pictures)
+        return shards
+
+    def read(self, shard: str) -> Iterator[RawDocument | Reject]:
+        with Pictures(beside(shard, self.pictures)) as pictures:
+            if pictures.cut:
+                yield Reject(f"{shard_name(shard)}#pictures", "cut_shard", pictures.cut, whole=False)
+            for row in read_rows(shard):
+                if isinstance(row, Reject):
+                    yield row
+                else:
+                    yield from self._document(*row, pictures)
+
+    def _document(self, key: str, record: dict[str, Any], pictures: Pictures) -> Iterator[RawDocument | Reject]:
+        texts, infos = record.get("text_list"), record.get("image_info")
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            yield Reject(key, "unreadable_record", "text_list is no list of texts")
+            return
+        if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
+            yield Reject(key, "unreadable_record", "image_info is no list of objects")
+            return
+        try:
+            texts = [clean_text(text, MAX_SENTENCE) for text in texts]
+        except Skip as skip:
+            yield skip.reject(key)
+            return
+        before: dict[int, list[Found]] = {}
+        matches = self._matches(record.get("similarity_matrix"), infos, len(texts))
+        unscored: list[Found] = []
+        for number, (info, (place, score)) in enumerate(zip(infos, matches, strict=True)):
+            name = f"{key}#{number}"
+            if place is not None and not 0 <= place < len(texts):
+                yield Reject(name, "no_sentence", f"matched_text_index={place} of {len(texts)} texts", whole=False)
+                continue
+            scored = place is not None and score is not None
+            if not scored and not self.clip:
+                detail = "the record has no similarity; name a folder of CLIP weights as `clip`"
+                yield Reject(name, "no_similarity", detail, whole=False)
+                continue
+            if scored and not score >= self.min_similarity:
+                yield low_similarity(key, number, score, self.min_similarity)
+                continue
+            try:
+                data = pictures.read(info.get("image_name"))
+            except Skip as skip:
+                yield skip.reject(name, whole=False)
+                continue
+            found = Found(number, RawImage(data, score))
+            if scored:
+                before.setdefault(place, []).append(found)
+            else:
+                unscored.append(found)
+        if unscored:
+            places = [place for place, _ in matches]
+            for part in self._score(key, texts, unscored, places):
+                if isinstance(part, Reject):
+                    yield part
+                else:
+                    place, found = part
+                    before.setdefault(place, []).append(found)
+        parts: list[Text | Found] = []
+        for place, text in enumerate(texts):
+            parts += sorted(before.get(place, ()), key=lambda found: found.number)
+            if text:
+                parts.append(Text(text))
+        yield from finish(key, parts)
+
+    @staticmethod
+    def _matches(matrix: Any, infos: list[dict[str, Any]], texts: int) -> list[tuple[int | None, float | None]]:
+        """Each picture's sentence and similarity, as far as the record tells."""
+        places = [_index(info.get("matched_text_index")) for info in infos]
+        scores = [_number(info.get("matched_sim")) for info in infos]
+        if None in places or None in scores:
+            similarity = _matrix(matrix, (len(infos), texts))
+            if similarity is not None:
+                best = match(similarity)
+                for number, place in enumerate(places):
+                    if place is None:
+                        places[number], scores[number] = int(best[number]), None
+                    if scores[number] is None and 0 <= places[number] < texts:
+                        scores[number] = float(similarity[number, places[number]])
+        return list(zip(places, scores, strict=True))
+
+    def _score(
+        self, key: str, texts: list[str], pictures: list[Found], places: list[int | None]
+    ) -> Iterator[tuple[int, Found] | Reject]:
+        """Pictures without scores: judged by CLIP, and matched with a sentence where the record names none."""
+        good, vectors, bad = embed_found(pictures, key, self.clip)
+        yield from bad
+        if not good or not texts:
+            return
+        similarity = vectors @ load_scorer(self.clip).embed_texts(texts).T
+        best = match(similarity)
+        for row, found in enumerate(good):
+            place = places[found.number]
+            place = int(best[row]) if place is None else place
+            score = float(similarity[row, place])
+            if score >= self.min_similarity:
+                yield place, Found(found.number, RawImage(found.image.data, score))
+            else:
+                yield low_similarity(key, found.number, score, self.min_similarity)
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return None if isinstance(value, bool | str) else float(value)
+    except (TypeError, OverflowError):
+        return None
+
+
+def _index(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
+    """Similarities [pictures, sentences]; None where the record has none of that shape."""
+    try:
+        matrix = np.array(value, np.float64)
+    except (TypeError, ValueError, OverflowError):  # ragged, or no numbers
+        return None
+    return matrix if matrix.shape == shape and matrix.size and np.isfinite(matrix).all() else None

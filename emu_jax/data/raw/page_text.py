@@ -1,0 +1,287 @@
+"""An HTML page -> what a person reads of it: text and pictures in reading order, without the page's furniture.
+
+    <nav>…</nav><h1>Cats</h1><p>A <b>cat</b>:<img src="cat.png">asleep</p>
+        ─ read_page ─ "Cats⏎A cat:", picture, "asleep"
+
+White space collapses as in a browser: blocks stand on lines of their own, cells of a table are parted by tabs, `pre` is
+kept. What is left out, in this order:
+
+1. Everything outside the main part, where the page marks one: its only `main` or role="main", or its only `article`.
+2. What is not read: `NEVER` (scripts, styles, controls, embedded things, `nav`), `hidden`, aria-hidden, display:none.
+3. Furniture: `header` (outside an article), `footer`, `aside`, `form`; the roles in `ROLES`; a class or an id that is
+   one of `NAMES` or has one of `WORDS` between its hyphens; what the caller drops. None of these goes if the page's h1,
+   main part or article is in it.
+4. Links to the page before and behind (rel="prev" …), and links that only show ¶ or #.
+"""
+
+from __future__ import annotations
+
+import codecs
+import fnmatch
+import re
+from collections.abc import Callable, Sequence
+from typing import Generic, TypeVar
+
+from lxml import etree
+
+T = TypeVar("T")
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+NEVER = _words(
+    "head script style noscript template nav button input select option textarea label iframe object embed applet "
+    "audio video canvas svg map dialog datalist meter progress annotation annotation-xml"
+)
+FURNITURE = _words("footer aside form")
+ROLES = _words(
+    "navigation banner contentinfo search complementary menu menubar menuitem tablist toolbar dialog alertdialog "
+    "button doc-toc doc-index doc-pagelist"
+)
+NAMES = _words(
+    "menu mainmenu submenu dropdown-menu menubar toc tocbox tocwrapper table-of-contents toctree-wrapper related "
+    "navheader navfooter navlinks prevnext prev next previous copyright colophon permalink anchorjs-link "
+    "reportbug skip-link skiplink sr-only visually-hidden screen-reader-text comments "
+    "respond modal popup site-header page-header-links mw-jump-link"
+)
+WORDS = _words(
+    "nav navbar navigation breadcrumb breadcrumbs sidebar sidenav footer pagination pager rellink rellinks "
+    "headerlink hashlink editsection cookie cookies newsletter advert advertisement ads share sharing social "
+    "searchbox"
+)
+LINE_NUMBERS = _words("linenos lineno line-numbers")
+ABOUT = ("no-", "has-", "with-", "without-")  # has-sidebar: the page, not its sidebar
+BLOCKS = _words(
+    "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption "
+    "figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre search section "
+    "summary table tbody tfoot thead tr ul"
+)
+CELLS = frozenset(("td", "th"))
+RELATIONS = _words("prev previous next up first last home start contents index")
+MARKS = frozenset(("¶", "#", "§", "🔗", "\uf0c1", ""))  # of links to a heading; "": the style sheet draws it
+
+SPACE = re.compile(r"[ \t\n\r\f]+")
+# A space that does not break is a space to a reader; soft hyphens and zero-width spaces are none.
+INVISIBLE = str.maketrans(
+    {"\xa0": " ", "\xad": None, "\u200b": None, "\ufeff": None}
+    | {chr(code): None for code in (*range(32), 127) if chr(code) not in "\t\n\r\f"}
+)
+BYTE_ORDER_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+CHARSET = re.compile(rb"""(?:charset|encoding)\s*=\s*["']?\s*([\w.:-]+)""", re.IGNORECASE)
+WHATWG = {"iso-8859-1": "cp1252", "latin1": "cp1252", "us-ascii": "cp1252", "ascii": "cp1252", "gb2312": "gb18030"}
+HIDING = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)", re.IGNORECASE)
+PIXELS = re.compile(r"\s*(\d+)(?:\.\d*)?\s*(?:px)?\s*$", re.IGNORECASE)
+
+_INSIDE = etree.XPath("boolean(.//h1 | .//main | .//article | .//*[@role='main'])")
+_MAIN = etree.XPath("//main | //*[@role='main']")
+_ARTICLE = etree.XPath("//article")
+_SEPARATORS = ("", " ", "\t", "\n")
+_SPACED, _CELL, _LINE = 1, 2, 3
+
+
+def decode_page(data: bytes) -> str:
+    """The page's text by its byte order mark, its own word, UTF-8 or Windows-1252; never raises."""
+    for mark, name in BYTE_ORDER_MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(name, "replace")
+    said = CHARSET.search(data[:2048])
+    label = said[1].decode("ascii", "replace").lower() if said else "utf-8"
+    if label.startswith("utf-16"):
+        label = "utf-8"  # a label that could be read as ASCII was not written in UTF-16
+    try:
+        return data.decode(WHATWG.get(label, label))
+    except (LookupError, ValueError):
+        pass
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("cp1252", "replace")
+
+
+def parse_page(data: bytes) -> etree._Element | None:
+    """The page's tree, however broken the page is; None where it holds nothing."""
+    # Given back as UTF-8 under an explicit encoding: the parser then believes no charset that the page names.
+    clean = decode_page(data).replace("\0", "").encode("utf-8", "replace")
+    parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, no_network=True)
+    try:
+        return etree.fromstring(clean, parser)
+    except (etree.LxmlError, ValueError, AssertionError):
+        return None
+
+
+def base_of(root: etree._Element) -> str:
+    """What the page's links are relative to, "" for the page itself."""
+    return next((element.get("href") for element in root.iter("base") if element.get("href")), "")
+
+
+def source_of(image: etree._Element) -> str:
+    """The address of an `img`: pages that load pictures late keep it beside `src`."""
+    for name in ("data-src", "data-original", "data-lazy-src", "src"):
+        if value := image.get(name, "").strip():
+            return value
+    return image.get("srcset", "").strip().split(" ")[0].rstrip(",")
+
+
+def stated_sides(image: etree._Element) -> list[int]:
+    """Width and height in pixels, those that the page states."""
+    style = dict(rule.partition(":")[::2] for rule in image.get("style", "").replace(" ", "").lower().split(";"))
+    found = (PIXELS.match(image.get(side) or style.get(side, "")) for side in ("width", "height"))
+    return [int(match[1][:9]) for match in found if match]
+
+
+def read_page(
+    root: etree._Element, picture: Callable[[etree._Element], T | None], drop: Sequence[str] = ()
+) -> list[str | T]:
+    """A page's tree -> texts and pictures in order.
+
+    Args:
+      picture: what to put where an `img` stands; None leaves the text around it whole.
+      drop: patterns of more classes and ids that are furniture, as `sphx-glr-*`.
+    """
+    flow: _Flow[T] = _Flow()
+    main = _main_part(root)
+    kept: list[etree._Element] = []  # the open `pre`
+    walk = etree.iterwalk(main, events=("start", "end", "comment", "pi"))
+    for event, element in walk:
+        if event == "start":
+            left_out = element is not main and _left_out(element, drop, bool(kept))
+            if element.tag in CELLS:
+                flow.cell()
+            elif element.tag in BLOCKS or element.tag == "br":
+                flow.part(_LINE, row=element.tag == "tr")
+            if left_out:
+                walk.skip_subtree()  # its end comes next all the same
+                continue
+            if element.tag == "img" and (found := picture(element)) is not None:
+                flow.put(found)
+            if element.tag == "pre":
+                kept.append(element)
+                flow.fresh = True
+            flow.write(element.text, bool(kept))
+            continue
+        if event == "end":
+            if kept and kept[-1] is element:
+                kept.pop()
+            if element.tag in CELLS:
+                flow.border = False
+            elif element.tag in BLOCKS:
+                flow.part(_LINE)
+        if element is not main:
+            flow.write(element.tail, bool(kept))
+    return flow.finish()
+
+
+class _Flow(Generic[T]):
+    """Text as it is laid out: what parts two words is known when the second comes."""
+
+    def __init__(self) -> None:
+        self._parts: list[str | T] = []
+        self._text: list[str] = []
+        self._gap = 0
+        self._in_row = False  # whether this row of a table has something already
+        self.border = False  # at the start of a cell, where blocks do not begin lines
+        self.fresh = False  # at the start of a `pre`, whose first line break is none
+
+    def part(self, gap: int, row: bool = False) -> None:
+        """What follows is parted from what stands here, at least by `gap`."""
+        if row:
+            self._in_row = self.border = False
+        if not self.border:
+            self._gap = max(self._gap, gap)
+        self.fresh = False
+
+    def cell(self) -> None:
+        """What follows is parted from the cell before by a tab, whatever blocks the two are made of."""
+        if self._in_row:
+            self._gap, self.border = _CELL, True
+
+    def write(self, text: str | None, preformatted: bool) -> None:
+        if not text:
+            return
+        text = text.translate(INVISIBLE)
+        if preformatted:
+            if self.fresh:
+                text = text.removeprefix("\r").removeprefix("\n")
+            if text:
+                self._add(text)
+            return
+        text = SPACE.sub(" ", text)
+        if text.startswith(" "):
+            self.part(_SPACED)
+        if words := text.strip(" "):
+            self._add(words)
+            if text.endswith(" "):
+                self.part(_SPACED)
+
+    def _add(self, text: str) -> None:
+        if self._text and self._gap:
+            self._text[-1] = self._text[-1].rstrip()  # the end of a `pre`
+            self._text.append(_SEPARATORS[self._gap])
+        self._text.append(text)
+        self._gap, self.fresh, self.border, self._in_row = 0, False, False, True
+
+    def put(self, picture: T) -> None:
+        self._close()
+        self._parts.append(picture)
+        self._in_row = True
+
+    def _close(self) -> None:
+        text = "".join(self._text).strip("\n").rstrip()
+        if text.strip():
+            self._parts.append(text)
+        self._text, self._gap = [], 0
+
+    def finish(self) -> list[str | T]:
+        self._close()
+        return self._parts
+
+
+# ---------------------------------------------------------------- what is left out
+
+
+def _main_part(root: etree._Element) -> etree._Element:
+    """The one element that holds what the page is about."""
+    for find in (_MAIN, _ARTICLE):
+        found = find(root)
+        if len(found) == 1:
+            return found[0]
+    body = root.find("body")
+    return root if body is None else body
+
+
+def _left_out(element: etree._Element, drop: Sequence[str], preformatted: bool) -> bool:
+    tag = element.tag
+    if tag in NEVER or "hidden" in element.attrib or element.get("aria-hidden", "").lower() == "true":
+        return True
+    if HIDING.search(element.get("style", "")):
+        return True
+    if tag == "a":
+        if RELATIONS.intersection(element.get("rel", "").lower().split()):
+            return True
+        if element.get("href", "").startswith("#") and len(element) == 0 and (element.text or "").strip() in MARKS:
+            return True
+    names = f"{element.get('class', '')} {element.get('id', '')}".split()
+    if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in drop):
+        return not _INSIDE(element)
+    if preformatted:  # other classes are colours there
+        return bool(LINE_NUMBERS.intersection(names))
+    return _is_furniture(element, names) and not _INSIDE(element)
+
+
+def _is_furniture(element: etree._Element, names: Sequence[str]) -> bool:
+    if element.tag in FURNITURE or element.get("role", "").lower() in ROLES:
+        return True
+    if element.tag == "header" and not any(parent.tag in ("article", "main") for parent in element.iterancestors()):
+        return True
+    for name in map(str.lower, names):
+        if name in NAMES or name in LINE_NUMBERS:
+            return True
+        if not name.startswith(ABOUT) and WORDS.intersection(re.split("[-_]+", name)):
+            return True
+    return "breadcrumb" in element.get("aria-label", "").lower()

@@ -1,0 +1,105 @@
+"""What readers of web documents share: the rule that keeps a picture, and what is left of a document in the end.
+
+MMC4 keeps a picture whose CLIP similarity to its sentence is at least 0.32. Documents of other kinds carry no scores;
+where CLIP weights are at hand, a picture is compared with the text that follows it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from emu_jax.data.clip_scores import load_scorer
+from emu_jax.data.document import Text
+from emu_jax.data.images import decode_image
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.errors import UserError
+
+CLIP_CHARACTERS = 1000  # more than CLIP's 77 tokens hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """A picture of a document, the `number`th that the document names."""
+
+    number: int
+    image: RawImage
+
+
+def check_similarity(where: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -1.0 <= value <= 1.0:
+        raise UserError(f"{where}.min_similarity={value!r}; expected a cosine from -1 to 1, as 0.32")
+
+
+def low_similarity(key: str, number: int, score: float, least: float) -> Reject:
+    detail = f"similarity {score:.3f}; at least {least} is kept"
+    return Reject(f"{key}#{number}", "low_similarity", detail, whole=False)
+
+
+def embed_found(pictures: Sequence[Found], key: str, clip: str) -> tuple[list[Found], np.ndarray, list[Reject]]:
+    """Those pictures that can be decoded, their CLIP vectors [P, D], and the others."""
+    good: list[Found] = []
+    bad: list[Reject] = []
+
+    def decoded() -> Iterator[np.ndarray]:  # one after the other: the scorer holds few at a time
+        for found in pictures:
+            name = f"{key}#{found.number}"
+            try:
+                pixels = decode_image(found.image.data, name)
+            except UserError as error:
+                bad.append(Reject(name, "unreadable_picture", str(error), whole=False))
+                continue
+            good.append(found)
+            yield pixels
+
+    return good, load_scorer(clip).embed_pictures(decoded()), bad
+
+
+def score_by_neighbour(
+    key: str, parts: Sequence[Text | Found], clip: str, least: float
+) -> Iterator[Text | Found | Reject]:
+    """Parts in order, without the pictures that fit the text behind them (the one before, at the end) too little."""
+    pictures = [part for part in parts if isinstance(part, Found)]
+    good, vectors, bad = embed_found(pictures, key, clip)
+    yield from bad
+    neighbours = {found.number: text for found, text in _neighbours(parts)}
+    texts = load_scorer(clip).embed_texts([neighbours[found.number][:CLIP_CHARACTERS] for found in good])
+    scores = {found.number: float(picture @ text) for found, picture, text in zip(good, vectors, texts, strict=True)}
+    for part in parts:
+        if isinstance(part, Text):
+            yield part
+        elif part.number in scores:
+            score = scores[part.number]
+            if score >= least:
+                yield Found(part.number, RawImage(part.image.data, score))
+            else:
+                yield low_similarity(key, part.number, score, least)
+
+
+def _neighbours(parts: Sequence[Text | Found]) -> Iterator[tuple[Found, str]]:
+    """Every picture with the text behind it, or with the document's last text."""
+    text = next((part.text for part in reversed(parts) if isinstance(part, Text)), "")
+    for part in reversed(parts):
+        if isinstance(part, Text):
+            text = part.text
+        else:
+            yield part, text
+
+
+def finish(
+    key: str, parts: Sequence[Text | Found], *, require_picture: bool = True, clip: str = "", least: float = 0.32
+) -> Iterator[RawDocument | Reject]:
+    """The document, or why there is none; before it the pictures that CLIP leaves out."""
+    if not any(isinstance(part, Text) for part in parts):
+        yield Reject(key, "no_text", "no text is left")
+        return
+    if clip and any(isinstance(part, Found) for part in parts):
+        judged = list(score_by_neighbour(key, parts, clip, least))
+        yield from (part for part in judged if isinstance(part, Reject))
+        parts = [part for part in judged if not isinstance(part, Reject)]
+    if require_picture and not any(isinstance(part, Found) for part in parts):
+        yield Reject(key, "no_picture", "no picture is left")
+        return
+    yield RawDocument(key, "web", tuple(part.image if isinstance(part, Found) else part for part in parts))
