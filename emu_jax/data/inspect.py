@@ -1,7 +1,7 @@
 """`emu-jax inspect-data`: what a run would read, counted and shown before it is trained.
 
-In: a config of documents (objectives pretrain and instruct). Out: a text of tables, and one line of advice; where a file
-is named, a page (`rows_page.py`) that draws packed rows as a person reads them.
+In: a config of documents (objectives pretrain and instruct). Out: a text of tables, and one line of advice; where a
+file is named, a page (`rows_page.py`) that draws packed rows as a person reads them.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _verify(data: DataConfig, image_size: int) -> list[str]:
             records = Records(Path(entry.source), entry.split)
             records.verify()
             files = len(records.manifest["splits"][entry.split]["files"])
-            lines.append(f"{name}: {files:,} files, every digest is the manifest's")
+            lines.append(f"{name}: every file's digest is the manifest's ({files:,})")
         else:
             lines.append(f"{name}: no prepared folder, nothing to compare with")
     return lines
@@ -101,6 +101,6 @@ def _aligned(table: Table) -> str:
         "  ".join(
             f"{cell:{'>' if place else '<'}{width}}"
             for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
+        ).rstrip()
         for line in table
     )

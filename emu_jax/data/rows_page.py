@@ -31,9 +31,11 @@ h1{margin:0 0 .2rem;font-size:1.7rem}h2{margin:2.2rem 0 .6rem;font-size:1.2rem;b
 padding-bottom:.3rem}
 p{max-width:62rem;margin:.5rem 0}.sub{color:#5b6776}
 table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-size:14px}
-th{font-weight:600;color:#5b6776}td,th{padding:.25rem .9rem .25rem 0;text-align:right;border-bottom:1px solid #edf0f4;
-font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem;font-size:14px;margin:0}dt{color:#5b6776}dd{margin:0}
+th{font-weight:600;color:#5b6776}td,th{padding:.25rem 0 .25rem .8rem;text-align:right;border-bottom:1px solid #edf0f4;
+font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left;
+padding-left:0}
+dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem;font-size:14px;margin:0}
+dt{color:#5b6776}dd{margin:0}.tables{display:flex;flex-wrap:wrap;gap:0 3rem;align-items:flex-start}
 .plots{display:grid;grid-template-columns:1fr 1fr;gap:14px 28px}.plots figure{margin:0}
 figcaption{font-size:13px;color:#3c4756;margin-bottom:2px}svg{display:block;width:100%;height:auto}
 svg text{font:11px system-ui,"DejaVu Sans",sans-serif;fill:#5b6776}
@@ -42,7 +44,7 @@ svg text{font:11px system-ui,"DejaVu Sans",sans-serif;fill:#5b6776}
 color:#5b6776}
 .strip{display:flex;height:11px;border-radius:4px;overflow:hidden;margin-bottom:.6rem;background:#e3e6ea}
 .strip i{display:block;min-width:0}.strip .pad{background:#e3e6ea}
-.docs{display:flex;flex-wrap:wrap;gap:8px;align-items:stretch}
+.docs{display:flex;flex-wrap:wrap;gap:8px;align-items:stretch}.docs::after{content:"";flex:99 1 0}
 .doc{flex:1 1 auto;max-width:100%;border-left:4px solid var(--edge);background:var(--tint);border-radius:5px;
 padding:4px 10px 7px;--edge:#999;--tint:#f6f7f9}
 .about{font-size:11.5px;color:#5b6776;margin-bottom:2px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
@@ -82,11 +84,12 @@ def draw_page(found: Survey) -> str:
 <meta name="viewport" content="width=device-width"><title>What the model reads: {html.escape(names)}</title>
 <style>{STYLE}{hues}</style></head><body><h1>What the model reads</h1>
 <p class="sub">{html.escape(found.title)}</p>
-<p>The model learns from documents, in which texts and pictures take turns. A text is cut into tokens: words, or parts of
-words; a picture takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,} positions
-with at most {d.row_images:,} pictures, and {d.batch_rows:,} rows make a batch. A document sees nothing of its
+<p>The model learns from documents, in which texts and pictures take turns. A text is cut into tokens: words, or parts
+of words; a picture takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,}
+positions with at most {d.row_images:,} pictures, and {d.batch_rows:,} rows make a batch. A document sees nothing of its
 neighbours in the row.</p>
-<h2>Sources</h2>{_table(found.source_table(), found.names)}{_table(found.document_table(), [])}
+<h2>Sources</h2>
+<div class="tables">{_table(found.source_table(), found.names)}{_table(found.document_table(), [])}</div>
 <dl>{"".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in found.remarks())}</dl>
 <h2>Documents and rows</h2><div class="plots">{"".join(_plots(found))}</div>
 {shown}</body></html>
@@ -130,7 +133,7 @@ def _histogram(values: np.ndarray, most: int, caption: str, colour: str, of: str
     step = max(1, -(-(most + 1) // BARS))
     counts = np.bincount(values // step, minlength=most // step + 1)
     width, height, left, top, base = 540, 132, 44, 8, 112
-    pitch = (width - left - 6) / len(counts)
+    pitch = min((width - left - 6) / len(counts), 48)
     peak = max(int(counts.max()), 1)
     marks = []
     for number, count in enumerate(counts.tolist()):
@@ -162,8 +165,8 @@ def _legend(found: Survey) -> str:
     q = found.queries
     entries = [
         '<span class="doc d0">a document</span> has one colour; shades part its tokens',
-        '<span class="d0"><span class="t w1">a text</span></span> that the model learns to write; a thin line: with a '
-        "weight below 1",
+        '<span class="d0"><span class="t w1">a text</span></span> that the model learns to write; <span class="d0">'
+        '<span class="t w2">thin</span></span>: with less weight',
         '<span class="t w0">a text</span> that it only reads',
         f'<span class="pic"></span>a picture (×{q} positions) whose embeddings it learns to predict',
         f'<span class="pic v0"></span>a picture (×{q} positions) that it only sees',
