@@ -55,7 +55,7 @@ padding:0 .4em;margin-left:.5em}
 .w1{border-bottom:2.5px solid var(--edge)}.w2{border-bottom:1px solid var(--edge)}.w0{opacity:.42}
 .tag{font:10.5px/1.3 ui-monospace,"DejaVu Sans Mono",monospace;color:#6b7280;background:#e9ebee;border-radius:3px;
 padding:1px 3px;margin:0 2px;white-space:nowrap;opacity:1}
-.tag.w0{opacity:.6}.tag.v1{box-shadow:0 0 0 2px #16a34a}
+.tag.w0{opacity:.6}.tag.v1{opacity:1;box-shadow:0 0 0 2px #16a34a}
 .pic{display:inline-block;position:relative;vertical-align:middle;margin:3px 4px;border-radius:5px;line-height:0;
 padding:2px;border:3px solid #16a34a;background:#fff}.pic.v0{border:2px dashed #a7afba;padding:3px}
 .pic img{width:84px;height:84px;border-radius:2px}.pic small{position:absolute;right:2px;bottom:2px;line-height:1.2;

@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -209,7 +210,8 @@ def test_rows_that_are_not_asked_for_are_not_drawn(tmp_path):
 def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "rows.html"
     arguments = ["--batches", "2", "--rows", "3", "--out", str(out), "--config.data.split=heldout_combinations"]
-    assert main(["inspect-data", "--config", "configs/quickstart.py", *arguments]) == 0
+    config = Path(__file__).parents[2] / "configs/quickstart.py"
+    assert main(["inspect-data", "--config", str(config), *arguments]) == 0
     assert capsys.readouterr().out.startswith("2 batches of 8 rows of 96 tokens and 4 pictures")
     assert out.read_text(encoding="utf-8").count('<section class="row">') == 3
 
