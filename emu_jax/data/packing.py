@@ -220,7 +220,8 @@ def build_row(
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis), and its faults.
 
     images uint8 [I, H, W, 3]; tokens, segments, slots, sources int32 [S]; text_weights, visual_weights float32 [S].
-    Beside them `splits` int32 []: how many of the documents continue one that was cut. Without images, none is read.
+    Beside them `splits` int32 [S]: 1 where a document begins that continues one that was cut. Without images, none is
+    read.
 
     A document with a picture that cannot be read stays in its place, but with weights of 0 and black pictures: the
     rows were planned before a picture was read. A fault is the document's source and what is wrong.
@@ -233,7 +234,7 @@ def build_row(
         "sources": np.zeros(row_tokens, np.int32),
         "text_weights": np.zeros(row_tokens, np.float32),
         "visual_weights": np.zeros(row_tokens, np.float32),
-        "splits": np.int32(sum(document.continues for document in documents)),
+        "splits": np.zeros(row_tokens, np.int32),
     }
     images = np.zeros((row_images, image_size, image_size, 3), np.uint8)
     if with_images:
@@ -257,6 +258,7 @@ def build_row(
         row["segments"][piece] = number
         row["slots"][piece] = lookup[document.slots]
         row["sources"][piece] = document.source
+        row["splits"][piece.start] = document.continues
         broken = [unreadable[image.key] for image in document.images if image.key in unreadable]
         if broken:
             faults.append((document.source, broken[0]))

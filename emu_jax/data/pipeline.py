@@ -347,6 +347,11 @@ class Pipeline:
                     f"more than config.data.max_faults={self._data.max_faults}; the last: {message}"
                 )
 
+    @property
+    def continued(self) -> np.ndarray:
+        """int32 [B, S], of the newest batch's rows: 1 where a document begins that continues one that was cut."""
+        return self._whole["splits"]
+
     def count(self, name: str) -> int:
         """Of all batches so far: `split_documents` (cuts through over-long ones), `documents/…` and `faults/…` of a
         source. Documents and cuts are those of the shards that this host reads; faults, of the rows that it decodes."""

@@ -152,3 +152,40 @@ class Tokenizer:
         """Ids -> text; special tokens leave nothing."""
         skipped = {self.bos_id, self.eos_id, *self.added.values()}
         return self._pieces.decode([int(id) for id in ids if id not in skipped])
+
+    @property
+    def special(self) -> dict[int, str]:
+        """Ids that spell no text, and their names."""
+        return {id: name for name, id in self._special.items()}
+
+    def spell(self, ids: Sequence[int]) -> list[tuple[list[int], str]]:
+        """Ids of a text -> which of them spell what: each its piece, but bytes together a character.
+
+        The spellings, joined, are `decode(ids)`; "▁" is a space, and none where SentencePiece adds it in front.
+        """
+        ids = [int(id) for id in ids]
+        spelt: list[tuple[list[int], str]] = []
+        start, begun = 0, False
+        for stop, id in enumerate(ids, 1):
+            group = ids[start:stop]
+            if self._pieces.is_byte(id):
+                unfinished = not _is_text(bytes(int(self._pieces.id_to_piece(byte)[3:-1], 16) for byte in group))
+                if unfinished and stop < len(ids) and self._pieces.is_byte(ids[stop]):
+                    continue
+            if not begun:
+                text = self._pieces.decode(ids[:stop])  # which leaves out the space in front
+            elif self._pieces.is_byte(id) or self._pieces.is_unknown(id) or self._pieces.is_control(id):
+                text = self._pieces.decode(group)
+            else:
+                text = self._pieces.id_to_piece(id).replace("▁", " ")
+            spelt.append((group, text))
+            start, begun = stop, begun or bool(text)
+        return spelt
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True

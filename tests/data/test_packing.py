@@ -181,6 +181,13 @@ def test_a_row_of_two_documents_that_share_a_picture():
     }
 
 
+def test_a_row_tells_where_a_document_continues_a_cut_one():
+    pieces = _tokenize(Document((Text("a red bus blue cat dog a"),)), row_tokens=6)
+    row = _build([*_tokenize(Document((Text("dog"),))), pieces[1], pieces[0]], row_tokens=16, row_images=1)
+    assert row["tokens"].tolist() == [1, 8, 2, 1, 7, 8, 3, 2, 1, 3, 4, 5, 6, 2, 9, 9]
+    assert row["splits"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+
+
 def test_an_empty_row_is_padding():
     row = _build([], row_tokens=3, row_images=1)
     assert row["tokens"].tolist() == [9, 9, 9] and row["segments"].tolist() == [0, 0, 0]

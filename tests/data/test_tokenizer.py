@@ -204,3 +204,24 @@ def test_impossible_training_is_refused(texts, vocab_size, model_type, expected)
     with pytest.raises(UserError) as error:
         Tokenizer.train(texts, vocab_size=vocab_size, model_type=model_type)
     assert expected in _message(error)
+
+
+# ---------------------------------------------------------------- which ids spell what
+
+
+def test_bytes_of_a_character_are_spelt_together():
+    tokenizer = SMALL["bpe"]
+    spelt = tokenizer.spell(tokenizer.encode_plain("a red é bus"))
+    assert [text for _, text in spelt][-3:] == [" ", "é", " bus"]
+    assert [len(ids) for ids, _ in spelt][-3:] == [1, 2, 1]
+    assert tokenizer.spell([]) == []
+
+
+@given(st.sampled_from(["bpe", "unigram", "word"]), st.data())
+def test_spellings_joined_are_the_decoded_text(model_type, data):
+    """Of any ids, broken characters too."""
+    tokenizer = SMALL[model_type]
+    ids = data.draw(st.lists(st.integers(0, tokenizer.pad_id - 1), max_size=12))
+    spelt = tokenizer.spell(ids)
+    assert [id for group, _ in spelt for id in group] == ids
+    assert "".join(text for _, text in spelt) == tokenizer.decode(ids)

@@ -1,0 +1,235 @@
+"""A run's first batches, counted: documents, tokens and pictures of every source, how full rows are.
+
+In: `config.data`, a tokenizer, Q and pixels of a side. Out: a `Survey`, whose tables and remarks are strings that
+`inspect-data` prints and draws. Batches come from the run's own `Pipeline`: the same ones in the same order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping
+
+import numpy as np
+
+from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.sources import Source
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+
+SAMPLED = 256  # records of a source whose documents are counted
+PERCENTILES = (10, 50, 90, 100)
+
+Table = list[list[str]]  # the first line is its head
+
+
+@dataclasses.dataclass(frozen=True)
+class Documents:
+    """D packed documents, in order; a piece of a cut one is one of its own.
+
+    Attributes:
+      sources: int [D], number of the source. tokens, pictures: int [D]. continues: bool [D], a later piece.
+    """
+
+    sources: np.ndarray
+    tokens: np.ndarray
+    pictures: np.ndarray
+    continues: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class PackedRow:
+    """A row of a batch: the fields of `models.emu.Batch` without their leading axis.
+
+    Attributes:
+      continued: int32 [S], 1 where a document begins that continues a cut one.
+    """
+
+    tokens: np.ndarray
+    segments: np.ndarray
+    slots: np.ndarray
+    sources: np.ndarray
+    text_weights: np.ndarray
+    visual_weights: np.ndarray
+    continued: np.ndarray
+    images: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+    """What `batches` batches hold.
+
+    Attributes:
+      records, documents_a_record, faults: of every source, by name and in order.
+      documents: all of them.
+      row_tokens, row_pictures: int [batches * B], tokens and image slots in use of every row.
+      rows: the first ones.
+      ended: whether the stream did.
+    """
+
+    data: DataConfig
+    tokenizer: Tokenizer
+    queries: int
+    image_size: int
+    batches: int
+    ended: bool
+    records: Mapping[str, int]
+    documents_a_record: Mapping[str, float]
+    faults: Mapping[str, int]
+    documents: Documents
+    row_tokens: np.ndarray
+    row_pictures: np.ndarray
+    rows: list[PackedRow]
+
+    @property
+    def names(self) -> list[str]:
+        """Of the sources, by number."""
+        return list(self.records)
+
+    @property
+    def title(self) -> str:
+        """What was counted, in one line."""
+        d = self.data
+        end = ", where the stream ends" if self.ended else ""
+        return (
+            f"{self.batches:,} batches of {d.batch_rows:,} rows of {d.row_tokens:,} tokens and {d.row_images:,} "
+            f"pictures ({self.image_size} x {self.image_size} pixels, {self.queries} tokens each){end}"
+        )
+
+    def source_table(self) -> Table:
+        """Shares of each source."""
+        d = self.documents
+        table = [["source", "records", "weight", "documents", "pictures", "tokens", "share", "epochs/1,000 batches"]]
+        for number, name in enumerate(self.names):
+            mine = d.sources == number
+            tokens, weight = d.tokens[mine].sum(), self.data.sources[name].weight
+            figures = [f"{mine.sum():,}", f"{d.pictures[mine].sum():,}", f"{tokens:,}"]
+            share = f"{tokens / d.tokens.sum():.1%}"
+            table.append([name, f"{self.records[name]:,}", f"{weight:g}", *figures, share, f"{self._epochs(name):.3g}"])
+        if len(self.names) > 1:
+            sums = [f"{len(d.tokens):,}", f"{d.pictures.sum():,}", f"{d.tokens.sum():,}"]
+            table.append(["all", f"{sum(self.records.values()):,}", "", *sums, "100.0%", ""])
+        return table
+
+    def _epochs(self, name: str) -> float:
+        """Passes over a source in 1,000 batches: whole documents, as records, by how many records it has."""
+        d = self.documents
+        whole = ((d.sources == self.names.index(name)) & ~d.continues).sum()
+        return 1000 * whole / self.batches / self.documents_a_record[name] / self.records[name]
+
+    def document_table(self) -> Table:
+        """Means and percentiles of a document's tokens and pictures."""
+        d = self.documents
+        table = [["a document's", "mean", *(f"{p}%" for p in PERCENTILES[:-1]), "most"]]
+        for what, values in (("tokens", d.tokens), ("pictures", d.pictures)):
+            for number, name in enumerate(self.names):
+                mine = values[d.sources == number]
+                if len(mine):
+                    marks = np.percentile(mine, PERCENTILES, method="inverted_cdf")
+                    table.append([f"{what}, {name}", f"{mine.mean():.1f}", *(f"{mark:,}" for mark in marks)])
+        return table
+
+    def remarks(self) -> list[tuple[str, str]]:
+        """Whatever else is worth knowing, and its name."""
+        rows = len(self.row_tokens)
+        positions, slots = rows * self.data.row_tokens, rows * self.data.row_images
+        cut = int(self.documents.continues.sum())
+        faults = {name: count for name, count in self.faults.items() if count}
+        by_source = "; ".join(f"{name} {count:,}" for name, count in faults.items())
+        return [
+            ("padding", f"{1 - self.row_tokens.sum() / positions:.1%} of {positions:,} positions"),
+            ("empty image slots", f"{1 - self.row_pictures.sum() / slots:.1%} of {slots:,}"),
+            ("split documents", f"{cut:,} cuts through documents that are longer than a row"),
+            (
+                "faulty documents",
+                f"{sum(faults.values()):,}" + (f", left out of the loss: {by_source}" if faults else ""),
+            ),
+            ("row_images", self.advice()),
+        ]
+
+    def advice(self) -> str:
+        """How many image slots a row should have, so that its tokens and its slots run out together."""
+        pictures, tokens = int(self.row_pictures.sum()), int(self.row_tokens.sum())
+        now, length = self.data.row_images, self.data.row_tokens
+        if not pictures:
+            return f"no picture was seen; config.data.row_images={now} could be 1"
+        best = max(1, round(length * pictures / tokens))
+        verdict = "fits" if best == now else f"would fit better than {now}"
+        most = int(self.documents.pictures.max())
+        cut = f"; it would cut documents of more than {best} (up to {most} were seen)" if most > best else ""
+        ratio = f"a picture every {tokens / pictures:.1f} tokens"
+        return f"{ratio}: config.data.row_images={best} {verdict} for row_tokens={length}{cut}"
+
+
+def survey(
+    data: DataConfig, tokenizer: Tokenizer, *, queries: int, image_size: int, batches: int, rows: int = 0
+) -> Survey:
+    """Reads up to `batches` batches and keeps the first `rows` rows.
+
+    Raises:
+      UserError: a source cannot be read, or all of them do not fill a batch.
+    """
+    opened = data.open(image_size)
+    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size)
+    documents: list[Documents] = []
+    row_tokens: list[np.ndarray] = []
+    row_pictures: list[np.ndarray] = []
+    shown: list[PackedRow] = []
+    try:
+        for batch in itertools.islice(pipeline, batches):
+            batch = {"sources": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
+            batch["continued"] = pipeline.continued
+            documents.append(count_documents(batch, queries))
+            row_tokens.append((batch["segments"] > 0).sum(1))
+            row_pictures.append(batch["slots"].max(1) + 1)  # slots are taken from the first on
+            for row in range(min(rows - len(shown), data.batch_rows)):
+                shown.append(PackedRow(**{name: values[row].copy() for name, values in batch.items()}))
+        faults = {name: pipeline.count(f"faults/{name}") for name in pipeline.sources}
+    finally:
+        pipeline.close()
+    if not documents:
+        raise UserError(
+            f"config.data: all sources together do not fill a batch of config.data.batch_rows={data.batch_rows} rows; "
+            "make it smaller, or the epochs of the sources more"
+        )
+    return Survey(
+        data=data,
+        tokenizer=tokenizer,
+        queries=queries,
+        image_size=image_size,
+        batches=len(documents),
+        ended=len(documents) < batches,
+        records={name: len(source) for name, source in opened.items()},
+        documents_a_record={name: _documents_a_record(source, data.seed) for name, source in opened.items()},
+        faults=faults,
+        documents=Documents(
+            *(
+                np.concatenate([getattr(found, field.name) for found in documents])
+                for field in dataclasses.fields(Documents)
+            )
+        ),
+        row_tokens=np.concatenate(row_tokens),
+        row_pictures=np.concatenate(row_pictures),
+        rows=shown,
+    )
+
+
+def count_documents(batch: Mapping[str, np.ndarray], queries: int) -> Documents:
+    """The documents of a batch [B, S], row by row."""
+    live = batch["segments"].ravel() > 0
+    first = (np.diff(batch["segments"], prepend=0, axis=1) > 0).ravel()
+    number = np.cumsum(first) - 1  # of the document that a position is in
+    count = int(first.sum())
+    return Documents(
+        sources=batch["sources"].ravel()[first],
+        tokens=np.bincount(number[live], minlength=count),
+        pictures=np.bincount(number[live & (batch["slots"].ravel() >= 0)], minlength=count) // queries,
+        continues=batch["continued"].ravel()[first] > 0,
+    )
+
+
+def _documents_a_record(source: Source, seed: int) -> float:
+    """Mean over a sample that is spread evenly over the source; its pictures are not decoded."""
+    rng = np.random.default_rng(seed)
+    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).astype(int))
+    return float(np.mean([len(source.documents(int(index), rng)) for index in sample]))
