@@ -18,7 +18,7 @@ from configs import models
 def get_config() -> ConfigDict:
     """`mini` on five sources, weighted as the paper weighted its five."""
     model = models.mini()
-    model.llama.vocab_size = 0  # the tokenizer's
+    model.llama.update({"vocab_size": 0, "context": 1280})  # the tokenizer's vocabulary
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -29,17 +29,17 @@ def get_config() -> ConfigDict:
                 "source": "",
                 "split": "train",
                 "seed": 0,
-                "row_tokens": 256,
+                "row_tokens": 1280,
                 "row_images": 8,
-                "batch_rows": 8,
+                "batch_rows": 4,
                 "packing_window": 256,
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.02,
                 "mixture": {
                     "fluent": source("data/fluent", 128),
-                    "gimp": source("data/gimp", 128),
-                    "sklearn": source("data/sklearn", 64),
+                    "gimp": source("data/gimp", 128, subsequences=True),
+                    "sklearn": source("data/sklearn", 64, subsequences=True),
                     "animations": source("data/animations", 16),
                     "bunny": source("data/bunny", 16),
                 },
@@ -75,6 +75,6 @@ def get_config() -> ConfigDict:
     )
 
 
-def source(folder: str, weight: float) -> dict:
+def source(folder: str, weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, read for ever."""
-    return {"source": folder, "split": "train", "weight": weight, "epochs": 0, "subsequences": False}
+    return {"source": folder, "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}

@@ -235,21 +235,25 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 def plot_metrics(workdir: Path) -> list[Path]:
-    """Draws metrics.jsonl as `workdir/plots/<group>.png`."""
+    """Draws metrics.jsonl as `workdir/plots/<group>.png`; several sources' losses are lines of one plot."""
     rows = read_metrics(workdir / "metrics.jsonl")
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     paths = []
+    known = {name for row in rows for name in row}
     for group, wanted in PLOTS.items():
-        names = [name for name in wanted if any(name in row for row in rows)]
+        names = [name for name in wanted if name in known]
         if not names:
             continue
         figure, axes = plt.subplots(
             1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False
         )
         for axis, name in zip(axes[0], names, strict=True):
-            points = np.array([(row["step"], row[name]) for row in rows if name in row]).reshape(-1, 2)
-            axis.plot(points[:, 0], points[:, 1], linewidth=1)
+            for part in sorted(found for found in known if found.startswith(f"{name}/")) or [name]:
+                points = np.array([(row["step"], row[part]) for row in rows if part in row]).reshape(-1, 2)
+                axis.plot(points[:, 0], points[:, 1], linewidth=1, label=part.partition("/")[2])
+            if part != name:
+                axis.legend(fontsize=7)
             axis.set_title(name)
             axis.set_xlabel("step")
             axis.grid(alpha=0.25)

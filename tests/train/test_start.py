@@ -1,7 +1,9 @@
 """How `emu-jax train` starts: compiling alone, caches, traces, where the time goes, and what is refused in one line."""
 
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -60,6 +62,30 @@ def test_a_trace_of_some_steps_and_where_the_time_went(documents, tmp_path):
         assert min(parts) >= 0 and row["goodput"] == pytest.approx(row["training_s"] / sum(parts))
     assert rows[-1]["compile_s"] > 0 and rows[-1]["checkpoint_s"] > rows[0]["checkpoint_s"] == 0
     assert rows[-1]["restart_s"] == 0
+
+
+def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
+    """A run of one shard goes on with two, and then needs not be asked again."""
+    run = arguments(documents, tmp_path / "run", "--config.train.steps=4", "--config.train.checkpoint_every=2")
+    assert main([*run, "--config.data.batch_rows=4"]) == 0
+    more = [*run, "--config.data.batch_rows=4", "--config.data.shards=2"]
+    checkpoint = tmp_path / "run" / "checkpoints" / "4"
+    shutil.rmtree(checkpoint)  # as if it had been stopped earlier
+    assert main(more) == 2
+    assert (
+        capsys.readouterr()
+        .err.strip()
+        .endswith(
+            "run: it belongs to another config: data.shards is 1 there and 2 here; use a new work directory, or "
+            "--reshard-data to go on near its place in the data"
+        )
+    )
+    assert main([*more, "--reshard-data"]) == 0
+    state = json.loads((checkpoint / "meta" / "metadata").read_text())["iterator"]
+    assert sorted(state["shards"]) == ["0", "1"] and state["offset"] > 0
+    shutil.rmtree(checkpoint)
+    assert main(more) == 2, "the checkpoint that is left was taken with one shard"
+    assert "the checkpoint was taken with shards=1, this run has shards=2" in capsys.readouterr().err
 
 
 def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
