@@ -221,14 +221,16 @@ class Prepared:
 
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
     """The two sequences that the paper takes of each MMC4 document (emu.md §3): from its beginning, 1,024 tokens with
-    the first five pictures; and 512 tokens of five pictures at random, each with the text that follows it."""
+    the first five pictures; and 512 tokens of five pictures at random, each with the sentence that follows it (of pages
+    that do not tell sentences apart, the paragraph)."""
     places = [place for place, part in enumerate(parts) if isinstance(part, Image)]
     later = set(places[FIRST_PICTURES:])
     beginning = tuple(part for place, part in enumerate(parts) if place not in later)
     chosen: list[Text | Image] = []
     for place in sorted(rng.choice(places, min(RANDOM_PICTURES, len(places)), replace=False)) if places else ():
         chosen.append(parts[place])
-        chosen += [part for part in parts[place + 1 :] if isinstance(part, Text)][:1]
+        following = (part.text.strip() for part in parts[place + 1 :] if isinstance(part, Text))
+        chosen += [Text(text.partition("\n")[0]) for text in following][:1]
     documents = [Document(beginning, max_tokens=FIRST_TOKENS)]
     return [*documents, Document(tuple(chosen), max_tokens=RANDOM_TOKENS)] if chosen else documents
 

@@ -1,0 +1,83 @@
+"""Sources: what documents a record gives, by its kind."""
+
+import numpy as np
+import pytest
+
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.packing import tokenize_document
+from emu_jax.data.prepared import Record
+from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from tests.data.folders import SIZE, picture, write_folder
+
+
+def spelt(document: Document) -> str:
+    """P for a picture, else the text."""
+    return " ".join("P" if isinstance(part, Image) else part.text for part in document.parts)
+
+
+RECORDS = {
+    "pair": Record("0", "pair", (picture(0), Text("a cat"))),
+    "video": Record("1", "video", (*(picture(n) for n in range(3)), Text("a cat runs"))),
+    "web": Record("2", "web", (Text("cats"), picture(0), Text("one"), picture(1), Text("two"))),
+    "storyboard": Record("3", "storyboard", (picture(0), Text("said"), picture(1))),
+    "chat": Record("4", "chat", (picture(0), Text("what?", "user"), Text("a cat", "assistant"))),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("pair", {"P a cat", "a cat P"}),
+        ("video", {"P P P a cat runs", "a cat runs P P P"}),
+        ("web", {"cats P one P two"}),
+        ("storyboard", {"P said P"}),
+        ("chat", {"P what? a cat"}),
+    ],
+)
+def test_documents_by_kind(tmp_path, kind, expected):
+    source = Prepared(write_folder(tmp_path / kind, [RECORDS[kind]], shards=1), "train", SIZE, PairOrder("random"))
+    found = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(20)]
+    assert {spelt(document) for document in found} == expected
+    pictures = [part for part in found[0].parts if isinstance(part, Image)]
+    assert len({image.key for image in pictures}) == len(pictures)
+    assert all(image.pixels.shape == (SIZE, SIZE, 3) for image in pictures)
+
+
+def test_mmc4_s_two_sequences():
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    parts = [part for n in range(7) for part in (Image(pixels, str(n)), Text(f"s{n}\nmore"), Text("and"))]
+    first, second = subsequences(parts, np.random.default_rng(0))
+    with_pictures = " ".join(f"P s{n}\nmore and" for n in range(5))
+    assert spelt(first) == f"{with_pictures} s5\nmore and s6\nmore and"
+    assert first.max_tokens == 1024 and second.max_tokens == 512
+    assert [part.key for part in second.parts if isinstance(part, Image)] == ["1", "2", "3", "4", "6"]
+    assert spelt(second) == "P s1 P s2 P s3 P s4 P s6"
+    text = Text("no picture")
+    assert subsequences([text], np.random.default_rng(0)) == [Document((text,), max_tokens=1024)]
+
+
+TOKENIZER = Tokenizer.train(["one two three four five six seven"], vocab_size=40, model_type="word")
+
+
+def test_a_sequence_ends_at_its_tokens():
+    pixels = np.zeros((1, 1, 3), np.uint8)
+    parts = (Text("one two three"), Image(pixels, "a"), Text("four five six seven"), Image(pixels, "b"))
+    for most, length in ((5, 5), (8, 5), (9, 9), (11, 11), (17, 17), (16, 13), (0, 17)):
+        document = Document(parts, max_tokens=most)
+        (found,) = tokenize_document(document, TOKENIZER, queries=2, row_tokens=32, row_images=4)
+        assert len(found) == length, f"at most {most}: expected {length} tokens, got {len(found)}"
+
+
+def test_of_a_chat_the_answers_are_learnt():
+    parts = (Text("one two", "system"), Text("three", "user"), Text("four five", "assistant"), Text("six", "user"))
+    (found,) = tokenize_document(Document(parts), TOKENIZER, queries=2, row_tokens=32, row_images=4)
+    assert found.text_weights.tolist() == [0, 0, 0, 0, 1, 1, 0, 1]
+
+
+def test_names_that_are_no_source(tmp_path):
+    with pytest.raises(UserError, match=r"config\.data source 'nowhere': no such folder; expected"):
+        open_source("nowhere", "train", SIZE, PairOrder())
+    with pytest.raises(UserError, match=r"no manifest\.json in it"):
+        open_source(str(tmp_path), "train", SIZE, PairOrder())
