@@ -30,7 +30,7 @@ from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 3  # counts up when the same settings begin to give other batches, or a state to say something else
+STREAM = 4  # counts up when the same settings begin to give other batches, or a state to say something else
 DESCRIBING = ("slots", "segments", "sources", "splits")  # what the batch's own description is made of
 ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
