@@ -139,10 +139,9 @@ POLICIES: dict[str, Policy] = {
 # ---------------------------------------------------------------- the table
 
 
-def used(documents: Sequence[TokenizedDocument], row_images: int) -> np.ndarray:
-    """Rows that documents need of tokens, and of images: [2]."""
-    keys = {image.key for document in documents for image in document.images}
-    return np.array([sum(map(len, documents)) / ROW_TOKENS, len(keys) / row_images])
+def size(documents: Documents) -> np.ndarray:
+    """Their tokens and pictures, of which those that share a key count once: [2]."""
+    return np.array([sum(map(len, documents)), len({image.key for document in documents for image in document.images})])
 
 
 def main() -> None:
@@ -150,15 +149,15 @@ def main() -> None:
     parser.add_argument("folders", nargs="*", metavar="FOLDER[=WEIGHT]", help="of `emu-jax prepare`")
     folders = parser.parse_args().folders
     records_of = prepared_records(folders) if folders else synthetic_records
-    sample = [document for record in records_of(ROOMY) for document in record]
-    tokens, pictures = sum(map(len, sample)), sum(len(document.images) for document in sample)
+    sample = list(records_of(ROOMY))
+    tokens, pictures = sum(map(size, sample))
     if not pictures:
         raise UserError("benchmark_packing: the folders' documents hold no picture; name others")
     row_images = max(1, round(ROW_TOKENS * pictures / tokens))
     records = list(records_of(row_images))
     print(
         f"{len(records):,} records, {tokens / len(sample):.0f} tokens and {pictures / len(sample):.2f} pictures a "
-        f"document, {tokens / pictures:.1f} tokens a picture: row_tokens={ROW_TOKENS} go with "
+        f"record, {tokens / pictures:.1f} tokens a picture: row_tokens={ROW_TOKENS} go with "
         f"row_images={ROW_TOKENS * pictures / tokens:.2f}"
     )
     exact = ROW_TOKENS * pictures / tokens
@@ -170,21 +169,19 @@ def main() -> None:
     print(f"{'window':>6s}  {'policy':14s}{'padding':>9s}{'empty slots':>13s}{'rows':>7s}{'µs a document':>15s}")
     for window in WINDOWS:
         starts = range(0, len(records) - window + 1, window)
-        windows = [[piece for record in records[start : start + window] for piece in record] for start in starts]
-        need = [used(documents, row_images) for documents in windows]
-        total, count = sum(need), sum(map(len, windows))
-
-        def row(name: str, rows: int, cost: str) -> None:
-            padding, empty = 1 - total / rows  # noqa: B023
-            print(f"{window:6d}  {name:14s}{padding:9.2%}{empty:13.2%}{rows:7d}{cost:>15s}")  # noqa: B023
-
+        windows = [records[start : start + window] for start in starts]
+        capacity = np.array([ROW_TOKENS, row_images])
+        bound = sum(math.ceil((sum(map(size, records)) / capacity).max() - 1e-9) for records in windows)
+        flat = [[piece for record in records for piece in record] for records in windows]
         for name, policy in POLICIES.items():
             started = time.process_time()
-            packed = [policy(documents, ROW_TOKENS, row_images) for documents in windows]
-            cost = (time.process_time() - started) / count
-            assert sum(len(documents) for rows in packed for documents in rows) == count
-            row(name, sum(map(len, packed)), f"{1e6 * cost:.1f}")
-        row("(bound)", sum(math.ceil(n.max() - 1e-9) for n in need), "")
+            rows = [row for documents in flat for row in policy(documents, ROW_TOKENS, row_images)]
+            cost = (time.process_time() - started) / sum(map(len, flat))
+            assert sum(map(len, rows)) == sum(map(len, flat))
+            wasted = 1 - sum(map(size, rows)) / (capacity * len(rows))
+            print(f"{window:6d}  {name:14s}{wasted[0]:9.2%}{wasted[1]:13.2%}{len(rows):7d}{1e6 * cost:15.1f}")
+        wasted = 1 - sum(size(record) for records in windows for record in records) / (capacity * bound)
+        print(f"{window:6d}  {'(bound)':14s}{wasted[0]:9.2%}{wasted[1]:13.2%}{bound:7d}")
 
 
 if __name__ == "__main__":
