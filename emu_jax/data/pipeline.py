@@ -330,8 +330,8 @@ class Pipeline:
                 shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in faults)
             parts.append(part)
             self._judge(faults)
-        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "whole"}
-        self._whole = {name: np.concatenate([part["whole"][name] for part in parts]) for name in DESCRIBING}
+        wholes = [part.pop("whole") for part in parts]
+        batch, self._whole = _join(parts), _join(wholes)
         del batch["splits"]
         if len(self.sources) == 1:
             del batch["sources"]
@@ -400,6 +400,13 @@ def _windows(state: Any) -> int:
         own = state.get("next_index", 0)
         return int(own) + sum(_windows(value) for key, value in state.items() if key != "next_index")
     return sum(map(_windows, state)) if isinstance(state, list | tuple) else 0
+
+
+def _join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Parts of a batch -> all of it; of one part nothing is copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _documents(whole: Mapping[str, np.ndarray], source: int) -> int:

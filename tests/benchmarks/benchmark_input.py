@@ -9,7 +9,7 @@ All loaders read the same JPEG bytes and captions, each in its own process on on
 that has none is stopped, so that nothing is read ahead between them. CPU seconds are those of all threads of a process;
 medians of the turns. Two sets of pictures:
 
-    as stored     as `emu-jax prepare` stores them, at most 256 x 256
+    as stored     as `emu-jax prepare` stores them, at most 224 x 224
     as the web    640 x 480, quality 90: frames of the film, or mosaics of the embedded pictures
 
 What each does. Ours does more, its competitors' texts stay bytes:
@@ -79,12 +79,11 @@ def embedded_pairs() -> Iterator[Pair]:
 
 
 def stored_pairs(folder: Path | None) -> Iterator[Pair]:
-    """Pictures as `emu-jax prepare` stores them: of a folder of it, or the embedded ones at 256 x 256."""
+    """Pictures as `emu-jax prepare` stores them: of a folder of it, or the embedded ones at 224 x 224."""
     if folder is None:
         recoding = Recoding(SIZE)
-        side = recoding.stored_size
         for data, text in embedded_pairs():
-            pixels = PIL.fromarray(decode_image(data, text)).resize((side, side), PIL.Resampling.BICUBIC)
+            pixels = PIL.fromarray(decode_image(data, text)).resize((SIZE, SIZE), PIL.Resampling.BICUBIC)
             yield recoding.recode(np.asarray(pixels), text), text
         return
     records = Records(folder, "train")
