@@ -151,7 +151,6 @@ def tokenize_document(
 # Ways to fill a row: how much a choice prefers large documents to an even use of tokens and images, and of which
 # proportion of the two it takes for even, relative to what is left.
 WAYS = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0), (0.0, 1.2), (0.0, 0.8))
-ENOUGH = 0.002  # share of a row that may be wasted before another way is tried
 SCARCE = 0.95  # of what the window is shortest of: from here on the other is as dear
 
 
@@ -190,6 +189,10 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row: np.ndarray) -> list[in
     shares = kinds / row
     need = (counts[:, None] * kinds).sum(0) / row  # rows that all units need of tokens, and of images
     price = np.where(need > SCARCE * need.max(), 1.0, 0.02)
+    rows = math.ceil(need.max())
+    enough = (
+        float(((1 - need / rows) * price).sum()) / 4
+    )  # of what rows waste on average if there are no more than these
     largest = int(np.argmax(np.where(counts > 0, shares.sum(1), -1.0)))
     best, least = [], math.inf
     for preference, tilt in WAYS:
@@ -205,7 +208,7 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row: np.ndarray) -> list[in
         waste = float((room / row * price).sum())
         if waste < least:
             best, least = chosen, waste
-        if least < ENOUGH:
+        if least <= enough:
             break
     return best
 

@@ -61,7 +61,7 @@ ROW_TOKENS, ROW_IMAGES, ROWS = 2048, 44, 4
 BATCH = ROWS * ROW_IMAGES
 SHUFFLE = 1000
 STORED, LARGE = 3000, 800  # pictures of the two sets, at most: they fit the page cache
-ROUNDS, TURN = 2, 1.5  # turns, after one that warms up, and their seconds
+ROUNDS, TURN = 7, 1.5  # turns, after one that warms up, and their seconds
 
 Pair = tuple[bytes, str]
 
