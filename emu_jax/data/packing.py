@@ -190,9 +190,8 @@ def _fill_row(kinds: np.ndarray, counts: np.ndarray, row: np.ndarray) -> list[in
     need = (counts[:, None] * kinds).sum(0) / row  # rows that all units need of tokens, and of images
     price = np.where(need > SCARCE * need.max(), 1.0, 0.02)
     rows = math.ceil(need.max())
-    enough = (
-        float(((1 - need / rows) * price).sum()) / 4
-    )  # of what rows waste on average if there are no more than these
+    # A quarter of what rows waste on average if there are no more than must be.
+    enough = float(((1 - need / rows) * price).sum()) / 4
     largest = int(np.argmax(np.where(counts > 0, shares.sum(1), -1.0)))
     best, least = [], math.inf
     for preference, tilt in WAYS:

@@ -302,6 +302,7 @@ def main() -> None:
     missing = [name for name in ("webdataset", "tensorflow") if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"benchmark_input: no {' and no '.join(missing)}; pip install webdataset tensorflow-cpu")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stopped processes are ended too
     print(f"batches of {BATCH} pictures of {SIZE} x {SIZE}, one core, medians of {ROUNDS} turns of {TURN} s")
     with tempfile.TemporaryDirectory() as scratch:
         sets = {"as stored": (stored_pairs(options.folder), STORED), "as the web": (large_pairs(options.film), LARGE)}
