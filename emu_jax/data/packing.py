@@ -148,38 +148,68 @@ def tokenize_document(
     return [finished[0], *(dataclasses.replace(piece, continues=True) for piece in finished[1:])]
 
 
+# Ways to fill a row: how much a choice prefers large documents to an even use of tokens and images, and of which
+# proportion of the two it takes for even, relative to what is left.
+WAYS = ((0.0, 1.0), (0.1, 1.0), (0.2, 1.0), (0.4, 1.0), (0.8, 1.0), (0.0, 1.2), (0.0, 0.8))
+SCARCE = 0.95  # of what the window is shortest of: from here on the other is as dear
+
+
 def pack_window(
     documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int
 ) -> list[list[TokenizedDocument]]:
     """Distributes a window of documents over rows that hold both tokens and images; deterministic.
 
     A row is filled at a time: it starts with the largest document left, then takes the one that leaves room for tokens
-    and for images in the proportion in which the remaining documents need them, so that both run out together.
+    and for images in the proportion in which the remaining documents need them, so that both run out together. It is
+    filled in several ways (`WAYS`), of which the one counts that wastes least of what the window is short of.
     Neighbours in the window that show the same pictures travel together where a row can hold them, so that those are
     encoded once.
     """
     for document in documents:
         _check_fits([document], row_tokens, row_images)
     units = _units_sharing_pictures(documents, row_tokens, row_images)
-    need = np.array([[sum(map(len, unit)) / row_tokens, len(_keys(unit)) / row_images] for unit in units])
-    left = np.ones(len(units), bool)
-    rows = []
-    while left.any():
-        chosen = int(np.argmax(np.where(left, need.sum(1), -1.0)))
-        room, row = np.ones(2), []
-        while True:
-            row += units[chosen]
-            left[chosen] = False
-            room = room - need[chosen]
-            fits = left & (need <= room + 1e-9).all(1)
-            if not fits.any():
-                break
-            tokens_per_image = need[left, 0].sum() / max(need[left, 1].sum(), 1e-9)
-            rest = room - need
-            imbalance = np.abs(rest[:, 0] - tokens_per_image * rest[:, 1])
-            chosen = int(np.argmin(np.where(fits, imbalance, np.inf)))
-        rows.append(row)
+    sizes = np.array([(sum(map(len, unit)), len(_keys(unit))) for unit in units], np.int64).reshape(-1, 2)
+    # Units of one size are interchangeable: what is chosen is a size, and of it the first in the window.
+    kinds, kind_of, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
+    members = np.split(np.argsort(kind_of.reshape(-1), kind="stable"), np.cumsum(counts)[:-1])
+    taken, rows = np.zeros_like(counts), []
+    while (left := counts - taken).any():
+        row = _fill_row(kinds, left, np.array([row_tokens, row_images]))
+        rows.append([])
+        for kind in row:
+            rows[-1] += units[members[kind][taken[kind]]]
+            taken[kind] += 1
     return rows
+
+
+def _fill_row(kinds: np.ndarray, counts: np.ndarray, row: np.ndarray) -> list[int]:
+    """Chooses a row's units from `counts` [K] ones of the sizes `kinds` [K, 2]; `row` [2] is what it holds."""
+    # Hosts must choose alike on any processor: whole numbers, and no sum, product of matrices or power that may round
+    # in another way.
+    shares = kinds / row
+    need = (counts[:, None] * kinds).sum(0) / row  # rows that all units need of tokens, and of images
+    price = np.where(need > SCARCE * need.max(), 1.0, 0.02)
+    rows = math.ceil(need.max())
+    # A quarter of what rows waste on average if there are no more than must be.
+    enough = float(((1 - need / rows) * price).sum()) / 4
+    largest = int(np.argmax(np.where(counts > 0, shares.sum(1), -1.0)))
+    best, least = [], math.inf
+    for preference, tilt in WAYS:
+        chosen, left, room, rest = [largest], counts.copy(), row - kinds[largest], need - shares[largest]
+        left[largest] -= 1
+        while len(fits := np.flatnonzero((left > 0) & (kinds[:, 0] <= room[0]) & (kinds[:, 1] <= room[1]))):
+            after = room / row - shares[fits]
+            imbalance = np.abs(after[:, 0] - tilt * rest[0] / max(rest[1], 1e-9) * after[:, 1])
+            kind = int(fits[np.argmin(imbalance - preference * shares[fits].sum(1))])
+            chosen.append(kind)
+            left[kind] -= 1
+            room, rest = room - kinds[kind], rest - shares[kind]
+        waste = float((room / row * price).sum())
+        if waste < least:
+            best, least = chosen, waste
+        if least <= enough:
+            break
+    return best
 
 
 def _keys(unit: Sequence[TokenizedDocument]) -> set[str]:

@@ -30,7 +30,7 @@ from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 3  # counts up when the same settings begin to give other batches, or a state to say something else
+STREAM = 4  # counts up when the same settings begin to give other batches, or a state to say something else
 DESCRIBING = ("slots", "segments", "sources", "splits")  # what the batch's own description is made of
 ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
@@ -330,8 +330,8 @@ class Pipeline:
                 shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in faults)
             parts.append(part)
             self._judge(faults)
-        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "whole"}
-        self._whole = {name: np.concatenate([part["whole"][name] for part in parts]) for name in DESCRIBING}
+        wholes = [part.pop("whole") for part in parts]
+        batch, self._whole = _join(parts), _join(wholes)
         del batch["splits"]
         if len(self.sources) == 1:
             del batch["sources"]
@@ -408,6 +408,13 @@ def _windows(state: Any) -> int:
         own = int(state.get("next_index", 0)) + (int(state.get("next_index_in_buffer", 0)) > 0)
         return own + sum(map(_windows, state.values()))
     return sum(map(_windows, state)) if isinstance(state, list | tuple) else 0
+
+
+def _join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Parts of a batch -> all of it; of one part nothing is copied."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def _documents(whole: Mapping[str, np.ndarray], source: int) -> int:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import batch_metrics, build_row, pack_window, tokenize_document
+from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
@@ -298,6 +298,27 @@ def test_pictures_and_their_captions_fill_rows():
     assert {len(piece) for piece in pieces} == set(range(13, 21))
     # No packing needs fewer rows than its tokens and its pictures do.
     fewest = max(-(-sum(map(len, pieces)) // 112), 128 // 4)
+    assert fewest <= len(rows) <= fewest + 1
+
+
+def test_a_mixture_fills_rows_with_both_tokens_and_pictures():
+    """Pairs, web documents and films: as few rows as the tokens or the pictures need, and one or two more."""
+    rng = np.random.default_rng(0)
+    nothing = np.zeros(2048, np.int32)
+    documents = []
+    for number in range(512):
+        pictures, tokens = 1, rng.integers(36, 81)
+        if number % 8 == 6:
+            pictures, tokens = 8, 292
+        elif number % 8 == 7:
+            pictures, tokens = rng.integers(1, 5), rng.integers(300, 1500)
+        images = tuple(Image(nothing, f"{number}#{place}") for place in range(pictures))
+        documents.append(TokenizedDocument(*[nothing[:tokens]] * 4, images))
+    tokens, pictures = sum(map(len, documents)), sum(len(document.images) for document in documents)
+    row_images = round(2048 * pictures / tokens)
+    rows = pack_window(documents, 2048, row_images)
+    fewest = max(-(-tokens // 2048), -(-pictures // row_images))
+    assert (fewest, row_images) == (51, 21)
     assert fewest <= len(rows) <= fewest + 1
 
 
