@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
+from emu_jax.data.images import StoredJpeg
+from emu_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Text:
@@ -37,6 +40,24 @@ class Image:
         """uint8 [H, W, 3]; read anew each time where `source` is a function."""
         return self.source() if callable(self.source) else self.source
 
+    def into(self, out: np.ndarray) -> None:
+        """Reads the pixels into a contiguous uint8 [H, W, 3].
+
+        Raises:
+          UserError: they have another shape or type.
+        """
+        if isinstance(self.source, StoredJpeg) and out.shape == (self.source.size, self.source.size, 3):
+            self.source.into(out)
+            return
+        pixels = self.pixels
+        # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
+        if pixels.dtype != np.uint8 or pixels.shape != out.shape:
+            raise UserError(
+                f"picture {self.key}: expected uint8 {list(out.shape)} as the model reads it, "
+                f"got {pixels.dtype} {list(pixels.shape)}; resize it when decoding"
+            )
+        out[...] = pixels
+
 
 @dataclasses.dataclass(frozen=True)
 class Document:
@@ -46,11 +67,9 @@ class Document:
       text_weight: scales the cross-entropy of the document's tokens.
       visual_weight: scales the regression of its images.
       max_tokens: where its sequence ends; 0: where its parts do.
-      source: number of the source it is from, of those that are mixed.
     """
 
     parts: tuple[Text | Image, ...]
     text_weight: float = 1.0
     visual_weight: float = 1.0
     max_tokens: int = 0
-    source: int = 0

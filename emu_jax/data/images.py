@@ -173,14 +173,41 @@ class Recoding:
             )
 
 
-def decode_jpeg(data: bytes, size: int, where: str) -> np.ndarray:
-    """A JPEG file that `Recoding` wrote -> uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
+@dataclasses.dataclass(frozen=True)
+class StoredJpeg:
+    """A JPEG file that `Recoding` wrote, for a model that reads `size` pixels a side; `where` names it in errors."""
 
-    Raises:
-      PictureError: the file is broken.
-    """
-    try:
-        pixels = simplejpeg.decode_jpeg(data, "RGB", min_height=size, min_width=size)
-    except ValueError as error:
-        raise PictureError("unreadable_picture", f"{where}: not a readable JPEG file ({error})") from error
-    return resize(pixels, size)
+    data: bytes
+    size: int
+    where: str
+
+    def __call__(self) -> np.ndarray:
+        """uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
+
+        Raises:
+          PictureError: the file is broken.
+        """
+        try:
+            pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
+        except ValueError as error:
+            raise self._broken(error) from error
+        return resize(pixels, self.size)
+
+    def into(self, out: np.ndarray) -> None:
+        """Decodes into a contiguous uint8 [size, size, 3]: a new array costs as much again, in pages to be mapped.
+
+        Raises:
+          PictureError: the file is broken; `out` is then black.
+        """
+        try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
+            if (height, width) == (self.size, self.size):
+                simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, buffer=out)
+            else:
+                out[...] = self()
+        except ValueError as error:
+            out[...] = 0
+            raise (error if isinstance(error, PictureError) else self._broken(error)) from error
+
+    def _broken(self, error: ValueError) -> PictureError:
+        return PictureError("unreadable_picture", f"{self.where}: not a readable JPEG file ({error})")

@@ -50,6 +50,7 @@ class _Sequence:
 
     document: Document
     tokenizer: Tokenizer
+    source: int
     tokens: list[int]
     text: list[bool]
     visual: list[bool]
@@ -57,8 +58,8 @@ class _Sequence:
     images: list[Image]
 
     @classmethod
-    def start(cls, document: Document, tokenizer: Tokenizer) -> _Sequence:
-        return cls(document, tokenizer, [tokenizer.bos_id], [False], [False], [-1], [])
+    def start(cls, document: Document, tokenizer: Tokenizer, source: int) -> _Sequence:
+        return cls(document, tokenizer, source, [tokenizer.bos_id], [False], [False], [-1], [])
 
     def add_text(self, ids: Sequence[int], learnt: bool = True) -> None:
         self.tokens += ids
@@ -82,7 +83,7 @@ class _Sequence:
             visual_weights=np.array(self.visual, np.float32) * self.document.visual_weight,
             slots=np.array(self.slots, np.int32),
             images=tuple(self.images),
-            source=self.document.source,
+            source=self.source,
         )
 
 
@@ -97,7 +98,7 @@ def _text_ids(document: Document, index: int, tokenizer: Tokenizer) -> list[int]
 
 
 def tokenize_document(
-    document: Document, tokenizer: Tokenizer, *, queries: int, row_tokens: int, row_images: int
+    document: Document, tokenizer: Tokenizer, *, queries: int, row_tokens: int, row_images: int, source: int = 0
 ) -> list[TokenizedDocument]:
     """A document -> one sequence, or several when it is longer than a row.
 
@@ -107,6 +108,7 @@ def tokenize_document(
     Args:
       queries: Q, embeddings of an image.
       row_tokens, row_images: S and I, what a row holds.
+      source: number of the source it is from, of those that are mixed.
     """
     image_length = queries + 2
     if row_tokens < image_length + 2 or row_images < 1:
@@ -116,7 +118,7 @@ def tokenize_document(
         )
     room = row_tokens - 1  # for everything but </s>
     left = document.max_tokens - 2 if document.max_tokens else math.inf  # without <s> and </s>
-    sequence, finished = _Sequence.start(document, tokenizer), []
+    sequence, finished = _Sequence.start(document, tokenizer, source), []
     for index, part in enumerate(document.parts):
         if isinstance(part, Text):
             ids = _text_ids(document, index, tokenizer)
@@ -125,13 +127,13 @@ def tokenize_document(
             learnt = part.role in ("", "assistant")  # of a chat, the answers
             if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
                 finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer)
+                sequence = _Sequence.start(document, tokenizer, source)
             while len(sequence.tokens) + len(ids) > room:
                 cut = room - len(sequence.tokens)
                 sequence.add_text(ids[:cut], learnt)
                 ids = ids[cut:]
                 finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer)
+                sequence = _Sequence.start(document, tokenizer, source)
             sequence.add_text(ids, learnt)
         elif image_length > left:
             break
@@ -139,7 +141,7 @@ def tokenize_document(
             left -= image_length
             if len(sequence.tokens) + image_length > room or len(sequence.images) == row_images:
                 finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer)
+                sequence = _Sequence.start(document, tokenizer, source)
             sequence.add_image(part, queries)
         if not left:
             break
@@ -246,12 +248,13 @@ def build_row(
     image_size: int,
     pad_id: int,
     with_images: bool = True,
+    images: np.ndarray | None = None,
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis), and its faults.
 
     images uint8 [I, H, W, 3]; tokens, segments, slots, sources int32 [S]; text_weights, visual_weights float32 [S].
     Beside them `splits` int32 [S]: 1 where a document begins that continues one that was cut. Without images, none is
-    read.
+    read; else they are read into `images`, black as given, where it is.
 
     A document with a picture that cannot be read stays in its place, but with weights of 0 and black pictures: the
     rows were planned before a picture was read. A fault is the document's source and what is wrong.
@@ -266,9 +269,9 @@ def build_row(
         "visual_weights": np.zeros(row_tokens, np.float32),
         "splits": np.zeros(row_tokens, np.int32),
     }
-    images = np.zeros((row_images, image_size, image_size, 3), np.uint8)
     if with_images:
-        row["images"] = images
+        shape = (row_images, image_size, image_size, 3)
+        images = row["images"] = np.zeros(shape, np.uint8) if images is None else images
     places: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     faults: list[tuple[int, str]] = []
@@ -279,7 +282,7 @@ def build_row(
                 places[image.key] = len(places)
                 if with_images:
                     try:
-                        images[places[image.key]] = _checked_pixels(image, image_size)
+                        image.into(images[places[image.key]])
                     except PictureError as error:
                         unreadable[image.key] = str(error)
         lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)
@@ -296,17 +299,6 @@ def build_row(
         row["text_weights"][piece] = document.text_weights
         row["visual_weights"][piece] = document.visual_weights
     return row, faults
-
-
-def _checked_pixels(image: Image, size: int) -> np.ndarray:
-    pixels = image.pixels
-    # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
-    if pixels.dtype != np.uint8 or pixels.shape != (size, size, 3):
-        raise UserError(
-            f"picture {image.key}: expected uint8 [{size}, {size}, 3] as the model reads it, "
-            f"got {pixels.dtype} {list(pixels.shape)}; resize it when decoding"
-        )
-    return pixels
 
 
 def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, float]:

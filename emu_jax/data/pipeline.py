@@ -144,11 +144,12 @@ class _Documents:
             piece
             for document in self._sources[source].documents(index, rng)
             for piece in tokenize_document(
-                dataclasses.replace(document, source=source),
+                document,
                 self._tokenizer,
                 queries=self._queries,
                 row_tokens=self._data.row_tokens,
                 row_images=self._data.row_images,
+                source=source,
             )
         ]
 
@@ -170,8 +171,43 @@ class _Rows:
         return rows
 
 
-# A row's documents and its place in the shard's part of a batch -> its arrays, and its faults.
-Build = Callable[[list[TokenizedDocument], int], tuple[dict[str, np.ndarray], list[tuple[int, str]]]]
+Built = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # a row's arrays, and its faults
+Build = Callable[[list[TokenizedDocument], int], Built]  # of a row's documents, and its place in a batch
+
+
+class _Builder:
+    """Builds a shard's rows.
+
+    Where one process builds all of them, the rows of a batch share one array of pictures: it needs no copying together.
+
+    Args:
+      places: of the shard's part of a batch, the rows that this host decodes.
+    """
+
+    def __init__(self, data: DataConfig, image_size: int, pad_id: int, places: Sequence[int]):
+        self._sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": image_size}
+        self._pad_id, self._numbers = pad_id, {place: number for number, place in enumerate(places)}
+        self._shared = data.workers == 0
+        self._images: np.ndarray | None = None
+
+    def __call__(self, documents: list[TokenizedDocument], place: int) -> Built:
+        number, images = self._numbers.get(place), None
+        if self._shared and number is not None:
+            if number == 0:
+                size = self._sizes["image_size"]
+                self._images = np.zeros((len(self._numbers), self._sizes["row_images"], size, size, 3), np.uint8)
+            images = self._images[number]
+        with_images = number is not None
+        return build_row(documents, **self._sizes, pad_id=self._pad_id, with_images=with_images, images=images)
+
+
+def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
+    """[…] each -> [B, …]: the array whose rows they are, or else a copy."""
+    whole = arrays[0].base
+    if whole is not None and len(whole) == len(arrays) and all(array.base is whole for array in arrays):
+        return whole
+    return np.stack(arrays)
+
 
 _worker = (0, 1)  # which of how many processes that prepare rows this one is
 
@@ -198,7 +234,7 @@ class _RowBuilder(grain.DatasetIterator):
         self._build, self._batch_rows = build, batch_rows
         self._count = 0  # rows that this process has built
 
-    def __next__(self) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
+    def __next__(self) -> Built:
         documents = next(self._parent)
         worker, workers = _worker
         number = self._count * workers + worker  # Grain takes a row of every worker in turn
@@ -224,9 +260,9 @@ class _Shard:
     def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: _Rows, places: list[int]):
         per_batch = data.batch_rows // data.shards
 
-        def assemble(built: list[tuple[dict[str, np.ndarray], list[tuple[int, str]]]]) -> dict[str, Any]:
+        def assemble(built: list[Built]) -> dict[str, Any]:
             part: dict[str, Any] = {
-                name: np.stack([built[place][0][name] for place in places]) for name in built[places[0]][0]
+                name: _stacked([built[place][0][name] for place in places]) for name in built[places[0]][0]
             }
             part["whole"] = {name: np.stack([row[name] for row, _ in built]) for name in DESCRIBING}
             part["faults"] = [fault for _, faults in built for fault in faults]
@@ -303,15 +339,9 @@ class Pipeline:
         self.close()
         self._offset, self._shards = offset, {}
         per_batch = data.batch_rows // data.shards
-        sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": self._image_size}
-        sizes["pad_id"] = self._tokenizer.pad_id
         for shard in sorted({row // per_batch for row in self._own}):
             places = [row - shard * per_batch for row in self._own if row // per_batch == shard]
-            mine = set(places)
-
-            def build(documents: list[TokenizedDocument], place: int, mine: set[int] = mine) -> Any:
-                return build_row(documents, **sizes, with_images=place in mine)
-
+            build = _Builder(data, self._image_size, self._tokenizer.pad_id, places)
             self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, places)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:

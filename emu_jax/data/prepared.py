@@ -36,7 +36,6 @@ FEATURES = tfds.features.FeaturesDict(
         "roles": tfds.features.Sequence(tfds.features.Text(), doc="who says each text of a chat; else empty"),
         "pictures": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
         "scores": tfds.features.Sequence(np.float32, doc="CLIP similarity of each picture to its text, or NaN"),
-        "notes": tfds.features.Text(doc="whatever else a source tells, as JSON"),
     }
 )
 
@@ -56,7 +55,6 @@ class Record:
     key: str
     kind: str
     parts: tuple[Text | StoredPicture, ...]
-    notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def serialise(self) -> bytes:
         """The same bytes on every machine and run."""
@@ -68,7 +66,6 @@ class Record:
             "layout": ["T" if isinstance(part, Text) else "P" for part in self.parts],
             "texts": [text.text for text in texts],
             "roles": [text.role for text in texts],
-            "notes": [json.dumps(self.notes, ensure_ascii=False, sort_keys=True)],
         }
         strings["layout"] = ["".join(strings["layout"])]
         example = tf_example_pb2.Example()
@@ -95,8 +92,8 @@ class Record:
                 else:
                     picture, score = next(pictures)
                     parts.append(StoredPicture(picture, None if score != score else score))
-            key, kind, notes = (fields[name].bytes_list.value[0].decode() for name in ("key", "kind", "notes"))
-            return cls(key, kind, tuple(parts), json.loads(notes))
+            key, kind = fields["key"].bytes_list.value[0], fields["kind"].bytes_list.value[0]
+            return cls(key.decode(), kind.decode(), tuple(parts))
         except (DecodeError, ValueError, IndexError, StopIteration) as error:
             raise UserError(
                 f"{where}: not a record of `emu-jax prepare` ({error or type(error).__name__}); prepare the data again"

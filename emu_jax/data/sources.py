@@ -19,7 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.images import decode_image, decode_jpeg, load_image, resize
+from emu_jax.data.images import StoredJpeg, decode_image, load_image, resize
 from emu_jax.data.prepared import Record, Records, StoredPicture
 from emu_jax.data.records import unpack_record
 from emu_jax.errors import UserError
@@ -204,7 +204,7 @@ class Prepared:
         for number, part in enumerate(record.parts):
             if isinstance(part, StoredPicture):
                 key = f"{self.fingerprint[:8]}/{record.key}#{number}"
-                parts.append(Image(functools.partial(decode_jpeg, part.data, self._size, record.key), key))
+                parts.append(Image(StoredJpeg(part.data, self._size, record.key), key))
             else:
                 parts.append(part)
         if record.kind in ("pair", "video"):

@@ -22,7 +22,7 @@ PICTURES = st.builds(StoredPicture, st.binary(max_size=20), st.none() | st.float
 @settings(max_examples=100, deadline=None)
 @given(st.lists(TEXTS | PICTURES, max_size=6).map(tuple), st.sampled_from(["pair", "web"]))
 def test_a_record_is_what_it_was(parts, kind):
-    record = Record("a/ü", kind, parts, {"url": "x"})
+    record = Record("a/ü", kind, parts)
     assert Record.parse(record.serialise(), "here") == record
 
 

@@ -95,8 +95,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
     for number, source in enumerate(data.open(SIZE).values()):
         for index in range(len(source)):
             for document in source.documents(index, np.random.default_rng(0)):
-                document = dataclasses.replace(document, source=number)
-                for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes):
+                for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
                     row, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
                     found.update(documents_of({name: np.asarray(value)[None] for name, value in row.items()}))
