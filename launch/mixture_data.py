@@ -61,7 +61,7 @@ def _found(path: Path) -> Path:
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tarfile.TarFile]:
     try:
-        with tarfile.open(_found(path)) as archive:
+        with tarfile.open(_found(path), "r:gz") as archive:
             yield archive
     except (tarfile.TarError, gzip.BadGzipFile, zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise UserError(f"{path}: damaged ({error}); remove it and run launch/mixture.sh again") from error
@@ -138,9 +138,11 @@ def write_animations(download: Path, out: Path) -> str:
 def write_bunny(download: Path, out: Path) -> str:
     """The film in parts of 40 seconds, each a folder of frames, with what the narration says meanwhile."""
     cues = parse(NARRATION.read_bytes(), NARRATION.name).cues
-    with _opened(download / FILM) as archive:
-        with zipfile.ZipFile(io.BytesIO(archive.extractfile(FILM_FOLDER).read())) as files:
-            film = files.read("moviepy_10_minutes/resources/bbb.mp4")
+    with (
+        _opened(download / FILM) as archive,
+        zipfile.ZipFile(io.BytesIO(archive.extractfile(FILM_FOLDER).read())) as files,
+    ):
+        film = files.read("moviepy_10_minutes/resources/bbb.mp4")
     counts: list[int] = []  # the frames of each part
     for number, frame in enumerate(stills(film, STEP)):
         part, place = divmod(number, FRAMES)
