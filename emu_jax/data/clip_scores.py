@@ -32,9 +32,7 @@ class ClipScorer:
             import torch
             from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
         except ImportError as error:
-            raise UserError(
-                "CLIP scores need torch and transformers 5; run `pip install 'emu-jax[prepare]'`"
-            ) from error
+            raise UserError("CLIP scores need torch and transformers 5; run `pip install 'emu-jax[clip]'`") from error
         try:
             model, loading = CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True

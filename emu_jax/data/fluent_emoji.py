@@ -73,7 +73,7 @@ def examples(split: str, image_size: int) -> list[Example]:
     return results
 
 
-def _canonical(code: str) -> str:
+def canonical(code: str) -> str:
     """1F44B-FE0F -> 1f44b: lower case, no variation selector, no leading zeros."""
     return "-".join(part.lstrip("0") for part in code.lower().split("-") if part != "fe0f")
 
@@ -102,11 +102,11 @@ class _Entry:
 
 def _names(archive: tarfile.TarFile) -> Iterator[_Entry]:
     for item in json.load(archive.extractfile("package/en/data.json")):
-        concept, skins = _canonical(item["hexcode"]), item.get("skins", [])
+        concept, skins = canonical(item["hexcode"]), item.get("skins", [])
         role = item["label"] if skins else ""
         for variant in [item, *skins]:
             tone = variant["label"].removeprefix(f"{role}: ") if variant is not item else ""
-            yield _Entry(_canonical(variant["hexcode"]), variant["label"], concept, role, tone, item.get("tags", []))
+            yield _Entry(canonical(variant["hexcode"]), variant["label"], concept, role, tone, item.get("tags", []))
 
 
 def _picture(data: bytes, where: str) -> tuple[bytes, str]:
@@ -156,7 +156,7 @@ def build(pictures: Path, names: Path, out: Path) -> dict:
         for member in archive:  # read from the stream: nothing is extracted to disk
             if not member.name.endswith(".webp"):
                 continue
-            entry = entries.get(_canonical(Path(member.name).stem))
+            entry = entries.get(canonical(Path(member.name).stem))
             if entry is not None and not entry.picture:
                 entry.picture, entry.digest = _picture(archive.extractfile(member).read(), member.name)
                 found.append(entry)

@@ -3,6 +3,7 @@
 import io
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -123,6 +124,14 @@ def test_weights_that_cannot_be_used(clip, tmp_path):
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"1 weights are missing, text_projection.weight the first"):
         ClipScorer(str(tmp_path))
+
+
+def test_without_transformers(clip, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(
+        UserError, match=r"^CLIP scores need torch and transformers 5; run `pip install 'emu-jax\[clip\]'`$"
+    ):
+        ClipScorer(clip)
 
 
 # ---------------------------------------------------------------- readers
