@@ -15,7 +15,7 @@ from configs import models
 def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
     """`mini` on the five prepared folders in `folder`, weighted as the paper weighted its five."""
     model = models.mini()
-    model.llama.update({"vocab_size": 0, "context": 1280})  # the tokenizer's vocabulary
+    model.llama.update({"vocab_size": 0, "context": 2048})  # the tokenizer's vocabulary
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -26,10 +26,10 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
                 "source": "",
                 "split": "train",
                 "seed": 0,
-                "row_tokens": 1280,
-                "row_images": 8,
-                "batch_rows": 4,
-                "packing_window": 256,
+                "row_tokens": 2048,
+                "row_images": 13,
+                "batch_rows": 2,
+                "packing_window": 512,
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.02,

@@ -87,6 +87,7 @@ def pretrain_14b() -> ConfigDict:
                 # 16 chips hold one copy, 11 of 95 GB on v5p: its compiler gathers parameters over part of a torus and
                 # sums them over a whole one, at twice the traffic.
                 "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},
+                "tuned": False,  # True: 1 to 2% faster on v5p and v5e, and minutes to compile (compiler.py)
             },
         }
     )

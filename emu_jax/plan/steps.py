@@ -26,6 +26,7 @@ from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.plan.program import Cost, cost
 from emu_jax.train import objective
+from emu_jax.train.compiler import compiler_options
 from emu_jax.train.experiment import step_flops
 from emu_jax.train.mesh import ROWS, batch_shardings, replicated, sharding, tree_shardings
 from emu_jax.train.optimizer import OptimizerConfig
@@ -97,6 +98,7 @@ def _training_step(
     state = abstract_state(goal, optimizer, mesh)
     arguments = goal.batch(**batch)
     averages = size(state.statistics)
+    tuned = compiler_options(mesh.devices.flat[0].device_kind, config.train.get("tuned", False))
     return Step(
         held={
             "parameters": size(state.params),
@@ -105,16 +107,22 @@ def _training_step(
         },
         moving=size(goal.split(state.params)[0]),
         batch=arguments,
-        compile=functools.partial(_compile, goal, optimizer, config.train.seed, state, arguments),
+        compile=functools.partial(_compile, goal, optimizer, config.train.seed, state, arguments, tuned),
         mesh=mesh,
         **fields,
     )
 
 
 def _compile(
-    goal: objective.Objective, optimizer: OptimizerConfig, seed: int, state: Any, batch: Any, options: dict[str, Any]
+    goal: objective.Objective,
+    optimizer: OptimizerConfig,
+    seed: int,
+    state: Any,
+    batch: Any,
+    tuned: dict[str, str],
+    options: dict[str, Any],
 ) -> jax.stages.Compiled:
-    return compile_step(goal, optimizer, seed, state, batch, options)
+    return compile_step(goal, optimizer, seed, state, batch, tuned | options)
 
 
 # ---- pretraining and instruction tuning ----------------------------------------------------------------------------

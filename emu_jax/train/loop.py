@@ -26,6 +26,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.train import distributed
 from emu_jax.train.beginning import begin, check_init
 from emu_jax.train.checkpoint import FOLDER, Checkpoints
+from emu_jax.train.compiler import compiler_options
 from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh, own_rows, put_rows
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, plot_metrics
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
-OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh")
+OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh", "train.tuned")
 RESHARDING = ("data.shards", "data.workers")  # and these, where the data may be divided anew
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
@@ -54,6 +55,7 @@ class TrainConfig:
         (compiling included) and are turned into a number of steps once, before the first one.
       log_every, checkpoint_every: in steps; the last step is always logged and saved.
       mesh: sizes of the mesh axes (`mesh.make_mesh`).
+      tuned: give the compiler the options of `compiler.py`.
     """
 
     steps: int
@@ -63,6 +65,7 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
     mesh: Any
+    tuned: bool = False
 
     def __post_init__(self):
         if min(self.steps, self.minutes) < 0 or not (self.steps or self.minutes):
@@ -119,7 +122,8 @@ class Setup:
         return self.experiment.objective.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
 
     def compile(self, state: TrainState, batch: Batch) -> Step:
-        return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch)
+        options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
+        return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch, options)
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), reshard_data: bool = False) -> TrainState:
@@ -218,6 +222,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             previous = metrics
             trace.end(step, metrics)
             writer.flush()
+            writer.note(metrics)
             writer.advance()
             if step % settings.log_every == 0 or step == total:
                 writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})

@@ -47,6 +47,11 @@ class MetricsWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
+        self._sources: list[dict[str, jax.Array]] = []  # losses by source, of the steps since the last row
+
+    def note(self, metrics: Mapping[str, jax.Array]) -> None:
+        """A step's losses by source: a rare one has none in most batches, so rows tell their means over all steps."""
+        self._sources.append({name: value for name, value in metrics.items() if "/" in name})
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None:
         """One row, of which `metrics` are still being computed; `flush` waits for them."""
@@ -58,9 +63,12 @@ class MetricsWriter:
         if self._held is not None:
             step, metrics, row = self._held
             self._held = None
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            # A batch without a source's targets has no loss of it, and no number stands for none.
-            values = {name: value for name, value in values.items() if "/" not in name or value == value}
+            values = {name: float(value) for name, value in jax.device_get(metrics).items() if "/" not in name}
+            noted = jax.device_get(self._sources)
+            self._sources = []
+            for name in noted[0] if noted else ():
+                found = [float(values[name]) for values in noted if not np.isnan(values[name])]
+                values |= {name: sum(found) / len(found)} if found else {}
             self._write(step, values | row)
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
@@ -82,6 +90,8 @@ class MetricsWriter:
 
 class NoWriter:
     """Stands for `MetricsWriter` on all processes but the first: one of them writes what all of them compute."""
+
+    def note(self, metrics: Mapping[str, jax.Array]) -> None: ...
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None: ...
 

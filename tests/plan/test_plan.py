@@ -89,8 +89,12 @@ def test_without_the_compiler_the_error_names_the_extra(capsys):
 
 @needs_libtpu
 @pytest.mark.slow
-def test_a_small_step_is_planned(capsys):
-    arguments = ["plan", "--config", "configs/pretrain.py:14b", "--topology", "v5p:2x2x1", "--rows-per-device", "1"]
+@pytest.mark.parametrize("tuned", [False, True])
+@pytest.mark.parametrize("topology", ["v5p:2x2x1", "v5e:2x2"])
+def test_a_small_step_is_planned(capsys, topology, tuned):
+    """Also that the compiler knows the options which `tuned` gives it: it refuses others."""
+    arguments = ["plan", "--config", "configs/pretrain.py:14b", "--topology", topology, "--rows-per-device", "1"]
+    arguments += [f"--config.train.tuned={tuned}"]
     small = {"vision.width": 256, "vision.heads": 4, "vision.mlp_dim": 512, "vision.layers": 2, "causal.layers": 2}
     small |= {"llama.width": 512, "llama.heads": 8, "llama.mlp_dim": 1024, "llama.layers": 3}
     arguments += ["--config.train.mesh.data=1", "--config.train.mesh.fsdp=-1"]
