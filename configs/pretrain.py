@@ -41,6 +41,7 @@ def pretrain_14b() -> ConfigDict:
                 "split": "train",
                 "seed": 0,
                 "row_tokens": 2048,
+                # As many as your documents show in 2,048 tokens: `emu-jax inspect-data` tells. Short captions need 20.
                 "row_images": 8,
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, here a multiple of 1,024 chips.
                 "batch_rows": 7168,
