@@ -1,9 +1,10 @@
 """Instruction tuning as the paper did it: low-rank adapters on the attention of the language model, all else frozen.
 
-emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=mine.jsonl \\
+emu-jax prepare chats --in llava_instruct_150k.json --set pictures=train2017 --out data/llava
+emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=data/llava \\
     --config.tokenizer.path=llama_tokenizer.model
 
-Batch 128, 10,000 steps, rank 16, alpha 16. The source is a JSONL of documents; all their text is learnt.
+Batch 128, 10,000 steps, rank 16, alpha 16. Of chats the answers are learnt, of other documents all text.
 """
 
 from ml_collections import ConfigDict

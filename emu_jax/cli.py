@@ -107,8 +107,8 @@ def _parser() -> argparse.ArgumentParser:
         "--vae", type=Path, required=True, help="work directory of configs/vae.py, or diffusers folder"
     )
     precompute.add_argument("--out", type=Path, required=True, help="a new folder")
-    precompute.add_argument("--source", default="fluent_emoji", help="fluent_emoji or a .jsonl file of documents")
-    precompute.add_argument("--split", default="train", help="of fluent_emoji")
+    precompute.add_argument("--source", default="fluent_emoji", help="as config.data.source")
+    precompute.add_argument("--split", default="train", help="as config.data.split")
     precompute.add_argument("--image-size", type=int, help="pixels of a side (default: what the VAE was trained on)")
 
     generate = add(

@@ -24,8 +24,8 @@ class ExamplesConfig:
     """`config.data` of the objectives vae and decoder.
 
     Attributes:
-      source: vae: `fluent_emoji` or a .jsonl file, as in pretraining; decoder: a folder of `emu-jax precompute`.
-      split: of `fluent_emoji`.
+      source: vae: as `config.data.source` of pretraining; decoder: a folder of `emu-jax precompute`.
+      split: of the source.
       batch: examples a step, over all hosts.
     """
 
