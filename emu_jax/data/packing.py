@@ -61,9 +61,9 @@ class _Sequence:
     def start(cls, document: Document, tokenizer: Tokenizer, source: int) -> _Sequence:
         return cls(document, tokenizer, source, [tokenizer.bos_id], [False], [False], [-1], [])
 
-    def add_text(self, ids: Sequence[int], learnt: bool = True) -> None:
+    def add_text(self, ids: Sequence[int], learnt: Sequence[bool]) -> None:
         self.tokens += ids
-        self.text += [learnt] * len(ids)
+        self.text += learnt
         self.visual += [False] * len(ids)
         self.slots += [-1] * len(ids)
 
@@ -76,7 +76,8 @@ class _Sequence:
         self.images.append(image)
 
     def finish(self) -> TokenizedDocument:
-        self.add_text([self.tokenizer.eos_id])
+        role = self.document.parts[-1].role if self.document.parts and isinstance(self.document.parts[-1], Text) else ""
+        self.add_text([self.tokenizer.eos_id], [role in LEARNT])
         return TokenizedDocument(
             tokens=np.array(self.tokens, np.int32),
             text_weights=np.array(self.text, np.float32) * self.document.text_weight,
@@ -97,6 +98,19 @@ def _text_ids(document: Document, index: int, tokenizer: Tokenizer) -> list[int]
     return tokenizer.encode_plain(text)
 
 
+LEARNT = ("", "assistant")  # whose texts are: of a chat, the answers
+
+
+def _turns(document: Document) -> list[str]:
+    """Of each part the role that begins a turn there, or "". A picture belongs to the turn of the text after it."""
+    roles, role = [], ""
+    for part in reversed(document.parts):
+        role = part.role if isinstance(part, Text) else role
+        roles.append(role)
+    roles.reverse()
+    return [role if role != before else "" for before, role in zip(["", *roles], roles, strict=False)]
+
+
 def tokenize_document(
     document: Document, tokenizer: Tokenizer, *, queries: int, row_tokens: int, row_images: int, source: int = 0
 ) -> list[TokenizedDocument]:
@@ -104,6 +118,9 @@ def tokenize_document(
 
     It is split between parts, as late as possible; only a single text longer than a row is split inside, between
     tokens. Every piece is a document of its own, from <s> to </s>.
+
+    A chat reads `<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …` (emu.md §5; that every answer ends in
+    </s> is inferred). Its answers and their </s> are learnt.
 
     Args:
       queries: Q, embeddings of an image.
@@ -119,25 +136,35 @@ def tokenize_document(
     room = row_tokens - 1  # for everything but </s>
     left = document.max_tokens - 2 if document.max_tokens else math.inf  # without <s> and </s>
     sequence, finished = _Sequence.start(document, tokenizer, source), []
+
+    def write(ids: list[int], learnt: list[bool]) -> None:
+        nonlocal sequence, left
+        ids = ids[: min(len(ids), left)]
+        left -= len(ids)
+        if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
+            finished.append(sequence.finish())
+            sequence = _Sequence.start(document, tokenizer, source)
+        while ids:
+            cut = min(room - len(sequence.tokens), len(ids))
+            sequence.add_text(ids[:cut], learnt[:cut])
+            ids, learnt = ids[cut:], learnt[cut:]
+            if ids:
+                finished.append(sequence.finish())
+                sequence = _Sequence.start(document, tokenizer, source)
+
+    turns = _turns(document)
     for index, part in enumerate(document.parts):
+        mark = tokenizer.turn_ids(turns[index]) if turns[index] else []
         if isinstance(part, Text):
             ids = _text_ids(document, index, tokenizer)
-            ids = ids[: min(len(ids), left)]
-            left -= len(ids)
-            learnt = part.role in ("", "assistant")  # of a chat, the answers
-            if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
-                finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer, source)
-            while len(sequence.tokens) + len(ids) > room:
-                cut = room - len(sequence.tokens)
-                sequence.add_text(ids[:cut], learnt)
-                ids = ids[cut:]
-                finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer, source)
-            sequence.add_text(ids, learnt)
-        elif image_length > left:
-            break
+            learnt = [part.role in LEARNT] * len(ids)
+            if part.role == "assistant" and index + 1 < len(turns) and turns[index + 1]:
+                ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]
+            write([*mark, *ids], [*([False] * len(mark)), *learnt])
         else:
+            write(mark, [False] * len(mark))
+            if image_length > left:
+                break
             left -= image_length
             if len(sequence.tokens) + image_length > room or len(sequence.images) == row_images:
                 finished.append(sequence.finish())

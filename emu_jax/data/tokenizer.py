@@ -124,6 +124,22 @@ class Tokenizer:
     def image_id(self) -> int:
         return self.added[IMAGE]
 
+    def turn_ids(self, role: str) -> list[int]:
+        """What begins a turn of a chat, `[USER]:` or `[ASSISTANT]:`; a system message has nothing in front.
+
+        Raises:
+          UserError: this tokenizer has no such tokens.
+        """
+        if role == "system":
+            return []
+        name = {"user": USER, "assistant": ASSISTANT}[role]
+        if name not in self.added:
+            raise UserError(
+                f"a chat needs the token {name}, which the tokenizer of pretraining has not; train on chats with "
+                "config.objective=instruct"
+            )
+        return [self.added[name], *self._pieces.encode(":")]
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model and the special tokens' names: equal when ids mean the same."""

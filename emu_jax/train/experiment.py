@@ -85,12 +85,13 @@ def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_
 
 
 def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
-    """The .model file that the config names, or one trained from the source's texts."""
-    settings = config.tokenizer
+    """The .model file that the config names, or one trained from the sources; instruct adds [USER], [ASSISTANT]."""
+    settings, instruct = config.tokenizer, config.objective == "instruct"
     if settings.path:
-        return Tokenizer.load(Path(settings.path))
+        return Tokenizer.load(Path(settings.path), instruct=instruct)
     size = config.model.vision.image_size
-    return train_tokenizer(data, size, vocab_size=settings.vocab_size, model_type=settings.model_type)
+    tokenizer = train_tokenizer(data, size, vocab_size=settings.vocab_size, model_type=settings.model_type)
+    return Tokenizer(tokenizer.proto, instruct=instruct)
 
 
 def make_model_config(config: ConfigDict, tokenizer: Tokenizer) -> emu.EmuConfig:

@@ -207,13 +207,17 @@ def test_huge_pictures_are_refused_by_their_header(side):
         for name, body in chunks.items()
     )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    with pytest.raises(PictureError) as error:
-        Recoding(224).recode(data, "huge")
-    seconds = time.perf_counter() - started
+    seconds = []
+    for _ in range(5):  # of the processor, and the least: others use this machine
+        started = time.process_time()
+        with pytest.raises(PictureError) as error:
+            Recoding(224).recode(data, "huge")
+        seconds.append(time.process_time() - started)
     assert error.value.reason == "too_many_pixels"
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
-    assert seconds < 0.05 and grown < 300, f"took {seconds * 1000:.1f} ms and {grown:.0f} MB; expected 50 ms, 300 MB"
+    assert min(seconds) < 0.05 and grown < 300, (
+        f"took {min(seconds) * 1000:.1f} ms and {grown:.0f} MB; expected 50 ms, 300 MB"
+    )
 
 
 @pytest.mark.parametrize(

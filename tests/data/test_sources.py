@@ -71,9 +71,46 @@ def test_a_sequence_ends_at_its_tokens():
 
 
 def test_of_a_chat_the_answers_are_learnt():
-    parts = (Text("one two", "system"), Text("three", "user"), Text("four five", "assistant"), Text("six", "user"))
-    (found,) = tokenize_document(Document(parts), TOKENIZER, queries=2, row_tokens=32, row_images=4)
-    assert found.text_weights.tolist() == [0, 0, 0, 0, 1, 1, 0, 1]
+    """Three turns, the first with a picture: what is in capitals is learnt."""
+    tokenizer = Tokenizer(
+        Tokenizer.train(["system says one two three four five six :"], vocab_size=60, model_type="word").proto,
+        instruct=True,
+    )
+    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    turns = [Text("system says", "system"), picture, Text("one", "user"), Text("two three", "assistant")]
+    turns += [Text("four", "user"), Text("five", "assistant"), Text("six", "user"), Text("one", "assistant")]
+    (found,) = tokenize_document(Document(tuple(turns)), tokenizer, queries=2, row_tokens=64, row_images=4)
+    names = {id: piece for id, piece in tokenizer.special.items()}
+    words = [names.get(id) or tokenizer.decode([id]) for id in found.tokens.tolist()]
+    shown = [word.upper() if weight else word.lower() for word, weight in zip(words, found.text_weights, strict=True)]
+    assert " ".join(shown) == (
+        "<s> system says [user] : [img] <image> <image> [/img] one [assistant] : TWO THREE </S> "
+        "[user] : four [assistant] : FIVE </S> [user] : six [assistant] : ONE </S>"
+    )
+    assert found.visual_weights.sum() == 3
+
+
+def test_chats_need_their_tokens():
+    chat = Document((Text("one", "user"), Text("two", "assistant")))
+    with pytest.raises(UserError, match=r"a chat needs the token \[USER\], which the tokenizer of pretraining has not"):
+        tokenize_document(chat, TOKENIZER, queries=2, row_tokens=32, row_images=4)
+
+
+def test_an_answer_of_several_parts_ends_once():
+    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
+    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    answer = (Text("two", "assistant"), picture, Text("three", "assistant"))
+    chat = Document((Text("one", "user"), *answer, Text("four", "user"), Text("five", "assistant")))
+    (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=32, row_images=4)
+    assert (found.tokens == tokenizer.eos_id).sum() == 2
+    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "two three five"
+
+
+def test_a_question_without_an_answer_ends_unlearnt():
+    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
+    chat = Document((Text("one", "user"), Text("two", "assistant"), Text("three", "user")))
+    (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=32, row_images=4)
+    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "two" and found.text_weights[-1] == 0
 
 
 def test_names_that_are_no_source(tmp_path):
