@@ -140,6 +140,12 @@ class Tokenizer:
             )
         return [self.added[name], *self._pieces.encode(":")]
 
+    @property
+    def role_words(self) -> dict[int, list[int]]:
+        """Of [USER] and [ASSISTANT], where there are any: the ids that spell the word they stand for."""
+        words = {USER: "user", ASSISTANT: "assistant"}
+        return {self.added[name]: self._pieces.encode(word) for name, word in words.items() if name in self.added}
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the model and the special tokens' names: equal when ids mean the same."""

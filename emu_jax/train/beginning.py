@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +36,11 @@ VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
 
-def begin(state: TrainState, config: ConfigDict) -> TrainState:
+def begin(state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[int]] | None = None) -> TrainState:
     """A fresh state with the parameters of the parts that `config.init` names, split over the mesh as they were.
+
+    Args:
+      words: new tokens that begin as the mean of these old ones (`Tokenizer.role_words`), not of all.
 
     Raises:
       UserError: a part does not fit the config.
@@ -46,7 +49,7 @@ def begin(state: TrainState, config: ConfigDict) -> TrainState:
     tracked = {name: value for name, value in state.statistics.items() if name != "ema"}
     leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
     for part, path in _named(config).items():
-        leaves |= _load(part, Path(path), config, leaves)
+        leaves |= _load(part, Path(path), config, leaves, words or {})
     items = nest(leaves)
     statistics = items.get("statistics", {})
     if "ema" in state.statistics:
@@ -58,7 +61,7 @@ def begin(state: TrainState, config: ConfigDict) -> TrainState:
 def check_init(config: ConfigDict) -> None:
     """Raises UserError where `config.init` names a part that is unknown, not there, or of other sizes."""
     for part, path in _named(config).items():
-        _load(part, Path(path), config, None)
+        _load(part, Path(path), config, None, {})
 
 
 def _named(config: ConfigDict) -> dict[str, str]:
@@ -71,7 +74,13 @@ def _named(config: ConfigDict) -> dict[str, str]:
     return {part: path for part, path in init.items() if path}
 
 
-def _load(part: str, path: Path, config: ConfigDict, ours: Mapping[str, jax.Array] | None) -> dict[str, jax.Array]:
+def _load(
+    part: str,
+    path: Path,
+    config: ConfigDict,
+    ours: Mapping[str, jax.Array] | None,
+    words: Mapping[int, Sequence[int]],
+) -> dict[str, jax.Array]:
     """The part's leaves by name, in the shapes, dtypes and shardings of `ours`; None: only checks."""
     where, objective = PARTS[part]
     if not path.is_dir():
@@ -94,7 +103,7 @@ def _load(part: str, path: Path, config: ConfigDict, ours: Mapping[str, jax.Arra
 
     loaded = flatten(load_items(path, targets)[1])
     taken = {n: x for n, x in loaded.items() if n in ours and _takes(n, x.shape, ours[n].shape)}
-    return {name: _grown(value, ours[name], VOCABULARY.get(name)) for name, value in taken.items()}
+    return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in taken.items()}
 
 
 def _group(config: ConfigDict, where: str) -> dict[str, Any]:
@@ -138,18 +147,22 @@ def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
     return sharding
 
 
-def _grown(value: jax.Array, like: jax.Array, axis: int | None) -> jax.Array:
+def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[int, Sequence[int]]) -> jax.Array:
     """`value` in the dtype and split of `like`, with the mean of its old tokens as every new one along `axis`.
 
-    The published code starts the rows of new tokens so.
+    The published code starts the rows of new tokens so; those of [USER] and [ASSISTANT] start from "user" and
+    "assistant" (emu.md §1, from one set of notes on the paper).
     """
 
     def grow(value: jax.Array) -> jax.Array:
         wide = value.astype(jnp.float32)
         if axis is not None:
             new = like.shape[axis] - value.shape[axis]
-            mean = jnp.repeat(wide.mean(axis, keepdims=True), new, axis=axis)
-            wide = jnp.concatenate([wide, mean], axis=axis)
+            old = value.shape[axis]
+            means = [
+                wide.take(jnp.array(words[token]), axis) if token in words else wide for token in range(old, old + new)
+            ]
+            wide = jnp.concatenate([wide, *(tokens.mean(axis, keepdims=True) for tokens in means)], axis=axis)
         return wide.astype(like.dtype)
 
     return jax.jit(grow, out_shardings=like.sharding)(value)

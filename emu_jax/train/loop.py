@@ -171,7 +171,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
-            state = begin(create_state(objective, setup.optimizer, settings.seed, mesh), config)
+            words = tokenizer.role_words if tokenizer is not None else {}
+            state = begin(create_state(objective, setup.optimizer, settings.seed, mesh), config, words)
         else:
             target = abstract_state(objective, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)

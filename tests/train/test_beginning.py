@@ -49,7 +49,7 @@ def begun(config: ConfigDict, mesh_sizes: dict | None = None):
     with jax.set_mesh(mesh):
         fresh = create_state(experiment.objective, optimizer, 0, mesh)
         kept = jax.tree.map(np.asarray, fresh.params)
-        return kept, begin(fresh, config)
+        return kept, begin(fresh, config, experiment.tokenizer.role_words)
 
 
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
@@ -100,6 +100,22 @@ def test_a_whole_model_is_gone_on_with(trained, documents):
     _, _, statistics, _ = load_for_inference(trained)
     jax.tree.map(np.testing.assert_array_equal, state.statistics, statistics)
     assert float(statistics["count"]) > 0
+
+
+def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
+    config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
+    config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})
+    config.objective = "instruct"
+    config.model.llama.update({"lora_rank": 2, "lora_alpha": 2.0})
+    config.optimizer.learning_rate = ConfigDict({"llama": 1e-3})
+    _, state = begun(config)
+    tokenizer = make_experiment(config).tokenizer
+    _, params, *_ = load_for_inference(trained)
+    old, new = (np.asarray(flatten(tree)["llama/embed/embedding"]) for tree in (params, state.params))
+    assert len(new) == len(old) + 2
+    for token, word in zip((len(old), len(old) + 1), ("user", "assistant"), strict=True):
+        spelt = tokenizer.encode_plain(word)
+        np.testing.assert_allclose(new[token], old[spelt].mean(0), rtol=1e-5, err_msg=f"{word}: {spelt}")
 
 
 @pytest.mark.parametrize(
