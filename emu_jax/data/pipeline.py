@@ -253,7 +253,7 @@ class _Shard:
     """The rows of one shard: an iterator of its parts of batches, whose position can be taken and given back.
 
     Args:
-      records: the windows that are this shard's.
+      windows: those that are this shard's.
       places: of the shard's part of a batch, the rows that this host decodes.
     """
 

@@ -31,6 +31,7 @@ from emu_jax.errors import UserError
 
 SHARD_BYTES = 256 << 20
 REJECTS_A_FILE = 1_000_000
+BEGUN = "begun.partial"  # there from a preparation's beginning to its end
 ENTRIES, REASONS = "entries.partial", "reasons.partial"  # what workers tell the process that began
 # Left out by rule. Every other reason is a fault of the data, and too many faults stop a preparation.
 RULES = frozenset(
@@ -175,8 +176,8 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
         from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
         raise UserError(f"prepare needs Apache Beam ({error}); run `pip install 'emu-jax[prepare]'`") from error
-    _make_folder(out)
     shards = reader.shards(path)
+    _make_folder(out)
     arguments = ["--runner", config.runner, *shlex.split(config.beam)]
     if config.runner == "DirectRunner":
         mode = "multi_processing" if config.workers > 1 else "in_memory"
@@ -251,23 +252,22 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
 
 
 def _make_folder(out: Path) -> None:
+    """Makes the folder, or empties what a preparation left that was stopped: it is known by `BEGUN`."""
     if (out / MANIFEST).exists():
         raise UserError(f"--out {out}: it holds prepared data; name a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        strangers = [p.name for p in out.iterdir() if not _is_ours(p.name)]
-        if strangers:
-            raise UserError(f"--out {out}: it holds {strangers[0]}; name a new folder")
-        for stale in out.iterdir():  # of a preparation that was stopped
-            stale.unlink()
+        found = sorted(out.iterdir())
+        if found and not (out / BEGUN).exists():
+            raise UserError(f"--out {out}: it holds {found[0].name}; name a new folder")
+        (out / BEGUN).touch()
+        for stale in found:
+            if stale.name != BEGUN:
+                stale.unlink()
     except OSError as error:
         raise UserError(
             f"--out {out}: cannot be written ({error.strerror}); name a new folder where you may write"
         ) from error
-
-
-def _is_ours(name: str) -> bool:
-    return ".array_record-" in name or name.startswith("rejects") or name.endswith(".partial")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -389,6 +389,6 @@ def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> di
         "settings": settings,
     }
     manifest = write_manifest(out, config.name, {config.split: entries}, told)
-    for name in (ENTRIES, REASONS):
+    for name in (ENTRIES, REASONS, BEGUN):
         (out / name).unlink()
     return manifest

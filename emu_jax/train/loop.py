@@ -29,7 +29,7 @@ from emu_jax.train.checkpoint import FOLDER, Checkpoints
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh, own_rows, put_rows
-from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, plot_metrics
+from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.objective import Batch
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
@@ -110,7 +110,7 @@ class Setup:
                 f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
             )
         position = experiment.stream.get_state()
-        first = next(experiment.stream)  # refuses pictures that cannot be read
+        first = next_batch_of(experiment.stream)  # refuses pictures that cannot be read
         experiment.stream.set_state(position)
         return cls(settings, optimizer, mesh, experiment, position, first)
 

@@ -102,6 +102,21 @@ class NoWriter:
     def close(self) -> None: ...
 
 
+def next_batch_of(batches: Stream) -> dict[str, np.ndarray]:
+    """The next batch.
+
+    Raises:
+      UserError: the data have ended, as those of sources with a number of epochs do.
+    """
+    try:
+        return next(batches)
+    except StopIteration:
+        raise UserError(
+            "config.data: every source has had its epochs, and the run has not had its steps; lower "
+            "config.train.steps, or set epochs=0 for sources to be read for ever"
+        ) from None
+
+
 class Interval:
     """Times and batch statistics between two logged steps.
 
@@ -117,9 +132,13 @@ class Interval:
         self._start, self._wait, self._batches = time.monotonic(), 0.0, []
 
     def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
-        """The next batch, timing how long it is waited for."""
+        """The next batch, timing how long it is waited for.
+
+        Raises:
+          UserError: the data have ended.
+        """
         started = time.monotonic()
-        batch = next(batches)
+        batch = next_batch_of(batches)
         self._wait += time.monotonic() - started
         self._batches.append(batches.describe())
         return batch

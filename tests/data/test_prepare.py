@@ -106,9 +106,11 @@ def test_faults_up_to_a_share(tmp_path):
 def test_folders_that_cannot_be_written(tmp_path):
     config = PrepareConfig("numbers", recoding=Recoding(SIZE))
     (tmp_path / "used").mkdir()
-    (tmp_path / "used" / "thesis.txt").touch()
-    with pytest.raises(UserError, match=r"used: it holds thesis\.txt; name a new folder"):
-        prepare(Numbers(), "numbers", "", tmp_path / "used", config)
+    for name in ("thesis.txt", "other-train.array_record-00000-of-00001"):
+        (tmp_path / "used" / name).touch()
+        with pytest.raises(UserError, match=rf"used: it holds {name}; name a new folder"):
+            prepare(Numbers(), "numbers", "", tmp_path / "used", config)
+        (tmp_path / "used" / name).unlink()  # still there: nobody else's file is removed
     prepare(Numbers(), "numbers", "", tmp_path / "done", config)
     with pytest.raises(UserError, match=r"done: it holds prepared data; name a new folder"):
         prepare(Numbers(), "numbers", "", tmp_path / "done", config)

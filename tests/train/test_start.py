@@ -9,9 +9,11 @@ import sys
 import time
 
 import pytest
+from ml_collections import ConfigDict
 
 from emu_jax.cli import main
 from emu_jax.config import load_config
+from emu_jax.errors import UserError
 from emu_jax.train.loop import train
 from emu_jax.train.metrics import Goodput, read_metrics
 from tests.train import tiny
@@ -86,6 +88,16 @@ def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
     shutil.rmtree(checkpoint)
     assert main(more) == 2, "the checkpoint that is left was taken with one shard"
     assert "the checkpoint was taken with shards=1, this run has shards=2" in capsys.readouterr().err
+
+
+def test_data_that_end_before_the_steps(documents, tmp_path):
+    config = load_config(tiny.__file__, ["--config.train.steps=100"])
+    config.data.mixture = ConfigDict({"few": {"source": str(documents), "epochs": 1}})
+    config.data.update({"source": "", "batch_rows": 1})
+    with pytest.raises(
+        UserError, match=r"^config\.data: every source has had its epochs, and the run has not had its ste"
+    ):
+        train(config, tmp_path / "run")
 
 
 def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
