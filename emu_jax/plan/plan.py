@@ -32,6 +32,7 @@ from emu_jax.plan.topology import Chip, Topology
 from emu_jax.train.mesh import AXES, make_mesh
 
 AGREEMENT = 0.05  # counted and analytic FLOPs of a small step without remat may differ by so much
+FEW_ROWS = 8  # a device, of a step that is compiled for its FLOPs alone
 # Of a chip's peak, that attention kernels reach on the blocks they compute: an assumption, not measured here.
 KERNEL_EFFICIENCY = 0.4
 OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)")
@@ -128,7 +129,9 @@ def make_plan(
     elif timed:
         parts = SCANNED[kind]
         plain = None if parts or _remat(config, kind) != "none" else whole
-        agreement = _agreement(make, config, kind, mesh, plain)
+        # A step that cannot be made shallow fits without remat for few rows alone, and the ratio needs no more.
+        few = make if parts or plain else lambda config: kind(config, mesh, FEW_ROWS)
+        agreement = _agreement(few, config, kind, mesh, plain)
         total, by_part = _by_layers(make, config, parts) if parts else (whole, {"all": whole})
     total = dataclasses.replace(total, collectives=whole.collectives)  # of the program that will run
     chip = topology.chip
