@@ -1,13 +1,38 @@
-"""95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else."""
+"""Figures with 95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """One score: its value, 95% interval, what guessing gets (None: not known), and how many items it was taken on."""
+
+    value: float
+    interval: tuple[float, float]
+    chance: float | None
+    count: int
+
+
+def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None) -> Figure:
+    """A share of right answers."""
+    hits = np.asarray(hits, bool)
+    return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
+
+
+def mean(values: Sequence[float] | np.ndarray, chance: float | None = None) -> Figure:
+    """A mean over items, such as of accuracies between 0 and 1."""
+    values = np.asarray(values, np.float64)
+    return Figure(
+        float(values.mean()), bootstrap(lambda index: float(values[index].mean()), len(values)), chance, len(values)
+    )
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -16,23 +16,13 @@ from tqdm import tqdm
 
 from emu_jax.api import Emu
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
-from emu_jax.evaluate.intervals import bootstrap, wilson
+from emu_jax.evaluate.intervals import Figure, bootstrap, share
 
 BATCH = 32  # prompts generated at a time
 TRAIN_SAMPLE = 160  # training pictures scored beside the held-out ones, to tell remembering from generalising
 CAPTION_TOKENS = 32  # longer than any caption
 
 Item = TypeVar("Item")
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """One score: its value, 95% interval, what guessing gets, and how many pictures it was taken on."""
-
-    value: float
-    interval: tuple[float, float]
-    chance: float
-    count: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +98,6 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """[n, Q, D] and [G, Q, D] -> [n, G]."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
-
-
-def share(hits: Sequence[bool] | np.ndarray, chance: float) -> Figure:
-    """A share of right answers with its 95% interval."""
-    hits = np.asarray(hits, bool)
-    return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
 
 
 def _caption_figures(

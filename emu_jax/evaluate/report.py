@@ -28,7 +28,8 @@ from matplotlib import pyplot as plt
 
 from emu_jax.api import GeneratedText
 from emu_jax.evaluate.drawings import Drawings
-from emu_jax.evaluate.pairs import Answer, Figure, Scores
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.pairs import Answer, Scores
 
 PICTURE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out pictures shown with their captions
