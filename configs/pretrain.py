@@ -35,7 +35,7 @@ def pretrain_14b() -> ConfigDict:
             "objective": "pretrain",
             "model": model,
             "init": {"emu": "", "llama": "weights/llama", "vision": "weights/vision"},
-            "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe"},
+            "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe", "also": ()},
             "data": {
                 "source": "",  # one source in place of the mixture: a prepared folder, or a JSONL of documents
                 "split": "train",

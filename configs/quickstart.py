@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
             "objective": "pretrain",
             "model": model,
             "init": {"emu": "", "llama": "", "vision": ""},
-            "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word"},
+            "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word", "also": ("fluent_emoji_chats",)},
             "data": {
                 "source": "fluent_emoji",
                 "split": "train",

@@ -7,9 +7,12 @@ emu.generate_image(["a dog wearing glasses"]).image
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import PIL.Image
+from jax.sharding import Mesh
 from PIL.Image import Image as PILImage
 
 from emu_jax.data.images import load_image, resize
@@ -26,7 +30,12 @@ from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
 from emu_jax.models import emu
+from emu_jax.models.paths import flatten
 from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
+from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
+
+FINGERPRINT_VALUES = 64
+CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of so many tokens, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +63,8 @@ class GeneratedImage:
 class Emu:
     """A model ready to generate. `config`, `params`, `statistics` and `tokenizer` are open to research code.
 
-    `decoder` draws; without one everything but pictures can be generated.
+    `decoder` draws; without one everything but pictures can be generated. On a `mesh` (`spread`) parameters are split
+    by the one table of `train/mesh.py`, and the prompts of a batch where their number divides.
     """
 
     def __init__(
@@ -74,6 +84,7 @@ class Emu:
             decoder.check_condition(config.causal.queries, config.llama.width)
         self.config, self.statistics, self.tokenizer, self.decoder = config, statistics, tokenizer, decoder
         self.params = jax.tree.map(jnp.asarray, params)
+        self.mesh: Mesh | None = None
         self._encode = jax.jit(lambda params, x: emu.encode_images(params, statistics, x, config=config))
         self._embed = jax.jit(_embed_prompts)
 
@@ -126,13 +137,36 @@ class Emu:
         config = emu.EmuConfig.from_dict(fields)
         return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws)
 
+    def spread(self, sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Emu:
+        """Splits parameters and batches over this process's devices, e.g. {"data": 4, "tensor": 2}; returns the model.
+
+        The visual decoder stays where it is.
+
+        Raises:
+          UserError: the sizes do not multiply to the devices.
+        """
+        self.mesh = make_mesh(sizes, jax.local_devices() if devices is None else devices)
+        axes = emu.logical_axes(self.config)
+        self.params = jax.device_put(self.params, tree_shardings(self.mesh, axes, self.params))
+        return self
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Tells models apart: SHA-256 over the config, the tokenizer and the first values of every parameter."""
+        digest = hashlib.sha256(json.dumps([self.config.to_dict(), self.tokenizer.fingerprint]).encode())
+        for name, leaf in sorted(flatten(self.params).items()):
+            first = leaf[(0,) * (leaf.ndim - 1)][:FINGERPRINT_VALUES] if leaf.ndim else leaf
+            digest.update(name.encode() + np.asarray(first).tobytes())
+        return digest.hexdigest()
+
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
         size = self.config.vision.image_size
         pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise UserError(f"encode_images: expected [N, {size}, {size}, 3], got {list(pixels.shape)}")
-        return np.asarray(self._encode(self.params, pixels))
+        with self._scope():
+            return np.asarray(self._encode(self.params, self._split(pixels)))
 
     def generate_text(
         self,
@@ -157,10 +191,11 @@ class Emu:
         inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
         decoding = text.Decoding(min_length, length_penalty, temperature, top_k, top_p)
         static = {"config": self.config, "eos": self.tokenizer.eos_id, "max_new_tokens": max_new_tokens}
-        if num_beams > 1:
-            tokens, scores = text.beam_search(self.params, inputs, valid, decoding, beams=num_beams, **static)
-        else:
-            tokens, scores = text.generate(self.params, inputs, valid, jax.random.key(seed), decoding, **static)
+        with self._scope():
+            if num_beams > 1:
+                tokens, scores = text.beam_search(self.params, inputs, valid, decoding, beams=num_beams, **static)
+            else:
+                tokens, scores = text.generate(self.params, inputs, valid, jax.random.key(seed), decoding, **static)
         results = []
         for row, score in zip(np.asarray(tokens), np.asarray(scores), strict=True):
             ids = row.tolist()
@@ -171,7 +206,8 @@ class Emu:
     def generate_embeddings(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The next picture's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
         inputs, valid = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
-        return np.asarray(image.generate_embeddings(self.params, inputs, valid, config=self.config))
+        with self._scope():
+            return np.asarray(image.generate_embeddings(self.params, inputs, valid, config=self.config))
 
     def generate_image(
         self,
@@ -335,15 +371,23 @@ class Emu:
 
     def score_candidates(self, prompt: Prompt, candidates: Sequence[str]) -> np.ndarray:
         """Summed negative log-likelihood of every candidate as the continuation of one prompt: float32 [M]."""
-        if not candidates:
-            raise UserError("score_candidates: no candidates; expected a list of texts")
-        ids = [self.tokenizer.encode(candidate, add_bos=False) for candidate in candidates]
-        longest = max(map(len, ids))
-        padded = np.full((len(ids), longest), -1, np.int32)
-        for row, tokens in enumerate(ids):
-            padded[row, : len(tokens)] = tokens
-        inputs, valid = self._inputs([prompt], new_tokens=longest)
-        return np.asarray(text.score_candidates(self.params, inputs, valid, padded, config=self.config))
+        return self.score_candidate_lists([prompt], [candidates])[0]
+
+    def score_candidate_lists(self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]) -> list[np.ndarray]:
+        """`score_candidates` of several prompts in one batch, each with candidates of its own: float32 [M] each."""
+        if len(prompts) != len(candidates) or not all(len(some) for some in candidates):
+            raise UserError("score_candidates: no candidates; expected a list of texts for every prompt")
+        ids = [[self.tokenizer.encode(text, add_bos=False) for text in some] for some in candidates]
+        # Few shapes: as many places as the longest list has, of a multiple of so many tokens.
+        longest = -(-max(len(tokens) for some in ids for tokens in some) // CANDIDATE_BUCKET) * CANDIDATE_BUCKET
+        padded = np.full((len(ids), max(map(len, ids)), longest), -1, np.int32)  # [B, M, N]
+        for row, some in enumerate(ids):
+            for place, tokens in enumerate(some):
+                padded[row, place, : len(tokens)] = tokens
+        inputs, valid = self._inputs(prompts, new_tokens=max(len(tokens) for some in ids for tokens in some))
+        with self._scope():
+            scores = text.score_candidates(self.params, inputs, valid, padded, config=self.config)  # [B, M]
+        return [row[: len(some)] for row, some in zip(np.asarray(scores), ids, strict=True)]
 
     def _inputs(self, prompts: Sequence[Prompt], *, new_tokens: int, suffix: str = "") -> tuple[jax.Array, jax.Array]:
         """Embedded prompts [B, T, D] and their validity [B, T]."""
@@ -356,7 +400,17 @@ class Emu:
             new_tokens=new_tokens,
             suffix=suffix,
         )
-        return self._embed_batch(batch), jnp.asarray(batch.valid)
+        return self._split(self._embed_batch(batch)), self._split(batch.valid)
+
+    def _scope(self) -> contextlib.AbstractContextManager:
+        """In which the model computes: its mesh, where it has one."""
+        return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
+
+    def _split(self, rows: np.ndarray | jax.Array) -> jax.Array:
+        """An array [B, …], its rows over the mesh where they divide."""
+        if self.mesh is None:
+            return jnp.asarray(rows)
+        return jax.device_put(rows, sharding(self.mesh, ("batch", *(None,) * (rows.ndim - 1)), rows.shape))
 
     def _embed_batch(self, batch: PromptBatch) -> jax.Array:
         words = self.params["llama"]["embed"]["embedding"]

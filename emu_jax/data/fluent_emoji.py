@@ -62,6 +62,14 @@ def shards(split: str) -> list[Path]:
     return found
 
 
+def digest(split: str) -> str:
+    """SHA-256 over the split's files."""
+    found = hashlib.sha256()
+    for path in shards(split):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
 def examples(split: str, image_size: int) -> list[Example]:
     """Every example of a split, decoded and resized to image_size, in the order of its files."""
     source = ArrayRecordDataSource([str(path) for path in shards(split)])

@@ -484,7 +484,10 @@ def _fingerprint(
     return json.loads(json.dumps(fields | more))
 
 
-def train_tokenizer(data: DataConfig, image_size: int, *, vocab_size: int, model_type: str) -> Tokenizer:
-    """A tokenizer from the sources' own texts, each counted once."""
-    texts = [text for source in data.open(image_size).values() for text in source.texts()]
+def train_tokenizer(
+    data: DataConfig, image_size: int, *, vocab_size: int, model_type: str, also: Sequence[str] = ()
+) -> Tokenizer:
+    """A tokenizer from the sources' own texts, each counted once, and those of the sources in `also`, read later."""
+    sources = [*data.open(image_size).values(), *(open_source(name, "train", image_size, data.pairs) for name in also)]
+    texts = [text for source in sources for text in source.texts()]
     return Tokenizer.train(list(dict.fromkeys(texts)), vocab_size=vocab_size, model_type=model_type)

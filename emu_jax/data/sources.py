@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 
-from emu_jax.data import fluent_emoji
+from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.images import StoredJpeg, decode_image, load_image, resize
 from emu_jax.data.prepared import Record, Records, StoredPicture
@@ -95,10 +95,7 @@ class FluentEmoji:
         self._split, self._size, self._order = split, image_size, order
         self._pairs: dict[int, tuple[Image, str]] = {}
         self._decoded: dict[int, np.ndarray] = {}
-        digest = hashlib.sha256()
-        for path in paths:
-            digest.update(path.read_bytes())
-        self.fingerprint = digest.hexdigest()
+        self.fingerprint = fluent_emoji.digest(split)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -236,14 +233,16 @@ def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> lis
 
 
 def open_source(name: str, split: str, image_size: int, order: PairOrder, *, subsequences: bool = False) -> Source:
-    """`fluent_emoji`, a .jsonl file, or a folder of `emu-jax prepare`."""
+    """`fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`."""
     if name == "fluent_emoji":
         return FluentEmoji(split, image_size, order)
+    if name == embedded_chats.NAME:
+        return embedded_chats.FluentChats(split, image_size)
     if name.endswith(".jsonl"):
         return Jsonl(Path(name), image_size, order)
     if Path(name).is_dir():
         return Prepared(Path(name), split, image_size, order, subsequences=subsequences)
     raise UserError(
-        f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file or "
-        "fluent_emoji"
+        f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
+        f"fluent_emoji or {embedded_chats.NAME}"
     )

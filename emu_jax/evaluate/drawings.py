@@ -16,10 +16,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from emu_jax.api import Emu, GeneratedImage, GeneratedText
+from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, share
-from emu_jax.evaluate.pairs import has_one_tone, in_batches, squared_distances
+from emu_jax.evaluate.pairs import in_batches, squared_distances
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ import numpy as np
 from tqdm import tqdm
 
 from emu_jax.api import Emu
+from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
 
@@ -121,11 +122,6 @@ def _caption_figures(
         figures[f"{split}: caption's role right"] = share([p[0] == e.role for p, e in parts], chance(roles))
         figures[f"{split}: caption's skin tone right"] = share([p[2] == e.tone for p, e in parts], chance(tones))
     return figures
-
-
-def has_one_tone(example: Example) -> bool:
-    """Whether the caption reads "role: tone": neither untoned nor of two people, nor with a detail behind the tone."""
-    return "," not in example.tone and example.caption == f"{example.role}: {example.tone}"
 
 
 def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:

@@ -235,25 +235,31 @@ def beam_search(
 def score_candidates(
     params: emu.Params, inputs: Array, valid: Array, candidates: Array, *, config: emu.EmuConfig
 ) -> Array:
-    """Summed negative log-likelihood of each candidate after one prompt.
+    """Summed negative log-likelihood of each candidate after its prompt.
 
-    inputs [1, T, D], valid bool [1, T]; candidates int32 [M, N], -1 at padding -> float32 [M].
-    The prompt is read once; every candidate attends to it and to itself.
+    inputs [B, T, D], valid bool [B, T]; candidates int32 [B, M, N], -1 at padding -> float32 [B, M].
+    A prompt is read once; every candidate attends to it and to itself.
     """
     llama = emu.bind(config, params).llama
-    count, length = candidates.shape
+    rows, count, length = candidates.shape
     hidden, cache, position = _prefill(llama, inputs, valid, count * length, config)
     prompt = inputs.shape[1]
-    tokens = jnp.maximum(candidates, 0).reshape(1, -1)  # [1, M*N]
+    tokens = jnp.maximum(candidates, 0).reshape(rows, -1)  # [B, M*N]
     number = jnp.repeat(jnp.arange(count), length)  # [M*N]
     place = jnp.tile(jnp.arange(length), count)
     own = (number[:, None] == number[None, :]) & (place[:, None] >= place[None, :])  # [M*N, M*N]
-    sees_prompt = jnp.broadcast_to(valid, (count * length, prompt))
-    mask = jnp.concatenate([sees_prompt, own], axis=1)[None]  # [1, M*N, C]
+    own = jnp.broadcast_to(own, (rows, *own.shape))
+    sees_prompt = jnp.broadcast_to(valid[:, None, :], (rows, count * length, prompt))
+    mask = jnp.concatenate([sees_prompt, own], axis=2)  # [B, M*N, C]
     states, _ = llama.decode(_embed(llama, tokens, config), position[:, None] + place[None], cache, mask=mask)
-    states = states.reshape(count, length, -1)
-    first = jnp.broadcast_to(hidden[:, None], (count, 1, hidden.shape[-1]))
-    before = jnp.concatenate([first, states[:, :-1]], axis=1)  # [M, N, D], what predicts each token
-    scores = jax.nn.log_softmax(llama.logits(before).astype(jnp.float32), axis=-1)
-    picked = jnp.take_along_axis(scores, jnp.maximum(candidates, 0)[..., None], axis=-1)[..., 0]  # [M, N]
-    return -jnp.where(candidates >= 0, picked, 0.0).sum(1)
+    states = states.reshape(rows, count, length, -1)
+    first = jnp.broadcast_to(hidden[:, None, None], (rows, count, 1, hidden.shape[-1]))
+    before = jnp.concatenate([first, states[:, :, :-1]], axis=2)  # [B, M, N, D], what predicts each token
+
+    def picked(before: Array, labels: Array) -> Array:
+        """A row's [M, N, D] and [M, N] -> log p of the labels: float32 logits of one row live at a time."""
+        scores = jax.nn.log_softmax(llama.logits(before).astype(jnp.float32), axis=-1)
+        return jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+
+    found = jax.lax.map(lambda row: picked(*row), (before, candidates))  # [B, M, N]
+    return -jnp.where(candidates >= 0, found, 0.0).sum(2)

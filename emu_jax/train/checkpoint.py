@@ -171,6 +171,18 @@ def unpack_tokenizer(saved: Mapping[str, Any], path: Path) -> Tokenizer | None:
     return Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
 
 
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer of a work directory or checkpoint.
+
+    Raises:
+      UserError: it holds none.
+    """
+    found = unpack_tokenizer(read_meta(newest_folder(path.resolve()))["tokenizer"], path)
+    if found is None:
+        raise UserError(f"{path}: holds no tokenizer; expected a run on text, or weights converted with --tokenizer")
+    return found
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     file = folder / "meta" / "metadata"
     if not file.is_file():

@@ -17,6 +17,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.train import objective
+from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
 
 
@@ -85,12 +86,15 @@ def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_
 
 
 def make_tokenizer(config: ConfigDict, data: DataConfig) -> Tokenizer:
-    """The .model file that the config names, or one trained from the sources; instruct adds [USER], [ASSISTANT]."""
+    """The config's: a .model file, a checkpoint's own, or one trained from the sources, of this run and of later ones
+    (`also`). instruct adds [USER] and [ASSISTANT]."""
     settings, instruct = config.tokenizer, config.objective == "instruct"
+    if settings.path and is_checkpoint(Path(settings.path)):
+        return Tokenizer(read_tokenizer(Path(settings.path)).proto, instruct=instruct)
     if settings.path:
         return Tokenizer.load(Path(settings.path), instruct=instruct)
-    size = config.model.vision.image_size
-    tokenizer = train_tokenizer(data, size, vocab_size=settings.vocab_size, model_type=settings.model_type)
+    size, trained = config.model.vision.image_size, ("vocab_size", "model_type", "also")
+    tokenizer = train_tokenizer(data, size, **{name: settings[name] for name in trained})
     return Tokenizer(tokenizer.proto, instruct=instruct)
 
 

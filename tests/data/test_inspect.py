@@ -61,7 +61,7 @@ def _config(mixture: dict[str, dict], *, model_type: str = "word", vocab: int = 
         "mixture": {name: {"epochs": 1, **entry} for name, entry in mixture.items()},
         "pairs": pairs,
     }
-    tokenizer = {"path": "", "vocab_size": vocab, "model_type": model_type}
+    tokenizer = {"path": "", "vocab_size": vocab, "model_type": model_type, "also": ()}
     return ConfigDict({"objective": "pretrain", "model": model, "tokenizer": tokenizer, "data": data})
 
 

@@ -1,0 +1,136 @@
+"""Predictions on disk: a JSON object a line, appended as they are made: a killed run loses none and repeats none.
+
+    FOLDER/0-of-2.jsonl    {"run": {"benchmark": "coco", "split": "test", "shots": 4, …}}
+                           {"id": "391895", "prediction": "a man riding a motorcycle", "said": ["a man riding …"]}
+    FOLDER/1-of-2.jsonl    the other process's
+
+The first line says what they are predictions of. A last line that was cut by a kill is taken away; every other line is
+whole, for a batch is flushed to disk before the next one begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_jax.errors import UserError
+
+# What predictions must share to be one set, and how a person calls it.
+CHECKED = {
+    "benchmark": "the benchmark",
+    "split": "the split",
+    "shots": "the number of examples",
+    "examples": "what chose the examples",
+    "text_examples": "text-only examples",
+    "chat": "the kind of prompts",
+    "model": "the model",
+    "questions": "the questions",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What predictions are of; every field is of JSON.
+
+    Attributes:
+      questions, model, examples: fingerprints of the benchmark's questions, of the model, and of what chose examples.
+      text_examples: whether two text-only examples stand in front (the paper's *).
+      chat: whether prompts are the instruction-tuned model's.
+    """
+
+    benchmark: str
+    split: str
+    shots: int
+    examples: str
+    text_examples: bool
+    chat: bool
+    model: str
+    questions: str
+
+    @property
+    def name(self) -> str:
+        """A folder's name: coco-test-4shot, coco-test-0shot-text."""
+        return f"{self.benchmark}-{self.split}-{self.shots}shot" + ("-text" if self.text_examples else "")
+
+
+def read(folder: Path, run: Run, ids: Sequence[str]) -> dict[str, Any]:
+    """Predictions by id of all the folder's files; {} where there is none.
+
+    Raises:
+      UserError: they are of something else, one comes twice, or a line is not one.
+    """
+    found: dict[str, Any] = {}
+    known = set(ids)
+    for file in sorted(folder.glob("*.jsonl")):
+        for number, record in enumerate(_lines(file), 1):
+            where = f"{file}:{number}"
+            if number == 1:
+                _check_run(file, record, run)
+                continue
+            try:
+                id, prediction = record["id"], record["prediction"]
+            except (KeyError, TypeError) as error:
+                raise UserError(
+                    f'{where}: expected {{"id": …, "prediction": …}}; delete the file to start anew'
+                ) from error
+            if id in found:
+                raise UserError(f"{where}: a second prediction for {id}; delete one of the two")
+            if id not in known:
+                raise UserError(f"{where}: a prediction for {id}, which is no question of {run.benchmark} {run.split}")
+            found[id] = prediction
+    return found
+
+
+def _lines(file: Path) -> list[Any]:
+    """Every whole line's JSON."""
+    data = file.read_bytes()
+    records = []
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise UserError(f"{file}:{number}: not JSON ({error}); delete the file to start anew") from error
+    return records
+
+
+def _check_run(file: Path, record: Any, run: Run) -> None:
+    theirs = record.get("run") if isinstance(record, dict) else None
+    if not isinstance(theirs, Mapping):
+        raise UserError(f'{file}:1: expected {{"run": …}} as the first line; delete the file to start anew')
+    for name, about in CHECKED.items():
+        if theirs.get(name) != getattr(run, name):
+            raise UserError(
+                f"{file}: predictions for another run: {about} was {theirs.get(name)!r}, is {getattr(run, name)!r}; "
+                "name another --out, or delete the file"
+            )
+
+
+class Writer:
+    """Appends to one file; use as a context manager."""
+
+    def __init__(self, file: Path, run: Run):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        data = file.read_bytes() if file.exists() else b""
+        whole = data.rfind(b"\n") + 1
+        self._file = file.open("r+b" if file.exists() else "wb")
+        self._file.truncate(whole)  # a line that a kill has cut
+        self._file.seek(whole)
+        if not whole:
+            self.write([{"run": dataclasses.asdict(run)}])
+
+    def write(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Appends records; they are on disk when it returns."""
+        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+        self._file.write(lines.encode())
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
