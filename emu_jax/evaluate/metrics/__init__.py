@@ -1,0 +1,1 @@
+"""Scores of predictions, each as its benchmark's own evaluation takes them."""

@@ -1,0 +1,149 @@
+"""CIDEr, BLEU-1 to BLEU-4, METEOR and ROUGE-L of captions, by pycocoevalcap, the scorers of COCO's own server.
+
+    predictions and questions, in the same order -> {"CIDEr": Figure, "BLEU-1": Figure, ...}
+
+The tokenizer (Stanford's PTB) and METEOR are Java programs of that package; scores by another tokenizer would not be
+comparable, so nothing is scored without Java. SPICE is left out: it downloads Stanford CoreNLP's models when first run.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Sequence
+
+import numpy as np
+
+from emu_jax.errors import UserError
+from emu_jax.evaluate import intervals
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.figures import check
+from emu_jax.evaluate.question import Question
+
+ORDER = 4  # of the longest n-grams
+Captions = dict[int, list[str]]  # by item
+
+
+def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+    """Scores over all captions, as COCO's server has them (CIDEr of 1.2 is often printed as 120).
+
+    The 95% intervals are bootstrapped over pictures:
+      CIDEr and ROUGE-L are means over pictures. CIDEr's document frequencies stay those of the whole set.
+      BLEU is computed anew of each resample's n-gram counts and lengths.
+      METEOR of a set is not the mean of its pictures' scores, and its program takes seconds for one set: the interval
+      is that of the mean, moved by the difference between the two.
+
+    Args:
+      predictions: one caption a question.
+      questions: whose answers are the reference captions.
+
+    Raises:
+      UserError: a caption or reference is missing, or Java or pycocoevalcap is.
+    """
+    check(predictions, questions)
+    truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
+    Bleu, Cider, Meteor, Rouge = _scorers()
+    count = len(questions)
+
+    def over_pictures(score: float, values: Sequence[float]) -> Figure:
+        values = np.asarray(values, np.float64)
+        moved = float(score) - float(values.mean())
+        low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + moved, count)
+        return Figure(float(score), (max(low, 0.0), high), None, count)
+
+    scores = {"CIDEr": over_pictures(*Cider().compute_score(truth, found))}
+    statistics = bleu_statistics(truth, found)
+    bleu, _ = Bleu(ORDER).compute_score(truth, found, verbose=0)
+    for order in range(1, ORDER + 1):
+        interval = intervals.bootstrap(lambda index, order=order: bleu_of(statistics[index])[order - 1], count)
+        scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count)
+    scores["METEOR"] = over_pictures(*_meteor(Meteor, truth, found))
+    scores["ROUGE-L"] = over_pictures(*Rouge().compute_score(truth, found))
+    return scores
+
+
+def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
+    """Captions of every picture -> the same, tokenized by Stanford's PTB tokenizer, lower case, without punctuation.
+
+    Raises:
+      UserError: Java or pycocoevalcap is missing, or the tokenizer failed.
+    """
+    _check_java()
+    try:
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+    except ImportError as error:
+        raise _not_installed() from error
+    # The program tokenizes line by line: what it takes for the end of a line inside a caption would shift all others.
+    lines = {row: [{"caption": " ".join(text.split())} for text in texts] for row, texts in enumerate(captions)}
+    try:
+        tokens = PTBTokenizer().tokenize(lines)
+    except OSError as error:  # it writes a file beside itself
+        raise UserError(f"the PTB tokenizer cannot run: {error}; pycocoevalcap's folder must be writable") from error
+    if any(len(tokens.get(row, ())) != len(texts) for row, texts in lines.items()):
+        raise UserError("the PTB tokenizer lost captions; run `java -version`: expected Java 8 or newer")
+    return tokens
+
+
+def bleu_statistics(truth: Captions, found: Captions) -> np.ndarray:
+    """Tokenized captions -> float64 [N, 2 + 2 * 4]: a picture's length, that of the reference closest in length,
+    its n-grams, and those that a reference has."""
+    from pycocoevalcap.bleu.bleu_scorer import BleuScorer
+
+    scorer = BleuScorer(n=ORDER)
+    for row, references in truth.items():
+        scorer += (found[row][0], references)
+    rows = []
+    for parts in scorer.ctest:
+        length = parts["testlen"]
+        closest = min((abs(other - length), other) for other in parts["reflen"])[1]
+        rows.append([length, closest, *parts["guess"], *parts["correct"]])
+    return np.array(rows, np.float64)
+
+
+def bleu_of(statistics: np.ndarray) -> list[float]:
+    """Rows of `bleu_statistics` -> BLEU-1 to BLEU-4 of them as a set, with pycocoevalcap's guards against zeros."""
+    length, closest, *counts = statistics.sum(0)
+    ratio = (length + 1e-15) / (closest + 1e-9)
+    brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
+    guesses, correct = np.array(counts[:ORDER]), np.array(counts[ORDER:])
+    precisions = np.cumprod((correct + 1e-15) / (guesses + 1e-9))
+    return (brevity * precisions ** (1 / np.arange(1, ORDER + 1))).tolist()
+
+
+def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list[float]]:
+    try:
+        meteor = Meteor()
+        pipes = meteor.meteor_p.stdout, meteor.meteor_p.stderr
+        try:
+            return meteor.compute_score(truth, found)
+        finally:
+            del meteor  # which ends the program, but leaves its pipes open
+            for pipe in pipes:
+                pipe.close()
+    except (OSError, ValueError) as error:
+        raise UserError(f"METEOR failed ({error}); it takes 2 GB of memory and Java 8 or newer") from error
+
+
+def _check_java() -> None:
+    java = shutil.which("java")
+    if java is None or subprocess.run([java, "-version"], capture_output=True).returncode:
+        raise UserError(
+            "caption scores need Java for the PTB tokenizer and METEOR, and no java runs here; install it "
+            "(Debian: apt-get install default-jre-headless)"
+        )
+
+
+def _not_installed() -> UserError:
+    return UserError("caption scores need pycocoevalcap; run `pip install 'emu-jax[eval]'`")
+
+
+def _scorers() -> tuple[type, type, type, type]:
+    try:
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.meteor.meteor import Meteor
+        from pycocoevalcap.rouge.rouge import Rouge
+    except ImportError as error:
+        raise _not_installed() from error
+    return Bleu, Cider, Meteor, Rouge

@@ -1,0 +1,50 @@
+"""What metrics of texts share: predictions beside their questions, and figures by type of question.
+
+predictions and questions, in the same order -> {"accuracy": Figure, "accuracy (yes/no)": Figure, ...}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emu_jax.errors import UserError
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.question import Question
+
+
+def check(predictions: Sequence, questions: Sequence[Question]) -> None:
+    """Raises UserError unless every question has one prediction and known answers."""
+    if len(predictions) != len(questions):
+        raise UserError(
+            f"{len(predictions)} predictions for {len(questions)} questions; expected one each, in the same order"
+        )
+    if not questions:
+        raise UserError("no predictions to score; expected at least one")
+    for question in questions:
+        if not question.answers:
+            raise UserError(
+                f"question {question.id}: its answers are not published, so it cannot be scored here; "
+                "submit the predictions to the benchmark's server"
+            )
+
+
+def by_kind(
+    name: str,
+    values: Sequence[float] | np.ndarray,
+    questions: Sequence[Question],
+    figure: Callable[[np.ndarray], Figure],
+) -> dict[str, Figure]:
+    """One figure of all values, and one of every type of question, where there are several.
+
+    Args:
+      values: [N], one a question.
+      figure: `intervals.mean` or `intervals.share`.
+    """
+    values = np.asarray(values)
+    figures = {name: figure(values)}
+    kinds = np.array([question.kind for question in questions])
+    if len(names := sorted(set(kinds.tolist()))) > 1:
+        figures |= {f"{name} ({kind or 'no type'})": figure(values[kinds == kind]) for kind in names}
+    return figures

@@ -1,0 +1,131 @@
+"""Fréchet distances between drawn and real pictures: features [N, F] and [M, F] -> one number, lower is better.
+
+    |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
+
+Only over the features of `inception.py` is it FID. Without those weights there are distances over VGG-16 or our own
+encoder, under names of their own: each of these numbers says something beside others of its name alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+from einops import rearrange
+
+from emu_jax.api import Emu
+from emu_jax.data.images import resize
+from emu_jax.errors import UserError
+from emu_jax.evaluate import vgg
+from emu_jax.evaluate.intervals import Figure
+
+FID = "FID"
+VGG = "Frechet distance, VGG-16 features"
+ENCODER = "Frechet distance, Emu's encoder"
+BATCH = 16
+
+# Mean [F]; A [min(N, F), F] with A^T A the covariance; the covariance's trace.
+Moments = tuple[np.ndarray, np.ndarray, float]
+
+
+def distance(generated: np.ndarray, real: np.ndarray) -> float:
+    """Fréchet distance of the normal distributions with the features' means and covariances, in float64.
+
+    tr (C_a C_b)^(1/2) is the sum of the singular values of A B^T where C_a = A^T A and C_b = B^T B. So neither
+    covariance is formed, and nothing has to be added to them where there are fewer pictures than features.
+
+    Args:
+      generated, real: [N, F] and [M, F], two pictures or more.
+
+    Raises:
+      UserError: the two do not fit, there are too few pictures, or a feature is no number.
+    """
+    _check_features(generated, real)
+    return _between(_moments(generated), _moments(real))
+
+
+def _between(generated: Moments, real: Moments) -> float:
+    (mean_a, a, total_a), (mean_b, b, total_b) = generated, real
+    overlap = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    return max(float(np.square(mean_a - mean_b).sum() + total_a + total_b - 2 * overlap), 0.0)
+
+
+def _moments(features: np.ndarray) -> Moments:
+    features = np.asarray(features, np.float64)
+    mean = features.mean(0)
+    centred = (features - mean) / math.sqrt(len(features) - 1)
+    factor = np.linalg.qr(centred, mode="r") if len(features) > features.shape[1] else centred
+    return mean, factor, float(np.square(centred).sum())
+
+
+def _check_features(generated: np.ndarray, real: np.ndarray) -> None:
+    shapes = list(np.shape(generated)), list(np.shape(real))
+    if len(shapes[0]) != 2 or len(shapes[1]) != 2 or shapes[0][1] != shapes[1][1]:
+        raise UserError(f"features {shapes[0]} and {shapes[1]} cannot be compared; expected [N, F] and [M, F]")
+    if min(shapes[0][0], shapes[1][0]) < 2:
+        raise UserError(
+            f"{shapes[0][0]} drawn and {shapes[1][0]} real pictures; a Frechet distance needs two or more of each"
+        )
+    for name, features in (("drawn", generated), ("real", real)):
+        if not np.isfinite(features).all():
+            row = int((~np.isfinite(features)).any(1).argmax())
+            raise UserError(f"{name} picture {row}: its features are not finite; expected numbers")
+
+
+def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: int = 0) -> Figure:
+    """The distance, with an interval of how much it varies from one set of drawn pictures to another.
+
+    Drawn pictures are resampled, the real ones are the benchmark's and stay. A resample holds some pictures twice and
+    others not at all, which makes every distance too large; so the percentiles are moved down by what the resamples'
+    mean is above the value. The interval does not account for the bias of the value itself: a Fréchet distance
+    falls as pictures are added, and only those over equally many pictures are to be compared.
+
+    Args:
+      draws: resamples; each costs what the distance does. 0 leaves the interval out (nan).
+    """
+    _check_features(generated, real)
+    known = _moments(real)
+    value = _between(_moments(generated), known)
+    if draws == 0:
+        return Figure(value, (math.nan, math.nan), None, len(generated))
+    rng = np.random.default_rng(seed)
+    count = len(generated)
+    resampled = [_between(_moments(generated[rng.integers(0, count, count)]), known) for _ in range(draws)]
+    low, high = np.percentile(resampled, [2.5, 97.5]) - (np.mean(resampled) - value)
+    return Figure(value, (max(float(low), 0.0), float(high)), None, count)
+
+
+def vgg_features(params: vgg.Params, pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16's five blocks, of unit length at every position, averaged."""
+    cells = vgg.GRID**2
+    ends = np.cumsum(vgg.CHANNELS) * cells
+    rows = []
+    for batch in _batches(pictures):
+        features = vgg.features(params, [*batch, *[batch[-1]] * (BATCH - len(batch))])[: len(batch)]
+        parts = np.split(features, ends[:-1], axis=1)
+        rows.append(np.concatenate([rearrange(part, "n (g c) -> n g c", g=cells).mean(1) for part in parts], axis=1))
+    return _joined(rows)
+
+
+def encoder_features(emu: Emu, pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] -> float32 [N, D]: Emu's visual embeddings, averaged over queries."""
+    size = emu.config.vision.image_size
+    rows = []
+    for batch in _batches(pictures):
+        pixels = np.stack([resize(picture, size) for picture in [*batch, *[batch[-1]] * (BATCH - len(batch))]])
+        rows.append(emu.encode_images(pixels)[: len(batch)].mean(1))
+    return _joined(rows)
+
+
+def _batches(pictures: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    pictures = iter(pictures)
+    while batch := list(itertools.islice(pictures, BATCH)):
+        yield batch
+
+
+def _joined(rows: list[np.ndarray]) -> np.ndarray:
+    if not rows:
+        raise UserError("no pictures to take features of; expected two or more")
+    return np.concatenate(rows)

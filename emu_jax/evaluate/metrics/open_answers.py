@@ -1,0 +1,35 @@
+"""Exact match of short open answers (MSVD-QA, MSRVTT-QA): the share of predictions equal to an answer.
+
+Both are normalised as VQA's are, because the files have bare lower-case words and models write "A dog." or "2".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from emu_jax.evaluate import intervals
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics import vqa
+from emu_jax.evaluate.metrics.figures import by_kind, check
+from emu_jax.evaluate.question import Question
+
+
+def matches(prediction: str, answers: Sequence[str]) -> bool:
+    """Whether a prediction is one of the answers."""
+    return _normal(prediction) in {_normal(answer) for answer in answers}
+
+
+def _normal(text: str) -> str:
+    # An answer of nothing but an article ("a", in the files) is itself.
+    return vqa.normalise(text) or vqa.tidy(text).lower()
+
+
+def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+    """Top-1 accuracy over all questions and by type (what, who, how, ...), from 0 to 1.
+
+    Raises:
+      UserError: no prediction for a question, or its answers are not published.
+    """
+    check(predictions, questions)
+    hits = [matches(text, question.answers) for text, question in zip(predictions, questions, strict=True)]
+    return by_kind("accuracy", hits, questions, intervals.share)

@@ -1,0 +1,91 @@
+"""VisDial's figures: scores [N] of candidates, lower is better -> ranks [N] from 1 -> R@1/5/10, mean rank, MRR, NDCG.
+
+By the rules of the challenge's starter code (visdialch/metrics.py): the rank of the one true answer for all but NDCG,
+which takes every candidate that people judged relevant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from emu_jax.errors import UserError
+from emu_jax.evaluate import intervals
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.figures import check
+from emu_jax.evaluate.question import Question
+
+RECALL = (1, 5, 10)
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """Scores [N], such as summed negative log-likelihoods -> int [N], 1 the best; equals keep their order.
+
+    Raises:
+      UserError: a score is no number.
+    """
+    scores = np.asarray(scores)
+    if np.isnan(scores).any():
+        raise UserError(f"candidate {int(np.isnan(scores).argmax())} has score nan; expected numbers to rank by")
+    found = np.empty(len(scores), np.int64)
+    found[np.argsort(scores, kind="stable")] = np.arange(1, len(scores) + 1)
+    return found
+
+
+def ndcg(ranks: np.ndarray, relevance: Sequence[float]) -> float:
+    """Normalised discounted cumulative gain of the first K ranks, K the number of candidates that are relevant at all.
+
+    Args:
+      ranks: int [N] from 1.
+      relevance: [N] from 0 to 1, one of them at least above 0.
+    """
+    relevance = np.asarray(relevance, np.float64)
+    k = int((relevance != 0).sum())
+    discounts = np.log2(np.arange(k) + 2)  # [K]
+    gain = (relevance[np.argsort(ranks)][:k] / discounts).sum()
+    return float(gain / (np.sort(relevance)[::-1][:k] / discounts).sum())
+
+
+def figures(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> dict[str, Figure]:
+    """R@k, mean rank and MRR over all questions, NDCG over those whose candidates' relevance is known.
+
+    Args:
+      scores: of every question, [N], one a candidate.
+      questions: their first answer is one of their candidates.
+
+    NDCG is not defined where no candidate is relevant: such questions are left out of it, and `count` tells how many
+    were taken. Chance is that of a random order.
+
+    Raises:
+      UserError: scores or relevance are not one a candidate, or the answer is no candidate.
+    """
+    check(scores, questions)
+    targets, gains = [], []
+    for values, question in zip(scores, questions, strict=True):
+        _check_candidates(values, question)
+        order = ranks(values)
+        targets.append(order[question.candidates.index(question.answers[0])])
+        if any(question.relevance):
+            gains.append(ndcg(order, question.relevance))
+    targets = np.array(targets)
+    sizes = np.array([len(question.candidates) for question in questions])
+    found = {f"R@{k}": intervals.share(targets <= k, chance=float(np.minimum(k / sizes, 1.0).mean())) for k in RECALL}
+    found["mean rank"] = intervals.mean(targets, chance=float((sizes + 1).mean() / 2))
+    harmonic = [(1 / np.arange(1, size + 1)).mean() for size in sizes]
+    found["MRR"] = intervals.mean(1 / targets, chance=float(np.mean(harmonic)))
+    if gains:
+        found["NDCG"] = intervals.mean(gains)
+    return found
+
+
+def _check_candidates(values: np.ndarray, question: Question) -> None:
+    count = len(question.candidates)
+    if len(values) != count:
+        raise UserError(f"question {question.id}: {len(values)} scores for {count} candidates; expected one each")
+    if question.relevance and len(question.relevance) != count:
+        raise UserError(
+            f"question {question.id}: relevance of {len(question.relevance)} of {count} candidates; expected all"
+        )
+    if question.answers[0] not in question.candidates:
+        raise UserError(f"question {question.id}: its answer {question.answers[0]!r} is not among its candidates")
