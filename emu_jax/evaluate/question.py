@@ -24,6 +24,7 @@ class Question:
       answers: every accepted or reference answer, repeated as often as people gave it; () where they are not published.
       kind: the benchmark's own type of question or group, by which scores are also told apart; "" where it has none.
       history: earlier turns of a dialogue, (question, answer) each.
+      caption: what a dialogue's people were told of the picture before its first turn; "" elsewhere.
       candidates: answers to rank; () elsewhere.
       relevance: of each candidate, 0 to 1, as people judged it; () where that is not published.
     """
@@ -35,5 +36,6 @@ class Question:
     answers: tuple[str, ...] = ()
     kind: str = ""
     history: tuple[tuple[str, str], ...] = ()
+    caption: str = ""
     candidates: tuple[str, ...] = ()
     relevance: tuple[float, ...] = ()

@@ -1,0 +1,73 @@
+"""Pictures drawn from COCO's captions: 30,000 captions of val2014, and the real pictures they are compared with.
+
+`captions_val2014.json` as in captions.py. Which 30,000 captions the paper took is not published. Here it is one caption
+each of 30,000 pictures, both chosen by hashes of a fixed seed and the files' ids: the same for everyone, whatever the
+order of the file, and a smaller number are the first of a larger one. `text` is the caption, `pictures` is empty: a
+question shows nothing to the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark
+from emu_jax.evaluate.benchmarks.captions import captioned, coco_names
+from emu_jax.evaluate.benchmarks.files import Entry, Files, check_asked
+from emu_jax.evaluate.question import Question
+
+PROMPTS = 30_000
+SEED = 0
+
+_TREE = (
+    "captions_val2014.json, here or in annotations/",
+    "val2014/COCO_val2014_000000000042.jpg …, here or in images/ (to compare with)",
+)
+_DESCRIBED = "cocodataset.org, page Download (2014 pictures and annotations)"
+
+
+def _hash(*of: int) -> bytes:
+    return hashlib.sha256("/".join(map(str, (SEED, *of))).encode()).digest()
+
+
+def _document(files: Files) -> Entry:
+    return files.document("captions_val2014.json", "annotations/captions_val2014.json")
+
+
+def _read(files: Files, split: str) -> list[Question]:
+    drawn = []
+    for picture, captions in captioned(_document(files)):
+        image = picture.whole("id")
+        caption = min(captions, key=lambda entry: _hash(image, entry.whole("id")))
+        drawn.append((_hash(image), Question(id=str(image), text=caption.text("caption"))))
+    drawn.sort(key=lambda pair: pair[0])
+    return [question for _, question in drawn[:PROMPTS]]
+
+
+def real_pictures(root: Path, questions: Iterable[Question] = ()) -> list[Path]:
+    """The real pictures of val2014: all of them, as is usual for FID, or those of some questions, in their order.
+
+    Raises:
+      UserError: one of them is missing.
+    """
+    files = Files(Path(root), f"{COCO_DRAWING.name} expects there: {'; '.join(_TREE)}. Official files: {_DESCRIBED}")
+    document = _document(files)
+    names = {str(entry.whole("id")): entry.text("file_name") for entry in document.entries("images")}
+    ids = [question.id for question in questions] or list(names)
+    check_asked(names, ids, "question", (document.path, Path("the questions")))
+    pictures = [files.shown(*coco_names("val2014", names[key])) for key in ids]
+    files.check_shown()
+    return pictures
+
+
+COCO_DRAWING = Benchmark(
+    name="coco_drawing",
+    task="drawing",
+    splits=("val2014",),
+    split="val2014",
+    shots="",
+    tree=_TREE,
+    described=_DESCRIBED,
+    reader=_read,
+)

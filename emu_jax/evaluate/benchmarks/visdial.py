@@ -1,0 +1,140 @@
+"""Visual Dialog v1.0: a picture, ten rounds of questions about it, and a hundred candidates to rank in each.
+
+`visdial_1.0_val.json`, used are
+    {"data": {"questions": [str], "answers": [str], "dialogs": [{"image_id", "caption", "dialog": [round]}]}}
+    round: {"question": index, "answer": index, "answer_options": [index], "gt_index": index in answer_options}
+`visdial_1.0_val_dense_annotations.json`: [{"image_id", "round_id": 1 to 10, "gt_relevance": [number]}], of one round a
+dialogue, by which NDCG is computed. Of `visdial_1.0_test.json`, a dialogue's last round alone has candidates and is
+asked, and nothing tells its answer.
+
+A round is one question: `history` holds the rounds before it, `candidates` the options, `answers` the one that people
+gave, `caption` the line that the dialogue began with, which is COCO's for a picture of COCO. The reference's prompt for
+Emu-I leaves the caption out. Texts are as the files have them, without a question mark. Examples (split train) keep no
+candidates, of which 123 million would not be light.
+
+Results: [{"image_id": int, "round_id": int, "ranks": [int]}]; ranks[i] is the rank of candidate i, 1 for the best.
+(The reference writes the candidates' numbers in the order of their scores instead, which a server takes for ranks.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Prediction
+from emu_jax.evaluate.benchmarks.captions import coco_names
+from emu_jax.evaluate.benchmarks.files import Entry, Files, check_same, unique
+from emu_jax.evaluate.question import Question
+
+DENSE = "visdial_1.0_val_dense_annotations.json"
+
+
+def _read(files: Files, split: str) -> list[Question]:
+    document = files.document(f"visdial_1.0_{split}.json")
+    data = document.entry("data")
+    asked, said = data.texts("questions"), data.texts("answers")
+    dialogues = unique(data.entries("dialogs"), lambda entry: entry.whole("image_id"), "image_id")
+    dense: dict[int, Entry] = {}
+    if split == "val":
+        records = files.records(DENSE)
+        dense = unique(records, lambda entry: entry.whole("image_id"), "image_id")
+        check_same(dialogues, dense, "image_id", (document.path, files.find(DENSE)))
+    questions = []
+    for image, dialogue in dialogues.items():
+        picture = files.shown(*_picture_names(split, image))
+        rounds = _rounds(dialogue, split, picture, asked, said)
+        if (judged := dense.get(image)) is not None:
+            rounds = _with_relevance(rounds, judged)
+        questions += rounds
+    return questions
+
+
+def _rounds(dialogue: Entry, split: str, picture: Path, asked: Sequence[str], said: Sequence[str]) -> list[Question]:
+    """The rounds that have candidates, each with those before it as history."""
+    image, caption = dialogue.whole("image_id"), dialogue.text("caption")
+    questions: list[Question] = []
+    history: list[tuple[str, str]] = []
+    for number, entry in enumerate(dialogue.entries("dialog"), 1):
+        text = asked[_index(entry, "question", len(asked))]
+        answer = said[_index(entry, "answer", len(said))] if split != "test" or "answer" in entry else None
+        if split != "test" or "answer_options" in entry:
+            candidates = _candidates(entry, said, answer)
+            questions.append(
+                Question(
+                    id=f"{image}/{number}",
+                    pictures=(picture,),
+                    text=text,
+                    answers=() if answer is None else (answer,),
+                    history=tuple(history),
+                    caption=caption,
+                    candidates=candidates if split != "train" else (),
+                )
+            )
+        if answer is not None:
+            history.append((text, answer))
+    return questions
+
+
+def _candidates(entry: Entry, said: Sequence[str], answer: str | None) -> tuple[str, ...]:
+    """The options of a round, among which its answer must be where the file says."""
+    options = entry.wholes("answer_options")
+    if not options or min(options) < 0 or max(options) >= len(said):
+        raise entry.wrong("answer_options", f"numbers of answers, 0 to {len(said) - 1}")
+    candidates = tuple(said[option] for option in options)
+    if answer is not None and candidates[_index(entry, "gt_index", len(candidates))] != answer:
+        raise entry.wrong("gt_index", f"the place of the answer, {answer!a}, among the options")
+    return candidates
+
+
+def _index(entry: Entry, name: str, count: int) -> int:
+    if not 0 <= (index := entry.whole(name)) < count:
+        raise entry.wrong(name, f"a number from 0 to {count - 1}")
+    return index
+
+
+def _with_relevance(rounds: list[Question], judged: Entry) -> list[Question]:
+    """A dialogue's questions, that one with relevance which people judged."""
+    if not 1 <= (number := judged.whole("round_id")) <= len(rounds):
+        raise judged.wrong("round_id", f"a round of the dialogue, 1 to {len(rounds)}")
+    relevance, question = judged.numbers("gt_relevance"), rounds[number - 1]
+    if len(relevance) != len(question.candidates):
+        raise judged.wrong("gt_relevance", f"a number for each of the round's {len(question.candidates)} options")
+    rounds[number - 1] = dataclasses.replace(question, relevance=relevance)
+    return rounds
+
+
+def _picture_names(split: str, image: int) -> tuple[str, ...]:
+    if split == "train":  # COCO's two folders of 2014 together; which of them, only looking tells
+        names = [coco_names(folder, f"COCO_{folder}_{image:012d}.jpg") for folder in ("train2014", "val2014")]
+        return tuple(name for pair in names for name in pair)
+    folder = f"VisualDialog_{split}2018"
+    return coco_names(folder, f"{folder}_{image:012d}.jpg")
+
+
+def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> list[dict]:
+    """The server's format of results."""
+    rows = []
+    for question in questions:
+        image, _, number = question.id.partition("/")
+        ranks = [int(rank) for rank in predictions[question.id]]
+        rows.append({"image_id": int(image), "round_id": int(number), "ranks": ranks})
+    return rows
+
+
+VISDIAL = Benchmark(
+    name="visdial",
+    task="dialogue",
+    splits=("val", "test", "train"),
+    split="val",
+    shots="train",
+    tree=(
+        "visdial_1.0_val.json (and test, train)",
+        DENSE,
+        "VisualDialog_val2018/VisualDialog_val2018_000000284024.jpg … (split test: VisualDialog_test2018/…; split "
+        "train: COCO's train2014/ and val2014/), here or in images/",
+    ),
+    described="visualdialog.org, page Data",
+    reader=_read,
+    submission=results,
+)
