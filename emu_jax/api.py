@@ -97,6 +97,7 @@ class Emu:
         vision_head_dim: int | None = None,
         decoder: Path | str | None = None,
         safety_checker: bool = True,
+        mesh: Mapping[str, int] | None = None,
     ) -> Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
@@ -107,6 +108,7 @@ class Emu:
           vision_head_dim: of published files, where it differs from the published model's 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
           safety_checker: whether a `safety_checker` folder beside those looks at what is drawn.
+          mesh: axes to split parameters and batches over, as `spread` takes them.
 
         Raises:
           UserError: nothing to load there, or the parts do not fit each other.

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emu_jax.data.raw.readers import READERS
 from emu_jax.errors import UserError
@@ -21,13 +22,18 @@ EXAMPLES = {
     "train": "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60",
     "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
-    "evaluate": "emu-jax evaluate --model runs/quickstart",
+    "evaluate": "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
     "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
     "bench": "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json",
     "convert": "emu-jax convert --from Emu/pretrain --to weights/emu --tokenizer llama_tokenizer.model",
     "export": "emu-jax export --from runs/quickstart --to exported --format diffusers",
 }
+# evaluate/benchmarks/names.py, which takes seconds to import
+BENCHMARK_NAMES = (
+    *("coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa", "mmvet"),
+    *("coco_drawing", "fluent", "fluent_qa"),
+)
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -141,9 +147,34 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
     )
 
-    evaluate = add("evaluate", "Score a model on the embedded held-out pictures; write report.html and scores.json.")
-    evaluate.add_argument("--model", required=True, type=Path, help="training work directory")
-    evaluate.add_argument("--out", type=Path, help="folder of the report (default: the work directory)")
+    evaluate = add("evaluate", "Score a model: on benchmarks, or without --benchmark write the report of a run.")
+    _add_model(evaluate)
+    evaluate.add_argument("--out", type=Path, help="folder of report or scores (default: the work directory)")
+    evaluate.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(BENCHMARK_NAMES)}")
+    evaluate.add_argument("--data", type=Path, help="folder of the benchmarks' files, each in one of its name")
+    evaluate.add_argument("--split", default="", help="(default: the latest with published answers)")
+    evaluate.add_argument("--shots", default="0", metavar="N,…", help="examples in front, e.g. 0,2,4,8 (RICES)")
+    evaluate.add_argument(
+        "--text-examples", action="store_true", help="two text-only ones in front (the paper's *)"
+    )
+    evaluate.add_argument(
+        "--rices", type=Path, metavar="CLIP", help="choose examples by a CLIP, not our encoder"
+    )
+    evaluate.add_argument("--limit", type=int, default=0, help="questions, the first ones (default: all)")
+    evaluate.add_argument("--batch", type=int, default=16, help="prompts at a time")
+    evaluate.add_argument(
+        "--mesh", nargs="+", default=[], metavar="AXIS=N", help="over devices: data=-1, tensor=4"
+    )
+    evaluate.add_argument(
+        "--part", default="0/1", metavar="I/N", help="this process's of N, each on every N-th question, into one --out"
+    )
+    evaluate.add_argument("--clip", type=Path, help="folder of a CLIP, for CLIP scores of drawings")
+    evaluate.add_argument("--inception", type=Path, metavar="FILE.pth", help="FID's Inception weights, of pytorch-fid")
+    evaluate.add_argument("--wordnet", type=Path, help="folder of WordNet, for WUPS")
+    evaluate.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    evaluate.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
+    evaluate.add_argument("--steps", type=int, default=50)
+    evaluate.add_argument("--guidance", type=float, default=5.0, help="of drawings (the paper's for FID)")
 
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
@@ -333,6 +364,8 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if options.benchmark:
+        return evaluate_benchmarks(options)
     from emu_jax.api import Emu
     from emu_jax.evaluate import drawings, pairs
     from emu_jax.evaluate.report import write_report
@@ -341,11 +374,75 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     scores = pairs.score(emu)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     report = write_report(options.out or options.model, options.model, scores, drawn)
-    for name, figure in (scores.figures | (drawn.figures if drawn else {})).items():
-        low, high = figure.interval
-        print(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
+    print(_figures(scores.figures | (drawn.figures if drawn else {})))
     print(report)
     return 0
+
+
+def evaluate_benchmarks(options: argparse.Namespace) -> int:
+    from emu_jax.api import Emu
+    from emu_jax.evaluate.benchmark_runs import Request
+    from emu_jax.evaluate.benchmark_runs import evaluate as run
+    from emu_jax.evaluate.scores import Weights
+
+    out = options.out or options.model / "benchmarks"
+    if not options.out and not options.model.is_dir():
+        raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
+    request = Request(
+        benchmarks=options.benchmark.split(","),
+        data=options.data,
+        split=options.split,
+        shots=[_whole(word, "--shots") for word in options.shots.split(",")],
+        text_examples=options.text_examples,
+        limit=options.limit,
+        batch=options.batch,
+        part=_part(options.part),
+        rices=options.rices,
+        weights=Weights(options.clip, options.inception, options.wordnet),
+        drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
+    )
+    sizes = {axis: _whole(size, f"--mesh {axis}") for axis, _, size in (word.partition("=") for word in options.mesh)}
+    emu = Emu.load(
+        options.model,
+        tokenizer=options.tokenizer,
+        vision_head_dim=options.vision_head_dim,
+        decoder=options.decoder,
+        mesh=sizes or None,
+    )
+    for result in run(emu, request, out):
+        print(result.folder)
+        if result.waits:
+            print("  predicted its part; the process that finishes last scores")
+        elif result.figures:
+            print(_figures(result.figures))
+        else:
+            print("  predicted; only the benchmark's own server or scorer can score it")
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    part = _whole(number, "--part"), _whole(count, "--part")
+    if not 0 <= part[0] < part[1]:
+        raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
+    return part
+
+
+def _whole(word: str, where: str) -> int:
+    try:
+        return int(word)
+    except ValueError as error:
+        raise UserError(f"{where}: {word!r} is no whole number") from error
+
+
+def _figures(figures: Mapping[str, Any]) -> str:
+    """A line a figure: value, interval, chance where it is known."""
+    lines = []
+    for name, figure in figures.items():
+        low, high = figure.interval
+        chance = "" if figure.chance is None else f"  chance {figure.chance:.4f}"
+        lines.append(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}")
+    return "\n".join(lines)
 
 
 def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.data.embedded_chats import NAME_ASKS
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.evaluate.question import Question
@@ -213,8 +214,6 @@ def embedded(question: Question, pictures: Sequence[Part], examples: Sequence[Ex
         parts = _join(*(_join(s, f"{asks(e)} {shown_answer(e)} ") for e, s in examples), pictures, asks(question))
     return (yield Step(parts, GREEDY)).strip()
 
-
-NAME_ASKS = "what is this?"
 
 PROMPTS: dict[str, Prompt] = {
     prompt.__name__: prompt for prompt in (caption, vqa, vizwiz, dialogue, open_ended, drawing, embedded)

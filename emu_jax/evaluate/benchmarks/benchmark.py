@@ -16,7 +16,7 @@ from emu_jax.errors import UserError, nearest
 from emu_jax.evaluate.benchmarks.files import Files
 from emu_jax.evaluate.question import Question
 
-Task = Literal["caption", "vqa", "dialogue", "video_qa", "open", "drawing"]
+Task = Literal["caption", "vqa", "dialogue", "video_qa", "open", "drawing", "embedded"]
 # Of a dialogue: the rank of every candidate, in the candidates' order, 1 for the best. A text elsewhere.
 Prediction = str | Sequence[int]
 

@@ -1,0 +1,116 @@
+"""Which metrics a benchmark is scored by: questions and predictions -> figures by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_jax.api import Emu
+from emu_jax.data.images import load_image
+from emu_jax.errors import UserError
+from emu_jax.evaluate import intervals, vgg
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark
+from emu_jax.evaluate.benchmarks.drawing import real_pictures
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa, wups
+from emu_jax.evaluate.metrics.figures import by_kind
+from emu_jax.evaluate.question import Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Files that some metrics need and nobody may ship; each is the user's own.
+
+    Attributes:
+      clip: folder of a CLIP, for CLIP scores. inception: FID's Inception. wordnet: WordNet's folder, for WUPS, where it
+        is not found by itself.
+    """
+
+    clip: Path | None = None
+    inception: Path | None = None
+    wordnet: Path | None = None
+
+
+def score(
+    benchmark: Benchmark,
+    questions: Sequence[Question],
+    predictions: Mapping[str, Any],
+    *,
+    root: Path,
+    weights: Weights,
+    emu: Emu,
+    drawn: Path,
+) -> dict[str, Figure]:
+    """Figures of a benchmark; {} where its answers are not published or only its own server scores it.
+
+    Args:
+      predictions: by the questions' ids, one each.
+      root: the benchmark's folder. drawn: the folder of drawn pictures.
+
+    Raises:
+      UserError: predictions are missing, or a metric lacks what it needs.
+    """
+    missing = [question.id for question in questions if question.id not in predictions]
+    if missing:
+        raise UserError(f"{benchmark.name}: {len(missing)} questions have no prediction, {missing[0]} the first")
+    said = [predictions[question.id] for question in questions]
+    if benchmark.task == "drawing":
+        return _drawings(questions, [drawn / name for name in said], root, weights, emu)
+    if benchmark.task == "open" or not all(question.answers for question in questions):
+        return {}
+    metrics: dict[str, Callable[[], dict[str, Figure]]] = {
+        "caption": lambda: captions.figures(said, questions),
+        "vqa": lambda: vqa.figures(said, questions, vizwiz=benchmark.name == "vizwiz"),
+        "dialogue": lambda: ranking.figures([np.asarray(scores) for scores in said], questions),
+        "video_qa": lambda: _films(benchmark, said, questions, weights),
+        "embedded": lambda: _embedded(benchmark, said, questions),
+    }
+    return metrics[benchmark.task]()
+
+
+def _films(
+    benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question], weights: Weights
+) -> dict[str, Figure]:
+    if benchmark.name == "nextqa":
+        return wups.figures(wups.Wups(weights.wordnet), said, questions)
+    return open_answers.figures(said, questions)
+
+
+def _embedded(benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+    """Exact answers; of names also captions' scores."""
+    right = [text == question.answers[0] for text, question in zip(said, questions, strict=True)]
+    figures = by_kind("exactly right", right, questions, intervals.share)
+    return figures | (captions.figures(said, questions) if benchmark.name == "fluent" else {})
+
+
+def _drawings(
+    questions: Sequence[Question], drawn: Sequence[Path], root: Path, weights: Weights, emu: Emu
+) -> dict[str, Figure]:
+    """FID and CLIP score with the user's weights; distances of VGG's and the model's own features always."""
+
+    def pictures(paths: Sequence[Path]) -> Any:
+        return (load_image(path) for path in paths)
+
+    real = real_pictures(root, questions)
+    figures = {
+        "Frechet distance, own features": frechet.figure(
+            frechet.encoder_features(emu, pictures(drawn)), frechet.encoder_features(emu, pictures(real))
+        )
+    }
+    if (file := vgg.find_weights()) is not None:
+        params = vgg.load(file)
+        features = [frechet.vgg_features(params, pictures(paths)) for paths in (drawn, real)]
+        figures["Frechet distance, VGG-16 features"] = frechet.figure(*features)
+    if weights.inception is not None:
+        params = inception.load(weights.inception)
+        figures["FID"] = frechet.figure(*(inception.features(params, pictures(paths)) for paths in (drawn, real)))
+    if weights.clip is not None:
+        from emu_jax.data.clip_scores import load_scorer
+
+        scorer = load_scorer(str(weights.clip))
+        figures[clip_score.CLIP_SCORE] = clip_score.figure(scorer, pictures(drawn), [q.text for q in questions])
+    return figures
