@@ -25,7 +25,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
-from emu_jax.models import emu
+from emu_jax.models import emu, lora
 from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 
 
@@ -91,7 +91,8 @@ class Emu:
 
         Args:
           path: a work directory or checkpoint; or published files: a folder with multimodal_encoder/pytorch_model.bin,
-            or a .pt, .bin or .safetensors file (LoRA is merged).
+            or a .pt, .bin or .safetensors file (LoRA is merged). Of a run that trained adapters they stay beside
+            the weights; `merged` adds them up.
           tokenizer: SentencePiece .model; needed by published files alone.
           vision_head_dim: of published files, where it differs from the published model's 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
@@ -125,6 +126,14 @@ class Emu:
         fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)
         config = emu.EmuConfig.from_dict(fields)
         return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws)
+
+    def merged(self) -> Emu:
+        """This model with its adapters added to their kernels (in float32): the same up to rounding, and faster.
+
+        Int8 kernels become floating point. What has no adapter is shared, not copied.
+        """
+        config, params = lora.merge_model(self.config, self.params)
+        return Emu(config, params, self.statistics, self.tokenizer, self.decoder)
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""

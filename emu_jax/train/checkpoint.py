@@ -29,6 +29,7 @@ from emu_jax.models.paths import nest
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+EMU = ("pretrain", "instruct")  # objectives of checkpoints that hold a whole Emu
 PARTS_ALONE = ("llama", "vision")  # objectives of checkpoints that hold a part of Emu, to begin training from
 
 
@@ -260,10 +261,13 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
-    """Config, parameters, statistics and tokenizer of a pretraining run or of a converted Emu; LoRA is merged."""
+    """Config, parameters, statistics and tokenizer of a run of pretrain or instruct, or of a converted Emu.
+
+    Adapters that were trained here stand beside their kernels; those of a converted Emu-instruct.pt are merged.
+    """
 
     def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
-        _check_objective(path, config, "pretrain")
+        _check_objective(path, config, *EMU)
         model = emu.EmuConfig.from_dict(config.model)
         items = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
         adapters = {name: leaf for name, leaf in leaves.items() if name.startswith("lora/")}
@@ -300,11 +304,11 @@ def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
     return config, statistics.pop("ema", None) or items["params"], statistics
 
 
-def _check_objective(path: Path, config: ConfigDict, expected: str) -> None:
+def _check_objective(path: Path, config: ConfigDict, *expected: str) -> None:
     if config.objective in PARTS_ALONE:
         raise UserError(
             f"{path}: holds the {config.objective} part alone; a training run begins with it where "
             f"config.init.{config.objective} names it"
         )
-    if config.objective != expected:
-        raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {expected}")
+    if config.objective not in expected:
+        raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {' or '.join(expected)}")
