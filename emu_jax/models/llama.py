@@ -79,7 +79,7 @@ class LlamaConfig:
 
     def _check_targets(self) -> None:
         targets, expected = self.lora_targets, f"expected some of {', '.join(PROJECTIONS)}, each once"
-        if not isinstance(targets, tuple | list) or not targets or len(set(targets)) < len(targets):
+        if not isinstance(targets, tuple | list) or not targets or len(set(map(str, targets))) < len(targets):
             raise UserError(f"model.llama.lora_targets={targets!r}; {expected}, as in ('q', 'v')")
         for name in targets:
             if name not in PROJECTIONS:
