@@ -1,10 +1,13 @@
 """Instruction tuning as the paper did it: low-rank adapters on the attention of the language model, all else frozen.
 
 emu-jax prepare chats --in llava_instruct_150k.json --set pictures=train2017 --out data/llava
+emu-jax prepare videochat --in videochat_instruct_11k.json --set films=WebVid --out data/videochat
+emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set films=ActivityNet --out data/video_chatgpt
 emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=data/llava \\
     --config.tokenizer.path=llama_tokenizer.model
 
-Batch 128, 10,000 steps, rank 16, alpha 16. Of chats the answers are learnt, of other documents all text.
+Batch 128, 10,000 steps, rank 16, alpha 16, dropout 0.05. Of chats the answers are learnt, of other documents all text.
+Over int8 weights: `emu-jax convert --int8`, and `--config.model.llama.int8=True` here.
 """
 
 from ml_collections import ConfigDict
@@ -17,7 +20,8 @@ def get_config() -> ConfigDict:
     config = pretrain.pretrain_14b()
     config.objective = "instruct"
     config.init = ConfigDict({"emu": "weights/emu", "llama": "", "vision": ""})
-    config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0})
+    config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
+    config.model.llama.lora_targets = ("q", "k", "v", "o")
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
     config.model.causal.dropout = 0.0
     config.data.update({"batch_rows": 128, "shards": 16})

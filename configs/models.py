@@ -48,6 +48,8 @@ def emu_14b() -> ConfigDict:
                 "int8": False,
                 "lora_rank": 0,
                 "lora_alpha": 16.0,
+                "lora_dropout": 0.0,
+                "lora_targets": ("q", "k", "v", "o"),
                 "attention": "auto",
             },
             "dtype": "bfloat16",

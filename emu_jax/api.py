@@ -29,7 +29,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
-from emu_jax.models import emu
+from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
@@ -63,8 +63,9 @@ class GeneratedImage:
 class Emu:
     """A model ready to generate. `config`, `params`, `statistics` and `tokenizer` are open to research code.
 
-    `decoder` draws; without one everything but pictures can be generated. On a `mesh` (`spread`) parameters are split
-    by the one table of `train/mesh.py`, and the prompts of a batch where their number divides.
+    `decoder` draws; without one everything but pictures can be generated. On a `mesh` of this process's devices
+    parameters are split by the one table of `train/mesh.py`, and a batch's prompts where their number divides; the
+    decoder stays whole.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Emu:
         statistics: emu.Statistics,
         tokenizer: Tokenizer,
         decoder: Decoder | None = None,
+        mesh: Mesh | None = None,
     ):
         if config.llama.vocab_size != tokenizer.vocab_size:
             raise UserError(
@@ -83,8 +85,11 @@ class Emu:
         if decoder is not None:
             decoder.check_condition(config.causal.queries, config.llama.width)
         self.config, self.statistics, self.tokenizer, self.decoder = config, statistics, tokenizer, decoder
-        self.params = jax.tree.map(jnp.asarray, params)
-        self.mesh: Mesh | None = None
+        self.mesh = mesh
+        if mesh is None:
+            self.params = jax.tree.map(jnp.asarray, params)
+        else:
+            self.params = jax.device_put(params, tree_shardings(mesh, emu.logical_axes(config), params))
         self._encode = jax.jit(lambda params, x: emu.encode_images(params, statistics, x, config=config))
         self._embed = jax.jit(_embed_prompts)
 
@@ -103,12 +108,13 @@ class Emu:
 
         Args:
           path: a work directory or checkpoint; or published files: a folder with multimodal_encoder/pytorch_model.bin,
-            or a .pt, .bin or .safetensors file (LoRA is merged).
+            or a .pt, .bin or .safetensors file (LoRA is merged). Of a run that trained adapters they stay beside
+            the weights; `merged` adds them up.
           tokenizer: SentencePiece .model; needed by published files alone.
           vision_head_dim: of published files, where it differs from the published model's 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
           safety_checker: whether a `safety_checker` folder beside those looks at what is drawn.
-          mesh: axes to split parameters and batches over, as `spread` takes them.
+          mesh: axes of a mesh of this process's devices, e.g. {"data": 4, "tensor": 2}; checkpoints are restored split.
 
         Raises:
           UserError: nothing to load there, or the parts do not fit each other.
@@ -121,14 +127,15 @@ class Emu:
         if decoder is None and Decoder.exists(path):
             decoder = path
         draws = None if decoder is None else Decoder.load(Path(decoder), safety_checker=safety_checker)
+        place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         if is_checkpoint(path):
-            fields, params, statistics, own = load_for_inference(path)
+            fields, params, statistics, own = load_for_inference(path, place)
             config = emu.EmuConfig.from_dict(fields.model)
             if tokenizer is not None:
                 own = _tokenizer_of(config, tokenizer)
             if own is None:
                 raise UserError(f"{path}: holds no tokenizer; give tokenizer=…, LLaMA's SentencePiece .model")
-            return cls(config, params, statistics, own, draws)
+            return cls(config, params, statistics, own, draws, place)
 
         from emu_jax.convert.emu import VISION_HEAD_DIM, find_weights, load
 
@@ -137,20 +144,7 @@ class Emu:
             raise UserError(f"{path}: published weights need tokenizer=…, the path of LLaMA's SentencePiece .model")
         fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)
         config = emu.EmuConfig.from_dict(fields)
-        return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws)
-
-    def spread(self, sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Emu:
-        """Splits parameters and batches over this process's devices, e.g. {"data": 4, "tensor": 2}; returns the model.
-
-        The visual decoder stays where it is.
-
-        Raises:
-          UserError: the sizes do not multiply to the devices.
-        """
-        self.mesh = make_mesh(sizes, jax.local_devices() if devices is None else devices)
-        axes = emu.logical_axes(self.config)
-        self.params = jax.device_put(self.params, tree_shardings(self.mesh, axes, self.params))
-        return self
+        return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws, place)
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -160,6 +154,14 @@ class Emu:
             first = leaf[(0,) * (leaf.ndim - 1)][:FINGERPRINT_VALUES] if leaf.ndim else leaf
             digest.update(name.encode() + np.asarray(first).tobytes())
         return digest.hexdigest()
+
+    def merged(self) -> Emu:
+        """This model with its adapters added to their kernels (in float32): the same up to rounding, and faster.
+
+        Int8 kernels become floating point. What has no adapter is shared, not copied.
+        """
+        config, params = lora.merge_model(self.config, self.params)
+        return Emu(config, params, self.statistics, self.tokenizer, self.decoder, self.mesh)
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""

@@ -162,7 +162,7 @@ def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: i
 
     # The LLM over prompt and continuation, and the token head over the continuation alone.
     forward = emu.forward_flops(config, 0, rows, 2 * tokens)
-    flops = forward["llama"] + forward["attention"]
+    flops = forward["llama"] + forward["adapters"] + forward["attention"]
     flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
     shape = f"{rows} x {tokens} tokens after {tokens}"
     units = {"tokens": float(rows * tokens)}

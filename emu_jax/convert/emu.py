@@ -36,7 +36,7 @@ from emu_jax.convert.plan import Plan, Step, gather, source_dtypes, unreadable
 from emu_jax.convert.tensor_files import TensorFile, Tensors
 from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.models.paths import flatten
+from emu_jax.models.paths import flatten, join
 
 LAYOUT = "the published Emu's layout"
 PARTS = ("vision", "causal", "llama")
@@ -45,6 +45,7 @@ PARTS = ("vision", "causal", "llama")
 VISION_HEAD_DIM = 88
 LLAMA_HEAD_DIM = 128
 LORA_ALPHA = 16.0
+BLOCKS = "llama/blocks/"  # what adapters can be trained beside
 
 Scope = Callable[[str], bool]  # whether a path of ours belongs to what a file holds
 
@@ -409,7 +410,9 @@ def plan(
         "unused": list(matched.unused),
         "beside": list(tensors.beside),
         "adapters": list(matched.adapters),
-        "lora": {"ranks": ranks, "alpha": lora_alpha, "merged": merge_lora} if ranks else None,
+        "lora": {"ranks": ranks, "targets": _targets(matched), "alpha": lora_alpha, "merged": merge_lora}
+        if ranks
+        else None,
         "dtypes": source_dtypes(tensors, names),
     }
     return Plan(tensors, {"objective": "pretrain", "model": matched.config}, shapes, tuple(steps), dtypes, about)
@@ -461,13 +464,22 @@ def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[s
     return steps, leaves
 
 
-def load(path: str | Path, *, dtype: str = "float32", **settings: Any) -> tuple[dict[str, Any], emu.Params, Plan]:
-    """Reads published weights into memory; LoRA is merged in float32.
+def _targets(matched: Match) -> list[str]:
+    """The language model's projections that have adapters, by our names and in the order of the tables."""
+    paths = (rule.path for rule in matched.rules if rule.key in matched.adapters)
+    return list(dict.fromkeys(path.split("/")[-2] for path in paths if path.startswith(BLOCKS)))
+
+
+def load(
+    path: str | Path, *, dtype: str = "float32", merge_lora: bool = True, **settings: Any
+) -> tuple[dict[str, Any], emu.Params, Plan]:
+    """Reads published weights into memory.
 
     Args:
       path: a folder with multimodal_encoder/pytorch_model.bin (or the one above its `pretrain`), or a `.bin`,
         `.pt` or `.safetensors` file.
       dtype: of the parameters, float32 or bfloat16.
+      merge_lora: add adapters to their weights in float32; else they stand beside them, as in training.
       settings: of `plan`: vision_head_dim, llama_head_dim, lora_alpha.
 
     Returns:
@@ -476,8 +488,18 @@ def load(path: str | Path, *, dtype: str = "float32", **settings: Any) -> tuple[
     Raises:
       UserError: no such weights, not readable, or not an Emu's; lists everything that does not fit at once.
     """
-    work = plan(TensorFile(find_weights(path)), merge_lora=True, **settings)
-    return work.config["model"], gather(work, dtype)["params"], work
+    work = plan(TensorFile(find_weights(path)), merge_lora=merge_lora, **settings)
+    model, found = work.config["model"], gather(work, dtype)
+    if "lora" not in found:
+        return model, found["params"], work
+    about, elsewhere = work.about["lora"], [name for name in flatten(found["lora"]) if not name.startswith(BLOCKS)]
+    if len(about["ranks"]) > 1 or elsewhere:
+        what = f"an adapter of {elsewhere[0][:-2]}" if elsewhere else f"adapters of ranks {about['ranks']}"
+        raise UserError(
+            f"{path}: {what}; beside the weights, those of LLaMA's blocks can stand, of one rank; merge them"
+        )
+    fields = {"lora_rank": about["ranks"][0], "lora_alpha": about["alpha"], "lora_targets": tuple(about["targets"])}
+    return model | {"llama": model["llama"] | fields}, join(found["params"], found["lora"]), work
 
 
 def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:

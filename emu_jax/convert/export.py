@@ -1,7 +1,8 @@
 """Our checkpoints -> the formats that the rest of the world reads: `emu-jax export --from … --to … --format …`.
 
     emu         multimodal_encoder/pytorch_model.bin, or with LoRA Emu-instruct.pt; unet, vae, scheduler where it draws
-    llama       the language model alone, as a Hugging Face folder
+    llama       the language model alone, as a Hugging Face folder; of one with LoRA, merged
+    llama-base  the same without its LoRA: what PEFT puts that of `peft` on
     diffusers   unet, vae and scheduler
     peft        LoRA alone, as PEFT keeps it
 
@@ -29,7 +30,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate.decoder import SCHEDULER, UNET, VAE
 from emu_jax.generate.safety import FOLDER as SAFETY
 from emu_jax.models.unet import UNetConfig
-from emu_jax.train.checkpoint import is_checkpoint, newest_folder, read_meta, unpack_tokenizer
+from emu_jax.train.checkpoint import EMU, is_checkpoint, newest_folder, read_meta, unpack_tokenizer
 from emu_jax.train.leaves import LeafReader
 
 DTYPES = {
@@ -57,17 +58,32 @@ class Checkpoint:
         self.leaves = LeafReader(self.folder, self.meta)
         self.tokenizer = unpack_tokenizer(self.meta["tokenizer"], path)
 
-    def model(self) -> dict[str, Any]:
-        """`config.model`, if this is an Emu whose weights can be exported."""
+    def model(self, *, weights: bool = True) -> dict[str, Any]:
+        """`config.model`, if this is an Emu; `weights`: whose kernels can be exported, beside its adapters."""
         model = self.config.get("model")
-        if self.config.get("objective") != "pretrain" or model is None:
+        if self.config.get("objective") not in EMU or model is None:
             raise UserError(f"--from {self.path}: holds no Emu (its objective is {self.config.get('objective')!r})")
-        if model["llama"].get("int8"):
-            raise UserError(f"--from {self.path}: holds int8 weights; export the checkpoint they were made from")
+        if weights and model["llama"].get("int8"):
+            own = ", and LoRA from here with --format peft" if self.has_lora() else ""
+            raise UserError(f"--from {self.path}: holds int8 weights; export the checkpoint they were made from{own}")
         return model
 
     def has_lora(self) -> bool:
-        return any(name.startswith("lora/") for name in self.leaves.shapes)
+        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "a") for name in self.leaves.shapes)
+
+    def adapter(self, path: str, side: str) -> str | None:
+        """The leaf of side a [L, in, r] or b [L, r, out] of the adapter of a linear map, where it has one.
+
+        What was converted stands apart from the weights, in `lora/`; what was trained here, beside them.
+        """
+        return next((n for n in (f"lora/{path}/{side}", f"params/{path}/{side}") if n in self.leaves.shapes), None)
+
+    def lora(self) -> dict[str, Any]:
+        """Rank, alpha and dropout of the adapters; files of others do not tell how they were trained."""
+        if found := self.source.get("lora"):
+            return {"rank": found["ranks"][0], "alpha": found["alpha"], "dropout": 0.0}
+        llama = self.config["model"]["llama"]
+        return {name: llama.get(f"lora_{name}", 0.0) for name in ("rank", "alpha", "dropout")}
 
     def dtype_of(self, key: str, leaf: str, asked: str | None) -> np.dtype:
         """A tensor's precision in the file: what was asked for, else what it came in, else its own."""
@@ -81,7 +97,7 @@ def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, m
 
     Args:
       source: a work directory or a converted checkpoint; for diffusers also a folder with `unet` and `vae` in it.
-      form: emu, llama, diffusers or peft.
+      form: emu, llama, llama-base, diffusers or peft.
       dtype: float32, bfloat16 or float16; None: as `Checkpoint.dtype_of` says.
       merge_lora: add adapters to their weights.
 
@@ -132,11 +148,23 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> lis
 
 
 def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
+    if not merge_lora and Checkpoint(source).has_lora():
+        raise UserError(
+            f"--from {source}: holds LoRA beside its weights; add --merge-lora, or use --format llama-base and peft"
+        )
+    return _language_model(source, folder, dtype, merge_lora)
+
+
+def _llama_base(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
+    if merge_lora:
+        raise UserError("--format llama-base is without LoRA; use --format llama with --merge-lora")
+    return _language_model(source, folder, dtype, merge_lora=False)
+
+
+def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
     checkpoint = Checkpoint(source)
     alone = checkpoint.config.get("objective") == "llama"
     sizes = checkpoint.config["model"]["llama"] if alone else checkpoint.model()["llama"]
-    if checkpoint.has_lora() and not merge_lora:
-        raise UserError(f"--from {source}: holds LoRA beside its weights; add --merge-lora, or use --format peft")
     rules = [rule for rule in emu.table_of(llama=sizes["layers"]) if llama.in_scope(rule.path)]
     tensors = [(name.removeprefix(llama.PREFIX), *rest) for name, *rest in _rules(checkpoint, rules, dtype, merge_lora)]
     shards: list[list[Tensor]] = [[]]
@@ -196,22 +224,25 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool) -> list[P
 
 def _peft(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
     checkpoint = Checkpoint(source)
-    model = checkpoint.model()
+    model = checkpoint.model(weights=False)
     if not checkpoint.has_lora():
-        raise UserError(f"--from {source}: holds no LoRA; expected a checkpoint of Emu-instruct.pt, not merged")
+        raise UserError(
+            f"--from {source}: holds no LoRA; expected a run of the objective instruct, or Emu-instruct.pt converted "
+            "without --merge-lora"
+        )
     tensors = [
         ("base_model.model." + name.removeprefix(LM).replace(".default.weight", ".weight"), *rest)
         for name, *rest in _adapters(checkpoint, emu.table(model), dtype)
     ]
     _write(folder / "adapter_model.safetensors", tensors)
-    lora = checkpoint.source["lora"]
+    lora = checkpoint.lora()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": None,
-        "r": lora["ranks"][0],
+        "r": lora["rank"],
         "lora_alpha": lora["alpha"],
-        "lora_dropout": 0.0,
+        "lora_dropout": lora["dropout"],
         "bias": "none",
         "fan_in_fan_out": False,
         "inference_mode": True,
@@ -224,6 +255,7 @@ def _peft(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
 FORMATS: dict[str, Callable[[Path, Path, str | None, bool], list[Path]]] = {
     "emu": _emu,
     "llama": _llama,
+    "llama-base": _llama_base,
     "diffusers": _diffusers,
     "peft": _peft,
 }
@@ -238,10 +270,10 @@ def _rules(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None, merge_l
 
     def value(rule: Rule, leaf: str) -> np.ndarray:
         found = _next_layer(checkpoint, open_leaves, leaf, rule.layer)
-        adapter = f"lora/{rule.path.removesuffix('/kernel')}"
-        if merge_lora and f"{adapter}/a" in checkpoint.leaves.shapes:
-            a, b = (_next_layer(checkpoint, open_leaves, f"{adapter}/{s}", rule.layer).astype(np.float32) for s in "ab")
-            factor = np.float32(checkpoint.source["lora"]["alpha"] / a.shape[-1])
+        sides = [checkpoint.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab"]
+        if merge_lora and None not in sides:
+            a, b = (_next_layer(checkpoint, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
+            factor = np.float32(checkpoint.lora()["alpha"] / a.shape[-1])
             found = found.astype(np.float32) + factor * (a @ b)
         return TRANSFORMS[rule.transform].inverse(found)
 
@@ -277,8 +309,8 @@ def _adapters(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None) -> I
     """LoRA's tensors under their published names: `….q_proj.lora_A.default.weight` [r, in] and `lora_B` [out, r]."""
     for rule in rules:
         for side, name in (("a", "lora_A"), ("b", "lora_B")):
-            leaf = f"lora/{rule.path.removesuffix('/kernel')}/{side}"
-            if leaf in checkpoint.leaves.shapes:
+            leaf = checkpoint.adapter(rule.path.removesuffix("/kernel"), side)
+            if leaf is not None:
                 key = f"{rule.key.removesuffix('.weight')}.{name}.default.weight"
                 shape = checkpoint.leaves.shapes[leaf][:0:-1]
                 kind = DTYPES[dtype] if dtype else checkpoint.leaves.dtypes[leaf]

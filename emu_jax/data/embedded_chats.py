@@ -94,7 +94,7 @@ class FluentChats:
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         example = self._examples[index]
         asked = questions(example, self.things, rng)
-        parts: list[Text | Image] = [Image(example.pixels, example.key)]
+        parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system"), Image(example.pixels, example.key)]
         for place in rng.permutation(len(asked)):
             parts += [Text(asked[place].question, "user"), Text(asked[place].answer, "assistant")]
         return [Document(tuple(parts))]

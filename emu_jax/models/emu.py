@@ -451,9 +451,13 @@ def _forward(
     model = bind(config, params)
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
-    hidden = model.llama(
-        inputs.astype(config.dtype), positions, batch.segments, remat=config.remat, unroll=config.unroll
-    )
+    # The encoders draw from the key's first two descendants (`EmuModel.encode`).
+    options = {
+        "remat": config.remat,
+        "unroll": config.unroll,
+        "key": None if key is None else jax.random.fold_in(key, 2),
+    }
+    hidden = model.llama(inputs.astype(config.dtype), positions, batch.segments, **options)
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 
@@ -558,8 +562,9 @@ def intermediates(
 def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) -> dict[str, float]:
     """Analytic matrix-multiplication FLOPs of one forward pass, by part (2 per multiply-add).
 
-    `attention` is the language model's scores and mixtures. Being causal, it counts half of
-    S x S. A training step is three times as much; recomputation by remat is not useful work and is not counted.
+    `attention` is the language model's scores and mixtures. Being causal, it counts half of S x S. `adapters` are those
+    beside the language model's kernels, which `llama` counts without them. A training step is three times as much;
+    recomputation by remat is not useful work and is not counted.
     """
     v, c, m = config.vision, config.causal, config.llama
     tokens, inner = v.patches + 1, c.heads * c.head_dim
@@ -569,13 +574,14 @@ def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) 
     cross_attention = 2 * c.queries * c.width * inner + 2 * tokens * v.width * inner + 2 * c.queries * tokens * inner
     causal = c.layers * (self_attention + cross_attention + 2 * c.queries * c.width * c.mlp_dim)
     causal += c.queries * c.width * m.width
-    adapters = 8 * m.width * m.lora_rank
-    llama = row_tokens * m.layers * (4 * m.width**2 + adapters + 3 * m.width * m.mlp_dim)
+    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
+    adapters = row_tokens * m.layers * m.lora_rank * sum(sum(m.projection_sizes()[name]) for name in m.lora_targets)
     heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
     return {
         "vision": 2.0 * pictures * vision,
         "causal": 2.0 * pictures * causal,
         "llama": 2.0 * rows * llama,
+        "adapters": 2.0 * rows * adapters,
         "attention": 2.0 * rows * m.layers * row_tokens**2 * m.width,
         "heads": 2.0 * rows * heads,
     }

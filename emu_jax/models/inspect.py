@@ -38,7 +38,7 @@ def describe(config: ConfigDict) -> str:
     flops = emu.forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
     lines.append(
         "forward      "
-        + ", ".join(f"{part} {value / 1e9:,.2f}" for part, value in flops.items())
+        + ", ".join(f"{part} {value / 1e9:,.2f}" for part, value in flops.items() if value)
         + f" GFLOP for one picture and one row of {model.llama.context} tokens"
     )
     return "\n".join(lines)

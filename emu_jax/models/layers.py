@@ -78,8 +78,9 @@ class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
     The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120). With
-    dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); inference only. With `adapter`
-    (rank, alpha) a low-rank map is added: alpha / rank * x a b, float32 and 0 at first (`lora.py`).
+    dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With
+    `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first
+    (`lora.py`); without a key nothing is dropped.
     """
 
     def __init__(
@@ -92,11 +93,11 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         gain: float = 1.0,
-        adapter: tuple[int, float] | None = None,
+        adapter: tuple[int, float, float] | None = None,
     ):
         self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * inputs**-0.5)
         if adapter is not None:
-            rank, alpha = adapter
+            rank, alpha, self.adapter_dropout = adapter
             self.a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
             self.b = constant(0.0, (rank, outputs), ("rank", axes[1]), "float32")
             self.adapter_scale = alpha / rank
@@ -105,12 +106,16 @@ class Linear(nnx.Module):
         if bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, key: Array | None = None) -> Array:
         y = project(x, self.kernel[...].astype(x.dtype))
         if hasattr(self, "scale"):
             y = (y * self.scale[...]).astype(x.dtype)
         if hasattr(self, "a"):
-            y = y + project(project(x, self.a[...].astype(x.dtype)), self.b[...].astype(x.dtype)) * self.adapter_scale
+            kept = dropout(x, self.adapter_dropout, key)
+            y = (
+                y
+                + project(project(kept, self.a[...].astype(x.dtype)), self.b[...].astype(x.dtype)) * self.adapter_scale
+            )
         return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
 
 

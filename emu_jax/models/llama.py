@@ -7,14 +7,14 @@ position attends to earlier positions of its own segment alone. `decode` continu
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from emu_jax.errors import UserError
+from emu_jax.errors import UserError, nearest
 from emu_jax.models.layers import (
     Array,
     Linear,
@@ -25,10 +25,14 @@ from emu_jax.models.layers import (
     parameter,
     rope_tables,
     scan_layers,
+    split_key,
     stack,
 )
 from emu_jax.models.packed_attention import KERNELS, packed_attention
 from emu_jax.train.mesh import constrain, platform
+
+# A block's linear maps in the order in which they are computed.
+PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,10 @@ class LlamaConfig:
 
     Attributes:
       context: the longest sequence generation accepts.
-      int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); such a model cannot be trained.
-      lora_rank, lora_alpha: of low-rank adapters beside q, k, v and o (`lora.py`); rank 0 has none.
+      int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); of such a model only adapters train.
+      lora_rank, lora_alpha: of low-rank adapters (`lora.py`); rank 0 has none.
+      lora_dropout: of what adapters read, in training.
+      lora_targets: the projections that have adapters, of `PROJECTIONS`; the paper's are those of attention.
       attention: how whole rows are attended to (`packed_attention.py`); auto suits the devices.
     """
 
@@ -53,6 +59,8 @@ class LlamaConfig:
     int8: bool = False
     lora_rank: int = 0
     lora_alpha: float = 16.0
+    lora_dropout: float = 0.0
+    lora_targets: tuple[str, ...] = ("q", "k", "v", "o")
     attention: str = "auto"
 
     def __post_init__(self):
@@ -63,12 +71,38 @@ class LlamaConfig:
             )
         if self.lora_rank < 0:
             raise UserError(f"model.llama.lora_rank={self.lora_rank}; expected 0 (no adapters) or more")
+        if not 0.0 <= self.lora_dropout < 1.0:
+            raise UserError(f"model.llama.lora_dropout={self.lora_dropout}; expected 0 to below 1")
+        self._check_targets()
         if self.attention not in KERNELS:
             raise UserError(f"model.llama.attention={self.attention!r} is unknown; choose one of {list(KERNELS)}")
+
+    def _check_targets(self) -> None:
+        targets, expected = self.lora_targets, f"expected some of {', '.join(PROJECTIONS)}, each once"
+        if not isinstance(targets, tuple | list) or not targets or len(set(map(str, targets))) < len(targets):
+            raise UserError(f"model.llama.lora_targets={targets!r}; {expected}, as in ('q', 'v')")
+        for name in targets:
+            if name not in PROJECTIONS:
+                guess = nearest(str(name), PROJECTIONS)
+                raise UserError(
+                    f"model.llama.lora_targets: {name!r} is no projection; did you mean {guess}? {expected}"
+                )
+        object.__setattr__(self, "lora_targets", tuple(targets))  # JSON and configs give lists
 
     @property
     def head_dim(self) -> int:
         return self.width // self.heads
+
+    def projection_sizes(self) -> dict[str, tuple[int, int]]:
+        """Inputs and outputs of every one of `PROJECTIONS`."""
+        inner, outer = (self.width, self.mlp_dim), (self.mlp_dim, self.width)
+        square = (self.width, self.width)
+        return dict(zip(PROJECTIONS, (square, square, square, square, inner, inner, outer), strict=True))
+
+    def adapter(self, name: str) -> tuple[int, float, float] | None:
+        """Rank, alpha and dropout of the adapter beside a projection, where it has one."""
+        has = self.lora_rank > 0 and name in self.lora_targets
+        return (self.lora_rank, self.lora_alpha, self.lora_dropout) if has else None
 
 
 @jax.tree_util.register_dataclass
@@ -86,17 +120,18 @@ class LlamaAttention(nnx.Module):
     """RoPE attention with separate q, k, v, o kernels."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
-        adapter = (c.lora_rank, c.lora_alpha) if c.lora_rank else None
-        self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
-        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
-        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=adapter)
+        self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("q"))
+        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("k"))
+        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("v"))
         gain = (2.0 * c.layers) ** -0.5
-        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=gain, adapter=adapter)
+        self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=gain, adapter=c.adapter("o"))
         self.head_dim = c.head_dim
 
-    def project(self, x: Array, cos: Array, sin: Array) -> tuple[Array, Array, Array]:
+    def project(
+        self, x: Array, cos: Array, sin: Array, keys: Sequence[Array | None] = (None, None, None)
+    ) -> tuple[Array, Array, Array]:
         """x [B, S, D] -> rotated q, rotated k, v, each [B, N, S, H]."""
-        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k, v = self.q(x, keys[0]), self.k(x, keys[1]), self.v(x, keys[2])
         if x.shape[1] == 1:
             # TPU's compiler would multiply by kernels cut into heads, which it lays out anew for every token.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
@@ -113,21 +148,22 @@ class LlamaAttention(nnx.Module):
             q = jax.lax.optimization_barrier(jnp.broadcast_to(q, (*q.shape[:2], 8, q.shape[3])))
         return attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)[:, :, :length]
 
-    def merge(self, mixed: Array) -> Array:
+    def merge(self, mixed: Array, key: Array | None = None) -> Array:
         """Output projection of all heads' mixtures: [B, N, S, H] -> [B, S, D]."""
-        return self.o(merge_heads(mixed))
+        return self.o(merge_heads(mixed), key)
 
 
 class LlamaMLP(nnx.Module):
     """SwiGLU: down(silu(gate(x)) * up(x))."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
-        self.gate = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
-        self.up = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype)
-        self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, gain=(2.0 * c.layers) ** -0.5)
+        gain = (2.0 * c.layers) ** -0.5
+        self.gate = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, adapter=c.adapter("gate"))
+        self.up = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, adapter=c.adapter("up"))
+        self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, gain=gain, adapter=c.adapter("down"))
 
-    def __call__(self, x: Array) -> Array:
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+    def __call__(self, x: Array, keys: Sequence[Array | None] = (None, None, None)) -> Array:
+        return self.down(jax.nn.silu(self.gate(x, keys[0])) * self.up(x, keys[1]), keys[2])
 
 
 class LlamaBlock(nnx.Module):
@@ -148,9 +184,10 @@ class LlamaBlock(nnx.Module):
         sin: Array,
         key: Array | None = None,
     ) -> Array:
+        keys = split_key(key, len(PROJECTIONS))  # a projection's own, for the dropout before its adapter
         x = constrain(x, ("batch", "sequence", "embed_act"))
-        x = x + self.attn.merge(attend(*self.attn.project(self.attn_norm(x), cos, sin)))
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.attn.merge(attend(*self.attn.project(self.attn_norm(x), cos, sin, keys[:3])), keys[3])
+        return x + self.mlp(self.mlp_norm(x), keys[4:])
 
     def decode(
         self, x: Array, k: Array, v: Array, layer: Array, index: Array, mask: Array, cos: Array, sin: Array
@@ -198,12 +235,17 @@ class Llama(nnx.Module):
         *,
         remat: str = "none",
         unroll: bool = False,
+        key: Array | None = None,
     ) -> Array:
-        """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D]."""
+        """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D].
+
+        `key` is the randomness of adapters' dropout; without one nothing is dropped.
+        """
         c = self.config
+        key = key if c.lora_rank and c.lora_dropout else None
         cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
         attend = packed_attention(segments, c.head_dim, c.attention)
-        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, attend=attend, cos=cos, sin=sin)
+        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, key=key, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
 
     def logits(self, hidden: Array) -> Array:

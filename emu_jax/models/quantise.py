@@ -1,9 +1,10 @@
-"""Weight-only int8 for inference: kernels of the language model's blocks as 8-bit integers, a float32 scale a column.
+"""Weight-only int8: kernels of the language model's blocks as 8-bit integers, a float32 scale a column.
 
     kernel [in, out] ≈ int8 [in, out] * scale [out],   scale = max |column| / 127
 
 Symmetric, round to nearest. `layers.Linear` multiplies by the integers in the compute dtype and scales the products,
 so that weights are read from memory at 8 bits. Embeddings, heads and norms keep their precision: they are 3% of LLaMA.
+Such weights serve inference, and adapters may be trained beside them (`lora.py`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 SCALE = "scale"  # the leaf beside a quantised kernel
@@ -48,3 +50,14 @@ def quantise_params(params: Mapping[str, Any]) -> dict[str, Any]:
         return found
 
     return walk(params, "")
+
+
+def dequantise_params(params: Mapping[str, Any], dtype: str) -> dict[str, Any]:
+    """Parameters with every quantised kernel as integers * scale, rounded to `dtype` once, and no scales."""
+    found: dict[str, Any] = {}
+    for name, value in params.items():
+        found[name] = dequantise_params(value, dtype) if isinstance(value, Mapping) else value
+    if found.get("kernel") is not None and SCALE in found:
+        kernel = jnp.asarray(found["kernel"]).astype(jnp.float32)  # […, in, out]
+        found["kernel"] = (kernel * jnp.asarray(found.pop(SCALE))[..., None, :]).astype(dtype)
+    return found

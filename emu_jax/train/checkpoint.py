@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.config import from_json
@@ -26,9 +27,11 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models import emu, lora, unet, vae
 from emu_jax.models.paths import nest
+from emu_jax.train.mesh import tree_shardings
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
+EMU = ("pretrain", "instruct")  # objectives of checkpoints that hold a whole Emu
 PARTS_ALONE = ("llama", "vision")  # objectives of checkpoints that hold a part of Emu, to begin training from
 
 
@@ -271,13 +274,22 @@ def is_checkpoint(path: Path) -> bool:
     return (path / FOLDER).is_dir() or (path / "meta").is_dir()
 
 
-def load_for_inference(path: Path) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
-    """Config, parameters, statistics and tokenizer of a pretraining run or of a converted Emu; LoRA is merged."""
+def load_for_inference(path: Path, mesh: Mesh | None = None) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
+    """Config, parameters, statistics and tokenizer of a run of pretrain or instruct, or of a converted Emu.
+
+    Parameters are restored split over `mesh`, where one is given: they never exist whole on one device.
+
+    Adapters that were trained here stand beside their kernels; those of a converted Emu-instruct.pt are merged.
+    """
 
     def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
-        _check_objective(path, config, "pretrain")
+        _check_objective(path, config, *EMU)
         model = emu.EmuConfig.from_dict(config.model)
-        items = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+        params = emu.abstract(model)
+        if mesh is not None:
+            shardings = tree_shardings(mesh, emu.logical_axes(model), params)
+            params = jax.tree.map(lambda p, d: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=d), params, shardings)
+        items = {"params": params, "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
         adapters = {name: leaf for name, leaf in leaves.items() if name.startswith("lora/")}
         return items | nest({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in adapters.items()})
 
@@ -312,11 +324,11 @@ def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
     return config, statistics.pop("ema", None) or items["params"], statistics
 
 
-def _check_objective(path: Path, config: ConfigDict, expected: str) -> None:
+def _check_objective(path: Path, config: ConfigDict, *expected: str) -> None:
     if config.objective in PARTS_ALONE:
         raise UserError(
             f"{path}: holds the {config.objective} part alone; a training run begins with it where "
             f"config.init.{config.objective} names it"
         )
-    if config.objective != expected:
-        raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {expected}")
+    if config.objective not in expected:
+        raise UserError(f"{path}: a run of the objective {config.objective}; expected one of {' or '.join(expected)}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,6 +60,11 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     data = DataConfig.from_dict(config.data)
     tokenizer = make_tokenizer(config, data)
     model = make_model_config(config, tokenizer)
+    if model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
+        raise UserError(
+            "config.model.llama.int8=True: adapters on int8 weights need weights to begin with; name a checkpoint of "
+            "`emu-jax convert --int8` in config.init.emu"
+        )
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
     rows = data.batch_rows
@@ -78,10 +84,18 @@ def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_
     flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
     factors = dict.fromkeys(flops, 3.0)
     if kind == "instruct":
-        factors = {"vision": 1.0, "causal": 1.0, "llama": 2.0, "attention": 3.0, "heads": 2.0}
+        factors |= {"vision": 1.0, "causal": 1.0, "llama": 2.0, "heads": 2.0}
     useful = {part: factors[part] * count for part, count in flops.items()}
-    if kind == "instruct":  # below the first layer nothing learns: its q, k and v pass nothing on
-        useful["llama"] -= 2.0 * rows * row_tokens * 3 * model.llama.width**2
+    if kind == "instruct":
+        # What the first layer computes up to its first adapters passes nothing on: nothing below them learns.
+        llama = model.llama
+        stages = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
+        first = next(number for number, stage in enumerate(stages) if set(stage) & set(llama.lora_targets))
+        sizes = llama.projection_sizes()
+        idle = sum(math.prod(sizes[name]) for stage in stages[: first + 1] for name in stage)
+        useful["llama"] -= 2.0 * rows * row_tokens * idle
+        if first > 0:
+            useful["attention"] -= 2.0 * flops["attention"] / llama.layers
     return useful
 
 

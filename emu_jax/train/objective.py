@@ -55,8 +55,17 @@ class Objective:
 def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
     """Classify the next text token or regress the next visual embedding; losses of several sources are told apart."""
     if config.llama.int8:
-        raise UserError("config.model.llama.int8 is for inference; train float32 or bfloat16 parameters")
-    random = config.causal.dropout > 0 or config.vision.drop_path > 0
+        raise UserError(
+            "config.model.llama.int8=True: integers are not trained; pretrain float32 or bfloat16 parameters, or train "
+            "adapters beside int8 ones with config.objective=instruct"
+        )
+    return _interleaved(config, ids, sources)
+
+
+def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...]) -> Objective:
+    """The loss of interleaved documents, with every parameter trained."""
+    adapters_drop = config.llama.lora_rank > 0 and config.llama.lora_dropout > 0
+    random = config.causal.dropout > 0 or config.vision.drop_path > 0 or adapters_drop
 
     def loss(params: dict, statistics: dict, batch: emu.Batch, key: Array, normalisers: tuple) -> tuple:
         key = key if random else None
@@ -75,10 +84,13 @@ def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...
 
 
 def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
-    """Low-rank adapters on the language model's attention; every other parameter stays as it is (emu.md §5)."""
+    """Low-rank adapters beside the language model's kernels; every other parameter stays as it is (emu.md §5).
+
+    The kernels may be int8 (`quantise.py`), as QLoRA has it: gradients pass through them, and none is of them.
+    """
     if config.llama.lora_rank == 0:
         raise UserError("config.model.llama.lora_rank=0; the objective instruct trains adapters, expected 1 or more")
-    return dataclasses.replace(pretrain(config, ids, sources), trains=lora.is_adapter)
+    return dataclasses.replace(_interleaved(config, ids, sources), trains=lora.is_adapter)
 
 
 @dataclasses.dataclass(frozen=True)

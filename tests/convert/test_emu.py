@@ -181,7 +181,7 @@ def test_mini_a_instruct_has_its_adapters_merged(golden):
     file = golden / "mini-a" / "instruct" / "Emu-instruct.pt"
     config, params, source = convert.load(file, vision_head_dim=12)
     state = torch.load(file, weights_only=True)["module"]
-    assert source.about["lora"] == {"ranks": [16], "alpha": 16.0, "merged": True}
+    assert source.about["lora"] == {"ranks": [16], "targets": ["q", "k", "v", "o"], "alpha": 16.0, "merged": True}
     assert len(source.about["adapters"]) == 4 * config["llama"]["layers"]
     back = dict(convert.to_published(params, config))
     for key, array in back.items():

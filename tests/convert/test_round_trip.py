@@ -186,7 +186,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, capsys, arguments, mess
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("onnx", "--format onnx: unknown; choose one of emu, llama, diffusers, peft"),
+        ("onnx", "--format onnx: unknown; choose one of emu, llama, llama-base, diffusers, peft"),
         ("peft", "holds no LoRA"),
     ],
 )

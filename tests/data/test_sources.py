@@ -7,6 +7,7 @@ from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.packing import tokenize_document
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
+from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from tests.data.folders import SIZE, picture, write_folder
@@ -88,6 +89,38 @@ def test_of_a_chat_the_answers_are_learnt():
         "[user] : four [assistant] : FIVE </S> [user] : six [assistant] : ONE </S>"
     )
     assert found.visual_weights.sum() == 3
+
+
+@pytest.mark.parametrize("message", [IMAGE_SYSTEM, VIDEO_SYSTEM])
+def test_the_paper_s_system_messages_are_read_as_the_reference_reads_them(golden, message):
+    """With LLaMA's tokenizer: [IMG] and [/IMG] in them are tokens, in a user's words the same names are words."""
+    tokenizer = Tokenizer.load(golden / "llama_tokenizer.model", instruct=True)
+    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    chat = [Text(message, "system"), picture, Text("Is [IMG] a word?", "user"), Text("Yes.", "assistant")]
+    (found,) = tokenize_document(Document(tuple(chat)), tokenizer, queries=2, row_tokens=256, row_images=1)
+    before, _, after = message.partition("[IMG]ImageContent[/IMG]")
+    spelt = tokenizer.encode_plain
+    assert found.tokens.tolist() == [
+        1,
+        *spelt(before.strip()),
+        32001,
+        *spelt("ImageContent"),
+        32002,
+        *spelt(after.strip()),
+        32004,
+        *spelt(":"),
+        *(32001, 32003, 32003, 32002),
+        *spelt("Is [IMG] a word?"),
+        32005,
+        *spelt(":"),
+        *spelt("Yes."),
+        2,
+    ]
+    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "Yes."
+    places = np.flatnonzero(found.tokens == 32001)
+    assert len(places) == 2 and found.visual_weights.tolist() == [
+        float(places[1] < place <= places[1] + 3) for place in range(len(found))
+    ], "the picture's own positions"
 
 
 def test_chats_need_their_tokens():

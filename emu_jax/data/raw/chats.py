@@ -27,6 +27,7 @@ from emu_jax.data.raw.files import (
     shard_name,
 )
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
@@ -44,11 +45,13 @@ class Chats:
 
     Attributes:
       pictures: the pictures' folder, relative to the JSON's.
+      system: chats with pictures and without a system message begin with the paper's (`system_messages.py`).
       max_characters: chats with a longer turn are left out.
       piece_bytes: a longer JSONL is read in pieces of this many bytes, each of them a shard.
     """
 
     pictures: str = "."
+    system: bool = True
     max_characters: int = 100_000
     piece_bytes: int = PIECE_BYTES
 
@@ -149,7 +152,8 @@ class Chats:
         if not any(role == "assistant" for role, _ in turns):
             raise Skip("no_answer", "no turn is the assistant's")
         pictures = (RawImage(read_picture(folder, name)) for name in names)
-        parts: list[Text | RawImage] = []
+        given = names and self.system and not any(role == "system" for role, _ in turns)
+        parts: list[Text | RawImage] = [Text(IMAGE_SYSTEM, "system")] if given else []
         for role, pieces in turns:
             parts += [next(pictures) if piece is None else Text(piece, role) for piece in pieces]
             if pieces[-1] is None:

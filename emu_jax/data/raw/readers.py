@@ -20,6 +20,8 @@ READERS = {
     "obelics": ("obelics", "Obelics", "web documents: lists of texts and pictures, as OBELICS's"),
     "html": ("html", "Html", "web documents: HTML pages and their pictures"),
     "chats": ("chats", "Chats", "conversations: LLaVA's, ShareGPT's, Alpaca's JSON"),
+    "videochat": ("film_chats", "VideoChat", "conversations about films: VideoChat's JSON"),
+    "video_chatgpt": ("film_chats", "VideoChatGPT", "questions about films: Video-ChatGPT's JSON"),
 }
 
 

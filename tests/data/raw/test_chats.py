@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from emu_jax.data.document import Text
 from emu_jax.data.raw.chats import Chats
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.errors import UserError
 
 
@@ -43,13 +44,15 @@ def test_llava(tmp_path):
     chat = _chat(
         ("human", "<image>\nWhat is it?"), ("gpt", "A cat."), ("human", "Sure?"), ("gpt", "Yes."), image="coco/a.jpg"
     )
-    assert _parts(tmp_path, chat, pictures="pictures") == [
+    expected = [
         RawImage(b"A"),
         Text("What is it?", "user"),
         Text("A cat.", "assistant"),
         Text("Sure?", "user"),
         Text("Yes.", "assistant"),
     ]
+    assert _parts(tmp_path, chat, pictures="pictures") == [Text(IMAGE_SYSTEM, "system"), *expected]
+    assert _parts(tmp_path, chat, pictures="pictures", system=False) == expected
 
 
 def test_pictures_stand_where_their_places_are(tmp_path):

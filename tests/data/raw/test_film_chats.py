@@ -1,0 +1,196 @@
+"""Chats about films: both published files, films with and without their suffix, parts, and what is left out."""
+
+import json
+import pickle
+
+import av
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PIL
+
+from emu_jax.data.document import Text
+from emu_jax.data.raw.film_chats import SUFFIXES, VideoChat, VideoChatGPT
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers import make_reader
+from emu_jax.data.system_messages import VIDEO_SYSTEM
+from emu_jax.data.video import frame_indices
+from emu_jax.errors import UserError
+
+
+def _film(path, frames: int = 16) -> None:
+    """Frame i is grey 40 + 8 i."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(path, "w") as container:
+        stream = container.add_stream(
+            "libvpx" if path.suffix == ".webm" else "libx264", rate=8, width=48, height=32, pix_fmt="yuv420p"
+        )
+        for index in range(frames):
+            pixels = np.full((32, 48, 3), 40 + 8 * index, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _webp(path, frames: int = 16) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pictures = [PIL.new("RGB", (24, 16), (40 + 8 * index,) * 3) for index in range(frames)]
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
+
+
+def _read(reader, path) -> list[RawDocument | Reject]:
+    return [item for shard in reader.shards(str(path)) for item in reader.read(shard)]
+
+
+def _brief(item: RawDocument | Reject) -> tuple:
+    """A chat as (key, its frames' numbers, its turns), a reject as (key, reason, whether a chat is lost)."""
+    if isinstance(item, Reject):
+        print(item.detail)
+        assert item.detail and "\n" not in item.detail and len(item.detail) < 400
+        return item.key, item.reason, item.whole
+    assert item.kind == "chat"
+    system, *rest = item.parts
+    assert system == Text(VIDEO_SYSTEM, "system")
+    frames = [part for part in rest if isinstance(part, RawImage)]
+    assert rest[: len(frames)] == frames, "the frames stand in front"
+    turns = rest[len(frames) :]
+    assert [turn.role for turn in turns] == ["user", "assistant"] * (len(turns) // 2)
+    return item.key, [round((float(f.data.mean()) - 40) / 8) for f in frames], " | ".join(turn.text for turn in turns)
+
+
+def test_videochat(tmp_path):
+    _film(tmp_path / "WebVid" / "050951_051000" / "1022713978.mp4")
+    _film(tmp_path / "WebVid" / "7.mp4", 1)
+    records = [
+        {
+            "video": "050951_051000/1022713978.mp4",
+            "QA": [{"i": "Watch the film.", "q": " What happens?", "a": "A bee flies."}, {"q": "Where?", "a": "Here."}],
+        },
+        {"video": "050951_051000/7.mp4", "QA": [{"i": "Describe the film in detail.", "q": "", "a": "A bee."}]},
+    ]
+    (tmp_path / "videochat_instruct_11k.json").write_text(json.dumps(records))
+    reader = make_reader("videochat", ["films=WebVid"])
+    assert [_brief(item) for item in _read(reader, tmp_path)] == [
+        (
+            "videochat_instruct_11k.json/000000000",
+            frame_indices(16),
+            "Watch the film.\nWhat happens? | A bee flies. | Where? | Here.",
+        ),
+        ("videochat_instruct_11k.json/000000001", [0] * 8, "Describe the film in detail. | A bee."),
+    ]
+
+
+def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
+    """Also where others stand between them; the films are named without a suffix."""
+    _film(tmp_path / "v_k_ZXmr8pmrs.mp4")
+    _webp(tmp_path / "v_b.webp")
+    records = [
+        {"q": "What happens?", "a": "A bee flies.", "video_id": "v_k_ZXmr8pmrs"},
+        {"q": "Who?", "a": "A cat.", "video_id": "v_b"},
+        {"q": "Where?", "a": "Over a flower.", "video_id": "v_k_ZXmr8pmrs"},
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(records))
+    reader = make_reader("video_chatgpt")
+    assert [_brief(item) for item in _read(reader, tmp_path)] == [
+        ("t.json/000000000", frame_indices(16), "What happens? | A bee flies. | Where? | Over a flower."),
+        ("t.json/000000001", frame_indices(16), "Who? | A cat."),
+    ]
+    (tmp_path / "v_b.webp").unlink()
+    some = [_brief(item) for item in _read(make_reader("video_chatgpt", ["turns=1", "frames=3"]), tmp_path)]
+    assert some == [
+        ("t.json/000000000", frame_indices(16, 3), "What happens? | A bee flies."),
+        ("t.json/000000000+1", frame_indices(16, 3), "Where? | Over a flower."),
+        ("t.json/000000001", "missing_video", True),
+    ]
+    plain = _read(make_reader("video_chatgpt", ["system=false"]), tmp_path)[0]
+    assert isinstance(plain.parts[0], RawImage)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_every_suffix_is_tried(tmp_path, suffix):
+    if suffix in (".gif", ".webp"):
+        _webp(tmp_path / "films" / f"v_x{suffix}", 2)
+    else:
+        _film(tmp_path / "films" / f"v_x{suffix}", 2)
+    (tmp_path / "t.json").write_text(json.dumps([{"q": "a", "a": "b", "video_id": "v_x"}]))
+    (item,) = _read(VideoChatGPT(films="films"), tmp_path / "t.json")
+    assert isinstance(item, RawDocument) and len(item.parts) == 1 + 8 + 2
+
+
+GOOD = [{"q": "a", "a": "b"}]
+BAD = [
+    ({"video": "gone.mp4", "QA": GOOD}, "missing_video"),
+    ({"video": 7, "QA": GOOD}, "missing_video"),
+    ({"QA": GOOD}, "missing_video"),
+    ({"video": "n" * 5000, "QA": GOOD}, "missing_video"),
+    ({"video": "../a.mp4", "QA": GOOD}, "unsafe_path"),
+    ({"video": "/a.mp4", "QA": GOOD}, "unsafe_path"),
+    ({"video": "a\0.mp4", "QA": GOOD}, "unsafe_path"),
+    ({"video": "cut.mp4", "QA": GOOD}, "cut_video"),
+    ({"video": "text.mp4", "QA": GOOD}, "unreadable_video"),
+    ({"video": "a.mp4"}, "no_turns"),
+    ({"video": "a.mp4", "QA": []}, "no_turns"),
+    ({"video": "a.mp4", "QA": ["a"]}, "empty_turn"),
+    ({"video": "a.mp4", "QA": [{"q": "a"}]}, "empty_turn"),
+    ({"video": "a.mp4", "QA": [{"q": "a", "a": " "}]}, "empty_turn"),
+    ({"video": "a.mp4", "QA": [{"i": "", "q": "", "a": "b"}]}, "empty_turn"),
+    ({"video": "a.mp4", "QA": [{"q": 1, "a": "b"}]}, "empty_turn"),
+    ({"video": "a.mp4", "QA": [*GOOD, {"q": "a", "a": "b" * 11}]}, "text_too_long"),
+    ({"video": "a.mp4", "QA": [{"q": "\ud800", "a": "b"}]}, "unreadable_text"),
+    ("a", "not_a_chat"),
+]
+
+
+def test_bad_chats(tmp_path):
+    _film(tmp_path / "a.mp4")
+    data = (tmp_path / "a.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
+    (tmp_path / "text.mp4").write_bytes(b"no film")
+    records = [record for record, _ in BAD] + [{"video": "a", "QA": GOOD}]
+    (tmp_path / "t.json").write_text(json.dumps(records))
+    *bad, good = [_brief(item) for item in _read(VideoChat(max_characters=10), tmp_path)]
+    assert bad == [(f"t.json/{n:09d}", reason, True) for n, (_, reason) in enumerate(BAD)]
+    assert good == (f"t.json/{len(BAD):09d}", frame_indices(16), "a | b")
+
+
+def test_a_bad_question_leaves_the_others_of_its_film(tmp_path):
+    _film(tmp_path / "v.mp4")
+    records = [{"q": "one", "a": "1"}, {"q": "two", "a": None}, {"q": "three", "a": "3"}]
+    (tmp_path / "t.json").write_text(json.dumps([record | {"video_id": "v"} for record in records]))
+    assert [_brief(item) for item in _read(VideoChatGPT(), tmp_path)] == [
+        ("t.json/000000001", "empty_turn", False),
+        ("t.json/000000000", frame_indices(16), "one | 1 | three | 3"),
+    ]
+
+
+@given(films=st.lists(st.sampled_from("abcdefgh"), max_size=20), shard_bytes=st.integers(1, 2000))
+def test_parts_hold_every_chat_once(tmp_path_factory, films, shard_bytes):
+    """Whatever their number; the films are missing, which the readers tell by chat."""
+    path = tmp_path_factory.getbasetemp() / "t.json"
+    path.write_text(json.dumps([{"q": "a", "a": "b", "video_id": film} for film in films]))
+    reader = pickle.loads(pickle.dumps(VideoChatGPT(shard_bytes=shard_bytes)))
+    shards = reader.shards(str(path))
+    assert len(shards) == -(-path.stat().st_size // shard_bytes)
+    found = sorted(item.key for shard in shards for item in reader.read(shard))
+    assert found == sorted(f"t.json/{films.index(film):09d}" for film in set(films))
+
+
+def test_a_file_that_breaks_off_is_told_once(tmp_path):
+    path = tmp_path / "t.json"
+    records = [{"q": "a", "a": "b", "video_id": f"v{n}"} for n in range(4)]
+    path.write_text(json.dumps(records)[:-10])
+    found = _read(VideoChatGPT(shard_bytes=50), path)
+    assert sorted((item.key, item.reason) for item in found) == [
+        ("t.json", "cut_shard"),
+        *((f"t.json/{n:09d}", "missing_video") for n in range(3)),
+    ]
+
+
+def test_wrong_paths_and_settings(tmp_path):
+    with pytest.raises(UserError, match=r"expected a JSON array of questions and answers, as VideoChat's"):
+        VideoChat().shards(str(tmp_path))
+    (tmp_path / "t.json").write_text("[]")
+    with pytest.raises(UserError, match=r"VideoChatGPT\.films='none': no folder"):
+        VideoChatGPT(films="none").shards(str(tmp_path))
+    with pytest.raises(UserError, match=r"VideoChat\.turns=0; expected at least 1"):
+        VideoChat(turns=0)
