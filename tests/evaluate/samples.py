@@ -1,0 +1,404 @@
+"""A few items of every benchmark in its published layout, of real pictures: the embedded emoji of people.
+
+The scored splits show held-out pictures; the splits that few-shot examples come from show pictures of the training set,
+enough for eight examples. Films are such a picture that moves over the frame.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from PIL import Image as PIL
+
+from emu_jax.data.fluent_emoji import shards
+from emu_jax.data.images import decode_image
+from emu_jax.data.records import unpack_record
+
+HELD_OUT, TRAIN = "heldout_combinations", "train"
+COUNTS = {HELD_OUT: 4, TRAIN: 9}  # pictures
+
+
+@dataclasses.dataclass(frozen=True)
+class Person:
+    """One picture and what is known of it."""
+
+    pixels: np.ndarray  # uint8 [128, 128, 3]
+    name: str  # "woman astronaut: medium skin tone"
+    role: str  # "woman astronaut"
+    tone: str  # "medium"
+
+    @property
+    def captions(self) -> list[str]:
+        return [
+            self.name,
+            f"A {self.role} with {self.tone} skin tone.",
+            f"An emoji of a {self.role}.",
+            f"A picture of a {self.role}",
+            f"The {self.role} has {self.tone} skin tone.",
+        ]
+
+
+@functools.cache
+def people(split: str) -> tuple[Person, ...]:
+    """The first pictures of a split of the embedded set that show one person."""
+    source = ArrayRecordDataSource([str(path) for path in shards(split)])
+    found: list[Person] = []
+    for index in range(len(source)):
+        header, picture = unpack_record(source[index], f"{split}[{index}]")
+        role, tone = header["role"], header["tone"]
+        if role.startswith(("woman ", "man ", "person ")) and tone.endswith(" skin tone") and "," not in tone:
+            pixels = decode_image(picture, header["key"])
+            found.append(Person(pixels, header["text"], role, tone.removesuffix(" skin tone")))
+        if len(found) == COUNTS[split]:
+            break
+    return tuple(found)
+
+
+def write_sample(name: str, root: Path) -> None:
+    """The published files of the benchmark `name`, a few items of each, under `root`."""
+    WRITERS[name](root)
+
+
+# ---------------------------------------------------------------- files
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def _picture(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    PIL.fromarray(pixels).save(path)
+
+
+def _film(path: Path, pixels: np.ndarray, codec: str = "libx264", frames: int = 16) -> None:
+    """The picture moves from the left to the right."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    side, width = 64, 96
+    small = np.asarray(PIL.fromarray(pixels).resize((side, side)))
+    with av.open(path, "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(8), width=width, height=side, pix_fmt="yuv420p")
+        for index in range(frames):
+            frame = np.full((side, width, 3), 255, np.uint8)
+            left = (width - side) * index // (frames - 1)
+            frame[:, left : left + side] = small
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+# ---------------------------------------------------------------- captions
+
+VAL_IDS, TRAIN_IDS = (42, 73, 74, 133), (9, 25, 30, 34, 36, 49, 61, 64, 71)
+
+
+def coco_pictures(root: Path, split: str = "val2014") -> list[tuple[int, str, Person]]:
+    """Writes a folder of COCO's; its pictures' ids and names."""
+    train = split == "train2014"
+    written = []
+    for image, person in zip(TRAIN_IDS if train else VAL_IDS, people(TRAIN if train else HELD_OUT), strict=True):
+        name = f"COCO_{split}_{image:012d}.jpg"
+        _picture(root / split / name, person.pixels)
+        written.append((image, name, person))
+    return written
+
+
+def coco_captions(pictures: list[tuple[int, str, Person]]) -> dict:
+    """COCO's own format."""
+    images = [
+        {"license": 3, "file_name": name, "height": 128, "width": 128, "id": image} for image, name, _ in pictures
+    ]
+    captions = [(image, text) for image, _, person in pictures for text in person.captions]
+    annotations = [{"image_id": image, "id": 100 + n, "caption": text} for n, (image, text) in enumerate(captions)]
+    return {"info": {"year": 2014}, "images": images, "licenses": [], "annotations": annotations}
+
+
+def _karpathy(pictures: list[tuple[str, str, Person]], dataset: str) -> dict:
+    """(split, name, person) -> his format, without what COCO's files have besides."""
+    images = []
+    for number, (split, name, person) in enumerate(pictures):
+        sentences = [
+            {"tokens": text.lower().rstrip(".").split(), "raw": text, "imgid": number, "sentid": 5 * number + n}
+            for n, text in enumerate(person.captions)
+        ]
+        sentids = [sentence["sentid"] for sentence in sentences]
+        images.append({"sentids": sentids, "imgid": number, "sentences": sentences, "split": split, "filename": name})
+    return {"images": images, "dataset": dataset}
+
+
+def _write_coco(root: Path) -> None:
+    val, train = coco_pictures(root), coco_pictures(root, "train2014")
+    write_json(root / "annotations" / "captions_val2014.json", coco_captions(val))
+    write_json(root / "annotations" / "captions_train2014.json", coco_captions(train))
+    splits = ["test"] * 3 + ["val"] + ["train"] * 8 + ["restval"]
+    pictures = val + train
+    named = [(split, name, person) for split, (_, name, person) in zip(splits, pictures, strict=True)]
+    document = _karpathy(named, "coco")
+    for entry, (image, name, _) in zip(document["images"], pictures, strict=True):
+        entry |= {"filepath": name.split("_")[1], "cocoid": image}
+    write_json(root / "dataset_coco.json", document)
+
+
+def _write_nocaps(root: Path) -> None:
+    names = ["0013ea2087020901.jpg", "00a0a634ca8cbe3a.jpg", "00d5a5c5a4d5a5a0.jpg", "01a1c0ea0d1f2b3c.jpg"]
+    domains = ["in-domain", "near-domain", "out-domain", "near-domain"]
+    pictures = list(zip(range(len(names)), names, people(HELD_OUT), strict=True))
+    document = coco_captions(pictures)
+    for entry, domain in zip(document["images"], domains, strict=True):
+        stem = Path(entry["file_name"]).stem
+        entry |= {"open_images_id": stem, "domain": domain, "date_captured": "2018-11-06 11:04:33"}
+        _picture(root / "val" / entry["file_name"], pictures[entry["id"]][2].pixels)
+    write_json(root / "nocaps_val_4500_captions.json", document)
+    test = [{key: entry[key] for key in ("id", "open_images_id", "file_name")} for entry in document["images"][:2]]
+    for entry in test:
+        _picture(root / "test" / entry["file_name"], pictures[entry["id"]][2].pixels)
+    write_json(root / "nocaps_test_image_info.json", {"info": {}, "images": test, "licenses": []})
+
+
+def _write_flickr30k(root: Path) -> None:
+    persons = people(HELD_OUT) + people(TRAIN)
+    splits = ["test"] * 3 + ["val"] + ["train"] * 9
+    pictures = [
+        (split, f"{1007129816 + n}.jpg", person) for n, (split, person) in enumerate(zip(splits, persons, strict=True))
+    ]
+    for _, name, person in pictures:
+        _picture(root / "flickr30k-images" / name, person.pixels)
+    write_json(root / "dataset_flickr30k.json", _karpathy(pictures, "flickr30k"))
+
+
+def _write_drawing(root: Path) -> None:
+    write_json(root / "annotations" / "captions_val2014.json", coco_captions(coco_pictures(root)))
+
+
+# ---------------------------------------------------------------- questions about pictures
+
+
+def tens(*answers: tuple[str, int]) -> list[dict]:
+    """Ten people's answers, each with how many gave it."""
+    given = [answer for answer, times in answers for _ in range(times)]
+    return [{"answer": text, "answer_confidence": "yes", "answer_id": n} for n, text in enumerate(given, 1)]
+
+
+def _vqa(
+    root: Path, version: str, split: str, asked: Callable[[Person], list[tuple[str, str, str, list[dict]]]]
+) -> None:
+    """`asked`: a person -> (question, question_type, answer_type, answers) each."""
+    questions, annotations = [], []
+    for image, _, person in coco_pictures(root, split):
+        for number, (text, question_type, answer_type, answers) in enumerate(asked(person)):
+            key = {"question_id": 1000 * image + number, "image_id": image}
+            questions.append(key | {"question": text})
+            known = {"question_type": question_type, "answer_type": answer_type, "answers": answers}
+            annotations.append(key | known | {"multiple_choice_answer": answers[0]["answer"]})
+    header = {"info": {"version": "2.0"}, "license": {}, "data_type": "mscoco", "data_subtype": split}
+    write_json(
+        root / f"{version}OpenEnded_mscoco_{split}_questions.json",
+        header | {"task_type": "Open-Ended", "questions": questions},
+    )
+    write_json(root / f"{version}mscoco_{split}_annotations.json", header | {"annotations": annotations})
+
+
+def _write_vqav2(root: Path) -> None:
+    def asked(person: Person) -> list[tuple[str, str, str, list[dict]]]:
+        return [
+            ("What skin tone does the person have?", "what", "other", tens((person.tone, 8), ("brown", 2))),
+            (f"Is this a {person.role}?", "is this a", "yes/no", tens(("yes", 10))),
+            ("How many people are there?", "how many", "number", tens(("1", 9), ("one", 1))),
+        ]
+
+    for split in ("val2014", "train2014"):
+        _vqa(root, "v2_", split, asked)
+    persons = people(HELD_OUT)
+    for split in ("test2015", "test-dev2015"):
+        questions = []
+        for image, person in zip((1, 14), persons, strict=False):
+            _picture(root / "test2015" / f"COCO_test2015_{image:012d}.jpg", person.pixels)
+            text = "What skin tone does the person have?"
+            questions.append({"image_id": image, "question": text, "question_id": 1000 * image})
+        document = {"task_type": "Open-Ended", "data_subtype": split, "questions": questions}
+        write_json(root / f"v2_OpenEnded_mscoco_{split}_questions.json", document)
+
+
+def _write_okvqa(root: Path) -> None:
+    def asked(person: Person) -> list[tuple[str, str, str, list[dict]]]:
+        answers = tens((person.role, 8), ("person", 2))
+        for answer in answers:
+            answer["raw_answer"] = answer["answer"]
+        return [("What is a person like this called?", "four", "other", answers)]
+
+    for split in ("val2014", "train2014"):
+        _vqa(root, "", split, asked)
+
+
+def _write_vizwiz(root: Path) -> None:
+    for split, of in (("val", HELD_OUT), ("train", TRAIN), ("test", HELD_OUT)):
+        records = []
+        for number, person in enumerate(people(of)):
+            name = f"VizWiz_{split}_{number:08d}.jpg"
+            _picture(root / split / name, person.pixels)
+            record: dict[str, Any] = {"image": name, "question": "What skin tone does this person have?"}
+            answers, kind = tens((person.tone, 7), ("unanswerable", 3)), "other"
+            if number == 3:  # nothing is written in these pictures
+                record["question"] = "What does the label say?"
+                answers, kind = tens(("unanswerable", 9), ("no label", 1)), "unanswerable"
+            if split != "test":
+                for answer in answers:
+                    del answer["answer_id"]
+                record |= {"answers": answers, "answer_type": kind, "answerable": int(kind == "other")}
+            records.append(record)
+        write_json(root / "Annotations" / f"{split}.json", records)
+
+
+# ---------------------------------------------------------------- dialogues
+
+
+def _write_visdial(root: Path) -> None:
+    tones = ["light", "medium-light", "medium", "medium-dark", "dark"]
+    asked = ["what skin tone does the person have", "is it a photo", "how many people are there"]
+    for split, of in (("val", HELD_OUT), ("train", TRAIN), ("test", HELD_OUT)):
+        said = [*tones, "yes", "no", "1", "2", "can't tell"]
+        dialogues, dense = [], []
+        ids = TRAIN_IDS if split == "train" else (185565, 284024, 574189, 478132)
+        for number, (image, person) in enumerate(zip(ids, people(of), strict=True)):
+            folder = ("train2014", "val2014")[number % 2] if split == "train" else f"VisualDialog_{split}2018"
+            stem = f"COCO_{folder}" if split == "train" else folder
+            _picture(root / folder / f"{stem}_{image:012d}.jpg", person.pixels)
+            rounds = []
+            for question, answer in enumerate((person.tone, "no", "1")):
+                options = [(n + image) % len(said) for n in range(len(said))]
+                index = said.index(answer)
+                where = options.index(index)
+                rounds.append({"question": question, "answer": index, "answer_options": options, "gt_index": where})
+            if split == "test":  # no more than the dialogue up to its last question
+                rounds = rounds[: 1 + number % 3]
+                rounds = [{key: r[key] for key in ("question", "answer")} for r in rounds[:-1]] + [
+                    {key: rounds[-1][key] for key in ("question", "answer_options")}
+                ]
+            dialogues.append({"image_id": image, "caption": person.captions[1], "dialog": rounds})
+            if split == "val":
+                judged = rounds[number % 3]
+                relevance = [0.0] * len(said)
+                relevance[judged["gt_index"]], relevance[(judged["gt_index"] + 1) % len(said)] = 1.0, 0.4
+                dense.append({"image_id": image, "round_id": 1 + number % 3, "gt_relevance": relevance})
+        data = {"questions": asked, "answers": said, "dialogs": dialogues}
+        write_json(root / f"visdial_1.0_{split}.json", {"version": "1.0", "split": f"{split}2018", "data": data})
+        if split == "val":
+            write_json(root / "visdial_1.0_val_dense_annotations.json", dense)
+
+
+# ---------------------------------------------------------------- questions about films
+
+
+def _film_questions(first: int, films: range, persons: tuple[Person, ...]) -> list[dict]:
+    records = []
+    for film, person in zip(films, persons, strict=True):
+        pairs = [
+            ("what skin tone does the person have?", person.tone),
+            (f"who is moving, a {person.role} or a cat?", person.role),
+            ("is the person moving?", "yes"),
+        ]
+        for text, answer in pairs:
+            records.append({"answer": answer, "id": first + len(records), "question": text, "video_id": film})
+    return records
+
+
+def _write_msvdqa(root: Path) -> None:
+    clips = ["-4wsuPCjDBc_5_15", "-7KMZQEsJW4_205_208", "-8y1Q0rA3n8_108_115", "-8y1Q0rA3n8_95_102"]
+    clips += [f"-9CUm-2cui8_{start}_{start + 5}" for start in range(39, 84, 5)]
+    for clip, person in zip(clips, people(HELD_OUT) + people(TRAIN), strict=True):
+        _film(root / "YouTubeClips" / f"{clip}.avi", person.pixels, "mpeg4")
+    lines = [f"{clip} vid{number}\n" for number, clip in enumerate(clips, 1)]
+    (root / "youtube_mapping.txt").write_text("".join(lines), encoding="utf-8")
+    write_json(root / "test_qa.json", _film_questions(36000, range(1, 5), people(HELD_OUT)))
+    write_json(root / "val_qa.json", _film_questions(30000, range(1, 3), people(HELD_OUT)[:2]))
+    write_json(root / "train_qa.json", _film_questions(0, range(5, 14), people(TRAIN)))
+
+
+def _write_msrvttqa(root: Path) -> None:
+    parts = [
+        ("test", 7010, "TestVideo", people(HELD_OUT), 158581),
+        ("val", 6513, "TrainValVideo", people(HELD_OUT)[:2], 149075),
+        ("train", 0, "TrainValVideo", people(TRAIN), 0),
+    ]
+    for split, first, folder, persons, question in parts:
+        films = range(first, first + len(persons))
+        for film, person in zip(films, persons, strict=True):
+            _film(root / folder / f"video{film}.mp4", person.pixels)
+        records = [record | {"category_id": 14} for record in _film_questions(question, films, persons)]
+        write_json(root / f"{split}_qa.json", records)
+
+
+NEXT_COLUMNS = ("video", "frame_count", "width", "height", "question", "answer", "qid", "type")
+
+
+def _write_nextqa(root: Path) -> None:
+    films: dict[str, str] = {}
+    second: dict[str, dict[str, str]] = {}
+    for split, first, persons in (
+        ("test", 4924794333, people(HELD_OUT)),
+        ("val", 3233088823, people(HELD_OUT)[:2]),
+        ("train", 3606518674, people(TRAIN)),
+    ):
+        rows = []
+        for number, person in enumerate(persons):
+            video = str(first + number)
+            films[video] = f"{1000 + number}/{video}"
+            _film(root / "NExTVideo" / f"{films[video]}.mp4", person.pixels)
+            start = (video, 16, 96, 64)
+            rows.append((*start, "what is the person s skin tone", person.tone, 0, "DO"))
+            rows.append((*start, "who moves in the video", person.role, 1, "DO"))
+            rows.append((*start, "how does the person get to the right", "moves", 2, "CH"))
+            if split == "test" and number == 0:
+                second[video] = {"0": f"{person.tone} skin", "1": "a person", "2": "slide"}
+        with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([NEXT_COLUMNS, *rows])
+    write_json(root / "map_vid_vidorID.json", films)
+    write_json(root / "add_reference_answer_test.json", second)
+
+
+# ---------------------------------------------------------------- open questions
+
+
+def _write_mmvet(root: Path) -> None:
+    document = {}
+    for number, person in enumerate(people(HELD_OUT)):
+        name = f"v1_{number}.png"
+        _picture(root / "images" / name, person.pixels)
+        question, answer, needed = [
+            ("Describe the person.", f"{person.role}<AND>{person.tone} skin tone", ["rec", "gen"]),
+            ("What skin tone does the person have?", f"{person.tone}<OR>{person.tone} skin tone", ["rec"]),
+        ][number % 2]
+        document[f"v1_{number}"] = {
+            "imagename": name,
+            "question": question,
+            "answer": answer,
+            "imagesource": "Fluent Emoji",
+            "capability": needed,
+        }
+    write_json(root / "mm-vet.json", document)
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "coco": _write_coco,
+    "nocaps": _write_nocaps,
+    "flickr30k": _write_flickr30k,
+    "vqav2": _write_vqav2,
+    "okvqa": _write_okvqa,
+    "vizwiz": _write_vizwiz,
+    "visdial": _write_visdial,
+    "msvdqa": _write_msvdqa,
+    "msrvttqa": _write_msrvttqa,
+    "nextqa": _write_nextqa,
+    "mmvet": _write_mmvet,
+    "coco_drawing": _write_drawing,
+}
