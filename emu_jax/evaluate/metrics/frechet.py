@@ -98,7 +98,7 @@ def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: i
 
 
 def vgg_features(params: vgg.Params, pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16's five blocks, of unit length at every position, averaged."""
+    """Pictures uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, of unit length everywhere, averaged over places."""
     cells = vgg.GRID**2
     ends = np.cumsum(vgg.CHANNELS) * cells
     rows = []

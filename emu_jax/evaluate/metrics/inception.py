@@ -1,8 +1,8 @@
 """Inception-v3 as FID takes it: pictures uint8 [H, W, 3] -> float32 [N, 2048].
 
-The weights are the user's own: `pt_inception-2015-12-05-6726825d.pth`, which pytorch-fid publishes, TensorFlow's network
-of December 2015 under the names of torchvision's. It is not quite torchvision's network: averages over 3 x 3 windows
-leave out what lies beyond the edge, and the last block takes maxima where the others take averages.
+The weights are the user's own: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, which is TensorFlow's network of
+December 2015 under the names of torchvision's. It is not quite torchvision's network: averages over 3 x 3 windows leave
+out what lies beyond the edge, and the last block takes maxima where the others take averages.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def features(params: Params, pictures: Iterable[np.ndarray]) -> np.ndarray:
 
 @jax.jit
 def _resize(pixels: Array) -> Array:
-    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear between pixel centres, smaller ones not smoothed."""
+    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear, larger ones not smoothed."""
     x = pixels.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (SIZE, SIZE, 3), "linear", antialias=False) - 1
 

