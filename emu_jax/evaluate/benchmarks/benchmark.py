@@ -109,10 +109,17 @@ class Benchmark:
         for name, prediction in predictions.items():
             if self.task == "dialogue":
                 count = len(asked[name].candidates)
-                if isinstance(prediction, str) or sorted(prediction) != list(range(1, count + 1)):
+                if not _is_ranking(prediction, count):
                     raise UserError(
                         f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected the ranks of "
                         f"its {count} candidates, 1 to {count}, each once"
                     )
             elif not isinstance(prediction, str):
                 raise UserError(f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected a text")
+
+
+def _is_ranking(prediction: Any, count: int) -> bool:
+    try:
+        return not isinstance(prediction, str) and sorted(prediction) == list(range(1, count + 1))
+    except TypeError:
+        return False

@@ -74,11 +74,10 @@ class Entry:
         """The texts `field` of a list of objects; equal texts are one object, as millions of answers say "yes"."""
         try:
             texts = tuple([sys.intern(item[field]) for item in self._list(name)])
-            if "".join(texts).isascii():
-                return texts
-        except (TypeError, KeyError):  # the slow way tells where
-            pass
-        return tuple(item.text(field) for item in self.entries(name))
+            "".join(texts).encode()
+            return texts
+        except (TypeError, KeyError, UnicodeEncodeError):  # the slow way tells where
+            return tuple(item.text(field) for item in self.entries(name))
 
     def wrong(self, name: str, expected: str) -> UserError:
         """The error that the value of a field is not what was expected."""
