@@ -12,11 +12,11 @@ from tests.evaluate.samples import write_sample
 WRITTEN = [name for name, benchmark in BENCHMARKS.items() if benchmark.submission]
 
 
-def _refused(name, root, predictions) -> str:
+def _refused(name, root, predictions, out="out.json") -> str:
     benchmark = BENCHMARKS[name]
     with pytest.raises(UserError) as caught:
-        benchmark.write_submission(root / "out.json", benchmark.read(root), predictions)
-    assert "\n" not in str(caught.value) and not list(root.glob("out.json*"))
+        benchmark.write_submission(root / out, benchmark.read(root), predictions)
+    assert "\n" not in str(caught.value) and not list(root.glob("out*.partial")) and not (root / "out.json").exists()
     return str(caught.value)
 
 
@@ -112,7 +112,19 @@ def test_no_format(tmp_path, name):
     )
 
 
-def test_a_file_that_cannot_be_written_leaves_the_old_one(tmp_path):
+def test_a_file_that_cannot_be_written(tmp_path):
+    write_sample("mmvet", tmp_path)
+    (tmp_path / "file").touch()
+    assert _refused("mmvet", tmp_path, {f"v1_{n}": "a" for n in range(4)}, "file/out.json") == (
+        f"{tmp_path}/file/out.json: cannot be written (File exists); expected a file's path"
+    )
+    (tmp_path / "out").mkdir()
+    assert "out: cannot be written (Is a directory); " in _refused(
+        "mmvet", tmp_path, {f"v1_{n}": "a" for n in range(4)}, "out"
+    )
+
+
+def test_refused_predictions_leave_the_old_file(tmp_path):
     write_sample("mmvet", tmp_path)
     questions = BENCHMARKS["mmvet"].read(tmp_path)
     (tmp_path / "out.json").write_text("old")

@@ -49,7 +49,7 @@ def test_errors_name_the_place(entry):
     assert _message(entry.pluck, "answers", "answer") == f"{where}.answers[2].answer is 2; expected a text"
     assert _message(entry.pluck, "ranks", "answer") == f"{where}.ranks[0] is 1; expected a JSON object"
     assert _message(entry.wholes, "ranks") == f"{where}.ranks[2] is '3'; expected a whole number"
-    assert _message(entry.numbers, "answers") == f"{where}.answers[0] is a JSON object; expected a number"
+    assert _message(entry.shares, "answers") == f"{where}.answers[0] is a JSON object; expected a number from 0 to 1"
     assert _message(Entry, [1, 2], entry.path) == f"{entry.path}: the whole is a list of 2; expected a JSON object"
 
 
@@ -78,13 +78,16 @@ def test_questions_and_answers_must_pair(tmp_path):
     [
         (b'{"a": 1,\n "b": }', "not JSON at line 2, column 7 (Expecting value)"),
         (b'{"a": "\xff"}', "not UTF-8 at byte 7"),
+        (b"9" * 5000, "not JSON (Exceeds the limit (4300 digits) for integer string conversion"),
         (b"[" * 100_000, "not JSON (nested too deeply)"),
     ],
 )
 def test_malformed_json(tmp_path, content, why):
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    assert _message(read_json, path) == f"{path}: {why}; expected the file as it is published, so fetch it again"
+    message = _message(read_json, path)
+    assert message.startswith(f"{path}: {why}")
+    assert message.endswith("; expected the file as it is published, so fetch it again")
 
 
 def test_ids_that_are_names_stand_once(tmp_path):
@@ -126,6 +129,19 @@ def test_the_first_of_several_places(tmp_path):
 def test_names_that_lead_out_of_the_folder(tmp_path, name):
     message = _message(Files(tmp_path, "expected").shown, name)
     assert message == f"{tmp_path}: annotations name the file {name!a}, which leads out of the folder"
+
+
+def test_names_never_break_the_line(tmp_path):
+    (tmp_path / "a.json").write_text('{"x\\ny": 1}')
+    files = Files(tmp_path, "expected")
+    document = files.document("a.json")
+    assert _message(document.entry, "x\ny") == f"{tmp_path}/a.json: x\\ny is 1; expected a JSON object"
+    assert _message(document.text, "é\r") == f"{tmp_path}/a.json: the file has no \\xe9\\r"
+    files.shown("é.jpg")
+    assert _message(files.check_shown) == f"{tmp_path}: no é.jpg; expected"
+    files = Files(tmp_path, "expected")
+    files.shown("a\nb.jpg")
+    assert _message(files.check_shown) == f"{tmp_path}: no a\\nb.jpg; expected"
 
 
 def test_a_folder_is_listed_once(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import shutil
 import string
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_jax.errors import UserError
@@ -114,7 +114,9 @@ VALUES = st.one_of(
     st.integers(-3, 200000),
     st.floats(allow_nan=False),
     st.text(st.characters(categories=["L", "N", "Cs", "P"]), max_size=5),
-    st.sampled_from(["../../etc/passwd", "/etc/passwd", "a/../../b", "a\0b", "", "."]),
+    st.sampled_from(
+        ["../../etc/passwd", "/etc/passwd", "a/../../b", "a\0b", "", ".", "a\nb", 10**400, {"a\nb": {}}, {"a\nb": 1}]
+    ),
     st.builds(list),
     st.lists(st.integers(0, 3), max_size=3),
     st.dictionaries(st.text(string.ascii_lowercase, max_size=3), st.integers(), max_size=2),
@@ -141,6 +143,7 @@ def _put(value, place, new):
 
 
 @EVERY
+@settings(max_examples=25)
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
     """No other exception, and no file outside the folder."""
@@ -166,6 +169,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
 
 
 @EVERY
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_cut_file_is_refused_with_the_place(name, data, samples):
     benchmark, root = find_benchmark(name), samples / name
@@ -198,6 +202,7 @@ def _shuffled(value, rng):
 
 
 @EVERY
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_records_changes_no_question(name, seed, samples):
     benchmark, root = find_benchmark(name), samples / name

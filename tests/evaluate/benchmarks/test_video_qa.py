@@ -57,7 +57,7 @@ def test_msvd_as_the_authors_code_has_it(msvd):
     ("line", "expected"),
     [
         ("-5Cv_1_2", "line 14 is '-5Cv_1_2'; expected a clip and its number: …_5_15 vid1"),
-        ("-5Cv_1_2 vid3", "line 14 has vid3 again; expected every number once"),
+        ("-5Cv_1_2 vid3", "line 14 has 'vid3' again; expected every number once"),
     ],
 )
 def test_wrong_mapping(msvd, line, expected):

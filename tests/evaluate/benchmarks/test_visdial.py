@@ -124,6 +124,11 @@ def _round(number):
         (DENSE, lambda d: d[1].update(round_id=4), "[1].round_id is 4; expected a round of the dialogue, 1 to 3"),
         (
             DENSE,
+            lambda d: d[1]["gt_relevance"].__setitem__(3, float("nan")),
+            "[1].gt_relevance[3] is nan; expected a number from 0 to 1",
+        ),
+        (
+            DENSE,
             lambda d: d[1]["gt_relevance"].pop(),
             "[1].gt_relevance is a list of 9; expected a number for each of the round's 10 options",
         ),

@@ -90,11 +90,6 @@ def test_the_layout_of_the_official_code(vqav2):
             lambda d: d["annotations"][3]["answers"][9].update(answer=7),
             f"{ANSWERED}: annotations[3].answers[9].answer is 7; expected a text",
         ),
-        (
-            ASKED,
-            lambda d: d.update(data_subtype="train2014"),
-            f"{ASKED}: data_subtype is 'train2014'; expected 'val2014', as the file's name says",
-        ),
         (ASKED, lambda d: d["questions"][0].pop("question"), f"{ASKED}: questions[0] has no question"),
     ],
 )
