@@ -5,9 +5,9 @@ Benchmark.read(root, split) ─ [Question] ─ prompts, a model … ─ {id: pre
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -61,14 +61,16 @@ class Benchmark:
                 f"{self.name} has no split {split!r}; did you mean {nearest(split, self.splits)}? "
                 f"(splits: {', '.join(self.splits)})"
             )
-        files = Files(
-            Path(root), f"{self.name} expects there: {'; '.join(self.tree)}. Official files: {self.described}"
-        )
+        files = self.files(root)
         questions = self.reader(files, split)
         files.check_shown()
         if not questions:
             raise UserError(f"{root}: holds no question of {self.name}, split {split}; {files.expected}")
         return questions
+
+    def files(self, root: Path) -> Files:
+        """The folder, which must be there."""
+        return Files(Path(root), f"{self.name} expects there: {'; '.join(self.tree)}. Official files: {self.described}")
 
     def write_submission(
         self, path: Path, questions: Sequence[Question], predictions: Mapping[str, Prediction]
@@ -81,17 +83,23 @@ class Benchmark:
           predictions: by the questions' ids, one each.
 
         Raises:
-          UserError: the predictions are of other questions or miss some, or the benchmark has no such format.
+          UserError: the predictions are of other questions or miss some, the benchmark has no such format, or the file
+            cannot be written.
         """
         if self.submission is None:
             raise UserError(f"{path}: {self.name} has no submission format; its predictions are scored here")
         self._check_covers(questions, predictions)
         text = json.dumps(self.submission(questions, predictions))
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        partial.write_text(text + "\n", encoding="utf-8")
-        partial.replace(path)
+        partial = path.with_name(f"{path.name}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text + "\n", encoding="utf-8")
+            partial.replace(path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise UserError(f"{path}: cannot be written ({error.strerror}); expected a file's path") from error
 
     def _check_covers(self, questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> None:
         asked = {question.id: question for question in questions}
@@ -109,10 +117,17 @@ class Benchmark:
         for name, prediction in predictions.items():
             if self.task == "dialogue":
                 count = len(asked[name].candidates)
-                if isinstance(prediction, str) or sorted(prediction) != list(range(1, count + 1)):
+                if not _is_ranking(prediction, count):
                     raise UserError(
                         f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected the ranks of "
                         f"its {count} candidates, 1 to {count}, each once"
                     )
             elif not isinstance(prediction, str):
                 raise UserError(f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected a text")
+
+
+def _is_ranking(prediction: Any, count: int) -> bool:
+    try:
+        return not isinstance(prediction, str) and sorted(prediction) == list(range(1, count + 1))
+    except TypeError:
+        return False

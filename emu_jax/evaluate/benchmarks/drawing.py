@@ -20,12 +20,6 @@ from emu_jax.evaluate.question import Question
 PROMPTS = 30_000
 SEED = 0
 
-_TREE = (
-    "captions_val2014.json, here or in annotations/",
-    "val2014/COCO_val2014_000000000042.jpg …, here or in images/ (to compare with)",
-)
-_DESCRIBED = "cocodataset.org, page Download (2014 pictures and annotations)"
-
 
 def _hash(*of: int) -> bytes:
     return hashlib.sha256("/".join(map(str, (SEED, *of))).encode()).digest()
@@ -45,16 +39,16 @@ def _read(files: Files, split: str) -> list[Question]:
     return [question for _, question in drawn[:PROMPTS]]
 
 
-def real_pictures(root: Path, questions: Iterable[Question] = ()) -> list[Path]:
+def real_pictures(root: Path, questions: Iterable[Question] | None = None) -> list[Path]:
     """The real pictures of val2014: all of them, as is usual for FID, or those of some questions, in their order.
 
     Raises:
       UserError: one of them is missing.
     """
-    files = Files(Path(root), f"{COCO_DRAWING.name} expects there: {'; '.join(_TREE)}. Official files: {_DESCRIBED}")
+    files = COCO_DRAWING.files(root)
     document = _document(files)
     names = {str(entry.whole("id")): entry.text("file_name") for entry in document.entries("images")}
-    ids = [question.id for question in questions] or list(names)
+    ids = list(names) if questions is None else [question.id for question in questions]
     check_asked(names, ids, "question", (document.path, Path("the questions")))
     pictures = [files.shown(*coco_names("val2014", names[key])) for key in ids]
     files.check_shown()
@@ -67,7 +61,10 @@ COCO_DRAWING = Benchmark(
     splits=("val2014",),
     split="val2014",
     shots="",
-    tree=_TREE,
-    described=_DESCRIBED,
+    tree=(
+        "captions_val2014.json, here or in annotations/",
+        "val2014/COCO_val2014_000000000042.jpg …, here or in images/ (to compare with)",
+    ),
+    described="cocodataset.org, page Download (2014 pictures and annotations)",
     reader=_read,
 )

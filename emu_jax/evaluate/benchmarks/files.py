@@ -64,21 +64,20 @@ class Entry:
                 raise self._wrong(f"{name}[{n}]", item, "a whole number")
         return items
 
-    def numbers(self, name: str) -> tuple[float, ...]:
+    def shares(self, name: str) -> tuple[float, ...]:
         for n, item in enumerate(items := self._list(name)):
-            if type(item) not in (int, float):
-                raise self._wrong(f"{name}[{n}]", item, "a number")
+            if type(item) not in (int, float) or not 0 <= item <= 1:
+                raise self._wrong(f"{name}[{n}]", item, "a number from 0 to 1")
         return tuple(map(float, items))
 
     def pluck(self, name: str, field: str) -> tuple[str, ...]:
         """The texts `field` of a list of objects; equal texts are one object, as millions of answers say "yes"."""
         try:
             texts = tuple([sys.intern(item[field]) for item in self._list(name)])
-            if "".join(texts).isascii():
-                return texts
-        except (TypeError, KeyError):  # the slow way tells where
-            pass
-        return tuple(item.text(field) for item in self.entries(name))
+            "".join(texts).encode()
+            return texts
+        except (TypeError, KeyError, UnicodeEncodeError):  # the slow way tells where
+            return tuple(item.text(field) for item in self.entries(name))
 
     def wrong(self, name: str, expected: str) -> UserError:
         """The error that the value of a field is not what was expected."""
@@ -88,7 +87,7 @@ class Entry:
         try:
             return self.fields[name]
         except KeyError:
-            raise UserError(f"{self.path}: {self.place or 'the file'} has no {name}") from None
+            raise UserError(f"{self.path}: {self.place or 'the file'} has no {_plain(name)}") from None
 
     def _list(self, name: str) -> list:
         value = self._get(name)
@@ -107,7 +106,7 @@ class Entry:
         return value
 
     def _place(self, name: str) -> str:
-        return f"{self.place}.{name}" if self.place else name
+        return f"{self.place}.{_plain(name)}" if self.place else _plain(name)
 
     def _wrong(self, name: str, value: Any, expected: str) -> UserError:
         return UserError(f"{self.path}: {self._place(name)} is {_short(value)}; expected {expected}")
@@ -210,7 +209,7 @@ class Files:
         """Raises unless every picture and film that was asked for is there."""
         if self._missing:
             names = list(self._missing)
-            raise UserError(f"{self.root}: no {names[0]}{more(names)}; {self.expected}")
+            raise UserError(f"{self.root}: no {_plain(names[0])}{more(names)}; {self.expected}")
 
     def _is_there(self, name: str) -> bool:
         folder, _, file = name.rpartition("/")
@@ -242,6 +241,8 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
         why = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
     except UnicodeDecodeError as error:
         why = f"not UTF-8 at byte {error.start}"
+    except ValueError as error:  # a number of thousands of digits
+        why = f"not JSON ({error})"
     except RecursionError:
         why = "not JSON (nested too deeply)"
     except _Twice as error:
@@ -263,6 +264,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         raise _Twice(next(name for name, _ in pairs if name in seen or seen.add(name)))
     return fields
+
+
+def _plain(text: str) -> str:
+    """A name from a file, which must not break an error's one line."""
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def _short(value: Any) -> str:

@@ -97,7 +97,7 @@ def _with_relevance(rounds: list[Question], judged: Entry) -> list[Question]:
     """A dialogue's questions, that one with relevance which people judged."""
     if not 1 <= (number := judged.whole("round_id")) <= len(rounds):
         raise judged.wrong("round_id", f"a round of the dialogue, 1 to {len(rounds)}")
-    relevance, question = judged.numbers("gt_relevance"), rounds[number - 1]
+    relevance, question = judged.shares("gt_relevance"), rounds[number - 1]
     if len(relevance) != len(question.candidates):
         raise judged.wrong("gt_relevance", f"a number for each of the round's {len(question.candidates)} options")
     rounds[number - 1] = dataclasses.replace(question, relevance=relevance)

@@ -1,7 +1,7 @@
 """Questions about pictures: VQAv2, OK-VQA and VizWiz. `answers` are all that people gave, ten in most cases.
 
 VQAv2 and OK-VQA, used are
-    questions    {"data_subtype": "val2014", "questions": [{"question_id", "image_id", "question"}]}
+    questions    {"questions": [{"question_id", "image_id", "question"}]}
     annotations  {"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [{"answer"}]}]}
 VQAv2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, the same of train2014; of
 test2015 and test-dev2015 only questions are published, both on the pictures of test2015. Kind: answer_type (yes/no,
@@ -47,8 +47,6 @@ def _reader(version: str, kind: str) -> Callable[[Files, str], list[Question]]:
     def read(files: Files, split: str) -> list[Question]:
         subtype, folder = SUBTYPES[split]
         asked = _document(files, f"{version}OpenEnded_mscoco_{subtype}_questions.json", "Questions")
-        if asked.text("data_subtype") != subtype:
-            raise asked.wrong("data_subtype", f"{subtype!r}, as the file's name says")
         entries = unique(asked.entries("questions"), lambda entry: entry.whole("question_id"), "question_id")
         answered: dict[int, Entry] = {}
         if split not in UNANSWERED:
