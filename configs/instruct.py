@@ -12,10 +12,11 @@ Over int8 weights: `emu-jax convert --int8`, and `--config.model.llama.int8=True
 
 from ml_collections import ConfigDict
 
-from configs import pretrain
+from configs import pretrain, quickstart
+from emu_jax.config import choose
 
 
-def get_config() -> ConfigDict:
+def published() -> ConfigDict:
     """Adapters for the published sizes, on weights in bfloat16."""
     config = pretrain.pretrain_14b()
     config.objective = "instruct"
@@ -30,3 +31,33 @@ def get_config() -> ConfigDict:
     config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
     config.train.checkpoint_every = 1000
     return config
+
+
+def mini() -> ConfigDict:
+    """The quick start's model on chats about the embedded pictures, named by its work directory:
+
+    emu-jax train --config configs/instruct.py:mini --workdir runs/quickstart/chat \\
+        --config.init.emu=runs/quickstart --config.tokenizer.path=runs/quickstart
+
+    Adapters on all projections of the language model: a small model that has never read a question has more to learn.
+    """
+    config = quickstart.get_config()
+    config.objective = "instruct"
+    config.init.emu = "runs/quickstart"
+    config.tokenizer.path = "runs/quickstart"
+    config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
+    config.model.llama.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")
+    config.model.regression_loss_weight = 0.0
+    config.data.update({"source": "fluent_emoji_chats", "row_tokens": 192, "row_images": 2, "batch_rows": 8})
+    config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
+    config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})
+    config.train.update({"minutes": 2.0})
+    return config
+
+
+VARIANTS = {"14b": published, "mini": mini}
+
+
+def get_config(variant: str = "14b") -> ConfigDict:
+    """One of `VARIANTS`."""
+    return choose(VARIANTS, variant, __file__)

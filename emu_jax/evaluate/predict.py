@@ -122,13 +122,15 @@ def _answers(
     waiting: dict[Any, list[_Asking]] = collections.defaultdict(list)  # by kind of step
     beginnings = _begin(questions, prompt, choose, chat, emu.config.vision.image_size, batch)
     more = True
-    while more or any(waiting.values()):
+    while True:
         while more and max(map(len, waiting.values()), default=0) < batch:
             asking = next(beginnings, None)
             if asking is None:
                 more = False
             else:
                 waiting[_kind(asking.step)].append(asking)
+        if not any(waiting.values()):
+            return
         fullest = max(waiting, key=lambda kind: len(waiting[kind]))
         some, waiting[fullest] = waiting[fullest][:batch], waiting[fullest][batch:]
         finished = []

@@ -16,7 +16,7 @@ from emu_jax.evaluate import intervals, vgg
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark
 from emu_jax.evaluate.benchmarks.drawing import real_pictures
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa, wups
+from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa
 from emu_jax.evaluate.metrics.figures import by_kind
 from emu_jax.evaluate.question import Question
 
@@ -76,6 +76,8 @@ def _films(
     benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question], weights: Weights
 ) -> dict[str, Figure]:
     if benchmark.name == "nextqa":
+        from emu_jax.evaluate.metrics import wups
+
         return wups.figures(wups.Wups(weights.wordnet), said, questions)
     return open_answers.figures(said, questions)
 

@@ -1,0 +1,172 @@
+"""Benchmarks from published files to scores, by small models with random weights; real processes, real kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from configs import models
+from emu_jax import Emu
+from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
+from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmark_runs import Request, evaluate
+from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.metrics import vqa
+from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
+from emu_jax.models import emu
+from tests.evaluate.samples import write_sample
+
+DRAWING = {"sampler": "ddim", "steps": 2, "guidance": 5.0}
+
+
+def _model(instruct: bool) -> Emu:
+    """The debug model with words of the prompts, so that they are short, and random weights."""
+    texts = [IMAGE_SYSTEM, VIDEO_SYSTEM, ONE_PHRASE, CAPTION_ASKS, BASE_CAPTION, "yes. no. dark medium woman man red"]
+    tokenizer = Tokenizer(Tokenizer.train(texts, vocab_size=400, model_type="word").proto, instruct=instruct)
+    config = models.debug()
+    config.llama.update({"vocab_size": tokenizer.vocab_size, "context": 1024})
+    config = emu.EmuConfig.from_dict(config)
+    return Emu(config, emu.init(config, jax.random.key(0)), emu.initial_statistics(config), tokenizer)
+
+
+@pytest.fixture(scope="module")
+def tuned() -> Emu:
+    return _model(instruct=True)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> Emu:
+    return _model(instruct=False)
+
+
+def _run(model, names, tmp_path, **fields):
+    """Results of benchmarks' samples, by the run's name."""
+    for name in names:
+        write_sample(name, tmp_path / "data" / name)
+    request = Request(names, tmp_path / "data", batch=4, drawing=DRAWING, **fields)
+    return {result.run.name: result for result in evaluate(model, request, tmp_path / "out")}
+
+
+SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa"]
+
+
+@pytest.mark.parametrize("name", [*SCORED, "mmvet"])
+def test_each_benchmark_runs_from_its_published_files(name, tuned, tmp_path):
+    (result,) = _run(tuned, [name], tmp_path).values()
+    benchmark = BENCHMARKS[name]
+    questions = benchmark.read(tmp_path / "data" / name)
+    lines = [json.loads(line) for line in (result.folder / "0-of-1.jsonl").read_text().splitlines()]
+    assert lines[0]["run"]["benchmark"] == name
+    assert sorted(line["id"] for line in lines[1:]) == sorted(question.id for question in questions)
+    figures = json.loads((result.folder / "scores.json").read_text())["figures"]
+    assert bool(figures) == (name != "mmvet"), figures
+    for figure in figures.values():
+        assert figure["interval"][0] <= figure["value"] <= figure["interval"][1], figures
+    assert (result.folder / "submission.json").exists() == (benchmark.submission is not None)
+
+
+def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):
+    (result,) = _run(tuned, ["vqav2"], tmp_path).values()
+    said = {line["id"]: line["answer"] for line in _submission(result)}
+    questions = BENCHMARKS["vqav2"].read(tmp_path / "data" / "vqav2")
+    expected = np.mean([vqa.accuracy(said[int(question.id)], question.answers) for question in questions])
+    assert result.figures["accuracy"].value == pytest.approx(expected, abs=1e-12)
+
+
+def _submission(result):
+    return [{"id": row["question_id"], **row} for row in json.loads((result.folder / "submission.json").read_text())]
+
+
+def test_the_pretrained_model_is_asked_in_two_steps_or_with_examples(pretrained, tmp_path):
+    results = _run(pretrained, ["vqav2"], tmp_path, shots=(0, 2))
+    two_steps, examples = (
+        [json.loads(line) for line in (results[name].folder / "0-of-1.jsonl").read_text().splitlines()[1:]]
+        for name in ("vqav2-val-0shot", "vqav2-val-2shot")
+    )
+    assert {len(line["said"]) for line in two_steps} == {2}
+    assert {len(line["said"]) for line in examples} == {1}
+    assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' pictures and the questions'
+
+
+def test_batches_change_no_prediction(pretrained, tmp_path):
+    """Prompts of other lengths beside one, and a last batch that is not full."""
+    write_sample("coco", tmp_path / "coco")
+    found = []
+    for batch in (1, 3):
+        request = Request(["coco"], tmp_path, batch=batch)
+        (result,) = evaluate(pretrained, request, tmp_path / f"out{batch}")
+        lines = (result.folder / "0-of-1.jsonl").read_text().splitlines()[1:]
+        found.append({json.loads(line)["id"]: json.loads(line)["prediction"] for line in lines})
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"benchmarks": ["coc"]}, "no benchmark 'coc'; did you mean coco?"),
+        ({"benchmarks": ["coco"]}, "--benchmark coco: give --data, a folder with .*dataset_coco.json"),
+        ({"benchmarks": ["mmvet"], "shots": (2,)}, "--benchmark mmvet: .*"),
+        ({"benchmarks": ["fluent"], "shots": (-1,)}, "--shots .-1.*expected 0 or more"),
+    ],
+    ids=["unknown", "no files", "no examples", "negative"],
+)
+def test_requests_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(UserError, match=message):
+        Request(**fields)
+
+
+# ---- real processes --------------------------------------------------------------------------------------------------
+
+
+def _command(model, out, *words):
+    return [sys.executable, "-m", "emu_jax.cli", "evaluate", "--model", str(model), "--out", str(out), *words]
+
+
+def _predicted(out):
+    """Lines of predictions so far, of all files."""
+    files = out.glob("fluent-*/*.jsonl")
+    return [json.loads(line) for file in files for line in file.read_bytes().splitlines()[1:] if line.endswith(b"}")]
+
+
+def test_a_killed_run_goes_on_without_losing_or_repeating_one(trained, tmp_path):
+    command = _command(trained, tmp_path, "--benchmark", "fluent", "--limit", "120", "--batch", "2")
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    until = time.monotonic() + 240
+    while len(_predicted(tmp_path)) < 10 and process.poll() is None and time.monotonic() < until:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = _predicted(tmp_path)
+    assert 10 <= len(before) < 120, process.stderr.read().decode()
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = _predicted(tmp_path)
+    assert after[: len(before)] == before
+    assert len({line["id"] for line in after}) == len(after) == 120
+
+
+def test_parts_and_devices_change_no_prediction(trained, tmp_path):
+    """Two processes' parts over a mesh of eight devices, against one process on one."""
+    words = ("--benchmark", "fluent", "--limit", "24", "--batch", "8")
+    done = subprocess.run(_command(trained, tmp_path / "one", *words), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "exactly right" in done.stdout
+    eight = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    for part, expected in (("1/2", "the process that finishes last scores"), ("0/2", "exactly right")):
+        split = ("--part", part, "--mesh", "data=4", "tensor=2")
+        command = _command(trained, tmp_path / "parts", *words, *split)
+        done = subprocess.run(command, capture_output=True, text=True, env=eight)
+        assert done.returncode == 0, done.stderr
+        assert expected in done.stdout
+    one, parts = (
+        {line["id"]: line["prediction"] for line in _predicted(tmp_path / name)} for name in ("one", "parts")
+    )
+    assert len(one) == 24
+    assert one == parts
