@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,9 @@ from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
 
 FINGERPRINT_VALUES = 64
 CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of so many tokens, so that few shapes are compiled
+
+if TYPE_CHECKING:
+    from emu_jax.generate.chat import Chat
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,7 +194,7 @@ class Emu:
           num_beams: beam search with so many beams; 1 decodes greedily, or samples when temperature is above 0.
           min_length, length_penalty: lengths count a placeholder <s>, as the reference's do.
         """
-        _check_decoding(num_beams, max_new_tokens, temperature, top_p)
+        check_decoding(num_beams, max_new_tokens, temperature, top_p)
         inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
         decoding = text.Decoding(min_length, length_penalty, temperature, top_k, top_p)
         static = {"config": self.config, "eos": self.tokenizer.eos_id, "max_new_tokens": max_new_tokens}
@@ -206,6 +209,19 @@ class Emu:
             ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
             results.append(GeneratedText(self.tokenizer.decode(ids), ids, float(score)))
         return results
+
+    def chat(self, system: str | None = None) -> Chat:
+        """A conversation with this model (`generate/chat.py`), which streams: `for piece in emu.chat().stream("hi")`.
+
+        Args:
+          system: the system message, "" for none; by default the paper's, if the first turn shows pictures or films.
+
+        Raises:
+          UserError: the model was not tuned to chat: it has no [USER] and [ASSISTANT].
+        """
+        from emu_jax.generate.chat import Chat
+
+        return Chat(self, system)
 
     def generate_embeddings(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The next picture's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
@@ -436,7 +452,8 @@ def _embed_prompts(words: jax.Array, tokens: jax.Array, visual: jax.Array, sourc
     return jnp.where(sources[..., None] >= 0, pictures, words[tokens].astype(jnp.float32))
 
 
-def _check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_p: float) -> None:
+def check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises UserError for settings that cannot work."""
     if num_beams < 1 or max_new_tokens < 1:
         raise UserError(f"num_beams={num_beams}, max_new_tokens={max_new_tokens}; expected at least 1 of each")
     if temperature < 0 or not 0 < top_p <= 1:

@@ -22,6 +22,7 @@ EXAMPLES = {
     "train": "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60",
     "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
+    "chat": "emu-jax chat --model weights/emu-instruct --image cat.png",
     "evaluate": "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
     "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
@@ -147,6 +148,28 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
     )
 
+    chat = add("chat", "Talk with an instruction-tuned model about pictures and films; answers are streamed.")
+    _add_model(chat, "--checkpoint")
+    chat.add_argument("--image", nargs="+", type=Path, default=[], help="pictures to show with the first message")
+    chat.add_argument("--video", nargs="+", type=Path, default=[], help="films to show with it")
+    chat.add_argument("--system", help="system message, '' for none (default: the paper's, where something is shown)")
+    chat.add_argument(
+        "--message",
+        nargs="+",
+        action="extend",
+        help="messages, one a turn, or commands such as '/image b.png'; without, lines are read from standard input",
+    )
+    chat.add_argument("--max-new-tokens", type=int, help="of an answer (default: what the context leaves, at most 256)")
+    chat.add_argument("--num-beams", type=int, default=1, help="beams do not stream")
+    chat.add_argument("--min-length", type=int, default=1)
+    chat.add_argument("--length-penalty", type=float, default=1.0, help="score = log p / length ** penalty (beams)")
+    chat.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token; above: sample")
+    chat.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens (0: all)")
+    chat.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
+    )
+    chat.add_argument("--seed", type=int, default=0)
+
     evaluate = add("evaluate", "Score a model: on benchmarks, or without --benchmark write the report of a run.")
     _add_model(evaluate)
     evaluate.add_argument("--out", type=Path, help="folder of report or scores (default: the work directory)")
@@ -154,17 +177,11 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--data", type=Path, help="folder of the benchmarks' files, each in one of its name")
     evaluate.add_argument("--split", default="", help="(default: the latest with published answers)")
     evaluate.add_argument("--shots", default="0", metavar="N,…", help="examples in front, e.g. 0,2,4,8 (RICES)")
-    evaluate.add_argument(
-        "--text-examples", action="store_true", help="two text-only ones in front (the paper's *)"
-    )
-    evaluate.add_argument(
-        "--rices", type=Path, metavar="CLIP", help="choose examples by a CLIP, not our encoder"
-    )
+    evaluate.add_argument("--text-examples", action="store_true", help="two text-only ones in front (the paper's *)")
+    evaluate.add_argument("--rices", type=Path, metavar="CLIP", help="choose examples by a CLIP, not our encoder")
     evaluate.add_argument("--limit", type=int, default=0, help="questions, the first ones (default: all)")
     evaluate.add_argument("--batch", type=int, default=16, help="prompts at a time")
-    evaluate.add_argument(
-        "--mesh", nargs="+", default=[], metavar="AXIS=N", help="over devices: data=-1, tensor=4"
-    )
+    evaluate.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="over devices: data=-1, tensor=4")
     evaluate.add_argument(
         "--part", default="0/1", metavar="I/N", help="this process's of N, each on every N-th question, into one --out"
     )
@@ -223,8 +240,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, type=Path, help="work directory, checkpoint, or published files")
+def _add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    parser.add_argument(
+        "--model", *aliases, required=True, type=Path, help="work directory, checkpoint, or published files"
+    )
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
     parser.add_argument("--vision-head-dim", type=int, help="of published files of another size (default 88)")
 
@@ -360,6 +379,29 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         seed=options.seeds[0],
     )
     print(results[0].text)
+    return 0
+
+
+def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.api import Emu, check_decoding
+    from emu_jax.generate.console import Console, converse, converse_at_terminal
+
+    names = ("num_beams", "max_new_tokens", "min_length", "length_penalty", "temperature", "top_k", "top_p", "seed")
+    settings = {name: getattr(options, name) for name in names}
+    tokens = 1 if options.max_new_tokens is None else options.max_new_tokens
+    check_decoding(options.num_beams, tokens, options.temperature, options.top_p)
+    emu = Emu.load(options.model, tokenizer=options.tokenizer, vision_head_dim=options.vision_head_dim)
+    console = Console(emu.chat(options.system), sys.stdout, settings)
+    for film, paths in ((False, options.image), (True, options.video)):
+        for path in paths:
+            console.show(path, film=film)
+    if options.message is None and sys.stdin.isatty():
+        converse_at_terminal(console)
+        return 0
+    try:
+        converse(console, sys.stdin if options.message is None else options.message)
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input: not UTF-8 ({error.reason}); expected a message a line") from error
     return 0
 
 
@@ -541,6 +583,7 @@ COMMANDS = {
     "train": train,
     "precompute": precompute,
     "generate": generate,
+    "chat": chat,
     "evaluate": evaluate,
     "inspect": inspect,
     "plan": plan,

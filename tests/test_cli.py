@@ -36,7 +36,7 @@ def pictures(tmp_path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("command", ["train", "precompute", "generate", "evaluate", "inspect"])
+@pytest.mark.parametrize("command", ["train", "precompute", "generate", "chat", "evaluate", "inspect"])
 def test_help_shows_an_example(command, capsys):
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])

@@ -172,8 +172,12 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Ids -> text; special tokens leave nothing."""
-        skipped = {self.bos_id, self.eos_id, *self.added.values()}
-        return self._pieces.decode([int(id) for id in ids if id not in skipped])
+        return self._pieces.decode([int(id) for id in ids if id not in self.silent])
+
+    @functools.cached_property
+    def silent(self) -> set[int]:
+        """Ids that `decode` leaves out."""
+        return {self.bos_id, self.eos_id, *self.added.values()}
 
     @property
     def special(self) -> dict[int, str]:
@@ -185,24 +189,48 @@ class Tokenizer:
 
         The spellings, joined, are `decode(ids)`; "▁" is a space, and none where SentencePiece adds it in front.
         """
-        ids = [int(id) for id in ids]
-        spelt: list[tuple[list[int], str]] = []
-        start, begun = 0, False
-        for stop, id in enumerate(ids, 1):
-            group = ids[start:stop]
-            if self._pieces.is_byte(id):
-                unfinished = not _is_text(bytes(int(self._pieces.id_to_piece(byte)[3:-1], 16) for byte in group))
-                if unfinished and stop < len(ids) and self._pieces.is_byte(ids[stop]):
-                    continue
-            if not begun:
-                text = self._pieces.decode(ids[:stop])  # which leaves out the space in front
-            elif self._pieces.is_byte(id) or self._pieces.is_unknown(id) or self._pieces.is_control(id):
-                text = self._pieces.decode(group)
-            else:
-                text = self._pieces.id_to_piece(id).replace("▁", " ")
-            spelt.append((group, text))
-            start, begun = stop, begun or bool(text)
-        return spelt
+        spelling = Spelling(self._pieces)
+        spelt = [group for id in ids for group in spelling.add(int(id))]
+        return spelt + spelling.end()
+
+    def spelling(self) -> Spelling:
+        """`spell` for ids that come one by one."""
+        return Spelling(self._pieces)
+
+
+class Spelling:
+    """Ids of a text, one by one -> what is spelt so far: bytes wait until they are a character.
+
+    Special tokens that were added to the SentencePiece model spell nothing and must be left out.
+    """
+
+    def __init__(self, pieces: sentencepiece.SentencePieceProcessor):
+        self._pieces = pieces
+        self._waiting: list[int] = []
+        self._silent: list[int] | None = []  # ids that have spelt nothing; None once one has
+
+    def add(self, id: int) -> list[tuple[list[int], str]]:
+        """The groups of ids that are finished with this one, and their texts."""
+        is_byte = self._pieces.is_byte(id)
+        spelt = [] if is_byte else self.end()
+        self._waiting.append(id)
+        if is_byte and not _is_text(bytes(int(self._pieces.id_to_piece(byte)[3:-1], 16) for byte in self._waiting)):
+            return spelt
+        return spelt + self.end()
+
+    def end(self) -> list[tuple[list[int], str]]:
+        """What waits still, as no more comes."""
+        if not self._waiting:
+            return []
+        group, self._waiting = self._waiting, []
+        if self._silent is not None:
+            text = self._pieces.decode(self._silent + group)  # which leaves out the space in front
+            self._silent = None if text else self._silent + group
+        elif self._pieces.is_byte(group[0]) or self._pieces.is_unknown(group[0]) or self._pieces.is_control(group[0]):
+            text = self._pieces.decode(group)
+        else:
+            text = self._pieces.id_to_piece(group[0]).replace("▁", " ")
+        return [(group, text)]
 
 
 def _is_text(data: bytes) -> bool:

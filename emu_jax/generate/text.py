@@ -72,6 +72,17 @@ def _filtered(scores: Array, decoding: Decoding) -> Array:
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
 
+def choose(llama: Llama, hidden: Array, count: Array, key: Array, decoding: Decoding, eos: int) -> tuple[Array, Array]:
+    """hidden [B, D] after `count` new tokens -> the next one int32 [B], and its log p [B]."""
+    scores = _log_probabilities(llama, hidden, count + 1, decoding, eos)  # [B, V]
+    token = jax.lax.cond(
+        decoding.temperature > 0,
+        lambda: jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding)),
+        lambda: scores.argmax(-1),
+    ).astype(jnp.int32)
+    return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+
+
 @functools.partial(jax.jit, static_argnames=("config", "eos", "max_new_tokens"))
 def generate(
     params: emu.Params,
@@ -98,14 +109,9 @@ def generate(
 
     def step(carry: tuple) -> tuple:
         count, hidden, cache, tokens, total, length, done = carry
-        scores = _log_probabilities(llama, hidden, count + 1, decoding, eos)  # [B, V]
-        token = jax.lax.cond(
-            decoding.temperature > 0,
-            lambda: jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding)),
-            lambda: scores.argmax(-1),
-        ).astype(jnp.int32)
+        token, score = choose(llama, hidden, count, key, decoding, eos)
         token = jnp.where(done, eos, token)
-        total += jnp.where(done, 0.0, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0])
+        total += jnp.where(done, 0.0, score)
         done |= token == eos
         length += ~done
         tokens = tokens.at[:, count].set(token)

@@ -225,3 +225,17 @@ def test_spellings_joined_are_the_decoded_text(model_type, data):
     spelt = tokenizer.spell(ids)
     assert [id for group, _ in spelt for id in group] == ids
     assert "".join(text for _, text in spelt) == tokenizer.decode(ids)
+
+
+def test_characters_come_when_their_last_byte_does():
+    """Ids one by one: what each of them finishes."""
+    tokenizer = SMALL["bpe"]
+    spelling = tokenizer.spelling()
+    ids = tokenizer.encode_plain("a é🙂b")
+    came = ["".join(text for _, text in spelling.add(id)) for id in ids] + ["".join(text for _, text in spelling.end())]
+    assert came == ["a", " ", "", "é", "", "", "", "🙂", "b", ""]
+    broken = tokenizer.encode_plain("é🙂")[-6:-1]  # a whole character, and three bytes of four
+    spelling = tokenizer.spelling()
+    came = ["".join(text for _, text in spelling.add(id)) for id in [*broken, *tokenizer.encode_plain("a")[-1:]]]
+    assert came[:5] == ["", "é", "", "", ""] and came[5].startswith("�") and came[5].endswith("a")
+    assert "".join(came) == tokenizer.decode([*broken, *tokenizer.encode_plain("a")[-1:]])

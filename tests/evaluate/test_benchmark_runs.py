@@ -165,8 +165,6 @@ def test_parts_and_devices_change_no_prediction(trained, tmp_path):
         done = subprocess.run(command, capture_output=True, text=True, env=eight)
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
-    one, parts = (
-        {line["id"]: line["prediction"] for line in _predicted(tmp_path / name)} for name in ("one", "parts")
-    )
+    one, parts = ({line["id"]: line["prediction"] for line in _predicted(tmp_path / name)} for name in ("one", "parts"))
     assert len(one) == 24
     assert one == parts

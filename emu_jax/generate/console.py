@@ -1,0 +1,116 @@
+"""Lines that a person types -> a chat's answers, streamed; a line that begins with / is a command.
+
+/image cat.png     shows a picture with the next message
+/video clip.mp4    shows a film with it
+/undo   /reset     take back the last turn, or all
+/quit              ends, as the end of the input does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from emu_jax.data.images import load_image
+from emu_jax.errors import UserError, nearest
+from emu_jax.generate.chat import Chat, Film, read_film
+from emu_jax.generate.prompt import Picture
+
+COMMANDS = {"/image": "PATH", "/video": "PATH", "/undo": "", "/reset": "", "/quit": ""}
+HELP = " ".join(f"{name} {argument}".strip() + "," for name, argument in COMMANDS.items()).rstrip(",")
+
+
+class Console:
+    """A chat that is led by lines; pictures that were shown go with the next message.
+
+    `settings` are `Chat.say`'s. Beams do not stream: with them an answer is written once it is whole.
+    """
+
+    def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any]):
+        self.chat, self.out, self.settings = chat, out, settings
+        self._shown: list[Picture | Film] = []
+
+    def show(self, path: Path, *, film: bool) -> None:
+        """Reads a picture or a film, for the next message.
+
+        Raises:
+          UserError: it cannot be read.
+        """
+        self._shown.append(Film(read_film(Film(path))) if film else load_image(path))
+
+    def take(self, line: str) -> bool:
+        """Does what a line says; whether the conversation goes on.
+
+        Raises:
+          UserError: the line cannot be done, and changed nothing.
+        """
+        line = line.strip()
+        if not line:
+            return True
+        if not line.startswith("/"):
+            self._say(line)
+            return True
+        name, _, argument = line.partition(" ")
+        if name not in COMMANDS:
+            raise UserError(f"{name} is no command; did you mean {nearest(name, COMMANDS)}? There are {HELP}")
+        if bool(argument.strip()) != bool(COMMANDS[name]):
+            raise UserError(f"{line}: expected {name} {COMMANDS[name]}".rstrip())
+        if name in ("/image", "/video"):
+            self.show(Path(argument.strip()).expanduser(), film=name == "/video")
+        elif name == "/undo":
+            self.chat.undo()
+        elif name == "/reset":
+            self.chat.reset()
+            self._shown = []
+        return name != "/quit"
+
+    def _say(self, message: str) -> None:
+        parts = [*self._shown, message]
+        if self.settings.get("num_beams", 1) > 1:
+            self._write(self.chat.say(parts, **self.settings).text)
+        else:
+            settings = {
+                name: value for name, value in self.settings.items() if name not in ("num_beams", "length_penalty")
+            }
+            with contextlib.closing(self.chat.stream(parts, **settings)) as pieces:
+                for piece in pieces:
+                    self._write(piece)
+        self._write("\n")
+        self._shown = []
+
+    def _write(self, text: str) -> None:
+        self.out.write(text)
+        self.out.flush()
+
+
+def converse(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
+    """All lines, or those up to /quit. What cannot be done ends it, with UserError."""
+    for line in lines:
+        if not console.take(line):
+            return
+
+
+def converse_at_terminal(console: Console) -> None:
+    """Asks for lines. What cannot be done is told, and it goes on; Ctrl-C stops an answer, Ctrl-D ends it."""
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401  (gives `input` editing and a history)
+    print(f"{HELP}; Ctrl-C stops an answer, Ctrl-D ends", file=console.out)
+    while True:
+        try:
+            line = input("> ")
+        except EOFError:
+            print(file=console.out)
+            return
+        except UnicodeDecodeError as error:
+            print(f"the line is not UTF-8 ({error.reason})", file=sys.stderr)
+            continue
+        try:
+            if not console.take(line):
+                return
+        except UserError as error:
+            print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            print("\n(stopped)", file=console.out)

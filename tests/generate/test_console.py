@@ -1,0 +1,116 @@
+"""`emu-jax chat`: messages as arguments, piped, and typed at a terminal; what cannot be done there."""
+
+import io
+import os
+import pty
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu_jax import Emu
+from emu_jax.cli import main
+
+
+@pytest.fixture
+def model(golden) -> list[str]:
+    """The published layout, small: what selects it on the command line."""
+    arguments = ["--model", str(golden / "mini-a/instruct/Emu-instruct.pt"), "--vision-head-dim", "12"]
+    return [*arguments, "--tokenizer", str(golden / "llama_tokenizer.model"), "--max-new-tokens", "5"]
+
+
+@pytest.fixture
+def pictures(tmp_path) -> Path:
+    noise = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
+    for name, pixels in zip(("cat.png", "dog.png"), noise, strict=True):
+        Image.fromarray(pixels).save(tmp_path / name)
+    (tmp_path / "words.png").write_text("not a picture")
+    return tmp_path
+
+
+@pytest.fixture
+def answers(golden, pictures) -> list[str]:
+    """Of a chat about cat.png, then dog.png."""
+    file = golden / "mini-a/instruct/Emu-instruct.pt"
+    chat = Emu.load(file, tokenizer=golden / "llama_tokenizer.model", vision_head_dim=12).chat()
+    messages = ([pictures / "cat.png", "what is this?"], [pictures / "dog.png", "and this?"], ["well?"])
+    return [chat.say(message, max_new_tokens=5).text for message in messages]
+
+
+def typed(monkeypatch, text: str) -> None:
+    """Standard input is a terminal where this was typed, then Ctrl-D."""
+    master, slave = pty.openpty()
+    os.write(master, text.encode() + b"\x04")
+    monkeypatch.setattr(sys, "stdin", open(slave, encoding="utf-8"))  # noqa: SIM115
+
+
+def test_messages_as_arguments(model, pictures, answers, capsys):
+    messages = ["--message", "what is this?", f"/image {pictures / 'dog.png'}", "--message", "and this?", "well?"]
+    assert main(["chat", *model, "--image", str(pictures / "cat.png"), *messages]) == 0
+    assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
+
+
+def test_messages_that_are_piped(model, pictures, answers, capsys, monkeypatch):
+    lines = f"/image {pictures / 'cat.png'}\nwhat is this?\n\n/image {pictures / 'dog.png'}\nand this?\n/undo\n"
+    lines += f"/image {pictures / 'dog.png'}\nand this?\nwell?\n/quit\nnever said\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    assert main(["chat", *model]) == 0
+    first, second, third = answers
+    assert capsys.readouterr().out == f"{first}\n{second}\n{second}\n{third}\n"
+
+
+def test_at_a_terminal(model, pictures, answers, capfd, monkeypatch):
+    """What cannot be done is one line, and the chat goes on; a picture that was shown waits for a message that can."""
+    lines = f"/image {pictures / 'words.png'}\n/image {pictures / 'cat.png'}\n/imagine\n/undo\n{'1' * 2100}\n"
+    typed(monkeypatch, lines + "what is this?\n")
+    assert main(["chat", *model]) == 0
+    out, err = capfd.readouterr()
+    assert "/image PATH, /video PATH, /undo, /reset, /quit; Ctrl-C stops an answer" in out
+    assert answers[0] in out
+    errors = err.splitlines()
+    assert "words.png: not a readable picture" in errors[0]
+    assert errors[1].startswith("/imagine is no command; did you mean /image?")
+    assert errors[2] == "chat: there is no turn to take back"
+    assert "tokens after 0, and 5 new ones, exceed the model's context of 2048" in errors[3]
+    assert len(errors) == 4
+
+
+def refused(capsys, *arguments: str) -> str:
+    """A command that must fail; its one line."""
+    assert main(["chat", *arguments]) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    return line
+
+
+def test_what_cannot_be_done_ends_it(model, pictures, trained, capsys, monkeypatch):
+    line = refused(capsys, *model, "--image", str(pictures / "words.png"), "--message", "what is this?")
+    assert line.startswith("emu-jax chat: ") and "words.png: not a readable picture" in line
+    assert "gone.mp4: no such film file" in refused(capsys, *model, "--video", str(pictures / "gone.mp4"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\n/image\nnever said\n"))
+    assert "/image: expected /image PATH" in refused(capsys, *model)
+    assert "num_beams=2 and temperature=0.5" in refused(capsys, *model, "--num-beams", "2", "--temperature", "0.5")
+    line = refused(capsys, "--checkpoint", str(trained), "--message", "what is this?")
+    assert "this model does not chat: its tokenizer has no [USER] and no [ASSISTANT]" in line
+
+
+def test_ctrl_c_stops_an_answer(model, capfd, monkeypatch):
+    """At the third token: what was said counts, and the chat goes on."""
+    from emu_jax.generate import chat
+
+    step, calls = chat._next, []
+
+    def interrupted(*arguments, **static):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return step(*arguments, **static)
+
+    monkeypatch.setattr(chat, "_next", interrupted)
+    typed(monkeypatch, "what is this?\n/undo\nwhat is this?\n")
+    assert main(["chat", *model]) == 0
+    out, err = capfd.readouterr()
+    stopped, whole = (line.removeprefix("> ") for line in out.splitlines() if line.startswith(">") and len(line) > 5)
+    assert "(stopped)" in out and err == ""
+    assert whole.removeprefix("> ").startswith(stopped) and whole.removeprefix("> ") != stopped
