@@ -22,6 +22,7 @@ EXAMPLES = {
     "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "evaluate": "emu-jax evaluate --model runs/quickstart",
+    "compare": "emu-jax compare runs/base-0 runs/base-1 runs/other-0 runs/other-1 --out runs/comparison",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
     "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
     "bench": "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json",
@@ -144,6 +145,16 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "Score a model on the embedded held-out pictures; write report.html and scores.json.")
     evaluate.add_argument("--model", required=True, type=Path, help="training work directory")
     evaluate.add_argument("--out", type=Path, help="folder of the report (default: the work directory)")
+
+    evaluate.add_argument("--splits", nargs="+", metavar="SPLIT", help="of the embedded pictures (default: all three)")
+
+    compare = add(
+        "compare", "One table and one plot of several runs; those that differ in their seed alone are a group."
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="training work directory; the first counts")
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder of compare.json and compare.png")
+    compare.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="of scores.json, or 'last text_loss'")
+    compare.add_argument("--markdown", action="store_true", help="write compare.md too")
 
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
@@ -338,13 +349,24 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.evaluate.report import write_report
 
     emu = Emu.load(options.model)
-    scores = pairs.score(emu)
+    scores = pairs.score(emu, options.splits or pairs.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     report = write_report(options.out or options.model, options.model, scores, drawn)
     for name, figure in (scores.figures | (drawn.figures if drawn else {})).items():
         low, high = figure.interval
         print(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]  chance {figure.chance:.4f}")
     print(report)
+    return 0
+
+
+def compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.evaluate.compare import compare as run
+    from emu_jax.evaluate.compare import table, write
+
+    comparison = run(options.runs, options.figures)
+    files = write(comparison, options.out, markdown=options.markdown)
+    print(table(comparison))
+    print(*files, sep="\n")
     return 0
 
 
@@ -445,6 +467,7 @@ COMMANDS = {
     "precompute": precompute,
     "generate": generate,
     "evaluate": evaluate,
+    "compare": compare,
     "inspect": inspect,
     "plan": plan,
     "bench": bench,
