@@ -15,7 +15,7 @@ from emu_jax.config import choose
 
 
 def mini() -> ConfigDict:
-    """The quick start's model for 2,000 steps, on the embedded pairs and the storyboards of one film.
+    """The quick start's model for 1,500 steps, on the embedded pairs and the storyboards of one film.
 
     A document in 22 is a storyboard, as in the paper's mixture (16 of 352 [N]). One has up to 16 frames, so that they
     are about a third of all tokens. Every seed reads the same batches: what differs is where parameters begin.
@@ -28,7 +28,7 @@ def mini() -> ConfigDict:
             "storyboard": pretrain.source(16) | {"source": "runs/ablations/data/bunny"},
         }
     )
-    config.train.update({"steps": 2000, "minutes": 0.0, "checkpoint_every": 1000, "keep_checkpoints": 1})
+    config.train.update({"steps": 1500, "minutes": 0.0, "checkpoint_every": 500, "keep_checkpoints": 1})
     return config
 
 
