@@ -7,12 +7,17 @@ import jax
 import numpy as np
 import pytest
 
+from emu_jax.api import Emu
+from emu_jax.cli import main
 from emu_jax.config import load_config, to_json
 from emu_jax.errors import UserError
+from emu_jax.evaluate import pairs
 from emu_jax.evaluate.compare import differing
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
+from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
+from tests.train import tiny
 
 FOLDER = Path(__file__).parents[1] / "configs" / "ablations"
 KIND, WEIGHT = "model.causal.kind", "model.regression_loss_weight"
@@ -83,3 +88,32 @@ def test_no_config_is_forgotten():
         UserError, match=r"queries\.py:mini-7: no such variant; choose one of 7b-8, 7b-64, mini-32, mini-64"
     ):
         load("queries:mini-7")
+
+
+def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
+    """It trains, loads, generates and exports its language model; the published layout has no place for it."""
+    words = [f"--config.data.source={documents}", "--config.train.steps=2", "--config.model.causal.kind=pooled"]
+    workdir = tmp_path / "run"
+    train(load_config(tiny.__file__, words), workdir)
+    emu_model = Emu.load(workdir)
+    capsys.readouterr()
+    embeddings = emu_model.generate_embeddings([["a red bar"]])
+    assert embeddings.shape == (1, 4, 16) and np.isfinite(embeddings).all()
+    assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "emu"), "--format", "emu"]) == 2
+    assert capsys.readouterr().err == (
+        f"emu-jax export: --from {workdir}: its model.causal.kind is pooled, and the published layout holds causal "
+        "alone; --format llama exports its language model\n"
+    )
+    assert not (tmp_path / "emu").exists()
+    assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "llama"), "--format", "llama"]) == 0
+
+
+def test_scores_of_some_splits_alone(trained):
+    """The right picture is looked for among all pictures, whichever split is scored; another one is refused."""
+    model = Emu.load(trained)
+    scores = pairs.score(model, ["heldout_concepts"])
+    assert {name.partition(":")[0] for name in scores.figures} == {"heldout_concepts"}
+    assert {answer.split for answer in scores.answers} == {"heldout_concepts"}
+    assert (len(scores.answers), scores.gallery) == (40, 3372)
+    with pytest.raises(UserError, match=r"--splits test: no such split; choose among train, heldout"):
+        pairs.score(model, ["test"])
