@@ -25,6 +25,7 @@ def emu_14b() -> ConfigDict:
                 "drop_path": 0.0,
             },
             "causal": {
+                "kind": "causal",
                 "queries": 32,
                 "width": 768,
                 "layers": 12,

@@ -7,12 +7,11 @@ codes more: 75 when SIGTERM stopped it and it saved, 69 when another process of 
 from __future__ import annotations
 
 import argparse
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from emu_jax import commands
 from emu_jax.data.raw.readers import READERS
 from emu_jax.errors import UserError
 
@@ -24,6 +23,7 @@ EXAMPLES = {
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "chat": "emu-jax chat --model weights/emu-instruct --image cat.png",
     "evaluate": "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4",
+    "compare": "emu-jax compare runs/base-0 runs/base-1 runs/other-0 runs/other-1 --out runs/comparison",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
     "plan": "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4",
     "bench": "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json",
@@ -35,7 +35,6 @@ BENCHMARK_NAMES = (
     *("coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa", "mmvet"),
     *("coco_drawing", "fluent", "fluent_qa"),
 )
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{options.command}: unknown argument {(unknown or overrides)[0]}; see emu-jax {options.command} --help"
         )
     try:
-        return COMMANDS[options.command](options, overrides)
+        return commands.COMMANDS[options.command](options, overrides)
     except UserError as error:
         print(f"emu-jax {options.command}: {error}", file=sys.stderr)
         return 2
@@ -60,10 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="emu-jax", description="Emu in JAX: train it, ask it, score it, look inside.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(EXAMPLES) + "}")
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(EXAMPLES) + "}")
 
     def add(name: str, about: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+        return parsers.add_parser(
             name, help=about, description=about, epilog=f"example: {EXAMPLES[name]}", allow_abbrev=False
         )
 
@@ -175,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--out", type=Path, help="folder of report or scores (default: the work directory)")
     evaluate.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(BENCHMARK_NAMES)}")
     evaluate.add_argument("--data", type=Path, help="folder of the benchmarks' files, each in one of its name")
-    evaluate.add_argument("--split", default="", help="(default: the latest with published answers)")
+    evaluate.add_argument("--split", default="", help="(default: the latest with published answers; of a report all)")
     evaluate.add_argument("--shots", default="0", metavar="N,…", help="examples in front, e.g. 0,2,4,8 (RICES)")
     evaluate.add_argument("--text-examples", action="store_true", help="two text-only ones in front (the paper's *)")
     evaluate.add_argument("--rices", type=Path, metavar="CLIP", help="choose examples by a CLIP, not our encoder")
@@ -192,6 +191,14 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
     evaluate.add_argument("--steps", type=int, default=50)
     evaluate.add_argument("--guidance", type=float, default=5.0, help="of drawings (the paper's for FID)")
+
+    compare = add(
+        "compare", "One table and one plot of several runs; those that differ in their seed alone are a group."
+    )
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="training work directory; the first counts")
+    compare.add_argument("--out", type=Path, default=Path("comparison"), help="folder of compare.json and compare.png")
+    compare.add_argument("--figures", nargs="+", default=[], metavar="NAME", help="of scores.json, or 'last text_loss'")
+    compare.add_argument("--markdown", action="store_true", help="write compare.md too")
 
     inspect = add("inspect", "Print a model's parts, parameter counts and shapes without allocating it.")
     inspect.add_argument("--config", required=True, help="config file[:variant]")
@@ -247,350 +254,6 @@ def _add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
     parser.add_argument("--vision-head-dim", type=int, help="of published files of another size (default 88)")
 
-
-def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.data.images import Recoding
-    from emu_jax.data.prepare import PrepareConfig
-    from emu_jax.data.prepare import prepare as run
-    from emu_jax.data.raw.readers import make_reader
-
-    fields = ("image_size", "quality", "min_side", "max_aspect")
-    config = PrepareConfig(
-        name=options.name or re.sub(r"\W", "_", options.out.resolve().name),
-        recoding=Recoding(**{name: getattr(options, name) for name in fields}),
-        **{name: getattr(options, name) for name in ("split", "shards", "max_faults", "runner", "workers", "beam")},
-    )
-    manifest = run(make_reader(options.source, options.set), options.source, options.path, options.out, config)
-    split = manifest["splits"][options.split]
-    size = sum(file["bytes"] for file in split["files"].values())
-    print(f"{options.out}: {split['records']:,} documents in {len(split['files'])} files, {size / 1e6:,.1f} MB")
-    for reason, counts in manifest["rejects"].items():
-        print(f"  left out, {reason}: {counts['rejects']:,} ({counts['documents']:,} whole documents)")
-    return 0
-
-
-def inspect_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.config import load_config
-    from emu_jax.data.inspect import inspect as run
-
-    config = load_config(options.config, overrides)
-    print(run(config, options.out, rows=options.rows, batches=options.batches, verify=options.verify))
-    return 0
-
-
-def train(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.config import load_config
-    from emu_jax.train import distributed
-    from emu_jax.train.loop import compile_only
-    from emu_jax.train.loop import train as run
-    from emu_jax.train.metrics import parse_steps
-
-    profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
-    if options.compilation_cache is not None:
-        use_compilation_cache(options.compilation_cache)
-    try:
-        with distributed.job():
-            config = load_config(options.config, overrides)
-            if options.compile_only:
-                print(compile_only(config, options.workdir))
-            else:
-                run(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
-    except distributed.Preempted as stopped:
-        print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
-    return 0
-
-
-def use_compilation_cache(folder: Path) -> None:
-    """Makes JAX keep what it compiles in a folder (without it, where JAX_COMPILATION_CACHE_DIR says)."""
-    import tempfile
-
-    import jax
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"
-        ) from error
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-
-
-def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.train.precompute import precompute as run
-
-    count = run(
-        options.model,
-        options.vae,
-        options.out,
-        source=options.source,
-        split=options.split,
-        image_size=options.image_size,
-        tokenizer=options.tokenizer,
-        vision_head_dim=options.vision_head_dim,
-    )
-    print(f"{options.out}: {count} examples")
-    return 0
-
-
-def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import numpy as np
-
-    from emu_jax.api import Emu
-    from emu_jax.generate.files import draw_files, read_requests, with_seeds
-
-    out = options.embeddings
-    if out is not None and out.exists():
-        raise UserError(f"--embeddings {out}: the file exists; name a new one")
-    # A word that ends like a picture file is one: a typing error must not be captioned as text.
-    prompt = [Path(word) if Path(word).suffix.lower() in PICTURE_SUFFIXES else word for word in options.prompt or ()]
-    if options.batch < 1:
-        raise UserError(f"--batch {options.batch}; expected at least 1")
-    requests = read_requests(options.prompts) if options.prompts else []
-    if options.out is not None:
-        requests = with_seeds(prompt, options.seeds, options.out)
-    emu = Emu.load(
-        options.model,
-        tokenizer=options.tokenizer,
-        vision_head_dim=options.vision_head_dim,
-        decoder=options.decoder,
-        safety_checker=not options.no_safety_checker,
-    )
-    if requests:
-        settings = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "height", "width")}
-        for path in draw_files(emu, requests, batch=options.batch, settings=settings):
-            print(path)
-        return 0
-    if out is not None:
-        np.save(out, emu.generate_embeddings([prompt])[0])
-        print(out)
-        return 0
-    results = emu.generate_text(
-        [prompt],
-        num_beams=options.num_beams,
-        max_new_tokens=options.max_new_tokens,
-        min_length=options.min_length,
-        length_penalty=options.length_penalty,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        seed=options.seeds[0],
-    )
-    print(results[0].text)
-    return 0
-
-
-def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.api import Emu, check_decoding
-    from emu_jax.generate.console import Console, converse, converse_at_terminal
-
-    names = ("num_beams", "max_new_tokens", "min_length", "length_penalty", "temperature", "top_k", "top_p", "seed")
-    settings = {name: getattr(options, name) for name in names}
-    tokens = 1 if options.max_new_tokens is None else options.max_new_tokens
-    check_decoding(options.num_beams, tokens, options.temperature, options.top_p)
-    emu = Emu.load(options.model, tokenizer=options.tokenizer, vision_head_dim=options.vision_head_dim)
-    console = Console(emu.chat(options.system), sys.stdout, settings)
-    for film, paths in ((False, options.image), (True, options.video)):
-        for path in paths:
-            console.show(path, film=film)
-    if options.message is None and sys.stdin.isatty():
-        converse_at_terminal(console)
-        return 0
-    try:
-        converse(console, sys.stdin if options.message is None else options.message)
-    except UnicodeDecodeError as error:
-        raise UserError(f"standard input: not UTF-8 ({error.reason}); expected a message a line") from error
-    return 0
-
-
-def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    if options.benchmark:
-        return evaluate_benchmarks(options)
-    from emu_jax.api import Emu
-    from emu_jax.evaluate import drawings, pairs
-    from emu_jax.evaluate.report import write_report
-
-    emu = Emu.load(options.model)
-    scores = pairs.score(emu)
-    drawn = drawings.score(emu) if emu.decoder is not None else None
-    report = write_report(options.out or options.model, options.model, scores, drawn)
-    print(_figures(scores.figures | (drawn.figures if drawn else {})))
-    print(report)
-    return 0
-
-
-def evaluate_benchmarks(options: argparse.Namespace) -> int:
-    from emu_jax.api import Emu
-    from emu_jax.evaluate.benchmark_runs import Request
-    from emu_jax.evaluate.benchmark_runs import evaluate as run
-    from emu_jax.evaluate.scores import Weights
-
-    out = options.out or options.model / "benchmarks"
-    if not options.out and not options.model.is_dir():
-        raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
-    request = Request(
-        benchmarks=options.benchmark.split(","),
-        data=options.data,
-        split=options.split,
-        shots=[_whole(word, "--shots") for word in options.shots.split(",")],
-        text_examples=options.text_examples,
-        limit=options.limit,
-        batch=options.batch,
-        part=_part(options.part),
-        rices=options.rices,
-        weights=Weights(options.clip, options.inception, options.wordnet),
-        drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
-    )
-    sizes = {axis: _whole(size, f"--mesh {axis}") for axis, _, size in (word.partition("=") for word in options.mesh)}
-    emu = Emu.load(
-        options.model,
-        tokenizer=options.tokenizer,
-        vision_head_dim=options.vision_head_dim,
-        decoder=options.decoder,
-        mesh=sizes or None,
-    )
-    for result in run(emu, request, out):
-        print(result.folder)
-        if result.waits:
-            print("  predicted its part; the process that finishes last scores")
-        elif result.figures:
-            print(_figures(result.figures))
-        else:
-            print("  predicted; only the benchmark's own server or scorer can score it")
-    return 0
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    part = _whole(number, "--part"), _whole(count, "--part")
-    if not 0 <= part[0] < part[1]:
-        raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
-    return part
-
-
-def _whole(word: str, where: str) -> int:
-    try:
-        return int(word)
-    except ValueError as error:
-        raise UserError(f"{where}: {word!r} is no whole number") from error
-
-
-def _figures(figures: Mapping[str, Any]) -> str:
-    """A line a figure: value, interval, chance where it is known."""
-    lines = []
-    for name, figure in figures.items():
-        low, high = figure.interval
-        chance = "" if figure.chance is None else f"  chance {figure.chance:.4f}"
-        lines.append(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}")
-    return "\n".join(lines)
-
-
-def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.config import load_config
-    from emu_jax.models.inspect import describe
-
-    print(describe(load_config(options.config, overrides)))
-    return 0
-
-
-def plan(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import dataclasses
-    import json
-
-    from emu_jax.config import load_config
-    from emu_jax.plan import report
-    from emu_jax.plan.plan import Plan, compare, make_plan
-    from emu_jax.plan.topology import describe as describe_topology
-
-    for name in ("rows_per_device", "decode"):
-        if getattr(options, name) < 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
-    config = load_config(options.config, overrides)
-    sweep = {}
-    for text in options.compare or ():
-        field, separator, values = text.partition("=")
-        if not separator or not all(values.split(",")):
-            raise UserError(f"--compare {text}: expected FIELD=A,B as in model.remat=full,dots or rows=1,2,4")
-        sweep[field] = values.split(",")
-    topology = describe_topology(options.topology)
-    sizes = (options.rows_per_device, options.decode)
-    if sweep:
-        ranking = compare(config, topology, sweep, *sizes, timed=not options.untimed)
-        print(report.describe_comparison(ranking))
-        plans = [(" ".join(map("=".join, choice.items())), found) for choice, found in ranking]
-        plans = [(name, found) for name, found in plans if isinstance(found, Plan)]
-    else:
-        plans = [(options.topology, make_plan(config, topology, *sizes, timed=not options.untimed))]
-        print(report.describe(plans[0][1]))
-    if options.json is not None:
-        figures = {name: dataclasses.asdict(found) for name, found in plans}
-        figures = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    if options.chart is not None and plans:
-        report.chart(plans, options.chart)
-    return 0 if any(found.fits for _, found in plans) else 1
-
-
-def bench(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import json
-
-    import jax
-
-    from emu_jax.bench import bench as run
-    from emu_jax.bench import describe
-    from emu_jax.config import load_config
-
-    if options.json is not None and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: no such folder {options.json.parent}; make it, or name another")
-    timings = run(load_config(options.config, overrides), size=options.size, repetitions=options.repetitions)
-    devices = {"devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "jax": jax.__version__}
-    print(f"{devices['devices']} x {devices['kind']}, jax {devices['jax']}, {options.repetitions} repetitions\n")
-    print(describe(timings))
-    if options.json is not None:
-        figures = devices | {"timings": [timing.to_json() for timing in timings]}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
-    return 0
-
-
-def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    import dataclasses
-
-    from emu_jax.convert.formats import Settings
-    from emu_jax.convert.formats import convert as run
-
-    names = [field.name for field in dataclasses.fields(Settings)]
-    settings = Settings(**{name: getattr(options, name) for name in names})
-    for part, summary in run(options.source, options.folder, settings).items():
-        print(f"{part}: {summary}")
-    print(options.folder)
-    return 0
-
-
-def export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.convert.export import export as run
-
-    settings = {"dtype": options.dtype, "merge_lora": options.merge_lora}
-    for file in run(options.source, options.folder, options.format, **settings):
-        print(file)
-    return 0
-
-
-COMMANDS = {
-    "prepare": prepare,
-    "inspect-data": inspect_data,
-    "train": train,
-    "precompute": precompute,
-    "generate": generate,
-    "chat": chat,
-    "evaluate": evaluate,
-    "inspect": inspect,
-    "plan": plan,
-    "bench": bench,
-    "convert": convert,
-    "export": export,
-}
 
 if __name__ == "__main__":
     sys.exit(main())

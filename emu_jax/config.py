@@ -30,7 +30,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not file.is_file():
         raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
     # Config files import one another as `configs.models`, whatever the current directory.
-    root = str(file.resolve().parent.parent)
+    folders = file.resolve().parents
+    root = str(next((folder for folder in folders if folder.name == "configs"), folders[0]).parent)
     if root not in sys.path:
         sys.path.insert(0, root)
     module_spec = importlib.util.spec_from_file_location(f"emu_jax_config_{file.stem}", file)

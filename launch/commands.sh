@@ -1,5 +1,6 @@
 # shellcheck shell=bash
-# Sourced by the scripts that have --dry-run; they set `script`, their name, and `dry_run`, yes or no.
+# Sourced by the scripts that have --dry-run; they set `script`, their name, and `dry_run`, yes or no, or call
+# `read_words`, which sets the latter.
 
 refuse() {
   echo "launch/${script:?}: $1" >&2
@@ -33,4 +34,38 @@ run() {
 # The same for a line of shell.
 run_line() {
   if [ "$dry_run" = yes ]; then echo "$1"; else bash -o pipefail -c "$1"; fi
+}
+
+# read_words WORD…: sets dry_run, folder (from where the user is; empty: not named) and overrides, or refuses.
+read_words() {
+  dry_run=no
+  folder=''
+  overrides=()
+  local word
+  for word; do
+    case "$word" in
+      --dry-run) dry_run=yes ;;
+      --config.*=*) overrides+=("$word") ;;
+      '' | -*) refuse "'$word' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]" ;;
+      *)
+        [ -z "$folder" ] || refuse "'$word' is a second folder, after $folder; expected one"
+        case "$word" in
+          /*) folder="$word" ;;
+          *) folder="$PWD/$word" ;;
+        esac
+        ;;
+    esac
+  done
+}
+
+# fetch WHAT LINE HINT: runs a line of shell that makes WHAT in `partial`, and keeps WHAT in `download` when it is whole.
+fetch() {
+  [ -e "${download:?}/$1" ] || run_line "cd $(quoted "${partial:?}") && $2 && mv $1 .." ||
+    refuse "no $1 came down; $3"
+}
+
+# Big Buck Bunny, 58 MB: the source package alone holds the film.
+fetch_film() {
+  fetch moviepy-2.2.1.tar.gz "python -m pip download --quiet --no-deps --no-binary=moviepy moviepy==2.2.1" \
+    "see pip's message above"
 }

@@ -7,36 +7,15 @@
 #   launch/mixture.sh [--dry-run] [FOLDER] [--config.a.b=value …]        FOLDER: runs/mixture unless named
 set -euo pipefail
 script="$(basename "$0")"
-dry_run=no
-folder=''
-overrides=()
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
-for word; do
-  case "$word" in
-    --dry-run) dry_run=yes ;;
-    --config.*=*) overrides+=("$word") ;;
-    '' | -*) refuse "'$word' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]" ;;
-    *)
-      [ -z "$folder" ] || refuse "'$word' is a second folder, after $folder; expected one"
-      case "$word" in
-        /*) folder="$word" ;;
-        *) folder="$PWD/$word" ;;
-      esac
-      ;;
-  esac
-done
+read_words "$@"
 cd "$(dirname "$0")/.."
 folder="${folder:-runs/mixture}"
 
 # ---- downloads -------------------------------------------------------------------------------------------------------
 download="$folder/download"
 partial="$download/partial"
-
-# fetch WHAT LINE HINT: runs a line of shell that makes WHAT in the folder it runs in, and keeps WHAT when it is whole.
-fetch() {
-  [ -e "$download/$1" ] || run_line "cd $(quoted "$partial") && $2 && mv $1 .." || refuse "no $1 came down; $3"
-}
 
 from_npm() {
   [ -e "$download/$1" ] || need_program npm
@@ -61,9 +40,7 @@ from_apt gimp-help-en
 from_apt python-sklearn-doc
 run source launch/environment.sh
 run install_emu_jax '.[prepare]'
-# The source package alone holds the film.
-fetch moviepy-2.2.1.tar.gz "python -m pip download --quiet --no-deps --no-binary=moviepy moviepy==2.2.1" \
-  "see pip's message above"
+fetch_film
 run rm -rf "$partial"
 
 # ---- raw data, prepared data -----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ moviepy-2.2.1.tar.gz, bunny.vtt beside this file                  ─ bunny/    
 gimp-help-en/                                                     ─ gimp/        GIMP's manual, HTML (GFDL 1.2+)
 python-sklearn-doc/                                               ─ sklearn/     scikit-learn's guide, HTML (BSD-3)
 
-    python launch/mixture_data.py runs/mixture/download runs/mixture/raw
+    python launch/mixture_data.py runs/mixture/download runs/mixture/raw            # or some alone: … raw bunny
 
 A folder gets its name when it is whole; one that is there stays as it is.
 """
@@ -224,9 +224,10 @@ WRITERS = {
 }
 
 
-def write_all(download: Path, raw: Path) -> Iterator[str]:
-    """Writes the folders that are not there; tells of each what it holds."""
-    for name, write in WRITERS.items():
+def write_all(download: Path, raw: Path, names: Iterable[str] = ()) -> Iterator[str]:
+    """Writes the folders that are not there, all or those named; tells of each what it holds."""
+    for name in names or WRITERS:
+        write = WRITERS[name]
         if (raw / name).exists():
             continue
         partial = raw / f"{name}.partial"
@@ -245,9 +246,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Write the raw data of configs/mixture.py.")
     parser.add_argument("download", type=Path, help="the folder of downloads")
     parser.add_argument("raw", type=Path, help="the folder to write")
+    parser.add_argument("names", nargs="*", choices=[[], *WRITERS], metavar="NAME", help="the folders (default: all)")
     options = parser.parse_args()
     try:
-        for line in write_all(options.download, options.raw):
+        for line in write_all(options.download, options.raw, options.names):
             print(line, flush=True)
     except UserError as error:
         print(f"launch/mixture_data.py: {error}", file=sys.stderr)

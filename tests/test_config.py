@@ -64,3 +64,11 @@ def test_overrides_that_cannot_be(file, override, message):
 def test_json_round_trip(file):
     config = load_config(file)
     assert to_json(from_json(to_json(config))) == to_json(config)
+
+
+def test_a_config_in_a_folder_of_configs(tmp_path):
+    """configs/ablations/x.py imports `configs.…` like those beside the folder."""
+    folder = tmp_path / "configs" / "ablations"
+    folder.mkdir(parents=True)
+    (folder / "mine.py").write_text("import sys\ndef get_config():\n    return list(sys.path)\n")
+    assert str(tmp_path) in load_config(str(folder / "mine.py"))

@@ -129,6 +129,11 @@ def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, m
 def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
     checkpoint = Checkpoint(source)
     model = checkpoint.model()
+    if (kind := model["causal"].get("kind", "causal")) != "causal":
+        raise UserError(
+            f"--from {source}: its model.causal.kind is {kind}, and the published layout holds causal alone; "
+            "--format llama exports its language model"
+        )
     apart = checkpoint.has_lora() and not merge_lora
     rules = emu.table(model)
     tensors = [*_rules(checkpoint, rules, dtype, merge_lora), *_unused(checkpoint, dtype)]

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from emu_jax.api import Emu
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
+from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
 
 BATCH = 32  # prompts generated at a time
@@ -46,8 +47,14 @@ class Scores:
     gallery: int
 
 
-def score(emu: Emu) -> Scores:
-    """Scores every held-out split and a sample of the training pictures of the embedded data set."""
+def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
+    """Scores splits of the embedded data set: all of a held-out one, a sample of the training pictures.
+
+    The right picture is looked for among those of all splits, whichever are scored.
+    """
+    for split in splits:
+        if split not in SPLITS:
+            raise UserError(f"--split {split}: no such split; choose among {', '.join(SPLITS)}")
     pools = {split: examples(split, emu.config.vision.image_size) for split in SPLITS}
     gallery = [example for pool in pools.values() for example in pool]
     place = {example.key: index for index, example in enumerate(gallery)}
@@ -57,7 +64,8 @@ def score(emu: Emu) -> Scores:
     embeddings = np.stack(embeddings)  # [G, Q, D]
     figures: dict[str, Figure] = {}
     answers: list[Answer] = []
-    for split, pool in pools.items():
+    for split in dict.fromkeys(splits):
+        pool = pools[split]
         if split == "train":
             pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
         captions = in_batches(

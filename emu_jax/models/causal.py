@@ -3,17 +3,22 @@
 A T5-v1 decoder (12 blocks of 768 in the published model) whose inputs are Q learned queries: causal
 self-attention with T5's relative-position bias, cross-attention to the image, ReLU feed-forward; scores are
 not scaled by 1/sqrt(H). A linear map with bias then projects to the LLM's width.
+
+Two others can take its place, for ablations (`configs/ablations`): queries that see one another both ways, and no
+transformer at all, only pooled patches and a linear map.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from emu_jax.errors import UserError
 from emu_jax.models.layers import (
     Array,
     Linear,
@@ -29,10 +34,17 @@ from emu_jax.models.layers import (
 )
 from emu_jax.train.mesh import constrain
 
+KINDS = ("causal", "bidirectional", "pooled")
+
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig:
-    """Sizes of the Causal Transformer. T5's heads need not fill the width: `head_dim` is its own field."""
+    """Sizes of the Causal Transformer. T5's heads need not fill the width: `head_dim` is its own field.
+
+    Attributes:
+      kind: "causal", as published; "bidirectional", where every query sees all others; or "pooled", no transformer
+        (`PooledPatches`), which reads of these fields `queries` alone.
+    """
 
     queries: int
     width: int
@@ -44,10 +56,22 @@ class CausalConfig:
     max_distance: int = 128
     norm_eps: float = 1e-6
     dropout: float = 0.0
+    kind: str = "causal"
+
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UserError(f"model.causal.kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
+        if self.queries < 1:
+            raise UserError(f"model.causal.queries={self.queries}; expected at least 1")
+        if self.kind == "bidirectional" and (self.buckets < 4 or self.buckets % 2):
+            raise UserError(
+                f"model.causal.buckets={self.buckets}; bidirectional queries need an even number of 4 or more, half of "
+                "them for each direction"
+            )
 
 
-def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray:
-    """T5's unidirectional buckets [length, length] for (query, key): exact up to buckets/2, then logarithmic.
+def relative_buckets(length: int, buckets: int, max_distance: int, *, bidirectional: bool = False) -> np.ndarray:
+    """T5's buckets [length, length] for (query, key): exact up to buckets/2, then logarithmic.
 
     With buckets=4, max_distance=8 and length=5 (keys after the query fall into bucket 0 and are masked):
 
@@ -56,7 +80,18 @@ def relative_buckets(length: int, buckets: int, max_distance: int) -> np.ndarray
         2 1 0 0 0
         2 2 1 0 0
         3 2 2 1 0
+
+    Bidirectional, half of the buckets are for keys after the query. With buckets=8, max_distance=8 and length=4:
+
+        0 5 6 6
+        1 0 5 6
+        2 1 0 5
+        2 2 1 0
     """
+    if bidirectional:
+        before = relative_buckets(length, buckets // 2, max_distance)
+        after = np.triu(np.full((length, length), buckets // 2, np.int32), 1)
+        return before + before.T + after
     distance = np.maximum(np.arange(length)[:, None] - np.arange(length)[None, :], 0)
     exact = buckets // 2
     ratio = np.log(np.maximum(distance, 1) / exact, dtype=np.float32) / np.log(max_distance / exact)
@@ -94,7 +129,7 @@ class CausalMLP(nnx.Module):
 
 
 class CausalBlock(nnx.Module):
-    """Causal self-attention, cross-attention to the features, feed-forward; x [N, Q, W]."""
+    """Self-attention, cross-attention to the features, feed-forward; x [N, Q, W]."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str):
         self.self_norm = RMSNorm(c.width, c.norm_eps, dtype)
@@ -105,7 +140,9 @@ class CausalBlock(nnx.Module):
         self.mlp = CausalMLP(rngs, c, dtype)
         self.dropout = c.dropout
 
-    def __call__(self, x: Array, *, features: Array, bias: Array, mask: Array, key: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, *, features: Array, bias: Array, mask: Array | None, key: Array | None = None
+    ) -> Array:
         keys = split_key(key, 6)
         x = constrain(x, ("image", "queries", "embed_act"))
         y = self.self_norm(x)
@@ -132,9 +169,10 @@ class CausalTransformer(nnx.Module):
     ) -> Array:
         c = self.config
         keys = split_key(key, 3)
-        buckets = relative_buckets(c.queries, c.buckets, c.max_distance)  # [Q, Q]
+        both = c.kind == "bidirectional"
+        buckets = relative_buckets(c.queries, c.buckets, c.max_distance, bidirectional=both)  # [Q, Q]
         bias = self.relative_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]  # [1, N, Q, Q]
-        mask = np.tril(np.ones((c.queries, c.queries), bool))[None, None]
+        mask = None if both else np.tril(np.ones((c.queries, c.queries), bool))[None, None]
         queries = self.queries[...].astype(features.dtype)
         x = jnp.broadcast_to(queries, (features.shape[0], *queries.shape))  # [N, Q, W]
         x = dropout(x, c.dropout, keys[0])
@@ -143,3 +181,54 @@ class CausalTransformer(nnx.Module):
         )
         x = dropout(self.final_norm(x), c.dropout, keys[2])
         return self.projection(x)  # [N, Q, Dl]
+
+
+def pooling(queries: int, side: int) -> np.ndarray:
+    """Averages of patches [Q, P], of a grid of side x side = P: row q is what the q-th embedding sees.
+
+    Where Q equal cells tile the grid, q is a cell, row by row, of the most nearly square such tiling (tall cells where
+    two are alike). Else the patches are cut as a sequence: q averages those from floor(qP/Q) to before ceil((q+1)P/Q),
+    as adaptive average pooling does; neighbours then share patches. With queries=2 and side=2, and with queries=3:
+
+        1/2  0  1/2  0          1/2 1/2  0   0
+         0  1/2  0  1/2          0  1/2 1/2  0
+                                 0   0  1/2 1/2
+    """
+    patches = side * side
+    # rows x columns of cells
+    tilings = [(r, queries // r) for r in range(1, side + 1) if side % r == 0 and queries % r == 0]
+    tilings = [(r, c) for r, c in tilings if c <= side and side % c == 0]
+    weights = np.zeros((queries, patches), np.float32)
+    if tilings:
+        rows, columns = min(tilings, key=lambda cells: (abs(cells[0] - cells[1]), cells[0]))
+        down, across = np.divmod(np.arange(patches), side)
+        cell = down // (side // rows) * columns + across // (side // columns)  # [P]
+        weights[cell, np.arange(patches)] = 1.0
+    else:
+        for q in range(queries):
+            weights[q, q * patches // queries : -(-(q + 1) * patches // queries)] = 1.0
+    return weights / weights.sum(1, keepdims=True)
+
+
+class PooledPatches(nnx.Module):
+    """Features [N, P+1, Dv] -> embeddings [N, Q, Dl]: means of patches (`pooling`) and a linear map, without CLS."""
+
+    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str):
+        self.projection = Linear(rngs, features, outputs, ("embed", "mlp"), dtype, bias=True)
+        self.config = c
+
+    def __call__(
+        self, features: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
+    ) -> Array:
+        """The options are those of `CausalTransformer`; nothing here has layers or dropout."""
+        patches = features[:, 1:]  # [N, P, Dv]
+        weights = jnp.asarray(pooling(self.config.queries, math.isqrt(patches.shape[1])), features.dtype)
+        pooled = jnp.einsum("qp,npd->nqd", weights, patches)
+        return self.projection(constrain(pooled, ("image", "queries", "embed_act")))  # [N, Q, Dl]
+
+
+def make_causal(
+    rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str
+) -> CausalTransformer | PooledPatches:
+    """The module of `c.kind`."""
+    return (PooledPatches if c.kind == "pooled" else CausalTransformer)(rngs, c, features, outputs, dtype)

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.causal import CausalConfig, CausalTransformer
+from emu_jax.models.causal import CausalConfig, make_causal
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
 from emu_jax.models.vision import VisionConfig, VisionEncoder
@@ -164,7 +164,7 @@ class EmuModel(nnx.Module):
         dtype = c.param_dtype
         self.vision = VisionEncoder(rngs, c.vision, dtype)
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
-        self.causal = CausalTransformer(rngs, c.causal, c.vision.width, c.llama.width, dtype)
+        self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype)
         self.llama = Llama(rngs, c.llama, dtype)
         self.config = c
 
@@ -574,6 +574,8 @@ def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) 
     cross_attention = 2 * c.queries * c.width * inner + 2 * tokens * v.width * inner + 2 * c.queries * tokens * inner
     causal = c.layers * (self_attention + cross_attention + 2 * c.queries * c.width * c.mlp_dim)
     causal += c.queries * c.width * m.width
+    if c.kind == "pooled":
+        causal = c.queries * v.patches * v.width + c.queries * v.width * m.width
     llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
     adapters = row_tokens * m.layers * m.lora_rank * sum(sum(m.projection_sizes()[name]) for name in m.lora_targets)
     heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))

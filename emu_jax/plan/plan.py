@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from emu_jax.config import override
 from emu_jax.errors import UserError
 from emu_jax.plan.program import Cost
-from emu_jax.plan.steps import SCANNED, Step, decode, shallow, step_kind
+from emu_jax.plan.steps import Step, decode, scanned, shallow, step_kind
 from emu_jax.plan.topology import Chip, Topology
 from emu_jax.train.mesh import AXES, make_mesh
 
@@ -127,7 +127,7 @@ def make_plan(
         by_part = {"llama": layer * config.model.llama.layers, "rest": whole - layer}
         total = sum(by_part.values(), Cost())
     elif timed:
-        parts = SCANNED[kind]
+        parts = scanned(kind, config)
         plain = None if parts or _remat(config, kind) != "none" else whole
         # A step that cannot be made shallow fits without remat for few rows alone, and the ratio needs no more.
         few = make if parts or plain else lambda config: kind(config, mesh, FEW_ROWS)
@@ -185,7 +185,7 @@ def _agreement(
     make: Callable[[ConfigDict], Step], config: ConfigDict, kind: Callable, mesh: Mesh, found: Cost | None
 ) -> float:
     """Counted over analytic FLOPs of a small step that computes nothing twice; `found`, where that is the whole one."""
-    small = shallow(config, dict.fromkeys(SCANNED[kind], 1))
+    small = shallow(config, dict.fromkeys(scanned(kind, config), 1))
     (small.unet if kind.__name__ == "decoder" else small.model).remat = "none"
     step = make(small)
     found = found or step.build()[1]

@@ -146,9 +146,10 @@ def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callab
     shapes = {name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "slots")}
     shapes |= {name: ((rows, length), jnp.float32) for name in ("text_weights", "visual_weights")}
     shapes["images"] = ((rows, data.row_images, side, side, 3), jnp.uint8)
-    flops = step_flops(model, goal.__name__, rows, data.row_images, length)
+    frozen = OptimizerConfig.from_dict(config.optimizer).frozen
+    flops = step_flops(model, goal.__name__, rows, data.row_images, length, frozen)
     return _training_step(
-        goal(model, IDS),
+        objective.freeze(goal(model, IDS), frozen),
         config,
         mesh,
         _batch(mesh, shapes),
@@ -273,6 +274,11 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
 # The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
 PARTS = ("vision", "causal", "llama")
 SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: ()}
+
+
+def scanned(kind: Callable[..., Step], config: ConfigDict) -> tuple[str, ...]:
+    """The scanned parts of a config's step; pooled patches have no layers."""
+    return tuple(part for part in SCANNED[kind] if config.model[part].get("kind", "") != "pooled")
 
 
 def shallow(config: ConfigDict, depths: dict[str, int]) -> ConfigDict:

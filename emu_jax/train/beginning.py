@@ -2,7 +2,7 @@
 
     config.init.emu       a whole Emu, converted or trained here, with its statistics (pretrain)
     config.init.llama     LLaMA: everything of the language model but its regression head (pretrain)
-    config.init.vision    EVA-CLIP's visual tower (pretrain)
+    config.init.vision    EVA-CLIP's visual tower, or of an Emu its encoder with ln_visual (pretrain)
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh (decoder)
 
 The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. What is not named stays as drawn.
@@ -29,6 +29,7 @@ from emu_jax.train.state import TrainState
 # init's field -> the config's group whose sizes must agree, and the objective of the checkpoint that it names.
 PARTS = {"emu": ("model", "pretrain"), "llama": ("model.llama", "llama"), "vision": ("model.vision", "vision")}
 PARTS |= {"unet": ("unet", "decoder")}
+ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # what init.vision takes of an Emu
 # Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
@@ -84,13 +85,20 @@ def _load(
 ) -> dict[str, jax.Array]:
     """The part's leaves by name, in the shapes, dtypes and shardings of `ours`; None: only checks."""
     where, objective = PARTS[part]
+    if part == "vision" and ours is not None:
+        ours = {name: value for name, value in ours.items() if ENCODER.fullmatch(name)}
     if not path.is_dir():
         raise UserError(f"config.init.{part}={path}: no such folder; expected what `emu-jax convert --to` wrote")
 
     def targets(theirs: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
-        if theirs.objective != objective:
+        if theirs.objective != objective and (part, theirs.objective) != ("vision", "pretrain"):
             raise UserError(f"config.init.{part}={path}: holds {theirs.objective}; expected {objective}")
         _check_sizes(part, path, _group(theirs, where), _group(config, where), where)
+        if part == "emu" and (kinds := [c.model.causal.get("kind", "causal") for c in (theirs, config)]) != kinds[::-1]:
+            raise UserError(
+                f"config.init.{part}={path}: made with model.causal.kind={kinds[0]}, this config has {kinds[1]}; set "
+                "it to that"
+            )
         if any(name.startswith("lora/") for name in leaves):
             raise UserError(f"config.init.{part}={path}: holds LoRA beside its weights; convert it with --merge-lora")
         if ours is None:

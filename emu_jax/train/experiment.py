@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
+from emu_jax.train.optimizer import OptimizerConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +69,35 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
     rows = data.batch_rows
-    flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens).values())
+    frozen = OptimizerConfig.from_dict(config.optimizer).frozen
+    flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens, frozen).values())
     stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
     sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
-    return Experiment(goals[config.objective](model, ids, sources), stream, tokenizer, rows, flops)
+    goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
+    return Experiment(goal, stream, tokenizer, rows, flops)
 
 
-def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_tokens: int) -> dict[str, float]:
+def step_flops(
+    model: emu.EmuConfig,
+    kind: str,
+    rows: int,
+    row_images: int,
+    row_tokens: int,
+    frozen: Collection[str] = frozenset(),
+) -> dict[str, float]:
     """Useful FLOPs of a training step by part.
 
     Backwards it is twice the forward pass; with adapters, frozen weights have no gradients and frozen encoders nothing
-    to pass them to.
+    to pass them to. `frozen`: parts whose learning rate is 0.
     """
     flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
     factors = dict.fromkeys(flops, 3.0)
+    factors |= {part: 2.0 for part in frozen} | ({"heads": 2.0} if "llama" in frozen else {})
+    for part in ("vision", "causal"):  # nothing learns there or below
+        if part not in frozen:
+            break
+        factors[part] = 1.0
     if kind == "instruct":
         factors |= {"vision": 1.0, "causal": 1.0, "llama": 2.0, "heads": 2.0}
     useful = {part: factors[part] * count for part, count in flops.items()}

@@ -11,7 +11,7 @@ The loop, the step, the state and the checkpoints are the same for all four:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, lora, unet, vae
 from emu_jax.models.layers import Array
 from emu_jax.models.paths import split
+from emu_jax.train.optimizer import PARTS
 
 Batch = Any  # a pytree of arrays [B, …]
 
@@ -50,6 +51,13 @@ class Objective:
     def split(self, params: dict) -> tuple[dict, dict]:
         """Parameters, or a tree like them, -> the trained ones and the others."""
         return split(params, self.trains)
+
+
+def freeze(goal: Objective, parts: Collection[str]) -> Objective:
+    """The same, but that parameters of these parts (`optimizer.PARTS`) stay as they are."""
+    return dataclasses.replace(
+        goal, trains=lambda path: goal.trains(path) and PARTS.get(path.partition("/")[0]) not in parts
+    )
 
 
 def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:

@@ -38,7 +38,7 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: peak for each part the objective trains: vision (with ln_visual), causal and llama; unet; or vae.
-        0 freezes a part.
+        0 freezes a part: it has no gradient, which also leaves it out of the clipped norm, and no optimizer state.
       warmup_fraction: of all steps, linear from 0. final_fraction: of the peak, where the cosine ends.
       clip_norm: of the global gradient norm; 0 turns clipping off.
       accumulate_steps: micro-batches a step, along the rows.
@@ -95,10 +95,17 @@ class OptimizerConfig:
         drops = tuple((float(at), float(factor)) for at, factor in fields.get("drops", ()))
         return cls(**(dict(fields) | {"learning_rate": rates, "drops": drops}))
 
+    @property
+    def frozen(self) -> frozenset[str]:
+        """The parts whose learning rate is 0."""
+        return frozenset(part for part, rate in self.learning_rate if not rate)
+
     def check_parts(self, params: Mapping[str, Any]) -> None:
-        """Raises unless there is a learning rate for exactly the parts of these parameters."""
-        expected = {PARTS[name] for name in params}
-        if {name for name, _ in self.learning_rate} != expected:
+        """Raises unless there is a learning rate for each part of these parameters, and for no other but 0."""
+        expected, named = {PARTS[name] for name in params}, {name for name, _ in self.learning_rate}
+        if named == self.frozen:
+            raise UserError("config.optimizer.learning_rate is 0 for every part; nothing would learn")
+        if not named - self.frozen <= expected <= named:
             raise UserError(
                 f"config.optimizer.learning_rate has {[name for name, _ in self.learning_rate]}; this objective trains "
                 f"{', '.join(sorted(expected))}"

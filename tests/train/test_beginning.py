@@ -102,6 +102,28 @@ def test_a_whole_model_is_gone_on_with(trained, documents):
     assert float(statistics["count"]) > 0
 
 
+def test_the_encoder_of_an_emu_alone(trained, documents):
+    """`init.vision` of a run: its vision encoder and ln_visual; all else, and the statistics, begin afresh."""
+    config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
+    config.init = ConfigDict({"emu": "", "llama": "", "vision": str(trained)})
+    config.model.causal.update({"kind": "pooled", "queries": 2})  # it need not be like that of the run
+    fresh, state = begun(config)
+    fresh, found, theirs = flatten(fresh), flatten(state.params), flatten(load_for_inference(trained)[1])
+    for name, value in found.items():
+        taken = name.startswith(("vision/", "ln_visual/"))
+        np.testing.assert_array_equal(value, theirs[name] if taken else fresh[name], err_msg=name)
+    assert any((theirs[name] != fresh[name]).any() for name in found if name.startswith("vision/"))
+    assert float(state.statistics["count"]) == 0
+
+
+def test_another_kind_of_causal_transformer_is_refused(trained, documents, tmp_path):
+    config = load_config(tiny.__file__, [f"--config.data.source={documents}"])
+    config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})
+    config.model.causal.kind = "bidirectional"
+    with pytest.raises(UserError, match=r"made with model\.causal\.kind=causal, this config has bidirectional; set it"):
+        train(config, tmp_path / "run")
+
+
 def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})

@@ -72,3 +72,19 @@ def test_each_part_has_its_own_rate():
 def test_wrong_settings_fail_at_construction(changes, message):
     with pytest.raises(UserError, match=message):
         config(**changes)
+
+
+def test_every_part_that_learns_has_a_rate():
+    parts = {"vision": {}, "ln_visual": {}, "causal": {}, "llama": {}}
+    rates = {"vision": 0.0, "causal": 1e-3, "llama": 1e-3}
+    settings = config(learning_rate=rates)
+    assert settings.frozen == {"vision"}
+    settings.check_parts(parts)
+    settings.check_parts({"causal": {}, "llama": {}})
+    message = r"config\.optimizer\.learning_rate has \['causal', 'llama', 'vision'\]; this objective trains llama"
+    with pytest.raises(UserError, match=message):
+        settings.check_parts({"llama": {}})
+    with pytest.raises(UserError, match=r"learning_rate has \['llama'\]; this objective trains causal, llama"):
+        config(learning_rate={"llama": 1e-3}).check_parts({"causal": {}, "llama": {}})
+    with pytest.raises(UserError, match=r"config\.optimizer\.learning_rate is 0 for every part; nothing would learn"):
+        config(learning_rate=dict.fromkeys(rates, 0.0)).check_parts({})

@@ -101,3 +101,24 @@ def test_a_frozen_part_does_not_move():
         for part, pair in {part: (state.params[part], new.params[part]) for part in state.params}.items()
     }
     assert moved == {"vision": False, "ln_visual": False, "causal": True, "llama": True}
+
+
+def test_what_is_frozen_has_no_gradient_and_no_moments():
+    """Its share of the gradient's norm, which is clipped, is gone; the rest of the step is that of learning rate 0."""
+    fields = tiny.get_config().optimizer
+    fields.learning_rate.vision = 0.0
+    fields.clip_norm = 0.0
+    config = OptimizerConfig.from_dict(fields)
+    goal = objective.pretrain(model(), IDS)
+    frozen = objective.freeze(goal, config.frozen)
+    news, norms = [], []
+    for some in (goal, frozen):
+        state = create_state(some, config, 0, make_mesh({}, jax.devices()[:1]))
+        state = dataclasses.replace(state, total_steps=jnp.asarray(10))
+        new, metrics = jax.jit(make_train_step(some, config, 0))(state, batch_of(DOCUMENTS["image first"]))
+        news.append(new)
+        norms.append(float(metrics["grad_norm"]))
+    assert norms[1] < 0.999 * norms[0]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), news[0].params, news[1].params)
+    assert sorted(news[1].opt_state[1].mu) == ["causal", "llama"]
+    config.check_parts(frozen.split(frozen.logical_axes)[0])

@@ -1,0 +1,18 @@
+"""Without the regression loss: pictures are read, none is predicted.
+
+emu-jax train --config configs/ablations/no_regression.py:mini …
+
+Embeddings that such a model generates mean nothing: its regression head never learns. The paper has no numbers for
+this.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.ablations import base
+
+
+def get_config(size: str = "mini") -> ConfigDict:
+    """The base with its weight at 0."""
+    config = base.get_config(size)
+    config.model.regression_loss_weight = 0.0
+    return config

@@ -1,0 +1,367 @@
+"""Several runs beside one another: what differs between their configs, and how they score.
+
+In: work directories with config.json, metrics.jsonl and, where `emu-jax evaluate` has been there, scores.json. Out: a
+`Comparison`: runs whose configs agree in all but train.seed are a group, with means over its seeds. Written as
+`compare.json` and `compare.png`, printed as a table of text or Markdown.
+
+A run that begins with another one (`config.init`) is told by that run's config, whatever its seed, not by its path.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from scipy.special import stdtrit
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+from emu_jax.errors import UserError, nearest
+from emu_jax.models.paths import flatten
+from emu_jax.train.loop import CONFIG_FILE, OBSERVING
+from emu_jax.train.metrics import read_metrics
+
+SEED = "train.seed"
+LOSSES = ("text_loss", "regression_loss")
+# Of scores.json and, as "last …", of metrics.jsonl: what is shown where nothing is asked for.
+FIGURES = (
+    "heldout_combinations: caption exactly right",
+    "heldout_combinations: embeddings from text, right picture in top 5",
+    "heldout_combinations: embeddings from text, autoregressive R2",
+    *(f"last {name}" for name in LOSSES),
+)
+LAST = 0.1  # share of the logged rows that "last …" is the mean of
+CURVE_POINTS = 100  # of a loss curve in the plot
+MARK = "*"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean over runs: values by run (None: the run has none), 95% interval by Student's t (None: under two values).
+
+    `difference` is from the first group, its interval by Welch's t; None for that group itself.
+    """
+
+    values: tuple[float | None, ...]
+    mean: float | None
+    interval: tuple[float, float] | None
+    difference: float | None = None
+    difference_interval: tuple[float, float] | None = None
+
+    @property
+    def differs(self) -> bool:
+        """Whether the interval of the difference leaves out 0."""
+        return self.difference_interval is not None and not (
+            self.difference_interval[0] <= 0 <= self.difference_interval[1]
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One work directory: its config by dotted field, its seed, its last logged step, its rows and its figures."""
+
+    path: Path
+    config: Mapping[str, Any]
+    key: str  # the same for runs that differ in their seed alone
+    seed: int
+    step: int
+    rows: Sequence[Mapping[str, float]]
+    figures: Mapping[str, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """Runs of one config. `fields`: where it differs from the first group's, as (there, here)."""
+
+    name: str
+    runs: tuple[Run, ...]
+    fields: Mapping[str, tuple[Any, Any]]
+    figures: Mapping[str, Mean]
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Groups in the order their first runs were named; the first is what the others are compared with."""
+
+    figures: tuple[str, ...]
+    groups: tuple[Group, ...]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
+    """Reads work directories and groups them.
+
+    Args:
+      figures: names as in scores.json, or "last <name>" of metrics.jsonl (default: those of `FIGURES` that are there).
+
+    Raises:
+      UserError: fewer than two runs, one that cannot be read, the same config and seed twice, or an unknown figure.
+    """
+    if len(paths) < 2:
+        raise UserError(f"{' '.join(map(str, paths))}: one run alone; expected two work directories or more")
+    runs = [read_run(path) for path in paths]
+    members: dict[str, list[Run]] = {}
+    for run in runs:
+        for other in members.setdefault(run.key, []):
+            if other.seed == run.seed:
+                raise UserError(
+                    f"{run.path}: has the config and the seed {run.seed} of {other.path}; name each run once"
+                )
+        members[run.key].append(run)
+    known = dict.fromkeys(name for run in runs for name in run.figures)
+    for name in figures:
+        if name not in known:
+            raise UserError(f"--figures {name!r}: no run has it; did you mean {nearest(name, known)}?")
+    shown = tuple(figures) or tuple(name for name in FIGURES if name in known)
+    if not shown:
+        raise UserError(f"{paths[0]} and the others: nothing to compare; run `emu-jax evaluate --model RUN` on each")
+    first, *_ = members.values()
+    names = _names(list(members.values()))
+    groups = []
+    for name, some in zip(names, members.values(), strict=True):
+        means = {}
+        for figure in shown:
+            base = None if some is first else [run.figures.get(figure) for run in first]
+            means[figure] = mean_over([run.figures.get(figure) for run in some], base)
+        groups.append(Group(name, tuple(some), differing(first[0].config, some[0].config), means))
+    return Comparison(shown, tuple(groups))
+
+
+def read_run(path: Path) -> Run:
+    """One work directory."""
+    file = path / CONFIG_FILE
+    if not file.is_file():
+        raise UserError(f"{path}: no {CONFIG_FILE} in it; expected a work directory of `emu-jax train`")
+    config = _flat(_read_json(file))
+    if not isinstance(config.get(SEED), int):
+        raise UserError(f"{file}: has no {SEED}; expected the config that `emu-jax train` wrote")
+    rows = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
+    figures: dict[str, float] = {}
+    if (scores := path / "scores.json").is_file():
+        entries = _read_json(scores).get("figures")
+        try:
+            figures = {name: float(entry["value"]) for name, entry in entries.items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{scores}: holds no figures; expected what `emu-jax evaluate` wrote") from error
+    for name in LOSSES:
+        values = [row[name] for row in rows[-max(1, round(LAST * len(rows))) :] if name in row]
+        figures |= {f"last {name}": sum(values) / len(values)} if values else {}
+    step = int(rows[-1]["step"]) if rows else 0
+    return Run(path, config, _key(config), config[SEED], step, rows, figures)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: cannot be read as JSON ({error}); train or evaluate the run again") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{file}: holds no JSON object; train or evaluate the run again")
+    return value
+
+
+def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted field, without what changes no result."""
+    fields = {name.replace("/", "."): value for name, value in flatten(config).items()}
+    return {name: value for name, value in fields.items() if not _observes(name)}
+
+
+def _observes(name: str) -> bool:
+    return any(name == field or name.startswith(f"{field}.") for field in OBSERVING)
+
+
+def _key(config: Mapping[str, Any]) -> str:
+    """What two runs have in common that differ only in their seeds, or in the seeds of the runs they began with."""
+
+    def meaning(name: str, value: Any) -> Any:
+        if name.startswith("init.") and value and (file := Path(value) / CONFIG_FILE).is_file():
+            return _key(_flat(_read_json(file)))
+        return value
+
+    return json.dumps({name: meaning(name, config[name]) for name in sorted(config) if name != SEED})
+
+
+def differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted fields, but the seed, that are not alike in two configs, as (in the first, in the other)."""
+    names = sorted((first.keys() | other.keys()) - {SEED})
+    return {n: (first.get(n), other.get(n)) for n in names if first.get(n) != other.get(n)}
+
+
+def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
+    """What the folders of a group's runs are called without their seeds: base-0 and base-1 are `base`."""
+    names = []
+    for runs in groups:
+        folders = [run.path.resolve().name for run in runs]
+        plain = {name.removesuffix(str(run.seed)).rstrip("-_.") for name, run in zip(folders, runs, strict=True)}
+        names.append((plain.pop() if len(plain) == 1 else "") or folders[0])
+    return [name if names.count(name) == 1 else str(runs[0].path) for name, runs in zip(names, groups, strict=True)]
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def mean_over(values: Sequence[float | None], base: Sequence[float | None] | None = None) -> Mean:
+    """Mean of the values that are there, and its difference from the mean of `base`'s."""
+    there = np.array([value for value in values if value is not None], np.float64)
+    if not len(there):
+        return Mean(tuple(values), None, None)
+    mean, variance = float(there.mean()), _variance_of_mean(there)
+    interval = None if variance is None else _interval(mean, variance, len(there) - 1)
+    other = np.array([value for value in base or () if value is not None], np.float64)
+    if not len(other):
+        return Mean(tuple(values), mean, interval)
+    difference, variances = mean - float(other.mean()), (variance, _variance_of_mean(other))
+    if None in variances:
+        return Mean(tuple(values), mean, interval, difference)
+    total = sum(variances)
+    parts = sum(v**2 / (len(x) - 1) for v, x in zip(variances, (there, other), strict=True))
+    freedom = total**2 / parts if parts else 1.0  # Welch's; without any variance the interval is a point
+    return Mean(tuple(values), mean, interval, difference, _interval(difference, total, freedom))
+
+
+def _variance_of_mean(values: np.ndarray) -> float | None:
+    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else None
+
+
+def _interval(centre: float, variance: float, freedom: float) -> tuple[float, float]:
+    spread = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
+    return centre - spread, centre + spread
+
+
+# ---------------------------------------------------------------- writing
+
+
+def table(comparison: Comparison, *, markdown: bool = False) -> str:
+    """Means with intervals, a group a line; then what each figure is, and which fields differ."""
+    letters = [chr(ord("A") + i % 26) * (1 + i // 26) for i in range(len(comparison.figures))]
+    head = ["", "seeds", "steps", *(comparison.figures if markdown else letters)]
+    lines = [head]
+    for group in comparison.groups:
+        steps = sorted({run.step for run in group.runs})
+        cells = [group.name, str(len(group.runs)), "-".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))]
+        lines.append(cells + [_cell(group.figures[figure], markdown) for figure in comparison.figures])
+    first = comparison.groups[0].name
+    fields = [
+        f"{group.name}: " + (", ".join(f"{n} {b} ({first}: {a})" for n, (a, b) in group.fields.items()) or "as it is")
+        for group in comparison.groups[1:]
+    ]
+    note = (
+        f"means over seeds with 95% intervals by Student's t; {MARK}: the interval of the difference from {first} by "
+        "Welch's t leaves out 0"
+    )
+    if markdown:
+        note = note.replace(MARK, f"\\{MARK}")
+        rows = [f"| {' | '.join(cells)} |" for cells in lines]
+        rows.insert(1, "|" + " --- |" * len(head))
+        return "\n".join([*rows, "", note.capitalize() + ".", "", *(f"- {line}" for line in fields)]) + "\n"
+    widths = [max(len(cells[i]) for cells in lines) for i in range(len(head))]
+    rows = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines]
+    keys = [f"{letter}  {figure}" for letter, figure in zip(letters, comparison.figures, strict=True)]
+    return "\n".join([*rows, "", *keys, "", note, "", *fields]) + "\n"
+
+
+def _cell(mean: Mean, markdown: bool) -> str:
+    if mean.mean is None:
+        return "-"
+    value = f"{mean.mean:.3f}"
+    mark = (f"\\{MARK}" if markdown else MARK) if mean.differs else ""
+    low, high = mean.interval or (None, None)
+    return value + mark + ("" if low is None else f" ({low:.3f} to {high:.3f})")
+
+
+def write(comparison: Comparison, folder: Path, *, markdown: bool = False) -> list[Path]:
+    """Writes compare.json and compare.png, and compare.md where asked; each whole or not at all."""
+    contents = {"compare.json": json.dumps(_to_json(comparison), indent=2) + "\n"}
+    if markdown:
+        contents["compare.md"] = table(comparison, markdown=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in contents.items():
+            partial = folder / f"{name}.partial"
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(folder / name)
+        _plot(comparison, folder / "compare.png")
+    except OSError as error:
+        raise UserError(
+            f"--out {folder}: cannot be written ({error.strerror or error}); name another folder"
+        ) from error
+    return [folder / name for name in (*contents, "compare.png")]
+
+
+def _to_json(comparison: Comparison) -> dict[str, Any]:
+    groups = [
+        {
+            "name": group.name,
+            "runs": [{"path": str(run.path), "seed": run.seed, "step": run.step} for run in group.runs],
+            "differs": {name: list(pair) for name, pair in group.fields.items()},
+            "figures": {name: dataclasses.asdict(mean) for name, mean in group.figures.items()},
+        }
+        for group in comparison.groups
+    ]
+    return {"figures": list(comparison.figures), "compared_with": comparison.groups[0].name, "groups": groups}
+
+
+def _plot(comparison: Comparison, path: Path) -> None:
+    """A panel a figure: every run as a dot, means with intervals; below, the losses while training."""
+    groups, figures = comparison.groups, comparison.figures
+    curves = [name for name in LOSSES if any(name in row for g in groups for run in g.runs for row in run.rows)]
+    columns = max(len(figures), len(curves), 1)
+    colours = plt.get_cmap("tab20")
+    size = (3.4 * columns + 1.6, 0.34 * len(groups) + 1.4 + (3.2 if curves else 0.0))
+    canvas, axes = plt.subplots(
+        2 if curves else 1,
+        columns,
+        figsize=size,
+        squeeze=False,
+        constrained_layout=True,
+        height_ratios=[0.34 * len(groups) + 1.0, 3.0][: 2 if curves else 1],
+    )
+    for axis, figure in zip(axes[0], figures, strict=False):
+        for place, group in enumerate(groups):
+            found, colour = group.figures[figure], colours(place % 20)
+            there = [value for value in found.values if value is not None]
+            axis.plot(there, [place] * len(there), ".", color=colour, alpha=0.6)
+            if found.interval is not None:
+                axis.plot(found.interval, [place, place], "-", color=colour, linewidth=1.5)
+            if found.mean is not None:
+                axis.plot([found.mean], [place], "D", color=colour, markersize=5)
+        axis.set_yticks(
+            range(len(groups)), [group.name for group in groups] if axis is axes[0][0] else [""] * len(groups)
+        )
+        axis.set_ylim(len(groups) - 0.5, -0.5)
+        axis.set_title(figure.replace(": ", ":\n", 1).replace(", ", ",\n", 1), fontsize=8)
+        axis.grid(alpha=0.25, axis="x")
+    for axis, loss in zip(axes[1] if curves else (), curves, strict=False):
+        for place, group in enumerate(groups):
+            points = _curve([run.rows for run in group.runs], loss)
+            axis.plot(points[:, 0], points[:, 1], color=colours(place % 20), linewidth=1, label=group.name)
+        axis.set_title(f"{loss} while training", fontsize=8)
+        axis.set_yscale("log")
+        axis.grid(alpha=0.25)
+    if curves:
+        axes[1][0].legend(fontsize=6)
+    for axis in [*axes[0][len(figures) :], *(axes[1][len(curves) :] if curves else ())]:
+        axis.set_axis_off()
+    partial = path.with_suffix(".partial.png")
+    canvas.savefig(partial, dpi=110)
+    plt.close(canvas)
+    partial.replace(path)
+
+
+def _curve(runs: Sequence[Sequence[Mapping[str, float]]], loss: str) -> np.ndarray:
+    """A loss by step, meaned over runs and over neighbouring rows: [n, 2], n at most about CURVE_POINTS."""
+    by_step: dict[float, list[float]] = {}
+    for row in (row for rows in runs for row in rows if loss in row):
+        by_step.setdefault(row["step"], []).append(row[loss])
+    points = np.array([(step, np.mean(values)) for step, values in sorted(by_step.items())]).reshape(-1, 2)
+    pieces = np.array_split(points, max(1, min(len(points), CURVE_POINTS)))
+    return np.array([piece.mean(0) for piece in pieces if len(piece)]).reshape(-1, 2)

@@ -1,0 +1,105 @@
+"""launch/ablations.sh: the commands it prints, what it does not do twice, and what it refuses."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+DATA = """\
+rm -rf FOLDER/download/partial
+mkdir -p FOLDER/download/partial
+cd FOLDER/download/partial && \
+python -m pip download --quiet --no-deps --no-binary=moviepy moviepy==2.2.1 && mv moviepy-2.2.1.tar.gz ..
+rm -rf FOLDER/download/partial
+python launch/mixture_data.py FOLDER/download FOLDER/raw bunny
+emu-jax prepare storyboards --in FOLDER/raw/bunny --out FOLDER/data/bunny --image-size 64
+""".splitlines()
+BEFORE = ["source launch/environment.sh", "install_emu_jax '.[prepare]'"]
+CACHE = "export JAX_COMPILATION_CACHE_DIR=FOLDER/cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2"
+
+
+def run(name: str, config: str, seed: int, *more: str) -> list[str]:
+    settings = f"--config.train.seed={seed} --config.data.mixture.storyboard.source=FOLDER/data/bunny"
+    train = f"emu-jax train --config configs/ablations/{config} --workdir FOLDER/{name}-{seed} {settings}"
+    evaluate = f"emu-jax evaluate --model FOLDER/{name}-{seed} --split heldout_combinations"
+    return [" ".join([train, *more]), evaluate]
+
+
+def launch(*words: str, **env: str) -> subprocess.CompletedProcess:
+    command = [ROOT / "launch" / "ablations.sh", "--dry-run", *words]
+    plain = {name: value for name, value in os.environ.items() if name not in ("STEPS", "SEEDS", "ABLATIONS")}
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=plain | env)
+
+
+def printed(folder: Path, *words: str, **env: str) -> list[str]:
+    done = launch(str(folder), *words, **env)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.replace(str(folder), "FOLDER").splitlines()
+
+
+def test_commands(tmp_path):
+    expected = [
+        *BEFORE,
+        *DATA,
+        CACHE,
+        *run("base", "base.py:mini", 0, "--config.train.steps=9", "--config.data.batch_rows=4"),
+        *run(
+            "frozen_vision",
+            "frozen_vision.py:mini",
+            0,
+            "--config.train.steps=9 --config.init.vision=FOLDER/base-0 --config.data.batch_rows=4",
+        ),
+        *run("base", "base.py:mini", 3, "--config.train.steps=9", "--config.data.batch_rows=4"),
+        *run(
+            "frozen_vision",
+            "frozen_vision.py:mini",
+            3,
+            "--config.train.steps=9 --config.init.vision=FOLDER/base-3 --config.data.batch_rows=4",
+        ),
+        "emu-jax compare FOLDER/base-0 FOLDER/base-3 FOLDER/frozen_vision-0 FOLDER/frozen_vision-3 "
+        "--out FOLDER --markdown",
+    ]
+    env = {"STEPS": "9", "SEEDS": "0 3", "ABLATIONS": "base frozen_vision"}
+    assert printed(tmp_path, "--config.data.batch_rows=4", **env) == expected
+
+
+def test_every_ablation_with_three_seeds(tmp_path):
+    lines = printed(tmp_path)
+    trained = [line.split()[3].removeprefix("configs/ablations/") for line in lines if line.startswith("emu-jax train")]
+    assert len(trained) == 33 and trained[:11] == trained[11:22] == trained[22:]
+    files = {path.name for path in (ROOT / "configs" / "ablations").glob("*.py")}
+    assert {config.partition(":")[0] for config in trained} == files
+    assert trained.index("base.py:mini") < trained.index("frozen_vision.py:mini")
+
+
+def test_what_is_there_is_not_made_again(tmp_path):
+    """A run with scores is not repeated; one without goes on; the film is not fetched for prepared storyboards."""
+    for name in ("base-0", "no_storyboards-0"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "base-0" / "scores.json").write_text("{}")
+    (tmp_path / "no_storyboards-0" / "scores.json").touch()  # cut short
+    (tmp_path / "data" / "bunny").mkdir(parents=True)
+    (tmp_path / "data" / "bunny" / "manifest.json").touch()
+    assert printed(tmp_path, SEEDS="0", ABLATIONS="base no_storyboards") == [
+        *BEFORE,
+        CACHE,
+        *run("no_storyboards", "no_storyboards.py:mini", 0),
+        "emu-jax compare FOLDER/base-0 FOLDER/no_storyboards-0 --out FOLDER --markdown",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("words", "env", "expected"),
+    [
+        (["--steps=3"], {}, "'--steps=3' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
+        ([], {"ABLATIONS": "base no_loss"}, "ABLATIONS: 'no_loss' is none; choose among base no_storyboards "),
+        ([], {"SEEDS": "0 one"}, "SEEDS, STEPS: 'one' is no whole number"),
+        ([], {"STEPS": "1e3"}, "SEEDS, STEPS: '1e3' is no whole number"),
+    ],
+)
+def test_what_is_refused(words, env, expected):
+    done = launch(*words, **env)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"launch/ablations.sh: {expected}") and done.stderr.count("\n") == 1

@@ -1,0 +1,119 @@
+"""configs/ablations: each builds at both sizes, and differs from its base in what it says and in nothing else."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from emu_jax.api import Emu
+from emu_jax.cli import main
+from emu_jax.config import load_config, to_json
+from emu_jax.errors import UserError
+from emu_jax.evaluate import pairs
+from emu_jax.evaluate.compare import differing
+from emu_jax.models import emu
+from emu_jax.models.paths import flatten
+from emu_jax.train.loop import train
+from emu_jax.train.optimizer import OptimizerConfig
+from tests.train import tiny
+
+FOLDER = Path(__file__).parents[1] / "configs" / "ablations"
+KIND, WEIGHT = "model.causal.kind", "model.regression_loss_weight"
+STORYBOARD, QUERIES = "data.mixture.storyboard.weight", "model.causal.queries"
+RATE = "optimizer.learning_rate.vision"
+# Config:variant -> the fields that differ from the base's, with the base's value and its own.
+DIFFERENCES = {
+    "base:mini": {},
+    "base:7b": {},
+    "no_storyboards:mini": {STORYBOARD: (16, 0)},
+    "no_storyboards:7b": {STORYBOARD: (16, 0)},
+    "no_regression:mini": {WEIGHT: (4.0, 0.0)},
+    "no_regression:7b": {WEIGHT: (1.0, 0.0)},
+    "no_causal_transformer:mini": {KIND: ("causal", "pooled")},
+    "no_causal_transformer:7b": {KIND: ("causal", "pooled")},
+    "bidirectional_queries:mini": {KIND: ("causal", "bidirectional")},
+    "bidirectional_queries:7b": {KIND: ("causal", "bidirectional")},
+    "queries:mini-32": {QUERIES: (8, 32), "data.row_tokens": (96, 224), "model.llama.context": (256, 512)},
+    "queries:mini-64": {QUERIES: (8, 64), "data.row_tokens": (96, 394), "model.llama.context": (256, 512)},
+    "queries:7b-8": {QUERIES: (32, 8)},
+    "queries:7b-64": {QUERIES: (32, 64)},
+    "frozen_vision:mini": {RATE: (1.2e-3, 0.0), "init.vision": ("", "runs/ablations/base-0")},
+    "frozen_vision:mini-random": {RATE: (1.2e-3, 0.0)},
+    "frozen_vision:7b": {RATE: (4e-5, 0.0)},
+    "regression_weight:mini-1": {WEIGHT: (4.0, 1.0)},
+    "regression_weight:mini-16": {WEIGHT: (4.0, 16.0)},
+    "regression_weight:7b-0.25": {WEIGHT: (1.0, 0.25)},
+    "regression_weight:7b-4": {WEIGHT: (1.0, 4.0)},
+}
+
+
+def load(name: str):
+    file, variant = name.split(":")
+    return load_config(f"{FOLDER / file}.py:{variant}")
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_differs_in_what_it_says(name):
+    size = name.partition(":")[2].partition("-")[0]
+    ours, base = (
+        {k.replace("/", "."): v for k, v in flatten(json.loads(to_json(load(n)))).items()}
+        for n in (name, f"base:{size}")
+    )
+    found = differing(base, ours)
+    print(name, found)
+    assert found == DIFFERENCES[name]
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_builds(name):
+    """Its parameters, abstractly, of the size that the ablation says."""
+    config = load(name)
+    config.model.llama.vocab_size = config.model.llama.vocab_size or 32_004
+    model = emu.EmuConfig.from_dict(config.model)
+    count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(emu.abstract(model)))
+    print(name, f"{count:,}")
+    low, high = (1.5e6, 11e6) if "mini" in name else (7.7e9, 8.0e9)
+    assert low < count < high
+    optimizer = OptimizerConfig.from_dict(config.optimizer)
+    assert optimizer.frozen == (frozenset({"vision"}) if "frozen" in name else frozenset())
+    assert min(emu.forward_flops(model, 1, 1, config.data.row_tokens).values()) > 0
+    assert config.data.row_tokens <= model.llama.context
+
+
+def test_no_config_is_forgotten():
+    assert {path.stem for path in FOLDER.glob("*.py")} == {name.split(":")[0] for name in DIFFERENCES}
+    with pytest.raises(
+        UserError, match=r"queries\.py:mini-7: no such variant; choose one of 7b-8, 7b-64, mini-32, mini-64"
+    ):
+        load("queries:mini-7")
+
+
+def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
+    """It trains, loads, generates and exports its language model; the published layout has no place for it."""
+    words = [f"--config.data.source={documents}", "--config.train.steps=2", "--config.model.causal.kind=pooled"]
+    workdir = tmp_path / "run"
+    train(load_config(tiny.__file__, words), workdir)
+    emu_model = Emu.load(workdir)
+    capsys.readouterr()
+    embeddings = emu_model.generate_embeddings([["a red bar"]])
+    assert embeddings.shape == (1, 4, 16) and np.isfinite(embeddings).all()
+    assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "emu"), "--format", "emu"]) == 2
+    assert capsys.readouterr().err == (
+        f"emu-jax export: --from {workdir}: its model.causal.kind is pooled, and the published layout holds causal "
+        "alone; --format llama exports its language model\n"
+    )
+    assert not (tmp_path / "emu").exists()
+    assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "llama"), "--format", "llama"]) == 0
+
+
+def test_scores_of_some_splits_alone(trained):
+    """The right picture is looked for among all pictures, whichever split is scored; another one is refused."""
+    model = Emu.load(trained)
+    scores = pairs.score(model, ["heldout_concepts"])
+    assert {name.partition(":")[0] for name in scores.figures} == {"heldout_concepts"}
+    assert {answer.split for answer in scores.answers} == {"heldout_concepts"}
+    assert (len(scores.answers), scores.gallery) == (40, 3372)
+    with pytest.raises(UserError, match=r"--split test: no such split; choose among train, heldout"):
+        pairs.score(model, ["test"])
