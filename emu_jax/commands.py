@@ -15,6 +15,7 @@ from typing import Any
 
 from emu_jax.errors import UserError
 
+TUNED = "chat"  # folder of the tuned model in the pretrained one's work directory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -180,13 +181,17 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return evaluate_benchmarks(options)
     from emu_jax.api import Emu
     from emu_jax.evaluate import drawings, pairs
+    from emu_jax.evaluate import tuning as tunings
     from emu_jax.evaluate.report import write_report
+    from emu_jax.train.checkpoint import is_checkpoint
 
     emu = Emu.load(options.model)
     scores = pairs.score(emu, options.split.split(",") if options.split else pairs.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
-    report = write_report(options.out or options.model, options.model, scores, drawn)
-    print(_figures(scores.figures | (drawn.figures if drawn else {})))
+    out, tuned = options.out or options.model, options.model / TUNED
+    tuning = tunings.score(emu, Emu.load(tuned), out / "benchmarks") if is_checkpoint(tuned) else None
+    report = write_report(out, options.model, scores, drawn, tuning)
+    print(_figures(scores.figures | (drawn.figures if drawn else {}) | (tuning.figures if tuning else {})))
     print(report)
     return 0
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a small Emu on the embedded pictures, then a VAE and a U-Net that draw from its embeddings, and writes
-# runs/quickstart/report.html. Needs Python 3.11+ alone. DECODER_STEPS=N shortens the last two to N steps each.
+# Trains a small Emu on the embedded pictures, then a VAE and a U-Net that draw from its embeddings, tunes it to chat, and
+# writes runs/quickstart/report.html. Needs Python 3.11+ alone. DECODER_STEPS=N shortens the last three to N steps each.
 # Arguments go to `emu-jax train`, e.g. launch/quickstart.sh --config.train.minutes=60
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,4 +15,6 @@ emu-jax train --config configs/vae.py --workdir "$workdir/vae" "${steps[@]}"
 [ -s "$workdir/latents/index.json" ] ||
   emu-jax precompute --model "$workdir" --vae "$workdir/vae" --out "$workdir/latents"
 emu-jax train --config configs/decoder.py --workdir "$workdir/unet" --config.data.source="$workdir/latents" "${steps[@]}"
+emu-jax train --config configs/instruct.py:mini --workdir "$workdir/chat" --config.init.emu="$workdir" \
+  --config.tokenizer.path="$workdir" "${steps[@]}"
 emu-jax evaluate --model "$workdir"

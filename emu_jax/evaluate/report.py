@@ -30,6 +30,7 @@ from emu_jax.api import GeneratedText
 from emu_jax.evaluate.drawings import Drawings
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.pairs import Answer, Scores
+from emu_jax.evaluate.tuning import Tuning
 
 PICTURE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out pictures shown with their captions
@@ -50,15 +51,20 @@ border-bottom:1px solid #edf0f4}td.n{text-align:right;font-variant-numeric:tabul
 .grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(155px,1fr));gap:12px}
 .card{border:1px solid #dde3ea;border-radius:8px;padding:8px;font-size:12.5px;line-height:1.35}
 .card img{width:72px;height:72px;display:block;margin:0 auto 6px}.pair{display:flex}
+.wide{grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}
+.asked,.said{border-radius:10px;padding:4px 9px;margin:4px 0;max-width:85%;width:fit-content}
+.asked{background:#e8f0fb;margin-left:auto}.said{background:#f1f3f5}
 .good{color:#16743c}.bad{color:#b3261e}
 pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12px;max-height:26rem}
 .k{color:#5b6776}
 """
 
 
-def write_report(out: Path, workdir: Path, scores: Scores, drawn: Drawings | None = None) -> Path:
+def write_report(
+    out: Path, workdir: Path, scores: Scores, drawn: Drawings | None = None, tuning: Tuning | None = None
+) -> Path:
     """Writes `scores.json` and `report.html` into `out`, each whole or not at all; returns the page's path."""
-    figures = scores.figures | (drawn.figures if drawn else {})
+    figures = scores.figures | (drawn.figures if drawn else {}) | (tuning.figures if tuning else {})
     out.mkdir(parents=True, exist_ok=True)
     summary = {
         "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
@@ -67,7 +73,7 @@ def write_report(out: Path, workdir: Path, scores: Scores, drawn: Drawings | Non
         "versions": _versions(),
     }
     _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
-    _write(out / "report.html", _page(workdir, scores, figures, drawn))
+    _write(out / "report.html", _page(workdir, scores, figures, drawn, tuning))
     if drawn:
         _drawings_picture(out / "drawings.png", drawn)
     return out / "report.html"
@@ -83,7 +89,9 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def _page(workdir: Path, scores: Scores, figures: dict[str, Figure], drawn: Drawings | None) -> str:
+def _page(
+    workdir: Path, scores: Scores, figures: dict[str, Figure], drawn: Drawings | None, tuning: Tuning | None
+) -> str:
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = (workdir / "config.json").read_text(encoding="utf-8")
     held_out = [answer for answer in scores.answers if answer.split == "heldout_combinations"]
@@ -99,6 +107,7 @@ of a picture. Held-out combinations are roles and skin tones that were each seen
 <h2>Pictures found by the embeddings of a held-out caption</h2>
 <p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the
 generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
+{_chats(tuning) if tuning else ""}
 <h2>Concepts never seen</h2>{_caption_cards(unseen[: GRID // 2])}
 <h2>Training</h2><img src="{_curves(metrics)}" style="width:100%" alt="training curves">
 <h2>Config</h2><pre>{html.escape(config)}</pre><p class="k">{html.escape(versions)}</p></html>
@@ -108,12 +117,16 @@ generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
 def _score_table(figures: dict[str, Figure]) -> str:
     rows = [
         f"<tr><td>{html.escape(name)}</td><td class=n><b>{f.value:.3f}</b></td>"
-        f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{f.chance:.4f}</td>"
+        f"<td class=n>{f.interval[0]:.3f} to {f.interval[1]:.3f}</td><td class=n>{_chance(f)}</td>"
         f"<td class=n>{f.count}</td></tr>"
         for name, f in figures.items()
     ]
     head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>pictures</tr>"
     return f"<table>{head}{''.join(rows)}</table>"
+
+
+def _chance(figure: Figure) -> str:
+    return "" if figure.chance is None else f"{figure.chance:.4f}"
 
 
 def _drawing_sections(drawn: Drawings) -> str:
@@ -138,6 +151,23 @@ def _drawing_sections(drawn: Drawings) -> str:
 <h2>Blends</h2><p class="sub">Two pictures, and what the model draws after both.</p>{_grid(blends)}
 <h2>Interleaved</h2><p class="sub">A picture, the text and then the picture with which the model went on.</p>
 {_grid(continued)}"""
+
+
+def _chats(tuning: Tuning) -> str:
+    """Conversations of the instruction-tuned model as bubbles beside their pictures."""
+    cards = []
+    for conversation in tuning.conversations:
+        turns = []
+        for said in conversation.turns:
+            mark = "good" if said.answer == said.right else "bad"
+            truth = "" if said.answer == said.right else f" <span class=k>({html.escape(said.right)})</span>"
+            turns.append(f"<div class=asked>{html.escape(said.question)}</div>")
+            turns.append(f'<div class="said {mark}">{html.escape(said.answer) or "(nothing)"}{truth}</div>')
+        picture = f'<img src="{_png(conversation.example.pixels)}" alt="">'
+        cards.append(f"<div class=card>{picture}{''.join(turns)}</div>")
+    return f"""<h2>Chats</h2><p class="sub">After two minutes of instruction tuning: the picture is shown with the first
+question. Red answers are wrong, with the right one behind them. Scores of such questions, before and after tuning,
+stand in the table above.</p><div class="grid wide">{"".join(cards)}</div>"""
 
 
 def _drawings_picture(path: Path, drawn: Drawings) -> None:
