@@ -1,0 +1,93 @@
+"""Caption scores against pycocoevalcap called as its own COCOEvalCap calls it, on the same captions."""
+
+import importlib.util
+import shutil
+
+import numpy as np
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.evaluate.metrics import captions
+from emu_jax.evaluate.question import Question
+
+REFERENCES = (
+    ("A man riding a horse on the beach.", "A rider on horseback near the ocean, at sunset.", "Man on a brown horse"),
+    ("Two dogs are playing with a red ball.", "A pair of puppies chase a ball (outside)."),
+    ("A plate of food with broccoli and rice on a table.", "Broccoli, rice & chicken served on a white plate."),
+    ("a woman's hand holding a cell phone", "Someone is holding up a smart-phone."),
+    ('A street sign that says "Main St." on a pole.', "A green street sign in front of a building!"),
+)
+PREDICTIONS = (
+    "a man riding a horse on the beach",
+    "Two dogs\nplaying with a ball.",
+    "a plate of broccoli and rice",
+    "",  # a model may say nothing
+    "a tall building with a street sign",
+)
+QUESTIONS = [Question(str(number), answers=answers) for number, answers in enumerate(REFERENCES)]
+
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("pycocoevalcap") is None, reason="pycocoevalcap is not installed (the extra `test`)"
+)
+needs_java = pytest.mark.skipif(
+    shutil.which("java") is None, reason="no java: the PTB tokenizer and METEOR are Java programs"
+)
+
+
+@needs_package
+@needs_java
+def test_scores_are_pycocoevalcaps():
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.meteor.meteor import Meteor
+    from pycocoevalcap.rouge.rouge import Rouge
+    from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+    meteor = Meteor()  # first, because its program takes its time to start
+    figures = captions.figures(PREDICTIONS, QUESTIONS)
+
+    tokenizer = PTBTokenizer()
+    truth = tokenizer.tokenize({n: [{"caption": text} for text in texts] for n, texts in enumerate(REFERENCES)})
+    found = tokenizer.tokenize({n: [{"caption": text}] for n, text in enumerate(PREDICTIONS)})
+    bleu = Bleu(4).compute_score(truth, found, verbose=0)[0]
+    expected = {f"BLEU-{order}": bleu[order - 1] for order in range(1, 5)}
+    for name, scorer in (("CIDEr", Cider()), ("METEOR", meteor), ("ROUGE-L", Rouge())):
+        expected[name] = scorer.compute_score(truth, found)[0]
+
+    assert {name: figure.value for name, figure in figures.items()} == pytest.approx(expected, abs=1e-6)
+    for name, figure in figures.items():
+        low, high = figure.interval
+        assert 0.0 <= low < figure.value < high and figure.count == 5, f"{name}: {figure}"
+
+
+@needs_package
+@needs_java
+def test_no_caption_shifts_the_others():
+    """Java ends lines where pycocoevalcap does not look for it."""
+    lines = [["one\u2028two", "three\x85four\r\nfive"], ["", "A Man's hat, here."], ["..."]]
+    expected = {0: ["one two", "three four five"], 1: ["", "a man 's hat here"], 2: [""]}
+    assert captions.tokenize(lines) == expected
+
+
+@needs_package
+def test_bleu_of_statistics_is_pycocoevalcaps():
+    """Of the whole set and of a part of it: what a resample is scored by."""
+    from pycocoevalcap.bleu.bleu import Bleu
+
+    truth = {0: ["a man rides a horse", "a man on a horse by the sea"], 1: ["two dogs play"], 2: ["a red bus"]}
+    found = {0: ["a man on a horse"], 1: ["two dogs play with a ball"], 2: [""]}
+    statistics = captions.bleu_statistics(truth, found)
+    for rows in ([0, 1, 2], [0], [1, 2], [2]):
+        expected = Bleu(4).compute_score({n: truth[n] for n in rows}, {n: found[n] for n in rows}, verbose=0)[0]
+        np.testing.assert_allclose(captions.bleu_of(statistics[rows]), expected, atol=1e-12)
+
+
+def test_without_java_the_error_names_the_package(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(UserError, match="apt-get install default-jre-headless"):
+        captions.figures(PREDICTIONS, QUESTIONS)
+
+
+def test_references_must_be_there():
+    with pytest.raises(UserError, match="question 9: its answers are not published"):
+        captions.figures(["a dog"], [Question("9")])
