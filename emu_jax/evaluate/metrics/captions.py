@@ -112,17 +112,19 @@ def bleu_of(statistics: np.ndarray) -> list[float]:
 
 
 def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list[float]]:
+    meteor = Meteor()
+    pipes = meteor.meteor_p.stdout, meteor.meteor_p.stderr
     try:
-        meteor = Meteor()
-        pipes = meteor.meteor_p.stdout, meteor.meteor_p.stderr
-        try:
-            return meteor.compute_score(truth, found)
-        finally:
-            del meteor  # which ends the program, but leaves its pipes open
-            for pipe in pipes:
-                pipe.close()
+        return meteor.compute_score(truth, found)
     except (OSError, ValueError) as error:
-        raise UserError(f"METEOR failed ({error}); it takes 2 GB of memory and Java 8 or newer") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"METEOR failed ({reason}); it takes 2 GB of memory and Java 8 or newer") from error
+    finally:
+        if meteor.lock.locked():  # by what failed, and its own end would wait for it for ever
+            meteor.lock.release()
+        del meteor  # which ends the program, but leaves its pipes open
+        for pipe in pipes:
+            pipe.close()
 
 
 def _check_java() -> None:

@@ -21,9 +21,6 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
 
-FID = "FID"
-VGG = "Frechet distance, VGG-16 features"
-ENCODER = "Frechet distance, Emu's encoder"
 BATCH = 16
 
 # Mean [F]; A [min(N, F), F] with A^T A the covariance; the covariance's trace.

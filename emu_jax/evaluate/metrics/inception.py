@@ -7,7 +7,6 @@ out what lies beyond the edge, and the last block takes maxima where the others 
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,7 +22,6 @@ from emu_jax.models.layers import Array
 
 SIZE, FEATURES, CLASSES = 299, 2048, 1008
 EPSILON = 1e-3  # of the batch norms
-BATCH = 16
 STATISTICS = ("weight", "bias", "running_mean", "running_var")  # of a batch norm
 COUNTER = "num_batches_tracked"  # of PyTorch's batch norms since 0.4; nothing needs it
 
@@ -135,13 +133,13 @@ def load(file: Path | str) -> Params:
     return params
 
 
-def features(params: Params, pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `BATCH` at a time."""
+def features(params: Params, pictures: Iterable[np.ndarray], *, batch: int = 16) -> np.ndarray:
+    """Pictures uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time."""
     pictures, rows = iter(pictures), []
-    while batch := list(itertools.islice(pictures, BATCH)):
-        pixels = [_resize(picture) for picture in batch]
-        pixels += [pixels[-1]] * (BATCH - len(batch))  # one shape, one program
-        rows.append(np.asarray(activations(params, jnp.stack(pixels)))[: len(batch)])
+    while some := list(itertools.islice(pictures, batch)):
+        pixels = [_resize(picture) for picture in some]
+        pixels += [pixels[-1]] * (batch - len(some))  # one shape, one program
+        rows.append(np.asarray(activations(params, jnp.stack(pixels)))[: len(some)])
     if not rows:
         raise UserError("no pictures to take features of; expected two or more")
     return np.concatenate(rows)
@@ -154,14 +152,14 @@ def _resize(pixels: Array) -> Array:
     return 2 * jax.image.resize(x, (SIZE, SIZE, 3), "linear", antialias=False) - 1
 
 
-@functools.partial(jax.jit, static_argnames="precision")
-def activations(params: Params, x: Array, precision: str = "highest") -> Array:
+@jax.jit
+def activations(params: Params, x: Array) -> Array:
     """Pixels in [-1, 1], float32 [N, 299, 299, 3] -> what the last block averages to, [N, 2048]."""
 
     def conv(name: str, x: Array, stride: int = 1, padding: str = "SAME") -> Array:
         kernel, bias = params[name]
         x = lax.conv_general_dilated(
-            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision=precision
+            x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), precision="highest"
         )
         return jax.nn.relu(x + bias)
 
@@ -225,5 +223,6 @@ def _maxima(x: Array, stride: int = 1, padding: str = "SAME") -> Array:
 
 def _averages(x: Array) -> Array:
     """Over windows of 3 x 3 around every position, of what lies inside the picture."""
-    window = (1, 3, 3, 1), (1, 1, 1, 1), "SAME"
-    return lax.reduce_window(x, 0.0, lax.add, *window) / lax.reduce_window(jnp.ones_like(x), 0.0, lax.add, *window)
+    sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
+    rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])  # 2 at the edges, else 3
+    return sums / np.outer(rows, columns).astype(np.float32)[:, :, None]

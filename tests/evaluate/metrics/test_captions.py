@@ -1,7 +1,9 @@
 """Caption scores against pycocoevalcap called as its own COCOEvalCap calls it, on the same captions."""
 
 import importlib.util
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -86,6 +88,27 @@ def test_without_java_the_error_names_the_package(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="apt-get install default-jre-headless"):
         captions.figures(PREDICTIONS, QUESTIONS)
+
+
+def fake_java(folder: Path, monkeypatch, refused: str) -> None:
+    """A java that fails where its arguments name `refused`."""
+    program = folder / "java"
+    program.write_text(f'#!/bin/sh\ncase "$*" in *{refused}*) exit 1;; *) exec {shutil.which("java")} "$@";; esac\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+
+@needs_package
+@needs_java
+@pytest.mark.parametrize(
+    ("refused", "words"),
+    [("meteor", "METEOR failed"), ("PTBTokenizer", "tokenizer lost captions"), ("-version", "java")],
+)
+def test_a_failing_java_is_one_line(monkeypatch, tmp_path, refused, words):
+    fake_java(tmp_path, monkeypatch, refused)
+    with pytest.raises(UserError, match=words) as error:
+        captions.figures(PREDICTIONS, QUESTIONS)
+    assert "\n" not in str(error.value)
 
 
 def test_references_must_be_there():

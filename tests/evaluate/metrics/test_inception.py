@@ -201,7 +201,7 @@ def test_features_are_pytorchs(network, file):
     """A picture scaled up, one scaled down and one of neither side's size."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (401, 380, 3), (64, 310, 3))]
-    features = inception.features(inception.load(file), pictures)
+    features = inception.features(inception.load(file), pictures, batch=2)
     with torch.inference_mode():
         expected = np.concatenate([network(torch.from_numpy(picture)[None]).numpy() for picture in pictures])
     assert features.shape == (3, 2048) and features.dtype == np.float32

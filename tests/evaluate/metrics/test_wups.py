@@ -1,6 +1,7 @@
 """WUPS, expected values printed by the official evaluation (NExT-OE's metrics.py, pywsd 1.2.4) with the same tags."""
 
 import importlib.util
+import json
 
 import pytest
 
@@ -89,18 +90,28 @@ def test_figures_by_type_and_group(scorer):
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(at_0 | at_9)
 
 
+def test_nltks_tagger_is_read_from_the_given_folder(scorer, tmp_path):
+    folder = tmp_path / "taggers" / wups.TAGGER
+    folder.mkdir(parents=True)
+    for part, content in {"weights": {}, "tagdict": {"dogs": "NNS", "running": "VBG"}, "classes": ["NN"]}.items():
+        (folder / f"{wups.TAGGER}.{part}.json").write_text(json.dumps(content))
+    assert wups.Wups(tmp_path).content("the dogs running") == "dog run"  # as a noun it would stay "running"
+
+
 def test_missing_data_is_one_line(scorer, tmp_path, monkeypatch):
     import nltk
 
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(UserError, match="no such folder"):
         wups.Wups(tmp_path / "nowhere", tagger=tag)
-    with pytest.raises(UserError, match=r"needs WordNet 3.0, which is not in .*pip install 'emu-jax\[eval\]'"):
-        wups.Wups(tmp_path, tagger=tag)
     (tmp_path / "data.noun").write_text("no WordNet\n")
     with pytest.raises(UserError, match=r"cannot be read as WordNet 3\.0") as error:
         wups.Wups(tmp_path, tagger=tag)
     assert "\n" not in str(error.value)
+    monkeypatch.setattr(wups, "PACKAGE", "emu_jax_no_such_package")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"needs WordNet 3\.0, .*empty.*pip install 'emu-jax\[eval\]'"):
+        wups.Wups(tmp_path / "empty", tagger=tag)
 
 
 def test_missing_tagger_is_one_line(scorer, monkeypatch):
