@@ -88,13 +88,16 @@ def step_flops(model: emu.EmuConfig, kind: str, rows: int, row_images: int, row_
     if kind == "instruct":
         # What the first layer computes up to its first adapters passes nothing on: nothing below them learns.
         llama = model.llama
+        sizes, targets = llama.projection_sizes(), set(llama.lora_targets)
         stages = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
-        first = next(number for number, stage in enumerate(stages) if set(stage) & set(llama.lora_targets))
-        sizes = llama.projection_sizes()
+        first = next(number for number, stage in enumerate(stages) if targets & set(stage))
         idle = sum(math.prod(sizes[name]) for stage in stages[: first + 1] for name in stage)
         useful["llama"] -= 2.0 * rows * row_tokens * idle
-        if first > 0:
-            useful["attention"] -= 2.0 * flops["attention"] / llama.layers
+        lowest = sum(sizes[name][0] for name in targets & set(stages[first]))
+        useful["adapters"] -= 2.0 * rows * row_tokens * llama.lora_rank * lowest
+        # Backwards, attention is four products: the weights' gradient, for q and k, and those of q, k and v.
+        needed = len(targets & {"q", "k", "v"}) + bool(targets & {"q", "k"})
+        useful["attention"] -= (4 - needed) / 2 * flops["attention"] / llama.layers
     return useful
 
 
