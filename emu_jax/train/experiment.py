@@ -59,7 +59,7 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     data = DataConfig.from_dict(config.data)
     tokenizer = make_tokenizer(config, data)
     model = make_model_config(config, tokenizer)
-    if model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
+    if config.objective == "instruct" and model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
         raise UserError(
             "config.model.llama.int8=True: adapters on int8 weights need weights to begin with; name a checkpoint of "
             "`emu-jax convert --int8` in config.init.emu"

@@ -10,14 +10,13 @@ import pytest
 from emu_jax import Emu
 from emu_jax.cli import main
 from emu_jax.errors import UserError
-from emu_jax.models import emu, lora
+from emu_jax.models import lora
 from emu_jax.models.paths import flatten
-from emu_jax.train import objective
 from emu_jax.train.checkpoint import load_for_inference, newest_folder, read_meta
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.loop import train
 from tests.train import tiny
-from tests.train.test_step import DOCUMENTS, IDS, TOKENIZER, batch_of
+from tests.train.test_step import DOCUMENTS, batch_of
 
 # ---------------------------------------------------------------- int8 kernels
 
@@ -33,7 +32,7 @@ def int8(trained, tmp_path_factory):
     return folder / "int8"
 
 
-def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path):
+def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     config = tiny.instruct_config(documents, int8)
     config.model.llama.int8 = True
     config.model.standardise = False  # published files hold no statistics
@@ -64,15 +63,23 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path):
     scores = [one.score_candidates(["a red"], ["bar", "square"]) for one in (single, emu_i)]
     np.testing.assert_allclose(*scores, rtol=1e-5)
 
+    export = ["export", "--from", str(tmp_path / "run"), "--to"]
+    assert main([*export, str(tmp_path / "peft"), "--format", "peft"]) == 0
+    capsys.readouterr()
+    assert main([*export, str(tmp_path / "llama"), "--format", "llama", "--merge-lora"]) == 2
+    error = capsys.readouterr().err
+    assert "export the checkpoint they were made from, and LoRA from here with --format peft" in error, error
+
 
 def test_int8_weights_must_come_from_somewhere(documents):
     config = tiny.instruct_config(documents, "")
     config.model.llama.int8 = True
     with pytest.raises(UserError, match=r"adapters on int8 weights need weights to begin with; name a checkpoint of"):
         make_experiment(config)
-    config.model.llama.vocab_size = TOKENIZER.vocab_size
+    config.objective = "pretrain"
+    config.model.llama.vocab_size = 0
     with pytest.raises(UserError, match=r"integers are not trained; .* or train adapters beside int8 ones with"):
-        objective.pretrain(emu.EmuConfig.from_dict(config.model), IDS)
+        make_experiment(config)
 
 
 # ---------------------------------------------------------------- a run's checkpoint
