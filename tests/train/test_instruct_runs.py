@@ -57,6 +57,11 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     moments = {name.partition("/mu/")[2] for name in leaves if name.startswith("optimizer/") and "/mu/" in name}
     assert moments == added
 
+    restored = flatten(train(config, tmp_path / "run").params)  # a finished run is restored and left as it is
+    assert restored.keys() == new.keys()
+    for path, leaf in restored.items():
+        np.testing.assert_array_equal(leaf, new[path], err_msg=path)
+
     emu_i = Emu.load(tmp_path / "run")
     single = emu_i.merged()
     assert single.params["llama"]["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.float32
