@@ -55,3 +55,11 @@ def trained(tmp_path_factory, documents) -> Path:
     workdir = tmp_path_factory.mktemp("trained") / "run"
     train(load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"]), workdir)
     return workdir
+
+
+@pytest.fixture(scope="session")
+def instructed(tmp_path_factory, documents, trained) -> Path:
+    """The work directory of two steps of adapters on `trained`; tests must leave it as it is."""
+    workdir = tmp_path_factory.mktemp("instructed") / "run"
+    train(tiny.instruct_config(documents, trained), workdir)
+    return workdir

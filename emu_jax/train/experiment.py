@@ -61,7 +61,7 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     data = DataConfig.from_dict(config.data)
     tokenizer = make_tokenizer(config, data)
     model = make_model_config(config, tokenizer)
-    if model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
+    if config.objective == "instruct" and model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
         raise UserError(
             "config.model.llama.int8=True: adapters on int8 weights need weights to begin with; name a checkpoint of "
             "`emu-jax convert --int8` in config.init.emu"
@@ -104,13 +104,16 @@ def step_flops(
     if kind == "instruct":
         # What the first layer computes up to its first adapters passes nothing on: nothing below them learns.
         llama = model.llama
+        sizes, targets = llama.projection_sizes(), set(llama.lora_targets)
         stages = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
-        first = next(number for number, stage in enumerate(stages) if set(stage) & set(llama.lora_targets))
-        sizes = llama.projection_sizes()
+        first = next(number for number, stage in enumerate(stages) if targets & set(stage))
         idle = sum(math.prod(sizes[name]) for stage in stages[: first + 1] for name in stage)
         useful["llama"] -= 2.0 * rows * row_tokens * idle
-        if first > 0:
-            useful["attention"] -= 2.0 * flops["attention"] / llama.layers
+        lowest = sum(sizes[name][0] for name in targets & set(stages[first]))
+        useful["adapters"] -= 2.0 * rows * row_tokens * llama.lora_rank * lowest
+        # Backwards, attention is four products: the weights' gradient, for q and k, and those of q, k and v.
+        needed = len(targets & {"q", "k", "v"}) + bool(targets & {"q", "k"})
+        useful["attention"] -= (4 - needed) / 2 * flops["attention"] / llama.layers
     return useful
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu_jax import Emu
 from emu_jax.cli import main
 from emu_jax.convert import eva_clip as clip
 from emu_jax.convert import llama
@@ -134,6 +135,62 @@ def test_lora_loads_in_peft(golden, tmp_path):
     fields, params = load_folder(tmp_path / "o")
     tokens = np.random.default_rng(0).integers(0, fields["vocab_size"], (2, 9))
     assert_close(logits_of(fields, params, tokens), theirs(adapted, tokens))
+
+
+def test_adapters_trained_here_load_in_peft(instructed, tmp_path):
+    """Over the language model that the same run exports without them; logits are those of the merged model."""
+    transformers = pytest.importorskip("transformers", reason="install .[test]")
+    peft = pytest.importorskip("peft", reason="install .[test]")
+    for name, extra in (("peft", []), ("llama-base", []), ("llama", ["--merge-lora"]), ("emu", ["--merge-lora"])):
+        out = ["--to", str(tmp_path / name), "--format", name, *extra]
+        assert main(["export", "--from", str(instructed), *out]) == 0
+    described = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
+    assert (described["r"], described["lora_alpha"], described["lora_dropout"]) == (2, 4.0, 0.1)
+    assert described["target_modules"] == ["down_proj", "q_proj", "v_proj"]
+    base = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "llama-base", dtype=torch.float32)
+    tokens = np.random.default_rng(0).integers(0, base.config.vocab_size, (2, 9))
+    before = theirs(base.eval(), tokens)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "peft").eval()
+    assert len([k for k in adapted.state_dict() if "lora" in k]) == 3 * 2 * base.config.num_hidden_layers
+    found = theirs(adapted, tokens)
+    assert np.abs(found - before).max() > 1e-4 * np.abs(found).max(), "adapters that do something"
+    fields, params = load_folder(tmp_path / "llama")
+    assert_close(logits_of(fields, params, tokens), found)
+    emu = Emu.load(instructed)
+    network = model.bind(emu.config, emu.params).llama
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = network(network.embed(jnp.asarray(tokens)), positions, jnp.ones_like(positions))
+    assert_close(np.asarray(network.lm_head(hidden)), found)
+
+
+def test_adapters_trained_here_come_back(instructed, tmp_path):
+    """As Emu-instruct.pt, which holds them apart, and merged; both are the run's model again."""
+    from emu_jax.convert import emu as published
+
+    for name, extra in (("apart", []), ("merged", ["--merge-lora"])):
+        assert main(["export", "--from", str(instructed), "--to", str(tmp_path / name), "--format", "emu", *extra]) == 0
+    heads = {"vision_head_dim": 8, "llama_head_dim": 8}
+    fields, params, _ = published.load(
+        tmp_path / "apart" / "Emu-instruct.pt", merge_lora=False, lora_alpha=4.0, **heads
+    )
+    emu = Emu.load(instructed)
+    assert fields["llama"]["lora_targets"] == emu.config.llama.lora_targets
+    jax.tree.map(np.testing.assert_array_equal, params, emu.params)
+    _, merged, _ = published.load(tmp_path / "merged", **heads)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, emu.merged().params)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["llama"], "holds LoRA beside its weights; add --merge-lora, or use --format llama-base and peft"),
+        (["llama-base", "--merge-lora"], "--format llama-base is without LoRA; use --format llama with --merge-lora"),
+    ],
+)
+def test_lora_is_not_lost_without_a_word(instructed, tmp_path, capsys, arguments, message):
+    out = ["--to", str(tmp_path / "o"), "--format", *arguments]
+    assert main(["export", "--from", str(instructed), *out]) == 2
+    assert message in capsys.readouterr().err
 
 
 def test_eva_clips_visual_tower(eva_clip, golden):

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from emu_jax.convert import emu as published
-from emu_jax.models import emu
+from emu_jax.models import emu, lora
+from emu_jax.models.paths import flatten
 
 IDS = emu.SpecialIds(pad=32000, img=32001, img_end=32002, image=32003)
 FILES = {"pretrain": "mini-a/pretrain", "instruct": "mini-a/instruct/Emu-instruct.pt"}
@@ -72,3 +73,36 @@ def test_every_gradient(case):
         key, _, rows = name.partition("[[")  # "….weight[[2,1670]]" holds rows 2 and 1670 of a large table
         gradient = ours[key][[int(row) for row in rows.rstrip("]").split(",")]] if rows else ours[key]
         assert_close(name, gradient, value, tolerance=1e-3)
+
+
+def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
+    """The same tensors of the reference from both, 1e-5 between them, and the file's weights back by unmerging."""
+    path = golden / FILES["instruct"]
+    reference = load_file(golden / "mini-a" / "instruct" / "reference.safetensors")
+    pictures = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
+    rows = jnp.stack([pictures[:2], np.stack([pictures[2], np.zeros_like(pictures[2])])])
+    tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
+    batch, live = emu.Batch.from_tokens(rows, tokens, mask, IDS), reference["attention_mask"].astype(bool)
+    fields, beside, _ = published.load(path, vision_head_dim=12, merge_lora=False)
+    assert fields["llama"]["lora_rank"] == 16 and fields["llama"]["lora_targets"] == ("q", "k", "v", "o")
+    config = emu.EmuConfig.from_dict(fields | {"loss_chunk": 8})
+    plain, adapters = lora.apart(beside)
+    single, merged = lora.merge_model(config, beside)
+    found = {}
+    for name, model, params in (("beside", config, beside), ("merged", single, merged)):
+        named = jax.jit(emu.intermediates, static_argnames=("config", "ids"))(
+            params, emu.initial_statistics(model), batch, config=model, ids=IDS
+        )
+        found[name] = {key: np.asarray(value) for key, value in named.items()}
+        assert_close("hidden_states", found[name]["hidden_states"][live], reference["hidden_states"][live])
+        assert_close("logits", found[name]["logits"][..., ::97][live], reference["logits_sample"][live])
+        assert_close("ce_loss", found[name]["text_loss"], reference["ce_loss"])
+    for key in ("hidden_states", "logits", "regress_pred", "text_loss", "regression_loss"):
+        one, other = found["beside"][key], found["merged"][key]
+        print(f"{key}: off by {np.abs(one - other).max() / np.abs(other).max():.1e} of the largest magnitude")
+        assert_close(key, one, other, tolerance=1e-5)
+    back = flatten(lora.unmerge(merged, adapters, fields["llama"]["lora_alpha"]))
+    for name, value in flatten(plain).items():
+        np.testing.assert_allclose(back[name], value, atol=1e-6, err_msg=name)
+    kernel = "llama/blocks/attn/q/kernel"
+    assert np.abs(flatten(merged)[kernel] - flatten(plain)[kernel]).max() > 1e-3, "adapters that do something"

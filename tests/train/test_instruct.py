@@ -1,15 +1,23 @@
 """Adapters: they alone are trained, and they add to the language model what merging them would."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax.interpreters import partial_eval as pe
 
 from configs import instruct
 from emu_jax.errors import UserError
 from emu_jax.models import emu, lora
-from emu_jax.models.paths import flatten, nest
+from emu_jax.models.layers import rope_tables
+from emu_jax.models.llama import PROJECTIONS
+from emu_jax.models.packed_attention import packed_attention
+from emu_jax.models.paths import flatten, join, nest, split
 from emu_jax.train import objective
+from emu_jax.train.experiment import step_flops
 from emu_jax.train.optimizer import OptimizerConfig
 from tests.train import tiny
 from tests.train.test_step import DOCUMENTS, IDS, batch_of, model
@@ -81,5 +89,70 @@ def test_without_adapters_there_is_nothing_to_train():
 def test_the_config_trains_what_the_objective_does():
     config = instruct.get_config()
     config.model.llama.vocab_size = 32_004
+    llama = config.model.llama
+    assert (llama.lora_rank, llama.lora_alpha, llama.lora_dropout) == (16, 16.0, 0.05), "emu.md §5"
     goal = objective.instruct(emu.EmuConfig.from_dict(config.model), IDS)
     OptimizerConfig.from_dict(config.optimizer).check_parts(goal.split(goal.logical_axes)[0])
+
+
+# ---------------------------------------------------------------- memory and FLOPs
+
+
+def test_optimizer_memory_is_the_adapters(trained):
+    """AdamW's two moments of a and b in float32, and its counter; 4 projections of 2 layers, 16 x 3 and 3 x 16."""
+    _, after, _ = trained
+    adapters = 4 * 2 * (16 * 3 + 3 * 16) * 4
+    found = sum(leaf.nbytes for leaf in jax.tree.leaves(after.opt_state))
+    whole = sum(leaf.nbytes for leaf in jax.tree.leaves(after.params))
+    print(f"{found} bytes beside {whole} of parameters")
+    assert found == 2 * adapters + 4, f"expected twice the {adapters} bytes of the adapters, and a counter of 4"
+
+
+def products(jaxpr) -> tuple[float, float]:
+    """FLOPs of a program's matrix products: of linear maps, and of attention, whose products have batch axes."""
+    linear = attention = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), (batched, _) = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            count = 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+            linear, attention = (linear, attention + count) if batched else (linear + count, attention)
+        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+        for value in equation.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                a, b = products(inner)
+                linear, attention = linear + times * a, attention + times * b
+    return linear, attention
+
+
+@pytest.mark.parametrize(
+    "targets",
+    [("q", "k", "v", "o"), ("k",), ("q", "v"), ("v", "o"), ("o", "up"), ("gate", "down"), ("down",), PROJECTIONS],
+)
+def test_useful_flops_are_those_of_the_program(targets):
+    """Of the language model's part of a step: what the gradients of adapters need, unrolled, dead code left out."""
+    fields = model().to_dict()
+    fields["llama"] |= {"lora_rank": 3, "lora_targets": targets, "layers": 3}
+    config = emu.EmuConfig.from_dict(fields)
+    rows, length = 2, 8
+    adapters, rest = split(emu.abstract(config), lora.is_adapter)
+    positions = jnp.broadcast_to(jnp.arange(length), (rows, length))
+
+    def total(adapters, rest, inputs):
+        llama = emu.bind(config, join(adapters, rest)).llama
+        graph, layers = nnx.split(llama.blocks)
+        cos, sin = rope_tables(positions, length, config.llama.head_dim, config.llama.rope_base)
+        attend = packed_attention(positions * 0 + 1, config.llama.head_dim, "auto")
+        for layer in range(config.llama.layers):  # not a loop of the program, whose first layer does as all others
+            block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers))
+            inputs = block(inputs, attend=attend, cos=cos, sin=sin)
+        return inputs.sum()
+
+    inputs = jax.ShapeDtypeStruct((rows, length, 16), jnp.float32)
+    program = jax.make_jaxpr(jax.value_and_grad(total))(adapters, rest, inputs).jaxpr
+    program, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
+    linear, attention = products(program)
+    expected = step_flops(config, "instruct", rows, 0, length)
+    assert linear == expected["llama"] + expected["adapters"], targets
+    assert attention == 2 * expected["attention"], "the program computes what the causal mask hides, too"

@@ -50,6 +50,21 @@ def decoder_config(latents: Path) -> ConfigDict:
     return config
 
 
+def instruct_config(source: Path, begin: Path) -> ConfigDict:
+    """Two steps of adapters, beside projections of attention and of the MLP, on a run of this file's `get_config`."""
+    config = get_config()
+    config.objective = "instruct"
+    config.init = ConfigDict({"emu": str(begin), "llama": "", "vision": ""})
+    config.model.llama.update({"lora_rank": 2, "lora_alpha": 4.0, "lora_dropout": 0.1})
+    config.model.llama.lora_targets = ("q", "v", "down")
+    config.model.causal.dropout = 0.0
+    config.model.regression_loss_weight = 0.0
+    config.data.source = str(source)
+    config.optimizer.learning_rate = ConfigDict({"llama": 1e-2})
+    config.train.update({"steps": 2, "minutes": 0.0, "log_every": 1, "checkpoint_every": 1})
+    return config
+
+
 def pairs(documents: Path) -> Path:
     """The pairs among the documents: those that hold a picture and a text before it."""
     path = documents.with_name("pairs.jsonl")

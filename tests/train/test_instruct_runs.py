@@ -1,0 +1,111 @@
+"""Runs of the objective instruct: beside int8 kernels, loaded again, merged."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from emu_jax import Emu
+from emu_jax.cli import main
+from emu_jax.errors import UserError
+from emu_jax.models import lora
+from emu_jax.models.paths import flatten
+from emu_jax.train.checkpoint import load_for_inference, newest_folder, read_meta
+from emu_jax.train.experiment import make_experiment
+from emu_jax.train.loop import train
+from tests.train import tiny
+from tests.train.test_step import DOCUMENTS, batch_of
+
+# ---------------------------------------------------------------- int8 kernels
+
+
+@pytest.fixture(scope="module")
+def int8(trained, tmp_path_factory):
+    """A pretraining run, exported and converted to int8."""
+    pytest.importorskip("torch", reason="install .[convert]")
+    folder = tmp_path_factory.mktemp("int8")
+    heads = ["--vision-head-dim", "8", "--llama-head-dim", "8"]
+    assert main(["export", "--from", str(trained), "--to", str(folder / "emu"), "--format", "emu"]) == 0
+    assert main(["convert", "--from", str(folder / "emu"), "--to", str(folder / "int8"), "--int8", *heads]) == 0
+    return folder / "int8"
+
+
+def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
+    config = tiny.instruct_config(documents, int8)
+    config.model.llama.int8 = True
+    config.model.standardise = False  # published files hold no statistics
+    config.train.steps = 6
+    train(config, tmp_path / "run")
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0], f"expected the loss to fall: {losses}"
+    _, before, *_ = load_for_inference(int8)
+    fields, after, *_ = load_for_inference(tmp_path / "run")
+    assert fields.model.llama.int8 and fields.model.llama.lora_rank == 2
+    old, new = flatten(before), flatten(after)
+    kinds = {path: leaf.dtype for path, leaf in new.items() if leaf.dtype == jnp.int8}
+    names = [f"attn/{name}" for name in "qkvo"] + [f"mlp/{name}" for name in ("gate", "up", "down")]
+    assert set(kinds) == {f"llama/blocks/{name}/kernel" for name in names}
+    grown = ("llama/embed/embedding", "llama/lm_head/kernel")  # two tokens more: [USER], [ASSISTANT]
+    for path in old.keys() - set(grown):
+        np.testing.assert_array_equal(old[path], new[path], err_msg=path)
+    added = {f"llama/blocks/{name}/{side}" for name in ("attn/q", "attn/v", "mlp/down") for side in "ab"}
+    assert new.keys() - old.keys() == added
+    assert all(float(jnp.abs(new[path]).max()) > 0 for path in added), "b started as 0"
+    leaves = read_meta(newest_folder(tmp_path / "run"))["leaves"]
+    moments = {name.partition("/mu/")[2] for name in leaves if name.startswith("optimizer/") and "/mu/" in name}
+    assert moments == added
+
+    restored = flatten(train(config, tmp_path / "run").params)  # a finished run is restored and left as it is
+    assert restored.keys() == new.keys()
+    for path, leaf in restored.items():
+        np.testing.assert_array_equal(leaf, new[path], err_msg=path)
+
+    emu_i = Emu.load(tmp_path / "run")
+    single = emu_i.merged()
+    assert single.params["llama"]["blocks"]["mlp"]["up"]["kernel"].dtype == jnp.float32
+    scores = [one.score_candidates(["a red"], ["bar", "square"]) for one in (single, emu_i)]
+    np.testing.assert_allclose(*scores, rtol=1e-5)
+
+    export = ["export", "--from", str(tmp_path / "run"), "--to"]
+    assert main([*export, str(tmp_path / "peft"), "--format", "peft"]) == 0
+    capsys.readouterr()
+    assert main([*export, str(tmp_path / "llama"), "--format", "llama", "--merge-lora"]) == 2
+    error = capsys.readouterr().err
+    assert "export the checkpoint they were made from, and LoRA from here with --format peft" in error, error
+
+
+def test_int8_weights_must_come_from_somewhere(documents):
+    config = tiny.instruct_config(documents, "")
+    config.model.llama.int8 = True
+    with pytest.raises(UserError, match=r"adapters on int8 weights need weights to begin with; name a checkpoint of"):
+        make_experiment(config)
+    config.objective = "pretrain"
+    config.model.llama.vocab_size = 0
+    with pytest.raises(UserError, match=r"integers are not trained; .* or train adapters beside int8 ones with"):
+        make_experiment(config)
+
+
+# ---------------------------------------------------------------- a run's checkpoint
+
+
+def test_a_run_is_loaded_with_its_adapters_beside_the_weights(instructed):
+    beside = Emu.load(instructed)
+    assert beside.config.llama.lora_targets == ("q", "v", "down") and beside.tokenizer.instruct
+    single = beside.merged()
+    assert not [path for path in flatten(single.params) if lora.is_adapter(path)]
+    found = [emu_i.generate_embeddings([["a red", "bar"]]) for emu_i in (beside, single)]
+    assert 0 < np.abs(found[0] - found[1]).max() < 1e-5 * np.abs(found[1]).max()
+    assert beside.generate_text([["a"]])[0].token_ids == single.generate_text([["a"]])[0].token_ids
+
+
+def test_dropout_follows_the_step_s_key(documents, instructed):
+    config = tiny.instruct_config(documents, instructed)
+    goal = make_experiment(config).objective
+    _, params, statistics, _ = load_for_inference(instructed)
+    rows = [batch_of(DOCUMENTS["text only"], rows=1)] * 2
+    batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
+    loss = jax.jit(lambda key: goal.loss(params, statistics, batch, key, goal.normalisers(batch))[0])
+    first, again, other = (float(loss(jax.random.key(seed))) for seed in (0, 0, 1))
+    assert first == again != other
