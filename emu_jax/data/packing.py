@@ -14,7 +14,7 @@ import numpy as np
 
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.images import PictureError
-from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
+from emu_jax.data.system_messages import SYSTEM_MESSAGES
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
@@ -90,12 +90,9 @@ class _Sequence:
 
 
 def _text_ids(document: Document, index: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the text at `index`, stripped where it touches an image as the reference strips beside special tokens.
-
-    Names of special tokens are tokens in the paper's system messages alone, as the reference's prompts have them.
-    """
-    text = document.parts[index].text
-    if document.parts[index].role == "system" and text in (IMAGE_SYSTEM, VIDEO_SYSTEM):
+    """Ids of the text at `index`, stripped where it touches an image as the reference strips beside special tokens."""
+    text, role = document.parts[index].text, document.parts[index].role
+    if role == "system" and text in SYSTEM_MESSAGES:
         return tokenizer.encode(text, add_bos=False)
     if index > 0 and isinstance(document.parts[index - 1], Image):
         text = text.lstrip()

@@ -7,7 +7,6 @@ from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.packing import tokenize_document
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
-from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from tests.data.folders import SIZE, picture, write_folder
@@ -89,20 +88,6 @@ def test_of_a_chat_the_answers_are_learnt():
         "[user] : four [assistant] : FIVE </S> [user] : six [assistant] : ONE </S>"
     )
     assert found.visual_weights.sum() == 3
-
-
-def test_of_the_paper_s_system_messages_the_marks_are_tokens():
-    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
-
-    def marks(text: str, role: str) -> list[int]:
-        chat = Document((Text(text, role), Text("one", "user"), Text("two", "assistant")))
-        (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=256, row_images=4)
-        assert found.visual_weights.sum() == 0 and (found.slots == -1).all()
-        return [id for id in found.tokens.tolist() if id in (tokenizer.img_id, tokenizer.img_end_id)]
-
-    for message in (IMAGE_SYSTEM, VIDEO_SYSTEM):
-        assert marks(message, "system") == [tokenizer.img_id, tokenizer.img_end_id]
-        assert marks(message, "user") == marks(f"{message} More.", "system") == [], "what others write is text"
 
 
 def test_chats_need_their_tokens():
