@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -68,22 +69,42 @@ class Console:
         return name != "/quit"
 
     def _say(self, message: str) -> None:
-        parts = [*self._shown, message]
-        if self.settings.get("num_beams", 1) > 1:
-            self._write(self.chat.say(parts, **self.settings).text)
+        parts, settings = [*self._shown, message], self.settings
+        if settings.get("num_beams", 1) > 1:
+            with _interruption() as asked:
+                self._write(self.chat.say(parts, **settings).text)
         else:
-            settings = {
-                name: value for name, value in self.settings.items() if name not in ("num_beams", "length_penalty")
-            }
-            with contextlib.closing(self.chat.stream(parts, **settings)) as pieces:
+            settings = {name: settings[name] for name in settings.keys() - {"num_beams", "length_penalty"}}
+            with _interruption() as asked, contextlib.closing(self.chat.stream(parts, **settings)) as pieces:
                 for piece in pieces:
                     self._write(piece)
-        self._write("\n")
+                    if asked:
+                        break
         self._shown = []
+        self._write("\n")
+        if asked:
+            raise KeyboardInterrupt
 
     def _write(self, text: str) -> None:
         self.out.write(text)
         self.out.flush()
+
+
+@contextlib.contextmanager
+def _interruption() -> Iterator[list[int]]:
+    """Ctrl-C fills the list, to be looked at between pieces: JAX is best not interrupted at any place. Twice, it is."""
+    asked: list[int] = []
+
+    def ask(number: int, frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def converse(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
@@ -94,23 +115,21 @@ def converse(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
 
 
 def converse_at_terminal(console: Console) -> None:
-    """Asks for lines. What cannot be done is told, and it goes on; Ctrl-C stops an answer, Ctrl-D ends it."""
+    """Asks for lines. What cannot be done is told, and it goes on; Ctrl-C stops an answer or drops a line, Ctrl-D
+    ends it all."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (gives `input` editing and a history)
     print(f"{HELP}; Ctrl-C stops an answer, Ctrl-D ends", file=console.out)
     while True:
         try:
-            line = input("> ")
+            if not console.take(input("> ")):
+                return
         except EOFError:
             print(file=console.out)
             return
+        except KeyboardInterrupt:
+            print("(stopped)", file=console.out)
         except UnicodeDecodeError as error:
             print(f"the line is not UTF-8 ({error.reason})", file=sys.stderr)
-            continue
-        try:
-            if not console.take(line):
-                return
         except UserError as error:
             print(error, file=sys.stderr)
-        except KeyboardInterrupt:
-            print("\n(stopped)", file=console.out)

@@ -123,20 +123,6 @@ def test_the_paper_s_system_messages_are_read_as_the_reference_reads_them(golden
     ], "the picture's own positions"
 
 
-def test_of_the_paper_s_system_messages_the_marks_are_tokens():
-    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
-
-    def marks(text: str, role: str) -> list[int]:
-        chat = Document((Text(text, role), Text("one", "user"), Text("two", "assistant")))
-        (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=256, row_images=4)
-        assert found.visual_weights.sum() == 0 and (found.slots == -1).all()
-        return [id for id in found.tokens.tolist() if id in (tokenizer.img_id, tokenizer.img_end_id)]
-
-    for message in (IMAGE_SYSTEM, VIDEO_SYSTEM):
-        assert marks(message, "system") == [tokenizer.img_id, tokenizer.img_end_id]
-        assert marks(message, "user") == marks(f"{message} More.", "system") == [], "what others write is text"
-
-
 def test_chats_need_their_tokens():
     chat = Document((Text("one", "user"), Text("two", "assistant")))
     with pytest.raises(UserError, match=r"a chat needs the token \[USER\], which the tokenizer of pretraining has not"):

@@ -3,6 +3,7 @@
 import io
 import os
 import pty
+import signal
 import sys
 from pathlib import Path
 
@@ -96,21 +97,25 @@ def test_what_cannot_be_done_ends_it(model, pictures, trained, capsys, monkeypat
 
 
 def test_ctrl_c_stops_an_answer(model, capfd, monkeypatch):
-    """At the third token: what was said counts, and the chat goes on."""
+    """At the third token: it is finished, what was said counts, and the chat goes on."""
     from emu_jax.generate import chat
 
     step, calls = chat._next, []
 
     def interrupted(*arguments, **static):
         calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments, **static)
 
     monkeypatch.setattr(chat, "_next", interrupted)
     typed(monkeypatch, "what is this?\n/undo\nwhat is this?\n")
+    before = signal.getsignal(signal.SIGINT)
     assert main(["chat", *model]) == 0
+    assert signal.getsignal(signal.SIGINT) is before
     out, err = capfd.readouterr()
-    stopped, whole = (line.removeprefix("> ") for line in out.splitlines() if line.startswith(">") and len(line) > 5)
-    assert "(stopped)" in out and err == ""
-    assert whole.removeprefix("> ").startswith(stopped) and whole.removeprefix("> ") != stopped
+    answers = [line.replace("> ", "") for line in out.splitlines()[1:] if line.replace("> ", "")]
+    stopped, note, whole = answers
+    assert note == "(stopped)" and err == ""
+    assert whole.startswith(stopped) and whole != stopped
+    assert len(calls) == 2 + 4, "steps: two for three tokens, then four for five"
