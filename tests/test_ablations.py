@@ -27,7 +27,7 @@ RATE = "optimizer.learning_rate.vision"
 DIFFERENCES = {
     "base:mini": {},
     "base:7b": {},
-    "no_storyboards:mini": {STORYBOARD: (16, 0)},
+    "no_storyboards:mini": {STORYBOARD: (1, 0)},
     "no_storyboards:7b": {STORYBOARD: (16, 0)},
     "no_regression:mini": {WEIGHT: (4.0, 0.0)},
     "no_regression:7b": {WEIGHT: (1.0, 0.0)},

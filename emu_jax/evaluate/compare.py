@@ -38,7 +38,7 @@ FIGURES = (
     *(f"last {name}" for name in LOSSES),
 )
 LAST = 0.1  # share of the logged rows that "last …" is the mean of
-CURVE_POINTS = 100  # of a loss curve in the plot
+CURVE_POINTS = 30  # of a loss curve in the plot
 MARK = "*"
 
 
@@ -262,7 +262,7 @@ def table(comparison: Comparison, *, markdown: bool = False) -> str:
         note = note.replace(MARK, f"\\{MARK}")
         rows = [f"| {' | '.join(cells)} |" for cells in lines]
         rows.insert(1, "|" + " --- |" * len(head))
-        return "\n".join([*rows, "", note.capitalize() + ".", "", *(f"- {line}" for line in fields)]) + "\n"
+        return "\n".join([*rows, "", note[0].upper() + note[1:] + ".", "", *(f"- {line}" for line in fields)]) + "\n"
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(head))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines]
     keys = [f"{letter}  {figure}" for letter, figure in zip(letters, comparison.figures, strict=True)]

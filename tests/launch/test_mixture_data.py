@@ -226,6 +226,13 @@ def test_a_download_that_is_damaged(download, tmp_path, damage):
     assert not (tmp_path / "raw" / "bunny").exists()
 
 
+def test_some_folders_alone(download, tmp_path):
+    """The film is enough for the storyboards: other downloads need not be there."""
+    (tmp_path / FILM).symlink_to(download / FILM)
+    assert len(list(write_all(tmp_path, tmp_path / "raw", ["bunny"]))) == 1
+    assert [path.name for path in (tmp_path / "raw").iterdir()] == ["bunny"]
+
+
 def test_a_package_without_pages(download, tmp_path):
     (tmp_path / "gimp-help-en").mkdir()
     for path in download.iterdir():
