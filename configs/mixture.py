@@ -18,7 +18,7 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
     config = quickstart.get_config()
     config.model.llama.context = 2048
     config.model.regression_loss_weight = 1.0
-    config.tokenizer.model_type = "bpe"
+    config.tokenizer.update({"model_type": "bpe", "also": ()})
     config.data.update(
         {"source": "", "row_tokens": 2048, "row_images": 13, "batch_rows": 2, "packing_window": 512, "max_faults": 0.02}
     )

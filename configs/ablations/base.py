@@ -22,6 +22,7 @@ def mini() -> ConfigDict:
     where parameters begin.
     """
     config = quickstart.get_config()
+    config.tokenizer.also = ()
     config.data.source = ""
     config.data.mixture = ConfigDict(
         {

@@ -20,6 +20,7 @@ from emu_jax.evaluate.benchmark_runs import Request, evaluate
 from emu_jax.evaluate.benchmarks.names import BENCHMARKS
 from emu_jax.evaluate.metrics import vqa
 from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
+from emu_jax.evaluate.scores import Weights
 from emu_jax.models import emu
 from tests.evaluate.samples import write_sample
 
@@ -54,7 +55,7 @@ def _run(model, names, tmp_path, **fields):
     return {result.run.name: result for result in evaluate(model, request, tmp_path / "out")}
 
 
-SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa"]
+SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa"]
 
 
 @pytest.mark.parametrize("name", [*SCORED, "mmvet"])
@@ -70,6 +71,19 @@ def test_each_benchmark_runs_from_its_published_files(name, tuned, tmp_path):
     for figure in figures.values():
         assert figure["interval"][0] <= figure["value"] <= figure["interval"][1], figures
     assert (result.folder / "submission.json").exists() == (benchmark.submission is not None)
+
+
+def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
+    """WUPS needs a folder of WordNet: without one the predictions stay, and the next run scores them alone."""
+    write_sample("nextqa", tmp_path / "data" / "nextqa")
+    out = tmp_path / "out"
+    lacks = Request(["nextqa"], tmp_path / "data", batch=4, weights=Weights(wordnet=tmp_path / "none"))
+    with pytest.raises(UserError, match=f"{tmp_path / 'none'}: no such folder; expected WordNet"):
+        list(evaluate(tuned, lacks, out))
+    questions = BENCHMARKS["nextqa"].read(tmp_path / "data" / "nextqa")
+    lines = (out / "nextqa-test-0shot" / "0-of-1.jsonl").read_text().splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines[1:]) == sorted(question.id for question in questions)
+    assert (out / "nextqa-test-0shot" / "submission.json").exists()
 
 
 def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):
@@ -97,10 +111,10 @@ def test_the_pretrained_model_is_asked_in_two_steps_or_with_examples(pretrained,
 
 def test_batches_change_no_prediction(pretrained, tmp_path):
     """Prompts of other lengths beside one, and a last batch that is not full."""
-    write_sample("coco", tmp_path / "coco")
+    write_sample("msvdqa", tmp_path / "msvdqa")
     found = []
-    for batch in (1, 3):
-        request = Request(["coco"], tmp_path, batch=batch)
+    for batch in (1, 5):
+        request = Request(["msvdqa"], tmp_path, batch=batch)
         (result,) = evaluate(pretrained, request, tmp_path / f"out{batch}")
         lines = (result.folder / "0-of-1.jsonl").read_text().splitlines()[1:]
         found.append({json.loads(line)["id"]: json.loads(line)["prediction"] for line in lines})
