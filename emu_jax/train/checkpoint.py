@@ -27,7 +27,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models import emu, lora, unet, vae
 from emu_jax.models.paths import nest
-from emu_jax.train.mesh import tree_shardings
+from emu_jax.train.mesh import replicated, tree_shardings
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
@@ -285,13 +285,14 @@ def load_for_inference(path: Path, mesh: Mesh | None = None) -> tuple[ConfigDict
     def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
         _check_objective(path, config, *EMU)
         model = emu.EmuConfig.from_dict(config.model)
-        params = emu.abstract(model)
-        if mesh is not None:
-            shardings = tree_shardings(mesh, emu.logical_axes(model), params)
-            params = jax.tree.map(lambda p, d: jax.ShapeDtypeStruct(p.shape, p.dtype, sharding=d), params, shardings)
-        items = {"params": params, "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
+        items = {"params": emu.abstract(model), "statistics": jax.eval_shape(lambda: emu.initial_statistics(model))}
         adapters = {name: leaf for name, leaf in leaves.items() if name.startswith("lora/")}
-        return items | nest({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in adapters.items()})
+        items |= nest({name: jax.ShapeDtypeStruct(*leaf) for name, leaf in adapters.items()})
+        if mesh is None:
+            return items
+        shardings = jax.tree.map(lambda _: replicated(mesh), items)
+        shardings["params"] = tree_shardings(mesh, emu.logical_axes(model), items["params"])
+        return jax.tree.map(lambda leaf, d: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=d), items, shardings)
 
     config, items, meta = load_items(path, targets)
     params = items["params"]
