@@ -18,10 +18,11 @@ from emu_jax.evaluate.benchmarks.benchmark import Benchmark
 from emu_jax.evaluate.benchmarks.drawing import real_pictures
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa, wups
-from emu_jax.evaluate.metrics.figures import by_kind
 from emu_jax.evaluate.question import Question
 
 log = logging.getLogger(__name__)
+
+CHANCES = {"tone": 1 / 5, "is-this": 1 / 2}  # of the embedded questions' kinds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +86,10 @@ def _films(
 
 def _embedded(benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
     """Exact answers; of names also captions' scores, where Java is there: the quick start must not need it."""
-    right = [text == question.answers[0] for text, question in zip(said, questions, strict=True)]
-    figures = by_kind("exactly right", right, questions, intervals.share)
+    figures: dict[str, Figure] = {}
+    for kind in sorted({question.kind for question in questions}):
+        right = [text == q.answers[0] for text, q in zip(said, questions, strict=True) if q.kind == kind]
+        figures[f"exactly right ({kind})"] = intervals.share(right, CHANCES.get(kind))
     if benchmark.name != "fluent":
         return figures
     try:

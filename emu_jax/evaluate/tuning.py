@@ -20,6 +20,7 @@ from emu_jax.evaluate.intervals import Figure
 
 BENCHMARKS = ("fluent", "fluent_qa")
 SHOTS = (0, 4)
+SHOWN = ("exactly right", "CIDEr")  # in the report; scores.json beside the predictions has every figure
 CHATS = 6  # shown in the report
 ANSWER_TOKENS = 24
 
@@ -56,7 +57,8 @@ def score(pretrained: Emu, tuned: Emu, folder: Path) -> Tuning:
         for result in evaluate(emu, Request(BENCHMARKS, shots=SHOTS), folder / name):
             about = "names" if result.run.benchmark == "fluent" else "questions"
             where = f"{HELD_OUT}: {about}, {name}, {result.run.shots} examples"
-            figures |= {f"{where}: {figure}": value for figure, value in result.figures.items()}
+            shown = {figure: value for figure, value in result.figures.items() if figure.startswith(SHOWN)}
+            figures |= {f"{where}: {figure}": value for figure, value in shown.items()}
     return Tuning(figures, conversations(tuned))
 
 
