@@ -65,5 +65,5 @@ def test_a_quantised_model_computes_with_its_integers():
 def test_it_cannot_be_trained():
     fields = models.debug().to_dict()
     fields["llama"]["int8"] = True
-    with pytest.raises(UserError, match=r"config\.model\.llama\.int8 is for inference"):
+    with pytest.raises(UserError, match=r"config\.model\.llama\.int8=True: integers are not trained"):
         pretrain(emu.EmuConfig.from_dict(fields), emu.SpecialIds(0, 1, 2, 3))
