@@ -231,7 +231,7 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--from", dest="source", required=True, type=Path, help="file or folder (convert/formats.py)")
     convert.add_argument("--to", dest="folder", required=True, type=Path, help="a new folder; a killed run goes on")
     convert.add_argument("--dtype", default="float32", help="of the parameters: float32 or bfloat16")
-    convert.add_argument("--int8", action="store_true", help="the LLM's kernels as int8 with scales, for inference")
+    convert.add_argument("--int8", action="store_true", help="the LLM's kernels as int8 with scales")
     convert.add_argument("--merge-lora", action="store_true", help="add Emu-I's LoRA to its weights")
     convert.add_argument("--lora-alpha", type=float, default=16.0, help="files do not tell it (default 16)")
     convert.add_argument("--vision-head-dim", type=int, default=88, help="shapes do not tell it (default 88)")
@@ -241,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
     export = add("export", "Weights out: a checkpoint in the formats that other programs read.")
     export.add_argument("--from", dest="source", required=True, type=Path, help="work directory or checkpoint")
     export.add_argument("--to", dest="folder", required=True, type=Path, help="a new folder")
-    export.add_argument("--format", required=True, help="emu, llama, diffusers or peft (convert/export.py)")
+    export.add_argument("--format", required=True, help="emu, llama, llama-base, diffusers or peft (convert/export.py)")
     export.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as it came, or as it is)")
     export.add_argument("--merge-lora", action="store_true", help="add LoRA to its weights")
     return parser
