@@ -22,6 +22,8 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM
 NAME_ASKS = "what is this?"
 TONE_ASKS = "what skin tone does the person have?"
 NAME = "fluent_emoji_chats"  # as config.data.source
+SEVERAL = 0.3  # share of chats that show several pictures
+MOST = 5  # pictures of a chat
 ROLES = "user assistant"  # words that [USER] and [ASSISTANT] begin as
 
 
@@ -73,7 +75,8 @@ def questions(example: Example, things: Sequence[str], rng: np.random.Generator)
 
 
 class FluentChats:
-    """A source of the pipeline: a chat of all questions about each picture, in an order drawn anew every time."""
+    """A source of the pipeline: a chat about each picture, drawn anew every time: all questions about it in some order;
+    or one about it and one about each of some other pictures, as a few-shot prompt has them."""
 
     def __init__(self, split: str, image_size: int):
         self._examples = fluent_emoji.examples(split, image_size)
@@ -92,11 +95,15 @@ class FluentChats:
         return self._examples[index]
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        example = self._examples[index]
-        asked = questions(example, self.things, rng)
-        parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system"), Image(example.pixels, example.key)]
-        for place in rng.permutation(len(asked)):
-            parts += [Text(asked[place].question, "user"), Text(asked[place].answer, "assistant")]
+        parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system")]
+        several = rng.random() < SEVERAL
+        shown = [index, *rng.integers(len(self), size=rng.integers(1, MOST)).tolist()] if several else [index]
+        for place in shown:
+            example = self._examples[place]
+            asked = questions(example, self.things, rng)
+            parts.append(Image(example.pixels, example.key))
+            for number in rng.permutation(len(asked))[: 1 if several else None]:
+                parts += [Text(asked[number].question, "user"), Text(asked[number].answer, "assistant")]
         return [Document(tuple(parts))]
 
     def texts(self) -> list[str]:

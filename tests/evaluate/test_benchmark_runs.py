@@ -86,6 +86,16 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
 
 
+def test_drawings_are_compared_with_real_pictures(drawing, tmp_path):
+    model = Emu.load(drawing)
+    (result,) = _run(model, ["coco_drawing"], tmp_path).values()
+    questions = BENCHMARKS["coco_drawing"].read(tmp_path / "data" / "coco_drawing")
+    drawn = {file.name for file in (result.folder / "drawn").iterdir()}
+    assert drawn == {f"{question.id}.png" for question in questions}
+    assert {"Frechet distance, own features", "Frechet distance, VGG-16 features"} <= set(result.figures)
+    assert all(figure.count == len(questions) for figure in result.figures.values())
+
+
 def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):
     (result,) = _run(tuned, ["vqav2"], tmp_path).values()
     said = {line["id"]: line["answer"] for line in _submission(result)}
