@@ -6,9 +6,9 @@ emu-jax train --config configs/ablations/base.py:mini --workdir runs/ablations/b
 emu-jax train --config configs/ablations/base.py:7b …        # as configs/pretrain.py:7b, whose docstring gives the rest
 
 The paper ablates the storyboards alone, with a 7B LLM: its numbers are in no_storyboards.py. Expect of `mini` on
-heldout_combinations: captions exactly right 0.29 and 0.30, the right picture in the top 5 of 3,372 for 0.26 and 0.14 of
-the names, autoregressive R2 0.49 and 0.41 (two seeds). The last two are of each model's own embeddings: where these tell
-less of a picture, R2 can be higher, for they are easier to predict.
+heldout_combinations: captions exactly right 0.29 and 0.30, the right picture in the top 5 of 3,372 for 0.26 and 0.14
+of the names, autoregressive R2 0.49 and 0.41 (two seeds). The last two are of each model's own embeddings: where these
+tell less of a picture, they are easier to predict, and R2 can be higher.
 """
 
 from ml_collections import ConfigDict
