@@ -246,13 +246,14 @@ def test_broken_pictures_cost_their_document_alone(tmp_path, tokenizer):
     pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
     name = str(tmp_path / "cats")
     unlearnt = 0
-    while pipeline.count(f"documents/{name}") < 300:
+    # What a window holds back comes after documents of the second epoch.
+    while pipeline.count(f"documents/{name}") < 300 + 2 * data.packing_window:
         batch = next(pipeline)
         for segment in range(1, batch["segments"].max() + 1):
             here = batch["segments"] == segment
             unlearnt += not batch["text_weights"][here].any() and not batch["visual_weights"][here].any()
     assert unlearnt == pipeline.count(f"faults/{name}") == pipeline.describe()["faulty_documents"]
-    assert 3 <= unlearnt <= 4, "the last row may be of the second epoch"
+    assert 3 <= unlearnt <= 6, "all of the first epoch, and what has come of the second"
 
 
 def test_too_many_broken_pictures_stop_the_run(tmp_path, tokenizer):
