@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from emu_jax.api import Emu
 from emu_jax.data.images import resize
-from emu_jax.data.video import VideoError, read_frames
 from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Asked, Example, Prompt, Step
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.chat import Film, read_film
 from emu_jax.generate.prompt import read_picture
 
 READERS = 4  # threads
@@ -46,15 +46,11 @@ def read_pictures(question: Question, size: int) -> list[np.ndarray]:
     """What a question shows: uint8 [size, size, 3] each; of a film, 8 frames.
 
     Raises:
-      UserError: naming the question and the file.
+      UserError: naming the file.
     """
-    where = f"question {question.id}"
     if question.film is not None:
-        try:
-            return [resize(frame, size) for frame in read_frames(question.film)]
-        except VideoError as error:
-            raise UserError(f"{where}: {question.film}: {error}") from error
-    return [read_picture(picture, size, where) for picture in question.pictures]
+        return [resize(frame, size) for frame in read_film(Film(question.film))]
+    return [read_picture(picture, size, f"question {question.id}") for picture in question.pictures]
 
 
 @dataclasses.dataclass
