@@ -67,8 +67,8 @@ class Request:
                     f"--benchmark {name}: give --data, a folder with {'; '.join(benchmark.tree)} (official files: "
                     f"{benchmark.described})"
                 )
-            if any(self.shots) and not benchmark.shots:
-                raise UserError(f"--benchmark {name}: has no split to take examples from; use --shots 0")
+            if (any(self.shots) or self.text_examples) and not benchmark.shots:
+                raise UserError(f"--benchmark {name}: has no split to take examples from; use --shots 0 alone")
         if min(self.shots, default=-1) < 0 or self.limit < 0 or self.batch < 1:
             raise UserError(f"--shots {list(self.shots)} --limit {self.limit} --batch {self.batch}: expected 0 or more")
 
@@ -137,15 +137,12 @@ def _run(
     if any(question.id not in found for question in questions):
         return Result(run, {}, folder, waits=True)
     if benchmark.submission is not None:
-        answers = {id: ranks(np.asarray(p)).tolist() for id, p in found.items()} if _ranks(benchmark) else found
+        ranked = benchmark.task == "dialogue"
+        answers = {id: ranks(np.asarray(p)).tolist() for id, p in found.items()} if ranked else found
         benchmark.write_submission(folder / "submission.json", questions, answers)
     figures = score(benchmark, questions, found, root=root, weights=request.weights, emu=emu, drawn=folder / "drawn")
     _write_scores(folder / "scores.json", run, figures)
     return Result(run, figures, folder)
-
-
-def _ranks(benchmark: Benchmark) -> bool:
-    return benchmark.task == "dialogue"
 
 
 def _digest(questions: Sequence[Question]) -> str:

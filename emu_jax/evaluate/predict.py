@@ -57,7 +57,6 @@ def read_pictures(question: Question, size: int) -> list[np.ndarray]:
 class _Asking:
     """A question on its way."""
 
-    place: int
     question: Question
     asked: Asked
     step: Step
@@ -159,18 +158,18 @@ def _begin(
         known[question.id] = question
         return question, pictures(question.id) if shown else ()
 
-    def begin(place: int, question: Question) -> _Asking:
+    def begin(question: Question) -> _Asking:
         examples = [example(*chosen) for chosen in choose(question)]
         asked = prompt(question, read_pictures(question, size), examples, chat)
-        return _Asking(place, question, asked, next(asked), [])
+        return _Asking(question, asked, next(asked), [])
 
     with ThreadPoolExecutor(READERS) as threads:
         ahead: collections.deque[Future[_Asking]] = collections.deque()
-        coming = enumerate(questions)
+        coming = iter(questions)
         try:
             while True:
-                while len(ahead) < AHEAD * batch and (item := next(coming, None)) is not None:
-                    ahead.append(threads.submit(begin, *item))
+                while len(ahead) < AHEAD * batch and (question := next(coming, None)) is not None:
+                    ahead.append(threads.submit(begin, question))
                 if not ahead:
                     return
                 yield ahead.popleft().result()

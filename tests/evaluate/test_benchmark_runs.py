@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -137,9 +138,10 @@ def test_batches_change_no_prediction(pretrained, tmp_path):
         ({"benchmarks": ["coc"]}, "no benchmark 'coc'; did you mean coco?"),
         ({"benchmarks": ["coco"]}, "--benchmark coco: give --data, a folder with .*dataset_coco.json"),
         ({"benchmarks": ["mmvet"], "shots": (2,)}, "--benchmark mmvet: .*"),
+        ({"benchmarks": ["mmvet"], "data": Path(), "text_examples": True}, "mmvet: has no split to take examples from"),
         ({"benchmarks": ["fluent"], "shots": (-1,)}, "--shots .-1.*expected 0 or more"),
     ],
-    ids=["unknown", "no files", "no examples", "negative"],
+    ids=["unknown", "no files", "no examples", "no text examples", "negative"],
 )
 def test_requests_that_cannot_be_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
