@@ -35,6 +35,7 @@ from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
 
 FINGERPRINT_VALUES = 64
+TUNED = "chat"  # folder of a tuned model in the work directory of the one it was tuned from
 CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of so many tokens, so that few shapes are compiled
 
 if TYPE_CHECKING:
