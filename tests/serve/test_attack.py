@@ -1,0 +1,169 @@
+"""What attackers send: each is answered by a 4xx at once, writes nothing, and leaves the server healthy.
+
+`tests/benchmarks/benchmark_serve.py` prints how long each takes on a machine that does nothing else; here others run.
+"""
+
+import base64
+import contextlib
+import io
+import json
+import socket
+import struct
+import time
+import urllib.request
+import zlib
+from pathlib import Path
+
+import pytest
+
+from tests.serve.test_server import QUESTION, SHOWN
+
+MB = 1_000_000
+SOON = 15.0  # seconds
+
+
+def ask(
+    port: int, path: str, body: bytes, kind: str = "application/json", length: int | None = None, seconds: float = 30
+) -> tuple[int, float, str]:
+    """POST by a bare socket, which goes on sending whatever is answered: status, seconds to it, and what was said."""
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: {kind}\r\n"
+    head += f"Content-Length: {len(body) if length is None else length}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port), seconds) as plug:
+        began = time.monotonic()
+        with contextlib.suppress(OSError):  # it was answered, and the rest refused
+            plug.sendall(head.encode() + body)
+        answer = b""
+        with contextlib.suppress(OSError):
+            while piece := plug.recv(65536):
+                answer += piece
+                if b"\r\n\r\n" in answer and len(answer) > 200:
+                    break
+    taken = time.monotonic() - began
+    assert answer.startswith(b"HTTP/1.1 "), f"no answer to {path}: {answer[:100]!r}"
+    return int(answer.split()[1]), taken, answer.decode(errors="replace")
+
+
+def large_png(width: int, height: int) -> bytes:
+    """A whole PNG of one colour, some 500 KB, that would decode to half a gigabyte."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    packer = zlib.compressobj(1)
+    rows = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+def chat(url: str | None = None, count: int = 1, **fields) -> bytes:
+    part = SHOWN if url is None else {"type": "image_url", "image_url": {"url": url}}
+    messages = [{"role": "user", "content": [part] * count + [{"type": "text", "text": "what?"}]}]
+    return json.dumps({"model": "tiny", "messages": messages, "max_tokens": 2, **fields}).encode()
+
+
+@pytest.fixture
+def calm(served, tmp_path):
+    """Afterwards the server must be healthy, answer, and have written nothing where it runs."""
+    here = {path for path in Path.cwd().iterdir()}
+    yield served
+    with urllib.request.urlopen(served.address + "/healthz", timeout=10) as answer:
+        assert json.load(answer)["status"] == "ok"
+    status, _, said = ask(served.port, "/v1/chat/completions", chat())
+    assert status == 200, said
+    assert {path for path in Path.cwd().iterdir()} == here
+
+
+BOMB = "data:image/png;base64," + base64.b64encode(large_png(13_000, 13_000)).decode()
+CHAT = "/v1/chat/completions"
+ATTACKS = {
+    "a body of 50 MB": (CHAT, b'{"model": "' + b"a" * 50 * MB + b'"}', 413),
+    "a picture of 21 MB": (CHAT, chat("data:image/png;base64," + "A" * 28 * MB), 400),
+    "13,000 x 13,000": (CHAT, chat(BOMB), 400),
+    "a file address": (CHAT, chat("file:///etc/passwd"), 400),
+    "a web address": (CHAT, chat("http://127.0.0.1:1/a.png"), 400),
+    "another machine's": (CHAT, chat("https://169.254.169.254/latest"), 400),
+    "a relative name": (CHAT, chat("../../../../etc/passwd"), 400),
+    "1,000 pictures": (CHAT, chat(count=1000), 400),
+    "1,000 messages": (CHAT, json.dumps({"model": "tiny", "messages": QUESTION * 1000}).encode(), 400),
+    "a long text": (
+        CHAT,
+        json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "a " * MB}]}).encode(),
+        400,
+    ),
+    "tokens": (CHAT, chat(max_tokens=10**9), 400),
+    "huge number": (CHAT, chat().replace(b'"max_tokens": 2', b'"max_tokens": 1' + b"0" * 5000), 400),
+    "nested": (CHAT, b"[" * 100_000, 400),
+    "no JSON": (CHAT, b"\xff\xfe{", 400),
+    "a model's name": (CHAT, chat(model="../" * 1000), 404),
+    "steps": ("/v1/images/generations", json.dumps({"prompt": "a", "steps": 10**9}).encode(), 400),
+    "pictures": ("/v1/images/generations", json.dumps({"prompt": "a", "n": 10**9}).encode(), 400),
+    "a size": ("/v1/images/generations", json.dumps({"prompt": "a", "size": "99999x99999"}).encode(), 400),
+    "a user's name": (CHAT, chat(user="../" * 5 * MB + "x" * 20 * MB), 413),
+    "an address": ("/v1/" + "../" * 1000, b"{}", 414),
+    "another path": ("/v1/../../etc/passwd", b"{}", 404),
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_attacks(calm, attack):
+    path, body, expected = ATTACKS[attack]
+    status, seconds, said = ask(calm.port, path, body)
+    assert status == expected, said
+    assert seconds < SOON, f"answered after {seconds:.2f} s"
+
+
+def test_a_length_without_the_body(calm):
+    """The answer comes before 50 MB are sent, and half-sent bodies are not waited for."""
+    status, seconds, _ = ask(calm.port, CHAT, b"{", length=50 * MB)
+    assert (status, seconds < SOON) == (413, True), seconds
+    status, seconds, said = ask(calm.port, CHAT, chat()[:100], length=len(chat()))
+    assert status == 408, said
+    assert seconds < SOON, "after --body-seconds 0.5"
+
+
+def test_a_body_of_no_length(calm):
+    """Chunks are counted as they come."""
+    with socket.create_connection(("127.0.0.1", calm.port), 30) as plug:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{calm.port}\r\nContent-Type: application/json\r\n"
+        plug.sendall(head.encode() + b"Transfer-Encoding: chunked\r\n\r\n")
+        chunk = b"100000\r\n" + b"a" * 0x100000 + b"\r\n"
+        sent = 0
+        with contextlib.suppress(OSError):
+            while sent < 100:
+                plug.sendall(chunk)
+                sent += 1
+        assert sent < 60, "it was stopped near 32 MB"
+
+
+def test_a_hundred_half_sent_bodies(calm):
+    """They hold nobody up."""
+    head = f"POST {CHAT} HTTP/1.1\r\nHost: 127.0.0.1:{calm.port}\r\nContent-Type: application/json\r\n"
+    head += "Content-Length: 99\r\n\r\n{"
+    plugs = [socket.create_connection(("127.0.0.1", calm.port), 30) for _ in range(100)]
+    try:
+        for plug in plugs:
+            plug.sendall(head.encode())
+        assert ask(calm.port, CHAT, chat())[0] == 200
+        for plug in plugs:
+            assert plug.recv(100).startswith(b"HTTP/1.1 408")
+    finally:
+        for plug in plugs:
+            plug.close()
+
+
+def test_endless_headers(calm):
+    with socket.create_connection(("127.0.0.1", calm.port), 30) as plug:
+        plug.sendall(b"GET /v1/models HTTP/1.1\r\nHost: 127.0.0.1\r\nX: " + b"a" * 200_000 + b"\r\n\r\n")
+        assert plug.recv(1000).startswith(b"HTTP/1.1 400")
+
+
+def test_other_types(calm):
+    for kind in ("text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"):
+        assert ask(calm.port, CHAT, chat(), kind)[0] == 415
+
+
+def test_the_bomb_is_a_whole_picture():
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(BOMB.partition(",")[2]))) as picture:
+        assert picture.size == (13_000, 13_000)

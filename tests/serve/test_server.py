@@ -1,0 +1,240 @@
+"""A real server process and real clients: the `openai` package, streams, errors, metrics, a client that leaves."""
+
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import numpy as np
+import openai
+import pytest
+from PIL import Image
+
+from tests.serve.conftest import KEY, Server
+
+CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+
+
+def data_uri(picture: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+SHOWN = {"type": "image_url", "image_url": {"url": data_uri(CAT)}}
+QUESTION = [{"role": "user", "content": [SHOWN, {"type": "text", "text": "what is it?"}]}]
+
+
+def get(server: Server, path: str) -> tuple[int, str]:
+    with urllib.request.urlopen(server.address + path, timeout=10) as answer:
+        return answer.status, answer.read().decode()
+
+
+@pytest.fixture(scope="module")
+def client(served) -> openai.OpenAI:
+    return openai.OpenAI(base_url=served.address + "/v1", api_key="none is asked for", max_retries=0, timeout=60)
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "emu_jax"
+
+
+def test_a_question_about_a_picture(client, model):
+    answer = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=12)
+    expected = model.merged().chat().say([CAT, "what is it?"], max_new_tokens=12)
+    choice = answer.choices[0]
+    assert choice.message.content == expected.text
+    assert choice.finish_reason == ("stop" if len(expected.token_ids) < 12 else "length")
+    assert answer.usage.completion_tokens == len(expected.token_ids)
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+
+
+def test_a_conversation_with_a_system_message(client, model):
+    messages = [
+        {"role": "developer", "content": "be brief"},
+        *QUESTION,
+        {"role": "assistant", "content": "a bar"},
+        {"role": "user", "content": "which colour?"},
+    ]
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_completion_tokens=10)
+    chat = model.merged().chat("be brief")
+    chat.add([CAT, "what is it?"], "a bar")
+    assert answer.choices[0].message.content == chat.say("which colour?", max_new_tokens=10).text
+
+
+def test_a_stream(client):
+    whole = client.chat.completions.create(
+        model="tiny", messages=QUESTION, max_tokens=30, extra_body={"min_length": 99}
+    )
+    options = {"stream": True, "stream_options": {"include_usage": True}, "extra_body": {"min_length": 99}}
+    chunks = list(client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=30, **options))
+    pieces = [chunk.choices[0].delta.content for chunk in chunks if chunk.choices]
+    assert "".join(piece or "" for piece in pieces) == whole.choices[0].message.content
+    assert sum(bool(piece) for piece in pieces) > 2, "it came in pieces"
+    assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
+    assert chunks[-1].usage == whole.usage
+
+
+def test_pictures(client, model):
+    options = {"sampler": "ddim", "steps": 3, "guidance": 2.0, "seed": 5}
+    drawn = client.images.generate(model="tiny", prompt="a red bar", n=2, size="16x16", extra_body=options)
+    plain = model.without_adapters()
+    for seed, data in zip((5, 6), drawn.data, strict=True):
+        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.b64_json))), int)
+        expected = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
+        np.testing.assert_allclose(picture, np.asarray(expected.image, int), atol=1)
+    blend = client.images.generate(prompt="", extra_body={**options, "images": [data_uri(CAT), data_uri(CAT[::-1])]})
+    assert Image.open(io.BytesIO(base64.b64decode(blend.data[0].b64_json))).size == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "code", "said"),
+    [
+        ({"model": "gpt-9"}, openai.NotFoundError, "model_not_found", "there is 'tiny'"),
+        ({"max_tokens": 10**9}, openai.BadRequestError, "invalid_value", "expected 1 to 1024"),
+        ({"max_tokens": 1000}, openai.BadRequestError, "context_length_exceeded", "context of 128"),
+        ({"messages": []}, openai.BadRequestError, "invalid_value", "0 messages"),
+        ({"temperature": -1}, openai.BadRequestError, "invalid_value", "temperature=-1"),
+        ({"temperature": "hot"}, openai.BadRequestError, "invalid_value", "temperature"),
+        ({"n": 3}, openai.BadRequestError, "invalid_value", "n=3"),
+        ({"tools": [{"type": "function"}]}, openai.BadRequestError, "invalid_value", "tools is not supported"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, openai.BadRequestError, "invalid_value", "role"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://a/b.png"}}]}
+                ]
+            },
+            openai.BadRequestError,
+            "invalid_value",
+            "no address is fetched",
+        ),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{**SHOWN, "image_url": {"url": "data:image/png;base64,AAAA"}}]}
+                ]
+            },
+            openai.BadRequestError,
+            "invalid_value",
+            "not a readable picture",
+        ),
+    ],
+)
+def test_errors(client, change, error, code, said):
+    with pytest.raises(error, match=said) as raised:
+        client.chat.completions.create(**{"model": "tiny", "messages": QUESTION, "max_tokens": 4, **change})
+    assert raised.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": "1024x1024"}, "draws 16x16"),
+        ({"n": 100}, "n=100; expected 1 to 4"),
+        ({"response_format": "url"}, "expected b64_json"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"extra_body": {"steps": 10**9}}, "expected 1 to 200"),
+        ({"extra_body": {"sampler": "../../x"}}, "unknown"),
+    ],
+)
+def test_errors_of_pictures(client, change, said):
+    with pytest.raises(openai.BadRequestError, match=said):
+        client.images.generate(**{"model": "tiny", "prompt": "a bar", **change})
+
+
+def test_what_is_not_there(client, served):
+    with pytest.raises(openai.NotFoundError, match="is not served here"):
+        client.embeddings.create(model="tiny", input="a")
+    assert json.loads(get(served, "/healthz")[1])["status"] == "ok"
+
+
+def test_a_client_that_leaves_frees_its_place(client, served):
+    def running() -> dict:
+        return json.loads(get(served, "/healthz")[1])
+
+    def cancelled() -> float:
+        lines = get(served, "/metrics")[1].splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("emu_cancelled_total"))
+
+    before = cancelled()
+    # One leaves a stream, the other an answer that is waited for whole.
+    stream = client.images.with_options(timeout=0.3)
+    with pytest.raises(openai.APITimeoutError):
+        stream.generate(prompt="a", n=4, extra_body={"steps": 200})
+    end = time.monotonic() + 30
+    while any(running()["running"].values()) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not any(running()["running"].values())
+    assert cancelled() > before
+    assert client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=2).choices
+
+
+def test_metrics(client, served):
+    from prometheus_client.parser import text_string_to_metric_families
+
+    client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=2)
+    families = {family.name: family for family in text_string_to_metric_families(get(served, "/metrics")[1])}
+    counted = {
+        (sample.labels["route"], sample.labels["status"]): sample.value
+        for sample in families["emu_requests"].samples
+        if sample.name == "emu_requests_total"
+    }
+    assert counted["/v1/chat/completions", "200"] >= 1
+    assert {"emu_texts", "emu_tokens", "emu_waiting", "emu_running", "emu_request_seconds"} <= set(families)
+
+
+def test_a_key(instructed):
+    server = Server("--checkpoint", str(instructed), "--no-page", "--host", "0.0.0.0", "--text-slots", "1", key=KEY)
+    server.address = server.address.replace("0.0.0.0", "127.0.0.1")
+    try:
+        base = {"base_url": server.address + "/v1", "max_retries": 0, "timeout": 60}
+        assert [model.id for model in openai.OpenAI(api_key=KEY, **base).models.list()] == [instructed.name]
+        with pytest.raises(openai.AuthenticationError, match="no key, or a wrong one") as raised:
+            openai.OpenAI(api_key=KEY[:-1], **base).models.list()
+        assert raised.value.code == "invalid_api_key"
+        with pytest.raises(urllib.error.HTTPError, match="401"):
+            get(server, "/metrics")
+        assert get(server, "/healthz")[0] == 200
+        with pytest.raises(openai.BadRequestError, match="no visual decoder"):
+            openai.OpenAI(api_key=KEY, **base).images.generate(prompt="a")
+    finally:
+        assert server.stop() == 0, server.lines
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "a key is needed"),
+        (("--checkpoint", "nowhere"), "nowhere: no such file or folder"),
+        (("--text-slots", "0"), "limit text_slots=0; expected more than 0"),
+        (("--name", "../x y"), "--name '../x y'; expected"),
+        (("--port", "99999"), "--port 99999; expected 0 to 65535"),
+        ((), "runs/quickstart: no checkpoint to serve; make one by launch/quickstart.sh"),
+    ],
+)
+def test_what_cannot_be_started(arguments, said, tmp_path):
+    command = [sys.executable, "-m", "emu_jax.cli", "serve", *(arguments or ("--port", "0"))]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    (line,) = result.stderr.strip().splitlines()
+    assert said in line
+
+
+def test_a_port_in_use(served, instructed, capsys):
+    from emu_jax.cli import main
+
+    assert main(["serve", "--checkpoint", str(instructed), "--port", str(served.port)]) == 2
+    assert f"--port {served.port}: cannot listen at 127.0.0.1" in capsys.readouterr().err
+
+
+def test_other_pages_may_not_ask(served):
+    for header in ("Host: evil.example", f"Host: 127.0.0.1:{served.port}\r\nOrigin: http://evil.example"):
+        with socket.create_connection(("127.0.0.1", served.port), 10) as plug:
+            plug.sendall(f"GET /v1/models HTTP/1.1\r\n{header}\r\n\r\n".encode())
+            assert plug.recv(1000).startswith(b"HTTP/1.1 403")
