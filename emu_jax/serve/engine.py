@@ -162,7 +162,7 @@ class Ticket(Generic[Event, Result]):
             self.cancelled = True
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Text:
     """A text that waits or runs."""
 
@@ -174,7 +174,7 @@ class _Text:
     said: list[str] = dataclasses.field(default_factory=list)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Picture:
     """A picture that waits or runs."""
 
@@ -308,6 +308,8 @@ class Engine:
             if self._stopping or not self.healthy:
                 raise Stopping("the server is stopping; try again later")
             if len(queue) >= self.limits.waiting:
+                self._purge(queue)
+            if len(queue) >= self.limits.waiting:
                 self.counts.refused += 1
                 raise Busy(f"{len(queue)} requests are waiting already; try again in a few seconds")
             queue.append(request)
@@ -359,6 +361,9 @@ class Engine:
                 self._canvas.clear()
 
     def _turn(self) -> None:
+        with self._lock:
+            self._purge(self._texts)
+            self._purge(self._pictures)
         for number in range(len(self._lanes)):
             self._read(number)
             self._write(number)
@@ -378,17 +383,18 @@ class Engine:
             return True
         return False
 
+    def _purge(self, queue: collections.deque) -> None:
+        """Those that nobody waits for any more leave a queue. The lock is held."""
+        kept = [request for request in queue if not self._gone(request)]
+        queue.clear()
+        queue.extend(kept)
+
     def _take(self, queue: collections.deque, count: int, lane: int | None = None) -> list:
-        """The first requests of a queue that somebody waits for, of one lane."""
+        """The first requests of a queue, of one lane."""
         with self._lock:
-            taken, kept = [], []
-            while queue:
-                request = queue.popleft()
-                if self._gone(request):
-                    continue
-                mine = lane is None or request.lane == lane
-                (taken if mine and len(taken) < count else kept).append(request)
-            queue.extend(kept)
+            taken = [request for request in queue if lane is None or request.lane == lane][:count]
+            for request in taken:
+                queue.remove(request)
         return taken
 
     def _read(self, number: int) -> None:

@@ -9,6 +9,7 @@ import ipaddress
 import logging
 import os
 import re
+import signal
 import socket
 import sys
 import tempfile
@@ -167,6 +168,9 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
         )
         server = _Server(config, listener.getsockname(), ready)
         try:
+            # uvicorn stops gracefully, and then sends itself the signal once more.
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, lambda *_: None)
             server.run(sockets=[listener])
         finally:
             engine.close(0)

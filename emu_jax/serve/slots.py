@@ -214,14 +214,14 @@ class TextSlots:
                 np.full(length - TOKENS_A_CALL - 1, -1, np.int32),
                 np.zeros((0, size, size, 3), np.uint8),
             )
+            # </s> is forbidden, so that there is something to go on from.
+            start = Start(sequence, Decoding(min_length=self.capacity), TOKENS_A_CALL + 1, 0)
             for rows in READ_TOGETHER:
-                # </s> is forbidden, so that there is something to go on from.
-                start = Start(sequence, Decoding(min_length=self.capacity), TOKENS_A_CALL + 1, 0)
                 slots = self.free[:rows]
                 self.read(slots, [start] * len(slots))
-            self.write()
-            for slot in range(self.count):
-                self.release(slot)
+                self.write()
+                for slot in slots:
+                    self.release(slot)
 
 
 def _stack(decodings: Ordered[Decoding]) -> Decoding:

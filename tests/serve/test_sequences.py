@@ -1,8 +1,11 @@
 """What is read of requests: the tokens of training and of `Chat`, and roles that make no sense."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
+from emu_jax import Emu
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import Film
 from emu_jax.serve import sequences
@@ -12,9 +15,18 @@ DRAW = np.random.default_rng(0)
 CAT, DOG, *FRAMES = DRAW.integers(0, 256, (6, 16, 16, 3), np.uint8)
 
 
+@pytest.fixture(scope="module")
+def roomy(model) -> Emu:
+    """The paper's system message is longer than the small model's context."""
+    llama = dataclasses.replace(model.config.llama, context=1024)
+    config = dataclasses.replace(model.config, llama=llama)
+    return Emu(config, model.params, model.statistics, model.tokenizer)
+
+
 @pytest.mark.parametrize("first", [("a red", CAT, "bar"), ("green",), (CAT, DOG), (Film(tuple(FRAMES)), "a bar")])
 @pytest.mark.parametrize("system", [None, "", "blue"])
-def test_a_conversation_is_what_a_chat_reads(model, first, system):
+def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
+    model = roomy
     chat = model.chat(system)
     before = [] if system is None else [Message("system", (system,))]
     for number, message in enumerate([first, ("a cross",), (DOG,)]):
@@ -62,8 +74,6 @@ def test_conversations_that_cannot_be_answered(model, messages, said):
 
 
 def test_a_model_that_was_not_tuned(drawing):
-    from emu_jax import Emu
-
     with pytest.raises(UserError, match="does not chat"):
         sequences.conversation(Emu.load(drawing), [Message("user", ("a",))])
 

@@ -26,7 +26,11 @@ def data_uri(picture: np.ndarray) -> str:
 
 
 SHOWN = {"type": "image_url", "image_url": {"url": data_uri(CAT)}}
-QUESTION = [{"role": "user", "content": [SHOWN, {"type": "text", "text": "what is it?"}]}]
+# Without the paper's system message, which is longer than this model's context.
+QUESTION = [
+    {"role": "system", "content": ""},
+    {"role": "user", "content": [SHOWN, {"type": "text", "text": "what is it?"}]},
+]
 
 
 def get(server: Server, path: str) -> tuple[int, str]:
@@ -46,7 +50,7 @@ def test_models(client):
 
 def test_a_question_about_a_picture(client, model):
     answer = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=12)
-    expected = model.merged().chat().say([CAT, "what is it?"], max_new_tokens=12)
+    expected = model.merged().chat("").say([CAT, "what is it?"], max_new_tokens=12)
     choice = answer.choices[0]
     assert choice.message.content == expected.text
     assert choice.finish_reason == ("stop" if len(expected.token_ids) < 12 else "length")
@@ -57,7 +61,7 @@ def test_a_question_about_a_picture(client, model):
 def test_a_conversation_with_a_system_message(client, model):
     messages = [
         {"role": "developer", "content": "be brief"},
-        *QUESTION,
+        *QUESTION[1:],
         {"role": "assistant", "content": "a bar"},
         {"role": "user", "content": "which colour?"},
     ]
@@ -163,10 +167,8 @@ def test_a_client_that_leaves_frees_its_place(client, served):
         return next(float(line.split()[1]) for line in lines if line.startswith("emu_cancelled_total"))
 
     before = cancelled()
-    # One leaves a stream, the other an answer that is waited for whole.
-    stream = client.images.with_options(timeout=0.3)
     with pytest.raises(openai.APITimeoutError):
-        stream.generate(prompt="a", n=4, extra_body={"steps": 200})
+        client.with_options(timeout=0.3).images.generate(prompt="a", n=4, extra_body={"steps": 200})
     end = time.monotonic() + 30
     while any(running()["running"].values()) and time.monotonic() < end:
         time.sleep(0.05)
