@@ -119,6 +119,16 @@ def tokenize_document(
 ) -> list[TokenizedDocument]:
     """A document -> one sequence, or several when it is longer than a row.
 
+    >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
+    >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
+    >>> (found,) = tokenize_document(Document((cat, Text("a cat"))), tokenizer, queries=2, row_tokens=16, row_images=1)
+    >>> found.tokens.tolist()  # <s> [IMG] <image> <image> [/IMG] a cat </s>
+    [1, 8, 10, 10, 9, 3, 4, 2]
+    >>> found.text_weights.astype(int).tolist()
+    [0, 0, 0, 0, 0, 1, 1, 1]
+    >>> found.visual_weights.astype(int).tolist()
+    [0, 0, 1, 1, 1, 0, 0, 0]
+
     It is split between parts, as late as possible; only a single text longer than a row is split inside, between
     tokens. Every piece is a document of its own, from <s> to </s>.
 

@@ -46,6 +46,11 @@ class VideoError(ValueError):
 def frame_indices(frames: int, count: int = FRAMES) -> list[int]:
     """The reference's choice of `count` among `frames` >= 1: int(g / 2) + round(g * i), where g = (frames - 1) / count.
 
+    >>> frame_indices(72)
+    [4, 13, 22, 31, 40, 48, 57, 66]
+    >>> frame_indices(3, count=4)
+    [0, 0, 1, 2]
+
     Halves are rounded to even. A film of fewer frames than `count` gives some of them more than once, one frame gives
     it `count` times; the rule itself never leaves the film.
     """

@@ -157,6 +157,14 @@ SAMPLERS: dict[str, Callable[[Schedule, int], dict[str, np.ndarray]]] = {
 def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     """The sampler's table.
 
+    >>> make_table("ddim", Schedule(), 4).timestep.tolist()
+    [751.0, 501.0, 251.0, 1.0]
+    >>> make_table("pndm", Schedule(), 4).timestep.tolist()  # the second step is taken twice
+    [751.0, 501.0, 501.0, 251.0, 1.0]
+    >>> make_table("eulr", Schedule(), 4)
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: sampler='eulr' is unknown; did you mean euler?
+
     Raises:
       UserError: no such sampler, or more steps than it has timesteps.
     """

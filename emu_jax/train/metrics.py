@@ -216,7 +216,11 @@ class Goodput:
 
 
 def parse_steps(text: str) -> range:
-    """`--profile-steps`: FIRST:LAST."""
+    """`--profile-steps`: FIRST:LAST.
+
+    >>> parse_steps("10:15")
+    range(10, 16)
+    """
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--profile-steps {text}: expected FIRST:LAST, steps counted from 1, as in 10:15")

@@ -107,7 +107,13 @@ class Storyboards:
 
 
 def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
-    """Frames and what is said, in the order of time; each frame follows the text said up to it."""
+    """Frames and what is said, in the order of time; each frame follows the text said up to it.
+
+    >>> frames = [RawImage(b"0 s"), RawImage(b"2 s"), RawImage(b"4 s")]
+    >>> parts = interleave(frames, 2.0, [Cue(0.5, 1.0, "It"), Cue(1.0, 2.0, "rains."), Cue(4.5, 5.0, "End")])
+    >>> [part.text if isinstance(part, Text) else part.data for part in parts]
+    [b'0 s', 'It rains.', b'2 s', b'4 s', 'End']
+    """
     moments: list[tuple[float, RawImage | str]] = [(i * interval, frame) for i, frame in enumerate(frames)]
     moments += [(cue.start, cue.text) for cue in cues]
     moments.sort(key=lambda moment: moment[0])  # stable: frames stand first

@@ -64,6 +64,9 @@ def tidy(text: str) -> str:
 def normalise(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """Lower case without punctuation and articles, numbers to ten as digits, contractions with their apostrophes.
 
+    >>> normalise("The two dogs, they arent brown.")
+    "2 dogs they aren't brown"
+
     Punctuation beside a space vanishes, as all of it does where the text has a number like 1,000; elsewhere it becomes
     a space. A period stays before a digit.
     """
@@ -86,7 +89,11 @@ def agreement(answer: str, answers: Sequence[str]) -> float:
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA accuracy of one answer."""
+    """VQA accuracy of one answer.
+
+    >>> accuracy("Yes", ["yes"] * 2 + ["no"] * 8)
+    0.6
+    """
     prediction, answers = tidy(prediction), [tidy(answer) for answer in answers]
     if len(set(answers)) > 1:
         prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
