@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import re
 import shlex
@@ -16,7 +17,8 @@ PAGES = sorted(
         *(path for part in ("configs", "launch", "tests", "notebooks") for path in (ROOT / part).glob("*.md")),
     ]
 )
-SCRIPTS = ("launch/", "pip ", "python ", "git ", "cp ", "ruff ", "mypy ", "emu-jax ")
+CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))  # their docstrings have commands
+COMMAND = re.compile(r"(launch/\S+\.sh|emu-jax|python|pip|ruff|git|cp)( |$)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,18 +56,31 @@ def blocks(page: Path) -> list[Block]:
 
 
 def commands(page: Path) -> Iterator[tuple[int, list[str]]]:
-    """Line number and words of every command in blocks without a language: a line that begins as a command does.
+    """Line number and words of every command in a page's blocks without a language, or in a config's docstring.
 
-    A line that ends in a backslash goes on in the next; comments are left out; an ellipsis stands for more words.
+    A command is a line that begins as one; where it ends in a backslash, it goes on in the next. Comments are left
+    out; "…" stands for words that are given elsewhere.
     """
-    for block in blocks(page):
-        if block.language not in ("", "sh", "bash"):
-            continue
-        lines = re.sub(r"\\\n\s*", " ", block.text).splitlines()
-        for number, line in enumerate(lines, block.line + 1):
-            line = re.sub(r"^[A-Z_]+=\S+ ", "", line)  # settings in front
-            if line.startswith(SCRIPTS):
-                yield number, [word for word in shlex.split(line, comments=True) if word != "…"]
+    if page.suffix == ".py":
+        tree = ast.parse((ROOT / page).read_text(encoding="utf-8"))
+        nodes = [tree, *(node for node in tree.body if isinstance(node, ast.FunctionDef))]
+        texts = [(1, ast.get_docstring(node) or "") for node in nodes]
+    else:
+        texts = [(block.line + 1, block.text) for block in blocks(page) if block.language in ("", "sh", "bash")]
+    for first, text in texts:
+        for number, line in enumerate(re.sub(r"\\\n\s*", " ", text).splitlines(), first):
+            line = re.sub(r"^([A-Z_]+=\S+ )+", "", line)  # settings in front
+            if COMMAND.match(line):
+                yield from ((number, words) for words in _alternatives(shlex.split(line, comments=True)))
+
+
+def _alternatives(words: list[str]) -> Iterator[list[str]]:
+    """`script create | run` is two commands."""
+    if "|" not in words:
+        yield words
+        return
+    script, *rest = words
+    yield from ([script, word] for word in rest if word != "|")
 
 
 def links(page: Path) -> list[str]:
