@@ -245,7 +245,13 @@ class Emu:
 
         Args: as `generate_images` takes them; latents: [1, h, w, C].
         """
-        settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "height": height, "width": width}
+        settings: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "height": height,
+            "width": width,
+        }
         return self.generate_images([prompt], seeds=[seed], latents=latents, **settings)[0]
 
     def generate_images(
@@ -322,13 +328,15 @@ class Emu:
             raise UserError(
                 f"continue_document: max_items={max_items}, pattern={pattern}; expected at least 1, and text or image"
             )
-        parts, items = list(document), []
+        parts: list[str | Picture] = list(document)
+        items: list[GeneratedText | GeneratedImage] = []
         kinds = list(pattern)[:max_items] if pattern is not None else None
         kind = kinds[0] if kinds else "text"
         while len(items) < (max_items if kinds is None else len(kinds)):
             if kind == "image":
-                items.append(self.generate_image(parts, seed=seed + len(items), **drawing))
-                parts.append(items[-1].image)
+                drawn = self.generate_image(parts, seed=seed + len(items), **drawing)
+                items.append(drawn)
+                parts.append(drawn.image)
                 kind = "text"
             else:
                 text = self.generate_text([parts], max_new_tokens=max_new_tokens)[0]

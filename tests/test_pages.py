@@ -200,6 +200,7 @@ def test_python_blocks_compile():
 def stage(tmp_path_factory) -> Path:
     """A folder with what the pages' commands name, but for the runs that they make themselves."""
     folder = tmp_path_factory.mktemp("stage")
+    (folder / "configs").symlink_to(ROOT / "configs")
     for group in groups():
         if not group[-1].headings[1].startswith("Benchmarks"):
             write(group, folder)

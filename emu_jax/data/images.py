@@ -164,7 +164,8 @@ class Recoding:
         # Not a little larger: a codec decodes 256 pixels at 7/8 in twice the time that it takes for 224 as they are.
         size = self.image_size
         if isinstance(picture, np.ndarray):
-            self._check_shape(*picture.shape[1::-1], where)
+            height, width = picture.shape[:2]
+            self._check_shape(width, height, where)
             pixels = picture
         else:
             try:

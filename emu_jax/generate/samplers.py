@@ -173,7 +173,8 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     most = schedule.train_steps - schedule.offset
     if not 1 <= steps <= most:
         raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
-    return Table(**{name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()})
+    rows = {name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()}
+    return Table(**rows)  # type: ignore[arg-type]  # NumPy's until the compiled loop takes them
 
 
 @functools.partial(jax.jit, static_argnames=("config", "trajectory"))
@@ -211,4 +212,4 @@ def sample(
     history = jnp.zeros((HISTORY - 1, *x.shape), jnp.float32)
     rows = dataclasses.replace(table, initial_scale=jnp.zeros(len(table.timestep)))
     (x, _), states = jax.lax.scan(step, (x, history), rows)
-    return states if trajectory else x
+    return x if states is None else states

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -295,9 +296,9 @@ class Llama(nnx.Module):
         cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base)
         graph, params = nnx.split(self.blocks)
 
-        def block(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+        def block(carry: tuple[Array, Array, Array], layer: tuple[Any, Array]) -> tuple[tuple, None]:
             params, number = layer
-            module = nnx.merge(graph, params)
+            module: Any = nnx.merge(graph, params)
             return module.decode(*carry, number, cache.index, mask, cos, sin), None
 
         layers = jnp.arange(c.layers)

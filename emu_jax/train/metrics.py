@@ -69,7 +69,7 @@ class MetricsWriter:
             for name in noted[0] if noted else ():
                 found = [float(values[name]) for values in noted if not np.isnan(values[name])]
                 values |= {name: sum(found) / len(found)} if found else {}
-            self._write(step, values | row)
+            self._write(step, values | dict(row))
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **row}) + "\n")
@@ -129,7 +129,8 @@ class Interval:
         self._restart()
 
     def _restart(self) -> None:
-        self._start, self._wait, self._batches = time.monotonic(), 0.0, []
+        self._start, self._wait = time.monotonic(), 0.0
+        self._batches: list[dict[str, float]] = []
 
     def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
         """The next batch, timing how long it is waited for.

@@ -17,6 +17,7 @@ spaces; what is said after the last frame is kept.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -83,7 +84,7 @@ class Storyboards:
         if not boards:
             yield from _document(folder.name, lambda: _folder(folder, names))
         for board in boards:
-            yield from _document(f"{folder.name}/{board}", lambda board=board: self._sheets(folder, board))
+            yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board))
 
     def _sheets(self, folder: Path, board: str) -> tuple[list[RawImage], float, Subtitles]:
         """One video of the reference's layout."""
@@ -100,7 +101,7 @@ class Storyboards:
         subtitles = _subtitles(said / name)
         label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
         told = [_json(label)] if label.is_file() else []
-        duration = _duration([*told, content, meta.get("info")])
+        duration = _duration([*told, content, meta.get("info") if isinstance(meta, dict) else None])
         frames, count = _cut_sheets(folder, board, labels)
         # YouTube's intervals are whole seconds; of a video shorter than half of its frames the rounded one would be 0.
         return frames, round(duration / count) or duration / count, subtitles

@@ -147,7 +147,9 @@ class Videos:
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        name, start, first, rows = re.fullmatch(r"(.*)@(\d+):(\d+)\+(\d+)", shard, re.DOTALL).groups()
+        if (named := re.fullmatch(r"(.*)@(\d+):(\d+)\+(\d+)", shard, re.DOTALL)) is None:
+            raise UserError(f"{shard}: not one of this reader's shards; expected CSV@BYTE:ROW+ROWS")
+        name, start, first, rows = named.groups()
         table, number = Path(name), int(first)
         folder = Path(self.folder) if self.folder else table.parent
         with table.open("rb") as file:

@@ -57,7 +57,7 @@ def _moments(features: np.ndarray) -> Moments:
     features = np.asarray(features, np.float64)
     mean = features.mean(0)
     centred = (features - mean) / math.sqrt(len(features) - 1)
-    factor = np.linalg.qr(centred, mode="r") if len(features) > features.shape[1] else centred
+    factor = np.asarray(np.linalg.qr(centred, mode="r")) if len(features) > features.shape[1] else centred
     return mean, factor, float(np.square(centred).sum())
 
 

@@ -13,7 +13,7 @@ included, because published numbers have them: tests compare with what these pro
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -133,16 +133,12 @@ def answerability(answerable: Sequence[float], truth: Sequence[bool]) -> dict[st
     if not positive.any():
         raise UserError("answerability: none of the questions is unanswerable; expected some of both kinds")
     count = len(sure)
-    scores = {"answerability: average precision": average_precision, "answerability: F1": f1}
-    return {
-        name: Figure(
-            score(positive, sure),
-            intervals.bootstrap(lambda index, score=score: score(positive[index], sure[index]), count),
-            None,
-            count,
-        )
-        for name, score in scores.items()
-    }
+
+    def figure(score: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
+        interval = intervals.bootstrap(lambda index: score(positive[index], sure[index]), count)
+        return Figure(score(positive, sure), interval, None, count)
+
+    return {"answerability: average precision": figure(average_precision), "answerability: F1": figure(f1)}
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
