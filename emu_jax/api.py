@@ -35,6 +35,7 @@ from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
 
 FINGERPRINT_VALUES = 64
+TUNED = "chat"  # folder of a tuned model in the work directory of the one it was tuned from
 CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of so many tokens, so that few shapes are compiled
 
 if TYPE_CHECKING:
@@ -166,13 +167,18 @@ class Emu:
         config, params = lora.merge_model(self.config, self.params)
         return Emu(config, params, self.statistics, self.tokenizer, self.decoder, self.mesh)
 
+    def without_adapters(self) -> Emu:
+        """This model without its adapters, as it was before it was tuned; its parameters are shared, not copied."""
+        config, params = lora.drop_adapters(self.config, self.params)
+        return Emu(config, params, self.statistics, self.tokenizer, self.decoder, self.mesh)
+
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
         size = self.config.vision.image_size
         pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise UserError(f"encode_images: expected [N, {size}, {size}, 3], got {list(pixels.shape)}")
-        with self._scope():
+        with self.scope():
             return np.asarray(self._encode(self.params, self._split(pixels)))
 
     def generate_text(
@@ -198,7 +204,7 @@ class Emu:
         inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
         decoding = text.Decoding(min_length, length_penalty, temperature, top_k, top_p)
         static = {"config": self.config, "eos": self.tokenizer.eos_id, "max_new_tokens": max_new_tokens}
-        with self._scope():
+        with self.scope():
             if num_beams > 1:
                 tokens, scores = text.beam_search(self.params, inputs, valid, decoding, beams=num_beams, **static)
             else:
@@ -226,7 +232,7 @@ class Emu:
     def generate_embeddings(self, prompts: Sequence[Prompt]) -> np.ndarray:
         """The next picture's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
         inputs, valid = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
-        with self._scope():
+        with self.scope():
             return np.asarray(image.generate_embeddings(self.params, inputs, valid, config=self.config))
 
     def generate_image(
@@ -413,7 +419,7 @@ class Emu:
             for place, tokens in enumerate(some):
                 padded[row, place, : len(tokens)] = tokens
         inputs, valid = self._inputs(prompts, new_tokens=max(len(tokens) for some in ids for tokens in some))
-        with self._scope():
+        with self.scope():
             scores = text.score_candidates(self.params, inputs, valid, padded, config=self.config)  # [B, M]
         return [row[: len(some)] for row, some in zip(np.asarray(scores), ids, strict=True)]
 
@@ -430,7 +436,7 @@ class Emu:
         )
         return self._split(self._embed_batch(batch)), self._split(batch.valid)
 
-    def _scope(self) -> contextlib.AbstractContextManager:
+    def scope(self) -> contextlib.AbstractContextManager:
         """In which the model computes: its mesh, where it has one."""
         return contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 

@@ -22,6 +22,7 @@ EXAMPLES = {
     "precompute": "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents",
     "generate": "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2",
     "chat": "emu-jax chat --model weights/emu-instruct --image cat.png",
+    "serve": "emu-jax serve --checkpoint runs/quickstart --port 7860",
     "evaluate": "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4",
     "compare": "emu-jax compare runs/base-0 runs/base-1 runs/other-0 runs/other-1 --out runs/comparison",
     "inspect": "emu-jax inspect --config configs/models.py:14b",
@@ -168,6 +169,32 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
     )
     chat.add_argument("--seed", type=int, default=0)
+
+    serve = add("serve", "Serve a model to browsers (a page) and programs (an HTTP API that OpenAI's clients talk to).")
+    serve.add_argument(
+        "--checkpoint",
+        "--model",
+        type=Path,
+        help="work directory, checkpoint or published files (default: quick start's)",
+    )
+    serve.add_argument("--host", default="127.0.0.1", help="address; others than this machine's need EMU_JAX_API_KEY")
+    serve.add_argument("--port", type=int, default=7860, help="0: any that is free")
+    serve.add_argument("--name", help="of the model in the API (default: the folder's)")
+    serve.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
+    serve.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    serve.add_argument("--no-safety-checker", dest="safety_checker", action="store_false", help="do not use it")
+    serve.add_argument("--no-page", dest="page", action="store_false", help="the API alone")
+    serve.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="over devices: data=1 tensor=8")
+    serve.add_argument("--text-slots", type=int, default=16, help="texts written at the same time")
+    serve.add_argument("--drawing-slots", type=int, default=4, help="pictures drawn at the same time")
+    serve.add_argument("--waiting", type=int, default=128, help="requests that may wait; the next is answered 429")
+    serve.add_argument("--seconds", type=float, default=120.0, help="that a request may take, its waiting included")
+    serve.add_argument("--new-tokens", type=int, default=1024, help="of a text, at most")
+    serve.add_argument("--steps", type=int, default=200, help="of a sampler, at most")
+    serve.add_argument("--body-seconds", type=float, default=10.0, help="between two pieces of what is being sent")
+    serve.add_argument(
+        "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+    )
 
     evaluate = add("evaluate", "Score a model: on benchmarks, or without --benchmark write the report of a run.")
     _add_model(evaluate)

@@ -15,7 +15,6 @@ from typing import Any
 
 from emu_jax.errors import UserError
 
-TUNED = "chat"  # folder of the tuned model in the pretrained one's work directory
 PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
@@ -176,7 +175,35 @@ def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     return 0
 
 
+def serve(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import logging
+    import os
+
+    try:
+        from emu_jax.serve import server
+        from emu_jax.serve.limits import Limits
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}, which is missing; pip install 'emu-jax[serve]'") from error
+    limits = {name: getattr(options, name) for name in ("text_slots", "drawing_slots", "waiting", "seconds")}
+    limits |= {name: getattr(options, name) for name in ("new_tokens", "steps", "body_seconds")}
+    fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page")
+    asked = server.Options(
+        **{name: getattr(options, name) for name in fields},
+        key=os.environ.get(server.KEY_VARIABLE) or None,
+        mesh=_mesh(options.mesh),
+        limits=Limits(**limits),
+    )
+    logging.getLogger("emu_jax").setLevel(logging.INFO)
+    if options.compilation_cache is not None:
+        use_compilation_cache(options.compilation_cache)
+    print(f"serving {asked.folder} as {asked.model_name}; compiling takes a minute or more", flush=True)
+    server.serve(asked, lambda address: print(f"{address} (API: {address}/v1); Ctrl-C stops", flush=True))
+    return 0
+
+
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.api import TUNED
+
     if options.benchmark:
         return evaluate_benchmarks(options)
     from emu_jax.api import Emu
@@ -218,13 +245,12 @@ def evaluate_benchmarks(options: argparse.Namespace) -> int:
         weights=Weights(options.clip, options.inception, options.wordnet),
         drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
     )
-    sizes = {axis: _whole(size, f"--mesh {axis}") for axis, _, size in (word.partition("=") for word in options.mesh)}
     emu = Emu.load(
         options.model,
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
         decoder=options.decoder,
-        mesh=sizes or None,
+        mesh=_mesh(options.mesh),
     )
     for result in run(emu, request, out):
         print(result.folder)
@@ -243,6 +269,12 @@ def _part(text: str) -> tuple[int, int]:
     if not 0 <= part[0] < part[1]:
         raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
     return part
+
+
+def _mesh(words: Sequence[str]) -> dict[str, int] | None:
+    """["data=4", …] -> {"data": 4, …}; None without any."""
+    sizes = {axis: _whole(size, f"--mesh {axis}") for axis, _, size in (word.partition("=") for word in words)}
+    return sizes or None
 
 
 def _whole(word: str, where: str) -> int:
@@ -370,6 +402,7 @@ COMMANDS = {
     "precompute": precompute,
     "generate": generate,
     "chat": chat,
+    "serve": serve,
     "evaluate": evaluate,
     "compare": compare,
     "inspect": inspect,

@@ -98,7 +98,7 @@ class Chat:
                 "one (Emu-instruct.pt, a run of configs/instruct.py), or continue prompts by generate_text"
             )
         self.model = model
-        self._system = None if system is None else _clean(system, "the system message")
+        self._system = None if system is None else clean(system, "the system message")
         context = model.config.llama.context
         # A last piece of the smallest size fits wherever it begins.
         self._capacity = -(-context // PIECES[0]) * PIECES[0] + PIECES[0]
@@ -203,7 +203,7 @@ class Chat:
         Raises: as `say`.
         """
         self._settle()
-        answer = _clean(answer, "the answer")
+        answer = clean(answer, "the answer")
         turn = self._prepare(message, answer)
         self._check_room(turn, 0)
         ids = self.model.tokenizer.encode_plain(answer)
@@ -231,38 +231,16 @@ class Chat:
     def _prepare(self, message: str | Sequence[str | Picture | Film], answer: str | None = None) -> _Prepared:
         """Reads a message and tokenises it as training does; changes nothing. With an answer, that and its </s> too."""
         model, where = self.model, f"turn {len(self._turns) + 1}"
-        size, queries = model.config.vision.image_size, model.config.causal.queries
+        queries = model.config.causal.queries
         if isinstance(message, str):
             message = [message]
         elif not isinstance(message, list | tuple):
             raise UserError(f"{where}: expected a text or a list of texts, pictures and films; wrap it in []")
-        parts: list[Text | Image] = []
-        films = 0
-        for part in message:
-            if isinstance(part, str):
-                part = _clean(part, where, strip=False)
-                if parts and isinstance(parts[-1], Text):
-                    part = parts[-1].text + part
-                    del parts[-1]
-                parts.append(Text(part, "user"))
-                continue
-            if isinstance(part, Film) or (isinstance(part, Path) and part.suffix.lower() in FILM_SUFFIXES):
-                film = part if isinstance(part, Film) else Film(part)
-                pictures, films = read_film(film), films + 1
-            else:
-                pictures = [part]
-            parts += [Image(read_picture(picture, size, where), "") for picture in pictures]
-        # White space around texts is left out, as `data/raw/chats.py` does.
-        parts = [Text(part.text.strip(), "user") if isinstance(part, Text) else part for part in parts]
+        parts, films = read_message(model, message, where)
         shown = [part.pixels for part in parts if isinstance(part, Image)]
-        if not shown and not any(part.text for part in parts if isinstance(part, Text)):
-            raise UserError(f"{where}: the message is empty; expected a text, a picture or a film")
-        if isinstance(parts[-1], Image):
-            parts.append(Text("", "user"))  # whose turn the picture belongs to
-        if not self._tokens:
-            paper = VIDEO_SYSTEM if films else IMAGE_SYSTEM if shown else ""
-            if system := paper if self._system is None else self._system:
-                parts.insert(0, Text(system, "system"))
+        system = default_system(parts, films) if self._system is None else self._system
+        if system and not self._tokens:
+            parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
         rows = {"row_tokens": ROW, "row_images": ROW}
         (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
@@ -443,6 +421,42 @@ class Chat:
         self._finish(start, turn.message, length, GeneratedText(model.tokenizer.decode(ids), ids, float(scores[0])))
 
 
+def read_message(model: Emu, message: Sequence[str | Picture | Film], where: str) -> tuple[list[Text | Image], int]:
+    """A user's message -> its texts and pictures as training has them, and how many films it shows.
+
+    Raises:
+      UserError: it is empty, or something in it cannot be read.
+    """
+    parts: list[Text | Image] = []
+    films = 0
+    for part in message:
+        if isinstance(part, str):
+            part = clean(part, where, strip=False)
+            if parts and isinstance(parts[-1], Text):
+                part = parts[-1].text + part
+                del parts[-1]
+            parts.append(Text(part, "user"))
+            continue
+        if isinstance(part, Film) or (isinstance(part, Path) and part.suffix.lower() in FILM_SUFFIXES):
+            film = part if isinstance(part, Film) else Film(part)
+            pictures, films = read_film(film), films + 1
+        else:
+            pictures = [part]
+        parts += [Image(read_picture(picture, model.config.vision.image_size, where), "") for picture in pictures]
+    # White space around texts is left out, as `data/raw/chats.py` does.
+    parts = [Text(part.text.strip(), "user") if isinstance(part, Text) else part for part in parts]
+    if not any(isinstance(part, Image) or part.text for part in parts):
+        raise UserError(f"{where}: the message is empty; expected a text, a picture or a film")
+    if isinstance(parts[-1], Image):
+        parts.append(Text("", "user"))  # whose turn the picture belongs to
+    return parts, films
+
+
+def default_system(parts: Sequence[Text | Image], films: int) -> str:
+    """The paper's system message for a conversation whose first message has these parts; "" without pictures."""
+    return VIDEO_SYSTEM if films else IMAGE_SYSTEM if any(isinstance(part, Image) for part in parts) else ""
+
+
 def read_film(film: Film) -> Sequence[Picture]:
     """A film's pictures.
 
@@ -469,7 +483,7 @@ def read_film(film: Film) -> Sequence[Picture]:
         raise UserError(f"{film.source}: cannot be read ({error.strerror})") from error
 
 
-def _clean(text: str, where: str, *, strip: bool = True) -> str:
+def clean(text: str, where: str, *, strip: bool = True) -> str:
     """Text as training takes it (`data/raw/files.py`): without NULs and white space around it."""
     try:
         text.encode()

@@ -140,6 +140,10 @@ class Decoder:
             guidance,
             config=self.unet_config,
         )
+        return self.decode(latents)
+
+    def decode(self, latents: jax.Array) -> tuple[np.ndarray, list[bool | None]]:
+        """Latents [N, h, w, C] -> pictures uint8 [N, H, W, 3], and whether each was flagged, as `draw` returns them."""
         pictures = np.asarray(_pictures(self.vae_params, latents, config=self.vae_config))
         if self.safety is None:
             return pictures, [None] * len(pictures)

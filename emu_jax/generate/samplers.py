@@ -177,6 +177,45 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     return Table(**rows)  # type: ignore[arg-type]  # NumPy's until the compiled loop takes them
 
 
+def empty_history(shape: tuple[int, ...]) -> Array:
+    """What `advance` remembers before the first row, of latents [N, h, w, C]: [HISTORY - 1, N, h, w, C]."""
+    return jnp.zeros((HISTORY - 1, *shape), jnp.float32)
+
+
+def advance(
+    params: unet.Params,
+    row: Table,
+    x: Array,
+    history: Array,
+    both: Array,
+    guidance: float | Array,
+    *,
+    config: unet.UNetConfig,
+) -> tuple[Array, Array]:
+    """One row of a table: x [N, h, w, C] and history [HISTORY - 1, N, h, w, C], newest first, one U-Net call later.
+
+    both [2N, Q, D]: unconditional, then conditional. The fields of `row` and the guidance may also be [N, …]: rows of N
+    tables, of pictures that have nothing to do with one another.
+    """
+    count = len(x)
+
+    def each(value: float | Array) -> Array:
+        """[] or [N] -> [N, 1, 1, 1]."""
+        return jnp.broadcast_to(jnp.asarray(value), count)[:, None, None, None]
+
+    inputs = each(row.scale) * x
+    timesteps = jnp.broadcast_to(row.timestep, count)
+    eps = unet.apply(
+        params, jnp.concatenate([inputs, inputs]), jnp.concatenate([timesteps, timesteps]), both, config=config
+    )
+    without, given = jnp.split(eps, 2)
+    eps = without + each(guidance) * (given - without)
+    model = each(row.from_x) * x + each(row.from_eps) * eps
+    seen = jnp.concatenate([model[None], history])  # [HISTORY, N, h, w, C]
+    x = each(row.x_coef) * x + jnp.einsum("nk,knhwc->nhwc", jnp.broadcast_to(row.history_coef, (count, HISTORY)), seen)
+    return x, jnp.where(each(row.remember)[None] > 0, seen[:-1], history)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "trajectory"))
 def sample(
     params: unet.Params,
@@ -197,19 +236,11 @@ def sample(
     both = jnp.concatenate([unconditional, condition])  # [2N, Q, D]
 
     def step(carry: tuple[Array, Array], row: Table) -> tuple[tuple[Array, Array], Array | None]:
-        x, history = carry  # [N, h, w, C], [HISTORY - 1, N, h, w, C] with the newest first
-        inputs = row.scale * jnp.concatenate([x, x])
-        eps = unet.apply(params, inputs, jnp.full(len(inputs), row.timestep), both, config=config)
-        without, given = jnp.split(eps, 2)
-        eps = without + guidance * (given - without)
-        model = row.from_x * x + row.from_eps * eps
-        seen = jnp.concatenate([model[None], history])  # [HISTORY, N, h, w, C]
-        x = row.x_coef * x + jnp.einsum("k,knhwc->nhwc", row.history_coef, seen)
-        history = jnp.where(row.remember > 0, seen[:-1], history)
+        x, history = advance(params, row, *carry, both, guidance, config=config)
         return (x, history), (x if trajectory else None)
 
     x = table.initial_scale * noise.astype(jnp.float32)
-    history = jnp.zeros((HISTORY - 1, *x.shape), jnp.float32)
+    history = empty_history(x.shape)
     rows = dataclasses.replace(table, initial_scale=jnp.zeros(len(table.timestep)))
     (x, _), states = jax.lax.scan(step, (x, history), rows)
     return x if states is None else states

@@ -25,7 +25,7 @@ NEVER = -1e9  # score of a beam that does not exist
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How to choose tokens; scalars, traced.
+    """How to choose tokens; scalars, or [B] of each row; traced.
 
     Attributes:
       min_length: </s> is forbidden while the length is below it.
@@ -54,20 +54,24 @@ def _prefill(
 def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, eos: int) -> Array:
     """[…, D] -> log p [..., V] float32, with </s> forbidden below the minimal length."""
     scores = jax.nn.log_softmax(llama.logits(hidden).astype(jnp.float32), axis=-1)
-    forbidden = (jnp.arange(scores.shape[-1]) == eos) & (length < decoding.min_length)
+    forbidden = (jnp.arange(scores.shape[-1]) == eos) & jnp.expand_dims(length < decoding.min_length, -1)
     return jnp.where(forbidden, -jnp.inf, scores)
 
 
 def _filtered(scores: Array, decoding: Decoding) -> Array:
     """log p [B, V] -> logits to sample from: temperature, then top-k, then top-p (the likeliest token always stays)."""
-    scores = scores / jnp.maximum(decoding.temperature, 1e-6)
+    temperature, top_k, top_p = (  # [B, 1] each
+        jnp.broadcast_to(value, len(scores))[:, None]
+        for value in (decoding.temperature, decoding.top_k, decoding.top_p)
+    )
+    scores = scores / jnp.maximum(temperature, 1e-6)
     ordered = -jnp.sort(-scores, axis=-1)
     vocabulary = scores.shape[-1]
-    k = jnp.where(decoding.top_k > 0, jnp.minimum(decoding.top_k, vocabulary), vocabulary)
-    kth = ordered[:, k - 1][:, None]
+    k = jnp.where(top_k > 0, jnp.minimum(top_k, vocabulary), vocabulary)
+    kth = jnp.take_along_axis(ordered, k - 1, axis=-1)
     probabilities = jax.nn.softmax(jnp.where(ordered >= kth, ordered, -jnp.inf), axis=-1)
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = (before < decoding.top_p).sum(-1, keepdims=True)
+    kept = (before < top_p).sum(-1, keepdims=True)
     threshold = jnp.maximum(kth, jnp.take_along_axis(ordered, kept - 1, axis=-1))
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
@@ -80,6 +84,23 @@ def choose(llama: Llama, hidden: Array, count: Array, key: Array, decoding: Deco
         lambda: jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding)),
         lambda: scores.argmax(-1),
     ).astype(jnp.int32)
+    return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+
+
+def choose_each(
+    llama: Llama, hidden: Array, counts: Array, keys: Array, decoding: Decoding, eos: int
+) -> tuple[Array, Array]:
+    """`choose` for rows that have nothing to do with one another: counts, keys and the fields of `decoding` are [B].
+
+    Each row's token is the one that `choose` takes for it alone.
+    """
+    scores = _log_probabilities(llama, hidden, counts + 1, decoding, eos)  # [B, V]
+
+    def sampled() -> Array:
+        draw = jax.vmap(lambda key, count, row: jax.random.categorical(jax.random.fold_in(key, count), row[None])[0])
+        return jnp.where(decoding.temperature > 0, draw(keys, counts, _filtered(scores, decoding)), scores.argmax(-1))
+
+    token = jax.lax.cond(jnp.any(decoding.temperature > 0), sampled, lambda: scores.argmax(-1)).astype(jnp.int32)
     return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
 
 

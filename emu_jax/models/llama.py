@@ -109,12 +109,15 @@ class LlamaConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class KVCache:
-    """Keys and values of C slots a row; slots [0, index) are filled, `valid` is False at padding."""
+    """Keys and values of C slots a row; slots [0, index) are filled, `valid` is False at padding.
+
+    An index for every row lets rows be of different lengths; they then grow by one position at a time.
+    """
 
     k: Array  # [L, B, N, C, H]
     v: Array  # [L, B, N, C, H]
     valid: Array  # bool [B, C]
-    index: Array  # int32 []
+    index: Array  # int32 [] or [B]
 
 
 class LlamaAttention(nnx.Module):
@@ -196,13 +199,19 @@ class LlamaBlock(nnx.Module):
         """x [B, T, D] and whole caches k, v [L, B, N, C, H] -> x and caches with slots index..index+T of `layer` set.
 
         The caches stay whole and are updated in place: slicing a layer out and stacking it back would
-        copy all of it for every token.
+        copy all of it for every token. A mask [B, 1, T, R] has the first R slots looked at alone.
         """
         q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, N, T, H]
-        at = (layer, 0, 0, index, 0)
-        k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
-        v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
-        k_layer, v_layer = k[layer].astype(x.dtype), v[layer].astype(x.dtype)  # [B, N, C, H]
+        if index.ndim:
+            rows = jnp.arange(len(x))
+            k = k.at[layer, rows, :, index].set(k_new[:, :, 0].astype(k.dtype))
+            v = v.at[layer, rows, :, index].set(v_new[:, :, 0].astype(v.dtype))
+        else:
+            at = (layer, 0, 0, index, 0)
+            k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
+            v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
+        reach = mask.shape[-1]
+        k_layer, v_layer = (y[layer, :, :, :reach].astype(x.dtype) for y in (k, v))  # [B, N, R, H]
         x = x + self.attn.merge(self.attn.attend(q, k_layer, v_layer, mask))
         return x + self.mlp(self.mlp_norm(x)), k, v
 
@@ -272,6 +281,7 @@ class Llama(nnx.Module):
         valid: Array | None = None,
         mask: Array | None = None,
         *,
+        reach: int | None = None,
         unroll: int = 1,
     ) -> tuple[Array, KVCache]:
         """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
@@ -282,26 +292,33 @@ class Llama(nnx.Module):
           valid: bool [B, T], False at left padding (default: all True).
           mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
             it the T positions need not be one sequence: beam search appends one token of each beam.
+          reach: slots that are looked at, the first ones (default: all); those in use must be among them.
           unroll: layers written out in the body of the loop over depth.
         """
         c = self.config
         batch, length, _ = embeddings.shape
         valid = jnp.ones((batch, length), bool) if valid is None else valid
-        valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]
+        if cache.index.ndim:
+            if length != 1:
+                raise ValueError(f"rows of different lengths grow by 1 position at a time, not by {length}")
+            valid = cache.valid.at[jnp.arange(batch), cache.index].set(valid[:, 0])  # [B, C]
+        else:
+            valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]
         if mask is None:
             slots = jnp.arange(valid.shape[1])
-            reach = slots[None, :] <= cache.index + jnp.arange(length)[:, None]  # [T, C]
-            mask = reach[None] & valid[:, None, :]  # [B, T, C]
+            last = cache.index[..., None] + jnp.arange(length)  # [T] or [B, T]
+            mask = (slots <= last[..., None]) & valid[:, None, :]  # [B, T, C]
+        mask = mask[..., :reach]
         mask = mask[:, None]  # [B, 1, T, C]
         cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base)
         graph, params = nnx.split(self.blocks)
 
-        def block(carry: tuple[Array, Array, Array], layer: tuple[Any, Array]) -> tuple[tuple, None]:
+        def block(carry: tuple[Array, ...], layer: tuple[Any, Array]) -> tuple[tuple[Array, ...], None]:
             params, number = layer
             module: Any = nnx.merge(graph, params)
             return module.decode(*carry, number, cache.index, mask, cos, sin), None
 
         layers = jnp.arange(c.layers)
-        carry = (embeddings, cache.k, cache.v)
+        carry: tuple[Array, ...] = (embeddings, cache.k, cache.v)
         (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=unroll)
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

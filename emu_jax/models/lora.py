@@ -62,6 +62,12 @@ def merge_model(config: emu.EmuConfig, params: Mapping[str, Any]) -> tuple[emu.E
     return dataclasses.replace(config, llama=llama), merge(plain, adapters, config.llama.lora_alpha)
 
 
+def drop_adapters(config: emu.EmuConfig, params: Mapping[str, Any]) -> tuple[emu.EmuConfig, dict[str, Any]]:
+    """A model with adapters beside its kernels -> the one that was tuned; others as they are."""
+    llama = dataclasses.replace(config.llama, lora_rank=0, lora_dropout=0.0)
+    return dataclasses.replace(config, llama=llama), apart(params)[0]
+
+
 def _merged(kernel: Array, a: Array, b: Array, alpha: float) -> Array:
     """kernel [L, in, out] + alpha / r * a [L, in, r] b [L, r, out], in the kernel's dtype."""
     update = jnp.einsum("lir,lro->lio", a.astype(jnp.float32), b.astype(jnp.float32), precision="highest")

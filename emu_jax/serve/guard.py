@@ -1,0 +1,185 @@
+"""What stands before everything a server answers: who may ask, and how much may be sent.
+
+A request's body is read here, whole, before anything looks at it: at most `Limits.body_bytes`, never slower than
+`Limits.body_seconds` between two pieces, and no more than `BODIES` times as much for all requests together. So no
+handler, and no library behind one, meets a body that is too large, half sent, or endless.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from emu_jax.serve.limits import MEGA, Limits
+
+BODIES = 8  # bodies of the largest size that are held at the same time
+OPEN = ("/healthz",)  # needs no key
+KEYED = ("/v1/", "/metrics")  # needs the key in a header; the page asks for it in its own way
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+PATH_BYTES = 2048  # of a path with its query
+
+
+class Refusal(Exception):
+    """A request that is not handled, and the error it is answered with, in the form that OpenAI's clients read."""
+
+    def __init__(self, status: int, message: str, *, kind: str = "invalid_request_error", code: str | None = None):
+        super().__init__(message)
+        self.status, self.message, self.kind, self.code = status, message, kind, code
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+      key: what `Authorization: Bearer …` must hold; None: everybody on this machine may ask.
+      page_refuses: a JSON body that was sent to the page -> why it is refused, or None.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, key: str | None, page_refuses: Callable[[object], str | None]):
+        self.app, self.limits, self.key, self.page_refuses = app, limits, key, page_refuses
+        self._held = 0  # bytes of bodies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "websocket":  # nothing here speaks it
+                await send({"type": "websocket.close"})
+                return
+            await self.app(scope, receive, send)
+            return
+        body = b""
+        try:
+            self._check_head(scope)
+            body = await self._read(scope, receive)
+            self._check_body(scope, body)
+        except Refusal as refusal:
+            self._held -= len(body)
+            await answer(send, refusal)
+            return
+        try:
+            await self.app(scope, _replay(body, receive), send)
+        finally:
+            self._held -= len(body)
+
+    def _check_head(self, scope: Scope) -> None:
+        headers = _headers(scope)
+        if len(scope["path"]) + len(scope.get("query_string", b"")) > PATH_BYTES:
+            raise Refusal(414, f"the address is longer than {PATH_BYTES} bytes")
+        path = scope["path"]
+        if self.key is None:
+            # A page elsewhere that a browser on this machine shows must not reach us, by whatever name.
+            host = headers.get("host", "").lower()
+            name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
+            if name not in LOOPBACK:
+                raise Refusal(403, f"the Host header names {host[:100]!r}; without a key only this machine is served")
+            origin = headers.get("origin")
+            if origin is not None and urlsplit(origin).netloc.lower() != host:
+                raise Refusal(403, f"the request comes from a page of {origin[:100]!r}; only our own may ask")
+        elif path.startswith(KEYED) and path not in OPEN:
+            scheme, _, given = headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
+                raise Refusal(
+                    401,
+                    "no key, or a wrong one; expected Authorization: Bearer and the server's key",
+                    kind="authentication_error",
+                    code="invalid_api_key",
+                )
+        length = headers.get("content-length")
+        if length is not None and (not length.isdigit() or int(length) > self.limits.body_bytes):
+            raise self._too_large()
+        if path.startswith("/v1/") and scope["method"] == "POST":
+            kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if kind != "application/json":
+                raise Refusal(415, f"the body is {kind[:100] or 'of no type'}; expected application/json")
+
+    def _too_large(self) -> Refusal:
+        return Refusal(
+            413, f"the body is too large; expected at most {self.limits.body_bytes // MEGA} MB", code="body_too_large"
+        )
+
+    async def _read(self, scope: Scope, receive: Receive) -> bytes:
+        """The whole body, counted in `_held` if it is returned."""
+        if scope["method"] in ("GET", "HEAD"):
+            return b""
+        pieces: list[bytes] = []
+        count = 0
+        try:
+            while True:
+                message = await asyncio.wait_for(receive(), self.limits.body_seconds)
+                if message["type"] != "http.request":
+                    raise Refusal(400, "the connection was closed before the body was whole")
+                piece = message.get("body", b"")
+                count += len(piece)
+                self._held += len(piece)
+                if count > self.limits.body_bytes:
+                    raise self._too_large()
+                if self._held > BODIES * self.limits.body_bytes:
+                    raise Refusal(429, "too much is being sent at the moment; try again in a few seconds")
+                pieces.append(piece)
+                if not message.get("more_body", False):
+                    return b"".join(pieces)
+        except TimeoutError:
+            self._held -= count
+            raise Refusal(
+                408, f"no byte of the body came for {self.limits.body_seconds:g} s, and it is not whole"
+            ) from None
+        except BaseException:
+            self._held -= count
+            raise
+
+    def _check_body(self, scope: Scope, body: bytes) -> None:
+        """What is sent to the page may name files, which must be its own."""
+        if scope["path"].startswith("/v1/") or not body or _headers(scope).get("content-type", "").startswith("multi"):
+            return
+        try:
+            payload = json.loads(body)
+        except (ValueError, RecursionError):
+            raise Refusal(400, "the body is not JSON") from None
+        try:
+            reason = self.page_refuses(payload)
+        except RecursionError:
+            reason = "the body is nested too deeply"
+        if reason is not None:
+            raise Refusal(400, reason)
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """A body that was read already, and then what comes: whether the client has gone."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if not sent:
+            sent = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return again
+
+
+def error_body(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
+    """{"error": …}, as OpenAI's API has it."""
+    return {"error": {"message": refusal.message, "type": refusal.kind, "param": param, "code": refusal.code}}
+
+
+async def answer(send: Send, refusal: Refusal) -> None:
+    """Sends a refusal, and closes: what is left of the body is not read."""
+    body = json.dumps(error_body(refusal)).encode()
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        (b"connection", b"close"),
+    ]
+    if refusal.status == 429:
+        headers.append((b"retry-after", b"2"))
+    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,209 @@
+"""JSON as OpenAI's clients send it -> what the engine takes. Nothing here is fetched: pictures are data URIs.
+
+Requests are checked whole before anything is computed. What would change the answer and is not done (tools, several
+choices, …) is refused; what would not (a user's name, …) is ignored.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, Literal
+
+import numpy as np
+import pydantic
+
+from emu_jax.data.images import decode_image
+from emu_jax.errors import UserError
+from emu_jax.serve.engine import DrawSettings, TextSettings
+from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.sequences import Message
+
+# Fields that change nothing here, and values that ask for what is done anyway.
+IGNORED = {"user", "store", "metadata", "service_tier", "quality", "style", "safety_identifier", "prompt_cache_key"}
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
+    "logprobs": (False,),
+    "response_format": ({"type": "text"},),
+    "tools": ([],),
+    "stop": ([],),
+    "logit_bias": ({},),
+    "parallel_tool_calls": (True, False),
+    "background": ("auto", "opaque"),
+    "output_format": ("png",),
+    "moderation": ("auto",),
+}
+
+
+class _Request(pydantic.BaseModel):
+    """Fields that are known; others are looked at by `check_fields`."""
+
+    model_config = pydantic.ConfigDict(extra="allow", strict=True)
+
+    def check_fields(self) -> None:
+        """Raises UserError for a field that would change the answer, and does nothing here."""
+        for name, value in (self.model_extra or {}).items():
+            if value is None or name in IGNORED or value in NEUTRAL.get(name, ()):
+                continue
+            raise LimitError(name[:100], f"{name[:100]} is not supported here; leave it out")
+
+
+class TextPart(_Request):
+    """{"type": "text", "text": …}."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Request):
+    """{"url": "data:image/png;base64,…"}; `detail` changes nothing, the model has one size of pictures."""
+
+    url: str
+    detail: str | None = None
+
+
+class ImagePart(_Request):
+    """{"type": "image_url", "image_url": …}."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class ChatMessage(_Request):
+    """A message; "developer" is another name for the system."""
+
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[TextPart | ImagePart]
+
+
+class StreamOptions(_Request):
+    """Whether a last piece tells the usage."""
+
+    include_usage: bool = False
+
+
+class ChatRequest(_Request):
+    """POST /v1/chat/completions. `top_k` and `min_length` are ours."""
+
+    model: str
+    messages: list[ChatMessage]
+    max_tokens: int | None = None
+    max_completion_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_length: int | None = None
+    seed: int | None = None
+    n: int | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+
+    def settings(self) -> TextSettings:
+        """How to write; without a temperature the likeliest token is taken."""
+        wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        defaults = TextSettings()
+        return TextSettings(
+            max_new_tokens=wanted,
+            temperature=defaults.temperature if self.temperature is None else self.temperature,
+            top_k=defaults.top_k if self.top_k is None else self.top_k,
+            top_p=defaults.top_p if self.top_p is None else self.top_p,
+            min_length=defaults.min_length if self.min_length is None else self.min_length,
+            seed=defaults.seed if self.seed is None else self.seed,
+        )
+
+    def check(self, limits: Limits) -> None:
+        """Raises UserError for what lies beyond the limits, before any picture is decoded."""
+        self.check_fields()
+        if self.n not in (None, 1):
+            raise LimitError("n", f"n={self.n}; expected 1, ask again for another answer")
+        if not 1 <= len(self.messages) <= limits.messages:
+            raise LimitError("messages", f"{len(self.messages)} messages; expected 1 to {limits.messages}")
+        parts = [part for message in self.messages for part in _parts(message)]
+        limits.check_pictures(sum(isinstance(part, ImagePart) for part in parts))
+        limits.check_text(*(part if isinstance(part, str) else getattr(part, "text", "") for part in parts))
+        self.settings().check(limits)
+
+    def decode(self, limits: Limits) -> list[Message]:
+        """The messages, with their pictures uint8 [H, W, 3]; takes as long as decoding them."""
+        found = []
+        for number, message in enumerate(self.messages):
+            role = "system" if message.role == "developer" else message.role
+            parts: list[str | np.ndarray] = []
+            for place, part in enumerate(_parts(message)):
+                if isinstance(part, ImagePart):
+                    where = f"messages[{number}].content[{place}].image_url"
+                    parts.append(decode_data_uri(part.image_url.url, where, limits))
+                else:
+                    parts.append(part if isinstance(part, str) else part.text)
+            found.append(Message(role, tuple(parts)))
+        return found
+
+
+def _parts(message: ChatMessage) -> list[str | TextPart | ImagePart]:
+    return [message.content] if isinstance(message.content, str) else list(message.content)
+
+
+class ImageRequest(_Request):
+    """POST /v1/images/generations. Ours are `images` (data URIs, before the prompt), sampler, steps, guidance, seed."""
+
+    prompt: str
+    model: str | None = None
+    n: int | None = None
+    size: str | None = None
+    response_format: str | None = None
+    images: list[str] | None = None
+    sampler: str | None = None
+    steps: int | None = None
+    guidance: float | None = None
+    seed: int | None = None
+
+    def settings(self) -> list[DrawSettings]:
+        """How to draw each picture; seeds follow each other."""
+        d = DrawSettings()
+        return [
+            DrawSettings(
+                sampler=d.sampler if self.sampler is None else self.sampler,
+                steps=d.steps if self.steps is None else self.steps,
+                guidance=d.guidance if self.guidance is None else self.guidance,
+                seed=(d.seed if self.seed is None else self.seed) + number,
+            )
+            for number in range(self.n or 1)
+        ]
+
+    def check(self, limits: Limits, size: int) -> None:
+        """Raises UserError for what lies beyond the limits; `size` is the height and width of what is drawn."""
+        self.check_fields()
+        limits.check("n", 1 if self.n is None else self.n, 1, limits.drawings)
+        limits.check_text(self.prompt)
+        limits.check_pictures(len(self.images or ()))
+        if self.size not in (None, "auto", f"{size}x{size}"):
+            raise LimitError("size", f"size={self.size[:100]!r}; this model draws {size}x{size}")
+        if self.response_format not in (None, "b64_json"):
+            raise LimitError(
+                "response_format",
+                f"response_format={self.response_format[:100]!r}; expected b64_json, nothing is stored",
+            )
+
+    def decode(self, limits: Limits) -> list[str | np.ndarray]:
+        """The prompt: its pictures, then its text."""
+        shown = [decode_data_uri(uri, f"images[{place}]", limits) for place, uri in enumerate(self.images or ())]
+        return [*shown, self.prompt] if self.prompt else list(shown)
+
+
+def decode_data_uri(uri: str, where: str, limits: Limits) -> np.ndarray:
+    """data:image/…;base64,… -> uint8 [H, W, 3].
+
+    Raises:
+      UserError: another scheme, which is never fetched; not base64; too many bytes or pixels; no picture.
+    """
+    head, comma, data = uri.partition(",")
+    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+        raise LimitError(
+            where, f"{where} is {uri[:40]!r}…; expected data:image/png;base64,… (or jpeg, webp): no address is fetched"
+        )
+    limits.check_upload(len(data) * 3 // 4, where)
+    try:
+        return decode_image(base64.b64decode(data, validate=True), where)
+    except binascii.Error as error:
+        raise UserError(f"{where}: not base64 ({error})") from error

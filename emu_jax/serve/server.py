@@ -1,0 +1,203 @@
+"""A checkpoint -> a server that listens, until it is told to stop: the page, the HTTP API, /healthz and /metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import ipaddress
+import logging
+import os
+import re
+import socket
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from emu_jax.api import TUNED, Emu
+from emu_jax.errors import UserError
+from emu_jax.generate.decoder import Decoder
+from emu_jax.serve import api
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.guard import Guard
+from emu_jax.serve.limits import Limits
+from emu_jax.serve.metrics import Metrics
+from emu_jax.train.checkpoint import is_checkpoint
+
+log = logging.getLogger(__name__)
+
+QUICKSTART = Path("runs/quickstart")
+KEY_VARIABLE = "EMU_JAX_API_KEY"
+KEY_LENGTH = 16  # characters, at least
+STOP_SECONDS = 10  # that requests have to end when the server stops
+HEAD_BYTES = 64 * 1024  # of a request's first line and headers
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a server is started with.
+
+    Attributes:
+      checkpoint: as `Emu.load` takes it; a work directory with a tuned `chat` in it is served with both. None: the
+        quick start's.
+      name: of the model in the API; by default the folder's.
+      key: asked of everybody; None: nothing but this machine is listened to.
+    """
+
+    checkpoint: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 7860
+    key: str | None = None
+    name: str | None = None
+    tokenizer: Path | None = None
+    decoder: Path | None = None
+    safety_checker: bool = True
+    mesh: Mapping[str, int] | None = None
+    page: bool = True
+    limits: Limits = dataclasses.field(default_factory=Limits)
+
+    def __post_init__(self):
+        if self.key is not None and (
+            len(self.key) < KEY_LENGTH or not self.key.isascii() or not self.key.isprintable()
+        ):
+            raise UserError(
+                f"the key has {len(self.key)} characters; expected {KEY_LENGTH} or more, of printable ASCII"
+            )
+        if self.key is None and not is_loopback(self.host):
+            raise UserError(
+                f"--host {self.host} is seen by other machines: a key is needed; put {KEY_LENGTH} or more characters "
+                f"into {KEY_VARIABLE}, e.g. by `openssl rand -hex 16`"
+            )
+        if not 0 <= self.port <= 65535:
+            raise UserError(f"--port {self.port}; expected 0 to 65535 (0: any that is free)")
+        if self.name is not None and not re.fullmatch(r"[\w.:/-]{1,100}", self.name, re.ASCII):
+            raise UserError(f"--name {self.name[:100]!r}; expected 1 to 100 letters, digits and any of . : / - _")
+
+    @property
+    def folder(self) -> Path:
+        """What is served.
+
+        Raises:
+          UserError: nothing was named, and the quick start has not run.
+        """
+        if self.checkpoint is not None:
+            return self.checkpoint
+        if not is_checkpoint(QUICKSTART):
+            raise UserError(
+                f"{QUICKSTART}: no checkpoint to serve; make one by launch/quickstart.sh (or emu-jax train --config "
+                "configs/quickstart.py --workdir runs/quickstart), or name another by --checkpoint"
+            )
+        return QUICKSTART
+
+    @property
+    def model_name(self) -> str:
+        """The model's name in the API."""
+        return self.name or re.sub(r"[^\w.:-]", "-", self.folder.resolve().name, flags=re.ASCII)[:100] or "emu"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is this machine's alone."""
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return host == "localhost"
+
+
+def load(options: Options) -> Emu:
+    """The model; UserError where there is none, or its parts do not fit."""
+    folder, decoder = options.folder, options.decoder
+    if is_checkpoint(folder) and is_checkpoint(folder / TUNED):
+        decoder = folder if decoder is None and Decoder.exists(folder) else decoder
+        folder = folder / TUNED
+    return Emu.load(
+        folder,
+        tokenizer=options.tokenizer,
+        decoder=decoder,
+        safety_checker=options.safety_checker,
+        mesh=options.mesh,
+    )
+
+
+def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
+    """The ASGI application of a started engine; what is uploaded to the page lies in `folder` alone."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await asyncio.to_thread(engine.close, STOP_SECONDS)
+
+    app = FastAPI(title="emu_jax", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
+    api.add_routes(app, engine, options.model_name, Metrics(engine))
+    refuses: Callable[[object], str | None] = lambda payload: "there is no page here"  # noqa: E731
+    if options.page:
+        from emu_jax.serve import page, page_guard
+
+        app = page.mount(app, engine, options.model_name, options.key, folder)
+        refuses = page_guard.refuses
+    return Guard(app, options.limits, options.key, refuses)
+
+
+def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
+    """Serves until SIGTERM or Ctrl-C; then requests have ten seconds to end.
+
+    Args:
+      ready: told the address once requests are answered.
+
+    Raises:
+      UserError: the address cannot be listened at, or there is no model; before anything is compiled.
+    """
+    listener = _listen(options.host, options.port)
+    with listener, tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
+        os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+        engine = Engine(load(options), options.limits)
+        log.info("compiling what requests need")
+        engine.start()
+        config = uvicorn.Config(
+            make_app(engine, options, Path(folder)),
+            log_level="warning",
+            server_header=False,
+            timeout_graceful_shutdown=STOP_SECONDS,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            http="h11",
+            ws="none",
+        )
+        server = _Server(config, listener.getsockname(), ready)
+        try:
+            server.run(sockets=[listener])
+        finally:
+            engine.close(0)
+
+
+class _Server(uvicorn.Server):
+    """Tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config, address: tuple, ready: Callable[[str], None] | None):
+        super().__init__(config)
+        self._address, self._ready = address, ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = self._address[:2]
+        if self._ready is not None:
+            self._ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"--host {host}: no such address ({error.strerror})") from error
+    try:
+        if sys.platform != "win32":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(1024)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"--port {port}: cannot listen at {host} ({error.strerror}); choose another") from error
+    return listener

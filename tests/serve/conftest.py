@@ -1,0 +1,92 @@
+"""A small tuned model with a decoder behind an engine, and behind a real server in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from emu_jax import Emu
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.limits import Limits
+
+KEY = "a-key-of-the-tests-1234"
+LIMITS = Limits(text_slots=3, drawing_slots=2, waiting=6, seconds=60.0)
+
+
+@pytest.fixture(scope="session")
+def model(instructed, drawing) -> Emu:
+    """Adapters beside the weights, and a visual decoder."""
+    return Emu.load(instructed, decoder=drawing)
+
+
+@pytest.fixture(scope="session")
+def engine(model) -> Iterator[Engine]:
+    """Started; tests must leave it idle."""
+    engine = Engine(model, LIMITS)
+    engine.start()
+    yield engine
+    engine.close(0)
+
+
+class Server:
+    """`emu-jax serve` in a process; `address` is where it listens."""
+
+    def __init__(self, *arguments: str, key: str | None = None):
+        self.folder = Path(os.environ["TMPDIR"]) if "TMPDIR" in os.environ else Path("/tmp")
+        environment = {name: value for name, value in os.environ.items() if name != "EMU_JAX_API_KEY"}
+        if key is not None:
+            environment["EMU_JAX_API_KEY"] = key
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "emu_jax.cli", "serve", "--port", "0", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=environment,
+        )
+        self.lines: list[str] = []
+        self.address = self._wait(300.0)
+
+    def _wait(self, seconds: float) -> str:
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if select.select([self.process.stdout], [], [], 1.0)[0]:
+                line = self.process.stdout.readline()
+                self.lines.append(line)
+                if line.startswith("http://"):
+                    return line.split()[0]
+                if not line:
+                    break
+        self.process.kill()
+        raise AssertionError(f"the server did not start:\n{''.join(self.lines)}")
+
+    @property
+    def port(self) -> int:
+        return int(self.address.rsplit(":", 1)[1])
+
+    def stop(self) -> int:
+        """SIGTERM, and the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(60)
+        finally:
+            self.process.kill()
+            self.lines += self.process.stdout.readlines()
+
+
+@pytest.fixture(scope="session")
+def served(instructed, drawing) -> Iterator[Server]:
+    """Served without a page, with small limits; tests must leave it idle."""
+    server = Server(
+        *("--checkpoint", str(instructed), "--decoder", str(drawing), "--name", "tiny", "--no-page"),
+        *("--text-slots", "4", "--drawing-slots", "2", "--waiting", "8", "--body-seconds", "0.5"),
+    )
+    yield server
+    assert server.stop() == 0, server.lines

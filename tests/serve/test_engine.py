@@ -1,0 +1,144 @@
+"""The engine: results, streams, cancellation, deadlines, a full queue, faults, the end."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
+from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.sequences import Message
+
+CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+LONG = TextSettings(max_new_tokens=60, min_length=1000)
+QUESTION = [Message("user", (CAT, "what is it?"))]
+
+
+def test_texts_and_pictures_at_the_same_time(engine, model):
+    async def ask():
+        chats = [await engine.chat(QUESTION, TextSettings(max_new_tokens=12)) for _ in range(4)]
+        writes = [
+            await engine.write(["a red"], TextSettings(max_new_tokens=12, seed=s, temperature=1.5)) for s in (1, 2)
+        ]
+        draws = [await engine.draw(["a red bar"], DrawSettings("ddim", 3, 2.0, seed)) for seed in range(3)]
+        pieces = ["".join([piece async for piece in ticket]) for ticket in [*chats, *writes]]
+        events = [[event async for event in ticket] for ticket in draws]
+        return pieces, events, [await ticket.result() for ticket in [*chats, *writes, *draws]]
+
+    pieces, events, results = asyncio.run(ask())
+    texts, pictures = results[:6], results[6:]
+    assert pieces == [written.text for written in texts]
+    chat = model.merged().chat()
+    answer = chat.say([CAT, "what is it?"], max_new_tokens=12)
+    assert [written.text for written in texts[:4]] == [answer.text] * 4
+    assert texts[0].new_tokens == len(answer.token_ids)
+    plain = model.without_adapters()
+    for seed, written in zip((1, 2), texts[4:], strict=True):
+        expected = plain.generate_text([["a red"]], max_new_tokens=12, temperature=1.5, seed=seed)[0]
+        assert written.text == expected.text
+        assert written.ended == (len(expected.token_ids) < 12)
+    assert events == [[(1, 3), (2, 3), (3, 3)]] * 3
+    for seed, drawn in enumerate(pictures):
+        alone = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
+        np.testing.assert_allclose(np.asarray(drawn.image, int), np.asarray(alone.image, int), atol=1)
+
+
+def test_who_cancels_frees_the_place(engine):
+    async def ask():
+        before = engine.counts.cancelled
+        tickets = [await engine.chat(QUESTION, LONG) for _ in range(9)]  # 3 run, 6 wait
+        with pytest.raises(Busy, match="waiting already"):
+            [await engine.chat(QUESTION, LONG) for _ in range(9)]
+        for ticket in tickets:
+            ticket.cancel()
+        late = await asyncio.wait_for((await engine.chat(QUESTION, TextSettings(max_new_tokens=2))).result(), 30)
+        with pytest.raises(Stopping, match="given up"):
+            await tickets[0].result()
+        return late, engine.counts.cancelled - before
+
+    late, cancelled = asyncio.run(ask())
+    assert late.new_tokens <= 2
+    assert cancelled >= 9
+
+
+def test_time_is_up(model):
+    engine = Engine(model, Limits(text_slots=1, drawing_slots=1, seconds=0.05))
+    engine.start()
+
+    async def ask():
+        tickets = [await engine.write(["a"], LONG) for _ in range(40)]
+        return await asyncio.gather(*(ticket.result() for ticket in tickets), return_exceptions=True)
+
+    results = asyncio.run(ask())
+    late = [result for result in results if isinstance(result, TimeUp)]
+    assert late, "40 texts of 60 tokens, one at a time, do not take 50 ms"
+    assert str(late[0]) == "the request took longer than 0.05 seconds"
+    assert engine.counts.timed_out == len(late)
+    engine.close(0)
+    assert not engine.healthy
+
+
+def test_a_turn_that_fails_ends_its_requests_alone(engine, monkeypatch):
+    def breaks():
+        raise RuntimeError("out of memory")
+
+    async def ask(expected):
+        ticket = await engine.chat(QUESTION, TextSettings(max_new_tokens=8, min_length=1000))
+        if not expected:
+            return await ticket.result()
+        with pytest.raises(Failed, match="the model failed"):
+            await ticket.result()
+
+    monkeypatch.setattr(engine._lanes[0], "write", breaks)
+    asyncio.run(ask(True))
+    monkeypatch.undo()
+    assert engine.healthy
+    assert asyncio.run(ask(False)).new_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (TextSettings(max_new_tokens=0), "max_tokens=0; expected 1 to 1024"),
+        (TextSettings(max_new_tokens=10**9), "max_tokens=1000000000; expected 1 to 1024"),
+        (TextSettings(temperature=float("nan")), "temperature=nan"),
+        (TextSettings(top_p=0.0), "top_p"),
+        (TextSettings(seed=-1), "seed=-1"),
+    ],
+)
+def test_settings_of_texts(engine, settings, said):
+    with pytest.raises(UserError, match=said):
+        asyncio.run(engine.write(["a"], settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (DrawSettings(steps=10**9), "steps=1000000000; expected 1 to 200"),
+        (DrawSettings(guidance=float("inf")), "guidance=inf"),
+        (DrawSettings(sampler="ddmi"), "did you mean ddim"),
+    ],
+)
+def test_settings_of_pictures(engine, settings, said):
+    with pytest.raises(UserError, match=said):
+        asyncio.run(engine.draw(["a"], settings))
+
+
+def test_too_many_pictures(engine):
+    with pytest.raises((LimitError, UserError), match=r"context|pictures"):
+        asyncio.run(engine.write([CAT] * 33, TextSettings(max_new_tokens=1)))
+
+
+def test_the_end(model):
+    engine = Engine(model, Limits(text_slots=1, drawing_slots=1))
+    engine.start()
+
+    async def ask():
+        running = await engine.write(["a"], TextSettings(max_new_tokens=40, min_length=1000))
+        await asyncio.to_thread(engine.close, 30.0)
+        with pytest.raises(Stopping, match="stopping"):
+            await engine.write(["a"], TextSettings())
+        return await running.result()
+
+    assert asyncio.run(ask()).new_tokens == 40

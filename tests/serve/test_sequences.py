@@ -1,0 +1,78 @@
+"""What is read of requests: the tokens of training and of `Chat`, and roles that make no sense."""
+
+import numpy as np
+import pytest
+
+from emu_jax.errors import UserError
+from emu_jax.generate.chat import Film
+from emu_jax.serve import sequences
+from emu_jax.serve.sequences import ContextError, Message
+
+DRAW = np.random.default_rng(0)
+CAT, DOG, *FRAMES = DRAW.integers(0, 256, (6, 16, 16, 3), np.uint8)
+
+
+@pytest.mark.parametrize("first", [("a red", CAT, "bar"), ("green",), (CAT, DOG), (Film(tuple(FRAMES)), "a bar")])
+@pytest.mark.parametrize("system", [None, "", "blue"])
+def test_a_conversation_is_what_a_chat_reads(model, first, system):
+    chat = model.chat(system)
+    before = [] if system is None else [Message("system", (system,))]
+    for number, message in enumerate([first, ("a cross",), (DOG,)]):
+        before.append(Message("user", message))
+        found = sequences.conversation(model, before)
+        answer = f"it is {number}"
+        chat.add(list(message), answer)
+        ids = model.tokenizer.encode_plain(answer)
+        expected = chat.tokens[: len(chat.tokens) - len(ids) - 1]
+        assert found.tokens.tolist() == expected
+        assert (found.sources >= 0).sum() == len(found.pictures) * 4
+        before.append(Message("assistant", (answer,)))
+
+
+def test_a_continuation_is_what_generate_text_reads(model):
+    found = sequences.continuation(model, [CAT, "a red ", DOG])
+    assert found.pictures.shape == (2, 16, 16, 3)
+    assert found.sources[found.sources >= 0].tolist() == [*range(8)]
+    assert found.tokens[0] == model.tokenizer.bos_id
+    assert sequences.continuation(model, ["a"], draws=True).tokens[-1] == model.tokenizer.img_id
+
+
+def test_messages_of_one_role_are_one(model):
+    apart = sequences.conversation(model, [Message("user", ("a ",)), Message("user", ("bar",))])
+    together = sequences.conversation(model, [Message("user", ("a bar",))])
+    assert apart.tokens.tolist() == together.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "roles are: none"),
+        ([Message("assistant", ("a",))], "expected an optional system message first"),
+        ([Message("user", ("a",)), Message("assistant", ("b",))], "a user's last"),
+        ([Message("user", ("a",)), Message("system", ("b",))], "in turn"),
+        ([Message("robot", ("a",))], "role 'robot' is unknown"),
+        ([Message("user", ("  ",))], "message is empty"),
+        ([Message("system", (CAT,)), Message("user", ("a",))], "only users show pictures"),
+        ([Message("user", ("\ud800",))], "not Unicode text"),
+    ],
+)
+def test_conversations_that_cannot_be_answered(model, messages, said):
+    with pytest.raises(UserError, match=said):
+        sequences.conversation(model, messages)
+
+
+def test_a_model_that_was_not_tuned(drawing):
+    from emu_jax import Emu
+
+    with pytest.raises(UserError, match="does not chat"):
+        sequences.conversation(Emu.load(drawing), [Message("user", ("a",))])
+
+
+def test_room(model):
+    context = model.config.llama.context
+    found = sequences.continuation(model, ["a"])
+    assert found.room(context, None) == min(256, context - len(found.tokens))
+    with pytest.raises(ContextError, match=f"exceeds the model's context of {context}"):
+        found.room(context, context)
+    with pytest.raises(ContextError, match="exceeds the model's context"):
+        sequences.continuation(model, [CAT] * 40)
