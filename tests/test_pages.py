@@ -73,7 +73,9 @@ SMALLER = {
     r"^emu-jax inspect-data ": ("--batches=1", "--rows=1", "--config.data.batch_rows=2", "--config.data.shards=1"),
     r"^emu-jax bench ": ("--repetitions=1",),
     r"^emu-jax prepare .*--workers": ("--workers=2",),
+    r"^emu-jax precompute ": ("--split=heldout_concepts",),
     r"^emu-jax evaluate .*--data": ("--limit=2",),
+    r"^emu-jax evaluate ": ("--split=heldout_concepts",),
 }
 PATH = re.compile(r"`((?:emu_jax|configs|launch|tests|notebooks|\.ci)/[\w./*-]+)(?::[\w.]+)*`")
 

@@ -320,5 +320,5 @@ class Llama(nnx.Module):
 
         layers = jnp.arange(c.layers)
         carry: tuple[Array, ...] = (embeddings, cache.k, cache.v)
-        (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=unroll)
+        x, k, v = jax.lax.scan(block, carry, (params, layers), unroll=unroll)[0]
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)
