@@ -199,8 +199,8 @@ class Emu:
         Args:
           num_beams: beam search with so many beams; 1 decodes greedily, or samples when temperature is above 0.
           min_length, length_penalty: lengths count a placeholder <s>, as the reference's do.
-          temperature: 0 takes the likeliest token; above, one is drawn, by `seed`, of the `top_k` likeliest (0: all) that
-            make up the probability `top_p`.
+          temperature: 0 takes the likeliest token; above, one is drawn, by `seed`, of the `top_k` likeliest (0: all)
+            that make up the probability `top_p`.
         """
         check_decoding(num_beams, max_new_tokens, temperature, top_p)
         inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
