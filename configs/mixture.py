@@ -4,7 +4,7 @@ launch/mixture.sh                # gets the data, prepares them, shows them, tra
 emu-jax train --config configs/mixture.py --workdir runs/mixture
 emu-jax train --config configs/mixture.py:FOLDER/data --workdir FOLDER        # after launch/mixture.sh FOLDER
 
-README, "Data at scale", says where the data come from. 300 steps take 5 to 8 minutes on 2 CPU cores; the text loss of
+data-formats.md says where the data come from. 300 steps take 5 to 8 minutes on 2 CPU cores; the text loss of
 every source falls from about 7.5 to about 5, its regression loss to less than a half.
 """
 

@@ -199,6 +199,8 @@ class Emu:
         Args:
           num_beams: beam search with so many beams; 1 decodes greedily, or samples when temperature is above 0.
           min_length, length_penalty: lengths count a placeholder <s>, as the reference's do.
+          temperature: 0 takes the likeliest token; above, one is drawn, by `seed`, of the `top_k` likeliest (0: all)
+            that make up the probability `top_p`.
         """
         check_decoding(num_beams, max_new_tokens, temperature, top_p)
         inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
@@ -251,7 +253,13 @@ class Emu:
 
         Args: as `generate_images` takes them; latents: [1, h, w, C].
         """
-        settings = {"sampler": sampler, "steps": steps, "guidance": guidance, "height": height, "width": width}
+        settings: dict[str, Any] = {
+            "sampler": sampler,
+            "steps": steps,
+            "guidance": guidance,
+            "height": height,
+            "width": width,
+        }
         return self.generate_images([prompt], seeds=[seed], latents=latents, **settings)[0]
 
     def generate_images(
@@ -328,13 +336,15 @@ class Emu:
             raise UserError(
                 f"continue_document: max_items={max_items}, pattern={pattern}; expected at least 1, and text or image"
             )
-        parts, items = list(document), []
+        parts: list[str | Picture] = list(document)
+        items: list[GeneratedText | GeneratedImage] = []
         kinds = list(pattern)[:max_items] if pattern is not None else None
         kind = kinds[0] if kinds else "text"
         while len(items) < (max_items if kinds is None else len(kinds)):
             if kind == "image":
-                items.append(self.generate_image(parts, seed=seed + len(items), **drawing))
-                parts.append(items[-1].image)
+                drawn = self.generate_image(parts, seed=seed + len(items), **drawing)
+                items.append(drawn)
+                parts.append(drawn.image)
                 kind = "text"
             else:
                 text = self.generate_text([parts], max_new_tokens=max_new_tokens)[0]

@@ -211,7 +211,7 @@ def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timi
     units = {name: counts[name] for name in COUNTED if name in counts}
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     return _measured(
-        "train step", f"{experiment.rows} rows, {shape}", seconds, units, experiment.flops, mesh.devices.flat
+        "train step", f"{experiment.rows} rows, {shape}", seconds, units, experiment.flops, list(mesh.devices.flat)
     )
 
 

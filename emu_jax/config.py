@@ -2,6 +2,9 @@
 
 A config file holds `get_config(variant: str = …) -> ConfigDict`. Values given on the command line are
 read as Python literals (plain words as strings) and must be of the field's type.
+
+An installed wheel carries the project's `configs` (setup.py): where the user has no file `configs/quickstart.py`, its
+own is taken, and a config of one's own may begin with `from configs import quickstart` there too.
 """
 
 from __future__ import annotations
@@ -18,15 +21,22 @@ from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError, nearest
 
+SHIPPED = Path(__file__).with_name("shipped")  # holds `configs` in a wheel; a checkout has them at its root
+
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Loads `path/to/file.py[:variant]` and applies overrides like `--config.train.steps=10`.
+
+    >>> load_config("configs/quickstart.py", ["--config.train.steps=10"]).train.steps
+    10
 
     Raises:
       UserError: the file is missing, the variant or a field is unknown, or a value has another type.
     """
     path, _, variant = spec.partition(":")
     file = Path(path)
+    if not file.is_file() and file.parts[:1] == ("configs",):
+        file = SHIPPED / path
     if not file.is_file():
         raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
     # Config files import one another as `configs.models`, whatever the current directory.
@@ -34,7 +44,11 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     root = str(next((folder for folder in folders if folder.name == "configs"), folders[0]).parent)
     if root not in sys.path:
         sys.path.insert(0, root)
+    if SHIPPED.is_dir() and str(SHIPPED) not in sys.path:
+        sys.path.append(str(SHIPPED))
     module_spec = importlib.util.spec_from_file_location(f"emu_jax_config_{file.stem}", file)
+    if module_spec is None or module_spec.loader is None:
+        raise UserError(f"--config {path}: not a Python file; expected a config such as configs/quickstart.py")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
@@ -53,7 +67,17 @@ def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file:
 
 
 def override(config: ConfigDict, text: str) -> None:
-    """Sets one field, in place, from `--config.<field>=<value>`."""
+    """Sets one field, in place, from `--config.<field>=<value>`.
+
+    >>> config = ConfigDict({"data": {"source": "fluent_emoji", "shards": 1}, "rate": 1.0})
+    >>> override(config, "--config.data.shards=16")
+    >>> override(config, "--config.rate=1e-4")
+    >>> config.data.shards, config.rate
+    (16, 0.0001)
+    >>> override(config, "--config.data.shard=4")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: --config.data.shard: config.data has no field 'shard'; did you mean shards?
+    """
     flag, separator, text = text.partition("=")
     if not flag.startswith("--config.") or not separator:
         raise UserError(f"{flag}: expected --config.<field>=<value>")

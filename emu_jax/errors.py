@@ -13,7 +13,13 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to a mistyped one, or all of them when none is close."""
+    """The known name closest to a mistyped one, or all of them when none is close.
+
+    >>> nearest("stpes", ["steps", "minutes"])
+    'steps'
+    >>> nearest("x", ["steps", "minutes"])
+    'minutes | steps'
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     return close[0] if close else " | ".join(names)

@@ -388,10 +388,11 @@ def plan(
     Raises:
       UserError: not an Emu's; lists everything that does not fit at once.
     """
-    heads = {"vision_head_dim": vision_head_dim, "llama_head_dim": llama_head_dim}
+    heads: dict[str, Any] = {"vision_head_dim": vision_head_dim, "llama_head_dim": llama_head_dim}
     matched = match(tensors.shapes, where=str(tensors.path), faults=unreadable(tensors), **heads)
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
-    steps, dtypes = assign(matched, tensors, lora_alpha if merge_lora else None), {}
+    steps = assign(matched, tensors, lora_alpha if merge_lora else None)
+    dtypes: dict[str, np.dtype] = {}
     if matched.adapters and not merge_lora:
         lora, kept = _keep_adapters(matched, tensors)
         steps += lora
@@ -402,7 +403,7 @@ def plan(
         keys = _published_names({name: None for name in matched.unused}, "")[0]
         for key, name in keys.items():
             leaf = f"unused/{key}"
-            shapes[leaf], dtypes[leaf], names[key] = tensors.shapes[name], tensors.dtypes[name], name
+            shapes[leaf], dtypes[leaf], names[key] = tensors.shapes[name], np.dtype(tensors.dtypes[name]), name
             steps.append(Step(leaf, None, (name,), lambda x: x))
     ranks = sorted({tensors.shapes[a][0] for a, _ in matched.adapters.values()})
     about = {
@@ -422,6 +423,7 @@ def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) ->
     """A step a rule; where `lora_alpha` is given, adapted weights are W + alpha / r * B A."""
 
     def merged(transform: Callable, a_name: str) -> Callable[..., np.ndarray]:
+        assert lora_alpha is not None
         factor = np.float32(lora_alpha / tensors.shapes[a_name][0])
 
         def make(value: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -444,13 +446,14 @@ def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[s
     adapted: dict[str, dict[int, tuple[str, str]]] = {}
     for rule in matched.rules:
         if rule.key in matched.adapters:
+            assert rule.layer is not None  # what is adapted lies in the stacked blocks
             adapted.setdefault(rule.path.removesuffix("/kernel"), {})[rule.layer] = matched.adapters[rule.key]
     steps, leaves, faults = [], {}, []
     for path, layers in adapted.items():
         depth = matched.targets[f"{path}/kernel"][0]
         for side, name in enumerate("ab"):
             leaf, some = f"lora/{path}/{name}", layers[min(layers)][side]
-            shape, dtype = tensors.shapes[some], tensors.dtypes[some]
+            shape, dtype = tensors.shapes[some], np.dtype(tensors.dtypes[some])
             leaves[leaf] = ((depth, *shape[::-1]), dtype)
             for layer in range(depth):
                 if layer not in layers:

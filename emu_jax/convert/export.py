@@ -138,7 +138,8 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> lis
     rules = emu.table(model)
     tensors = [*_rules(checkpoint, rules, dtype, merge_lora), *_unused(checkpoint, dtype)]
     if apart:
-        tensors = [(_peft_name(name), *rest) for name, *rest in [*tensors, *_adapters(checkpoint, rules, dtype)]]
+        adapters = _adapters(checkpoint, rules, dtype)
+        tensors = [(_peft_name(name), shape, kind, value) for name, shape, kind, value in [*tensors, *adapters]]
         files = [folder / "Emu-instruct.pt"]
         _write(files[0], tensors, nest="module")
     else:
@@ -171,7 +172,10 @@ def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: b
     alone = checkpoint.config.get("objective") == "llama"
     sizes = checkpoint.config["model"]["llama"] if alone else checkpoint.model()["llama"]
     rules = [rule for rule in emu.table_of(llama=sizes["layers"]) if llama.in_scope(rule.path)]
-    tensors = [(name.removeprefix(llama.PREFIX), *rest) for name, *rest in _rules(checkpoint, rules, dtype, merge_lora)]
+    tensors: list[Tensor] = [
+        (name.removeprefix(llama.PREFIX), shape, kind, value)
+        for name, shape, kind, value in _rules(checkpoint, rules, dtype, merge_lora)
+    ]
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
         if shards[-1] and sum(map(_nbytes, shards[-1])) + _nbytes(tensor) > SHARD:
@@ -202,7 +206,7 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool) -> list[P
     folders = {part: source / part for part in (UNET, VAE) if is_checkpoint(source / part)}
     if not folders:
         kind = Checkpoint(source).config.get("objective")
-        folders = {{"decoder": UNET, "vae": VAE}.get(kind, ""): source}
+        folders = {{"decoder": UNET, "vae": VAE}.get(str(kind), ""): source}
         if "" in folders:
             raise UserError(
                 f"--from {source}: holds no U-Net and no VAE; expected {UNET} and {VAE} in it, or one of them"
@@ -236,8 +240,8 @@ def _peft(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
             "without --merge-lora"
         )
     tensors = [
-        ("base_model.model." + name.removeprefix(LM).replace(".default.weight", ".weight"), *rest)
-        for name, *rest in _adapters(checkpoint, emu.table(model), dtype)
+        ("base_model.model." + name.removeprefix(LM).replace(".default.weight", ".weight"), shape, kind, value)
+        for name, shape, kind, value in _adapters(checkpoint, emu.table(model), dtype)
     ]
     _write(folder / "adapter_model.safetensors", tensors)
     lora = checkpoint.lora()
@@ -275,8 +279,9 @@ def _rules(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None, merge_l
 
     def value(rule: Rule, leaf: str) -> np.ndarray:
         found = _next_layer(checkpoint, open_leaves, leaf, rule.layer)
-        sides = [checkpoint.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab"]
-        if merge_lora and None not in sides:
+        found_sides = (checkpoint.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab")
+        sides = [side for side in found_sides if side is not None]
+        if merge_lora and len(sides) == 2:
             a, b = (_next_layer(checkpoint, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
             factor = np.float32(checkpoint.lora()["alpha"] / a.shape[-1])
             found = found.astype(np.float32) + factor * (a @ b)

@@ -75,8 +75,9 @@ def plan(folder: Path) -> Plan:
       UserError: not a LLaMA that this model can be; lists everything that does not fit at once.
     """
     if (folder / PARAMS).is_file():
-        tensors: Tensors = MetaTensors(folder)
-        fields = tensors.fields
+        meta = MetaTensors(folder)
+        tensors: Tensors = meta
+        fields = meta.fields
     else:
         fields = _fields(folder / CONFIG)
         found = open_tensors(folder, WEIGHTS)
@@ -121,7 +122,7 @@ def _fields(file: Path) -> dict[str, Any]:
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
         wrong.append(f"rope_type={rope['rope_type']!r} (expected 'default')")
-    heads = config.get("num_attention_heads")
+    heads: Any = config.get("num_attention_heads")
     if config.get("num_key_value_heads", heads) != heads:
         wrong.append(f"num_key_value_heads={config['num_key_value_heads']} (expected {heads}, one a head)")
     if wrong:
@@ -188,7 +189,7 @@ class MetaTensors(Tensors):
 
     def _fields(self, file: Path) -> dict[str, Any]:
         params = _read_json(file)
-        heads = params.get("n_heads")
+        heads: Any = params.get("n_heads")
         if params.get("n_kv_heads", heads) != heads:
             raise UserError(
                 f"{file}: n_kv_heads={params['n_kv_heads']}, expected {heads}; grouped heads cannot be read"

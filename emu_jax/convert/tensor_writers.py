@@ -15,7 +15,7 @@ import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +91,7 @@ class TensorWriter:
         text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
         file = self._partial.open("wb")
         file.write(struct.pack("<Q", len(text)) + text)
-        self._append = lambda _, value: file.write(_bytes(value))
+        self._append: Callable[[str, np.ndarray], object] = lambda _, value: file.write(_bytes(value))
         self._close = file.close
 
     def _open_torch(self, nest: str | None) -> None:
@@ -104,6 +104,7 @@ class TensorWriter:
         def append(name: str, value: np.ndarray) -> None:
             info = zipfile.ZipInfo(f"archive/data/{keys[name]}")
             # Local header: 30 bytes, the name, 20 bytes of 64-bit sizes, and 4 of this padding's own header.
+            assert archive.fp is not None  # it is open
             begins = archive.fp.tell() + 30 + len(info.filename) + 20 + 4
             info.extra = struct.pack("<HH", 0x4650, -begins % ALIGNMENT) + b"\0" * (-begins % ALIGNMENT)
             with archive.open(info, "w", force_zip64=True) as member:
@@ -113,7 +114,7 @@ class TensorWriter:
 
 
 def _bytes(value: np.ndarray) -> memoryview:
-    return memoryview(value.reshape(-1).view(np.uint8))
+    return value.reshape(-1).view(np.uint8).data
 
 
 def _describe(declared: Declared, keys: Mapping[str, str], nest: str | None) -> bytes:
@@ -133,7 +134,7 @@ def _describe(declared: Declared, keys: Mapping[str, str], nest: str | None) -> 
         def __reduce__(self) -> tuple:
             shape, _ = declared[self.name]
             strides = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-            arguments = (Storage(self.name), 0, shape, strides, False, collections.OrderedDict())
+            arguments: tuple[Any, ...] = (Storage(self.name), 0, shape, strides, False, collections.OrderedDict())
             return torch._utils._rebuild_tensor_v2, arguments
 
     class Pickler(pickle.Pickler):

@@ -10,6 +10,7 @@ import functools
 import itertools
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +35,10 @@ class ClipScorer:
         except ImportError as error:
             raise UserError("CLIP scores need torch and transformers 5; run `pip install 'emu-jax[clip]'`") from error
         try:
-            model, loading = CLIPModel.from_pretrained(
+            loaded: Any = CLIPModel.from_pretrained(
                 folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
             )
+            model, loading = loaded
             self._processor = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:

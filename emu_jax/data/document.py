@@ -63,6 +63,10 @@ class Image:
 class Document:
     """Texts and images in order.
 
+    >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
+    >>> Document((Text("A cat:"), cat, Text("asleep"))).parts[2].text
+    'asleep'
+
     Attributes:
       text_weight: scales the cross-entropy of the document's tokens.
       visual_weight: scales the regression of its images.

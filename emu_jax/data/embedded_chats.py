@@ -64,7 +64,7 @@ def tone(example: Example) -> Asked | None:
 def is_this(example: Example, things: Sequence[str], rng: np.random.Generator) -> Asked:
     """Whether it is its own kind of thing, or one of `things`, with equal probability."""
     own = kind_of_thing(example)
-    thing = own if rng.random() < 0.5 else things[rng.integers(len(things))]
+    thing = own if rng.random() < 0.5 else things[int(rng.integers(len(things)))]
     return Asked(f"yes or no, is this a {thing}", "yes" if thing == own else "no", "is-this")
 
 

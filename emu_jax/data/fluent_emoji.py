@@ -23,6 +23,7 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -108,8 +109,15 @@ class _Entry:
         return pack_record(header, self.picture)
 
 
+def _open(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> IO[bytes]:
+    file = archive.extractfile(member)
+    if file is None:
+        raise UserError(f"{archive.name!r}: {member} is no file; expected the package as npm has it")
+    return file
+
+
 def _names(archive: tarfile.TarFile) -> Iterator[_Entry]:
-    for item in json.load(archive.extractfile("package/en/data.json")):
+    for item in json.load(_open(archive, "package/en/data.json")):
         concept, skins = canonical(item["hexcode"]), item.get("skins", [])
         role = item["label"] if skins else ""
         for variant in [item, *skins]:
@@ -157,8 +165,8 @@ def build(pictures: Path, names: Path, out: Path) -> dict:
     """Builds the data set from the two packages' archives into `out`; returns the manifest."""
     with tarfile.open(names) as archive:
         entries = {entry.key: entry for entry in _names(archive)}
-        names_licence = archive.extractfile("package/LICENSE").read().decode()
-        names_version = json.load(archive.extractfile("package/package.json"))["version"]
+        names_licence = _open(archive, "package/LICENSE").read().decode()
+        names_version = json.load(_open(archive, "package/package.json"))["version"]
     found = []
     with tarfile.open(pictures) as archive:
         for member in archive:  # read from the stream: nothing is extracted to disk
@@ -166,9 +174,9 @@ def build(pictures: Path, names: Path, out: Path) -> dict:
                 continue
             entry = entries.get(canonical(Path(member.name).stem))
             if entry is not None and not entry.picture:
-                entry.picture, entry.digest = _picture(archive.extractfile(member).read(), member.name)
+                entry.picture, entry.digest = _picture(_open(archive, member).read(), member.name)
                 found.append(entry)
-        package = json.load(archive.extractfile("package/package.json"))
+        package = json.load(_open(archive, "package/package.json"))
     out.mkdir(parents=True, exist_ok=True)
     files = {}
     for split, members in split_entries(found).items():

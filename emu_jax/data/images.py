@@ -80,7 +80,12 @@ def _check_size(picture: PIL.Image, where: str) -> None:
 
 
 def flatten(picture: PIL.Image) -> np.ndarray:
-    """PIL picture -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame."""
+    """PIL picture -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame.
+
+    >>> glass = PIL.new("RGBA", (2, 1), (255, 0, 0, 0))
+    >>> flatten(glass).tolist()
+    [[[255, 255, 255], [255, 255, 255]]]
+    """
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 what it should scale
         wide = np.asarray(picture).astype(np.int64)
@@ -107,7 +112,11 @@ def load_image(picture: PIL.Image | np.ndarray | Path) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic and straight (no crop), as the reference does."""
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic and straight (no crop), as the reference does.
+
+    >>> resize(np.full((40, 60, 3), 7, np.uint8), 16).shape
+    (16, 16, 3)
+    """
     return _resize(pixels, size, size)
 
 
@@ -142,13 +151,21 @@ class Recoding:
     def recode(self, picture: bytes | np.ndarray, where: str) -> bytes:
         """A picture file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` squared, straight (no crop).
 
+        >>> stored = Recoding(image_size=64).recode(np.zeros((100, 80, 3), np.uint8), "black.png")
+        >>> decode_image(stored, "black.png").shape
+        (64, 64, 3)
+        >>> Recoding().recode(np.zeros((16, 16, 3), np.uint8), "icon.png")
+        Traceback (most recent call last):
+        emu_jax.data.images.PictureError: icon.png: 16 x 16 pixels; expected 32 or more a side
+
         Raises:
           PictureError: broken, too large, too small, or too long and narrow.
         """
         # Not a little larger: a codec decodes 256 pixels at 7/8 in twice the time that it takes for 224 as they are.
         size = self.image_size
         if isinstance(picture, np.ndarray):
-            self._check_shape(*picture.shape[1::-1], where)
+            height, width = picture.shape[:2]
+            self._check_shape(width, height, where)
             pixels = picture
         else:
             try:

@@ -55,6 +55,9 @@ class SourceConfig:
 def pattern(weights: Sequence[float]) -> list[int]:
     """Sources in turn, each as often as its weight says: [2, 1] -> [0, 1, 0].
 
+    >>> pattern([4, 2, 1])
+    [0, 1, 0, 2, 0, 1, 0]
+
     Raises:
       UserError: weights without a short pattern, such as 1 and 1.000001.
     """

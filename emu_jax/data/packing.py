@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,9 +90,9 @@ class _Sequence:
         )
 
 
-def _text_ids(document: Document, index: int, tokenizer: Tokenizer) -> list[int]:
-    """Ids of the text at `index`, stripped where it touches an image as the reference strips beside special tokens."""
-    text, role = document.parts[index].text, document.parts[index].role
+def _text_ids(document: Document, index: int, part: Text, tokenizer: Tokenizer) -> list[int]:
+    """Ids of `part`, the text at `index`, stripped beside an image as the reference strips beside special tokens."""
+    text, role = part.text, part.role
     if role == "system" and text in SYSTEM_MESSAGES:
         return tokenizer.encode(text, add_bos=False)
     if index > 0 and isinstance(document.parts[index - 1], Image):
@@ -119,6 +120,16 @@ def tokenize_document(
 ) -> list[TokenizedDocument]:
     """A document -> one sequence, or several when it is longer than a row.
 
+    >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
+    >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
+    >>> (found,) = tokenize_document(Document((cat, Text("a cat"))), tokenizer, queries=2, row_tokens=16, row_images=1)
+    >>> found.tokens.tolist()  # <s> [IMG] <image> <image> [/IMG] a cat </s>
+    [1, 8, 10, 10, 9, 3, 4, 2]
+    >>> found.text_weights.astype(int).tolist()
+    [0, 0, 0, 0, 0, 1, 1, 1]
+    >>> found.visual_weights.astype(int).tolist()
+    [0, 0, 1, 1, 1, 0, 0, 0]
+
     It is split between parts, as late as possible; only a single text longer than a row is split inside, between
     tokens. Every piece is a document of its own, from <s> to </s>.
 
@@ -137,7 +148,7 @@ def tokenize_document(
             f"{image_length} tokens and </s>: at least {image_length + 2} tokens and 1 image"
         )
     room = row_tokens - 1  # for everything but </s>
-    left = document.max_tokens - 2 if document.max_tokens else math.inf  # without <s> and </s>
+    left = document.max_tokens - 2 if document.max_tokens else sys.maxsize  # without <s> and </s>
     sequence, finished = _Sequence.start(document, tokenizer, source), []
 
     def write(ids: list[int], learnt: list[bool]) -> None:
@@ -159,7 +170,7 @@ def tokenize_document(
     for index, part in enumerate(document.parts):
         mark = tokenizer.turn_ids(turns[index]) if turns[index] else []
         if isinstance(part, Text):
-            ids = _text_ids(document, index, tokenizer)
+            ids = _text_ids(document, index, part, tokenizer)
             learnt = [part.role in LEARNT] * len(ids)
             if part.role == "assistant" and index + 1 < len(turns) and turns[index + 1]:
                 ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]
@@ -204,7 +215,8 @@ def pack_window(
     # Units of one size are interchangeable: what is chosen is a size, and of it the first in the window.
     kinds, kind_of, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
     members = np.split(np.argsort(kind_of.reshape(-1), kind="stable"), np.cumsum(counts)[:-1])
-    taken, rows = np.zeros_like(counts), []
+    taken = np.zeros_like(counts)
+    rows: list[list[TokenizedDocument]] = []
     while (left := counts - taken).any():
         row = _fill_row(kinds, left, np.array([row_tokens, row_images]))
         rows.append([])
@@ -301,7 +313,7 @@ def build_row(
     }
     if with_images:
         shape = (row_images, image_size, image_size, 3)
-        images = row["images"] = np.zeros(shape, np.uint8) if images is None else images
+        row["images"] = np.zeros(shape, np.uint8) if images is None else images
     places: dict[str, int] = {}
     unreadable: dict[str, str] = {}
     faults: list[tuple[int, str]] = []
@@ -312,7 +324,7 @@ def build_row(
                 places[image.key] = len(places)
                 if with_images:
                     try:
-                        image.into(images[places[image.key]])
+                        image.into(row["images"][places[image.key]])
                     except PictureError as error:
                         unreadable[image.key] = str(error)
         lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)

@@ -196,6 +196,7 @@ class _Builder:
             if number == 0:
                 size = self._sizes["image_size"]
                 self._images = np.zeros((len(self._numbers), self._sizes["row_images"], size, size, 3), np.uint8)
+            assert self._images is not None  # rows come in order
             images = self._images[number]
         with_images = number is not None
         return build_row(documents, **self._sizes, pad_id=self._pad_id, with_images=with_images, images=images)
@@ -472,7 +473,7 @@ def _fingerprint(
     del fields["source"], fields["max_faults"]
     for entry in fields["mixture"].values():
         del entry["source"]
-    more = {
+    more: dict[str, Any] = {
         "records": {name: source.fingerprint for name, source in sources.items()},
         "tokenizer": tokenizer.fingerprint,
         "queries": queries,

@@ -189,7 +189,9 @@ def file_entry(path: Path, records: int) -> dict[str, Any]:
     return {"records": records, "bytes": path.stat().st_size, "sha256": digest(path)}
 
 
-def write_manifest(folder: Path, name: str, splits: dict[str, dict[str, dict[str, Any]]], told: dict[str, Any]) -> None:
+def write_manifest(
+    folder: Path, name: str, splits: dict[str, dict[str, dict[str, Any]]], told: dict[str, Any]
+) -> dict[str, Any]:
     """Completes a folder whose files are written, TFDS's metadata first; returns the manifest.
 
     Args:

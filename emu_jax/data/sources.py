@@ -57,7 +57,13 @@ class PairOrder:
                 raise UserError(f"config.data.pairs.{name}={getattr(self, name)}; expected a probability")
 
     def documents(self, images: Sequence[Image], text: str, rng: np.random.Generator) -> list[Document]:
-        """A picture, or a film's frames, and their text -> one or two documents."""
+        """A picture, or a film's frames, and their text -> one or two documents.
+
+        >>> picture = Image(np.zeros((4, 4, 3), np.uint8), "a.png")
+        >>> (first,) = PairOrder("text_first").documents([picture], "a cat", np.random.default_rng(0))
+        >>> [type(part).__name__ for part in first.parts]
+        ['Text', 'Image']
+        """
         image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight)
         text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight)
         draw = rng.random()

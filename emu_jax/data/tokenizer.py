@@ -26,7 +26,16 @@ ADDED_INSTRUCT = (*ADDED, USER, ASSISTANT)
 
 
 class Tokenizer:
-    """Wraps a SentencePiece model; `instruct` adds [USER] and [ASSISTANT]."""
+    """Wraps a SentencePiece model; `instruct` adds [USER] and [ASSISTANT].
+
+    >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
+    >>> tokenizer.vocab_size, tokenizer.added
+    (11, {'[PAD]': 7, '[IMG]': 8, '[/IMG]': 9, '<image>': 10})
+    >>> tokenizer.encode("a cat [IMG]")
+    [1, 3, 4, 8]
+    >>> tokenizer.decode([1, 3, 4, 8])
+    'a cat'
+    """
 
     def __init__(self, proto: bytes, *, instruct: bool = False, where: str = "tokenizer"):
         self.proto = proto

@@ -12,6 +12,7 @@ import io
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -45,6 +46,11 @@ class VideoError(ValueError):
 
 def frame_indices(frames: int, count: int = FRAMES) -> list[int]:
     """The reference's choice of `count` among `frames` >= 1: int(g / 2) + round(g * i), where g = (frames - 1) / count.
+
+    >>> frame_indices(72)
+    [4, 13, 22, 31, 40, 48, 57, 66]
+    >>> frame_indices(3, count=4)
+    [0, 0, 1, 2]
 
     Halves are rounded to even. A film of fewer frames than `count` gives some of them more than once, one frame gives
     it `count` times; the rule itself never leaves the film.
@@ -97,7 +103,7 @@ class _Packet:
     is_key: bool
 
 
-def _film(file: io.BufferedIOBase, count: int) -> list[np.ndarray]:
+def _film(file: BinaryIO, count: int) -> list[np.ndarray]:
     with _open(file) as container:
         packets = _packets(container)
         if not packets:
@@ -119,9 +125,9 @@ def _film(file: io.BufferedIOBase, count: int) -> list[np.ndarray]:
     return [found[index] for index in indices]
 
 
-def _open(file: io.BufferedIOBase) -> av.container.InputContainer:
+def _open(file: BinaryIO) -> av.container.InputContainer:
     file.seek(0)
-    container = av.open(file, options={"format_whitelist": _FORMATS})
+    container = av.open(file, "r", options={"format_whitelist": _FORMATS})
     if not container.streams.video:
         container.close()
         raise VideoError("no_frames", "no picture track")
@@ -144,7 +150,8 @@ def _packets(container: av.container.InputContainer) -> list[_Packet]:
       VideoError: fewer than the file's header promises.
     """
     stream = container.streams.video[0]
-    packets, read = [], 0
+    packets: list[_Packet] = []
+    read = 0
     for packet in container.demux(stream):
         if packet.dts is None and packet.size == 0:
             continue  # PyAV's end of a track
@@ -168,7 +175,11 @@ def _by_time(
     times = sorted(packet.shown for packet in packets if packet.shown is not None)
     if len(set(times)) < len(packets):
         return None
-    keys = sorted((packet.shown, packet.decoded) for packet in packets if packet.is_key and packet.decoded is not None)
+    keys = sorted(
+        (packet.shown, packet.decoded)
+        for packet in packets
+        if packet.is_key and packet.shown is not None and packet.decoded is not None
+    )
     stream = container.streams.video[0]
     found: dict[int, np.ndarray] = {}
     frames: Iterator[av.VideoFrame] | None = None
@@ -190,7 +201,7 @@ def _by_time(
     return found
 
 
-def _decode(file: io.BufferedIOBase) -> Iterator[av.VideoFrame]:
+def _decode(file: BinaryIO) -> Iterator[av.VideoFrame]:
     """Every frame, front to back."""
     with _open(file) as container:
         for frame in container.decode(container.streams.video[0]):
@@ -205,7 +216,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
-def _ends_early(file: io.BufferedIOBase, head: bytes, size: int) -> bool:
+def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
     """Whether a film is shorter than its outermost boxes say; False of formats that are not known here.
 
     Of a webm that was written as it was recorded and of an mp4 in fragments nothing tells a missing last piece.
@@ -246,7 +257,7 @@ def _ebml_length(data: bytes) -> tuple[int, int]:
 # ---------------------------------------------------------------- animations
 
 
-def _animation(file: io.BufferedIOBase, count: int) -> list[np.ndarray]:
+def _animation(file: BinaryIO, count: int) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower

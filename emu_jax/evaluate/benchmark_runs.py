@@ -131,7 +131,7 @@ def _run(
     )
     prompt = PROMPTS["vizwiz" if benchmark.name == "vizwiz" else TASK_PROMPTS.get(benchmark.task, benchmark.task)]
     drawing = Drawing(folder / "drawn", request.drawing)
-    settings = {"choose": choose, "batch": request.batch, "part": request.part, "drawing": drawing}
+    settings: dict[str, Any] = {"choose": choose, "batch": request.batch, "part": request.part, "drawing": drawing}
     found = predict(emu, questions, prompt, folder, run, **settings)
     found |= predictions.read(folder, run, [question.id for question in questions])  # others' that came meanwhile
     if any(question.id not in found for question in questions):

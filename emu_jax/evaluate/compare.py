@@ -147,7 +147,7 @@ def read_run(path: Path) -> Run:
     rows = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
     figures: dict[str, float] = {}
     if (scores := path / "scores.json").is_file():
-        entries = _read_json(scores).get("figures")
+        entries: Any = _read_json(scores).get("figures")
         try:
             figures = {name: float(entry["value"]) for name, entry in entries.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -219,11 +219,11 @@ def mean_over(values: Sequence[float | None], base: Sequence[float | None] | Non
     other = np.array([value for value in base or () if value is not None], np.float64)
     if not len(other):
         return Mean(tuple(values), mean, interval)
-    difference, variances = mean - float(other.mean()), (variance, _variance_of_mean(other))
-    if None in variances:
+    difference, its = mean - float(other.mean()), _variance_of_mean(other)
+    if variance is None or its is None:
         return Mean(tuple(values), mean, interval, difference)
-    total = sum(variances)
-    parts = sum(v**2 / (len(x) - 1) for v, x in zip(variances, (there, other), strict=True))
+    total = variance + its
+    parts = variance**2 / (len(there) - 1) + its**2 / (len(other) - 1)
     freedom = total**2 / parts if parts else 1.0  # Welch's; without any variance the interval is a point
     return Mean(tuple(values), mean, interval, difference, _interval(difference, total, freedom))
 

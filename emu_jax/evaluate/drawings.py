@@ -12,6 +12,7 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures uint8 [H, W,
 
 SPLIT = "heldout_combinations"
 VGG = "VGG"
-SETTINGS = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
+SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
 TOP = 5  # places in which the role may stand
 
 
@@ -53,7 +54,7 @@ class Drawings:
 
 def score(emu: Emu) -> Drawings:
     """Draws and scores the split of unseen combinations."""
-    size = emu.decoder.size
+    size = emu.check_drawing(**SETTINGS).size
     gallery = [example for split in SPLITS for example in examples(split, size)]
     pool = examples(SPLIT, size)
     seeds = {example.key: seed for seed, example in enumerate(pool)}
@@ -68,7 +69,7 @@ def score(emu: Emu) -> Drawings:
         return [np.asarray(result.image) for result in results]
 
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
-    figures = {}
+    figures: dict[str, Figure] = {}
     for space, features in feature_spaces().items():
         sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
         seen = {name: np.stack(in_batches(features, some, f"{space}: {name}")) for name, some in sets.items()}

@@ -8,8 +8,8 @@ one after the other from the model's own outputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -93,7 +93,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
     return Scores(figures, answers, len(gallery))
 
 
-def in_batches(run: Callable[[Sequence[Item]], list], items: Sequence[Item], about: str) -> list:
+def in_batches(run: Callable[[Sequence[Item]], Iterable[Any]], items: Sequence[Item], about: str) -> list:
     """Runs in batches of one size (the last one is filled up), so that each function compiles once."""
     results: list = []
     for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False):

@@ -21,13 +21,12 @@ import numpy as np
 from tqdm import tqdm
 
 from emu_jax.api import Emu
-from emu_jax.data.images import resize
 from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Asked, Example, Prompt, Step
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.chat import Film, read_film
-from emu_jax.generate.prompt import read_picture
+from emu_jax.generate.prompt import Picture, read_picture
 
 READERS = 4  # threads
 AHEAD = 2  # batches of questions whose pictures are read before they are needed
@@ -49,8 +48,10 @@ def read_pictures(question: Question, size: int) -> list[np.ndarray]:
       UserError: naming the file.
     """
     if question.film is not None:
-        return [resize(frame, size) for frame in read_film(Film(question.film))]
-    return [read_picture(picture, size, f"question {question.id}") for picture in question.pictures]
+        shown: Sequence[Picture] = read_film(Film(question.film))
+    else:
+        shown = question.pictures
+    return [read_picture(picture, size, f"question {question.id}") for picture in shown]
 
 
 @dataclasses.dataclass

@@ -17,6 +17,7 @@ from emu_jax.data.fluent_emoji import Example, examples
 from emu_jax.evaluate.benchmark_runs import Request, evaluate
 from emu_jax.evaluate.benchmarks.embedded import HELD_OUT
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.generate.prompt import Picture
 
 BENCHMARKS = ("fluent", "fluent_qa")
 SHOTS = (0, 4)
@@ -70,9 +71,10 @@ def conversations(emu: Emu, count: int = CHATS) -> list[Conversation]:
     people = [example for example in examples(HELD_OUT, size) if embedded_chats.has_one_tone(example)][:count]
     found = []
     for example in people:
-        chat, turns = emu.chat(), []
+        chat = emu.chat()
+        turns: list[Said] = []
         for asked in embedded_chats.questions(example, things, rng):
-            message = [asked.question] if turns else [example.pixels, asked.question]
+            message: list[str | Picture] = [asked.question] if turns else [example.pixels, asked.question]
             answer = chat.say(message, max_new_tokens=ANSWER_TOKENS).text.strip()
             turns.append(Said(asked.question, answer, asked.answer))
         found.append(Conversation(example, turns))

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -102,7 +102,7 @@ class Chat:
         context = model.config.llama.context
         # A last piece of the smallest size fits wherever it begins.
         self._capacity = -(-context // PIECES[0]) * PIECES[0] + PIECES[0]
-        self._stream: Iterator[str] | None = None
+        self._stream: Generator[str, None, None] | None = None
         self._turns: list[Turn] = []
         self._starts: list[int] = []  # positions before each turn
         self._tokens: list[int] = []
@@ -188,7 +188,7 @@ class Chat:
         top_k: int = 0,
         top_p: float = 1.0,
         seed: int = 0,
-    ) -> Iterator[str]:
+    ) -> Generator[str, None, None]:
         """`say`, but the answer comes in pieces of text, as it is decoded; joined they are `history[-1].answer.text`.
 
         Errors are raised here, not at the first piece. The turn counts once pieces are taken, and the stream ends where
@@ -212,8 +212,9 @@ class Chat:
 
     def _open(
         self, message: str | Sequence[str | Picture | Film], max_new_tokens: int | None, decoding: Decoding, seed: int
-    ) -> Iterator[str]:
-        check_decoding(1, 1 if max_new_tokens is None else max_new_tokens, decoding.temperature, decoding.top_p)
+    ) -> Generator[str, None, None]:
+        tokens = 1 if max_new_tokens is None else max_new_tokens
+        check_decoding(1, tokens, float(decoding.temperature), float(decoding.top_p))
         self._settle()
         turn = self._prepare(message)
         self._stream = self._answer(turn, self._check_room(turn, max_new_tokens), decoding, seed)
@@ -316,7 +317,7 @@ class Chat:
 
     # ------------------------------------------------------------ decoding
 
-    def _answer(self, turn: _Prepared, count: int, decoding: Decoding, seed: int) -> Iterator[str]:
+    def _answer(self, turn: _Prepared, count: int, decoding: Decoding, seed: int) -> Generator[str, None, None]:
         eos, silent = self.model.tokenizer.eos_id, self.model.tokenizer.silent
         spelling = self.model.tokenizer.spelling()
         start = self._append(turn)
@@ -347,7 +348,7 @@ class Chat:
                 self._cut(first + said)
                 total = sum(scores if whole else scores[:said])
                 score = total / (1 + said) ** decoding.length_penalty
-                answer = GeneratedText(self.model.tokenizer.decode(ids[:said]), ids[:said], score)
+                answer = GeneratedText(self.model.tokenizer.decode(ids[:said]), ids[:said], float(score))
                 self._finish(start, turn.message, read, answer)
             else:
                 self._cut(start)
@@ -432,7 +433,8 @@ def read_message(model: Emu, message: Sequence[str | Picture | Film], where: str
         if isinstance(part, str):
             part = clean(part, where, strip=False)
             if parts and isinstance(parts[-1], Text):
-                part = parts.pop().text + part
+                part = parts[-1].text + part
+                del parts[-1]
             parts.append(Text(part, "user"))
             continue
         if isinstance(part, Film) or (isinstance(part, Path) and part.suffix.lower() in FILM_SUFFIXES):
@@ -455,7 +457,7 @@ def default_system(parts: Sequence[Text | Image], films: int) -> str:
     return VIDEO_SYSTEM if films else IMAGE_SYSTEM if any(isinstance(part, Image) for part in parts) else ""
 
 
-def read_film(film: Film) -> list[Picture]:
+def read_film(film: Film) -> Sequence[Picture]:
     """A film's pictures.
 
     Raises:

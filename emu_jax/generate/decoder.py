@@ -147,7 +147,7 @@ class Decoder:
         pictures = np.asarray(_pictures(self.vae_params, latents, config=self.vae_config))
         if self.safety is None:
             return pictures, [None] * len(pictures)
-        flags = self.safety.flagged(pictures)
+        flags: list[bool | None] = [*self.safety.flagged(list(pictures))]
         return np.where(np.array(flags)[:, None, None, None], np.uint8(0), pictures), flags
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
+from emu_jax.models.llama import KVCache
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -21,13 +22,13 @@ def generate_embeddings(params: emu.Params, inputs: Array, valid: Array, *, conf
     inputs [B, T, D] (embedded prompts, left-padded), valid bool [B, T] -> float32 [B, Q, D].
     """
     llama = emu.bind(config, params).llama
-    rows, length, _ = inputs.shape
+    rows, length = inputs.shape[:2]
     count = config.causal.queries
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)  # [B, T]
     cache = llama.init_cache(rows, length + count, config.dtype)
     hidden, cache = llama.decode(inputs.astype(config.dtype), positions, cache, valid)
 
-    def step(carry: tuple, offset: Array) -> tuple[tuple, Array]:
+    def step(carry: tuple[Array, KVCache], offset: Array) -> tuple[tuple[Array, KVCache], Array]:
         hidden, cache = carry
         embedding = llama.regress_head(hidden)  # [B, D]
         position = positions[:, -1:] + 1 + offset  # [B, 1]

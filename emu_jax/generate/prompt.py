@@ -51,6 +51,14 @@ def encode_prompts(
 ) -> PromptBatch:
     """Tokenises whole prompts at once (the reference's rule for white space needs the neighbours) and pads them.
 
+    >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
+    >>> picture = np.zeros((20, 30, 3), np.uint8)
+    >>> batch = encode_prompts([[picture, "a cat"]], tokenizer, queries=2, image_size=16, context=64, new_tokens=8)
+    >>> batch.tokens[0, -7:].tolist()  # <s> [IMG] <image> <image> [/IMG] a cat
+    [1, 8, 10, 10, 9, 3, 4]
+    >>> batch.sources[0, -7:].tolist(), batch.pictures.shape
+    ([-1, -1, 0, 1, -1, -1, -1], (1, 16, 16, 3))
+
     Args:
       context: positions the model accepts, prompt and `new_tokens` together.
       suffix: appended to every prompt, such as "[IMG]" to ask for a picture.

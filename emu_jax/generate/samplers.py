@@ -157,6 +157,14 @@ SAMPLERS: dict[str, Callable[[Schedule, int], dict[str, np.ndarray]]] = {
 def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     """The sampler's table.
 
+    >>> make_table("ddim", Schedule(), 4).timestep.tolist()
+    [751.0, 501.0, 251.0, 1.0]
+    >>> make_table("pndm", Schedule(), 4).timestep.tolist()  # the second step is taken twice
+    [751.0, 501.0, 501.0, 251.0, 1.0]
+    >>> make_table("eulr", Schedule(), 4)
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: sampler='eulr' is unknown; did you mean euler?
+
     Raises:
       UserError: no such sampler, or more steps than it has timesteps.
     """
@@ -165,7 +173,8 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     most = schedule.train_steps - schedule.offset
     if not 1 <= steps <= most:
         raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
-    return Table(**{name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()})
+    rows = {name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()}
+    return Table(**rows)  # type: ignore[arg-type]  # NumPy's until the compiled loop takes them
 
 
 def empty_history(shape: tuple[int, ...]) -> Array:
@@ -234,4 +243,4 @@ def sample(
     history = empty_history(x.shape)
     rows = dataclasses.replace(table, initial_scale=jnp.zeros(len(table.timestep)))
     (x, _), states = jax.lax.scan(step, (x, history), rows)
-    return states if trajectory else x
+    return x if states is None else states

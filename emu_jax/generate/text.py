@@ -100,7 +100,7 @@ def choose_each(
         draw = jax.vmap(lambda key, count, row: jax.random.categorical(jax.random.fold_in(key, count), row[None])[0])
         return jnp.where(decoding.temperature > 0, draw(keys, counts, _filtered(scores, decoding)), scores.argmax(-1))
 
-    token = jax.lax.cond((decoding.temperature > 0).any(), sampled, lambda: scores.argmax(-1)).astype(jnp.int32)
+    token = jax.lax.cond(jnp.any(decoding.temperature > 0), sampled, lambda: scores.argmax(-1)).astype(jnp.int32)
     return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
 
 

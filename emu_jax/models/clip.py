@@ -55,6 +55,11 @@ def quick_gelu(x: Array) -> Array:
 class ClipAttention(nnx.Module):
     """Self-attention with biases; x [N, P+1, D]."""
 
+    q_proj: Linear
+    k_proj: Linear
+    v_proj: Linear
+    out_proj: Linear
+
     def __init__(self, rngs: nnx.Rngs, c: ClipConfig):
         for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
             setattr(self, name, Linear(rngs, c.width, c.width, ("embed", "heads"), "float32", bias=True))
@@ -118,6 +123,11 @@ class ClipVision(nnx.Module):
 
 class SafetyChecker(nnx.Module):
     """CLIP, its projection, and concept embeddings [K, E] with a threshold [K] each."""
+
+    concept_embeds: nnx.Variable
+    concept_embeds_weights: nnx.Variable
+    special_care_embeds: nnx.Variable
+    special_care_embeds_weights: nnx.Variable
 
     def __init__(self, rngs: nnx.Rngs, c: ClipConfig):
         self.vision = ClipVision(rngs, c)

@@ -172,7 +172,7 @@ class EmuModel(nnx.Module):
         """Normalised pixels [N, H, W, 3] -> vision_features, ln_visual [N, P+1, Dv], causal_embeds [N, Q, D]."""
         c = self.config
         key_vision, key_causal = split_key(key, 2)
-        options = {"remat": c.remat, "unroll": c.unroll}
+        options: dict[str, Any] = {"remat": c.remat, "unroll": c.unroll}
         features = self.vision(pixels.astype(c.dtype), key=key_vision, **options)
         normed = self.ln_visual(features)
         embeds = self.causal(normed, key=key_causal, **options)
@@ -452,7 +452,7 @@ def _forward(
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
     # The encoders draw from the key's first two descendants (`EmuModel.encode`).
-    options = {
+    options: dict[str, Any] = {
         "remat": config.remat,
         "unroll": config.unroll,
         "key": None if key is None else jax.random.fold_in(key, 2),
@@ -461,8 +461,9 @@ def _forward(
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 
-def by_source(values: Array, sources: Array, count: int) -> Array:
+def by_source(values: Array, sources: Array | None, count: int) -> Array:
     """[B, S] -> sums over the positions of each source, [count]."""
+    assert sources is not None  # a batch of several sources tells them
     return jnp.einsum("bs,bsk->k", values, jax.nn.one_hot(sources, count, dtype=values.dtype))
 
 

@@ -265,7 +265,7 @@ def scan_layers(
 
 def named_axes(state: nnx.State) -> dict[str, Any]:
     """A module's parameter tree with a tuple of logical axis names at every leaf; stacked layers add "layers"."""
-    tree: dict[str, Any] = {}
+    tree: dict[Any, Any] = {}
     for path, variable in nnx.to_flat_state(state):
         node = tree
         for part in path[:-1]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -312,12 +313,12 @@ class Llama(nnx.Module):
         cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base)
         graph, params = nnx.split(self.blocks)
 
-        def block(carry: tuple, layer: tuple) -> tuple[tuple, None]:
+        def block(carry: tuple[Array, ...], layer: tuple[Any, Array]) -> tuple[tuple[Array, ...], None]:
             params, number = layer
-            module = nnx.merge(graph, params)
+            module: Any = nnx.merge(graph, params)
             return module.decode(*carry, number, cache.index, mask, cos, sin), None
 
         layers = jnp.arange(c.layers)
-        carry = (embeddings, cache.k, cache.v)
-        (x, k, v), _ = jax.lax.scan(block, carry, (params, layers), unroll=unroll)
+        carry: tuple[Array, ...] = (embeddings, cache.k, cache.v)
+        x, k, v = jax.lax.scan(block, carry, (params, layers), unroll=unroll)[0]
         return self.final_norm(x), KVCache(k, v, valid, cache.index + length)

@@ -7,7 +7,11 @@ from typing import Any
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": leaf}} -> {"a/b": leaf}."""
+    """{"a": {"b": leaf}} -> {"a/b": leaf}.
+
+    >>> flatten({"a": {"b": 1}, "c": 2})
+    {'a/b': 1, 'c': 2}
+    """
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         flat |= flatten(value, f"{prefix}{name}/") if isinstance(value, Mapping) else {prefix + name: value}
@@ -15,7 +19,11 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": leaf} -> {"a": {"b": leaf}}."""
+    """{"a/b": leaf} -> {"a": {"b": leaf}}.
+
+    >>> nest({"a/b": 1, "c": 2})
+    {'a': {'b': 1}, 'c': 2}
+    """
     tree: dict[str, Any] = {}
     for path, value in flat.items():
         *folders, name = path.split("/")
@@ -27,7 +35,11 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two trees: the leaves whose paths are chosen, and the others; `join` is the inverse."""
+    """Two trees: the leaves whose paths are chosen, and the others; `join` is the inverse.
+
+    >>> split({"a": {"b": 1, "c": 2}}, lambda path: path == "a/b")
+    ({'a': {'b': 1}}, {'a': {'c': 2}})
+    """
     flat = flatten(tree)
     picked = {path: leaf for path, leaf in flat.items() if chosen(path)}
     return nest(picked), nest({path: leaf for path, leaf in flat.items() if path not in picked})

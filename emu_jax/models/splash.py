@@ -59,7 +59,9 @@ def splash_attention(
 
     def rows(kernel: splash.SplashAttentionKernel, q: Array, k: Array, v: Array, *segments: Array) -> Array:
         def row(q: Array, k: Array, v: Array, *segments: Array) -> Array:
-            return kernel(q, k, v, splash.SegmentIds(*segments) if segments else None)
+            found = kernel(q, k, v, splash.SegmentIds(*segments) if segments else None)
+            assert not isinstance(found, tuple)  # residuals were not asked for
+            return found
 
         return jax.vmap(row)(q, k, v, *segments)
 

@@ -203,8 +203,16 @@ class SpatialTransformer(nnx.Module):
 class UNetStage(nnx.Module):
     """One resolution: residual blocks, each followed by a transformer where the resolution has them."""
 
+    downsamplers: nnx.Dict  # of all stages but the last, on either way
+    upsamplers: nnx.Dict
+
     def __init__(self, rngs: nnx.Rngs, widths: list[int], outputs: int, transformers: bool, c: UNetConfig):
-        common = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype, "time": 4 * c.block_channels[0]}
+        common: dict[str, Any] = {
+            "groups": c.groups,
+            "eps": c.norm_eps,
+            "dtype": c.param_dtype,
+            "time": 4 * c.block_channels[0],
+        }
         self.resnets = nnx.Dict(
             {str(i): ResnetBlock(rngs, inputs, outputs, **common) for i, inputs in enumerate(widths)}
         )
@@ -230,7 +238,12 @@ class UNetMiddle(nnx.Module):
     """resnet, transformer, resnet at the lowest resolution."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: UNetConfig):
-        common = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype, "time": 4 * c.block_channels[0]}
+        common: dict[str, Any] = {
+            "groups": c.groups,
+            "eps": c.norm_eps,
+            "dtype": c.param_dtype,
+            "time": 4 * c.block_channels[0],
+        }
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
         self.attentions = nnx.Dict({"0": SpatialTransformer(rngs, width, c)})
 

@@ -86,8 +86,11 @@ class VAEAttention(nnx.Module):
 class VAEStage(nnx.Module):
     """One resolution: residual blocks, then a change of resolution where there is one."""
 
+    downsamplers: nnx.Dict
+    upsamplers: nnx.Dict
+
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, layers: int, c: VAEConfig):
-        common = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
+        common: dict[str, Any] = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
         widths = [inputs] + [outputs] * (layers - 1)
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, outputs, **common) for i, width in enumerate(widths)})
 
@@ -104,7 +107,7 @@ class VAEMiddle(nnx.Module):
     """resnet, attention, resnet at the lowest resolution."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: VAEConfig):
-        common = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
+        common: dict[str, Any] = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
         self.attentions = nnx.Dict({"0": VAEAttention(rngs, width, c)})
 

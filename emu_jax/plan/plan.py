@@ -211,6 +211,7 @@ def _refusal(error: Exception, step: Step, topology: Topology) -> Exception:
 def _memory(executable: jax.stages.Compiled, step: Step) -> dict[str, float]:
     """Bytes of a device by kind. Gradients stand at the end where activations stood before: both are temporary."""
     found = executable.memory_analysis()
+    assert found is not None  # compilers for CPUs and TPUs tell it
     held = sum(step.held.values())
     gradients = min(step.moving, found.temp_size_in_bytes)
     kinds = dict(step.held)

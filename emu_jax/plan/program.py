@@ -151,10 +151,10 @@ def collectives(program: str, mesh: Mesh) -> dict[str, float]:
         share *= (2 if kind == "all-reduce" else 1) * times[computation]
         channel = CHANNEL.search(line)  # the pieces of one collective share it
         found[channel[0] if channel else f"line {number}"] = (f"{_axes(group, mesh)} {kind}", share * size)
-    moved: Counter[str] = Counter()
+    moved: dict[str, float] = {}
     for name, sent in found.values():
-        moved[name] += sent
-    return dict(moved)
+        moved[name] = moved.get(name, 0.0) + sent
+    return moved
 
 
 def _instructions(program: str) -> Iterator[tuple[str, str]]:

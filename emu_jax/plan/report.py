@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import AGREEMENT, KERNEL_EFFICIENCY, Plan
@@ -144,7 +145,7 @@ def _seconds(plan: Plan) -> dict[str, float]:
     return parts | {"attention kernels": kernels - roofline, "interconnect": exposed - kernels}
 
 
-def _bars(axes: object, names: list[str], stacks: list[dict[str, float]]) -> None:
+def _bars(axes: Any, names: list[str], stacks: list[dict[str, float]]) -> None:
     """Horizontal stacked bars, the first one on top."""
     kinds = list(dict.fromkeys(kind for stack in stacks for kind in stack))
     starts = [0.0] * len(stacks)

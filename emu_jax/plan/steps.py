@@ -143,7 +143,9 @@ def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callab
     data = config.data
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
     length, side = data.row_tokens, model.vision.image_size
-    shapes = {name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "slots")}
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "slots")
+    }
     shapes |= {name: ((rows, length), jnp.float32) for name in ("text_weights", "visual_weights")}
     shapes["images"] = ((rows, data.row_images, side, side, 3), jnp.uint8)
     frozen = OptimizerConfig.from_dict(config.optimizer).frozen
@@ -228,7 +230,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
         )
     }
     index = jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated(mesh))
-    cache = KVCache(keys, keys, by_row["valid"], index)
+    cache = KVCache(keys, keys, by_row["valid"], index)  # type: ignore[arg-type]  # described, not allocated
 
     def step(params: dict, tokens: Array, cache: KVCache) -> tuple[Array, KVCache]:
         network = emu.bind(model, params).llama

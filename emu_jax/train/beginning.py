@@ -111,6 +111,8 @@ def _load(
         return nest(wanted)
 
     loaded = flatten(load_items(path, targets)[1])
+    if ours is None:
+        return {}
     taken = {n: x for n, x in loaded.items() if n in ours and _takes(n, x.shape, ours[n].shape)}
     return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in taken.items()}
 

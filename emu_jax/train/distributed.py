@@ -266,7 +266,8 @@ class Watch:
     def __init__(self, timeout: float):
         from jax._src.distributed import global_state  # the only way to the service that JAX has started
 
-        self._client, self._timeout = global_state.client, timeout
+        self._client: Any = global_state.client
+        self._timeout = timeout
         self._process, self._count = jax.process_index(), jax.process_count()
         # Everyone reads everyone's reports: the more there are, the rarer.
         self._interval = min(timeout / 20, max(1.0, self._count / 64))
@@ -275,7 +276,7 @@ class Watch:
         self._heard: dict[int, tuple[int, float]] = {}  # newest beat of a process, and when it came
         self._failed: dict[int, float] = {}  # when a process told of its failure
         self._stopping = threading.Event()
-        names = [str(self._process), str(self._count), global_state.coordinator_address]
+        names = [str(self._process), str(self._count), str(global_state.coordinator_address)]
         self._last_words = subprocess.Popen(
             [sys.executable, "-S", last_words.__file__, *names], stdin=subprocess.PIPE, start_new_session=True
         )

@@ -121,7 +121,7 @@ class Setup:
         shardings = batch_shardings(self.mesh, shapes)
         return self.experiment.objective.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
 
-    def compile(self, state: TrainState, batch: Batch) -> Step:
+    def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
         options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
         return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch, options)
 
@@ -265,6 +265,8 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
         started = time.monotonic()
         memory = setup.compile(state, batch).memory_analysis()
         seconds = time.monotonic() - started
+    if memory is None:
+        raise UserError("--compile-only: this platform's compiler does not tell what memory a program needs")
     parts = {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most take the arguments' place

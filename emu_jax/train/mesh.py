@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from emu_jax.errors import UserError
 
@@ -82,7 +82,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
 
 def partition_spec(
-    logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh, *, uneven: bool = False
+    logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, *, uneven: bool = False
 ) -> PartitionSpec:
     """The table's mesh axes for one array.
 
@@ -164,7 +164,7 @@ def own_rows(mesh: Mesh, rows: int) -> list[int]:
     """
     _check_rows(mesh, rows)
     held = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,)).values()
-    return sorted({row for (piece,) in held for row in range(*piece.indices(rows))})
+    return sorted({row for index in held if index is not None for row in range(*index[0].indices(rows))})
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
@@ -176,7 +176,8 @@ def batch_shardings(mesh: Mesh, batch: Any) -> Any:
 def put_rows(values: np.ndarray, own: Sequence[int], rows: int, where: NamedSharding) -> jax.Array:
     """This process's rows of an array [rows, …], in the order of `own` -> the global array."""
 
-    def piece(index: tuple[slice, ...]) -> np.ndarray:
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # the array has an axis
         start, stop, _ = index[0].indices(rows)
         first = bisect.bisect_left(own, start)  # a device's rows are a run, and all are in `own`
         return values[first : first + stop - start]

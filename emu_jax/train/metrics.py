@@ -69,7 +69,7 @@ class MetricsWriter:
             for name in noted[0] if noted else ():
                 found = [float(values[name]) for values in noted if not np.isnan(values[name])]
                 values |= {name: sum(found) / len(found)} if found else {}
-            self._write(step, values | row)
+            self._write(step, values | dict(row))
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **row}) + "\n")
@@ -129,7 +129,8 @@ class Interval:
         self._restart()
 
     def _restart(self) -> None:
-        self._start, self._wait, self._batches = time.monotonic(), 0.0, []
+        self._start, self._wait = time.monotonic(), 0.0
+        self._batches: list[dict[str, float]] = []
 
     def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
         """The next batch, timing how long it is waited for.
@@ -216,7 +217,11 @@ class Goodput:
 
 
 def parse_steps(text: str) -> range:
-    """`--profile-steps`: FIRST:LAST."""
+    """`--profile-steps`: FIRST:LAST.
+
+    >>> parse_steps("10:15")
+    range(10, 16)
+    """
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f"--profile-steps {text}: expected FIRST:LAST, steps counted from 1, as in 10:15")

@@ -77,8 +77,9 @@ def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str,
 
     def loss(params: dict, statistics: dict, batch: emu.Batch, key: Array, normalisers: tuple) -> tuple:
         key = key if random else None
-        options = {"config": config, "ids": ids, "key": key, "normalisers": normalisers, "sources": sources}
-        return emu.loss(params, statistics, batch, **options)
+        return emu.loss(
+            params, statistics, batch, config=config, ids=ids, key=key, normalisers=normalisers, sources=sources
+        )
 
     kinds = ("text_loss", "regression_loss")
     return Objective(

@@ -50,10 +50,11 @@ def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) ->
     shapes = jax.eval_shape(lambda: _fresh(objective, config, 0))
     params = tree_shardings(mesh, objective.logical_axes, shapes.params)
     trained, _ = objective.split(params)
-    statistics = jax.tree.map(lambda _: replicated(mesh), shapes.statistics)
+    whole: Any = replicated(mesh)  # shardings stand where arrays will
+    statistics = jax.tree.map(lambda _: whole, shapes.statistics)
     shardings = TrainState(
-        step=replicated(mesh),
-        total_steps=replicated(mesh),
+        step=whole,
+        total_steps=whole,
         params=params,
         opt_state=optax.tree.map_params(
             make_optimizer(config),

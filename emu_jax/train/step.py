@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +45,7 @@ def compile_step(
     seed: int,
     state: TrainState,
     batch: Batch,
-    options: dict[str, str | bool] | None = None,
+    options: Mapping[str, str | bool] | None = None,
 ) -> jax.stages.Compiled:
     """The step's executable for a state and a batch, or for descriptions of them; the state is donated.
 
@@ -54,7 +54,7 @@ def compile_step(
     # Without `out_shardings` the compiler may lay the new state out otherwise, and the second step would not fit.
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(make_train_step(objective, config, seed), donate_argnums=0, out_shardings=(layout, None))
-    return step.lower(state, batch).compile(compiler_options=options)
+    return step.lower(state, batch).compile(compiler_options=None if options is None else dict(options))
 
 
 def average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:

@@ -11,11 +11,9 @@ import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image as PIL
@@ -23,6 +21,7 @@ from PIL import Image as PIL
 from emu_jax.data.fluent_emoji import shards
 from emu_jax.data.images import decode_image
 from emu_jax.data.records import unpack_record
+from tests.films import write_film
 
 HELD_OUT, TRAIN = "heldout_combinations", "train"
 COUNTS = {HELD_OUT: 4, TRAIN: 9}  # pictures
@@ -82,19 +81,15 @@ def _picture(path: Path, pixels: np.ndarray) -> None:
     PIL.fromarray(pixels).save(path)
 
 
-def _film(path: Path, pixels: np.ndarray, codec: str = "libx264", frames: int = 16) -> None:
+def _film(path: Path, pixels: np.ndarray, frames: int = 16) -> None:
     """The picture moves from the left to the right."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     side, width = 64, 96
     small = np.asarray(PIL.fromarray(pixels).resize((side, side)))
-    with av.open(path, "w") as container:
-        stream = container.add_stream(codec, rate=Fraction(8), width=width, height=side, pix_fmt="yuv420p")
-        for index in range(frames):
-            frame = np.full((side, width, 3), 255, np.uint8)
-            left = (width - side) * index // (frames - 1)
-            frame[:, left : left + side] = small
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
+    shown = np.full((frames, side, width, 3), 255, np.uint8)
+    for index, frame in enumerate(shown):
+        left = (width - side) * index // (frames - 1)
+        frame[:, left : left + side] = small
+    write_film(path, shown)
 
 
 # ---------------------------------------------------------------- captions
@@ -316,7 +311,7 @@ def _write_msvdqa(root: Path) -> None:
     clips = ["-4wsuPCjDBc_5_15", "-7KMZQEsJW4_205_208", "-8y1Q0rA3n8_108_115", "-8y1Q0rA3n8_95_102"]
     clips += [f"-9CUm-2cui8_{start}_{start + 5}" for start in range(39, 84, 5)]
     for clip, person in zip(clips, people(HELD_OUT) + people(TRAIN), strict=True):
-        _film(root / "YouTubeClips" / f"{clip}.avi", person.pixels, "mpeg4")
+        _film(root / "YouTubeClips" / f"{clip}.avi", person.pixels)
     lines = [f"{clip} vid{number}\n" for number, clip in enumerate(clips, 1)]
     (root / "youtube_mapping.txt").write_text("".join(lines), encoding="utf-8")
     write_json(root / "test_qa.json", _film_questions(36000, range(1, 5), people(HELD_OUT)))

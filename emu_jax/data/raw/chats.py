@@ -164,9 +164,10 @@ class Chats:
         """The role, and texts with None between them where pictures stand."""
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise Skip("empty_turn", f"turn {number} has no value")
-        role = ROLES.get(turn.get("from")) if isinstance(turn.get("from"), str) else None
+        sender = turn.get("from")
+        role = ROLES.get(sender) if isinstance(sender, str) else None
         if role is None:
-            raise Skip("unknown_role", f"turn {number} is from {turn.get('from')!a:.40}; known: {', '.join(ROLES)}")
+            raise Skip("unknown_role", f"turn {number} is from {sender!a:.40}; known: {', '.join(ROLES)}")
         pieces: list[str | None] = []
         for n, text in enumerate(turn["value"].split(PLACEHOLDER)):
             pieces += [None] * (n > 0)

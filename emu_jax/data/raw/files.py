@@ -159,7 +159,8 @@ def json_array(stream: TextIO) -> Iterator[Any]:
     def peek() -> str:
         nonlocal position
         while True:
-            position = SPACE.match(text, position).end()
+            space = SPACE.match(text, position)
+            position = space.end() if space else position
             if position < len(text):
                 return text[position]
             if ended:

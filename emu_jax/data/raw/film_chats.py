@@ -103,7 +103,9 @@ class FilmChats(abc.ABC):
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        path, part, parts = SHARD.fullmatch(shard).groups()
+        if (named := SHARD.fullmatch(shard)) is None:
+            raise UserError(f"{shard}: not one of this reader's shards; expected PATH#PART/PARTS")
+        path, part, parts = named.groups()
         name, folder = shard_name(path), Path(path).parent / self.films
         chats: dict[Hashable, tuple[object, list[tuple[str, dict[str, Any]]]]] = {}
         faults = []
@@ -199,6 +201,7 @@ class VideoChatGPT(FilmChats):
 
 
 def _turn(asked: list[object], answer: object, number: int) -> Turn:
-    if not all(isinstance(text, str) for text in (*asked, answer)):
+    texts = [text for text in asked if isinstance(text, str)]
+    if len(texts) < len(asked) or not isinstance(answer, str):
         raise Skip("empty_turn", f"question {number}: expected texts as q and a")
-    return "\n".join(text.strip() for text in asked if text.strip()), answer
+    return "\n".join(text.strip() for text in texts if text.strip()), answer

@@ -82,13 +82,13 @@ class Mmc4:
             if place is not None and not 0 <= place < len(texts):
                 yield Reject(name, "no_sentence", f"matched_text_index={place} of {len(texts)} texts", whole=False)
                 continue
-            scored = place is not None and score is not None
-            if not scored and not self.clip:
+            known = None if place is None or score is None else (place, score)
+            if known is None and not self.clip:
                 detail = "the record has no similarity; name a folder of CLIP weights as `clip`"
                 yield Reject(name, "no_similarity", detail, whole=False)
                 continue
-            if scored and not score >= self.min_similarity:
-                yield low_similarity(key, number, score, self.min_similarity)
+            if known is not None and not known[1] >= self.min_similarity:
+                yield low_similarity(key, number, known[1], self.min_similarity)
                 continue
             try:
                 data = pictures.read(info.get("image_name"))
@@ -96,8 +96,8 @@ class Mmc4:
                 yield skip.reject(name, whole=False)
                 continue
             found = Found(number, RawImage(data, score))
-            if scored:
-                before.setdefault(place, []).append(found)
+            if known is not None:
+                before.setdefault(known[0], []).append(found)
             else:
                 unscored.append(found)
         if unscored:
@@ -126,9 +126,10 @@ class Mmc4:
                 best = match(similarity)
                 for number, place in enumerate(places):
                     if place is None:
-                        places[number], scores[number] = int(best[number]), None
-                    if scores[number] is None and 0 <= places[number] < texts:
-                        scores[number] = float(similarity[number, places[number]])
+                        place = places[number] = int(best[number])
+                        scores[number] = None
+                    if scores[number] is None and 0 <= place < texts:
+                        scores[number] = float(similarity[number, place])
         return list(zip(places, scores, strict=True))
 
     def _score(

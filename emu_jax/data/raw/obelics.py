@@ -98,10 +98,10 @@ class Obelics:
         self, key: str, row: dict[str, Any], names: Mapping[str, str], pictures: Pictures | None
     ) -> Iterator[RawDocument | Reject]:
         images, texts = row.get(self.images), row.get(self.texts)
-        for column, value in ((self.images, images), (self.texts, texts)):
-            if not isinstance(value, list):
-                yield Reject(key, "unreadable_record", f"{column} is no list")
-                return
+        if not isinstance(images, list) or not isinstance(texts, list):
+            column = self.texts if isinstance(images, list) else self.images
+            yield Reject(key, "unreadable_record", f"{column} is no list")
+            return
         if len(images) != len(texts):
             yield Reject(key, "unreadable_record", f"{len(images)} {self.images}, {len(texts)} {self.texts}")
             return

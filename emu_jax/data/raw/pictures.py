@@ -33,7 +33,7 @@ class Pictures:
                 while member := archive.next():
                     if member.isreg():
                         places.setdefault(member.name.removeprefix("./"), (member.offset_data, member.size))
-                    archive.members = []  # the archive would keep every header
+                    archive.members = []  # type: ignore[attr-defined]  # private to typeshed; it would keep every header
         except (tarfile.TarError, OSError, ValueError) as error:
             self.cut = f"{self._path.name} breaks off after {len(places)} pictures ({error})"
         return places

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -66,6 +66,8 @@ class Reject:
 
 class Reader(Protocol):
     """One kind of raw data. Readers are frozen dataclasses of their settings: workers receive pickled copies."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
 
     def shards(self, path: str) -> list[str]:
         """What can be read independently, in a fixed order.

@@ -28,6 +28,12 @@ READERS = {
 def make_reader(name: str, settings: Sequence[str] = ()) -> Reader:
     """The reader of that name; settings as `field=value`, several values separated by commas.
 
+    >>> make_reader("storyboards", ["subtitles=said"])
+    Storyboards(subtitles='said', labels='')
+    >>> make_reader("pair")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: source 'pair' is unknown; did you mean pairs?
+
     Raises:
       UserError: no such reader, field or value.
     """

@@ -59,7 +59,7 @@ def read_rows(shard: str) -> Iterator[Row | Reject]:
         yield Reject(name, "cut_shard", f"{name} cannot be read further ({error.strerror or error})")
 
 
-def _json(stream: IO[bytes], where: str, name: str) -> Iterator[Row | Reject]:
+def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[Row | Reject]:
     if name.endswith(".jsonl"):
         yield from _lines(stream, where)
         return
@@ -73,7 +73,7 @@ def _json(stream: IO[bytes], where: str, name: str) -> Iterator[Row | Reject]:
         yield Reject(where, skip.reason, f"{where} cannot be read after {number} rows: {skip}")
 
 
-def _lines(stream: IO[bytes], where: str) -> Iterator[Row | Reject]:
+def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[Row | Reject]:
     number = 0
     while line := stream.readline(MAX_RECORD_CHARACTERS):
         key = f"{where}/{number}"

@@ -17,6 +17,7 @@ spaces; what is said after the last frame is kept.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -83,7 +84,7 @@ class Storyboards:
         if not boards:
             yield from _document(folder.name, lambda: _folder(folder, names))
         for board in boards:
-            yield from _document(f"{folder.name}/{board}", lambda board=board: self._sheets(folder, board))
+            yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board))
 
     def _sheets(self, folder: Path, board: str) -> tuple[list[RawImage], float, Subtitles]:
         """One video of the reference's layout."""
@@ -100,14 +101,20 @@ class Storyboards:
         subtitles = _subtitles(said / name)
         label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
         told = [_json(label)] if label.is_file() else []
-        duration = _duration([*told, content, meta.get("info")])
+        duration = _duration([*told, content, meta.get("info") if isinstance(meta, dict) else None])
         frames, count = _cut_sheets(folder, board, labels)
         # YouTube's intervals are whole seconds; of a video shorter than half of its frames the rounded one would be 0.
         return frames, round(duration / count) or duration / count, subtitles
 
 
 def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
-    """Frames and what is said, in the order of time; each frame follows the text said up to it."""
+    """Frames and what is said, in the order of time; each frame follows the text said up to it.
+
+    >>> frames = [RawImage(b"0 s"), RawImage(b"2 s"), RawImage(b"4 s")]
+    >>> parts = interleave(frames, 2.0, [Cue(0.5, 1.0, "It"), Cue(1.0, 2.0, "rains."), Cue(4.5, 5.0, "End")])
+    >>> [part.text if isinstance(part, Text) else part.data for part in parts]
+    [b'0 s', 'It rains.', b'2 s', b'4 s', 'End']
+    """
     moments: list[tuple[float, RawImage | str]] = [(i * interval, frame) for i, frame in enumerate(frames)]
     moments += [(cue.start, cue.text) for cue in cues]
     moments.sort(key=lambda moment: moment[0])  # stable: frames stand first

@@ -52,6 +52,9 @@ class _Block:
 def parse(data: bytes, name: str) -> Subtitles:
     """The cues of a file, read as its name's ending says (`SUFFIXES`).
 
+    >>> parse(b"WEBVTT\\n\\n00:01.000 --> 00:02.500\\n<i>Rain &amp; wind</i>\\n", "film.vtt").cues
+    (Cue(start=1.0, end=2.5, text='Rain & wind'),)
+
     Raises:
       SubtitleError: it is not such a file.
     """
@@ -101,11 +104,12 @@ def _text(text: str) -> Iterator[_Block | None]:
         if not block.strip() or re.match(rf"(?:{'|'.join(_NO_CUES)})(?:\s|$)", lines[0]):
             continue
         # The times stand first, or behind a line with the cue's number or name.
-        timing = next((number for number in (0, 1) if number < len(lines) and _TIMING.fullmatch(lines[number])), None)
-        if timing is None or any(_TIMING.fullmatch(line) for line in lines[timing + 1 :]):
+        matches = enumerate(map(_TIMING.fullmatch, lines[:2]))
+        timing, found = next(((number, match) for number, match in matches if match), (0, None))
+        if found is None or any(_TIMING.fullmatch(line) for line in lines[timing + 1 :]):
             yield None
             continue
-        times = _TIMING.fullmatch(lines[timing]).groups()
+        times = found.groups()
         start, end = _seconds(*times[:4]), _seconds(*times[4:])
         yield _Block(start, end, _lines(lines[timing + 1 :])) if start <= end else None
 

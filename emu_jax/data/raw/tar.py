@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import io
 import re
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
 from emu_jax.data.raw.files import shard_name
 from emu_jax.data.raw.reader import Reject
@@ -64,7 +64,7 @@ class _Cut(Exception):
 class _Blocks:
     """A stream of whole blocks that knows where it is."""
 
-    def __init__(self, stream: BinaryIO):
+    def __init__(self, stream: io.BufferedIOBase):
         self._stream, self.position = stream, 0
 
     def some(self, size: int) -> bytes:

@@ -83,7 +83,11 @@ _TIDY = tuple(
 
 
 def strip_metadata(caption: str) -> str:
-    """A stock clip's caption without what does not tell what is in the clip; others come back as they are."""
+    """A stock clip's caption without what does not tell what is in the clip; others come back as they are.
+
+    >>> strip_metadata("Slow motion of a bee, 4k footage, shot on Sony A7")
+    'Slow motion of a bee'
+    """
     text = caption
     for pattern in _PATTERNS:
         text = pattern.sub(" ", text)
@@ -143,7 +147,9 @@ class Videos:
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        name, start, first, rows = re.fullmatch(r"(.*)@(\d+):(\d+)\+(\d+)", shard, re.DOTALL).groups()
+        if (named := re.fullmatch(r"(.*)@(\d+):(\d+)\+(\d+)", shard, re.DOTALL)) is None:
+            raise UserError(f"{shard}: not one of this reader's shards; expected CSV@BYTE:ROW+ROWS")
+        name, start, first, rows = named.groups()
         table, number = Path(name), int(first)
         folder = Path(self.folder) if self.folder else table.parent
         with table.open("rb") as file:

@@ -47,7 +47,8 @@ def embed_found(pictures: Sequence[Found], key: str, clip: str) -> tuple[list[Fo
         for found in pictures:
             name = f"{key}#{found.number}"
             try:
-                pixels = decode_image(found.image.data, name)
+                data = found.image.data
+                pixels = decode_image(data, name) if isinstance(data, bytes) else data
             except UserError as error:
                 bad.append(Reject(name, "unreadable_picture", str(error), whole=False))
                 continue

@@ -134,7 +134,7 @@ def _read_nocaps(files: Files, split: str) -> list[Question]:
     if split == "test":
         document = files.document("nocaps_test_image_info.json", "annotations/nocaps_test_image_info.json")
         pictures = unique(document.entries("images"), lambda entry: entry.whole("id"), "id")
-        found = [(picture, []) for picture in pictures.values()]
+        found: list[tuple[Entry, list[Entry]]] = [(picture, []) for picture in pictures.values()]
     else:
         names = "nocaps_val_4500_captions.json", "annotations/nocaps_val_4500_captions.json"
         found = captioned(files.document(*names))

@@ -8,7 +8,7 @@ seed. Examples come from training pictures.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -47,7 +47,7 @@ def _about(files: Files, split: str) -> list[Question]:
     return questions
 
 
-def _benchmark(name: str, reader: object) -> Benchmark:
+def _benchmark(name: str, reader: Callable[[Files, str], list[Question]]) -> Benchmark:
     splits: Sequence[str] = (HELD_OUT, *(split for split in SPLITS if split != HELD_OUT))
     return Benchmark(
         name=name,

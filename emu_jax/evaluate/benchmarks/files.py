@@ -261,8 +261,8 @@ class _Twice(Exception):
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields = dict(pairs)
     if len(fields) < len(pairs):  # the last of two would have replaced the first
-        seen: set[str] = set()
-        raise _Twice(next(name for name, _ in pairs if name in seen or seen.add(name)))
+        names = [name for name, _ in pairs]
+        raise _Twice(next(name for number, name in enumerate(names) if name in names[:number]))
     return fields
 
 
@@ -272,6 +272,7 @@ def _plain(text: str) -> str:
 
 
 def _short(value: Any) -> str:
-    kinds = {dict: "a JSON object", list: f"a list of {len(value)}"} if isinstance(value, dict | list) else {}
+    if isinstance(value, dict | list):
+        return "a JSON object" if isinstance(value, dict) else f"a list of {len(value)}"
     text = ascii(value)
-    return kinds.get(type(value)) or (text if len(text) <= 60 else text[:60] + "…")
+    return text if len(text) <= 60 else text[:60] + "…"

@@ -38,7 +38,7 @@ def _read(files: Files, split: str) -> list[Question]:
     return questions
 
 
-def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> dict[str, str]:
+def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> dict[str, Prediction]:
     """What the evaluator reads."""
     return {question.id: predictions[question.id] for question in questions}
 

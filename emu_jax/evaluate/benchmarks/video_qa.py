@@ -22,6 +22,7 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Prediction
@@ -185,8 +186,9 @@ def read_table(path: Path, columns: Sequence[str]) -> list[Entry]:
                 raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
             for fields in reader:
                 if None in fields or None in fields.values():
+                    count = len(reader.fieldnames or ())
                     raise UserError(
-                        f"{path}: line {reader.line_num} has not the {len(reader.fieldnames)} cells of the header; "
+                        f"{path}: line {reader.line_num} has not the {count} cells of the header; "
                         "expected the file as it is published, so fetch it again"
                     )
                 rows.append(Entry(fields, path, f"line {reader.line_num}"))
@@ -210,7 +212,7 @@ def _numbered(rows: Iterable[Entry], split: str) -> list[Entry]:
 
 def _second_references(files: Files, entries: Mapping[str, Entry], table: Path) -> dict[str, str]:
     document = files.document("add_reference_answer_test.json", keyed=True)
-    found = {}
+    found: dict[str, str] = {}
     for video in document.fields:
         answers = document.entry(video)
         found |= {f"{video}/{qid}": answers.text(qid).strip() for qid in answers.fields}
@@ -218,9 +220,9 @@ def _second_references(files: Files, entries: Mapping[str, Entry], table: Path) 
     return found
 
 
-def nextqa_results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> dict[str, dict[str, str]]:
+def nextqa_results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> dict[str, dict[str, Any]]:
     """What NExT-OE's scorer reads."""
-    results: dict[str, dict[str, str]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for question in questions:
         video, _, number = question.id.partition("/")
         results.setdefault(video, {})[number] = predictions[question.id]

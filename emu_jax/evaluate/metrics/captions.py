@@ -8,6 +8,7 @@ comparable, so nothing is scored without Java. SPICE is left out: it downloads S
 
 from __future__ import annotations
 
+import functools
 import math
 import shutil
 import subprocess
@@ -56,7 +57,8 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     statistics = bleu_statistics(truth, found)
     bleu, _ = Bleu(ORDER).compute_score(truth, found, verbose=0)
     for order in range(1, ORDER + 1):
-        interval = intervals.bootstrap(lambda index, order=order: bleu_of(statistics[index])[order - 1], count)
+        resampled = functools.partial(lambda order, index: bleu_of(statistics[index])[order - 1], order)
+        interval = intervals.bootstrap(resampled, count)
         scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count)
     scores["METEOR"] = over_pictures(*_meteor(Meteor, truth, found))
     scores["ROUGE-L"] = over_pictures(*Rouge().compute_score(truth, found))

@@ -22,6 +22,9 @@ RECALL = (1, 5, 10)
 def ranks(scores: np.ndarray) -> np.ndarray:
     """Scores [N], such as summed negative log-likelihoods -> int [N], 1 the best; equals keep their order.
 
+    >>> ranks(np.array([2.5, 0.1, 7.0]))
+    array([2, 1, 3])
+
     Raises:
       UserError: a score is no number.
     """
@@ -35,6 +38,9 @@ def ranks(scores: np.ndarray) -> np.ndarray:
 
 def ndcg(ranks: np.ndarray, relevance: Sequence[float]) -> float:
     """Normalised discounted cumulative gain of the first K ranks, K the number of candidates that are relevant at all.
+
+    >>> ndcg(np.array([1, 2, 3]), [1.0, 0.0, 0.0]), round(ndcg(np.array([2, 1, 3]), [1.0, 0.0, 0.5]), 3)
+    (1.0, 0.48)
 
     Args:
       ranks: int [N] from 1.

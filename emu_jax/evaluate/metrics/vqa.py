@@ -13,7 +13,7 @@ included, because published numbers have them: tests compare with what these pro
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -64,6 +64,9 @@ def tidy(text: str) -> str:
 def normalise(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     """Lower case without punctuation and articles, numbers to ten as digits, contractions with their apostrophes.
 
+    >>> normalise("The two dogs, they arent brown.")
+    "2 dogs they aren't brown"
+
     Punctuation beside a space vanishes, as all of it does where the text has a number like 1,000; elsewhere it becomes
     a space. A period stays before a digit.
     """
@@ -86,7 +89,11 @@ def agreement(answer: str, answers: Sequence[str]) -> float:
 
 
 def accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VQA accuracy of one answer."""
+    """VQA accuracy of one answer.
+
+    >>> accuracy("Yes", ["yes"] * 2 + ["no"] * 8)
+    0.6
+    """
     prediction, answers = tidy(prediction), [tidy(answer) for answer in answers]
     if len(set(answers)) > 1:
         prediction, answers = normalise(prediction), [normalise(answer) for answer in answers]
@@ -126,16 +133,12 @@ def answerability(answerable: Sequence[float], truth: Sequence[bool]) -> dict[st
     if not positive.any():
         raise UserError("answerability: none of the questions is unanswerable; expected some of both kinds")
     count = len(sure)
-    scores = {"answerability: average precision": average_precision, "answerability: F1": f1}
-    return {
-        name: Figure(
-            score(positive, sure),
-            intervals.bootstrap(lambda index, score=score: score(positive[index], sure[index]), count),
-            None,
-            count,
-        )
-        for name, score in scores.items()
-    }
+
+    def figure(score: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
+        interval = intervals.bootstrap(lambda index: score(positive[index], sure[index]), count)
+        return Figure(score(positive, sure), interval, None, count)
+
+    return {"answerability: average precision": figure(average_precision), "answerability: F1": figure(f1)}
 
 
 def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:

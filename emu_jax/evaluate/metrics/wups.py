@@ -93,8 +93,9 @@ class Wups:
         # Punkt's list of abbreviations is in NLTK's data; answers of a few words do without it.
         self._sentences = nltk.tokenize.punkt.PunktSentenceTokenizer().tokenize
         self._words = nltk.tokenize.NLTKWordTokenizer().tokenize
-        self._similarity = functools.lru_cache(maxsize=1 << 18)(self._similarity)
-        self.content = functools.lru_cache(maxsize=1 << 16)(self.content)
+        # A cache an object, which ends with it.
+        self._similarity = functools.lru_cache(maxsize=1 << 18)(self._similarity)  # type: ignore[method-assign]
+        self.content = functools.lru_cache(maxsize=1 << 16)(self.content)  # type: ignore[method-assign]
 
     def content(self, text: str) -> str:
         """A text's lemmas without stop words, one space between."""
@@ -154,7 +155,7 @@ def figures(wups: Wups, predictions: Sequence[str], questions: Sequence[Question
     check(predictions, questions)
     types = [dataclasses.replace(question, kind=MERGED.get(question.kind, question.kind)) for question in questions]
     groups = [dataclasses.replace(question, kind=question.kind[:1]) for question in types]
-    found = {}
+    found: dict[str, Figure] = {}
     for threshold in THRESHOLDS:
         values = [
             wups.score(text, question.answers, threshold, exact=question.kind in EXACT)

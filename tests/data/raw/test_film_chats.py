@@ -3,12 +3,9 @@
 import json
 import pickle
 
-import av
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image as PIL
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.film_chats import SUFFIXES, VideoChat, VideoChatGPT
@@ -17,25 +14,7 @@ from emu_jax.data.raw.readers import make_reader
 from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.data.video import frame_indices
 from emu_jax.errors import UserError
-
-
-def _film(path, frames: int = 16) -> None:
-    """Frame i is grey 40 + 8 i."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as container:
-        stream = container.add_stream(
-            "libvpx" if path.suffix == ".webm" else "libx264", rate=8, width=48, height=32, pix_fmt="yuv420p"
-        )
-        for index in range(frames):
-            pixels = np.full((32, 48, 3), 40 + 8 * index, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _webp(path, frames: int = 16) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [PIL.new("RGB", (24, 16), (40 + 8 * index,) * 3) for index in range(frames)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
+from tests.films import grey_animation, grey_film
 
 
 def _read(reader, path) -> list[RawDocument | Reject]:
@@ -59,8 +38,8 @@ def _brief(item: RawDocument | Reject) -> tuple:
 
 
 def test_videochat(tmp_path):
-    _film(tmp_path / "WebVid" / "050951_051000" / "1022713978.mp4")
-    _film(tmp_path / "WebVid" / "7.mp4", 1)
+    grey_film(tmp_path / "WebVid" / "050951_051000" / "1022713978.mp4")
+    grey_film(tmp_path / "WebVid" / "7.mp4", 1)
     records = [
         {
             "video": "050951_051000/1022713978.mp4",
@@ -82,8 +61,8 @@ def test_videochat(tmp_path):
 
 def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
     """Also where others stand between them; the films are named without a suffix."""
-    _film(tmp_path / "v_k_ZXmr8pmrs.mp4")
-    _webp(tmp_path / "v_b.webp")
+    grey_film(tmp_path / "v_k_ZXmr8pmrs.mp4")
+    grey_animation(tmp_path / "v_b.webp")
     records = [
         {"q": "What happens?", "a": "A bee flies.", "video_id": "v_k_ZXmr8pmrs"},
         {"q": "Who?", "a": "A cat.", "video_id": "v_b"},
@@ -109,9 +88,9 @@ def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_is_tried(tmp_path, suffix):
     if suffix in (".gif", ".webp"):
-        _webp(tmp_path / "films" / f"v_x{suffix}", 2)
+        grey_animation(tmp_path / "films" / f"v_x{suffix}", 2)
     else:
-        _film(tmp_path / "films" / f"v_x{suffix}", 2)
+        grey_film(tmp_path / "films" / f"v_x{suffix}", 2)
     (tmp_path / "t.json").write_text(json.dumps([{"q": "a", "a": "b", "video_id": "v_x"}]))
     (item,) = _read(VideoChatGPT(films="films"), tmp_path / "t.json")
     assert isinstance(item, RawDocument) and len(item.parts) == 1 + 8 + 2
@@ -142,7 +121,7 @@ BAD = [
 
 
 def test_bad_chats(tmp_path):
-    _film(tmp_path / "a.mp4")
+    grey_film(tmp_path / "a.mp4")
     data = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_bytes(b"no film")
@@ -153,8 +132,8 @@ def test_bad_chats(tmp_path):
     assert good == (f"t.json/{len(BAD):09d}", frame_indices(16), "a | b")
 
 
-def test_a_bad_question_leaves_the_others_of_its_film(tmp_path):
-    _film(tmp_path / "v.mp4")
+def test_a_bad_question_leaves_the_others_of_itsgrey_film(tmp_path):
+    grey_film(tmp_path / "v.mp4")
     records = [{"q": "one", "a": "1"}, {"q": "two", "a": None}, {"q": "three", "a": "3"}]
     (tmp_path / "t.json").write_text(json.dumps([record | {"video_id": "v"} for record in records]))
     assert [_brief(item) for item in _read(VideoChatGPT(), tmp_path)] == [

@@ -4,7 +4,6 @@ import csv
 import io
 import pickle
 
-import av
 import numpy as np
 import pytest
 from hypothesis import given
@@ -16,25 +15,9 @@ from emu_jax.data.raw.reader import RawDocument, Reject
 from emu_jax.data.raw.videos import Videos, strip_metadata
 from emu_jax.data.video import frame_indices
 from emu_jax.errors import UserError
+from tests.films import grey_animation, grey_film
 
 WEBVID = "videoid,contentUrl,duration,page_dir,name\n"
-
-
-def _mp4(path, frames: int = 16) -> None:
-    """Frame i is grey 40 + 8 i."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(path, "w") as container:
-        stream = container.add_stream("libx264", rate=8, width=48, height=32, pix_fmt="yuv420p")
-        for index in range(frames):
-            pixels = np.full((32, 48, 3), 40 + 8 * index, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _webp(path, frames: int = 16) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pictures = [PIL.new("RGB", (24, 16), (40 + 8 * index,) * 3) for index in range(frames)]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], lossless=True)
 
 
 def _read(reader: Videos, path) -> list[RawDocument | Reject]:
@@ -56,8 +39,8 @@ def _brief(item: RawDocument | Reject) -> tuple:
 
 
 def test_webvid(tmp_path):
-    _mp4(tmp_path / "027701_027750" / "1053.mp4")
-    _mp4(tmp_path / "1054.mp4")
+    grey_film(tmp_path / "027701_027750" / "1053.mp4")
+    grey_film(tmp_path / "1054.mp4")
     (tmp_path / "results.csv").write_text(
         WEBVID
         + '1053,https://x/1053.mp4,PT00H00M02S,027701_027750,"A bee, 4k\n on a flower"\n'
@@ -76,8 +59,8 @@ def test_webvid(tmp_path):
 
 
 def test_file_and_text(tmp_path):
-    _webp(tmp_path / "films" / "one" / "a.webp")
-    _mp4(tmp_path / "films" / "b.mp4", 1)
+    grey_animation(tmp_path / "films" / "one" / "a.webp")
+    grey_film(tmp_path / "films" / "b.mp4", 1)
     table = tmp_path / "table.csv"
     table.write_text("text,file,more\na 4k sign,one/a.webp,\n  a  b ,b.mp4,x\n")
     assert [_brief(item) for item in _read(Videos(folder=str(tmp_path / "films")), table)] == [
@@ -89,7 +72,7 @@ def test_file_and_text(tmp_path):
 
 
 def test_rejects(tmp_path):
-    _mp4(tmp_path / "good.mp4")
+    grey_film(tmp_path / "good.mp4")
     data = (tmp_path / "good.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
     (tmp_path / "text.mp4").write_bytes(b"no film")

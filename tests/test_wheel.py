@@ -1,0 +1,99 @@
+"""The wheel: what is in it, and that it trains, captions and inspects from an empty folder."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+from PIL import Image as PIL
+
+from emu_jax.data.sources import FluentEmoji, PairOrder
+
+ROOT = Path(__file__).parents[1]
+PARTS = ("emu_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
+
+
+def run(*command: str | Path, folder: Path) -> str:
+    """Runs a command in a folder, with nothing of the checkout on its path; its standard output."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """The wheel of this checkout, built without a network from a copy: `build/` would leave old files in the next."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    for name in PARTS:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
+        else:
+            shutil.copy(ROOT / name, source / name)
+    options = ("--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--disable-pip-version-check")
+    run(sys.executable, "-m", "pip", "wheel", *options, "--wheel-dir", out, source, folder=out)
+    (found,) = out.glob("*.whl")
+    return found
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Path:
+    """The commands' folder of an environment of its own, which sees this one's libraries but not the checkout."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, with_pip=False, symlinks=True)
+    python = folder / "bin" / "python"
+    own = Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", folder=folder).strip())
+    # A line of a .pth file adds a folder, but not what that folder's own .pth files add, such as an editable checkout.
+    libraries = {sysconfig.get_path(name) for name in ("purelib", "platlib")}
+    (own / "libraries.pth").write_text("\n".join(sorted(libraries)) + "\n", encoding="utf-8")
+    options = ("--no-deps", "--no-index", "--quiet", "--disable-pip-version-check", "--ignore-installed")
+    run(sys.executable, "-m", "pip", "--python", python, "install", *options, wheel, folder=folder)
+    return folder / "bin"
+
+
+def test_what_is_in_it(wheel):
+    """Every module, the embedded pictures with their licences, every config, and the mark that types are shipped."""
+    names = set(zipfile.ZipFile(wheel).namelist())
+    expected = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "emu_jax").rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    expected |= {f"emu_jax/shipped/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.py")}
+    assert "emu_jax/py.typed" in expected and "emu_jax/data/assets/fluent_emoji/LICENSE-fluent-emoji.txt" in expected
+    assert expected - names == set()
+    assert not [name for name in names if name.startswith(("configs/", "tests/", "launch/"))]
+
+
+def test_it_works_from_an_empty_folder(installed, tmp_path):
+    imported = run(installed / "python", "-c", "import emu_jax; print(emu_jax.__file__)", folder=tmp_path)
+    assert Path(imported).is_relative_to(installed.parent)
+    settings = ("--config.train.steps=4", "--config.train.minutes=0", "--config.data.batch_rows=2")
+    run(
+        installed / "emu-jax",
+        "train",
+        "--config",
+        "configs/quickstart.py",
+        "--workdir",
+        "run",
+        *settings,
+        folder=tmp_path,
+    )
+    pixels = FluentEmoji("heldout_concepts", 64, PairOrder())[0][0].pixels
+    PIL.fromarray(pixels).save(tmp_path / "picture.png")
+    run(installed / "emu-jax", "generate", "--model", "run", "--prompt", "picture.png", folder=tmp_path)
+    assert "14.182 B parameters" in run(
+        installed / "emu-jax", "inspect", "--config", "configs/models.py:14b", folder=tmp_path
+    )
+    # A config of the user's own may begin with a shipped one.
+    (tmp_path / "mine.py").write_text(
+        "from configs import quickstart\n\n\ndef get_config():\n    return quickstart.get_config()\n", encoding="utf-8"
+    )
+    assert "parameters" in run(
+        installed / "emu-jax", "inspect", "--config", "mine.py", "--config.model.llama.vocab_size=64", folder=tmp_path
+    )
