@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,7 @@ def _run(
         chat=emu.tokenizer.instruct,
         model=emu.fingerprint,
         questions=_digest(questions),
+        drawing=_told(request.drawing) if benchmark.task == "drawing" else "",
     )
     folder = out / run.name
     choose = shots.choose_examples(
@@ -143,6 +144,10 @@ def _run(
     figures = score(benchmark, questions, found, root=root, weights=request.weights, emu=emu, drawn=folder / "drawn")
     _write_scores(folder / "scores.json", run, figures)
     return Result(run, figures, folder)
+
+
+def _told(settings: Mapping[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _digest(questions: Sequence[Question]) -> str:

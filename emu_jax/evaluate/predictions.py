@@ -40,6 +40,7 @@ class Run:
       questions, model, examples: fingerprints of the benchmark's questions, of the model, and of what chose examples.
       text_examples: whether two text-only examples stand in front (the paper's *).
       chat: whether prompts are the instruction-tuned model's.
+      drawing: settings of the pictures that are drawn, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are.
     """
 
     benchmark: str
@@ -50,6 +51,7 @@ class Run:
     chat: bool
     model: str
     questions: str
+    drawing: str = ""
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from emu_jax.evaluate.question import Question
 
 log = logging.getLogger(__name__)
 
+UNANSWERABLE = "unanswerable"  # VizWiz's answer, and its kind of such questions
 CHANCES = {"tone": 1 / 5, "is-this": 1 / 2}  # of the embedded questions' kinds
 
 
@@ -68,12 +69,22 @@ def score(
         return {}
     metrics: dict[str, Callable[[], dict[str, Figure]]] = {
         "caption": lambda: captions.figures(said, questions),
-        "vqa": lambda: vqa.figures(said, questions, vizwiz=benchmark.name == "vizwiz"),
+        "vqa": lambda: _vqa(benchmark, said, questions),
         "dialogue": lambda: ranking.figures([np.asarray(scores) for scores in said], questions),
         "video_qa": lambda: _films(benchmark, said, questions, weights),
         "embedded": lambda: _embedded(benchmark, said, questions),
     }
     return metrics[benchmark.task]()
+
+
+def _vqa(benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+    """The official accuracy; of VizWiz also its second task, by what was answered: one threshold, no ranking."""
+    vizwiz = benchmark.name == "vizwiz"
+    figures = vqa.figures(said, questions, vizwiz=vizwiz)
+    can = [question.kind != UNANSWERABLE for question in questions]
+    if vizwiz and not all(can):
+        figures |= vqa.answerability([float(text != UNANSWERABLE) for text in said], can)
+    return figures
 
 
 def _films(

@@ -22,6 +22,7 @@ BODIES = 8  # bodies of the largest size that are held at the same time
 OPEN = ("/healthz",)  # needs no key
 KEYED = ("/v1/", "/metrics")  # needs the key in a header; the page asks for it in its own way
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # what the page asks; only there bodies are no JSON
 PATH_BYTES = 2048  # of a path with its query
 
 
@@ -38,10 +39,12 @@ class Guard:
 
     Args:
       key: what `Authorization: Bearer …` must hold; None: everybody on this machine may ask.
-      page_refuses: a JSON body that was sent to the page -> why it is refused, or None.
+      page_refuses: a JSON body that was sent to the page, and the Host header -> why it is refused, or None.
     """
 
-    def __init__(self, app: ASGIApp, limits: Limits, key: str | None, page_refuses: Callable[[object], str | None]):
+    def __init__(
+        self, app: ASGIApp, limits: Limits, key: str | None, page_refuses: Callable[[object, str], str | None]
+    ):
         self.app, self.limits, self.key, self.page_refuses = app, limits, key, page_refuses
         self._held = 0  # bytes of bodies
 
@@ -134,14 +137,14 @@ class Guard:
 
     def _check_body(self, scope: Scope, body: bytes) -> None:
         """What is sent to the page may name files, which must be its own."""
-        if scope["path"].startswith("/v1/") or not body or _headers(scope).get("content-type", "").startswith("multi"):
+        if not scope["path"].startswith(PAGE) or scope["path"].startswith(UPLOAD) or not body:
             return
         try:
             payload = json.loads(body)
         except (ValueError, RecursionError):
             raise Refusal(400, "the body is not JSON") from None
         try:
-            reason = self.page_refuses(payload)
+            reason = self.page_refuses(payload, _headers(scope).get("host", ""))
         except RecursionError:
             reason = "the body is nested too deeply"
         if reason is not None:

@@ -132,13 +132,12 @@ def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
 
     app = FastAPI(title="emu_jax", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     api.add_routes(app, engine, options.model_name, Metrics(engine))
-    refuses: Callable[[object], str | None] = lambda payload: "there is no page here"  # noqa: E731
-    if options.page:
-        from emu_jax.serve import page, page_guard
+    if not options.page:
+        return Guard(app, options.limits, options.key, lambda payload, host: "there is no page here")
+    from emu_jax.serve import page, page_guard
 
-        app = page.mount(app, engine, options.model_name, options.key, folder)
-        refuses = page_guard.refuses
-    return Guard(app, options.limits, options.key, refuses)
+    app = page.mount(app, engine, options.model_name, options.key, folder)
+    return Guard(app, options.limits, options.key, page_guard.refuses)
 
 
 def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:

@@ -95,6 +95,17 @@ def test_drawings_are_compared_with_real_pictures(drawing, tmp_path):
     assert drawn == {f"{question.id}.png" for question in questions}
     assert {"Frechet distance, own features", "Frechet distance, VGG-16 features"} <= set(result.figures)
     assert all(figure.count == len(questions) for figure in result.figures.values())
+    assert result.run.drawing == " ".join(f"{name}={value}" for name, value in DRAWING.items())
+    other = Request(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
+    with pytest.raises(UserError, match="drawing"):
+        list(evaluate(model, other, tmp_path / "out"))
+
+
+def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
+    (result,) = _run(tuned, ["vizwiz"], tmp_path).values()
+    kinds = {question.kind for question in BENCHMARKS["vizwiz"].read(tmp_path / "data" / "vizwiz")}
+    assert "unanswerable" in kinds
+    assert {"accuracy", "answerability: average precision", "answerability: F1"} <= set(result.figures)
 
 
 def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):
