@@ -29,6 +29,7 @@ CHECKED = {
     "chat": "the kind of prompts",
     "model": "the model",
     "questions": "the questions",
+    "drawing": "how pictures are drawn",
 }
 
 

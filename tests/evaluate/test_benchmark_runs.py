@@ -97,7 +97,7 @@ def test_drawings_are_compared_with_real_pictures(drawing, tmp_path):
     assert all(figure.count == len(questions) for figure in result.figures.values())
     assert result.run.drawing == " ".join(f"{name}={value}" for name, value in DRAWING.items())
     other = Request(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
-    with pytest.raises(UserError, match="drawing"):
+    with pytest.raises(UserError, match="how pictures are drawn was"):
         list(evaluate(model, other, tmp_path / "out"))
 
 
