@@ -30,6 +30,24 @@ THEME = gr.themes.Soft(
     radius_size="md",
     font=SYSTEM_FONTS,
     font_mono=MONOSPACE,
+).set(  # labels are read, not shouted
+    block_title_background_fill="transparent",
+    block_title_text_color="*body_text_color",
+    block_title_text_weight="550",
+    block_title_padding="0",
+    block_label_background_fill="*background_fill_primary",
+    block_label_text_color="*body_text_color_subdued",
+    block_label_text_weight="500",
+    block_border_width="1px",
+    block_shadow="none",
+    button_secondary_background_fill="*background_fill_primary",
+    button_secondary_border_color="*border_color_primary",
+    button_border_width="1px",
+    button_primary_shadow="none",
+    button_secondary_shadow="none",
+    input_border_width="1px",
+    input_border_color="*border_color_primary",
+    input_shadow="none",
 )
 CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 

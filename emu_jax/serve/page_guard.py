@@ -30,7 +30,7 @@ PAGE = {  # method -> paths
     "GET": {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login_check", "/logout"}
     | {f"{API}/{name}" for name in ("queue/data", "upload_progress", "startup-events", "app_id", "user", "login_check")}
     | {f"{API}/{name}" for name in ("info", "token")},
-    "POST": {"/login", *(f"{API}/{name}" for name in ("queue/join", "upload", "cancel", "reset"))},
+    "POST": {"/login", *(f"{API}/{name}" for name in ("queue/join", "run/predict", "upload", "cancel", "reset"))},
 }
 BELOW = ("/assets/", "/static/", f"{API}/heartbeat/")  # GET
 # Gradio's own scripts stand in the page and use `new Function`; its styles are written into elements.

@@ -109,7 +109,7 @@ def passes(method: str, path: str) -> bool:
 def test_the_routes_that_the_page_needs(folder):
     for path in ("/", "/config", "/assets/index.js", "/gradio_api/queue/data", "/gradio_api/heartbeat/abc"):
         assert passes("GET", path), path
-    for path in ("/login", "/gradio_api/queue/join", "/gradio_api/upload", "/gradio_api/cancel"):
+    for path in ("/login", *(f"/gradio_api/{name}" for name in ("queue/join", "run/predict", "upload", "cancel"))):
         assert passes("POST", path), path
     assert passes("GET", f"/gradio_api/file={folder}/ab12/a cat.png")
     assert passes("HEAD", f"/gradio_api/file={folder}/ab12/a cat.png")
@@ -128,7 +128,7 @@ def test_the_routes_that_the_page_needs(folder):
         ("GET", "/gradio_api/openapi.json"),
         ("GET", "/gradio_api/dev/reload"),
         ("GET", "/monitoring"),
-        ("POST", "/gradio_api/run/predict"),
+        ("POST", "/gradio_api/run/go_on"),
         ("POST", "/gradio_api/call/predict"),
         ("POST", "/gradio_api/component_server"),
         ("POST", "/gradio_api/process_recording"),

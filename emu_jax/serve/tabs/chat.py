@@ -60,7 +60,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             chatbot = gr.Chatbot(
                 show_label=False,
                 elem_id="chat",
-                height="min(56vh, 560px)",
+                height="min(54vh, 540px)",
                 placeholder=EMPTY,
                 layout="bubble",
                 buttons=["copy"],
@@ -71,7 +71,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             box = gr.MultimodalTextbox(
                 show_label=False,
                 elem_id="ask",
-                placeholder="Ask something; add pictures or a clip with the button on the left",
+                placeholder="Ask about a picture or a clip",
                 file_types=["image", "video"],
                 file_count="multiple",
                 max_plain_text_length=engine.limits.text_characters,
@@ -82,7 +82,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 undo = gr.Button("Take back", size="sm", min_width=90)
                 clear = gr.Button("Clear", size="sm", min_width=90)
                 download = gr.DownloadButton("Download", size="sm", min_width=90, interactive=False)
-            status = gr.HTML(note(""), elem_id="chat-status")
+            status = gr.HTML(note(""), elem_id="chat-status", padding=False)
             gr.Examples(
                 [
                     [{"text": NAME_ASKS, "files": [samples[1].path]}],
@@ -90,7 +90,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [{"text": f"yes or no, is this a {samples[2].thing}", "files": [samples[2].path]}],
                 ],
                 box,
-                label="Try one of these (pictures that training has not seen)",
+                label="Examples, with pictures that training has not seen",
                 elem_id="chat-examples",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):

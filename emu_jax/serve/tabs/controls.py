@@ -112,9 +112,9 @@ class TextControls:
     def show(cls, engine: Engine, *, new_tokens: int) -> TextControls:
         """Adds them to the page."""
         most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-        tokens = gr.Slider(1, most, min(new_tokens, most), step=1, label="New tokens, at most")
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: always the likeliest token")
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Of sampling: the likeliest tokens of this share")
+        tokens = gr.Slider(1, most, min(new_tokens, most), step=1, label="New tokens", info="At most")
+        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest token")
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Share of the likeliest")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
         return cls([tokens, temperature, top_p, seed])
 
@@ -141,9 +141,7 @@ class DrawControls:
         limits = engine.limits
         sampler = gr.Dropdown(list(SAMPLERS), value="pndm", label="Sampler")
         steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
-        guidance = gr.Slider(
-            0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance", info="1: none; more: closer to the prompt"
-        )
+        guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance", info="1: none")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
         return cls([sampler, steps, guidance, seed])
 

@@ -64,8 +64,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     usual = next(order for order in orders if order != MODEL_DECIDES)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
-            paper = gr.HTML(EMPTY, elem_id="paper", elem_classes="paper")
-            coming = gr.HTML("", elem_id="coming", elem_classes="paper")
+            paper = gr.HTML(EMPTY, elem_id="paper", elem_classes="paper", padding=False)
+            coming = gr.HTML("", elem_id="coming", elem_classes="paper", padding=False)
             box = gr.MultimodalTextbox(
                 show_label=False,
                 elem_id="add",
@@ -81,7 +81,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 stop = gr.Button("Stop", size="sm", min_width=70, interactive=False)
                 undo = gr.Button("Take back", size="sm", min_width=90)
                 clear = gr.Button("Clear", size="sm", min_width=70)
-            status = gr.HTML(note(""), elem_id="document-status")
+            status = gr.HTML(note(""), elem_id="document-status", padding=False)
             with gr.Row(elem_classes="tools"):
                 as_html = gr.DownloadButton("Download as HTML", size="sm", min_width=130, interactive=False)
                 as_zip = gr.DownloadButton("Download all (zip)", size="sm", min_width=130, interactive=False)
@@ -93,12 +93,15 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 ],
                 box,
                 label="Beginnings (add one, then continue)",
+                elem_id="beginnings",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
             order = gr.Dropdown(list(orders), value=usual, label="What comes")
-            items = gr.Slider(1, engine.limits.items, min(2, engine.limits.items), step=1, label="Items, at most")
+            items = gr.Slider(
+                1, engine.limits.items, min(2, engine.limits.items), step=1, label="Items", info="At most"
+            )
             most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-            tokens = gr.Slider(1, most, min(32, most), step=1, label="New tokens of a text, at most")
+            tokens = gr.Slider(1, most, min(32, most), step=1, label="New tokens", info="Of a text, at most")
             controls = DrawControls.show(engine) if engine.draws else None
 
     async def downloads(page: Page) -> tuple:

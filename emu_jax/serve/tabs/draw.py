@@ -36,26 +36,25 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
             with gr.Tabs(elem_classes="inner"):
-                with gr.Tab("From words"):
+                with gr.Tab("Words"):
                     words = gr.Textbox(
                         label="What to draw", placeholder=samples[0].name, lines=2, elem_id="draw-words", max_lines=6
                     )
                     by_words = gr.Button("Draw", variant="primary", elem_id="draw-by-words")
                     gr.Examples([[sample.name] for sample in samples[:6]], words, label="Names that training left out")
-                with gr.Tab("Blend pictures"):
+                with gr.Tab("Blend"):
                     blend = _Blend(samples)
                     by_blend = gr.Button("Blend", variant="primary", elem_id="draw-by-blend")
-                with gr.Tab("From examples"):
-                    gr.HTML(
-                        note("Pictures with their texts, then a text: the model draws its picture as the others are.")
-                    )
+                with gr.Tab("Examples"):
+                    gr.HTML(note("Pictures with texts, then a text, whose picture is drawn."), padding=False)
                     rows = Rows(engine, count=4, first=2, label="Text", placeholder="what the picture shows")
                     last = gr.Textbox(label="The text to draw", lines=2, elem_id="draw-last")
                     by_rows = gr.Button("Draw", variant="primary", elem_id="draw-by-rows")
                     gr.Examples(
                         [[samples[1].path, samples[1].name, samples[7].path, samples[7].name, samples[2].name]],
                         [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], last],
-                        label="Two examples and a name",
+                        label="Example",
+                        example_labels=[f"{samples[1].thing}, {samples[7].thing}, then a {samples[2].thing}"],
                     )
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 controls = DrawControls.show(engine)
@@ -65,13 +64,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 label="Drawn",
                 elem_id="drawn",
                 columns=2,
-                height=420,
+                height="min(92vw, 420px)",
                 object_fit="contain",
                 interactive=False,
                 buttons=["download", "fullscreen"],
             )
             status = gr.HTML(
-                note("What is drawn appears here, with its settings inside the PNG."), elem_id="draw-status"
+                note("Drawn pictures carry their settings in the PNG."), elem_id="draw-status", padding=False
             )
             with gr.Row(elem_classes="tools"):
                 stop = gr.Button("Stop", size="sm", min_width=90, interactive=False)
@@ -173,7 +172,7 @@ class _Blend:
             earlier = gr.Button("◀ Earlier", size="sm", min_width=80)
             later = gr.Button("Later ▶", size="sm", min_width=80)
             remove = gr.Button("Remove", size="sm", min_width=80)
-        gr.HTML(note("Choose a picture to move or remove it."))
+        gr.HTML(note("Choose a picture to move or remove it."), padding=False)
         gr.Examples(
             [[[samples[2].path, samples[6].path]], [[samples[4].path, samples[1].path, samples[9].path]]],
             self.gallery,

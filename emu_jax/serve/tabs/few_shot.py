@@ -38,7 +38,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 engine, count=6, first=2, label="Text", placeholder="what the model should say of such a picture"
             )
             with gr.Row(elem_classes="example", equal_height=True):
-                asked = picture("The picture to be told about")
+                asked = picture("Asked about")
                 question = gr.Textbox(
                     label="Question",
                     info="Of the examples as well; may be empty",
@@ -57,13 +57,17 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [samples[4].path, samples[4].thing, samples[7].path, samples[7].thing, samples[2].path, ""],
                 ],
                 [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], asked, question],
-                label="Two examples and a picture, all of them left out in training",
+                label="Examples, with pictures that training has not seen",
+                example_labels=[
+                    f"names: {samples[1].thing}, {samples[6].thing}, then a {samples[0].thing}",
+                    f"without skin tones: {samples[4].thing}, {samples[7].thing}, then a {samples[2].thing}",
+                ],
             )
         with gr.Column(scale=1, min_width=320):
             answer = gr.Textbox(label="Answer", lines=2, max_lines=8, interactive=False, elem_id="few-shot-answer")
-            status = gr.HTML(note(""), elem_id="few-shot-status")
+            status = gr.HTML(note(""), elem_id="few-shot-status", padding=False)
             download = gr.DownloadButton("Download with prompt and settings", size="sm", interactive=False)
-            exact = gr.HTML(EMPTY, elem_id="exact", elem_classes="paper")
+            exact = gr.HTML(EMPTY, elem_id="exact", elem_classes="paper", padding=False)
             with gr.Accordion("Settings", open=False):
                 controls = TextControls.show(engine, new_tokens=24)
 

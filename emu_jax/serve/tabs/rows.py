@@ -80,4 +80,5 @@ def picture(label: str, *, height: int = 150) -> gr.Image:
         height=height,
         min_width=150,
         buttons=[],
+        placeholder="Drop or choose",
     )
