@@ -205,7 +205,7 @@ def result(ticket_of) -> object:
 def test_a_question_about_a_picture(page, server, samples):
     page.get_by_label("System message").fill("a red bar")
     ask(page, "what is this?", samples[0])
-    playwright.expect(page.locator("#chat-status")).to_contain_text("tokens after a prompt of", timeout=PATIENCE)
+    playwright.expect(page.locator("#chat-status")).to_contain_text("prompt of", timeout=PATIENCE)
     picture = np.asarray(Image.open(samples[0]))
     asked = [Message("system", ("a red bar",)), Message("user", (picture, "what is this?"))]
     expected = result(lambda: server.engine.chat(asked, TextSettings(64)))
@@ -359,6 +359,8 @@ def test_a_document_goes_on(page, server, samples):
 def test_two_examples_and_a_picture(page, server, samples):
     tab(page, "Few-shot")
     texts = ("a red bar", "a blue cross")
+    page.get_by_label("Form of the prompt").click()
+    page.get_by_role("option", name="plain: picture, text").click()
     pickers = page.locator(".example:visible input[type=file]")
     for number in range(3):
         pickers.nth(number).set_input_files(str(samples[number]))
@@ -371,7 +373,7 @@ def test_two_examples_and_a_picture(page, server, samples):
     expected_text = re.compile(re.escape(prompt).replace(r"\ ", r"\s*"))
     playwright.expect(page.locator("#exact .exact")).to_have_text(expected_text, timeout=PATIENCE)
     page.locator("#few-shot-go").click()
-    playwright.expect(page.locator("#few-shot-status")).to_contain_text("tokens after", timeout=PATIENCE)
+    playwright.expect(page.locator("#few-shot-status")).to_contain_text("prompt of", timeout=PATIENCE)
     pictures = [np.asarray(Image.open(path)) for path in samples]
     parts = [pictures[0], f" {texts[0]} ", pictures[1], f" {texts[1]} ", pictures[2]]
     expected = result(lambda: server.engine.write(parts, TextSettings(24)))

@@ -15,7 +15,7 @@ from emu_jax.errors import UserError
 from emu_jax.serve.downloads import Record
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.sequences import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, note, text, text_settings, told
+from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, length, note, text, text_settings, told
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
@@ -154,9 +154,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         finally:
             ticket.cancel()
         last = dataclasses.replace(last, answer=written.text)
-        ended = "" if written.ended else " (cut: the limit of new tokens is reached)"
-        words = f"{written.new_tokens} tokens after a prompt of {written.prompt_tokens}{ended}"
-        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(words)
+        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(length(written))
 
     async def rest(turns: Conversation) -> tuple:
         """The page when nothing is being written; a question without any answer goes back to where it came from."""

@@ -15,7 +15,7 @@ import gradio as gr
 
 from emu_jax.errors import UserError
 from emu_jax.generate.samplers import SAMPLERS
-from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
+from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp, Written
 
 # Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
 EVENT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
@@ -162,6 +162,15 @@ def draw_settings(sampler: object, steps: object, guidance: object, seed: object
 def note(words: str) -> str:
     """A line of small print."""
     return f'<p class="note">{html.escape(words)}</p>'
+
+
+def length(written: Written) -> str:
+    """How long a text is, and why it ended."""
+    if not written.new_tokens:
+        return f"The model has nothing to say after this prompt of {written.prompt_tokens} tokens."
+    ended = "." if written.ended else "; it was cut there, by the setting."
+    count = "1 token" if written.new_tokens == 1 else f"{written.new_tokens} tokens"
+    return f"{count} after a prompt of {written.prompt_tokens}{ended}"
 
 
 def progress(words: str, made: int = 0, of: int = 0) -> str:

@@ -16,16 +16,19 @@ from emu_jax.evaluate import prompts
 from emu_jax.evaluate.question import Question
 from emu_jax.serve import sequences
 from emu_jax.serve.downloads import Record
-from emu_jax.serve.engine import Engine
-from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, note, progress, text, text_settings, told
+from emu_jax.serve.engine import Engine, TextSettings, Ticket, Written
+from emu_jax.serve.sequences import ASSISTANT_ROLE, USER_ROLE, Message
+from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, length, note, progress, text, text_settings, told
 from emu_jax.serve.tabs.rows import Rows, picture
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_pictures
 
-FORMS: dict[str, tuple[prompts.Prompt, bool]] = {  # and whether it takes a question
-    "plain: picture, text": (prompts.embedded, True),
-    "the paper's captions": (prompts.caption, False),
-    "the paper's questions": (prompts.vqa, True),
+CHAT = "turns of a chat"
+FORMS: dict[str, prompts.Prompt | None] = {
+    CHAT: None,
+    "plain: picture, text": prompts.embedded,
+    "the paper's captions": prompts.caption,
+    "the paper's questions": prompts.vqa,
 }
 EMPTY = '<div class="blank">Fill in a row and the last picture: the prompt appears here, token for token.</div>'
 
@@ -37,8 +40,9 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             rows = Rows(
                 engine, count=6, first=2, label="Text", placeholder="what the model should say of such a picture"
             )
+            gr.HTML(note("The picture that is asked about"), padding=False)
             with gr.Row(elem_classes="example", equal_height=True):
-                asked = picture("Asked about")
+                query = picture("The picture that is asked about")
                 question = gr.Textbox(
                     label="Question",
                     info="Of the examples as well; may be empty",
@@ -47,7 +51,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     min_width=150,
                     elem_id="few-shot-question",
                 )
-            form = gr.Dropdown(list(FORMS), value=next(iter(FORMS)), label="Form of the prompt")
+            forms = [form for form in FORMS if engine.chats or form != CHAT]
+            form = gr.Dropdown(forms, value=forms[0], label="Form of the prompt")
             with gr.Row(elem_classes="tools"):
                 go = gr.Button("Answer", variant="primary", size="sm", elem_id="few-shot-go", min_width=100)
                 stop = gr.Button("Stop", size="sm", min_width=70, interactive=False)
@@ -56,7 +61,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [samples[1].path, samples[1].name, samples[6].path, samples[6].name, samples[0].path, ""],
                     [samples[4].path, samples[4].thing, samples[7].path, samples[7].thing, samples[2].path, ""],
                 ],
-                [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], asked, question],
+                [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], query, question],
                 label="Examples, with pictures that training has not seen",
                 example_labels=[
                     f"names: {samples[1].thing}, {samples[6].thing}, then a {samples[0].thing}",
@@ -71,33 +76,33 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             with gr.Accordion("Settings", open=False):
                 controls = TextControls.show(engine, new_tokens=24)
 
-    async def read(values: Sequence[object]) -> tuple[tuple, Sequence[object]]:
-        """An event's values -> the prompt, and the values that are left."""
+    async def read(values: Sequence[object]) -> tuple[Asked, Sequence[object]]:
+        """An event's values -> what is asked, and the values that are left."""
         own, (path, question, form, *others) = rows.split(values)
         examples = await rows.read(own)
         if not path:
             raise UserError("the last picture is missing; choose the one to be told about")
-        if form not in FORMS:
-            raise UserError(f"form {form!r} is unknown; choose one of {', '.join(FORMS)}")
+        if form not in forms:
+            raise UserError(f"form {form!r} is unknown; choose one of {', '.join(forms)}")
         size = engine.plain.config.vision.image_size
         (shown,) = await asyncio.to_thread(read_pictures, [path], engine.limits, size)
-        return build_prompt(form, examples, shown, text(question, engine).strip()), others
+        return build(form, examples, shown, text(question, engine).strip()), others
 
     async def preview(*values: object) -> str:
         """Is not told what is missing: the person is still at it."""
         try:
-            prompt, _ = await read(values)
-            sequence = await asyncio.to_thread(sequences.continuation, engine.plain, prompt)
+            asked, _ = await read(values)
+            sequence = await asyncio.to_thread(asked.sequence, engine)
         except UserError as error:
             return EMPTY if not any(values[1:-3]) else f'<div class="blank">{html.escape(str(error))}</div>'
         return spell(engine, sequence)
 
     async def go_on(*values: object) -> AsyncIterator[tuple]:
-        prompt, others = await read(values)
+        asked, others = await read(values)
         settings = text_settings(*others)
         nothing = gr.DownloadButton(value=None, interactive=False)
         yield "", progress("Waiting for a place …"), gr.Button(interactive=True), nothing
-        ticket = await engine.write(prompt, settings)
+        ticket = await asked.submit(engine, settings)
         said = ""
         try:
             async for piece in beating(ticket):
@@ -107,18 +112,22 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         finally:
             ticket.cancel()
         record = Record()
-        about = {"model": name, "kind": "few-shot", "prompt": record.parts(prompt), "answer": written.text}
+        about = {
+            "model": name,
+            "kind": "few-shot",
+            "prompt": record.parts(asked.parts()),
+            "form": values[-5],
+            "answer": written.text,
+        }
         about["settings"] = dataclasses.asdict(settings)
         path = await asyncio.to_thread(record.save, "few-shot", about)
-        ended = "" if written.ended else " (cut: the limit of new tokens is reached)"
-        words = f"{written.new_tokens} tokens after a prompt of {written.prompt_tokens}{ended}"
         done = gr.Button(interactive=False)
-        yield written.text.strip(), note(words), done, gr.DownloadButton(value=path, interactive=True)
+        yield written.text.strip(), note(length(written)), done, gr.DownloadButton(value=path, interactive=True)
 
     async def rest() -> tuple:
         return note(""), gr.Button(interactive=False)
 
-    fields = [*rows.inputs, asked, question, form]
+    fields = [*rows.inputs, query, question, form]
     going = go.click(told(go_on), [*fields, *controls.inputs], [answer, status, stop, download], **EVENT)
     going.failure(rest, None, [status, stop], **EVENT)
     stop.click(rest, None, [status, stop], cancels=going, **EVENT)
@@ -126,22 +135,46 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         field.change(preview, fields, exact, trigger_mode="always_last", **EVENT)
 
 
-def build_prompt(
-    form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarray, question: str
-) -> tuple[str | np.ndarray, ...]:
-    """Rows and a picture -> what the model reads, as the benchmarks build it (`evaluate/prompts.py`)."""
-    build, asks = FORMS[form]
-    asked = question if asks else ""
-    if build is prompts.embedded:
-        asked = asked or NAME_ASKS  # whose prompt is the picture alone
-    if build is prompts.vqa and not question:
-        raise UserError("this form needs a question; write one")
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the model is asked: a prompt to be continued, or a conversation to be answered."""
+
+    prompt: tuple[str | np.ndarray, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def sequence(self, engine: Engine) -> sequences.Sequence:
+        """As the model reads it."""
+        if self.messages:
+            return sequences.conversation(engine.plain, self.messages)
+        return sequences.continuation(engine.plain, self.prompt)
+
+    async def submit(self, engine: Engine, settings: TextSettings) -> Ticket[str, Written]:
+        """Asks."""
+        if self.messages:
+            return await engine.chat(self.messages, settings)
+        return await engine.write(self.prompt, settings)
+
+    def parts(self) -> list[str | np.ndarray]:
+        """All of it, in order."""
+        return [part for message in self.messages for part in message.parts] or list(self.prompt)
+
+
+def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarray, question: str) -> Asked:
+    """Rows and a picture -> what the model is asked, as the benchmarks ask (`evaluate/prompts.py`)."""
+    prompt = FORMS[form]
+    if prompt is None:
+        messages: list[Message] = []
+        for seen, said in examples:
+            messages += [Message(USER_ROLE, (seen, question or NAME_ASKS)), Message(ASSISTANT_ROLE, (said,))]
+        return Asked(messages=(*messages, Message(USER_ROLE, (shown, question or NAME_ASKS))))
+    if prompt is prompts.vqa and not (question and examples):
+        raise UserError("this form needs an example and a question; fill them in")
+    if prompt is prompts.embedded:
+        question = question or NAME_ASKS  # whose prompt is the picture alone
     shots = [
-        (Question(str(number), text=asked, answers=(said,)), [seen]) for number, (seen, said) in enumerate(examples)
+        (Question(str(number), text=question, answers=(said,)), [seen]) for number, (seen, said) in enumerate(examples)
     ]
-    if build is prompts.vqa and not shots:
-        raise UserError("this form needs an example; fill in a row")
-    return next(build(Question("asked", text=asked), [shown], shots, False)).parts
+    return Asked(next(prompt(Question("asked", text=question), [shown], shots, False)).parts)
 
 
 def spell(engine: Engine, sequence: sequences.Sequence) -> str:

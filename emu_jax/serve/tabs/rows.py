@@ -70,13 +70,14 @@ class Rows:
         return [(pixels, words) for pixels, (_, words) in zip(pictures, filled, strict=True)]
 
 
-def picture(label: str, *, height: int = 150) -> gr.Image:
+def picture(label: str, *, height: int = 128) -> gr.Image:
     """Where one picture is put."""
     return gr.Image(
         label=label,
         type="filepath",
         image_mode=None,
-        sources=["upload", "clipboard"],
+        sources=["upload"],
+        show_label=False,
         height=height,
         min_width=150,
         buttons=[],
