@@ -15,7 +15,7 @@ from emu_jax.errors import UserError
 from emu_jax.serve.downloads import Record
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.sequences import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, length, note, text, text_settings, told
+from emu_jax.serve.tabs.controls import EVENT, TextControls, always, beating, length, note, text, text_settings, told
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
@@ -184,7 +184,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         retry.click(told(ask_again), conversation, begun, **EVENT),
     ):
         event = asking.success(told(answer), [conversation, system, *controls.inputs], result, **EVENT)
-        event.then(rest, conversation, resting, **EVENT)
+        always(event, rest, conversation, resting)
         answering.append(event)
     box.stop(rest, conversation, resting, cancels=answering, **EVENT)
     undo.click(take_back, conversation, begun, cancels=answering, **EVENT)

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable
 from typing import TypeVar
 
 import gradio as gr
+from gradio.events import Dependency
 
 from emu_jax.errors import UserError
 from emu_jax.generate.samplers import SAMPLERS
@@ -19,16 +20,14 @@ from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, T
 
 # Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
 EVENT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
-TITLES = {Busy: "Busy", Stopping: "Stopping", TimeUp: "Took too long", Failed: "The model failed"}
 
 
 Event = TypeVar("Event")
 
 
 def one_line(error: Exception) -> gr.Error:
-    """An error that a person can understand -> what the page shows of it, as text."""
-    title = next((title for kind, title in TITLES.items() if isinstance(error, kind)), "That does not work")
-    return gr.Error(html.escape(str(error)), duration=10, title=title, print_exception=False)
+    """An error that a person can understand -> what the page shows of it: its text, and no markup in it."""
+    return gr.Error(html.escape(str(error)), duration=10, print_exception=False)
 
 
 def told(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
@@ -44,6 +43,12 @@ def told(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
             raise one_line(error) from None
 
     return telling
+
+
+def always(event: Dependency, handler: Callable, inputs: object, outputs: object) -> None:
+    """What happens behind an event, whether it went well or not (`then` means the first alone)."""
+    event.success(handler, inputs, outputs, **EVENT)
+    event.failure(handler, inputs, outputs, **EVENT)
 
 
 async def beating(events: AsyncIterable[Event], seconds: float = 1.0) -> AsyncIterator[Event | None]:

@@ -19,6 +19,7 @@ from emu_jax.serve.engine import Engine
 from emu_jax.serve.tabs.controls import (
     EVENT,
     DrawControls,
+    always,
     beating,
     draw_settings,
     note,
@@ -167,13 +168,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     resting = [coming, stop, as_html, as_zip]
     inputs = [document, order, items, tokens, *(controls.inputs if controls else [])]
     going = go.click(told(go_on), inputs, [paper, coming, document, status, stop], **EVENT)
-    going.then(rest, document, resting, **EVENT)
+    always(going, rest, document, resting)
     adding = box.submit(told(add), [document, box], [paper, coming, document, box, status], cancels=going, **EVENT)
     adding.success(rest, document, resting, **EVENT)
     stop.click(rest, document, resting, cancels=going, **EVENT)
     for button, change, given in ((undo, take_back, document), (clear, forget, None)):
         changed = button.click(change, given, [paper, document, status], cancels=going, **EVENT)
-        changed.then(rest, document, resting, **EVENT)
+        changed.success(rest, document, resting, **EVENT)
 
 
 def as_prompt(page: Page) -> list:

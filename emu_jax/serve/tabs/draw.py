@@ -154,8 +154,10 @@ class _Blend:
     """Pictures in an order that a person changes: one is chosen, and moves to the front or to the back."""
 
     def __init__(self, samples: list[Sample]):
+        gr.HTML(note("The model reads them in this order; choose one to move or remove it."), padding=False)
         self.gallery = gr.Gallery(
-            label="Pictures, in the order in which the model reads them",
+            label="Pictures to blend",
+            show_label=False,
             elem_id="blend",
             type="filepath",
             file_types=["image"],
@@ -173,7 +175,6 @@ class _Blend:
             earlier = gr.Button("◀ Earlier", size="sm", min_width=80)
             later = gr.Button("Later ▶", size="sm", min_width=80)
             remove = gr.Button("Remove", size="sm", min_width=80)
-        gr.HTML(note("Choose a picture to move or remove it."), padding=False)
         gr.Examples(
             [[[samples[2].path, samples[6].path]], [[samples[4].path, samples[1].path, samples[9].path]]],
             self.gallery,

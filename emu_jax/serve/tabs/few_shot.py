@@ -37,6 +37,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     """Adds the tab's content."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
+            gr.HTML(note("Examples: a picture, and what is said of it"), padding=False)
             rows = Rows(
                 engine, count=6, first=2, label="Text", placeholder="what the model should say of such a picture"
             )
