@@ -102,13 +102,18 @@ def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: d
                 yield request.out
 
 
+def about(result: GeneratedImage, prompt: Sequence[str], settings: dict[str, Any]) -> PngInfo:
+    """Prompt, seed, settings and what a safety checker said, as text chunks of a PNG."""
+    chunks = PngInfo()
+    chunks.add_itxt("prompt", json.dumps(list(prompt), ensure_ascii=False))
+    chunks.add_itxt("seed", str(result.seed))
+    chunks.add_itxt("settings", json.dumps({name: value for name, value in settings.items() if value is not None}))
+    chunks.add_itxt("safety", "not checked" if result.flagged is None else "flagged" if result.flagged else "passed")
+    return chunks
+
+
 def save(result: GeneratedImage, request: Request, settings: dict[str, Any]) -> None:
-    """Writes a PNG, whole or not at all, with prompt, seed, settings and what a safety checker said as text chunks."""
-    about = PngInfo()
-    about.add_itxt("prompt", json.dumps([str(part) for part in request.prompt], ensure_ascii=False))
-    about.add_itxt("seed", str(result.seed))
-    about.add_itxt("settings", json.dumps({name: value for name, value in settings.items() if value is not None}))
-    about.add_itxt("safety", "not checked" if result.flagged is None else "flagged" if result.flagged else "passed")
+    """Writes a PNG, whole or not at all, with `about` it in text chunks."""
     partial = request.out.with_name(request.out.name + ".partial")
-    result.image.save(partial, "PNG", pnginfo=about)
+    result.image.save(partial, "PNG", pnginfo=about(result, [str(part) for part in request.prompt], settings))
     partial.replace(request.out)

@@ -61,17 +61,24 @@ class Written:
     Attributes:
       prompt_tokens, new_tokens: as the model counts them, </s> not among the new ones.
       ended: whether the model ended it; else it reached its limit.
+      asks: whether it ended where the model asks for a picture, with `TextSettings.until_picture`.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
     ended: bool
+    asks: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """How a text is written; see `Emu.generate_text`. `max_new_tokens` None: what the context leaves, at most 256."""
+    """How a text is written; see `Emu.generate_text`.
+
+    Attributes:
+      max_new_tokens: None: what the context leaves, at most 256.
+      until_picture: it also ends where the model writes [IMG].
+    """
 
     max_new_tokens: int | None = None
     temperature: float = 0.0
@@ -79,6 +86,7 @@ class TextSettings:
     top_p: float = 1.0
     min_length: int = 1
     seed: int = 0
+    until_picture: bool = False
 
     def check(self, limits: Limits) -> None:
         """Raises UserError for settings that cannot work, or lie beyond the limits."""
@@ -170,6 +178,7 @@ class _Text:
     start: Start
     lane: int
     spelling: Spelling
+    until_picture: bool
     ids: list[int] = dataclasses.field(default_factory=list)
     said: list[str] = dataclasses.field(default_factory=list)
 
@@ -299,7 +308,8 @@ class Engine:
         limit = sequence.room(self.plain.config.llama.context, settings.max_new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         start = Start(sequence, decoding, limit, settings.seed)
-        text = _Text(Ticket(self.limits.seconds), start, lane, self.plain.tokenizer.spelling())
+        spelling = self.plain.tokenizer.spelling()
+        text = _Text(Ticket(self.limits.seconds), start, lane, spelling, settings.until_picture)
         self._submit(self._texts, text)
         return text.ticket
 
@@ -424,8 +434,10 @@ class Engine:
     def _add(self, number: int, slot: int, ids: list[int]) -> None:
         """New tokens of a text: tells them, and ends it where it ends."""
         text, tokenizer = self._writing[number][slot], self.plain.tokenizer
-        ended = tokenizer.eos_id in ids
-        ids = ids[: ids.index(tokenizer.eos_id)] if ended else ids
+        ends = {tokenizer.eos_id, tokenizer.img_id} if text.until_picture else {tokenizer.eos_id}
+        last = next((id for id in ids if id in ends), None)
+        ended = last is not None
+        ids = ids[: ids.index(last)] if ended else ids
         silent = tokenizer.silent
         pieces = [piece for id in ids if id not in silent for _, piece in text.spelling.add(id)]
         text.ids += ids
@@ -439,7 +451,9 @@ class Engine:
         if over:
             self.counts.texts += 1
             prompt = len(text.start.sequence.tokens)
-            text.ticket.finish(Written("".join(text.said), prompt, len(text.ids), ended))
+            asks = last == tokenizer.img_id
+            text.ticket.finish(Written("".join(text.said), prompt, len(text.ids), ended, asks))
+            self._lanes[number].release(slot)  # [IMG] does not free it
             del self._writing[number][slot]
 
     def _begin(self, canvas: Canvas) -> None:

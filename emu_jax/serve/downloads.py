@@ -1,0 +1,155 @@
+"""What a person takes home: everything the page shows, as files that say how it was made.
+
+A zip holds `settings.json` (model, prompt, settings, what came out), the pictures that were shown to the model and
+those that it drew; a drawn PNG carries its own settings in text chunks as well. All lie in the page's folder
+(GRADIO_TEMP_DIR).
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import html
+import io
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image as PIL
+from PIL.Image import Image as PILImage
+
+from emu_jax.api import GeneratedImage
+from emu_jax.generate.chat import Film
+from emu_jax.generate.files import about
+from emu_jax.serve.engine import DrawSettings
+
+Part = str | np.ndarray | PILImage | Film
+
+
+@dataclasses.dataclass
+class Record:
+    """Parts of prompts and replies, as JSON and as files beside it; pictures are numbered as they come."""
+
+    files: dict[str, bytes] = dataclasses.field(default_factory=dict)
+
+    def parts(self, parts: Sequence[Part | GeneratedImage]) -> list[Any]:
+        """{"text": …}, {"picture": "picture-1.png"} and {"film": ["picture-2.png", …]}."""
+        return [self._part(part) for part in parts]
+
+    def _part(self, part: Part | GeneratedImage) -> dict[str, Any]:
+        if isinstance(part, str):
+            return {"text": part}
+        if isinstance(part, Film):
+            return {"film": [self._add(frame) for frame in part.source]}
+        if isinstance(part, GeneratedImage):
+            return {
+                "drawing": self.add(f"drawing-{self._count('drawing') + 1}.png", png(part.image)),
+                "seed": part.seed,
+            }
+        return {"picture": self._add(part)}
+
+    def _add(self, picture: np.ndarray | PILImage) -> str:
+        return self.add(f"picture-{self._count('picture') + 1}.png", png(picture))
+
+    def _count(self, kind: str) -> int:
+        return sum(name.startswith(kind) for name in self.files)
+
+    def add(self, name: str, content: bytes) -> str:
+        """A file of the zip."""
+        self.files[name] = content
+        return name
+
+    def save(self, name: str, said: Mapping[str, Any]) -> str:
+        """Writes the zip, `said` as its settings.json; returns its path."""
+        path = new_path(f"{name}.zip")
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("settings.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+            for file, content in self.files.items():
+                archive.writestr(file, content)
+        return str(path)
+
+
+def new_path(name: str) -> Path:
+    """A file in a folder of its own, whose name nobody guesses."""
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "results" / secrets.token_hex(16)
+    folder.mkdir(parents=True)
+    return folder / name
+
+
+def png(picture: np.ndarray | PILImage) -> bytes:
+    """A picture as a PNG file."""
+    buffer = io.BytesIO()
+    (PIL.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def spelt(prompt: Sequence[Part]) -> list[str]:
+    """A prompt as text chunks have it: texts, and which place each picture has."""
+    shown = 0
+    found = []
+    for part in prompt:
+        shown += not isinstance(part, str)
+        found.append(part if isinstance(part, str) else f"picture-{shown}.png")
+    return found
+
+
+def drawn_png(result: GeneratedImage, prompt: Sequence[Part], settings: DrawSettings) -> bytes:
+    """A drawn picture as a PNG file with its settings in text chunks, as `emu-jax generate` writes them."""
+    fields = dataclasses.asdict(settings)
+    del fields["seed"]
+    buffer = io.BytesIO()
+    result.image.save(buffer, "PNG", pnginfo=about(result, spelt(prompt), fields))
+    return buffer.getvalue()
+
+
+def write(name: str, content: bytes | str) -> str:
+    """Writes one file; returns its path."""
+    path = new_path(name)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return str(path)
+
+
+# ---------------------------------------------------------------- documents
+
+
+def figures(parts: Sequence[Part | GeneratedImage]) -> str:
+    """A document as HTML: paragraphs, and pictures that stand in it as they are. Texts are escaped."""
+    return "\n".join(_figure(part) for part in parts)
+
+
+def _figure(part: Part | GeneratedImage) -> str:
+    if isinstance(part, str):
+        return f"<p>{html.escape(part)}</p>"
+    if isinstance(part, Film):
+        return "\n".join(_figure(frame) for frame in part.source)
+    drawn = isinstance(part, GeneratedImage)
+    data = base64.b64encode(png(part.image if drawn else part)).decode()
+    caption = f"<figcaption>drawn, seed {part.seed}</figcaption>" if drawn else ""
+    alternative = "drawn picture" if drawn else "picture"
+    return f'<figure><img alt="{alternative}" src="data:image/png;base64,{data}">{caption}</figure>'
+
+
+def html_page(title: str, parts: Sequence[Part | GeneratedImage], said: Mapping[str, Any]) -> str:
+    """A document as one HTML file, which loads nothing and ends with its settings."""
+    settings = html.escape(json.dumps(said, indent=2, ensure_ascii=False))
+    return f"""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{html.escape(title)}</title>
+<style>
+body {{ font: 17px/1.6 system-ui, sans-serif; max-width: 40rem; margin: 2rem auto; padding: 0 1rem; color: #1c1917; }}
+figure {{ margin: 1.5rem 0; }}
+img {{ width: 16rem; max-width: 100%; border-radius: 8px; }}
+figcaption, pre {{ color: #78716c; font-size: 13px; }}
+pre {{ white-space: pre-wrap; border-top: 1px solid #e7e5e4; padding-top: 1rem; margin-top: 3rem; }}
+</style>
+{figures(parts)}
+<pre>{settings}</pre>
+</html>
+"""

@@ -1,0 +1,132 @@
+"""What the page's library must never do: fetch an address, or hand out a file that is not the page's.
+
+Gradio 6 reads files and addresses at these places; the first four would make this server fetch what a client names:
+
+    POST queue/join, run, call   {"path": "https://…"} of a file, anywhere in the inputs, is downloaded
+    POST queue/join, run, call   {"component": …, "constructor_args": …} in a chat builds any component from any value
+    GET  file=https://…          is fetched and passed on
+    GET  proxy=https://…         likewise, for hosts of its maker
+    POST queue/join, run, call   {"path": "/etc/passwd"} without gradio's mark on the file is not checked by all inputs
+    {"url": "data:…"}            is decoded, whatever its size
+    {"url": "https://…"}         in an answer is loaded by the browser
+
+`refuses` looks at bodies, `Filter` at everything else: it lets through the few routes that the page needs, and tells
+browsers to load nothing from elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+API = "/gradio_api"
+FILE = f"{API}/file="
+NAMES = ("path", "url")  # keys of a file in gradio's payloads
+PAGE = {  # method -> paths
+    "GET": {"/", "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/login_check", "/logout"}
+    | {f"{API}/{name}" for name in ("queue/data", "upload_progress", "startup-events", "app_id", "user", "login_check")}
+    | {f"{API}/{name}" for name in ("info", "token")},
+    "POST": {"/login", *(f"{API}/{name}" for name in ("queue/join", "run/predict", "upload", "cancel", "reset"))},
+}
+BELOW = ("/assets/", "/static/", f"{API}/heartbeat/")  # GET
+# Gradio's own scripts stand in the page and use `new Function`; its styles are written into elements.
+POLICY = (
+    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
+    "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
+    "worker-src 'self' blob:; frame-src 'none'; frame-ancestors 'none'; object-src 'none'; form-action 'self'; "
+    "base-uri 'self'"
+)
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"referrer-policy", b"no-referrer"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+)
+
+
+def refuses(payload: object, host: str = "") -> str | None:
+    """Why a JSON body that was sent to the page is not handled, in one line; None if it may be.
+
+    Args:
+      host: the request's Host header, which addresses of files must bear; "": theirs is not compared.
+    """
+    if isinstance(payload, dict):
+        if "constructor_args" in payload:
+            return "constructor_args: the page takes texts, numbers and files alone"
+        for name in NAMES:
+            value = payload.get(name)
+            if isinstance(value, str) and value and (reason := _refuses_file(name, value, host)):
+                return reason
+            if name in payload and not (value is None or isinstance(value, str)) and "meta" in payload:
+                return f"{name}: expected a text"
+    if isinstance(payload, dict | list):
+        for part in payload.values() if isinstance(payload, dict) else payload:
+            if reason := refuses(part, host):
+                return reason
+    return None
+
+
+def _refuses_file(name: str, value: str, host: str) -> str | None:
+    shown = repr(value[:80])
+    if name == "url":
+        parts = urlsplit(value)
+        if parts.scheme not in ("", "http", "https") or (parts.netloc and host and parts.netloc != host):
+            return f"url {shown}: expected the address of a file that was uploaded here"
+        if parts.netloc == "" and (parts.scheme or value.startswith("//")):
+            return f"url {shown}: expected the address of a file that was uploaded here"
+        _, found, value = parts.path.partition(FILE)
+        if not found or parts.query or parts.fragment:
+            return f"url {shown}: expected the address of a file that was uploaded here"
+        value = unquote(value)
+    return None if is_own_file(value) else f"{name} {shown}: expected a file that was uploaded here"
+
+
+def is_own_file(path: str) -> bool:
+    """Whether an absolute path lies in the folder of the page's files, links followed."""
+    folder = os.environ.get("GRADIO_TEMP_DIR")
+    if not folder or "\0" in path or not os.path.isabs(path):
+        return False
+    return Path(folder).resolve() in Path(path).resolve().parents
+
+
+class Filter:
+    """ASGI middleware around the page: its routes alone, its files alone, nothing from elsewhere in the browser."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        if not _serves(scope["method"], scope["path"]):
+            await _absent(send)
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                ours = {name for name, _ in HEADERS}
+                kept = [(name, value) for name, value in message.get("headers", []) if name.lower() not in ours]
+                message = {**message, "headers": [*kept, *HEADERS]}
+            await send(message)
+
+        await self.app(scope, receive, with_headers)
+
+
+def _serves(method: str, path: str) -> bool:
+    if method in ("GET", "HEAD"):
+        if path.startswith(FILE):
+            return is_own_file(path.removeprefix(FILE))
+        return path in PAGE["GET"] or path.startswith(BELOW)
+    return path.rstrip("/") in PAGE.get(method, ())
+
+
+async def _absent(send: Send) -> None:
+    body = json.dumps({"detail": "Not Found"}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
+    await send({"type": "http.response.start", "status": 404, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

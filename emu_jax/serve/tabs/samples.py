@@ -1,0 +1,51 @@
+"""Held-out pictures of the embedded data set, which the page's examples show: no model that it trains has seen them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+from PIL import Image as PIL
+
+from emu_jax.data import fluent_emoji
+
+NAMES = (
+    "woman scientist: medium-light skin tone",
+    "fairy: medium-light skin tone",
+    "woman mage: light skin tone",
+    "man construction worker: light skin tone",
+    "ninja: light skin tone",
+    "woman cook: light skin tone",
+    "princess: dark skin tone",
+    "detective: medium-dark skin tone",
+    "waving hand: medium-light skin tone",
+    "man singer: light skin tone",
+    "woman vampire: dark skin tone",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A picture's file, and its name."""
+
+    path: str
+    name: str
+
+    @property
+    def thing(self) -> str:
+        """What it shows, without the skin tone: "fairy"."""
+        return self.name.partition(":")[0]
+
+
+def write_samples() -> list[Sample]:
+    """Writes some pictures into the page's folder (GRADIO_TEMP_DIR), as PNG files."""
+    folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "examples"
+    folder.mkdir(exist_ok=True)
+    by_name = {example.caption: example for example in fluent_emoji.examples("heldout_combinations", fluent_emoji.SIZE)}
+    found = []
+    for name in NAMES:
+        path = folder / f"{name.replace(': ', '-').replace(' ', '-')}.png"
+        PIL.fromarray(by_name[name].pixels).save(path)
+        found.append(Sample(str(path), name))
+    return found

@@ -1,0 +1,116 @@
+"""Documents that an engine goes on with: the items of `Emu.continue_document`, and what is told before each."""
+
+import asyncio
+import contextlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from emu_jax import Emu
+from emu_jax.api import GeneratedText
+from emu_jax.errors import UserError
+from emu_jax.serve.document import Drawn, Item, Piece, Plan, continue_document
+from emu_jax.serve.engine import DrawSettings, Engine
+from emu_jax.serve.limits import Limits
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+FAST = DrawSettings(sampler="ddim", steps=2, seed=3)
+
+
+@pytest.fixture(scope="module")
+def model(drawing) -> Emu:
+    """One that asks for pictures: beside a random word's, [IMG] has a larger share of the output."""
+    model = Emu.load(drawing)
+    kernel = model.params["llama"]["lm_head"]["kernel"]
+    direction = np.random.default_rng(2).normal(size=kernel.shape[0])
+    column = jnp.asarray(direction * 2.5 * float(jnp.linalg.norm(kernel, axis=0).mean() / np.linalg.norm(direction)))
+    model.params["llama"]["lm_head"]["kernel"] = kernel.at[:, model.tokenizer.img_id].set(column.astype(kernel.dtype))
+    return model
+
+
+@pytest.fixture(scope="module")
+def engine(model):
+    engine = Engine(model, Limits(text_slots=2, drawing_slots=1, items=5))
+    engine.start()
+    yield engine
+    engine.close()
+
+
+def collect(engine: Engine, document, plan: Plan) -> list:
+    async def run() -> list:
+        return [event async for event in continue_document(engine, document, plan)]
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("document", "pattern"),
+    [
+        (["a red bar"], None),
+        (["a blue cross", PICTURE], None),
+        ([PICTURE, "then a"], None),
+        (["a red bar"], ("image", "text", "image")),
+        ([PICTURE], ("text", "text", "image")),
+        ([PICTURE, "a cross"], ("image", "image")),
+    ],
+)
+def test_the_items_are_those_of_the_model(model, engine, document, pattern):
+    plan = Plan(max_items=3, pattern=pattern, max_new_tokens=6, drawing=FAST)
+    expected = model.continue_document(
+        document, max_items=3, pattern=pattern, max_new_tokens=6, seed=3, sampler="ddim", steps=2
+    )
+    events = collect(engine, document, plan)
+    found = [event.content for event in events if isinstance(event, Item)]
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        if isinstance(other, GeneratedText):
+            assert one == other.text
+        else:
+            assert one.seed == other.seed
+            np.testing.assert_allclose(np.asarray(one.image, int), np.asarray(other.image, int), atol=1)
+    told: list = []
+    for event in events:  # pieces join to the text behind them, progress ends where the picture comes
+        if not isinstance(event, Item):
+            told.append(event)
+        elif isinstance(event.content, str):
+            assert "".join(piece.text for piece in told if isinstance(piece, Piece)) == event.content
+            told = []
+        else:
+            assert told[-1] == Drawn(2, 2)
+            told = []
+
+
+def test_the_model_asks_for_pictures(model):
+    """Else the test above would not see how a text ends there."""
+    replies = [model.continue_document([text], max_items=3, max_new_tokens=6, steps=2) for text in ("a red bar", "a")]
+    kinds = {tuple(isinstance(item, GeneratedText) for item in items) for items in replies}
+    assert any(False in kind for kind in kinds), kinds
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (Plan(max_items=6), "max_items=6; expected 1 to 5"),
+        (Plan(max_new_tokens=0), "max_tokens=0; expected 1"),
+        (Plan(pattern=("film",)), "expected text or image"),
+        (Plan(drawing=DrawSettings(steps=1000)), "steps=1000; expected 1 to 200"),
+    ],
+)
+def test_plans_that_cannot_work(engine, plan, message):
+    with pytest.raises(UserError, match=message):
+        collect(engine, ["a"], plan)
+
+
+def test_who_leaves_frees_the_place(engine):
+    async def leave() -> None:
+        plan = Plan(pattern=("image",), drawing=DrawSettings(sampler="ddim", steps=200))
+        async with contextlib.aclosing(continue_document(engine, [Image.fromarray(PICTURE)], plan)) as events:
+            assert isinstance(await anext(events), Drawn)
+        while engine.running()["picture"]:
+            await asyncio.sleep(0.01)
+
+    cancelled = engine.counts.cancelled
+    asyncio.run(asyncio.wait_for(leave(), 20))
+    assert engine.counts.cancelled == cancelled + 1
