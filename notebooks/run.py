@@ -55,6 +55,7 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
     link = folder / "emu_jax"
     if not link.exists():
         link.symlink_to(HERE.parent, target_is_directory=True)
+    sockets = tempfile.TemporaryDirectory()  # over TCP, all that is said could be read by other users
     environment = os.environ | {"TQDM_DISABLE": "1"} | ({"EMU_JAX_NOTEBOOK": size} if size else {})
     client = NotebookClient(
         notebook,
@@ -62,11 +63,12 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
         record_timing=False,
-        config=Config({"KernelManager": {"transport": "ipc"}}),  # over TCP all would be readable by others
+        config=Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets.name}/kernel"}}),
         store_widget_state=False,
     )
     try:
-        client.execute(env=environment)
+        with sockets:
+            client.execute(env=environment)
     except CellExecutionError as error:
         number = next(n for n, cell in enumerate(notebook.cells, 1) if _failed(cell))
         said = COLOUR_CODES.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()
