@@ -23,7 +23,7 @@ from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
-from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+from nbclient.exceptions import CellExecutionError, DeadKernelError
 from nbformat import NotebookNode
 from PIL import Image
 from traitlets.config import Config
@@ -57,8 +57,10 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
         link.symlink_to(HERE.parent, target_is_directory=True)
     sockets = tempfile.TemporaryDirectory()  # over TCP, all that is said could be read by other users
     environment = os.environ | {"TQDM_DISABLE": "1"} | ({"EMU_JAX_NOTEBOOK": size} if size else {})
+    begun = [0]  # cells, counted from 1
     client = NotebookClient(
         notebook,
+        on_cell_start=lambda cell, cell_index: begun.append(cell_index + 1),
         timeout=None,
         kernel_name="python3",
         resources={"metadata": {"path": str(folder)}},
@@ -69,18 +71,12 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
     try:
         with sockets:
             client.execute(env=environment)
-    except CellExecutionError as error:
-        number = next(n for n, cell in enumerate(notebook.cells, 1) if _failed(cell))
-        said = COLOUR_CODES.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()
-        raise CellError(f"{name}.ipynb, cell {number}: {said[0]}") from error
-    except (CellTimeoutError, DeadKernelError) as error:
-        numbers = [n for n, cell in enumerate(notebook.cells, 1) if cell.get("execution_count")]
-        raise CellError(f"{name}.ipynb, after cell {max(numbers, default=0)}: the kernel died") from error
+    except (CellExecutionError, DeadKernelError) as error:
+        said = "the kernel died"
+        if isinstance(error, CellExecutionError):
+            said = COLOUR_CODES.sub("", f"{error.ename}: {error.evalue}").strip().splitlines()[0]
+        raise CellError(f"{name}.ipynb, cell {begun[-1]}: {said}") from error
     return notebook
-
-
-def _failed(cell: NotebookNode) -> bool:
-    return any(output.output_type == "error" for output in cell.get("outputs", ()))
 
 
 def cleaned(notebook: NotebookNode, folder: Path) -> NotebookNode:
