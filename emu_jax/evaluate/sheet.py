@@ -15,6 +15,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 RIGHT, WRONG = "green", "firebrick"
+LETTERS = 13  # of a title on an inch
+LINES = 5  # of a title, at most
+LINE = 0.13  # inches
 
 
 def sheet(
@@ -33,15 +36,17 @@ def sheet(
       inches: of a picture's side, at `dpi` dots an inch.
     """
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(inches * columns, (inches + 0.45) * rows), dpi=dpi, layout="constrained")
+    texts = [textwrap.wrap(title, round(LETTERS * inches), max_lines=LINES, placeholder=" …") for title in titles]
+    height = inches + LINE * max(map(len, texts), default=0) + 0.05
+    figure = Figure(figsize=(inches * columns, height * rows), dpi=dpi)
     canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    letters = round(inches * 14)
     colours = colours or ["black"] * len(pictures)
-    for axis, picture, title, colour in zip(axes.flat, pictures, titles, colours, strict=False):
+    for place, (picture, text, colour) in enumerate(zip(pictures, texts, colours, strict=True)):
+        row, column = divmod(place, columns)
+        bottom = 1 - (height * row + height) / (height * rows)
+        axis = figure.add_axes((column / columns, bottom, 0.96 / columns, 0.98 * inches / (height * rows)))
+        axis.set_axis_off()
         axis.imshow(np.asarray(picture))
-        axis.set_title(textwrap.fill(title, letters), fontsize=7, color=colour)
+        axis.set_title("\n".join(text), fontsize=7, color=colour, pad=2)
     canvas.draw()
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])
