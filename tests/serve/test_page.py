@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -196,7 +197,8 @@ def result(ticket_of) -> object:
     async def run() -> object:
         return await (await ticket_of()).result()
 
-    return asyncio.run(run())
+    with ThreadPoolExecutor(1) as pool:  # the browser's loop runs in this thread
+        return pool.submit(asyncio.run, run()).result()
 
 
 # ---------------------------------------------------------------- chat

@@ -166,6 +166,9 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         box = gr.MultimodalTextbox(submit_btn=True, stop_btn=False, **back)
         return shown(turns), turns, box, gr.DownloadButton(value=path, interactive=path is not None)
 
+    async def stopped(turns: Conversation) -> tuple:
+        return *await rest(turns), note("Stopped.")
+
     async def take_back(turns: Conversation) -> tuple:
         last = turns[-1] if turns else None
         value = {"text": last.said, "files": list(last.files)} if last else None
@@ -186,9 +189,10 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         event = asking.success(told(answer), [conversation, system, *controls.inputs], result, **EVENT)
         always(event, rest, conversation, resting)
         answering.append(event)
-    box.stop(rest, conversation, resting, cancels=answering, **EVENT)
+    box.stop(stopped, conversation, [*resting, status], cancels=answering, **EVENT)
     undo.click(take_back, conversation, begun, cancels=answering, **EVENT)
-    clear.click(forget, None, [*begun, download], cancels=answering, **EVENT)
+    for clearing in (clear.click, chatbot.clear):  # the latter is the chatbot's own button
+        clearing(forget, None, [*begun, download], cancels=answering, **EVENT)
 
 
 def save(name: str, turns: Conversation) -> str:
