@@ -33,7 +33,7 @@ from emu_jax.evaluate.benchmarks.names import BENCHMARKS
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
 from tests.evaluate.samples import HELD_OUT, people
-from tests.films import grey_animation, write_film
+from tests.films import write_film
 from tests.pages import ROOT, Block, blocks, commands
 
 PAGE = Path("configs/data-formats.md")
@@ -94,9 +94,10 @@ def _write_file(path: Path, text: str | None) -> None:
     elif path.suffix in (".mp4", ".avi"):
         write_film(path, [np.roll(person, shift, axis=1) for shift in range(16)])
     elif path.name.endswith("_0.webp"):  # a sheet of thumbnails
-        PIL.fromarray(person).resize((24, 12)).save(path)
+        PIL.fromarray(person).resize((320, 180)).save(path)
     elif path.suffix == ".webp":
-        grey_animation(path)
+        frames = [PIL.fromarray(np.roll(person, shift, axis=1)) for shift in range(16)]
+        frames[0].save(path, save_all=True, append_images=frames[1:])
     else:
         PIL.fromarray(person).save(path)
 

@@ -115,11 +115,13 @@ def _run(
     features: shots.Features | None = None
     if count:
         features = shots.EncoderFeatures(emu) if request.rices is None else shots.ClipFeatures(request.rices)
+    shown = count or request.text_examples
     run = predictions.Run(
         benchmark=benchmark.name,
         split=request.split or benchmark.split,
         shots=count,
-        examples=f"{features.name if features else ''} {_digest(pool) if pool else ''}".strip(),
+        # Without examples it does not matter which there are: 0 shots are one run, alone or beside 4.
+        examples=f"{features.name if features else ''} {_digest(pool) if pool and shown else ''}".strip(),
         text_examples=request.text_examples,
         chat=emu.tokenizer.instruct,
         model=emu.fingerprint,

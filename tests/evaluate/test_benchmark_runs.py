@@ -131,6 +131,13 @@ def test_the_pretrained_model_is_asked_in_two_steps_or_with_examples(pretrained,
     assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' pictures and the questions'
 
 
+def test_zero_shots_are_one_run_alone_or_beside_others(pretrained, tmp_path):
+    """Which examples there are does not count where none is shown: what was predicted is taken up."""
+    _run(pretrained, ["okvqa"], tmp_path, shots=[0, 2], limit=2)
+    again = _run(pretrained, ["okvqa"], tmp_path, shots=[0], limit=2)
+    assert list(again) == ["okvqa-val-0shot"]
+
+
 def test_batches_change_no_prediction(pretrained, tmp_path):
     """Prompts of other lengths beside one, and a last batch that is not full."""
     write_sample("msvdqa", tmp_path / "msvdqa")
