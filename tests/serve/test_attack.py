@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 import time
+import urllib.error
 import urllib.request
 import zlib
 from pathlib import Path
@@ -102,6 +103,65 @@ ATTACKS = {
     "an address": ("/v1/" + "../" * 1000, b"{}", 414),
     "another path": ("/v1/../../etc/passwd", b"{}", 404),
 }
+
+
+UPLOAD, JOIN = "/gradio_api/upload", "/gradio_api/queue/join"
+FORM = "multipart/form-data; boundary=cut"
+
+
+def form(name: bytes, data: bytes = b"x") -> bytes:
+    """One file, as browsers upload it."""
+    head = b'--cut\r\nContent-Disposition: form-data; name="files"; filename="' + name + b'"\r\n'
+    return head + b"Content-Type: image/png\r\n\r\n" + data + b"\r\n--cut--\r\n"
+
+
+def joins(path: str, **more) -> bytes:
+    """An event of the page that names a file."""
+    file = {"path": path, "meta": {"_type": "gradio.FileData"}, **more}
+    return json.dumps({"data": [file], "fn_index": 0, "session_hash": "a"}).encode()
+
+
+PAGE_ATTACKS = {
+    "an upload of 50 MB": (UPLOAD, form(b"a.png", b"x" * 50 * MB), 413, FORM),
+    "an upload of 25 MB": (UPLOAD, form(b"a.png", b"x" * 25 * MB), 413, FORM),
+    "a file name of 50 MB": (UPLOAD, form(b"a" * 50 * MB), 413, FORM),
+    "a file name of 10 MB": (UPLOAD, form(b"a" * 10 * MB), 413, FORM),
+    "a file name of 5 kB": (UPLOAD, form(b"a" * 5000), 413, FORM),
+    "a web address in an event": (JOIN, joins("http://127.0.0.1:1/a.png"), 400, "application/json"),
+    "a file address in an event": (JOIN, joins("file:///etc/passwd"), 400, "application/json"),
+    "a path in an event": (JOIN, joins("/etc/passwd"), 400, "application/json"),
+    "an address beside a path": (JOIN, joins("a", url="https://169.254.169.254/"), 400, "application/json"),
+    "an event that is nested": (JOIN, b"[" * 200_000, 400, "application/json"),
+}
+
+
+@pytest.mark.parametrize("attack", PAGE_ATTACKS)
+def test_attacks_of_the_page(calm, attack):
+    path, body, expected, kind = PAGE_ATTACKS[attack]
+    status, seconds, said = ask(calm.port, path, body, kind)
+    assert status == expected, said
+    assert seconds < SOON, f"answered after {seconds:.2f} s"
+
+
+@pytest.mark.parametrize("name", [b"../../../../../../evil.png", b"/tmp/evil.png", b"..", b"\0", b"a/../../evil.png"])
+def test_names_of_uploads_lead_nowhere(calm, name):
+    """What is stored lies in the server's own folder, whatever it is called."""
+    status, _, said = ask(calm.port, UPLOAD, form(name), FORM)
+    assert status in (200, 400, 422), said
+    if status == 200:
+        (path,) = json.loads(said.partition("\r\n\r\n")[2])
+        folder = Path(path).resolve()
+        assert any(parent.name.startswith("emu-jax-") for parent in folder.parents), path
+        assert not Path("/tmp/evil.png").exists()
+        assert not Path("evil.png").exists()
+
+
+@pytest.mark.parametrize(
+    "path", ["file=/etc/passwd", "file=http://127.0.0.1:1/", "proxy=http://127.0.0.1:1/", "file=../../etc/passwd"]
+)
+def test_files_that_are_not_the_pages(calm, path):
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        urllib.request.urlopen(f"{calm.address}/gradio_api/{path}", timeout=10)
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import openai
 import pytest
 from PIL import Image
 
+from tests.pages import blocks
 from tests.serve.conftest import KEY, Server
 
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -156,6 +158,28 @@ def test_what_is_not_there(client, served):
     with pytest.raises(openai.NotFoundError, match="is not served here"):
         client.embeddings.create(model="tiny", input="a")
     assert json.loads(get(served, "/healthz")[1])["status"] == "ok"
+
+
+def test_the_pages_example(served, capsys):
+    """The README's, with this server's address, name and size of context."""
+    (text,) = (block.text for block in blocks(Path("README.md")) if "from openai" in block.text)
+    changes = {
+        "http://127.0.0.1:7860": served.address,
+        'model="quickstart"': 'model="tiny"',
+        'question = [{"role"': 'question = [{"role": "system", "content": ""}, {"role"',
+        "stream=True": "stream=True, max_tokens=5",
+    }
+    for written, here in changes.items():
+        assert written in text
+        text = text.replace(written, here)
+    lines = text.splitlines()
+    assert lines[-1].startswith("base64.b64decode(")
+    file = io.BytesIO()
+    Image.fromarray(CAT).save(file, "PNG")
+    found = {"png": file.getvalue()}
+    exec("\n".join([*lines[:-1], f"drawn_png = {lines[-1]}"]), found)
+    assert capsys.readouterr().out
+    assert Image.open(io.BytesIO(found["drawn_png"])).size == (16, 16)
 
 
 def test_a_client_that_leaves_frees_its_place(client, served):
