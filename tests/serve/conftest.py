@@ -17,6 +17,7 @@ from emu_jax.serve.engine import Engine
 from emu_jax.serve.limits import Limits
 
 KEY = "a-key-of-the-tests-1234"
+SLOTS = ("--text-slots", "3", "--drawing-slots", "2")  # everywhere, so that programs are compiled once
 LIMITS = Limits(text_slots=3, drawing_slots=2, waiting=6, seconds=60.0)
 
 
@@ -84,7 +85,7 @@ def served(instructed, drawing) -> Iterator[Server]:
     """Served with small limits; tests must leave it idle."""
     server = Server(
         *("--checkpoint", str(instructed), "--decoder", str(drawing), "--name", "tiny"),
-        *("--text-slots", "4", "--drawing-slots", "2", "--waiting", "8", "--body-seconds", "0.5"),
+        *(*SLOTS, "--waiting", "8", "--body-seconds", "0.5"),
     )
     yield server
     assert server.stop() == 0, server.lines

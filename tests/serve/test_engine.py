@@ -70,7 +70,7 @@ def test_who_cancels_frees_the_place(engine):
 
 
 def test_time_is_up(model):
-    engine = Engine(model, Limits(text_slots=1, drawing_slots=1, seconds=0.05))
+    engine = Engine(model, Limits(text_slots=3, drawing_slots=2, seconds=0.05))
     engine.start()
 
     async def ask():
@@ -79,7 +79,7 @@ def test_time_is_up(model):
 
     results = asyncio.run(ask())
     late = [result for result in results if isinstance(result, TimeUp)]
-    assert late, "40 texts of 60 tokens, one at a time, do not take 50 ms"
+    assert late, "40 texts of 80 tokens, three at a time, take longer than 50 ms"
     assert str(late[0]) == "the request took longer than 0.05 seconds"
     assert engine.counts.timed_out == len(late)
     engine.close(0)
@@ -138,7 +138,7 @@ def test_too_many_pictures(engine):
 
 
 def test_the_end(model):
-    engine = Engine(model, Limits(text_slots=1, drawing_slots=1))
+    engine = Engine(model, Limits(text_slots=3, drawing_slots=2))
     engine.start()
 
     async def ask():

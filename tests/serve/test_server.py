@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from tests.pages import blocks
-from tests.serve.conftest import KEY, Server
+from tests.serve.conftest import KEY, SLOTS, Server
 
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
@@ -216,7 +216,7 @@ def test_metrics(client, served):
 
 
 def test_a_key(instructed):
-    server = Server("--checkpoint", str(instructed), "--no-page", "--host", "0.0.0.0", "--text-slots", "1", key=KEY)
+    server = Server("--checkpoint", str(instructed), "--no-page", "--host", "0.0.0.0", *SLOTS, key=KEY)
     server.address = server.address.replace("0.0.0.0", "127.0.0.1")
     try:
         base = {"base_url": server.address + "/v1", "max_retries": 0, "timeout": 60}
