@@ -128,14 +128,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         async for update in draw([*prompt, f" {words}" if prompt else words], *others):
             yield update
 
-    async def rest() -> gr.Button:
-        return gr.Button(interactive=False)
-
-    async def stopped() -> tuple:
-        return note("Stopped."), gr.Button(interactive=False)
-
-    async def failed() -> tuple:
-        return note(""), gr.Button(interactive=False)
+    async def nothing_came() -> tuple:
+        return note("Nothing was drawn."), gr.Button(interactive=False)
 
     settings, outputs = [count, *controls.inputs], [gallery, status, stop, download]
     drawing = [
@@ -145,9 +139,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         by_rows.click(told(from_rows), [*rows.inputs, last, *settings], outputs, **EVENT),
     ]
     for event in drawing:
-        event.success(rest, None, stop, **EVENT)
-        event.failure(failed, None, [status, stop], **EVENT)
-    stop.click(stopped, None, [status, stop], cancels=drawing, **EVENT)
+        event.failure(nothing_came, None, [status, stop], **EVENT)
+    stop.click(nothing_came, None, [status, stop], cancels=drawing, **EVENT)
 
 
 class _Blend:
