@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence as Ordered
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,15 +46,23 @@ class _Place:
     row: int = 0
 
 
-IDLE = Table(  # a row that changes nothing
-    timestep=np.float32(0),
-    scale=np.float32(1),
-    from_x=np.float32(0),
-    from_eps=np.float32(1),
-    x_coef=np.float32(1),
-    history_coef=np.zeros(HISTORY, np.float32),
-    remember=np.float32(0),
-    initial_scale=np.float32(0),
+def _table(fields: dict[str, Any]) -> Table:
+    """A table of NumPy arrays, which are on no device yet."""
+    arrays: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in fields.items()}
+    return Table(**arrays)
+
+
+IDLE = _table(  # a row that changes nothing
+    {
+        "timestep": 0,
+        "scale": 1,
+        "from_x": 0,
+        "from_eps": 1,
+        "x_coef": 1,
+        "history_coef": [0] * HISTORY,
+        "remember": 0,
+        "initial_scale": 0,
+    }
 )
 
 
@@ -146,7 +155,8 @@ class Canvas:
 
 def _columns(table: Table) -> Table:
     """A table whose every field has a row a call."""
-    return dataclasses.replace(table, initial_scale=np.zeros(len(table.timestep), np.float32))
+    fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
+    return _table(fields | {"initial_scale": [0] * len(table.timestep)})
 
 
 @functools.partial(jax.jit, donate_argnames=("x", "history"))

@@ -31,6 +31,13 @@ from emu_jax.serve.engine import DrawSettings
 Part = str | np.ndarray | PILImage | Film
 
 
+def frames(film: Film) -> list[np.ndarray | PILImage]:
+    """The pictures of a film that `read_uploads` has read."""
+    if isinstance(film.source, Path):
+        raise ValueError(f"{film.source}: not read yet")
+    return [frame for frame in film.source if not isinstance(frame, Path)]
+
+
 @dataclasses.dataclass
 class Record:
     """Parts of prompts and replies, as JSON and as files beside it; pictures are numbered as they come."""
@@ -45,7 +52,7 @@ class Record:
         if isinstance(part, str):
             return {"text": part}
         if isinstance(part, Film):
-            return {"film": [self._add(frame) for frame in part.source]}
+            return {"film": [self._add(frame) for frame in frames(part)]}
         if isinstance(part, GeneratedImage):
             return {
                 "drawing": self.add(f"drawing-{self._count('drawing') + 1}.png", png(part.image)),
@@ -126,11 +133,12 @@ def _figure(part: Part | GeneratedImage) -> str:
     if isinstance(part, str):
         return f"<p>{html.escape(part)}</p>"
     if isinstance(part, Film):
-        return "\n".join(_figure(frame) for frame in part.source)
-    drawn = isinstance(part, GeneratedImage)
-    data = base64.b64encode(png(part.image if drawn else part)).decode()
-    caption = f"<figcaption>drawn, seed {part.seed}</figcaption>" if drawn else ""
-    alternative = "drawn picture" if drawn else "picture"
+        return "\n".join(_figure(frame) for frame in frames(part))
+    if isinstance(part, GeneratedImage):
+        picture, alternative, caption = part.image, "drawn picture", f"<figcaption>drawn, seed {part.seed}</figcaption>"
+    else:
+        picture, alternative, caption = part, "picture", ""
+    data = base64.b64encode(png(picture)).decode()
     return f'<figure><img alt="{alternative}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 

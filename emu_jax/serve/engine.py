@@ -16,9 +16,9 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Ordered
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from emu_jax.api import Emu, GeneratedImage, check_decoding
 from emu_jax.data.tokenizer import Spelling
@@ -152,18 +152,18 @@ class Ticket(Generic[Event, Result]):
 
     def finish(self, result: Result) -> None:
         """From the engine's thread."""
-        self._call(self._settle, result, None)
+        self._call(self._settle, lambda: self._end.set_result(result))
 
     def fail(self, error: Exception) -> None:
         """From the engine's thread."""
-        self._call(self._settle, None, error)
+        self._call(self._settle, lambda: self._end.set_exception(error))
 
-    def _settle(self, result: Result | None, error: Exception | None) -> None:
+    def _settle(self, end: Callable[[], None]) -> None:
         if not self._end.done():
-            self._end.set_exception(error) if error is not None else self._end.set_result(result)
+            end()
             self._events.put_nowait(None)
 
-    def _call(self, function, *arguments) -> None:
+    def _call(self, function: Callable, *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
         except RuntimeError:  # the loop is closed: nobody listens
@@ -437,7 +437,7 @@ class Engine:
         ends = {tokenizer.eos_id, tokenizer.img_id} if text.until_picture else {tokenizer.eos_id}
         last = next((id for id in ids if id in ends), None)
         ended = last is not None
-        ids = ids[: ids.index(last)] if ended else ids
+        ids = ids if last is None else ids[: ids.index(last)]
         silent = tokenizer.silent
         pieces = [piece for id in ids if id not in silent for _, piece in text.spelling.add(id)]
         text.ids += ids

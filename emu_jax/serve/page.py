@@ -76,7 +76,7 @@ def mount(app: FastAPI, engine: Engine, name: str, key: str | None, folder: Path
     os.environ["HF_HUB_OFFLINE"] = "1"
 
     def allowed(user: str, password: str) -> bool:
-        return hmac.compare_digest(password.encode(), key.encode())
+        return key is not None and hmac.compare_digest(password.encode(), key.encode())
 
     app = gr.mount_gradio_app(
         app,

@@ -152,6 +152,7 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
 
 
 def _text(said: Ordered[str | Picture | Film], where: str) -> str:
-    if not all(isinstance(part, str) for part in said):
+    texts = [part for part in said if isinstance(part, str)]
+    if len(texts) < len(said):
         raise UserError(f"{where}: only users show pictures and films; expected text")
-    return clean("".join(said), where)
+    return clean("".join(texts), where)

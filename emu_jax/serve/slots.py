@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence as Ordered
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -226,11 +227,12 @@ class TextSlots:
 
 def _stack(decodings: Ordered[Decoding]) -> Decoding:
     """Scalars of R rows -> fields [R]."""
-    fields = {"min_length": np.int32, "length_penalty": np.float32, "temperature": np.float32}
-    fields |= {"top_k": np.int32, "top_p": np.float32}
-    return Decoding(
-        **{name: np.array([getattr(each, name) for each in decodings], dtype) for name, dtype in fields.items()}
-    )
+    types: dict[str, Any] = {"min_length": np.int32, "top_k": np.int32}  # the others are float32
+    names = [field.name for field in dataclasses.fields(Decoding)]
+    stacked: dict[str, Any] = {
+        name: np.array([getattr(each, name) for each in decodings], types.get(name, np.float32)) for name in names
+    }
+    return Decoding(**stacked)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "count"))

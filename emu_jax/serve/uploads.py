@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_jax.data.images import decode_image, resize
+from emu_jax.data.images import decode_image, load_image, resize
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import FILM_SUFFIXES, Film, read_film
 from emu_jax.serve.limits import Limits
@@ -34,14 +34,14 @@ def read_pictures(paths: Sequence[str | Path], limits: Limits, size: int) -> lis
     """`read_uploads` where films are none of it."""
     if films := [Path(path).name for path in paths if is_film(path)]:
         raise UserError(f"{films[0]}: a film; expected a picture here")
-    return read_uploads(paths, limits, size)
+    return [picture for picture in read_uploads(paths, limits, size) if isinstance(picture, np.ndarray)]
 
 
 def _read(path: Path, limits: Limits, size: int) -> np.ndarray | Film:
     try:
         limits.check_upload(path.stat().st_size, path.name)
         if is_film(path):
-            return Film([resize(frame, size) for frame in read_film(Film(path, FILM_PICTURES))])
+            return Film([resize(load_image(frame), size) for frame in read_film(Film(path, FILM_PICTURES))])
         return resize(decode_image(path.read_bytes(), path.name), size)
     except UserError as error:
         if str(path) in str(error):  # where the server keeps it is nobody's business

@@ -9,7 +9,7 @@ import functools
 import html
 import math
 from collections.abc import AsyncIterable, AsyncIterator, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import gradio as gr
 from gradio.events import Dependency
@@ -19,7 +19,7 @@ from emu_jax.generate.samplers import SAMPLERS
 from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp, Written
 
 # Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
-EVENT = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
+EVENT: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
 
 Event = TypeVar("Event")
