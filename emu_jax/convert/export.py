@@ -13,6 +13,7 @@ published files goes back in the precision that it had there, unless another one
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -32,6 +33,8 @@ from emu_jax.generate.safety import FOLDER as SAFETY
 from emu_jax.models.unet import UNetConfig
 from emu_jax.train.checkpoint import EMU, is_checkpoint, newest_folder, read_meta, unpack_tokenizer
 from emu_jax.train.leaves import LeafReader
+
+log = logging.getLogger(__name__)
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -133,6 +136,12 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> lis
         raise UserError(
             f"--from {source}: its model.causal.kind is {kind}, and the published layout holds causal alone; "
             "--format llama exports its language model"
+        )
+    if model.get("standardise"):
+        log.warning(
+            "%s: this model normalises its pictures' embeddings by running statistics (model.standardise), for which the "
+            "published layout has no place: what loads these files reads pictures otherwise than here",
+            source,
         )
     apart = checkpoint.has_lora() and not merge_lora
     rules = emu.table(model)
