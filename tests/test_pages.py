@@ -53,6 +53,7 @@ RUNS = {
     r"^emu-jax convert --from LLaMA-13B ": f"{LLAMA}::test_sharded_safetensors_have_transformers_logits",
     r"^emu-jax convert --from EVA01": f"{LLAMA}::test_eva_clips_visual_tower",
     r"^emu-jax convert --from stable-diffusion": "tests/convert/test_diffusers.py::test_every_name_comes_back",
+    r"^pip install -e ": "launch/environment.sh",
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve ": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",

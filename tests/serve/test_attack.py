@@ -7,6 +7,7 @@ import base64
 import contextlib
 import io
 import json
+import re
 import socket
 import struct
 import time
@@ -35,13 +36,18 @@ def ask(
             plug.sendall(head.encode() + body)
         answer = b""
         with contextlib.suppress(OSError):
-            while piece := plug.recv(65536):
+            while not _whole(answer) and (piece := plug.recv(65536)):
                 answer += piece
-                if b"\r\n\r\n" in answer and len(answer) > 200:
-                    break
     taken = time.monotonic() - began
     assert answer.startswith(b"HTTP/1.1 "), f"no answer to {path}: {answer[:100]!r}"
     return int(answer.split()[1]), taken, answer.decode(errors="replace")
+
+
+def _whole(answer: bytes) -> bool:
+    """Whether head and body are there."""
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head.lower())
+    return bool(end) and length is not None and len(body) >= int(length[1])
 
 
 def large_png(width: int, height: int) -> bytes:
