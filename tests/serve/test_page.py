@@ -63,11 +63,14 @@ class Server:
 def serve(engine: Engine, folder: Path, key: str | None = None):
     from fastapi import FastAPI
 
-    from emu_jax.serve import page
+    from emu_jax.serve import page, page_guard
+    from emu_jax.serve.guard import Guard
 
     folder.mkdir()
     before = {name: os.environ.get(name) for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "HF_HUB_OFFLINE")}
-    config = uvicorn.Config(page.mount(FastAPI(), engine, "tiny", key, folder), port=0, log_level="warning")
+    app = page.mount(FastAPI(), engine, "tiny", key, folder)
+    app = Guard(app, engine.limits, key, page_guard.refuses)
+    config = uvicorn.Config(app, port=0, log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
