@@ -255,8 +255,8 @@ def test_who_stops_or_leaves_frees_the_place(browser, server):
         with opened(browser, server) as page:
             tab(page, "Draw")
             page.locator("#draw-settings > button").click()
-            page.locator("#draw-settings").get_by_label("number input for Steps").fill("200")
-            page.locator("#draw-settings").get_by_label("number input for Pictures").fill("3")
+            page.locator("#draw-settings").get_by_label("number input for Steps").fill("900")
+            page.locator("#draw-settings").get_by_label("number input for Pictures").fill("12")
             page.locator("#draw-words textarea").fill("a red bar")
             cancelled = server.engine.counts.cancelled
             page.locator("#draw-by-words").click()
@@ -273,6 +273,12 @@ def test_who_stops_or_leaves_frees_the_place(browser, server):
 # ---------------------------------------------------------------- draw
 
 
+def assert_alike(shown, expected) -> None:
+    """The same picture: one drawn in another place differs by rounding, which these random weights enlarge."""
+    difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).mean()
+    assert difference < 1.0, f"pictures differ by {difference:.1f} of 255"
+
+
 def test_a_picture_from_words(page, server):
     tab(page, "Draw")
     quick(page)
@@ -280,7 +286,7 @@ def test_a_picture_from_words(page, server):
     page.locator("#draw-by-words").click()
     (shown,) = drawn_pictures(page, 1)
     expected = result(lambda: server.engine.draw(["a red bar"], FAST))
-    np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected.image))
+    assert_alike(shown, expected.image)
     assert json.loads(shown.text["prompt"]) == ["a red bar"] and shown.text["seed"] == "5"
     assert json.loads(shown.text["settings"]) == {"sampler": "pndm", "steps": 3, "guidance": 7.5}
     assert "pndm, 3 steps, guidance 7.5, seed 5" in page.locator("#draw-status").inner_text()
@@ -302,7 +308,7 @@ def test_a_blend_in_the_order_that_a_person_gives(page, server, samples):
     (shown,) = drawn_pictures(page, 1)
     pictures = [np.asarray(Image.open(path)) for path in (samples[1], samples[0])]
     expected = result(lambda: server.engine.draw(pictures, FAST))
-    np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected.image))
+    assert_alike(shown, expected.image)
     with zipfile.ZipFile(io.BytesIO(downloaded(page, enabled(page, "Download with settings")))) as archive:
         first = np.asarray(Image.open(io.BytesIO(archive.read("picture-1.png"))))
     np.testing.assert_array_equal(first, resize(pictures[0], server.engine.plain.config.vision.image_size))

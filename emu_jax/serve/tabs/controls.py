@@ -21,7 +21,7 @@ from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, T
 # Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
 EVENT: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
-
+LEFT_SECONDS = 3.0  # without asking for the next update, after which nobody is there
 Event = TypeVar("Event")
 
 
@@ -31,14 +31,24 @@ def one_line(error: Exception) -> gr.Error:
 
 
 def told(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
-    """A handler whose errors are told to the person in one line; when it is left, what it waits for is given up."""
+    """A handler whose errors are told to the person in one line; when it is left, what it waits for is given up.
+
+    Gradio asks for the next update as soon as it has one. When a person has left it asks no more, and closes nothing:
+    the handler would wait for the garbage collector with all that it holds.
+    """
 
     @functools.wraps(handler)
     async def telling(*arguments):
+        loop = asyncio.get_running_loop()
+        closing: list[asyncio.Task] = []
         try:
             async with contextlib.aclosing(handler(*arguments)) as updates:
                 async for update in updates:
-                    yield update
+                    left = loop.call_later(LEFT_SECONDS, lambda: closing.append(loop.create_task(updates.aclose())))
+                    try:
+                        yield update
+                    finally:
+                        left.cancel()
         except (UserError, Busy, Stopping, TimeUp, Failed) as error:
             raise one_line(error) from None
 
