@@ -81,8 +81,10 @@ class Canvas:
         """Frees all places."""
         self._places: list[_Place | None] = [None] * self.count
         noise = self.decoder.initial_latents([0] * self.count, self.decoder.size, self.decoder.size)
-        self._x = jnp.zeros_like(noise)
-        self._history = empty_history(noise.shape)
+        # Committed to a device, as what programs return is; else they would compile twice.
+        place = jax.tree.leaves(self.decoder.unet_params)[0].sharding
+        self._x = jax.device_put(jnp.zeros_like(noise), place)
+        self._history = jax.device_put(empty_history(noise.shape), place)
         self._both = np.stack([self._unconditional] * 2 * self.count)  # [2N, Q, D]
 
     @property

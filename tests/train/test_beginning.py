@@ -176,6 +176,7 @@ def test_what_cannot_be_begun_with(parts, documents, tmp_path, monkeypatch, init
         train(config, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     """All but the keys and values of the condition, whose width differs."""
     source = golden / "mini-a" / "pretrain"
