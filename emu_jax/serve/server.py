@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import uvicorn
@@ -150,7 +150,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
       UserError: the address cannot be listened at, or there is no model; before anything is compiled.
     """
     listener = _listen(options.host, options.port)
-    with listener, tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
+    with listener, _signals(), tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         engine = Engine(load(options), options.limits)
@@ -173,6 +173,18 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
             server.run(sockets=[listener])
         finally:
             engine.close(0)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """SIGTERM before requests are answered ends as Ctrl-C does, with nothing left behind; at the end all is as before."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Server(uvicorn.Server):

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -250,6 +251,21 @@ def test_what_cannot_be_started(arguments, said, tmp_path):
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()
     assert said in line
+
+
+def test_sigterm_before_it_answers_leaves_nothing(instructed, tmp_path):
+    command = [sys.executable, "-u", "-m", "emu_jax.cli", "serve", "--checkpoint", str(instructed), "--port", "0"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for line in process.stdout:
+        if "compiling what requests need" in line:
+            break
+    assert any(path.name.startswith("emu-jax-") for path in tmp_path.iterdir())
+    process.terminate()
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 130, said
+    assert "interrupted" in said
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("emu-jax-")]
 
 
 def test_a_port_in_use(served, instructed, capsys):
