@@ -177,7 +177,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM before requests are answered ends as Ctrl-C does, with nothing left behind; at the end all is as before."""
+    """SIGTERM before requests are answered ends as Ctrl-C does, and leaves nothing; at the end all is as before."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
