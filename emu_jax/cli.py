@@ -191,7 +191,11 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--seconds", type=float, default=120.0, help="that a request may take, its waiting included")
     serve.add_argument("--new-tokens", type=int, default=1024, help="of a text, at most")
     serve.add_argument("--steps", type=int, default=200, help="of a sampler, at most")
-    serve.add_argument("--body-seconds", type=float, default=10.0, help="between two pieces of what is being sent")
+    serve.add_argument(
+        "--body-seconds",
+        type=float,
+        help="between two pieces of what is being sent, at most (default: 0.9 from this machine alone, else 10)",
+    )
     serve.add_argument(
         "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
     )

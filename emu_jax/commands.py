@@ -185,7 +185,8 @@ def serve(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}, which is missing; pip install 'emu-jax[serve]'") from error
     limits = {name: getattr(options, name) for name in ("text_slots", "drawing_slots", "waiting", "seconds")}
-    limits |= {name: getattr(options, name) for name in ("new_tokens", "steps", "body_seconds")}
+    limits |= {name: getattr(options, name) for name in ("new_tokens", "steps")}
+    limits["body_seconds"] = server.body_seconds(options.host) if options.body_seconds is None else options.body_seconds
     fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page")
     asked = server.Options(
         **{name: getattr(options, name) for name in fields},

@@ -107,6 +107,15 @@ def is_loopback(host: str) -> bool:
     return host == "localhost"
 
 
+def body_seconds(host: str) -> float:
+    """How long a body may pause that is not whole: this machine's own programs do not, phones far away may.
+
+    >>> body_seconds("127.0.0.1"), body_seconds("0.0.0.0")
+    (0.9, 10.0)
+    """
+    return 0.9 if is_loopback(host) else 10.0
+
+
 def load(options: Options) -> Emu:
     """The model; UserError where there is none, or its parts do not fit."""
     folder, decoder = options.folder, options.decoder
