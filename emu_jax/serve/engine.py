@@ -337,7 +337,7 @@ class Engine:
             try:
                 self._turn()
                 self._faults = 0
-            except Exception as error:
+            except Exception as error:  # whatever XLA raises: its requests are told, the others go on
                 log.exception("the model failed")
                 self._faults += 1
                 self._drop(Failed(f"the model failed ({type(error).__name__})"))
