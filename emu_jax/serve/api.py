@@ -75,9 +75,7 @@ def _answered(handler: Handler, route: str, metrics: Metrics) -> Handler:
                 response = await handler(request)
             except ClientGone:
                 response = Response(status_code=GONE)
-            except (
-                Exception
-            ) as error:  # `_refusal` raises again what it does not know: a 500, with its traceback logged
+            except Exception as error:  # `_refusal` raises again what it does not know: a logged 500
                 response = _refused(*_refusal(error))
             outcome.status = response.status_code
         return response
