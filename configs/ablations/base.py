@@ -6,9 +6,10 @@ emu-jax train --config configs/ablations/base.py:mini --workdir runs/ablations/b
 emu-jax train --config configs/ablations/base.py:7b …        # as configs/pretrain.py:7b, whose docstring gives the rest
 
 The paper ablates the storyboards alone, with a 7B LLM: its numbers are in no_storyboards.py. Expect of `mini` on
-heldout_combinations: captions exactly right 0.29 and 0.30, the right picture in the top 5 of 3,372 for 0.26 and 0.14
-of the names, autoregressive R2 0.49 and 0.41 (two seeds). The last two are of each model's own embeddings: where these
-tell less of a picture, they are easier to predict, and R2 can be higher.
+heldout_combinations: captions exactly right 0.29, 0.30 and 0.44, the right picture in the top 5 of 3,372 for 0.26, 0.14
+and 0.26 of the names, autoregressive R2 0.49, 0.41 and 0.50 (seeds 0 to 2). The last two are of each model's own
+embeddings: where these tell less of a picture, they are easier to predict, and R2 can be higher. The files beside this
+one say what to expect of them in the same order, as means over three seeds (README.md has intervals).
 """
 
 from ml_collections import ConfigDict

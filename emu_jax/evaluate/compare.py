@@ -314,18 +314,11 @@ def _plot(comparison: Comparison, path: Path) -> None:
     """A panel a figure: every run as a dot, means with intervals; below, the losses while training."""
     groups, figures = comparison.groups, comparison.figures
     curves = [name for name in LOSSES if any(name in row for g in groups for run in g.runs for row in run.rows)]
-    columns = max(len(figures), len(curves), 1)
     colours = plt.get_cmap("tab20")
-    size = (3.4 * columns + 1.6, 0.34 * len(groups) + 1.4 + (3.2 if curves else 0.0))
-    canvas, axes = plt.subplots(
-        2 if curves else 1,
-        columns,
-        figsize=size,
-        squeeze=False,
-        constrained_layout=True,
-        height_ratios=[0.34 * len(groups) + 1.0, 3.0][: 2 if curves else 1],
-    )
-    for axis, figure in zip(axes[0], figures, strict=False):
+    heights = [0.34 * len(groups) + 1.4, max(3.2, 0.18 * len(groups) + 0.6)][: 2 if curves else 1]
+    canvas = plt.figure(figsize=(3.4 * max(len(figures), len(curves), 1) + 1.6, sum(heights)), layout="constrained")
+    parts = canvas.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for axis, figure in zip(parts[0].subplots(1, max(len(figures), 1), squeeze=False)[0], figures, strict=False):
         for place, group in enumerate(groups):
             found, colour = group.figures[figure], colours(place % 20)
             there = [value for value in found.values if value is not None]
@@ -335,22 +328,22 @@ def _plot(comparison: Comparison, path: Path) -> None:
             if found.mean is not None:
                 axis.plot([found.mean], [place], "D", color=colour, markersize=5)
         axis.set_yticks(
-            range(len(groups)), [group.name for group in groups] if axis is axes[0][0] else [""] * len(groups)
+            range(len(groups)), [group.name for group in groups] if figure == figures[0] else [""] * len(groups)
         )
         axis.set_ylim(len(groups) - 0.5, -0.5)
         axis.set_title(figure.replace(": ", ":\n", 1).replace(", ", ",\n", 1), fontsize=8)
         axis.grid(alpha=0.25, axis="x")
-    for axis, loss in zip(axes[1] if curves else (), curves, strict=False):
-        for place, group in enumerate(groups):
-            points = _curve([run.rows for run in group.runs], loss)
-            axis.plot(points[:, 0], points[:, 1], color=colours(place % 20), linewidth=1, label=group.name)
-        axis.set_title(f"{loss} while training", fontsize=8)
-        axis.set_yscale("log")
-        axis.grid(alpha=0.25)
     if curves:
-        axes[1][0].legend(fontsize=6)
-    for axis in [*axes[0][len(figures) :], *(axes[1][len(curves) :] if curves else ())]:
-        axis.set_axis_off()
+        axes = parts[1].subplots(1, len(curves), squeeze=False)[0]
+        for axis, loss in zip(axes, curves, strict=True):
+            for place, group in enumerate(groups):
+                points = _curve([run.rows for run in group.runs], loss)
+                axis.plot(points[:, 0], points[:, 1], color=colours(place % 20), linewidth=1, label=group.name)
+            axis.set_title(f"{loss} while training", fontsize=8)
+            axis.set_xlabel("step", fontsize=8)
+            axis.set_yscale("log")
+            axis.grid(alpha=0.25)
+        parts[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
     partial = path.with_suffix(".partial.png")
     canvas.savefig(partial, dpi=110)
     plt.close(canvas)
