@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """`mini`, for the quick start: 6.5 minutes on 2 CPU cores; or `published` (emu.md §4)."""
+    """`mini`, for the quick start: 10 minutes on 2 CPU cores; or `published` (emu.md §4)."""
     return {"mini": mini, "published": published}[variant]()
 
 
@@ -56,7 +56,7 @@ def mini() -> ConfigDict:
             },
             "train": {
                 "steps": 0,
-                "minutes": 6.5,
+                "minutes": 10.0,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,

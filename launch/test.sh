@@ -5,4 +5,5 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
 install_emu_jax '.[test,convert,eval]'
-python -m pytest -n auto --maxprocesses=4 "$@"
+# Who has nothing left takes over what others still have to do.
+python -m pytest -n auto --maxprocesses=4 --dist worksteal "$@"

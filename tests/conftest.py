@@ -8,7 +8,7 @@ from pathlib import Path
 # compiles again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
-# Most of the time goes into compiling what runs once: LLVM need not polish it. Flags that are set, even to nothing, stay.
+# Most time goes into compiling what runs once: LLVM need not polish it. Flags that are set, even to nothing, stay.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis

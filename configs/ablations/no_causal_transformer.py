@@ -2,8 +2,8 @@
 
 emu-jax train --config configs/ablations/no_causal_transformer.py:mini …
 
-At `mini` size 8 groups of 2 patches, at `7b` 32 of 8. The paper has no numbers for this; expect of `mini` 0.60, 0.23 and
-0.32 (the base: 0.35, 0.22 and 0.47).
+At `mini` size 8 groups of 2 patches, at `7b` 32 of 8. The paper has no numbers for this; expect of `mini` 0.60, 0.23
+and 0.32 (the base: 0.35, 0.22 and 0.47).
 """
 
 from ml_collections import ConfigDict

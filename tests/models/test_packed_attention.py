@@ -58,7 +58,8 @@ with jax.set_mesh(make_mesh({sys.argv[1]: 2})):
 
 @pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
 def test_the_tpu_kernel_is_split_over_a_mesh(axis, tmp_path):
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     file = tmp_path / "split.npz"
     done = subprocess.run(
         [sys.executable, "-c", SPLIT, axis, file], cwd=ROOT, env=environment, capture_output=True, text=True

@@ -42,7 +42,7 @@ def start(
     started = []
     for process in range(processes):
         environment = os.environ | {
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
             "JAX_PLATFORMS": "cpu",
             "PYTHONPATH": str(ROOT),
             "EMU_JAX_TIMEOUT": str(TIMEOUT),
@@ -109,6 +109,7 @@ def one(tmp_path_factory, documents) -> Path:
     return train(tmp_path_factory.mktemp("one") / "run", documents, processes=1, devices=2)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(one, two):
     assert_losses_agree(one, two)
     assert sorted(path.name for path in two.iterdir()) == [
@@ -188,6 +189,7 @@ def test_sigterm_to_one_process_saves_and_stops_all(two, documents, tmp_path, pr
     assert_bitwise(two, train(workdir, documents, processes=2))
 
 
+@pytest.mark.slow
 def test_sigterm_to_a_process_alone(one, documents, tmp_path):
     """It saves at the end of the step that it is in, and goes on bit for bit."""
     asked = ("--signal-at", "4", "--signal", "SIGTERM")

@@ -95,8 +95,9 @@ def test_eight_devices_restore_their_parts(tmp_path):
     write_all(writer, values)
     writer.finish({}, {})
     command = [sys.executable, "-c", RESTORE, str(tmp_path / "w" / "params"), str(tmp_path / "found.npy")]
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
-    subprocess.run(command, check=True, env=os.environ | flags, capture_output=True)
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
     np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), values["params/blocks/kernel"])
 
 

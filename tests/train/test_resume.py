@@ -21,7 +21,7 @@ STEPS = 8  # of tiny.get_config, with a checkpoint every third
 
 def run(workdir: Path, documents: Path, *options: str, devices: int = 1) -> subprocess.CompletedProcess:
     environment = os.environ | {
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
