@@ -52,7 +52,7 @@ def mini() -> ConfigDict:
     config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "row_images": 6, "batch_rows": 6})
     config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
     config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})
-    config.train.update({"minutes": 2.0})
+    config.train.update({"minutes": 4.0})
     return config
 
 

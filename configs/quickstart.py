@@ -3,9 +3,9 @@
 emu-jax train --config configs/quickstart.py --workdir runs/quickstart
 emu-jax evaluate --model runs/quickstart
 
-7 minutes of training on 2 CPU cores are 4,500 to 8,300 steps. Expect on heldout_combinations: captions exactly right
-0.76 to 0.84, the right picture in the top 5 of 3,372 for 0.96 to 0.99 of the names, autoregressive R2 0.67 to 0.78
-(four runs). `--config.train.minutes=60`, 30,000 steps: 0.89, 1.00 and 0.79.
+7 minutes of training on 2 CPU cores are 4,100 to 8,300 steps. Expect on heldout_combinations: captions exactly right
+0.76 to 0.84, the right picture in the top 5 of 3,372 for 0.95 to 0.99 of the names, autoregressive R2 0.67 to 0.78
+(five runs). `--config.train.minutes=60`, 30,000 steps: 0.89, 1.00 and 0.79.
 """
 
 from ml_collections import ConfigDict

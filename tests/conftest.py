@@ -1,7 +1,9 @@
 """Fixtures that several folders of tests share."""
 
+import gc
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 # Set before jax is imported, and inherited by the processes that tests start: what one of them has compiled, none
@@ -12,6 +14,7 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 import hypothesis
+import jax
 import pytest
 
 from emu_jax.config import load_config
@@ -22,6 +25,20 @@ from tests.train import tiny
 # A busy machine must not fail a property test, and the same code must always see the same examples.
 hypothesis.settings.register_profile("emu_jax", deadline=None, derandomize=True, database=None, max_examples=60)
 hypothesis.settings.load_profile("emu_jax")
+
+
+# Compiled programs are memory maps, of which Linux gives a process 65,530: one more, and XLA crashes.
+MANY_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs() -> Iterator[None]:
+    """Forgets what is compiled once there is much of it."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MANY_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -165,7 +165,7 @@ def _chats(tuning: Tuning) -> str:
             turns.append(f'<div class="said {mark}">{html.escape(said.answer) or "(nothing)"}{truth}</div>')
         picture = f'<img src="{_png(conversation.example.pixels)}" alt="">'
         cards.append(f"<div class=card>{picture}{''.join(turns)}</div>")
-    return f"""<h2>Chats</h2><p class="sub">After two minutes of instruction tuning: the picture is shown with the first
+    return f"""<h2>Chats</h2><p class="sub">After instruction tuning: the picture is shown with the first
 question. Red answers are wrong, with the right one behind them. Scores of such questions, before and after tuning,
 stand in the table above.</p><div class="grid wide">{"".join(cards)}</div>"""
 
