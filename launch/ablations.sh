@@ -2,7 +2,7 @@
 # The ablation table at `mini` size: every config of configs/ablations with three seeds, trained and scored on the
 # embedded pairs and the storyboards of Big Buck Bunny, then one table of them all in FOLDER/compare.{json,md,png}.
 # Needs Python 3.11+ alone; 58 MB come down. Runs that have scores are not repeated, and one that was ended goes on from
-# its last checkpoint. 33 runs of 1,500 steps: about 2 hours on 2 CPU cores.
+# its last checkpoint. 33 runs of 1,500 steps: about 3 hours on 2 CPU cores.
 #
 #   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        FOLDER: runs/ablations unless named
 #   STEPS=500 SEEDS='0 1' ABLATIONS='base no_storyboards' launch/ablations.sh        fewer of each

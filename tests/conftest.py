@@ -28,7 +28,7 @@ hypothesis.settings.load_profile("emu_jax")
 
 
 # Compiled programs are memory maps, of which Linux gives a process 65,530: one more, and XLA crashes.
-MANY_MAPS = 20_000
+MANY_MAPS = 30_000
 
 
 @pytest.fixture(scope="module", autouse=True)

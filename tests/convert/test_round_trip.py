@@ -237,6 +237,7 @@ def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     assert ours.size == theirs.size and abs(ours.vae_config.scale / theirs.vae_config.scale - 1) < 1e-6
 
 
+@pytest.mark.slow
 def test_bfloat16_weights_draw(mini, golden, tmp_path):
     words = golden / "llama_tokenizer.model"
     small = ["--dtype", "bfloat16", "--tokenizer", words, "--vision-head-dim", 12]

@@ -80,6 +80,7 @@ def nested(leaves) -> dict:
     return nest({name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kind)) for name, (shape, kind) in shapes.items()})
 
 
+@pytest.mark.slow
 def test_a_run_begins_there_and_resumes(parts, documents, tmp_path):
     config = make_config(parts, documents)
     config.optimizer.learning_rate.update({"vision": 0.0, "llama": 0.0})

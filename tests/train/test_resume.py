@@ -44,7 +44,7 @@ def learnt(workdir: Path) -> dict[int, dict]:
     return {row["step"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
 
 
-@pytest.mark.parametrize("when", ["between two saves", "at random"])
+@pytest.mark.parametrize("when", ["between two saves", pytest.param("at random", marks=pytest.mark.slow)])
 def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     died_at = 5 if when == "between two saves" else int(np.random.default_rng().integers(1, STEPS))
     workdir = tmp_path / "run"
