@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(variant: str = "mini") -> ConfigDict:
-    """`mini`, for the quick start: 10 minutes on 2 CPU cores; or `published` (emu.md §4)."""
+    """`mini`, for the quick start: 10 minutes on 2 CPU cores; or `published`."""
     return {"mini": mini, "published": published}[variant]()
 
 
@@ -68,7 +68,7 @@ def mini() -> ConfigDict:
 
 
 def published() -> ConfigDict:
-    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 pictures at 512 x 512 (every value here is [N] in emu.md)."""
+    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 pictures at 512 x 512 ([N]: reproducing-the-paper.md)."""
     config = mini()
     config.init.unet = "weights/stable-diffusion/unet"
     config.unet.update(

@@ -133,8 +133,8 @@ def tokenize_document(
     It is split between parts, as late as possible; only a single text longer than a row is split inside, between
     tokens. Every piece is a document of its own, from <s> to </s>.
 
-    A chat reads `<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …` (emu.md §5; that every answer ends in
-    </s> is inferred). Its answers and their </s> are learnt.
+    A chat reads `<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …` (the reference's prompts; that every
+    answer ends in </s> is inferred). Its answers and their </s> are learnt.
 
     Args:
       queries: Q, embeddings of an image.

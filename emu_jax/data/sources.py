@@ -24,7 +24,7 @@ from emu_jax.data.prepared import Record, Records, StoredPicture
 from emu_jax.data.records import unpack_record
 from emu_jax.errors import UserError
 
-# Of web documents (emu.md §3, from one set of notes on the paper).
+# Of web documents (from one set of notes on the paper).
 FIRST_PICTURES, FIRST_TOKENS = 5, 1024
 RANDOM_PICTURES, RANDOM_TOKENS = 5, 512
 ORDERS = ("image_first", "text_first", "random", "both")
@@ -223,7 +223,7 @@ class Prepared:
 
 
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
-    """The two sequences that the paper takes of each MMC4 document (emu.md §3): from its beginning, 1,024 tokens with
+    """The two sequences that the paper takes of each MMC4 document: from its beginning, 1,024 tokens with
     the first five pictures; and 512 tokens of five pictures at random, each with the sentence that follows it (of pages
     that do not tell sentences apart, the paragraph)."""
     places = [place for place, part in enumerate(parts) if isinstance(part, Image)]

@@ -1,4 +1,4 @@
-"""What stands in front of chats about a picture or a film, as Emu-I was tuned with (emu.md §5).
+"""What stands in front of chats about a picture or a film, as Emu-I was tuned with.
 
     <s> You will be presented with an image: [IMG] ImageContent [/IMG] . You … [USER] : [IMG] <image>… [/IMG] What …
 

@@ -28,7 +28,7 @@ from emu_jax.evaluate.question import Question
 
 END = "</s>"
 
-# Beams, new tokens, minimal length and length penalty (emu.md §7).
+# Beams, new tokens, minimal length and length penalty of the reference's inference code.
 CAPTION = {"num_beams": 5, "max_new_tokens": 20, "min_length": 8, "length_penalty": -1.0}
 SHORT = {"num_beams": 5, "max_new_tokens": 20, "min_length": 1, "length_penalty": -1.0}
 LONG = {"num_beams": 5, "max_new_tokens": 128, "min_length": 1, "length_penalty": 1.0}

@@ -340,7 +340,7 @@ class Chat:
             said, whole = len(ids), True
             if piece := "".join(text for _, text in spelling.end()):
                 yield piece
-        except Exception:
+        except Exception:  # whatever failed: nothing of this turn is kept
             said = 0
             raise
         finally:  # also where the consumer stops, or the user interrupts

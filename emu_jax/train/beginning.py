@@ -162,7 +162,7 @@ def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[i
     """`value` in the dtype and split of `like`, with the mean of its old tokens as every new one along `axis`.
 
     The published code starts the rows of new tokens so; those of [USER] and [ASSISTANT] start from "user" and
-    "assistant" (emu.md §1, from one set of notes on the paper).
+    "assistant" (from one set of notes on the paper).
     """
 
     def grow(value: jax.Array) -> jax.Array:

@@ -93,7 +93,7 @@ def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str,
 
 
 def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
-    """Low-rank adapters beside the language model's kernels; every other parameter stays as it is (emu.md §5).
+    """Low-rank adapters beside the language model's kernels; every other parameter stays as it is, as in the paper.
 
     The kernels may be int8 (`quantise.py`), as QLoRA has it: gradients pass through them, and none is of them.
     """
@@ -155,7 +155,7 @@ class DecoderLossConfig:
     """`config.loss` of the objective decoder.
 
     Attributes:
-      condition_drop: share of examples whose condition is the unconditional embeddings (emu.md §4: 10%).
+      condition_drop: share of examples whose condition is the unconditional embeddings (the paper: 10%).
       encoded_share: of examples conditioned on the picture's own embeddings instead of those generated from its text;
         the paper uses generated ones alone (0).
       min_snr: gamma of min-SNR weighting; 0 weighs all timesteps alike, as published.
@@ -173,7 +173,7 @@ class DecoderLossConfig:
 def train_decoder(
     config: unet.UNetConfig, schedule: diffusion.Schedule, weights: DecoderLossConfig, unconditional: Array
 ) -> Objective:
-    """Predict the noise in a picture's latents from its embeddings (emu.md §4).
+    """Predict the noise in a picture's latents from its embeddings, as the paper's decoder is trained.
 
     Batches: latents [B, h, w, C], condition and encoded [B, Q, D] (generated from the text; the picture's own).
     unconditional [Q, D] takes their place where the condition is dropped.

@@ -21,7 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate.decoder import encode_latents, load_vae
 
 BATCH = 32
-TEXT_LIMIT = 150  # characters; pairs with longer texts are dropped (emu.md §4)
+TEXT_LIMIT = 150  # characters; pairs with longer texts are dropped (from one set of notes on the paper)
 
 
 def precompute(

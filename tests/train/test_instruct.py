@@ -90,7 +90,7 @@ def test_the_config_trains_what_the_objective_does():
     config = instruct.get_config()
     config.model.llama.vocab_size = 32_004
     llama = config.model.llama
-    assert (llama.lora_rank, llama.lora_alpha, llama.lora_dropout) == (16, 16.0, 0.05), "emu.md §5"
+    assert (llama.lora_rank, llama.lora_alpha, llama.lora_dropout) == (16, 16.0, 0.05), "the reference's adapters"
     goal = objective.instruct(emu.EmuConfig.from_dict(config.model), IDS)
     OptimizerConfig.from_dict(config.optimizer).check_parts(goal.split(goal.logical_axes)[0])
 
