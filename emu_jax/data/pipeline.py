@@ -24,14 +24,16 @@ import grain
 import numpy as np
 from absl import flags
 
-from emu_jax.data.mixture import SourceConfig, mix
-from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
+from emu_jax.data.mixture import UNITS, SourceConfig, mix
+from emu_jax.data.packing import CONTINUES, batch_metrics, build_row, pack_window
+from emu_jax.data.samples import Samples, per_record
+from emu_jax.data.sequence import CHAT_CUTS, TokenizedDocument
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 4  # counts up when the same settings begin to give other batches, or a state to say something else
-DESCRIBING = ("slots", "segments", "sources", "splits")  # what the batch's own description is made of
+STREAM = 5  # counts up when the same settings begin to give other batches, or a state to say something else
+DESCRIBING = ("slots", "segments", "sources", "cuts", "visual_weights")  # what the batch's own description is made of
 ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
 
@@ -63,6 +65,11 @@ class DataConfig:
       source, split: a folder of `emu-jax prepare` and its split, `fluent_emoji` and one of its splits, or a .jsonl file
         (its split is not read).
       mixture: where `source` is empty, several by name, with their weights.
+      mixture_unit: what these weights count: samples (packed sequences), records, or tokens.
+      predicted_share: share of documents whose images are predicted; those of the others are only read. With 1 and
+        without `model.stop_target_inputs`, as published, every image is both.
+      chat_cut: what becomes of a chat behind a cut: "turn" repeats the system message and the images so far before the
+        next question, "drop" leaves the rest out.
       row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts.
       packing_window: records that are packed together; more fill rows better and cost memory.
       shards: K; it divides batch_rows. Another number gives another stream.
@@ -82,6 +89,9 @@ class DataConfig:
     shards: int = 1
     max_faults: float = 0.0
     mixture: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    mixture_unit: str = "samples"
+    predicted_share: float = 1.0
+    chat_cut: str = "turn"
 
     def __post_init__(self):
         for name in ("row_tokens", "row_images", "batch_rows", "packing_window", "shards"):
@@ -92,8 +102,15 @@ class DataConfig:
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
                 "expected as many rows of every shard"
             )
-        if not 0 <= self.max_faults <= 1:
-            raise UserError(f"config.data.max_faults={self.max_faults}; expected a share of 0 to 1")
+        for name in ("max_faults", "predicted_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.data.{name}={getattr(self, name)}; expected a share of 0 to 1")
+        for name, known in (("mixture_unit", UNITS), ("chat_cut", CHAT_CUTS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"config.data.{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name, entry in self.mixture.items():
+            check_fields(PairOrder, f"config.data.mixture.{name}.pairs", entry.pairs)
+            dataclasses.replace(self.pairs, **entry.pairs)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DataConfig:
@@ -127,31 +144,11 @@ class DataConfig:
                 ".jsonl file or fluent_emoji"
             )
         return {
-            name: open_source(s.source, s.split, image_size, self.pairs, subsequences=s.subsequences)
+            name: open_source(
+                s.source, s.split, image_size, dataclasses.replace(self.pairs, **s.pairs), subsequences=s.subsequences
+            )
             for name, s in self.sources.items()
         }
-
-
-class _Documents:
-    """Grain transform: (source, record index) -> its tokenized documents."""
-
-    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, data: DataConfig, queries: int):
-        self._sources, self._tokenizer, self._data, self._queries = sources, tokenizer, data, queries
-
-    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
-        source, index = place
-        return [
-            piece
-            for document in self._sources[source].documents(index, rng)
-            for piece in tokenize_document(
-                document,
-                self._tokenizer,
-                queries=self._queries,
-                row_tokens=self._data.row_tokens,
-                row_images=self._data.row_images,
-                source=source,
-            )
-        ]
 
 
 class _Rows:
@@ -305,6 +302,7 @@ class Pipeline:
       tokenizer: its vocabulary is the model's.
       queries, image_size: Q and pixels of a side, as the model reads pictures.
       own: this host's rows of every batch (`train.mesh.own_rows`), in order; None: all.
+      learn_image_token: label [IMG], so that the model learns when an image comes.
     """
 
     def __init__(
@@ -315,12 +313,15 @@ class Pipeline:
         queries: int,
         image_size: int,
         own: Sequence[int] | None = None,
+        learn_image_token: bool = False,
     ):
         sources = data.open(image_size)
         self.sources = list(sources)  # their names, by number
-        self.fingerprint = _fingerprint(data, sources, tokenizer, queries, image_size)
-        self._data, self._sources, self._tokenizer = data, sources, tokenizer
-        self._queries, self._image_size = queries, image_size
+        self.fingerprint = _fingerprint(data, sources, tokenizer, queries, image_size, learn_image_token)
+        self._data, self._tokenizer, self._image_size = data, tokenizer, image_size
+        self._samples = Samples(sources, tokenizer, data, queries, learn_image_token)
+        self._lengths = {name: len(source) for name, source in sources.items()}
+        self._per_record = per_record(self._samples, self.sources, data.mixture_unit, data.row_images)
         self._own = list(range(data.batch_rows) if own is None else own)
         self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`
         self._shards: dict[int, _Shard] = {}
@@ -331,9 +332,9 @@ class Pipeline:
         data = self._data
         rows = _Rows(data)
         windows = (
-            mix({name: len(source) for name, source in self._sources.items()}, data.sources, data.seed)
+            mix(self._lengths, data.sources, data.seed, self._per_record)
             .seed(data.seed)
-            .random_map(_Documents(list(self._sources.values()), self._tokenizer, data, self._queries))
+            .random_map(self._samples)
             .batch(data.packing_window, drop_remainder=False, batch_fn=list)
             .random_map(rows.pack)[offset:]
         )
@@ -354,7 +355,7 @@ class Pipeline:
             part = next(shard)
             faults = part.pop("faults")
             whole = part["whole"]
-            shard.counts["split_documents"] += int(whole["splits"].sum())
+            shard.counts["split_documents"] += int((whole["cuts"] & CONTINUES).sum())
             for source, name in enumerate(self.sources):
                 documents = _documents(whole, source)
                 shard.counts[f"documents/{name}"] += documents
@@ -363,7 +364,7 @@ class Pipeline:
             self._judge(faults)
         wholes = [part.pop("whole") for part in parts]
         batch, self._whole = _join(parts), _join(wholes)
-        del batch["splits"]
+        del batch["cuts"]
         if len(self.sources) == 1:
             del batch["sources"]
         return batch
@@ -379,9 +380,9 @@ class Pipeline:
                 )
 
     @property
-    def continued(self) -> np.ndarray:
-        """int32 [B, S], of the newest batch's rows: 1 where a document begins that continues one that was cut."""
-        return self._whole["splits"]
+    def cuts(self) -> np.ndarray:
+        """int32 [B, S], of the newest batch's rows: at each document's first position how it was cut (`build_row`)."""
+        return self._whole["cuts"]
 
     def count(self, name: str) -> int:
         """Of all batches so far: `split_documents` (cuts through over-long ones), `documents/…` and `faults/…` of a
@@ -466,7 +467,12 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
 
 
 def _fingerprint(
-    data: DataConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, queries: int, image_size: int
+    data: DataConfig,
+    sources: Mapping[str, Source],
+    tokenizer: Tokenizer,
+    queries: int,
+    image_size: int,
+    learn_image_token: bool,
 ) -> dict[str, Any]:
     """Everything that decides which batch comes when, by name. Paths may move; what they hold is what counts."""
     fields = dataclasses.asdict(data)
@@ -478,6 +484,7 @@ def _fingerprint(
         "tokenizer": tokenizer.fingerprint,
         "queries": queries,
         "image_size": image_size,
+        "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
     if not data.mixture:  # its only source is named by its path

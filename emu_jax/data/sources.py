@@ -64,8 +64,9 @@ class PairOrder:
         >>> [type(part).__name__ for part in first.parts]
         ['Text', 'Image']
         """
-        image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight)
-        text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight)
+        window = len(images) > 1  # a video
+        image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight, window=window)
+        text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight, window=window)
         draw = rng.random()
         if self.order == "both":
             return [image_first, text_first] if draw < self.text_first_probability else [image_first]
@@ -215,7 +216,7 @@ class Prepared:
             return self._order.documents([part for part in parts if isinstance(part, Image)], text, rng)
         if record.kind == "web" and self._subsequences:
             return subsequences(parts, rng)
-        return [Document(tuple(parts))]
+        return [Document(tuple(parts), window=record.kind == "storyboard")]
 
     def texts(self) -> list[str]:
         records = (self._records[index] for index in range(len(self)))

@@ -13,7 +13,7 @@ import numpy as np
 
 from emu_jax.api import Emu
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import NEW_TOKENS, Film, clean, default_system, read_message

@@ -65,6 +65,21 @@ def test_bad_settings(fields, message):
         SourceConfig.from_dict("web", FIELDS | fields)
 
 
-def test_weights_without_a_short_pattern():
-    with pytest.raises(UserError, match=r"weights \[1, 1e-05, 0\.33333\] repeat only after [\d,]+ records"):
-        pattern([1, 1e-05, 0.33333])
+def test_weights_without_a_short_pattern_are_rounded():
+    """Shares of 2^-1/2, 3^-1/2 and 1/100: within 1e-5 of all records."""
+    weights = [2**-0.5, 3**-0.5, 0.01]
+    turns = collections.Counter(pattern(weights))
+    for source, weight in enumerate(weights):
+        share, got = weight / sum(weights), turns[source] / turns.total()
+        assert got == pytest.approx(share, abs=1e-5), f"source {source}: expected {share:.6f}, got {got:.6f}"
+    with pytest.raises(UserError, match=r"of 100,000 records, weights \[1, 1e-07\] give a source none; expected"):
+        pattern([1, 1e-07])
+
+
+def test_weights_count_what_records_hold():
+    """Records of two samples and of a half: two thirds of the samples are b's, as its weight says."""
+    sources = {"a": SourceConfig("x", weight=1.0), "b": SourceConfig("x", weight=2.0)}
+    stream = mix({"a": 30, "b": 30}, sources, 0, {"a": 0.5, "b": 2.0})
+    records = collections.Counter(stream[i][0] for i in range(3000))
+    assert (records[0], records[1]) == (2000, 1000), "1/0.5 : 2/2 records"
+    assert records[1] * 2.0 / (records[0] * 0.5 + records[1] * 2.0) == pytest.approx(2 / 3)

@@ -87,7 +87,8 @@ def joined(parts: list[dict]) -> dict[str, np.ndarray]:
 
 def expected_documents(folders, tokenizer) -> collections.Counter:
     """Of one epoch, read and tokenised one by one."""
-    from emu_jax.data.packing import build_row, tokenize_document
+    from emu_jax.data.packing import build_row
+    from emu_jax.data.sequence import tokenize_document
 
     data = config(folders)
     sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images}
