@@ -19,9 +19,7 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
     config.model.llama.context = 2048
     config.model.regression_loss_weight = 1.0
     config.tokenizer.update({"model_type": "bpe", "also": ()})
-    config.data.update(
-        {"source": "", "row_tokens": 2048, "row_images": 13, "batch_rows": 2, "packing_window": 512, "max_faults": 0.02}
-    )
+    config.data.update({"source": "", "row_tokens": 2048, "batch_rows": 2, "packing_window": 512, "max_faults": 0.02})
     config.data.mixture = ConfigDict(
         {
             "fluent": source(f"{folder}/fluent", 128),

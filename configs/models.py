@@ -63,6 +63,7 @@ def emu_14b() -> ConfigDict:
             "regression_loss_weight": 1.0,
             "standardise": False,
             "stop_target_inputs": False,
+            "learn_image_token": False,
             "pixel_mean": CLIP_MEAN,
             "pixel_std": CLIP_STD,
         }

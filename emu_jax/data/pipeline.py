@@ -3,8 +3,8 @@
 In: `config.data`, a tokenizer and what the model expects of a picture. Out: an iterator of dicts with the fields of
 `models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
 
-    records ─ mixed, shuffled ─ tokens ─ windows of `packing_window` records ─ K shards ─ packed ─ rows ─ batch
-             (a MapDataset: any position of the stream can be computed alone)    (state: window, row in it)
+    windows of packed rows (windows.py) ─ K shards ─ rows ─ batch
+    (any of them can be computed alone)    (state: window, row in it)
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
 hold, and of their rows decodes the pictures of its own alone. So the batches depend on K, not on the number of hosts,
@@ -24,12 +24,14 @@ import grain
 import numpy as np
 from absl import flags
 
-from emu_jax.data.mixture import UNITS, SourceConfig, mix
-from emu_jax.data.packing import CONTINUES, batch_metrics, build_row, pack_window
-from emu_jax.data.samples import Samples, per_record
+from emu_jax.data.mixture import UNITS, SourceConfig
+from emu_jax.data.packing import CONTINUES, batch_metrics, build_row
+from emu_jax.data.row_sizes import size_rows
+from emu_jax.data.samples import Samples
 from emu_jax.data.sequence import CHAT_CUTS, TokenizedDocument
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError, check_fields
 
 STREAM = 5  # counts up when the same settings begin to give other batches, or a state to say something else
@@ -70,7 +72,10 @@ class DataConfig:
         without `model.stop_target_inputs`, as published, every image is both.
       chat_cut: what becomes of a chat behind a cut: "turn" repeats the system message and the images so far before the
         next question, "drop" leaves the rest out.
-      row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts.
+      row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts. row_images 0: as many as fit the
+        documents, measured at start.
+      batch_samples: where batch_rows is 0, samples of a batch on average, of which batch_rows follows at start.
+      max_padding: share of padding above which a run is refused; 1 refuses none.
       packing_window: records that are packed together; more fill rows better and cost memory.
       shards: K; it divides batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
@@ -92,17 +97,28 @@ class DataConfig:
     mixture_unit: str = "samples"
     predicted_share: float = 1.0
     chat_cut: str = "turn"
+    batch_samples: int = 0
+    max_padding: float = 1.0
 
     def __post_init__(self):
-        for name in ("row_tokens", "row_images", "batch_rows", "packing_window", "shards"):
+        for name in ("row_tokens", "packing_window", "shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
+        if self.row_images < 0:
+            raise UserError(
+                f"config.data.row_images={self.row_images}; expected 0, which measures and chooses, or more"
+            )
+        if min(self.batch_rows, self.batch_samples) < 0 or not self.batch_rows + self.batch_samples:
+            raise UserError(
+                f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows of a "
+                "batch, or 0 and the samples that its rows hold on average"
+            )
         if self.batch_rows % self.shards:
             raise UserError(
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
                 "expected as many rows of every shard"
             )
-        for name in ("max_faults", "predicted_share"):
+        for name in ("max_faults", "predicted_share", "max_padding"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected a share of 0 to 1")
         for name, known in (("mixture_unit", UNITS), ("chat_cut", CHAT_CUTS)):
@@ -149,23 +165,6 @@ class DataConfig:
             )
             for name, s in self.sources.items()
         }
-
-
-class _Rows:
-    """Grain transform: a window of records' documents -> rows of them, in an order that hides their fullness."""
-
-    max_fan_out = 1_000_000  # asked for by Grain; a window never gives more rows than documents
-
-    def __init__(self, data: DataConfig):
-        self._data = data
-
-    def pack(self, window: list[list[TokenizedDocument]], rng: np.random.Generator) -> list[list[TokenizedDocument]]:
-        documents = [piece for record in window for piece in record]
-        packed = pack_window(documents, self._data.row_tokens, self._data.row_images)
-        return [packed[row] for row in rng.permutation(len(packed))]
-
-    def flat_map(self, rows: list[list[TokenizedDocument]]) -> list[list[TokenizedDocument]]:
-        return rows
 
 
 Built = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # a row's arrays, and its faults
@@ -255,7 +254,7 @@ class _Shard:
       places: of the shard's part of a batch, the rows that this host decodes.
     """
 
-    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: _Rows, places: list[int]):
+    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: Rows, places: list[int]):
         per_batch = data.batch_rows // data.shards
 
         def assemble(built: list[Built]) -> dict[str, Any]:
@@ -298,10 +297,10 @@ class Pipeline:
     """An iterator of batches whose state can be taken and given back; endless unless every source has its epochs.
 
     Args:
-      data: `config.data`.
+      data: `config.data`; sizes of rows that it leaves open are measured and chosen.
       tokenizer: its vocabulary is the model's.
       queries, image_size: Q and pixels of a side, as the model reads pictures.
-      own: this host's rows of every batch (`train.mesh.own_rows`), in order; None: all.
+      own: rows of a batch -> this host's of them (`train.mesh.own_rows`), in order; None: all.
       learn_image_token: label [IMG], so that the model learns when an image comes.
     """
 
@@ -312,32 +311,26 @@ class Pipeline:
         *,
         queries: int,
         image_size: int,
-        own: Sequence[int] | None = None,
+        own: Callable[[int], list[int]] | None = None,
         learn_image_token: bool = False,
     ):
         sources = data.open(image_size)
         self.sources = list(sources)  # their names, by number
-        self.fingerprint = _fingerprint(data, sources, tokenizer, queries, image_size, learn_image_token)
-        self._data, self._tokenizer, self._image_size = data, tokenizer, image_size
-        self._samples = Samples(sources, tokenizer, data, queries, learn_image_token)
-        self._lengths = {name: len(source) for name, source in sources.items()}
-        self._per_record = per_record(self._samples, self.sources, data.mixture_unit, data.row_images)
-        self._own = list(range(data.batch_rows) if own is None else own)
+        samples = Samples(sources, tokenizer, data, queries, learn_image_token)
+        self.data, self.fill = size_rows(data, samples, queries)
+        self.samples = samples.with_rows(self.data)
+        self.fingerprint = _fingerprint(self.data, sources, tokenizer, queries, image_size, learn_image_token)
+        self._tokenizer, self._image_size = tokenizer, image_size
+        self._windows = make_windows(self.samples, self.data)
+        self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`
         self._shards: dict[int, _Shard] = {}
         self._start(0)
 
     def _start(self, offset: int) -> None:
         """Makes the shards anew, from the window `offset` of the stream on."""
-        data = self._data
-        rows = _Rows(data)
-        windows = (
-            mix(self._lengths, data.sources, data.seed, self._per_record)
-            .seed(data.seed)
-            .random_map(self._samples)
-            .batch(data.packing_window, drop_remainder=False, batch_fn=list)
-            .random_map(rows.pack)[offset:]
-        )
+        data, rows = self.data, Rows(self.data)
+        windows = self._windows[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         per_batch = data.batch_rows // data.shards
@@ -373,10 +366,10 @@ class Pipeline:
         for source, message in faults:
             name = self.sources[source]
             found, documents = self.count(f"faults/{name}"), self.count(f"documents/{name}")
-            if found > self._data.max_faults * max(documents, ENOUGH):
+            if found > self.data.max_faults * max(documents, ENOUGH):
                 raise UserError(
                     f"config.data source {name}: {found} of its first {documents} documents have unreadable pictures, "
-                    f"more than config.data.max_faults={self._data.max_faults}; the last: {message}"
+                    f"more than config.data.max_faults={self.data.max_faults}; the last: {message}"
                 )
 
     @property
@@ -392,7 +385,7 @@ class Pipeline:
     def describe(self) -> dict[str, float]:
         """Counts and shares of the newest batch, and counts of the whole run so far."""
         faults = sum(self.count(f"faults/{name}") for name in self.sources)
-        described = batch_metrics(self._whole, self._data.row_images)
+        described = batch_metrics(self._whole, self.data.row_images)
         described |= {"split_documents": self.count("split_documents"), "faulty_documents": faults}
         if len(self.sources) > 1:
             described |= {f"documents_{name}": _documents(self._whole, i) for i, name in enumerate(self.sources)}
@@ -476,7 +469,7 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that decides which batch comes when, by name. Paths may move; what they hold is what counts."""
     fields = dataclasses.asdict(data)
-    del fields["source"], fields["max_faults"]
+    del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
     for entry in fields["mixture"].values():
         del entry["source"]
     more: dict[str, Any] = {

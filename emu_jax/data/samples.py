@@ -7,8 +7,9 @@ that are read.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -43,6 +44,8 @@ class Samples:
     ):
         self._sources, self._tokenizer, self._data = list(sources.values()), tokenizer, data
         self._entries = list(data.sources.values())
+        self.lengths = {name: len(source) for name, source in sources.items()}  # in records
+        self._means: dict[tuple[str, int, int], dict[str, float]] = {}
         self._fixed = {"queries": queries, "learn_image_token": learn_image_token, "chat_cut": data.chat_cut}
 
     def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
@@ -64,14 +67,38 @@ class Samples:
             samples += tokenize_document(document, self._tokenizer, source=source, rng=rng, **sizes, **self._fixed)
         return samples
 
-    def measure(self, source: int, row_images: int, most: int = MEASURED) -> list[list[TokenizedDocument]]:
-        """The samples of up to `most` records of a source, spread evenly over it; the same on every host."""
+    def with_rows(self, data: DataConfig) -> Samples:
+        """The same for rows of other sizes."""
+        other = copy.copy(self)
+        other._data = data
+        return other
+
+    def measure(self, source: int, most: int, row_images: int | None = None) -> list[list[TokenizedDocument]]:
+        """The samples of up to `most` records of a source, spread evenly over it; the same on every host.
+
+        `row_images` is that of rows, where it is not the config's.
+        """
+        row_images = row_images or self._data.row_images
         count = len(self._sources[source])
         indices = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
         return [
             self.cut((source, int(index)), np.random.default_rng([self._data.seed, source, int(index)]), row_images)
             for index in indices
         ]
+
+    def per_record(self, unit: str, row_images: int, most: int = MEASURED) -> dict[str, float] | None:
+        """How many samples, or tokens, a record of each source gives on average; None where weights count records."""
+        if unit == "records" or len(self.lengths) == 1:
+            return None
+        key = (unit, row_images, most)
+        if key not in self._means:
+            means = {}
+            for number, name in enumerate(self.lengths):
+                records = self.measure(number, most, row_images)
+                counts = [len(record) if unit == "samples" else sum(map(len, record)) for record in records]
+                means[name] = max(sum(counts), 1) / len(counts)
+            self._means[key] = means
+        return self._means[key]
 
 
 def read_or_predicted(document: Document, predicted_share: float, rng: np.random.Generator) -> Document:
@@ -82,15 +109,3 @@ def read_or_predicted(document: Document, predicted_share: float, rng: np.random
     if predicted_share == 1.0 or not document.visual_weight or not document.is_read:
         return document
     return document if rng.random() < predicted_share else document.read_only()
-
-
-def per_record(samples: Samples, names: Sequence[str], unit: str, row_images: int) -> dict[str, float] | None:
-    """How many samples, or tokens, a record of each source gives on average; None where weights count records."""
-    if unit == "records" or len(names) == 1:
-        return None
-    means = {}
-    for number, name in enumerate(names):
-        records = samples.measure(number, row_images)
-        counts = [len(record) if unit == "samples" else sum(map(len, record)) for record in records]
-        means[name] = max(sum(counts), 1) / len(counts)
-    return means

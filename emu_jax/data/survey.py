@@ -15,6 +15,7 @@ import numpy as np
 
 from emu_jax.data.packing import CONTINUES, CUT
 from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.row_sizes import fitting_images
 from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -195,7 +196,7 @@ class Survey:
         now, length = self.data.row_images, self.data.row_tokens
         if not pictures:
             return f"no picture was seen; config.data.row_images={now} could be 1"
-        best = max(1, round(length * pictures / tokens))
+        best = fitting_images(tokens, pictures, length)
         verdict = "fits" if best == now else f"would fit better than {now}"
         most = int(self.documents.pictures.max())
         cut = f"; it would cut documents of more than {best} (up to {most} were seen)" if most > best else ""
@@ -204,7 +205,14 @@ class Survey:
 
 
 def survey(
-    data: DataConfig, tokenizer: Tokenizer, *, queries: int, image_size: int, batches: int, rows: int = 0
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    queries: int,
+    image_size: int,
+    batches: int,
+    rows: int = 0,
+    learn_image_token: bool = False,
 ) -> Survey:
     """Reads up to `batches` batches and keeps the first `rows` rows.
 
@@ -212,7 +220,8 @@ def survey(
       UserError: a source cannot be read, or all of them do not fill a batch.
     """
     opened = data.open(image_size)
-    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size)
+    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size, learn_image_token=learn_image_token)
+    data = pipeline.data
     documents: list[Documents] = []
     row_tokens: list[np.ndarray] = []
     row_pictures: list[np.ndarray] = []

@@ -20,7 +20,8 @@ from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
-from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.optimizer import PARTS, OptimizerConfig
+from emu_jax.train.reach import check_reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Experiment:
     Attributes:
       rows: of a batch over all hosts. flops: of a step, analytically; 0 where they are not counted.
       tokenizer: None where the objective reads no text.
+      remark: what a run says at start, "" for nothing.
     """
 
     objective: objective.Objective
@@ -37,6 +39,7 @@ class Experiment:
     tokenizer: Tokenizer | None
     rows: int
     flops: float = 0.0
+    remark: str = ""
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -68,14 +71,18 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
         )
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
+    stream = Pipeline(data, tokenizer, **sizes, own=own, learn_image_token=model.learn_image_token)
+    data = stream.data
+    config.data.update({"row_images": data.row_images, "batch_rows": data.batch_rows})
     rows = data.batch_rows
     frozen = OptimizerConfig.from_dict(config.optimizer).frozen
     flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens, frozen).values())
-    stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
     sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
     goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
-    return Experiment(goal, stream, tokenizer, rows, flops)
+    trained = {PARTS[name] for name in goal.split(goal.logical_axes)[0]}
+    check_reach(trained, stream.samples, model)
+    return Experiment(goal, stream, tokenizer, rows, flops, stream.fill.remark(data))
 
 
 def step_flops(

@@ -210,6 +210,7 @@ def test_rows_that_are_not_asked_for_are_not_drawn(tmp_path):
 def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "rows.html"
     arguments = ["--batches", "2", "--rows", "3", "--out", str(out), "--config.data.split=heldout_combinations"]
+    arguments += ["--config.data.row_images=4"]
     config = Path(__file__).parents[2] / "configs/quickstart.py"
     assert main(["inspect-data", "--config", str(config), *arguments]) == 0
     assert capsys.readouterr().out.startswith("2 batches of 8 rows of 96 tokens and 4 pictures")

@@ -43,7 +43,7 @@ def open_pipeline(tokenizer):
     def make(**changes) -> Pipeline:
         own = changes.pop("own", None)
         data = dataclasses.replace(DATA, **changes)
-        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own))
+        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own and (lambda _: own)))
         return opened[-1]
 
     yield make
