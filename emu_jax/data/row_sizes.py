@@ -77,9 +77,13 @@ def size_rows(data: DataConfig, samples: Samples, queries: int) -> tuple[DataCon
     Raises:
       UserError: more padding than `data.max_padding`.
     """
-    choices = [data.row_images] if data.row_images else _row_images(data, samples, queries)
-    tried = [_first_rows(dataclasses.replace(data, row_images=choice), samples) for choice in choices]
-    data, fill = min(tried, key=lambda found: found[1].waste)
+    if data.row_images:
+        fill = _first_rows(data, samples)
+    else:
+        choices = _row_images(data, samples, queries)
+        fills = {choice: _first_rows(dataclasses.replace(data, row_images=choice), samples) for choice in choices}
+        best = min(fills, key=lambda choice: fills[choice].waste)
+        data, fill = dataclasses.replace(data, row_images=best), dataclasses.replace(fills[best], fitting=best)
     if not data.batch_rows:
         shares = data.batch_samples * fill.rows / fill.samples / data.shards
         data = dataclasses.replace(data, batch_rows=max(1, round(shares)) * data.shards)
@@ -91,8 +95,8 @@ def size_rows(data: DataConfig, samples: Samples, queries: int) -> tuple[DataCon
     return data, fill
 
 
-def _first_rows(data: DataConfig, samples: Samples) -> tuple[DataConfig, RowFill]:
-    """The config, and how full the rows of its first window are."""
+def _first_rows(data: DataConfig, samples: Samples) -> RowFill:
+    """How full the rows of the first window are."""
     rows: list[Row] = make_windows(samples.with_rows(data), data)[0]
     if not rows:
         raise UserError(
@@ -101,7 +105,7 @@ def _first_rows(data: DataConfig, samples: Samples) -> tuple[DataConfig, RowFill
         )
     tokens = sum(len(document) for row in rows for document in row)
     images = sum(len({image.key for document in row for image in document.images}) for row in rows)
-    return data, RowFill(
+    return RowFill(
         samples=sum(map(len, rows)),
         rows=len(rows),
         padding=1 - tokens / (len(rows) * data.row_tokens),
