@@ -6,9 +6,8 @@ emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the othe
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
     --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
 
-On v5p as it is, 4 rows a chip (62.7 GiB); on v5e with `--config.train.mesh.data=2 --config.train.mesh.fsdp=128`, 1 row
-a chip (14.4 GiB): `emu-jax plan` says so (launch/laptop-to-pod.md). `config.optimizer.accumulate_steps` keeps the batch
-on fewer chips.
+`emu-jax plan` says what fits which chips (launch/laptop-to-pod.md: its tables are of 8 images a row; this config has 21).
+`config.optimizer.accumulate_steps` keeps the batch on fewer chips.
 
 10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
 --config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the

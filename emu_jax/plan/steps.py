@@ -141,6 +141,12 @@ def instruct(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
 def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callable[..., objective.Objective]) -> Step:
     model = _emu(config)
     data = config.data
+    for name, size in (("row_images", data.row_images), ("batch_rows", rows_per_device or data.batch_rows)):
+        if not size:
+            raise UserError(
+                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, such as "
+                f"the one in the config.json of a run, or what `emu-jax inspect-data` tells: --config.data.{name}=…"
+            )
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
     length, side = data.row_tokens, model.vision.image_size
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {

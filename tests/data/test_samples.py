@@ -7,10 +7,11 @@ import pytest
 
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.mixture import SourceConfig
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.pipeline import DataConfig
 from emu_jax.data.samples import Samples, read_or_predicted
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.windows import make_windows
 from emu_jax.errors import UserError
 
 QUERIES, SIZE = 2, 8
@@ -105,22 +106,18 @@ WEIGHTS = {"pairs": 4.0, "web": 4.0, "story": 1.0}
 
 
 @pytest.mark.parametrize("unit", ["samples", "records", "tokens"])
-def test_sources_have_the_shares_that_their_weights_say(unit, monkeypatch):
+def test_sources_have_the_shares_that_their_weights_say(unit):
     """Records of one sample, of two, and of one that is as long as a row."""
     entries = {name: SourceConfig(name, weight=weight) for name, weight in WEIGHTS.items()}
     data = dataclasses.replace(DATA, mixture=entries, mixture_unit=unit, row_images=6, batch_rows=4)
     sources = {name: _Records(records) for name, records in RECORDS.items()}
-    monkeypatch.setattr(DataConfig, "open", lambda self, image_size: sources)
-    pipeline = Pipeline(data, TOKENIZER, queries=QUERIES, image_size=SIZE)
+    windows = make_windows(Samples(sources, TOKENIZER, data, QUERIES), data)
     counts = dict.fromkeys(WEIGHTS, 0)
-    whole = 0
     for window in range(60):
-        for row in pipeline._windows[window]:
+        for row in windows[window]:
             for sample in row:
                 name = list(WEIGHTS)[sample.source]
                 counts[name] += len(sample) if unit == "tokens" else 1
-                whole += 1
-    pipeline.close()
     if unit == "records":
         counts["web"] /= 2
     shares = {name: count / sum(counts.values()) for name, count in counts.items()}
