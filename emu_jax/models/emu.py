@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.causal import CausalConfig, make_causal
+from emu_jax.models.causal import INITS, CausalConfig, make_causal
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
 from emu_jax.models.losses import by_source, regression_losses, text_loss
@@ -44,6 +44,9 @@ class EmuConfig:
 
     Attributes:
       dtype, param_dtype: of compute and of the master parameters.
+      init: how parameters that nothing is loaded into start. "reference": the Causal Transformer (`causal.py`) and the
+        regression head as the published code draws them; LLaMA and EVA-CLIP, which it loads, as with "scaled", where
+        every linear map starts with the variance 1 / in, whatever the width, and queries with variance 1.
       remat: what the backward pass keeps of a block (`layers.REMAT_POLICIES`).
       unroll: write the layers out instead of scanning them (shallow models on CPUs).
       loss_chunk: sequence positions whose logits exist at a time.
@@ -61,6 +64,7 @@ class EmuConfig:
     llama: LlamaConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
+    init: str = "reference"
     remat: str = "none"
     unroll: bool = False
     loss_chunk: int = 256
@@ -77,6 +81,8 @@ class EmuConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise UserError(f"model.{name}={getattr(self, name)!r}; expected float32 or bfloat16")
+        if self.init not in INITS:
+            raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -165,8 +171,8 @@ class EmuModel(nnx.Module):
         dtype = c.param_dtype
         self.vision = VisionEncoder(rngs, c.vision, dtype)
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
-        self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype)
-        self.llama = Llama(rngs, c.llama, dtype)
+        self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype, c.init)
+        self.llama = Llama(rngs, c.llama, dtype, c.init)
         self.config = c
 
     def encode(self, pixels: Array, key: Array | None = None) -> dict[str, Array]:

@@ -49,6 +49,12 @@ def parameter(
     return nnx.Param(value.astype(dtype), axes=axes)
 
 
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, *, bound: float) -> nnx.Param:
+    """A parameter drawn uniformly between -bound and bound, i.e. of standard deviation bound / sqrt(3)."""
+    value = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
     """A parameter that starts as a constant (norm scales, biases)."""
     return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
@@ -77,8 +83,8 @@ project.defvjp(_project_forward, _project_backward)
 class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
-    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120). With
-    dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With
+    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120), and the
+    bias at 0; with `as_torch` both start as torch's nn.Linear has them, uniform within 1 / sqrt(in). With dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With
     `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first
     (`lora.py`); without a key nothing is dropped.
     """
@@ -93,9 +99,14 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         gain: float = 1.0,
+        as_torch: bool = False,
         adapter: tuple[int, float, float] | None = None,
     ):
-        self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * inputs**-0.5)
+        bound = inputs**-0.5
+        if as_torch:
+            self.kernel = uniform(rngs, (inputs, outputs), axes, dtype, bound=bound)
+        else:
+            self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * bound)
         if adapter is not None:
             rank, alpha, self.adapter_dropout = adapter
             self.a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
@@ -103,7 +114,9 @@ class Linear(nnx.Module):
             self.adapter_scale = alpha / rank
         if dtype == "int8":
             self.scale = constant(1.0, (outputs,), (axes[1],), "float32")
-        if bias:
+        if bias and as_torch:
+            self.bias = uniform(rngs, (outputs,), (axes[1],), dtype, bound=bound)
+        elif bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
