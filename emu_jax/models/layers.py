@@ -84,9 +84,10 @@ class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
     The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120), and the
-    bias at 0; with `as_torch` both start as torch's nn.Linear has them, uniform within 1 / sqrt(in). With dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With
-    `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first
-    (`lora.py`); without a key nothing is dropped.
+    bias at 0; with `as_torch` both start as torch's nn.Linear has them, uniform within 1 / sqrt(in). With dtype int8
+    the kernel holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With `adapter`
+    (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first (`lora.py`);
+    without a key nothing is dropped.
     """
 
     def __init__(

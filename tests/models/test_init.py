@@ -1,7 +1,7 @@
 """Fresh weights: drawn as the reference draws them, beside its own modules; and as they were, for what is scaled.
 
-The reference's Causal Transformer is transformers' T5 decoder whose cross-attention reads images of another width. It is
-made here from torch's and transformers' own classes, whose initialisation is compared with ours, key by key:
+The reference's Causal Transformer is transformers' T5 decoder, whose cross-attention reads images of another width. It
+is made here from torch's and transformers' own classes, and its initialisation is compared with ours, key by key:
 
     python -m pytest -s tests/models/test_init.py        # prints the table
 """
@@ -42,7 +42,7 @@ def ours(config: emu.EmuConfig) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, np.ndarray]:
-    """Fresh parameters of the reference's modules (Emu1/models/causal_former.py, modeling_llama.py), as it makes them."""
+    """Fresh parameters of the reference's modules, as Emu1/models/causal_former.py and modeling_llama.py make them."""
     torch = pytest.importorskip("torch", reason="install .[convert]")
     transformers = pytest.importorskip("transformers", reason="install .[test]")
     torch.manual_seed(0)
