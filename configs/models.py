@@ -56,6 +56,7 @@ def emu_14b() -> ConfigDict:
             "dtype": "bfloat16",
             "param_dtype": "float32",
             "init": "reference",
+            "float32_gradients": False,
             "remat": "full",
             "unroll": False,
             "loss_chunk": 256,

@@ -35,6 +35,7 @@ from emu_jax.models.layers import (
     dropout,
     merge_heads,
     parameter,
+    repeat,
     scan_layers,
     split_heads,
     split_key,
@@ -176,6 +177,7 @@ class CausalTransformer(nnx.Module):
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.projection = Linear(rngs, c.width, outputs, ("embed", "mlp"), dtype, bias=True, as_torch=as_reference)
         self.config = c
+        self.float32_gradients = False
 
     def __call__(
         self, features: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
@@ -186,8 +188,8 @@ class CausalTransformer(nnx.Module):
         buckets = relative_buckets(c.queries, c.buckets, c.max_distance, bidirectional=both)  # [Q, Q]
         bias = self.relative_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]  # [1, N, Q, Q]
         mask = None if both else np.tril(np.ones((c.queries, c.queries), bool))[None, None]
-        queries = self.queries[...].astype(features.dtype)
-        x = jnp.broadcast_to(queries, (features.shape[0], *queries.shape))  # [N, Q, W]
+        shape = (features.shape[0], c.queries, c.width)
+        x = repeat(self.queries[...], shape, features.dtype, float32_gradients=self.float32_gradients)  # [N, Q, W]
         x = dropout(x, c.dropout, keys[0])
         x = scan_layers(
             self.blocks, x, remat=remat, unroll=unroll, key=keys[1], features=features, bias=bias, mask=mask

@@ -47,6 +47,8 @@ class EmuConfig:
       init: how parameters that nothing is loaded into start. "reference": the Causal Transformer (`causal.py`) and the
         regression head as the published code draws them; LLaMA and EVA-CLIP, which it loads, as with "scaled", where
         every linear map starts with the variance 1 / in, whatever the width, and queries with variance 1.
+      float32_gradients: weights' gradients leave their products in float32 and are added over devices in it, at twice
+        the traffic of bfloat16; nothing changes where compute is float32.
       remat: what the backward pass keeps of a block (`layers.REMAT_POLICIES`).
       unroll: write the layers out instead of scanning them (shallow models on CPUs).
       loss_chunk: sequence positions whose logits exist at a time.
@@ -65,6 +67,7 @@ class EmuConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     init: str = "reference"
+    float32_gradients: bool = False
     remat: str = "none"
     unroll: bool = False
     loss_chunk: int = 256
@@ -173,6 +176,7 @@ class EmuModel(nnx.Module):
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
         self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype, c.init)
         self.llama = Llama(rngs, c.llama, dtype, c.init)
+        self.set_attributes(float32_gradients=c.float32_gradients)  # of every module that asks
         self.config = c
 
     def encode(self, pixels: Array, key: Array | None = None) -> dict[str, Array]:
