@@ -55,6 +55,8 @@ def emu_14b() -> ConfigDict:
             },
             "dtype": "bfloat16",
             "param_dtype": "float32",
+            "init": "reference",
+            "float32_gradients": False,
             "remat": "full",
             "unroll": False,
             "loss_chunk": 256,
@@ -87,7 +89,7 @@ def mini() -> ConfigDict:
     # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
     model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
     model.update({"dtype": "float32", "remat": "none", "unroll": True, "loss_chunk": 48})
-    model.update({"standardise": True, "stop_target_inputs": True})
+    model.update({"init": "scaled", "standardise": True, "stop_target_inputs": True})
     return model
 
 

@@ -17,6 +17,7 @@ from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, unet, vae
+from emu_jax.models.flops import forward_flops
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
@@ -98,7 +99,7 @@ def step_flops(
     Backwards it is twice the forward pass; with adapters, frozen weights have no gradients and frozen encoders nothing
     to pass them to. `frozen`: parts whose learning rate is 0.
     """
-    flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
+    flops = forward_flops(model, rows * row_images, rows, row_tokens)
     factors = dict.fromkeys(flops, 3.0)
     factors |= {part: 2.0 for part in frozen} | ({"heads": 2.0} if "llama" in frozen else {})
     for part in ("vision", "causal"):  # nothing learns there or below
