@@ -6,8 +6,8 @@ emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the othe
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
     --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
 
-`emu-jax plan` says what fits which chips (launch/laptop-to-pod.md: its tables are of 8 images a row; this config has 21).
-`config.optimizer.accumulate_steps` keeps the batch on fewer chips.
+`emu-jax plan` says what fits which chips (the tables in launch/laptop-to-pod.md are of 8 images a row, not of this
+config's 21). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
 
 10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
 --config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the

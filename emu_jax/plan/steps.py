@@ -144,8 +144,8 @@ def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callab
     for name, size in (("row_images", data.row_images), ("batch_rows", rows_per_device or data.batch_rows)):
         if not size:
             raise UserError(
-                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, such as "
-                f"the one in the config.json of a run, or what `emu-jax inspect-data` tells: --config.data.{name}=…"
+                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, as "
+                f"`emu-jax inspect-data` or a run's config.json tells it: --config.data.{name}=…"
             )
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
     length, side = data.row_tokens, model.vision.image_size

@@ -8,8 +8,8 @@ In: documents of the sizes that pretraining mixes (128 : 128 : 64 : 16 : 16, as 
     webvid                  8 frames and 20 tokens
     storyboard              frames with a sentence of 10 to 25 tokens each
 
-Out: the shares under each unit of weights. "records, whole" is the rule without windows: a record is drawn by its
-weight, and a long storyboard gives all its pieces.
+Out: the shares under each unit of weights. "records, whole" is a rule without windows: a record is drawn by its weight,
+and a long storyboard gives all its pieces, in rows of 8 images; the others choose the images of a row.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ QUERIES, ROW_TOKENS, SIZE = 32, 2048, 1
 IMAGE_TOKENS = QUERIES + 2
 WEIGHTS = {"laion_2b": 128.0, "laion_coco": 128.0, "mmc4": 64.0, "webvid": 16.0, "storyboard": 16.0}
 RECORDS, WINDOW = 200_000, 1024
+SHIPPED = 8  # images of a row without windows
 PIXELS = np.zeros((SIZE, SIZE, 3), np.uint8)
 TOKENIZER = Tokenizer.train(["a b"], vocab_size=20, model_type="word")
 
@@ -76,7 +77,8 @@ def shares(unit: str, frames: tuple[int, int], windows: bool, count: int) -> tup
     """Samples, tokens and images of each source [3] in so many windows; and how many samples a cut ends."""
     entries = {name: SourceConfig(name, weight=weight) for name, weight in WEIGHTS.items()}
     order = PairOrder("random")
-    data = DataConfig("", "train", 0, ROW_TOKENS, 0, 1, WINDOW, 0, order, mixture=entries, mixture_unit=unit)
+    row_images = 0 if windows else SHIPPED
+    data = DataConfig("", "train", 0, ROW_TOKENS, row_images, 1, WINDOW, 0, order, mixture=entries, mixture_unit=unit)
     samples = Samples({name: Simulated(name, frames, windows) for name in WEIGHTS}, TOKENIZER, data, QUERIES)
     data, fill = size_rows(data, samples, QUERIES)
     stream = make_windows(samples.with_rows(data), data)
