@@ -23,7 +23,7 @@ from emu_jax.config import choose
 
 def source(weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, named by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
-    return {"source": "", "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+    return {"source": "", "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}
 
 
 def pretrain_14b() -> ConfigDict:
