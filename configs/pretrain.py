@@ -51,6 +51,8 @@ def pretrain_14b() -> ConfigDict:
                 "shards": 64,
                 "workers": 1,
                 "max_faults": 0.02,
+                "video_frames": 8,
+                "frame_sampling": "random",  # [M]; the reference's fixed rule is known of inference alone
                 # The paper's batch sizes [N]. MMC4's pictures were chosen by similarity when they were prepared.
                 "mixture": {
                     "laion_2b": source(128),

@@ -36,6 +36,8 @@ def get_config() -> ConfigDict:
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.0,
+                "video_frames": 8,
+                "frame_sampling": "random",
                 "mixture": {},
                 # Every picture is captioned; every other one is also drawn from its caption, which teaches the
                 # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.

@@ -24,6 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from emu_jax.data.frames import FRAMES, FrameSampling
 from emu_jax.data.mixture import SourceConfig, mix
 from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
 from emu_jax.data.sources import PairOrder, Source, open_source
@@ -68,6 +69,7 @@ class DataConfig:
       shards: K; it divides batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable pictures; they are left out of the loss.
+      video_frames, frame_sampling: how many of a prepared video's frames a sample shows, and which (`FrameSampling`).
     """
 
     source: str
@@ -82,8 +84,11 @@ class DataConfig:
     shards: int = 1
     max_faults: float = 0.0
     mixture: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    video_frames: int = FRAMES
+    frame_sampling: str = "random"
 
     def __post_init__(self):
+        _ = self.frames  # raises where they are wrong
         for name in ("row_tokens", "row_images", "batch_rows", "packing_window", "shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
@@ -103,6 +108,11 @@ class DataConfig:
         mixture = {name: SourceConfig.from_dict(name, entry) for name, entry in entries.items()}
         mixture = {name: entry for name, entry in mixture.items() if entry.weight}
         return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"])), "mixture": mixture}))
+
+    @property
+    def frames(self) -> FrameSampling:
+        """Which frames of a video a sample shows."""
+        return FrameSampling(self.video_frames, self.frame_sampling)
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -127,7 +137,9 @@ class DataConfig:
                 ".jsonl file or fluent_emoji"
             )
         return {
-            name: open_source(s.source, s.split, image_size, self.pairs, subsequences=s.subsequences)
+            name: open_source(
+                s.source, s.split, image_size, self.pairs, subsequences=s.subsequences, frames=self.frames
+            )
             for name, s in self.sources.items()
         }
 
