@@ -16,7 +16,7 @@ and its weight, or `--config.data.source=…` for that one in place of all.
 That these are the sets has two sources [X]. How the paper mixed them is not published: here each is read as often as it
 has samples [I], see `SETS`. Rank 16, alpha 16, dropout 0.05 are the reference's [C]; batch 128, 10,000 steps, rate 1e-5
 and 500 steps of warm-up are from memory, unverified [M]; clipping at 1.0, and pretraining's betas, eps and decay, are
-inferred [I]. The batch here is 128 packed rows, which hold several samples each.
+inferred [I]. A step has as many packed rows as hold 128 samples on average.
 
 Of chats the answers are learnt, of other documents all text. Over int8 weights: `emu-jax convert --int8`, and
 `--config.model.llama.int8=True` here.
@@ -46,7 +46,7 @@ def published() -> ConfigDict:
     config.model.llama.lora_targets = ("q", "k", "v", "o")
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
     config.model.causal.dropout = 0.0
-    config.data.update({"batch_rows": 128, "shards": 16})
+    config.data.update({"batch_samples": 128, "batch_rows": 0, "shards": 16})
     config.data.mixture = ConfigDict({name: pretrain.source(thousands) for name, thousands in SETS.items()})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
     config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
