@@ -37,4 +37,4 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
 
 def source(folder: str, weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, read for ever."""
-    return {"source": folder, "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+    return {"source": folder, "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}

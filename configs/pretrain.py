@@ -22,7 +22,7 @@ from emu_jax.config import choose
 
 def source(weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, named by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
-    return {"source": "", "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+    return {"source": "", "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}
 
 
 def pretrain_14b() -> ConfigDict:
@@ -55,6 +55,8 @@ def pretrain_14b() -> ConfigDict:
                 "max_padding": 0.2,
                 "predicted_share": 1.0,  # every image is read and predicted
                 "chat_cut": "turn",
+                "video_frames": 8,
+                "frame_sampling": "random",  # [M]; the reference's fixed rule is known of inference alone
                 # The paper's batch sizes [N]. MMC4's pictures were chosen by similarity when they were prepared.
                 "mixture_unit": "samples",
                 "mixture": {

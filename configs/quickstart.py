@@ -39,6 +39,8 @@ def get_config() -> ConfigDict:
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.0,
+                "video_frames": 8,
+                "frame_sampling": "random",
                 "mixture": {},
                 "mixture_unit": "samples",
                 # Of documents of any kind: the images of half are predicted, those of the others read.

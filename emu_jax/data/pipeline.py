@@ -24,6 +24,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from emu_jax.data.frames import FRAMES, FrameSampling
 from emu_jax.data.mixture import UNITS, SourceConfig
 from emu_jax.data.packing import CONTINUES, batch_metrics, build_row
 from emu_jax.data.row_sizes import size_rows
@@ -80,6 +81,7 @@ class DataConfig:
       shards: K; it divides batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable pictures; they are left out of the loss.
+      video_frames, frame_sampling: how many of a prepared video's frames a sample shows, and which (`FrameSampling`).
     """
 
     source: str
@@ -99,8 +101,11 @@ class DataConfig:
     chat_cut: str = "turn"
     batch_samples: int = 0
     max_padding: float = 1.0
+    video_frames: int = FRAMES
+    frame_sampling: str = "random"
 
     def __post_init__(self):
+        _ = self.frames  # raises where they are wrong
         for name in ("row_tokens", "packing_window", "shards"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
@@ -138,6 +143,11 @@ class DataConfig:
         return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"])), "mixture": mixture}))
 
     @property
+    def frames(self) -> FrameSampling:
+        """Which frames of a video a sample shows."""
+        return FrameSampling(self.video_frames, self.frame_sampling)
+
+    @property
     def sources(self) -> dict[str, SourceConfig]:
         """All of them by name; the only one is called after what it is."""
         return dict(self.mixture) or {self.source: SourceConfig(self.source, self.split)}
@@ -161,7 +171,12 @@ class DataConfig:
             )
         return {
             name: open_source(
-                s.source, s.split, image_size, dataclasses.replace(self.pairs, **s.pairs), subsequences=s.subsequences
+                s.source,
+                s.split,
+                image_size,
+                dataclasses.replace(self.pairs, **s.pairs),
+                subsequences=s.subsequences,
+                frames=self.frames,
             )
             for name, s in self.sources.items()
         }

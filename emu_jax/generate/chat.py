@@ -47,7 +47,7 @@ ROW = 1 << 30  # a conversation is one row, which `_check_room` bounds
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """A film or animation, shown as `frames` pictures by the reference's rule (`data/video.py`); or its pictures."""
+    """A video or animation, shown as `frames` images by the reference's rule (`data/frames.py`); or its images."""
 
     source: Path | Sequence[Picture]
     frames: int = 8

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu_jax.config import load_config
 from emu_jax.data.mixture import Selection, SourceConfig, mix, pattern
+from emu_jax.data.pipeline import DataConfig
 from emu_jax.errors import UserError
 
 FIELDS = {"source": "folder"}
@@ -58,6 +60,15 @@ def test_epochs_are_shuffled_anew_and_whole():
         ({"wieght": 1}, r"config\.data\.mixture\.web\.wieght is no field of SourceConfig; did you mean weight\?"),
         ({"weight": -1.0}, r"config\.data\.mixture\.web: weight -1\.0, epochs 0; expected a weight and epochs of 0 or"),
         ({"epochs": -1}, r"expected a weight and epochs of 0 or more"),
+        ({"weight": "x"}, r"^config\.data\.mixture\.web\.weight='x': expected float, got str$"),
+        ({"weight": True}, r"^config\.data\.mixture\.web\.weight=True: expected float, got bool$"),
+        ({"epochs": 1.5}, r"^config\.data\.mixture\.web\.epochs=1\.5: expected int, got float$"),
+        ({"subsequences": 1}, r"^config\.data\.mixture\.web\.subsequences=1: expected bool, got int$"),
+        (
+            {"source": 12},
+            r"^config\.data\.mixture\.web\.source=12: expected str, got int; quote it twice, as in '\"12\"'$",
+        ),
+        ({"split": {"x": 1}}, r"^config\.data\.mixture\.web\.split: expected str, got dict$"),
     ],
 )
 def test_bad_settings(fields, message):
@@ -83,3 +94,33 @@ def test_weights_count_what_records_hold():
     records = collections.Counter(stream[i][0] for i in range(3000))
     assert (records[0], records[1]) == (2000, 1000), "1/0.5 : 2/2 records"
     assert records[1] * 2.0 / (records[0] * 0.5 + records[1] * 2.0) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["mine.source=x", "mine.wieght=2"],
+            r"^config\.data\.mixture\.mine\.wieght is no field of SourceConfig; did you",
+        ),
+        (["mine.source=x", "mine.weight=two"], r"^config\.data\.mixture\.mine\.weight='two': expected float, got str$"),
+        (["mine.source=x", "mine.epochs.x=2"], r"^config\.data\.mixture\.mine\.epochs: expected int, got ConfigDict$"),
+        (["mine.weight=2"], r"^config\.data\.mixture\.mine\.source is missing; SourceConfig needs it$"),
+    ],
+)
+def test_an_entry_of_the_command_line_is_checked_like_the_config_s_own(overrides, message):
+    config = load_config("configs/quickstart.py", [f"--config.data.mixture.{text}" for text in overrides])
+    with pytest.raises(UserError, match=message):
+        SourceConfig.from_dict("mine", config.data.mixture.mine)
+
+
+def test_an_entry_of_the_command_line_is_a_source():
+    overrides = [
+        "source=",
+        "mixture.mine.source=fluent_emoji",
+        "mixture.mine.split=heldout_concepts",
+        "mixture.mine.weight=2",
+    ]
+    data = DataConfig.from_dict(load_config("configs/quickstart.py", [f"--config.data.{o}" for o in overrides]).data)
+    assert data.sources == {"mine": SourceConfig("fluent_emoji", "heldout_concepts", weight=2.0)}
+    assert list(data.open(16)) == ["mine"]

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.frames import FrameSampling
+from emu_jax.data.images import StoredJpeg
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
+from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
 from tests.data.folders import SIZE, picture, write_folder
 
@@ -41,6 +44,62 @@ def test_documents_by_kind(tmp_path, kind, expected):
     pictures = [part for part in found[0].parts if isinstance(part, Image)]
     assert len({image.key for image in pictures}) == len(pictures)
     assert all(image.pixels.shape == (SIZE, SIZE, 3) for image in pictures)
+
+
+def frames_of(document: Document) -> list[int]:
+    """The numbers among the record's parts of the images that a document shows."""
+    return [int(part.key.rpartition("#")[2]) for part in document.parts if isinstance(part, Image)]
+
+
+TURNS = (Text("what?", "user"), Text("a cat", "assistant"))
+STORED = {
+    "video": Record("0", "video", (*(picture(n) for n in range(24)), Text("a cat runs"))),
+    "short": Record("1", "video", (*(picture(n) for n in range(5)), Text("a cat"))),
+    "old": Record("2", "video", (*(picture(n) for n in range(8)), Text("a cat sits"))),
+    "video_chat": Record("3", "video_chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(24)), *TURNS)),
+    "old_chat": Record("4", "chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(8)), *TURNS)),
+    "images": Record("5", "chat", (*(picture(n) for n in range(10)), *TURNS)),  # ten images are no video
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "expected"),
+    [
+        ("video", FrameSampling(8, "fixed"), [1, 4, 7, 10, 13, 15, 18, 21]),
+        ("video", FrameSampling(2, "fixed"), [5, 17]),  # g = 11.5: 5 + round(0, 11.5)
+        ("short", FrameSampling(8, "fixed"), [0, 1, 2, 3, 4]),
+        ("short", FrameSampling(8, "random"), [0, 1, 2, 3, 4]),
+        ("old", FrameSampling(8, "fixed"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("old", FrameSampling(8, "random"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("video_chat", FrameSampling(8, "fixed"), [2, 5, 8, 11, 14, 16, 19, 22]),  # one on: the system message
+        ("old_chat", FrameSampling(8, "random"), [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("images", FrameSampling(8, "random"), [*range(10)]),
+    ],
+)
+def test_frames_of_a_video(tmp_path, name, sampling, expected):
+    folder = write_folder(tmp_path / name, [STORED[name]], shards=1)
+    source = open_source(str(folder), "train", SIZE, PairOrder("image_first"), frames=sampling)
+    (document,) = source.documents(0, np.random.default_rng(0))
+    assert frames_of(document) == expected
+    assert [part for part in document.parts if isinstance(part, Text)] == [
+        part for part in STORED[name].parts if isinstance(part, Text)
+    ]
+
+
+@pytest.mark.parametrize("name", ["video", "video_chat"])
+def test_random_frames_of_a_video(tmp_path, name):
+    """Eight at every visit, in order, others at each; their pixels are those of the stored frames."""
+    source = Prepared(write_folder(tmp_path / name, [STORED[name]], shards=1), "train", SIZE, PairOrder("random"))
+    visits = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(40)]
+    shown = [frames_of(document) for document in visits]
+    assert all(len(set(frames)) == 8 and frames == sorted(frames) for frames in shown)
+    assert len({tuple(frames) for frames in shown}) > 30
+    first = 1 if name == "video_chat" else 0
+    assert {frame - first for frames in shown for frame in frames} == set(range(24))
+    images = {part.key: part.pixels for document in visits for part in document.parts if isinstance(part, Image)}
+    for key, pixels in images.items():
+        expected = StoredJpeg(picture(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
+        np.testing.assert_array_equal(pixels, expected, err_msg=key)
 
 
 def test_mmc4_s_two_sequences():
