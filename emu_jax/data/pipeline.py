@@ -106,9 +106,10 @@ class DataConfig:
 
     def __post_init__(self):
         _ = self.frames  # raises where they are wrong
-        for name in ("row_tokens", "packing_window", "shards"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
+        # Grain cannot count the windows of an endless stream where each is one record.
+        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least {least}")
         if self.row_images < 0:
             raise UserError(
                 f"config.data.row_images={self.row_images}; expected 0, which measures and chooses, or more"

@@ -32,7 +32,7 @@ class Experiment:
     Attributes:
       rows: of a batch over all hosts. flops: of a step, analytically; 0 where they are not counted.
       tokenizer: None where the objective reads no text.
-      remark: what a run says at start, "" for nothing.
+      remarks: lines that a run says at start.
     """
 
     objective: objective.Objective
@@ -40,7 +40,7 @@ class Experiment:
     tokenizer: Tokenizer | None
     rows: int
     flops: float = 0.0
-    remark: str = ""
+    remarks: tuple[str, ...] = ()
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -83,7 +83,19 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
     trained = {PARTS[name] for name in goal.split(goal.logical_axes)[0]}
     check_reach(trained, stream.samples, model)
-    return Experiment(goal, stream, tokenizer, rows, flops, stream.fill.remark(data))
+    remarks = (_unread(config), stream.fill.remark(data))
+    return Experiment(goal, stream, tokenizer, rows, flops, tuple(filter(None, remarks)))
+
+
+def _unread(config: ConfigDict) -> str:
+    """Which entries of the mixture `config.data.source` keeps from being read, in a line; "" for none."""
+    named = [name for name, entry in config.data.mixture.items() if entry.get("source") and entry.get("weight", 1)]
+    if not config.data.source or not named:
+        return ""
+    return (
+        f"config.data.source={config.data.source} is read alone, not config.data.mixture ({', '.join(named)}); "
+        "--config.data.source= mixes those"
+    )
 
 
 def step_flops(
