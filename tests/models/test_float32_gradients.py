@@ -88,8 +88,8 @@ def test_gradients_of_the_model_are_the_same_but_not_rounded():
         assert on[name].dtype == off[name].dtype == np.float32
         assert (off[name] == rounded(off[name])).all(), f"{name}: without the switch every value is a bfloat16"
         assert (on[name] != rounded(on[name])).mean() > 0.1, f"{name}: with it many are none"
-        scale = np.abs(off[name]).max()
-        np.testing.assert_allclose(on[name], off[name], atol=scale * 2**-8, err_msg=name)
+        few_roundings = np.abs(off[name]).max() * 2**-6  # of 2^-9 each: without it, biases are added up in bfloat16
+        np.testing.assert_allclose(on[name], off[name], atol=few_roundings, err_msg=name)
 
 
 def test_what_remat_keeps_stays_the_same():
