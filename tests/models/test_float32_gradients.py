@@ -40,10 +40,12 @@ def batch(rows: int) -> emu.Batch:
 
 
 def gradients(c: emu.EmuConfig) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss, and its gradients by path."""
+    """The loss, and its gradients by path, rounded where the program says so: CPUs' compiler may leave that out."""
     params = jax.tree.map(lambda leaf: leaf + 0.01, emu.init(c, jax.random.key(0)))  # adapters of 0 have no gradient
+    arguments = params, emu.initial_statistics(c), batch(2)
     objective = jax.jit(jax.value_and_grad(emu.loss, has_aux=True), static_argnames=("config", "ids"))
-    (loss, _), grads = objective(params, emu.initial_statistics(c), batch(2), config=c, ids=IDS)
+    compiled = objective.lower(*arguments, config=c, ids=IDS).compile({"xla_allow_excess_precision": False})
+    (loss, _), grads = compiled(*arguments)
     return float(loss), {name: np.asarray(leaf) for name, leaf in flatten(grads).items()}
 
 
@@ -85,9 +87,9 @@ def test_gradients_of_the_model_are_the_same_but_not_rounded():
     for name in weights:
         assert on[name].dtype == off[name].dtype == np.float32
         assert (off[name] == rounded(off[name])).all(), f"{name}: without the switch every value is a bfloat16"
-        assert (on[name] != rounded(on[name])).mean() > 0.5, f"{name}: with it most are none"
-        scale = np.abs(off[name]).max()
-        np.testing.assert_allclose(on[name], off[name], atol=scale * 2**-8, err_msg=name)
+        assert (on[name] != rounded(on[name])).mean() > 0.1, f"{name}: with it many are none"
+        few_roundings = np.abs(off[name]).max() * 2**-6  # of 2^-9 each: without it, biases are added up in bfloat16
+        np.testing.assert_allclose(on[name], off[name], atol=few_roundings, err_msg=name)
 
 
 def test_what_remat_keeps_stays_the_same():
