@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -46,7 +46,11 @@ class Samples:
         self._entries = list(data.sources.values())
         self.lengths = {name: len(source) for name, source in sources.items()}  # in records
         self._means: dict[tuple[str, int, int], dict[str, float]] = {}
-        self._fixed = {"queries": queries, "learn_image_token": learn_image_token, "chat_cut": data.chat_cut}
+        self._fixed: dict[str, Any] = {
+            "queries": queries,
+            "learn_image_token": learn_image_token,
+            "chat_cut": data.chat_cut,
+        }
 
     def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
         return self.cut(place, rng, self._data.row_images)
@@ -63,7 +67,7 @@ class Samples:
                 visual_weight=document.visual_weight * entry.visual_weight,
             )
             document = read_or_predicted(document, self._data.predicted_share, rng)
-            sizes = {"row_tokens": row_tokens, "row_images": row_images}
+            sizes: dict[str, Any] = {"row_tokens": row_tokens, "row_images": row_images}
             samples += tokenize_document(document, self._tokenizer, source=source, rng=rng, **sizes, **self._fixed)
         return samples
 

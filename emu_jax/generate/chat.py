@@ -20,6 +20,7 @@ import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -242,7 +243,7 @@ class Chat:
         if system and not self._tokens:
             parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
-        rows = {"row_tokens": ROW, "row_images": ROW}
+        rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
         (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
         tokens, slots = found.tokens.tolist(), found.slots
         # Pictures are numbered through the conversation, and so are their <image> tokens in reading order.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence as Ordered
+from typing import Any
 
 import numpy as np
 
@@ -143,7 +144,7 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
     parts.append(Text("", "assistant"))
     pixels = [part.pixels for part in parts if isinstance(part, Image)]
     size, queries = model.config.vision.image_size, model.config.causal.queries
-    rows = {"row_tokens": ROW, "row_images": ROW}
+    rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
     (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
     slots = found.slots[:-1]  # without </s>: the answer is to come
     sources = np.where(slots >= 0, np.cumsum(slots >= 0) - 1, -1).astype(np.int32)
