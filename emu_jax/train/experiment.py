@@ -18,6 +18,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.models.flops import forward_flops
+from emu_jax.models.losses import SourceWeights
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
@@ -74,7 +75,7 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens, frozen).values())
     stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
+    sources = tuple(map(SourceWeights, stream.sources)) if len(stream.sources) > 1 else ()
     goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
     return Experiment(goal, stream, tokenizer, rows, flops)
 
