@@ -63,6 +63,7 @@ def emu_14b() -> ConfigDict:
             # The weight of the two losses is published nowhere; 1 : 1 is inferred.
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,
+            "loss_mean": "tokens",
             "standardise": False,
             "stop_target_inputs": False,
             "learn_image_token": False,

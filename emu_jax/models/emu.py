@@ -25,7 +25,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.models.causal import INITS, CausalConfig, make_causal
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
-from emu_jax.models.losses import by_source, regression_losses, text_loss
+from emu_jax.models.losses import MEANS, SourceWeights, by_source, regression_losses, source_scales, text_loss
 from emu_jax.models.vision import VisionConfig, VisionEncoder
 from emu_jax.train.mesh import constrain
 
@@ -54,6 +54,8 @@ class EmuConfig:
       loss_chunk: sequence positions whose logits exist at a time.
       text_loss_weight, regression_loss_weight: of the two losses (published nowhere; 1 : 1 by default). Without
         weight the regression loss is not computed.
+      loss_mean: "tokens": both losses are means over the global batch's positions by their weights, so that a source
+        counts by its tokens; "sources": over each source's, and then over the sources (`losses.source_scales`).
       standardise: normalise the causal embeddings per (query, dimension) over the batch. From scratch they
         collapse to a constant without it; the published model starts from pretrained parts and has none.
       stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
@@ -74,6 +76,7 @@ class EmuConfig:
     loss_chunk: int = 256
     text_loss_weight: float = 1.0
     regression_loss_weight: float = 1.0
+    loss_mean: str = "tokens"
     standardise: bool = False
     stop_target_inputs: bool = False
     learn_image_token: bool = False
@@ -88,6 +91,8 @@ class EmuConfig:
                 raise UserError(f"model.{name}={getattr(self, name)!r}; expected float32 or bfloat16")
         if self.init not in INITS:
             raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
+        if self.loss_mean not in MEANS:
+            raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -384,13 +389,14 @@ def loss(
     key: Array | None = None,
     train: bool = True,
     normalisers: tuple[Array, ...] | None = None,
-    sources: tuple[str, ...] = (),
+    sources: tuple[SourceWeights, ...] = (),
 ) -> tuple[Array, tuple[dict[str, Array], Statistics]]:
     """The training objective, from pixels to a number: paper §2.2, eq. 1 with the reference's masks.
 
     loss = text_loss_weight * mean over labelled tokens of -log p(token | everything before it)
          + regression_loss_weight * mean over visual targets of |regress_head(hidden) - input embedding|^2 / D
 
+    Both means are by the batch's weights; with `config.loss_mean` "sources" and several of them, of each source first.
     Targets are the inputs after standardisation, under stop_gradient: one pair for each <image> and one for
     [/IMG], i.e. Q + 1 = 33 an image in the published model. Without images the regression loss is exactly 0.
 
@@ -399,7 +405,7 @@ def loss(
       key: randomness of dropout and drop-path; None turns them off.
       train: standardise with this batch's statistics (and update the running ones) or with the running ones.
       normalisers: `loss_weights` of the whole batch when this is a micro-batch of it.
-      sources: names of the batch's sources, whose losses are told apart.
+      sources: of the batch, whose losses are told apart; none where it has one.
 
     Returns:
       (loss [], (metrics, statistics)); metrics are float32 scalars: loss, text_loss, regression_loss,
@@ -410,13 +416,21 @@ def loss(
     if normalisers is None:
         normalisers = loss_weights(batch, len(sources))
     text_total, visual_total, *of_each = normalisers
+    text_weights, visual_weights = batch.text_weights, batch.visual_weights
+    if config.loss_mean == "sources" and len(sources) > 1:
+        factors = [source.text for source in sources], [source.visual for source in sources]
+        text_scales, visual_scales = map(source_scales, of_each, factors)  # [K] each
+        text_weights = text_weights * text_scales[batch.sources]
+        visual_weights = visual_weights * visual_scales[batch.sources]
+        text_total, visual_total = jnp.ones(()), jnp.ones(())
+        of_each = [of_each[0] * text_scales, of_each[1] * visual_scales]
     head = model.llama.lm_head.kernel[...]
-    text, terms = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
+    text, terms = text_loss(hidden, head, _next(batch.tokens), _next(text_weights), config.loss_chunk)
     text = text / jnp.maximum(text_total, 1e-6)
     regression, distances = jnp.zeros((), jnp.float32), jnp.zeros_like(terms)
     if config.regression_loss_weight:
         predictions = model.llama.regress_head(hidden)  # [B, S, D]
-        distances = regression_losses(predictions, _next(named["inputs"]), _next(batch.visual_weights))  # [B, S]
+        distances = regression_losses(predictions, _next(named["inputs"]), _next(visual_weights))  # [B, S]
         regression = distances.sum() / jnp.maximum(visual_total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * regression
     losses = {"loss": total, "text_loss": text, "regression_loss": regression}
@@ -424,7 +438,7 @@ def loss(
         if sources:
             # A document's first position predicts within it, its last one nothing: `_next` crosses no border.
             sums = by_source(jax.lax.stop_gradient(values), batch.sources, len(sources)) / totals
-            losses |= {f"{kind}_loss/{name}": sums[i] for i, name in enumerate(sources)}
+            losses |= {f"{kind}_loss/{source.name}": sums[i] for i, source in enumerate(sources)}
     metrics = losses | metrics
     return total, (metrics, statistics)
 

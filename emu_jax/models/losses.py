@@ -6,13 +6,36 @@ sums and their terms [B, S]; `emu.loss` divides them.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 
+from emu_jax.errors import UserError
 from emu_jax.models.layers import Array
 from emu_jax.train.mesh import constrain, devices_of
+
+MEANS = ("tokens", "sources")
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceWeights:
+    """A source of the batch by name, and the factors of its text and regression loss.
+
+    The factors are in the batch's own weights already; a mean over sources (`source_scales`) weighs by them.
+    """
+
+    name: str
+    text: float = 1.0
+    visual: float = 1.0
+
+    def __post_init__(self):
+        if not all(math.isfinite(weight) and weight >= 0 for weight in (self.text, self.visual)):
+            found = f"weights {self.text} (text) and {self.visual} (visual)"
+            raise UserError(f"source {self.name}: {found}; expected numbers of 0 or more")
 
 
 def _labelled_first(weights: Array) -> tuple[Array, Array]:
@@ -127,3 +150,14 @@ def by_source(values: Array, sources: Array | None, count: int) -> Array:
     """[B, S] -> sums over the positions of each source, [count]."""
     assert sources is not None  # a batch of several sources tells them
     return jnp.einsum("bs,bsk->k", values, jax.nn.one_hot(sources, count, dtype=values.dtype))
+
+
+def source_scales(totals: Array, weights: Sequence[float]) -> Array:
+    """What a position's weight is multiplied by for a mean over sources: [K] from sums of weights and K factors.
+
+    Each source's loss is its own weighted mean; those of the sources that the batch has are averaged by their factors.
+    Sums 6, 2, 0 with factors 1, 0.5, 1 give 1/6, 0.5/2 and 0, divided by the 1.5 of the two that are present.
+    """
+    present = totals > 0
+    factors = jnp.where(present, jnp.asarray(weights, jnp.float32), 0.0)
+    return factors / jnp.where(present, totals, 1.0) / jnp.maximum(factors.sum(), 1e-6)

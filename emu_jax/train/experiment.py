@@ -18,6 +18,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.models.flops import forward_flops
+from emu_jax.models.losses import SourceWeights
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
 from emu_jax.train.mesh import own_rows
@@ -79,7 +80,7 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
     frozen = OptimizerConfig.from_dict(config.optimizer).frozen
     flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens, frozen).values())
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
+    sources = tuple(map(SourceWeights, stream.sources)) if len(stream.sources) > 1 else ()
     goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
     trained = {PARTS[name] for name in goal.split(goal.logical_axes)[0]}
     check_reach(trained, stream.samples, model)
