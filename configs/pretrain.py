@@ -85,6 +85,8 @@ def pretrain_14b() -> ConfigDict:
                 "warmup_fraction": 0.2,  # [N]
                 "final_fraction": 0.0,  # [I]
                 "accumulate_steps": 1,
+                "ema_decay": 0.0,
+                "groups": (),
             },
             "train": {
                 "steps": 10_000,

@@ -66,6 +66,8 @@ def get_config() -> ConfigDict:
                 "warmup_fraction": 0.03,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
+                "ema_decay": 0.0,
+                "groups": (),
             },
             "train": {
                 "steps": 0,

@@ -194,7 +194,6 @@ def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: i
 
 def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timing:
     objective, optimizer = experiment.objective, OptimizerConfig.from_dict(config.optimizer)
-    optimizer.check_parts(objective.split(objective.logical_axes)[0])
     mesh = make_mesh(config.train.mesh)
     arrays = next(experiment.stream)
     counts = experiment.stream.describe()

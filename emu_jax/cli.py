@@ -182,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=7860, help="0: any that is free")
     serve.add_argument("--name", help="of the model in the API (default: the folder's)")
     serve.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
+    _add_weights(serve)
     serve.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
     serve.add_argument("--no-safety-checker", dest="safety_checker", action="store_false", help="do not use it")
     serve.add_argument("--no-page", dest="page", action="store_false", help="the API alone")
@@ -276,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help="emu, llama, llama-base, diffusers or peft (convert/export.py)")
     export.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as it came, or as it is)")
     export.add_argument("--merge-lora", action="store_true", help="add LoRA to its weights")
+    _add_weights(export)
     return parser
 
 
@@ -285,6 +287,16 @@ def _add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
     parser.add_argument("--vision-head-dim", type=int, help="of published files of another size (default 88)")
+    _add_weights(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        default="auto",
+        help="the last step's parameters, or their EMA (default: the EMA, where the run keeps one)",
+    )
 
 
 if __name__ == "__main__":

@@ -104,7 +104,6 @@ class Setup:
         optimizer = OptimizerConfig.from_dict(config.optimizer)
         mesh = make_mesh(settings.mesh)
         experiment = make_experiment(config, mesh)
-        optimizer.check_parts(experiment.objective.split(experiment.objective.logical_axes)[0])
         if experiment.rows % optimizer.accumulate_steps:
             raise UserError(
                 f"the batch of {experiment.rows} rows does not divide by "

@@ -20,7 +20,7 @@ ENCODERS = ("vision", "causal")
 
 
 def check_reach(trained: Collection[str], samples: Samples, model: EmuConfig) -> None:
-    """Raises unless a document reaches each of the parts that are trained (`optimizer.PARTS`).
+    """Raises unless a document reaches each of the parts that are trained (`groups.PARTS`).
 
     Args:
       samples: of the run's sources; some records of each are looked at.

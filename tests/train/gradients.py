@@ -27,7 +27,8 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train import objective
-from emu_jax.train.optimizer import PARTS, OptimizerConfig
+from emu_jax.train.groups import PARTS
+from emu_jax.train.optimizer import OptimizerConfig
 from tests.data.folders import picture, write_folder
 
 ROOT = Path(__file__).parents[2]
@@ -102,7 +103,7 @@ def norms(spec: str, kind: str, source: Path) -> dict[str, float | None]:
     model = emu.EmuConfig.from_dict(config.model)
     ids = emu.SpecialIds(words.pad_id, words.img_id, words.img_end_id, words.image_id)
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    goal = objective.freeze(goals[config.objective](model, ids), OptimizerConfig.from_dict(config.optimizer).frozen)
+    goal = objective.freeze(goals[config.objective](model, ids), OptimizerConfig.from_dict(config.optimizer))
     pipeline = Pipeline(
         DataConfig.from_dict(config.data),
         words,

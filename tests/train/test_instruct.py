@@ -49,7 +49,7 @@ def trained() -> tuple:
     fields.learning_rate = {"llama": 1e-2}
     config = OptimizerConfig.from_dict(fields)
     goal = objective.instruct(adapted(), IDS)
-    config.check_parts(goal.split(goal.logical_axes)[0])
+    goal = objective.freeze(goal, config)
     before = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
     step = jax.jit(make_train_step(goal, config, 0))
     after = before
@@ -101,7 +101,9 @@ def test_the_config_trains_what_the_objective_does():
     llama = config.model.llama
     assert (llama.lora_rank, llama.lora_alpha, llama.lora_dropout) == (16, 16.0, 0.05), "the reference's adapters"
     goal = objective.instruct(emu.EmuConfig.from_dict(config.model), IDS)
-    OptimizerConfig.from_dict(config.optimizer).check_parts(goal.split(goal.logical_axes)[0])
+    frozen = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
+    trained = {path.rpartition("/")[0] for path in flatten(goal.shapes) if frozen.trains(path)}
+    assert trained == {f"llama/blocks/attn/{name}" for name in "qkvo"}
 
 
 # ---------------------------------------------------------------- the published mixture
@@ -228,6 +230,6 @@ def test_useful_flops_are_those_of_the_program(targets):
     program = jax.make_jaxpr(jax.value_and_grad(total))(adapters, rest, inputs).jaxpr
     program, _ = pe.dce_jaxpr(program, [True] * len(program.outvars))
     linear, attention = products(program)
-    expected = step_flops(config, "instruct", rows, 0, length)
+    expected = step_flops(config, rows, 0, length, lora.is_adapter)
     assert linear == expected["llama"] + expected["adapters"], targets
     assert attention == 2 * expected["attention"], "the program computes what the causal mask hides, too"
