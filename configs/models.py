@@ -64,6 +64,7 @@ def emu_14b() -> ConfigDict:
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,
             "loss_mean": "tokens",
+            "learn_image_token": False,  # published: the model never learns when to begin an image
             "standardise": False,
             "stop_target_inputs": False,
             "learn_image_token": False,

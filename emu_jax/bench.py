@@ -155,7 +155,7 @@ def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: i
     tokens = min(TOKENS, config.llama.context // 4)
     inputs = jax.random.normal(jax.random.key(1), (rows, tokens, config.llama.width))
     valid = jnp.ones((rows, tokens), bool)
-    static = {"config": config, "eos": 0, "max_new_tokens": tokens}
+    static = {"config": config, "ends": (0,), "max_new_tokens": tokens}
     decoding = text.Decoding(min_length=tokens + 2)  # never </s>: every row writes all its tokens
 
     def run() -> Any:

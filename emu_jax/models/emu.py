@@ -56,6 +56,8 @@ class EmuConfig:
         weight the regression loss is not computed.
       loss_mean: "tokens": both losses are means over the global batch's positions by their weights, so that a source
         counts by its tokens; "sources": over each source's, and then over the sources (`losses.source_scales`).
+      learn_image_token: [IMG] is a label as any token is, so that the model can begin an image on its own, which ends a
+        text in generation (`Emu.ends`). The published model never had it as a label.
       standardise: normalise the causal embeddings per (query, dimension) over the batch. From scratch they
         collapse to a constant without it; the published model starts from pretrained parts and has none.
       stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
@@ -77,6 +79,7 @@ class EmuConfig:
     text_loss_weight: float = 1.0
     regression_loss_weight: float = 1.0
     loss_mean: str = "tokens"
+    learn_image_token: bool = False
     standardise: bool = False
     stop_target_inputs: bool = False
     learn_image_token: bool = False

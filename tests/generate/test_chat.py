@@ -89,7 +89,7 @@ def afresh(
         jax.random.key(decoding.pop("seed", 0)),
         text.Decoding(**decoding),
         config=model.config,
-        eos=model.tokenizer.eos_id,
+        ends=model.ends,
         max_new_tokens=count,
     )
     found = np.asarray(found)[0].tolist()
