@@ -67,7 +67,6 @@ def emu_14b() -> ConfigDict:
             "learn_image_token": False,  # published: the model never learns when to begin an image
             "standardise": False,
             "stop_target_inputs": False,
-            "learn_image_token": False,
             "pixel_mean": CLIP_MEAN,
             "pixel_std": CLIP_STD,
         }

@@ -62,7 +62,6 @@ class EmuConfig:
         collapse to a constant without it; the published model starts from pretrained parts and has none.
       stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
         From scratch the regression else teaches it to make each embedding tell the next, and so all the same.
-      learn_image_token: [IMG] is a label, so that the model learns when an image comes (never, as published).
       pixel_mean, pixel_std: per channel, of pixels in [0, 1].
     """
 
@@ -82,7 +81,6 @@ class EmuConfig:
     learn_image_token: bool = False
     standardise: bool = False
     stop_target_inputs: bool = False
-    learn_image_token: bool = False
     pixel_mean: tuple[float, ...] = CLIP_MEAN
     pixel_std: tuple[float, ...] = CLIP_STD
 
