@@ -35,7 +35,7 @@ def test_what_is_trained_gets_a_gradient(name, sources):
         for part, norm in norms(CONFIGS[name], kind, sources[kind]).items():
             where = f"{name}, {kind}, {part}: {norm}"
             if norm is None:
-                assert part in ENCODERS and (name.startswith("instruct") or "frozen" in name and part == "vision"), (
+                assert part in ENCODERS and (name.startswith("instruct") or ("frozen" in name and part == "vision")), (
                     where
                 )
             elif kind == "text" and part in ENCODERS:
