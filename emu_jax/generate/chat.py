@@ -86,8 +86,8 @@ class Chat:
     """A conversation with a model; several of one model share its compiled programs. Not for several threads.
 
     An answer whose stream is closed, left or interrupted ends with what was said; before its first piece of text, and
-    where an error stops it, the turn is taken back whole. An answer that reaches `max_new_tokens` is closed by </s>,
-    as all answers of training are.
+    where an error stops it, the turn is taken back whole. An answer that reaches `max_new_tokens`, or an image that the
+    model begins, is closed by </s>, as all answers of training are.
     """
 
     def __init__(self, model: Emu, system: str | None = None):
