@@ -33,6 +33,8 @@ def get_config() -> ConfigDict:
                 "warmup_fraction": 0.05,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
+                "ema_decay": 0.0,
+                "groups": (),
             },
             "train": {
                 "steps": 0,

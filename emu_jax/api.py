@@ -31,7 +31,7 @@ from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
-from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
+from emu_jax.train.checkpoint import check_weights, is_checkpoint, load_for_inference, weights_of_parts
 from emu_jax.train.mesh import make_mesh, sharding, tree_shardings
 
 FINGERPRINT_VALUES = 64
@@ -107,6 +107,7 @@ class Emu:
         decoder: Path | str | None = None,
         safety_checker: bool = True,
         mesh: Mapping[str, int] | None = None,
+        weights: str = "auto",
     ) -> Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
@@ -119,21 +120,28 @@ class Emu:
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
           safety_checker: whether a `safety_checker` folder beside those looks at what is drawn.
           mesh: axes of a mesh of this process's devices, e.g. {"data": 4, "tensor": 2}; checkpoints are restored split.
+          weights: of a run with `config.optimizer.ema_decay`, "raw" are the last step's parameters and "ema" is their
+            exponential moving average; "auto" is the EMA where the run keeps one. The decoder's are raw with "raw".
 
         Raises:
           UserError: nothing to load there, or the parts do not fit each other.
         """
         path = Path(path)
+        check_weights(weights)
         if not path.exists():
             raise UserError(
                 f"{path}: no such file or folder; expected a work directory, a checkpoint or published weights"
             )
         if decoder is None and Decoder.exists(path):
             decoder = path
-        draws = None if decoder is None else Decoder.load(Path(decoder), safety_checker=safety_checker)
+        draws = (
+            None
+            if decoder is None
+            else Decoder.load(Path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
+        )
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         if is_checkpoint(path):
-            fields, params, statistics, own = load_for_inference(path, place)
+            fields, params, statistics, own = load_for_inference(path, place, weights)
             config = emu.EmuConfig.from_dict(fields.model)
             if tokenizer is not None:
                 own = _tokenizer_of(config, tokenizer)
@@ -144,6 +152,8 @@ class Emu:
         from emu_jax.convert.emu import VISION_HEAD_DIM, find_weights, load
 
         find_weights(path)
+        if weights == "ema":
+            raise UserError(f"{path}: published weights have no EMA, and weights=ema asks for one; take raw ones")
         if tokenizer is None:
             raise UserError(f"{path}: published weights need tokenizer=…, the path of LLaMA's SentencePiece .model")
         fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)

@@ -29,6 +29,7 @@ from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
+from emu_jax.models.flops import forward_flops
 from emu_jax.plan.topology import peak_flops
 from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh
@@ -161,7 +162,7 @@ def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: i
         return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
 
     # The LLM over prompt and continuation, and the token head over the continuation alone.
-    forward = emu.forward_flops(config, 0, rows, 2 * tokens)
+    forward = forward_flops(config, 0, rows, 2 * tokens)
     flops = forward["llama"] + forward["adapters"] + forward["attention"]
     flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
     shape = f"{rows} x {tokens} tokens after {tokens}"
@@ -193,7 +194,6 @@ def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: i
 
 def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timing:
     objective, optimizer = experiment.objective, OptimizerConfig.from_dict(config.optimizer)
-    optimizer.check_parts(objective.split(objective.logical_axes)[0])
     mesh = make_mesh(config.train.mesh)
     arrays = next(experiment.stream)
     counts = experiment.stream.describe()

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect_data.add_argument(
         "--out", type=Path, metavar="PAGE.html", help="write a page of histograms and packed rows"
     )
+    inspect_data.add_argument("--json", type=Path, metavar="FILE.json", help="write what was counted")
     inspect_data.add_argument("--rows", type=int, default=12, help="packed rows on the page")
     inspect_data.add_argument("--batches", type=int, default=64, help="batches to count")
     inspect_data.add_argument("--verify", action="store_true", help="read every file whole and compare its digest")
@@ -181,6 +182,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=7860, help="0: any that is free")
     serve.add_argument("--name", help="of the model in the API (default: the folder's)")
     serve.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
+    _add_weights(serve)
     serve.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
     serve.add_argument("--no-safety-checker", dest="safety_checker", action="store_false", help="do not use it")
     serve.add_argument("--no-page", dest="page", action="store_false", help="the API alone")
@@ -275,6 +277,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", required=True, help="emu, llama, llama-base, diffusers or peft (convert/export.py)")
     export.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as it came, or as it is)")
     export.add_argument("--merge-lora", action="store_true", help="add LoRA to its weights")
+    _add_weights(export)
     return parser
 
 
@@ -284,6 +287,16 @@ def _add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     )
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model (published files need one)")
     parser.add_argument("--vision-head-dim", type=int, help="of published files of another size (default 88)")
+    _add_weights(parser)
+
+
+def _add_weights(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        default="auto",
+        help="the last step's parameters, or their EMA (default: the EMA, where the run keeps one)",
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def inspect_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.data.inspect import inspect as run
 
     config = load_config(options.config, overrides)
-    print(run(config, options.out, rows=options.rows, batches=options.batches, verify=options.verify))
+    settings = {"rows": options.rows, "batches": options.batches, "verify": options.verify, "counts": options.json}
+    print(run(config, options.out, **settings))
     return 0
 
 
@@ -100,6 +101,7 @@ def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         image_size=options.image_size,
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
+        weights=options.weights,
     )
     print(f"{options.out}: {count} examples")
     return 0
@@ -125,6 +127,7 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         options.model,
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
+        weights=options.weights,
         decoder=options.decoder,
         safety_checker=not options.no_safety_checker,
     )
@@ -160,7 +163,12 @@ def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     settings = {name: getattr(options, name) for name in names}
     tokens = 1 if options.max_new_tokens is None else options.max_new_tokens
     check_decoding(options.num_beams, tokens, options.temperature, options.top_p)
-    emu = Emu.load(options.model, tokenizer=options.tokenizer, vision_head_dim=options.vision_head_dim)
+    emu = Emu.load(
+        options.model,
+        tokenizer=options.tokenizer,
+        vision_head_dim=options.vision_head_dim,
+        weights=options.weights,
+    )
     console = Console(emu.chat(options.system), sys.stdout, settings)
     for film, paths in ((False, options.image), (True, options.video)):
         for path in paths:
@@ -187,7 +195,7 @@ def serve(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     limits = {name: getattr(options, name) for name in ("text_slots", "drawing_slots", "waiting", "seconds")}
     limits |= {name: getattr(options, name) for name in ("new_tokens", "steps")}
     limits["body_seconds"] = server.body_seconds(options.host) if options.body_seconds is None else options.body_seconds
-    fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page")
+    fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page", "weights")
     asked = server.Options(
         **{name: getattr(options, name) for name in fields},
         key=os.environ.get(server.KEY_VARIABLE) or None,
@@ -211,13 +219,16 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.evaluate import drawings, pairs
     from emu_jax.evaluate import tuning as tunings
     from emu_jax.evaluate.report import write_report
-    from emu_jax.train.checkpoint import is_checkpoint
+    from emu_jax.train.checkpoint import is_checkpoint, weights_of_parts
 
-    emu = Emu.load(options.model)
+    emu = Emu.load(options.model, weights=options.weights)
     scores = pairs.score(emu, options.split.split(",") if options.split else pairs.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     out, tuned = options.out or options.model, options.model / TUNED
-    tuning = tunings.score(emu, Emu.load(tuned), out / "benchmarks") if is_checkpoint(tuned) else None
+    tuning = None
+    if is_checkpoint(tuned):
+        chat = Emu.load(tuned, weights=weights_of_parts(options.weights))
+        tuning = tunings.score(emu, chat, out / "benchmarks")
     report = write_report(out, options.model, scores, drawn, tuning)
     print(_figures(scores.figures | (drawn.figures if drawn else {}) | (tuning.figures if tuning else {})))
     print(report)
@@ -250,6 +261,7 @@ def evaluate_benchmarks(options: argparse.Namespace) -> int:
         options.model,
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
+        weights=options.weights,
         decoder=options.decoder,
         mesh=_mesh(options.mesh),
     )
@@ -390,7 +402,7 @@ def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.convert.export import export as run
 
-    settings = {"dtype": options.dtype, "merge_lora": options.merge_lora}
+    settings = {"dtype": options.dtype, "merge_lora": options.merge_lora, "weights": options.weights}
     for file in run(options.source, options.folder, options.format, **settings):
         print(file)
     return 0

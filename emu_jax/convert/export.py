@@ -6,8 +6,9 @@
     diffusers   unet, vae and scheduler
     peft        LoRA alone, as PEFT keeps it
 
-A leaf's layers are read, cast and written one at a time, and each leaf's digest is checked on the way. What came from
-published files goes back in the precision that it had there, unless another one is asked for.
+Of a run that keeps an EMA, that is exported unless `--weights raw` asks for the last step's parameters. A leaf's layers
+are read, cast and written one at a time, and each leaf's digest is checked on the way. What came from published files
+goes back in the precision that it had there, unless another one is asked for.
 """
 
 from __future__ import annotations
@@ -31,7 +32,15 @@ from emu_jax.errors import UserError
 from emu_jax.generate.decoder import SCHEDULER, UNET, VAE
 from emu_jax.generate.safety import FOLDER as SAFETY
 from emu_jax.models.unet import UNetConfig
-from emu_jax.train.checkpoint import EMU, is_checkpoint, newest_folder, read_meta, unpack_tokenizer
+from emu_jax.train.checkpoint import (
+    EMU,
+    averaged_leaves,
+    is_checkpoint,
+    newest_folder,
+    read_meta,
+    unpack_tokenizer,
+    weights_of_parts,
+)
 from emu_jax.train.leaves import LeafReader
 
 log = logging.getLogger(__name__)
@@ -48,9 +57,12 @@ Tensor = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]  # name
 
 
 class Checkpoint:
-    """What an export reads: config, leaves and origin of a checkpoint of ours."""
+    """What an export reads: config, leaves and origin of a checkpoint of ours.
 
-    def __init__(self, path: Path):
+    `weights`, of `checkpoint.WEIGHTS`, says whether leaves of `params` are their EMA.
+    """
+
+    def __init__(self, path: Path, weights: str = "auto"):
         if not is_checkpoint(path):
             raise UserError(f"--from {path}: not a work directory or a checkpoint of emu_jax")
         self.path = path
@@ -58,7 +70,8 @@ class Checkpoint:
         self.meta = read_meta(self.folder)
         self.config: dict[str, Any] = self.meta["config"]
         self.source: dict[str, Any] = self.meta.get("source") or {}
-        self.leaves = LeafReader(self.folder, self.meta)
+        self.averaged = averaged_leaves(path, self.meta, weights)
+        self.leaves = LeafReader(self.folder, self.meta, self.averaged)
         self.tokenizer = unpack_tokenizer(self.meta["tokenizer"], path)
 
     def model(self, *, weights: bool = True) -> dict[str, Any]:
@@ -95,7 +108,15 @@ class Checkpoint:
         return np.dtype(self.source.get("dtypes", {}).get(key, self.leaves.dtypes[leaf]))
 
 
-def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, merge_lora: bool = False) -> list[Path]:
+def export(
+    source: Path,
+    folder: Path,
+    form: str,
+    *,
+    dtype: str | None = None,
+    merge_lora: bool = False,
+    weights: str = "auto",
+) -> list[Path]:
     """Writes `source` in a foreign format into the new `folder`; returns the files of tensors.
 
     Args:
@@ -103,6 +124,7 @@ def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, m
       form: emu, llama, llama-base, diffusers or peft.
       dtype: float32, bfloat16 or float16; None: as `Checkpoint.dtype_of` says.
       merge_lora: add adapters to their weights.
+      weights: of a run with an EMA, "ema" or "raw", the last step's; "auto" is the EMA where it keeps one.
 
     Raises:
       UserError: the source does not hold what the format needs; nothing is left behind.
@@ -117,7 +139,7 @@ def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, m
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
-        files = FORMATS[form](source, partial, dtype, merge_lora)
+        files = FORMATS[form](source, partial, dtype, merge_lora, weights)
         os.replace(partial, folder)
     except OSError as error:
         raise UserError(f"--to {folder}: cannot be written ({error.strerror or error})") from error
@@ -129,8 +151,8 @@ def export(source: Path, folder: Path, form: str, *, dtype: str | None = None, m
 # ------------------------------------------------------------------------------------------------ one format each
 
 
-def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
-    checkpoint = Checkpoint(source)
+def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+    checkpoint = Checkpoint(source, weights)
     model = checkpoint.model()
     if (kind := model["causal"].get("kind", "causal")) != "causal":
         raise UserError(
@@ -156,28 +178,28 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> lis
         files[0].parent.mkdir()
         _write(files[0], tensors)
     if (source / UNET).is_dir() and (source / VAE).is_dir():
-        files += _diffusers(source, folder, dtype, merge_lora)
+        files += _diffusers(source, folder, dtype, merge_lora, weights_of_parts(weights))
     if (source / SAFETY).is_dir():
         shutil.copytree(source / SAFETY, folder / SAFETY)
     return files
 
 
-def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
+def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
     if not merge_lora and Checkpoint(source).has_lora():
         raise UserError(
             f"--from {source}: holds LoRA beside its weights; add --merge-lora, or use --format llama-base and peft"
         )
-    return _language_model(source, folder, dtype, merge_lora)
+    return _language_model(source, folder, dtype, merge_lora, weights)
 
 
-def _llama_base(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
+def _llama_base(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
     if merge_lora:
         raise UserError("--format llama-base is without LoRA; use --format llama with --merge-lora")
-    return _language_model(source, folder, dtype, merge_lora=False)
+    return _language_model(source, folder, dtype, False, weights)
 
 
-def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: bool) -> list[Path]:
-    checkpoint = Checkpoint(source)
+def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+    checkpoint = Checkpoint(source, weights)
     alone = checkpoint.config.get("objective") == "llama"
     sizes = checkpoint.config["model"]["llama"] if alone else checkpoint.model()["llama"]
     rules = [rule for rule in emu.table_of(llama=sizes["layers"]) if llama.in_scope(rule.path)]
@@ -211,7 +233,7 @@ def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: b
     return [folder / name for name in names]
 
 
-def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
+def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
     folders = {part: source / part for part in (UNET, VAE) if is_checkpoint(source / part)}
     if not folders:
         kind = Checkpoint(source).config.get("objective")
@@ -220,9 +242,13 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool) -> list[P
             raise UserError(
                 f"--from {source}: holds no U-Net and no VAE; expected {UNET} and {VAE} in it, or one of them"
             )
+    if weights == "ema" and not any(Checkpoint(path).averaged for path in folders.values()):
+        raise UserError(
+            f"--from {source}: keeps no EMA of its U-Net or VAE, and --weights ema asks for it; take raw ones"
+        )
     files = []
     for part, path in folders.items():
-        checkpoint = Checkpoint(path)
+        checkpoint = Checkpoint(path, weights_of_parts(weights))
         config = checkpoint.config
         (folder / part).mkdir()
         if part == UNET:
@@ -240,8 +266,8 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool) -> list[P
     return files
 
 
-def _peft(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
-    checkpoint = Checkpoint(source)
+def _peft(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
+    checkpoint = Checkpoint(source, weights)
     model = checkpoint.model(weights=False)
     if not checkpoint.has_lora():
         raise UserError(
@@ -270,7 +296,7 @@ def _peft(source: Path, folder: Path, dtype: str | None, _: bool) -> list[Path]:
     return [folder / "adapter_model.safetensors"]
 
 
-FORMATS: dict[str, Callable[[Path, Path, str | None, bool], list[Path]]] = {
+FORMATS: dict[str, Callable[[Path, Path, str | None, bool, str], list[Path]]] = {
     "emu": _emu,
     "llama": _llama,
     "llama-base": _llama_base,
@@ -345,9 +371,8 @@ def _unused(checkpoint: Checkpoint, dtype: str | None) -> Iterator[Tensor]:
 
 
 def _convolutions(checkpoint: Checkpoint, part: str, dtype: str | None) -> Iterator[Tensor]:
-    """The tensors of a U-Net or VAE under diffusers' names; averaged ones where training kept an average."""
-    average = f"statistics/ema/{part}/"
-    prefix = average if any(leaf.startswith(average) for leaf in checkpoint.leaves.shapes) else f"params/{part}/"
+    """The tensors of a U-Net or VAE under diffusers' names."""
+    prefix = f"params/{part}/"
     for leaf, ours in checkpoint.leaves.shapes.items():
         if leaf.startswith(prefix):
             path = leaf.removeprefix(prefix)

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ import numpy as np
 
 from emu_jax.api import Emu, GeneratedText, check_decoding
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.errors import UserError
@@ -47,7 +48,7 @@ ROW = 1 << 30  # a conversation is one row, which `_check_room` bounds
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """A film or animation, shown as `frames` pictures by the reference's rule (`data/video.py`); or its pictures."""
+    """A video or animation, shown as `frames` images by the reference's rule (`data/frames.py`); or its images."""
 
     source: Path | Sequence[Picture]
     frames: int = 8
@@ -242,7 +243,7 @@ class Chat:
         if system and not self._tokens:
             parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
-        rows = {"row_tokens": ROW, "row_images": ROW}
+        rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
         (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
         tokens, slots = found.tokens.tolist(), found.slots
         # Pictures are numbered through the conversation, and so are their <image> tokens in reading order.

@@ -61,17 +61,20 @@ class Decoder:
         return (folder / UNET).is_dir() and (folder / VAE).is_dir()
 
     @classmethod
-    def load(cls, folder: Path, *, safety_checker: bool = True) -> Decoder:
+    def load(cls, folder: Path, *, safety_checker: bool = True, weights: str = "auto") -> Decoder:
         """Loads a folder with `unet` and `vae` in it, and its safety checker unless that is off or absent.
+
+        Args:
+          weights: of `checkpoint.WEIGHTS`, where the parts are runs.
 
         Raises:
           UserError: a part is missing, or the parts do not fit each other.
         """
         if not cls.exists(folder):
             raise UserError(f"{folder}: no visual decoder; expected the folders {UNET} and {VAE} in it")
-        vae_config, vae_params, _ = load_vae(folder / VAE)
+        vae_config, vae_params, _ = load_vae(folder / VAE, weights)
         if is_checkpoint(folder / UNET):
-            config, params, _ = load_part(folder / UNET, "decoder")
+            config, params, _ = load_part(folder / UNET, "decoder", weights)
             fields, unet_params = config.unet, params["unet"]
             schedule, latent_size = Schedule.from_dict(config.schedule), config.latent_size
             queries = config.queries or None
@@ -151,13 +154,13 @@ class Decoder:
         return np.where(np.array(flags)[:, None, None, None], np.uint8(0), pictures), flags
 
 
-def load_vae(folder: Path) -> tuple[vae.VAEConfig, vae.Params, int | None]:
+def load_vae(folder: Path, weights: str = "auto") -> tuple[vae.VAEConfig, vae.Params, int | None]:
     """A VAE's config, with its latents' scale, its parameters, and the pictures' size in training where that is known.
 
     `folder` is a diffusers folder, a work directory or a converted checkpoint.
     """
     if is_checkpoint(folder):
-        config, params, statistics = load_part(folder, "vae")
+        config, params, statistics = load_part(folder, "vae", weights)
         fields = config.vae.to_dict()
         if statistics:
             fields["scale"] = float(statistics["latent_square"]) ** -0.5  # latents of variance 1

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +25,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, unet
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
+from emu_jax.models.paths import flatten
 from emu_jax.plan.program import Cost, cost
 from emu_jax.train import objective
 from emu_jax.train.compiler import compiler_options
@@ -97,13 +99,14 @@ def _training_step(
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     state = abstract_state(goal, optimizer, mesh)
     arguments = goal.batch(**batch)
-    averages = size(state.statistics)
+    ema = size(state.statistics.get("ema", {}))
     tuned = compiler_options(mesh.devices.flat[0].device_kind, config.train.get("tuned", False))
     return Step(
         held={
             "parameters": size(state.params),
             "optimizer": size(state.opt_state),
-            "batch and statistics": size(batch) + averages,
+            **({"EMA": ema} if ema else {}),
+            "batch and statistics": size(batch) + size(state.statistics) - ema,
         },
         moving=size(goal.split(state.params)[0]),
         batch=arguments,
@@ -130,17 +133,23 @@ def _compile(
 
 def pretrain(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
     """The step of `configs/pretrain.py`."""
-    return _emu_step(config, mesh, rows_per_device, objective.pretrain)
+    return _emu_step(config, mesh, rows_per_device)
 
 
 def instruct(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
     """The step of `configs/instruct.py`."""
-    return _emu_step(config, mesh, rows_per_device, objective.instruct)
+    return _emu_step(config, mesh, rows_per_device)
 
 
-def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callable[..., objective.Objective]) -> Step:
-    model = _emu(config)
+def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
+    model, goal = _emu(config), _goal(config)
     data = config.data
+    for name, size in (("row_images", data.row_images), ("batch_rows", rows_per_device or data.batch_rows)):
+        if not size:
+            raise UserError(
+                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, as "
+                f"`emu-jax inspect-data` or a run's config.json tells it: --config.data.{name}=…"
+            )
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
     length, side = data.row_tokens, model.vision.image_size
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {
@@ -148,10 +157,10 @@ def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int, goal: Callab
     }
     shapes |= {name: ((rows, length), jnp.float32) for name in ("text_weights", "visual_weights")}
     shapes["images"] = ((rows, data.row_images, side, side, 3), jnp.uint8)
-    frozen = OptimizerConfig.from_dict(config.optimizer).frozen
-    flops = step_flops(model, goal.__name__, rows, data.row_images, length, frozen)
+    goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
+    flops = step_flops(model, rows, data.row_images, length, goal.trains)
     return _training_step(
-        objective.freeze(goal(model, IDS), frozen),
+        goal,
         config,
         mesh,
         _batch(mesh, shapes),
@@ -167,6 +176,20 @@ def _emu(config: ConfigDict) -> emu.EmuConfig:
     config = config.copy_and_resolve_references()
     config.model.llama.vocab_size = config.model.llama.vocab_size or VOCABULARY
     return emu.EmuConfig.from_dict(config.model)
+
+
+def _goal(config: ConfigDict) -> objective.Objective:
+    """What the config trains, nothing frozen yet."""
+    goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
+    return goals[config.objective](_emu(config), IDS)
+
+
+def _frozen_wholes(config: ConfigDict) -> tuple:
+    """Groups that freeze what the config's groups freeze as a whole, layer numbers or not."""
+    goal = _goal(config)
+    frozen = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
+    paths = [path for path in flatten(goal.split(goal.logical_axes)[0]) if not frozen.trains(path)]
+    return tuple((re.escape(path), 1.0, None, True) for path in paths)
 
 
 # ---- the visual decoder --------------------------------------------------------------------------------------------
@@ -192,6 +215,7 @@ def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
         objective.DecoderLossConfig(**config.loss),
         jnp.zeros(condition[1:]),
     )
+    goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
     flops = unet.forward_flops(model, rows, side, queries)
     return _training_step(
         goal,
@@ -289,6 +313,7 @@ def shallow(config: ConfigDict, depths: dict[str, int]) -> ConfigDict:
     if depths:
         config.model.unroll = True
         config.model.loss_chunk = config.data.row_tokens
+        config.optimizer.groups = _frozen_wholes(config)  # layers that are not there cannot be named
     for part, layers in depths.items():
         config.model[part].layers = layers
     return config

@@ -45,6 +45,7 @@ class Options:
     Attributes:
       checkpoint: as `Emu.load` takes it; a work directory with a tuned `chat` in it is served with both. None: the
         quick start's.
+      weights: as `Emu.load` takes it.
       name: of the model in the API; by default the folder's.
       key: asked of everybody; None: nothing but this machine is listened to.
     """
@@ -56,6 +57,7 @@ class Options:
     name: str | None = None
     tokenizer: Path | None = None
     decoder: Path | None = None
+    weights: str = "auto"
     safety_checker: bool = True
     mesh: Mapping[str, int] | None = None
     page: bool = True
@@ -128,6 +130,7 @@ def load(options: Options) -> Emu:
         decoder=decoder,
         safety_checker=options.safety_checker,
         mesh=options.mesh,
+        weights=options.weights,
     )
 
 

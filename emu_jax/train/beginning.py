@@ -6,6 +6,7 @@
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh (decoder)
 
 The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. What is not named stays as drawn.
+Of a run that keeps an EMA, the EMA is taken (`checkpoint.WEIGHTS`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ml_collections import ConfigDict
 from emu_jax.errors import UserError
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train.checkpoint import load_items
-from emu_jax.train.state import TrainState
+from emu_jax.train.state import TrainState, ema_of
 
 # init's field -> the config's group whose sizes must agree, and the objective of the checkpoint that it names.
 PARTS = {"emu": ("model", "pretrain"), "llama": ("model.llama", "llama"), "vision": ("model.vision", "vision")}
@@ -33,6 +34,7 @@ ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # what init.vision takes 
 # Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
+FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token"}
 FREE |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
@@ -55,8 +57,8 @@ def begin(state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[in
     items = nest(leaves)
     statistics = items.get("statistics", {})
     if "ema" in state.statistics:
-        averaged = flatten(state.statistics["ema"])  # the trained parameters
-        statistics["ema"] = nest({n: jnp.copy(x) for n, x in flatten(items["params"]).items() if n in averaged})
+        trained = flatten(state.statistics["ema"])
+        statistics["ema"] = ema_of(nest({n: x for n, x in flatten(items["params"]).items() if n in trained}))
     return dataclasses.replace(state, params=items["params"], statistics=statistics)
 
 

@@ -5,6 +5,10 @@
 
 Converted weights (`leaves.py`) are such a folder without an optimizer, and with `lora/` where adapters stand apart.
 
+A run with `config.optimizer.ema_decay` keeps the exponential moving average (EMA) of its trainable parameters in
+`statistics/ema`. Whatever loads a checkpoint takes the EMA in place of those parameters, unless it asks for `raw` ones
+(`WEIGHTS`); frozen parameters have none and come from `params`.
+
 Orbax itself does not notice flipped bits in array data; the digests do.
 """
 
@@ -26,13 +30,16 @@ from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models import emu, lora, unet, vae
-from emu_jax.models.paths import nest
+from emu_jax.models.paths import flatten, nest
 from emu_jax.train.mesh import replicated, tree_shardings
 from emu_jax.train.state import TrainState
 
 FOLDER = "checkpoints"
 EMU = ("pretrain", "instruct")  # objectives of checkpoints that hold a whole Emu
 PARTS_ALONE = ("llama", "vision")  # objectives of checkpoints that hold a part of Emu, to begin training from
+# What is read of a checkpoint: its EMA where it keeps one; the last step's parameters; its EMA, or else an error.
+WEIGHTS = ("auto", "raw", "ema")
+EMA_PREFIX = "statistics/ema/"
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -128,7 +135,7 @@ class Checkpoints:
         folder = self._folder / str(step)
         meta = read_meta(folder)
         items = _items(target)
-        _check_leaves(folder, meta, items)
+        _check_leaves(folder, meta["leaves"], items)
         saved, own = (packed["fingerprint"] for packed in (meta["tokenizer"], pack_tokenizer(tokenizer)))
         if saved != own:
             raise UserError(
@@ -196,10 +203,10 @@ def read_meta(folder: Path) -> dict[str, Any]:
         raise _corrupt(folder, f"{file.relative_to(folder)} is not JSON") from error
 
 
-def _check_leaves(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
+def _check_leaves(folder: Path, leaves: Mapping[str, list], items: Mapping[str, Any]) -> None:
     """Raises unless the checkpoint's leaves of `items` have the same names, shapes and dtypes."""
     expected = {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in _named_leaves(items).items()}
-    found = {name: leaf for name, leaf in meta["leaves"].items() if name.split("/")[0] in items}
+    found = {name: leaf for name, leaf in leaves.items() if name.split("/")[0] in items}
     for name in expected | found:
         if found.get(name) != expected.get(name):
             raise UserError(
@@ -243,30 +250,84 @@ def newest_folder(path: Path) -> Path:
     return folder / str(steps[-1])
 
 
+def check_weights(weights: str) -> None:
+    """Raises UserError unless it is one of `WEIGHTS`."""
+    if weights not in WEIGHTS:
+        raise UserError(f"weights={weights!r} is unknown; choose one of {', '.join(WEIGHTS)}")
+
+
+def averaged_leaves(path: Path, meta: Mapping[str, Any], weights: str) -> dict[str, str]:
+    """Names of parameters -> names of the leaves that hold their EMA, of those to be read so.
+
+    Raises:
+      UserError: `weights` is unknown, or "ema" where the checkpoint keeps none.
+    """
+    check_weights(weights)
+    found = {f"params/{name.removeprefix(EMA_PREFIX)}": name for name in meta["leaves"] if name.startswith(EMA_PREFIX)}
+    if weights == "ema" and not found:
+        raise UserError(
+            f"{path}: keeps no EMA (it was made without config.optimizer.ema_decay), and weights=ema asks for it; take "
+            "raw ones"
+        )
+    return {} if weights == "raw" else found
+
+
+def weights_of_parts(weights: str) -> str:
+    """What is read of the checkpoints beside a model's own (decoder, tuned model): raw if its own, else what they keep.
+
+    >>> weights_of_parts("ema")
+    'auto'
+    """
+    return "raw" if weights == "raw" else "auto"
+
+
 def load_items(
-    path: Path, targets: Callable[[ConfigDict, Mapping[str, list]], dict[str, Any]]
+    path: Path, targets: Callable[[ConfigDict, Mapping[str, list]], dict[str, Any]], weights: str = "auto"
 ) -> tuple[ConfigDict, dict, dict]:
     """Config, items and metadata of a work directory or checkpoint, on the first device.
 
-    `targets` turns the config and the leaves' (shape, dtype) by name into the wanted items as trees of
-    ShapeDtypeStructs; with shardings, they are restored split like that.
+    `targets` turns the config and the leaves' (shape, dtype) by name, those of the EMA left out, into the wanted items
+    as trees of ShapeDtypeStructs; with shardings, they are restored split like that.
+
+    Raises:
+      UserError: it does not hold what is wanted, the choice of `WEIGHTS` included, or it is damaged.
     """
     folder = newest_folder(path.resolve())
     meta = read_meta(folder)
     config = from_json(json.dumps(meta["config"]))
-    wanted = targets(config, meta["leaves"])
-    _check_leaves(folder, meta, wanted)
+    averaged = averaged_leaves(path, meta, weights)
+    leaves = {name: leaf for name, leaf in meta["leaves"].items() if not name.startswith(EMA_PREFIX)}
+    wanted = targets(config, leaves)
+    _check_leaves(folder, leaves, wanted)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.StandardCheckpointer() as checkpointer:
-        placed = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device), wanted
-        )
-        try:
-            restored = {name: checkpointer.restore(folder / name, target) for name, target in placed.items()}
-        except Exception as error:  # as in `restore`: Orbax raises anything for damaged files
-            raise _unreadable(folder, error) from error
-    _check_digests(folder, meta, restored)
-    return config, restored, meta
+    stored: dict[str, jax.ShapeDtypeStruct] = {}  # what is read, under the names it has there
+    for name, leaf in flatten(wanted).items():
+        dtype = jnp.dtype(meta["leaves"][averaged.get(name, name)][1])
+        stored[averaged.get(name, name)] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding or device)
+    try:
+        read = _read(folder, nest(stored))
+    except Exception as error:  # as in `restore`: Orbax raises anything for damaged files
+        raise _unreadable(folder, error) from error
+    _check_digests(folder, meta, read)
+    values = flatten(read)
+    items = {name: values[averaged.get(name, name)].astype(leaf.dtype) for name, leaf in flatten(wanted).items()}
+    return config, nest(items), meta
+
+
+def _read(folder: Path, items: Mapping[str, Any]) -> dict[str, Any]:
+    """The leaves that are named; others of the same item are not read."""
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        return {
+            name: checkpointer.restore(
+                folder / name,
+                args=ocp.args.PyTreeRestore(
+                    target,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+                    partial_restore=True,
+                ),
+            )
+            for name, target in items.items()
+        }
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -274,7 +335,9 @@ def is_checkpoint(path: Path) -> bool:
     return (path / FOLDER).is_dir() or (path / "meta").is_dir()
 
 
-def load_for_inference(path: Path, mesh: Mesh | None = None) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
+def load_for_inference(
+    path: Path, mesh: Mesh | None = None, weights: str = "auto"
+) -> tuple[ConfigDict, dict, dict, Tokenizer | None]:
     """Config, parameters, statistics and tokenizer of a run of pretrain or instruct, or of a converted Emu.
 
     Parameters are restored split over `mesh`, where one is given: they never exist whole on one device.
@@ -294,18 +357,15 @@ def load_for_inference(path: Path, mesh: Mesh | None = None) -> tuple[ConfigDict
         shardings["params"] = tree_shardings(mesh, emu.logical_axes(model), items["params"])
         return jax.tree.map(lambda leaf, d: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=d), items, shardings)
 
-    config, items, meta = load_items(path, targets)
+    config, items, meta = load_items(path, targets, weights)
     params = items["params"]
     if "lora" in items:
         params = lora.merge(params, items["lora"], meta["source"]["lora"]["alpha"])
     return config, params, items["statistics"], unpack_tokenizer(meta["tokenizer"], path)
 
 
-def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
-    """Config, parameters and statistics of a run of the objective vae or decoder; averaged parameters if kept.
-
-    Converted parts have no statistics.
-    """
+def load_part(path: Path, kind: str, weights: str = "auto") -> tuple[ConfigDict, dict, dict]:
+    """Config, parameters and statistics of a run of vae or decoder; converted parts have no statistics."""
 
     def targets(config: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
         _check_objective(path, config, kind)
@@ -313,16 +373,12 @@ def load_part(path: Path, kind: str) -> tuple[ConfigDict, dict, dict]:
             params = {"vae": vae.abstract(vae.VAEConfig.from_dict(config.vae))}
         else:
             params = {"unet": unet.abstract(unet.UNetConfig.from_dict(config.unet))}
-        statistics: dict[str, Any] = {}
-        if "statistics/latent_square" in leaves:
-            statistics["latent_square"] = jax.ShapeDtypeStruct((), jnp.float32)
-        if any(name.startswith("statistics/ema/") for name in leaves):
-            return {"statistics": statistics | {"ema": params}}
-        return {"params": params} | ({"statistics": statistics} if statistics else {})
+        tracked = "statistics/latent_square" in leaves
+        statistics = {"statistics": {"latent_square": jax.ShapeDtypeStruct((), jnp.float32)}} if tracked else {}
+        return {"params": params} | statistics
 
-    config, items, _ = load_items(path, targets)
-    statistics = items.get("statistics", {})
-    return config, statistics.pop("ema", None) or items["params"], statistics
+    config, items, _ = load_items(path, targets, weights)
+    return config, items["params"], items.get("statistics", {})
 
 
 def _check_objective(path: Path, config: ConfigDict, *expected: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -16,11 +16,16 @@ from emu_jax.data.latents import Latents
 from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
-from emu_jax.models import diffusion, emu, unet, vae
+from emu_jax.models import diffusion, emu, lora, unet, vae
+from emu_jax.models.flops import forward_flops
+from emu_jax.models.losses import SourceWeights
+from emu_jax.models.paths import flatten
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
+from emu_jax.train.groups import PARTS
 from emu_jax.train.mesh import own_rows
 from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.reach import check_reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Experiment:
     Attributes:
       rows: of a batch over all hosts. flops: of a step, analytically; 0 where they are not counted.
       tokenizer: None where the objective reads no text.
+      remarks: lines that a run says at start.
     """
 
     objective: objective.Objective
@@ -37,6 +43,7 @@ class Experiment:
     tokenizer: Tokenizer | None
     rows: int
     flops: float = 0.0
+    remarks: tuple[str, ...] = ()
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -68,43 +75,78 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
         )
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
+    stream = Pipeline(data, tokenizer, **sizes, own=own, learn_image_token=model.learn_image_token)
+    data = stream.data
+    config.data.update({"row_images": data.row_images, "batch_rows": data.batch_rows})
     rows = data.batch_rows
-    frozen = OptimizerConfig.from_dict(config.optimizer).frozen
-    flops = sum(step_flops(model, config.objective, rows, data.row_images, data.row_tokens, frozen).values())
-    stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
-    goal = objective.freeze(goals[config.objective](model, ids, sources), frozen)
-    return Experiment(goal, stream, tokenizer, rows, flops)
+    entries = data.sources.items()
+    sources = tuple(SourceWeights(name, entry.text_weight, entry.visual_weight) for name, entry in entries)
+    optimizer = OptimizerConfig.from_dict(config.optimizer)
+    goal = objective.freeze(goals[config.objective](model, ids, sources if len(sources) > 1 else ()), optimizer)
+    flops = sum(step_flops(model, rows, data.row_images, data.row_tokens, goal.trains).values())
+    trained = {PARTS[name] for name in goal.split(goal.logical_axes)[0]}
+    check_reach(trained, stream.samples, model)
+    remarks = (_unread(config), stream.fill.remark(data))
+    return Experiment(goal, stream, tokenizer, rows, flops, tuple(filter(None, remarks)))
+
+
+def _unread(config: ConfigDict) -> str:
+    """Which entries of the mixture `config.data.source` keeps from being read, in a line; "" for none."""
+    named = [name for name, entry in config.data.mixture.items() if entry.get("source") and entry.get("weight", 1)]
+    if not config.data.source or not named:
+        return ""
+    return (
+        f"config.data.source={config.data.source} is read alone, not config.data.mixture ({', '.join(named)}); "
+        "--config.data.source= mixes those"
+    )
 
 
 def step_flops(
-    model: emu.EmuConfig,
-    kind: str,
-    rows: int,
-    row_images: int,
-    row_tokens: int,
-    frozen: Collection[str] = frozenset(),
+    model: emu.EmuConfig, rows: int, row_images: int, row_tokens: int, trains: Callable[[str], bool]
 ) -> dict[str, float]:
     """Useful FLOPs of a training step by part.
 
-    Backwards it is twice the forward pass; with adapters, frozen weights have no gradients and frozen encoders nothing
-    to pass them to. `frozen`: parts whose learning rate is 0.
+    A matrix product is as much work again for the gradient of its input, where something below learns, and once more
+    for the gradient of its kernel, where that is trained: the share of a part's kernels that is trained counts,
+    attention within the encoders included. A kernel that is frozen in part has its whole gradient computed.
+
+    Args:
+      trains: the paths of the parameters that are not frozen as a whole (`Objective.trains`).
     """
-    flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
-    factors = dict.fromkeys(flops, 3.0)
-    factors |= {part: 2.0 for part in frozen} | ({"heads": 2.0} if "llama" in frozen else {})
-    for part in ("vision", "causal"):  # nothing learns there or below
-        if part not in frozen:
-            break
-        factors[part] = 1.0
-    if kind == "instruct":
-        factors |= {"vision": 1.0, "causal": 1.0, "llama": 2.0, "heads": 2.0}
-    useful = {part: factors[part] * count for part, count in flops.items()}
-    if kind == "instruct":
+    shapes = {path: leaf.shape for path, leaf in flatten(emu.abstract(model)).items()}
+    trained = [path for path in shapes if trains(path)]
+
+    def learns(*prefixes: str) -> bool:
+        return any(path.startswith(prefixes) for path in trained)
+
+    def backward(kernels: list[str], below: bool) -> float:
+        """Backward FLOPs over forward FLOPs of these kernels."""
+        sizes = {path: math.prod(shapes[path]) for path in kernels}
+        return below + sum(size for path, size in sizes.items() if trains(path)) / max(sum(sizes.values()), 1)
+
+    def kernels(*prefixes: str) -> list[str]:
+        return [path for path in shapes if path.startswith(prefixes) and path.endswith("/kernel")]
+
+    encoder, blocks, heads = ("vision/", "ln_visual/", "causal/"), "llama/blocks/", ["llama/lm_head/"]
+    heads += ["llama/regress_head/"] if model.regression_loss_weight else []
+    inputs = learns(*encoder, "llama/embed/")  # of the language model
+    hidden = inputs or learns(blocks)
+    llama = model.llama
+    flops = forward_flops(model, rows * row_images, rows, row_tokens)
+    factors = {
+        "vision": backward(kernels("vision/"), learns("vision/")),
+        "causal": backward(kernels("causal/"), learns(*encoder)),
+        "llama": backward(kernels(blocks), hidden),
+        "adapters": backward([path for path in shapes if lora.is_adapter(path)], hidden),
+        "attention": 2.0 * hidden,
+        "heads": backward(kernels(*heads), hidden or learns("llama/final_norm/")),
+    }
+    useful = {part: (1.0 + factors[part]) * count for part, count in flops.items()}
+    targets = {path.split("/")[-2] for path in trained if lora.is_adapter(path)}
+    if targets and all(lora.is_adapter(path) for path in trained):
         # What the first layer computes up to its first adapters passes nothing on: nothing below them learns.
-        llama = model.llama
-        sizes, targets = llama.projection_sizes(), set(llama.lora_targets)
+        sizes = llama.projection_sizes()
         stages = (("q", "k", "v"), ("o",), ("gate", "up"), ("down",))
         first = next(number for number, stage in enumerate(stages) if targets & set(stage))
         idle = sum(math.prod(sizes[name]) for stage in stages[: first + 1] for name in stage)
@@ -152,7 +194,8 @@ def _vae(config: ConfigDict, own: Own) -> Experiment:
         raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {model.reduction}")
     pictures = Pictures(data.source, data.split, config.image_size)
     stream = ExamplePipeline(pictures, data, own=own(data.batch))
-    return Experiment(objective.train_vae(model, weights), stream, None, data.batch)
+    goal = objective.freeze(objective.train_vae(model, weights), OptimizerConfig.from_dict(config.optimizer))
+    return Experiment(goal, stream, None, data.batch)
 
 
 def _decoder(config: ConfigDict, own: Own) -> Experiment:
@@ -168,6 +211,7 @@ def _decoder(config: ConfigDict, own: Own) -> Experiment:
     weights = objective.DecoderLossConfig(**config.loss)
     schedule = diffusion.Schedule.from_dict(config.schedule)
     goal = objective.train_decoder(model, schedule, weights, jnp.asarray(latents.unconditional))
+    goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
     return Experiment(goal, ExamplePipeline(latents, data, own=own(data.batch)), None, data.batch)
 
 

@@ -198,13 +198,16 @@ class LeafReader:
 
     Args:
       folder: a checkpoint; meta: its metadata (`checkpoint.read_meta`).
+      instead: leaves that are read in place of others, by the others' names (`checkpoint.averaged_leaves`); their dtype
+        may be another than `dtypes` says.
     """
 
-    def __init__(self, folder: Path, meta: Mapping[str, Any]):
+    def __init__(self, folder: Path, meta: Mapping[str, Any], instead: Mapping[str, str] | None = None):
         self.folder = folder
         self.shapes = {name: tuple(shape) for name, (shape, _) in meta["leaves"].items()}
         self.dtypes = {name: np.dtype(word) for name, (_, word) in meta["leaves"].items()}
         self._digests = meta["digests"]
+        self._instead = instead or {}
 
     def slices(self, name: str) -> Iterable[np.ndarray]:
         """A leaf's layers in order; raises UserError where their digest is not the one that was written."""
@@ -227,6 +230,7 @@ class LeafReader:
         return value
 
     def _check(self, name: str, total: int) -> None:
+        name = self._instead.get(name, name)
         if total % 2**32 != self._digests[name]:
             raise UserError(
                 f"{self.folder}: the checkpoint is corrupt: {name} has digest {total % 2**32:08x}, expected "
@@ -234,6 +238,7 @@ class LeafReader:
             )
 
     def _open(self, name: str) -> Any:
+        name = self._instead.get(name, name)
         item, leaf = _place(self.folder.resolve(), name)
         if (item / "manifest.ocdbt").exists():
             store = {"driver": "ocdbt", "base": f"file://{item}/", "path": f"{leaf}/"}

@@ -9,7 +9,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from matplotlib import pyplot as plt
 PLOTS = {
     "losses": ("text_loss", "regression_loss", "absolute_error", "squared_error", "kl", "noise_error"),
     "collapse": ("variance_fraction", "effective_rank"),
-    "optimisation": ("grad_norm", *(f"learning_rate_{part}" for part in ("vision", "causal", "llama", "unet", "vae"))),
+    "optimisation": ("grad_norm", "update_norm", "param_norm", "learning_rate", "ema_decay"),
     "speed": ("step_ms", "input_wait_ms", "pictures_per_s", "tokens_per_s", "model_gflop_per_s"),
     "packing": ("pad_fraction", "slot_occupancy"),
 }
@@ -36,8 +36,21 @@ PLOTS = {
 COUNTED = ("tokens", "pictures")  # of a batch: reported by the second
 
 
+def is_of_source(name: str) -> bool:
+    """Whether a metric is one source's share of a loss; other metrics with a "/" are of a part of the model.
+
+    >>> is_of_source("text_loss/laion_2b"), is_of_source("grad_norm/vision")
+    (True, False)
+    """
+    kind, _, source = name.partition("/")
+    return bool(source) and kind in PLOTS["losses"]
+
+
 class MetricsWriter:
-    """Appends rows of numbers; after a resume it first forgets rows that the run will write again."""
+    """Appends rows of numbers; after a resume it first forgets rows that the run will write again.
+
+    A row has the metrics of its own step, but losses by source, which are means over all steps since the last row.
+    """
 
     def __init__(self, workdir: Path, *, start: int, total: int):
         self._path = workdir / "metrics.jsonl"
@@ -51,7 +64,7 @@ class MetricsWriter:
 
     def note(self, metrics: Mapping[str, jax.Array]) -> None:
         """A step's losses by source: a rare one has none in most batches, so rows tell their means over all steps."""
-        self._sources.append({name: value for name, value in metrics.items() if "/" in name})
+        self._sources.append({name: value for name, value in metrics.items() if is_of_source(name)})
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None:
         """One row, of which `metrics` are still being computed; `flush` waits for them."""
@@ -63,7 +76,8 @@ class MetricsWriter:
         if self._held is not None:
             step, metrics, row = self._held
             self._held = None
-            values = {name: float(value) for name, value in jax.device_get(metrics).items() if "/" not in name}
+            computed = jax.device_get(metrics).items()
+            values = {name: float(value) for name, value in computed if not is_of_source(name)}
             noted = jax.device_get(self._sources)
             self._sources = []
             for name in noted[0] if noted else ():
@@ -268,25 +282,35 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
+def lines_of(name: str, known: Collection[str]) -> list[str]:
+    """The metrics that one plot shows: the one of this name, and those of sources or parts.
+
+    >>> lines_of("grad_norm", {"grad_norm/vision", "grad_norm/causal", "grad_norm", "loss"})
+    ['grad_norm', 'grad_norm/causal', 'grad_norm/vision']
+    """
+    return sorted(found for found in known if found == name or found.startswith(f"{name}/"))
+
+
 def plot_metrics(workdir: Path) -> list[Path]:
-    """Draws metrics.jsonl as `workdir/plots/<group>.png`; several sources' losses are lines of one plot."""
+    """Draws metrics.jsonl as `workdir/plots/<group>.png`; sources and parts of the model are lines of one plot."""
     rows = read_metrics(workdir / "metrics.jsonl")
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     paths = []
     known = {name for row in rows for name in row}
     for group, wanted in PLOTS.items():
-        names = [name for name in wanted if name in known]
+        lines = {name: lines_of(name, known) for name in wanted}
+        names = [name for name in wanted if lines[name]]
         if not names:
             continue
         figure, axes = plt.subplots(
             1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False
         )
         for axis, name in zip(axes[0], names, strict=True):
-            for part in sorted(found for found in known if found.startswith(f"{name}/")) or [name]:
-                points = np.array([(row["step"], row[part]) for row in rows if part in row]).reshape(-1, 2)
-                axis.plot(points[:, 0], points[:, 1], linewidth=1, label=part.partition("/")[2])
-            if part != name:
+            for line in lines[name]:
+                points = np.array([(row["step"], row[line]) for row in rows if line in row]).reshape(-1, 2)
+                axis.plot(points[:, 0], points[:, 1], linewidth=1, label=line.partition("/")[2] or "all")
+            if lines[name] != [name]:
                 axis.legend(fontsize=7)
             axis.set_title(name)
             axis.set_xlabel("step")

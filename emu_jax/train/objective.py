@@ -11,7 +11,7 @@ The loop, the step, the state and the checkpoints are the same for all four:
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,8 +20,9 @@ import jax.numpy as jnp
 from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, lora, unet, vae
 from emu_jax.models.layers import Array
+from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import split
-from emu_jax.train.optimizer import PARTS
+from emu_jax.train.optimizer import OptimizerConfig
 
 Batch = Any  # a pytree of arrays [B, …]
 
@@ -32,7 +33,7 @@ class Objective:
 
     Attributes:
       init: key -> (parameters by part, statistics). Statistics are what training tracks but does not differentiate.
-      logical_axes: a tree like the parameters.
+      logical_axes, shapes: trees like the parameters, the latter of ShapeDtypeStructs.
       loss: (params, statistics, batch, key, normalisers) -> (loss, (metrics, new statistics)).
       normalisers: of a whole batch; micro-batches are divided by them and their losses add up to the whole batch's.
       summed: the metrics that are such losses; the others are averaged over micro-batches.
@@ -42,6 +43,7 @@ class Objective:
 
     init: Callable[[Array], tuple[dict, dict]]
     logical_axes: dict
+    shapes: dict
     loss: Callable[[dict, dict, Batch, Array, Any], tuple[Array, tuple[dict, dict]]]
     normalisers: Callable[[Batch], Any]
     summed: frozenset[str]
@@ -53,14 +55,20 @@ class Objective:
         return split(params, self.trains)
 
 
-def freeze(goal: Objective, parts: Collection[str]) -> Objective:
-    """The same, but that parameters of these parts (`optimizer.PARTS`) stay as they are."""
-    return dataclasses.replace(
-        goal, trains=lambda path: goal.trains(path) and PARTS.get(path.partition("/")[0]) not in parts
-    )
+def freeze(goal: Objective, optimizer: OptimizerConfig) -> Objective:
+    """The same, but that it leaves out what the optimizer's settings freeze as a whole.
+
+    Raises:
+      UserError: these settings are not for what the objective trains (`OptimizerConfig.check`).
+    """
+    trees = [goal.split(tree)[0] for tree in (goal.logical_axes, goal.shapes)]
+    optimizer.check(*trees)
+    found = optimizer.hyperparameters(*trees)
+    trained = frozenset(path for path, hyperparameters in found.items() if not hyperparameters.frozen)
+    return dataclasses.replace(goal, trains=trained.__contains__)
 
 
-def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
+def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...] = ()) -> Objective:
     """Classify the next text token or regress the next visual embedding; losses of several sources are told apart."""
     if config.llama.int8:
         raise UserError(
@@ -70,7 +78,7 @@ def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...
     return _interleaved(config, ids, sources)
 
 
-def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...]) -> Objective:
+def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...]) -> Objective:
     """The loss of interleaved documents, with every parameter trained."""
     adapters_drop = config.llama.lora_rank > 0 and config.llama.lora_dropout > 0
     random = config.causal.dropout > 0 or config.vision.drop_path > 0 or adapters_drop
@@ -85,14 +93,15 @@ def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str,
     return Objective(
         init=lambda key: (emu.init(config, key), emu.initial_statistics(config)),
         logical_axes=emu.logical_axes(config),
+        shapes=emu.abstract(config),
         loss=loss,
         normalisers=lambda batch: emu.loss_weights(batch, len(sources)),
-        summed=frozenset({"loss", *kinds, *(f"{kind}/{name}" for kind in kinds for name in sources)}),
+        summed=frozenset({"loss", *kinds, *(f"{kind}/{source.name}" for kind in kinds for source in sources)}),
         batch=emu.Batch,
     )
 
 
-def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
+def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...] = ()) -> Objective:
     """Low-rank adapters beside the language model's kernels; every other parameter stays as it is, as in the paper.
 
     The kernels may be int8 (`quantise.py`), as QLoRA has it: gradients pass through them, and none is of them.
@@ -144,6 +153,7 @@ def train_vae(config: vae.VAEConfig, weights: VAELossConfig) -> Objective:
     return Objective(
         init=lambda key: ({"vae": vae.init(config, key)}, {"latent_square": jnp.ones(())}),
         logical_axes={"vae": vae.logical_axes(config)},
+        shapes={"vae": vae.abstract(config)},
         loss=loss,
         normalisers=lambda batch: jnp.asarray(float(len(batch["pixels"]))),
         summed=frozenset({"loss", "absolute_error", "squared_error", "kl"}),
@@ -199,6 +209,7 @@ def train_decoder(
     return Objective(
         init=lambda key: ({"unet": unet.init(config, key)}, {}),
         logical_axes={"unet": unet.logical_axes(config)},
+        shapes={"unet": unet.abstract(config)},
         loss=loss,
         normalisers=lambda batch: jnp.asarray(float(len(batch["latents"]))),
         summed=frozenset({"loss", "noise_error"}),

@@ -1,35 +1,25 @@
-"""AdamW with a learning rate for each part of the model, clipping, and which parameters decay.
+"""AdamW with a learning rate and weight decay for each parameter, clipping, and the exponential moving average.
 
-optax turns gradients into directions; the step multiplies them by `learning_rates`, which depend on the step and the
+optax turns gradients into directions; the step multiplies them by learning rates, which depend on the step and the
 total number of steps as traced values: a run that fixes its length after measuring itself compiles only once.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from emu_jax.errors import UserError, check_fields
-
-# Top level of the parameters -> the part whose learning rate it takes.
-PARTS = {
-    "vision": "vision",
-    "ln_visual": "vision",
-    "causal": "causal",
-    "llama": "llama",
-    "unet": "unet",
-    "vae": "vae",
-}
-
-# Norm scales, biases and tables that are looked up (positions, tokens, queries, relative bias) do not decay.
-UNDECAYED = frozenset(
-    {"scale", "bias", "q_bias", "v_bias", "cls_token", "pos_embed", "queries", "relative_bias", "embedding"}
-)
+from emu_jax.models.paths import flatten, nest
+from emu_jax.train import groups
+from emu_jax.train.groups import PARTS, Group, Hyperparameters, part_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,11 +29,35 @@ class OptimizerConfig:
     Attributes:
       learning_rate: peak for each part the objective trains: vision (with ln_visual), causal and llama; unet; or vae.
         0 freezes a part: it has no gradient, which also leaves it out of the clipped norm, and no optimizer state.
+      weight_decay: of matrices; norm scales, biases and tables that are looked up have none (`groups.UNDECAYED`).
       warmup_fraction: of all steps, linear from 0. final_fraction: of the peak, where the cosine ends.
       clip_norm: of the global gradient norm; 0 turns clipping off.
       accumulate_steps: micro-batches a step, along the rows.
       drops: pairs (fraction of all steps, factor of the peak): a staircase instead of the cosine.
-      ema_decay: of a running average of the parameters, which is what gets used; 0 keeps none.
+      ema_decay: of the exponential moving average (EMA) of the trainable parameters; 0 keeps none. `ema_weight` says
+        how it starts. What loads, exports or begins with a run takes its EMA where it keeps one (`checkpoint.WEIGHTS`).
+      groups: parameters treated otherwise than their part, as tuples (pattern, learning rate factor, weight decay,
+        frozen). The pattern is a regular expression that must match a parameter's whole path (`re.fullmatch`), as
+        `emu-jax inspect` prints it; of the entries that match, the first one counts.
+
+            llama/lm_head/kernel           a parameter
+            .*norm.*/scale                 every norm's scale
+            vision/blocks/3/.*             layer 3 of a stack, counted from 0; vision/blocks/.* is all of them
+            llama/embed/embedding[32000:]  token rows from 32,000 on; [-4:] are the last four
+
+        The factor multiplies the learning rate of the part. The weight decay is None for what the parameter would have
+        anyway; a number holds for exactly what the pattern matches, norms and biases among it. What is frozen, by True
+        or by a factor of 0, stays as it is bit for bit: a whole parameter has no gradient and no optimizer state; of
+        one that is frozen in part, the frozen layers or rows have a gradient of 0, before clipping too. A parameter
+        that no entry matches has the factor 1.
+
+            frozen language model, trained heads and four new token rows
+                (("llama/(lm_head|regress_head)/kernel", 1.0, None, False),
+                 ("llama/embed/embedding[-4:]", 1.0, None, False), ("llama/.*", 1.0, None, True))
+            layer-wise decay of the learning rate over 40 layers
+                tuple((f"vision/blocks/{i}/.*", 0.9 ** (40 - i), None, False) for i in range(40))
+            frozen norms
+                ((".*norm.*", 1.0, None, True), ("ln_visual/.*", 1.0, None, True))
     """
 
     learning_rate: tuple[tuple[str, float], ...]
@@ -57,6 +71,7 @@ class OptimizerConfig:
     accumulate_steps: int
     drops: tuple[tuple[float, float], ...] = ()
     ema_decay: float = 0.0
+    groups: tuple[Group, ...] = ()
 
     def __post_init__(self):
         rates = dict(self.learning_rate)
@@ -93,16 +108,27 @@ class OptimizerConfig:
         check_fields(cls, "config.optimizer", fields)
         rates = tuple(sorted(dict(fields["learning_rate"]).items()))
         drops = tuple((float(at), float(factor)) for at, factor in fields.get("drops", ()))
-        return cls(**(dict(fields) | {"learning_rate": rates, "drops": drops}))
+        entries = fields.get("groups", ())
+        made = tuple(Group.make(entry, f"config.optimizer.groups[{i}]") for i, entry in enumerate(entries))
+        return cls(**(dict(fields) | {"learning_rate": rates, "drops": drops, "groups": made}))
 
     @property
     def frozen(self) -> frozenset[str]:
         """The parts whose learning rate is 0."""
         return frozenset(part for part, rate in self.learning_rate if not rate)
 
-    def check_parts(self, params: Mapping[str, Any]) -> None:
-        """Raises unless there is a learning rate for each part of these parameters, and for no other but 0."""
-        expected, named = {PARTS[name] for name in params}, {name for name, _ in self.learning_rate}
+    def hyperparameters(self, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Hyperparameters]:
+        """Of every parameter, by path. In: its logical axes, and anything with its shape, as trees."""
+        described = flatten(axes), {path: leaf.shape for path, leaf in flatten(shapes).items()}
+        return groups.resolve(self.groups, dict(self.learning_rate), self.weight_decay, *described)
+
+    def check(self, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
+        """Raises UserError unless these settings are for parameters like these, which the objective trains.
+
+        There must be a learning rate for each part of them, and for no other but 0; every entry of `groups` must change
+        something, and something must learn.
+        """
+        expected, named = {PARTS[name] for name in axes}, {name for name, _ in self.learning_rate}
         if named == self.frozen:
             raise UserError("config.optimizer.learning_rate is 0 for every part; nothing would learn")
         if not named - self.frozen <= expected <= named:
@@ -110,20 +136,14 @@ class OptimizerConfig:
                 f"config.optimizer.learning_rate has {[name for name, _ in self.learning_rate]}; this objective trains "
                 f"{', '.join(sorted(expected))}"
             )
+        described = flatten(axes), {path: leaf.shape for path, leaf in flatten(shapes).items()}
+        groups.check(self.groups, dict(self.learning_rate), *described)
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients -> update directions of AdamW, to be multiplied by -learning rate."""
-
-    def decays(params: Any) -> Any:
-        return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key not in UNDECAYED, params)
-
+    """Gradients -> Adam's directions; `updates` adds the weight decay and multiplies by the learning rate."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    return optax.chain(
-        clip,
-        optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps),
-        optax.add_decayed_weights(config.weight_decay, mask=decays),
-    )
+    return optax.chain(clip, optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
 
 
 def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> jax.Array:
@@ -139,17 +159,63 @@ def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -
     return jnp.where(progress < warm, progress / warm, decay)
 
 
-def learning_rates(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> dict[str, jax.Array]:
-    """The learning rate of every part at `step`; float32 []."""
-    factor = schedule(config, step, total_steps)
-    return {name: peak * factor for name, peak in config.learning_rate}
+def mask(tree: dict, hyperparameters: Mapping[str, Hyperparameters]) -> dict:
+    """A tree like the parameters, with 0 at the layers and token rows that are frozen."""
+
+    def masked(path: str, leaf: jax.Array) -> jax.Array:
+        trained = hyperparameters[path].trained
+        return leaf if trained is None else jnp.where(trained, leaf, jnp.zeros_like(leaf))
+
+    return nest({path: masked(path, leaf) for path, leaf in flatten(tree).items()})
 
 
-def apply_updates(params: dict, directions: dict, rates: Mapping[str, jax.Array]) -> dict:
-    """params - rate of its part * direction, for every part of the tree."""
+def updates(directions: dict, params: dict, factor: jax.Array, hyperparameters: Mapping[str, Hyperparameters]) -> dict:
+    """What is subtracted from the parameters: learning rate * (direction + weight decay * parameter).
 
-    def update(part: str) -> dict:
-        rate = rates[PARTS[part]]
-        return jax.tree.map(lambda p, d: (p - rate * d).astype(p.dtype), params[part], directions[part])
+    Args:
+      factor: of the peak learning rates (`schedule`).
+    """
 
-    return {part: update(part) for part in params}
+    def update(path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
+        found = hyperparameters[path]
+        if np.any(found.weight_decay):
+            direction = direction + found.weight_decay * param
+        return factor * found.learning_rate * direction
+
+    old = flatten(params)
+    found = nest({path: update(path, direction, old[path]) for path, direction in flatten(directions).items()})
+    return mask(found, hyperparameters)
+
+
+def norms(tree: dict) -> dict[str, jax.Array]:
+    """The L2 norm of each part's leaves, float32 [], by part."""
+    squares: dict[str, jax.Array] = {}
+    for path, leaf in flatten(tree).items():
+        square = jnp.square(leaf.astype(jnp.float32)).sum()
+        squares[part_of(path)] = squares[part_of(path)] + square if part_of(path) in squares else square
+    return {part: jnp.sqrt(square) for part, square in squares.items()}
+
+
+def ema_weight(decay: float, step: jax.Array) -> jax.Array:
+    """Weight of the parameters after update `step` = 0, 1, … in their EMA, float32 []: (1 - d) / (1 - d^(step + 1)).
+
+    This is the bias correction of Adam's moments: with it the EMA is the exponential kernel d^age over the steps there
+    are, normalised. It begins at 1, which leaves the initial parameters no weight, and falls to 1 - d. The decay of the
+    EMA at `step` is 1 minus this.
+    """
+    # 1 - d^n for a d near 1 and any n, without cancellation.
+    grown = -jnp.expm1((step.astype(jnp.float32) + 1.0) * math.log(decay))
+    return jnp.where(step == 0, 1.0, jnp.minimum((1.0 - decay) / grown, 1.0))
+
+
+def ema_update(ema: dict, params: dict, weight: jax.Array) -> dict:
+    """The EMA, float32, after one more step: ema + weight * (params - ema).
+
+    In this form it has no bias: decay and weight, each rounded to float32, would not add up to 1.
+    """
+
+    def update(old: jax.Array, new: jax.Array) -> jax.Array:
+        new = new.astype(old.dtype)
+        return jnp.where(weight >= 1.0, new, old + weight * (new - old))
+
+    return jax.tree.map(update, ema, params)

@@ -19,6 +19,7 @@ from emu_jax.data.latents import INDEX, LatentExample, write_latents
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import encode_latents, load_vae
+from emu_jax.train.checkpoint import weights_of_parts
 
 BATCH = 32
 TEXT_LIMIT = 150  # characters; pairs with longer texts are dropped (from one set of notes on the paper)
@@ -34,11 +35,12 @@ def precompute(
     image_size: int | None = None,
     tokenizer: Path | None = None,
     vision_head_dim: int | None = None,
+    weights: str = "auto",
 ) -> int:
     """Writes `out`; returns the number of examples.
 
     Args:
-      model, tokenizer, vision_head_dim: as `Emu.load` takes them.
+      model, tokenizer, vision_head_dim, weights: as `Emu.load` takes them.
       vae: a work directory of the objective vae, or a diffusers folder.
       source, split: as `config.data` of pretraining.
       image_size: pixels of a side of the pictures to draw (default: what the VAE was trained on, else 512).
@@ -48,8 +50,8 @@ def precompute(
     """
     if (out / INDEX).exists():
         raise UserError(f"--out {out}: it holds precomputed examples; name another folder, or remove it")
-    emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim)
-    vae_config, vae_params, trained_size = load_vae(vae)
+    emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
+    vae_config, vae_params, trained_size = load_vae(vae, weights_of_parts(weights))
     size = image_size or trained_size or 512
     if size % vae_config.reduction:
         raise UserError(f"--image-size {size}; this VAE needs a multiple of {vae_config.reduction}")
@@ -72,7 +74,14 @@ def precompute(
                     picture.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i]
                 )
 
-    about = {"model": str(model), "vae": str(vae), "source": source, "split": split, "image_size": size}
+    about = {
+        "model": str(model),
+        "vae": str(vae),
+        "source": source,
+        "split": split,
+        "image_size": size,
+        "weights": weights,
+    }
     write_latents(out, examples(), emu.unconditional[0], about)
     return len(parts)
 

@@ -20,8 +20,9 @@ from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 class TrainState:
     """A pytree; `total_steps` is data so that the schedule's length needs no recompilation.
 
-    The optimizer's state is of the parameters that the objective trains. `statistics` are the objective's, and the
-    trained parameters' running average `ema` where the optimizer keeps one.
+    The optimizer's state is of the parameters that the objective trains. `statistics` are the objective's, and where
+    the optimizer keeps one, `ema`: the trained parameters' exponential moving average, float32 whatever their dtype,
+    because a change of bfloat16 by a ten-thousandth is no change.
     """
 
     step: jax.Array  # int32 []
@@ -31,11 +32,16 @@ class TrainState:
     statistics: dict[str, Any]
 
 
+def ema_of(trained: dict[str, Any]) -> dict[str, Any]:
+    """The EMA of parameters that have not moved yet: a copy in float32."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trained)
+
+
 def _fresh(objective: Objective, config: OptimizerConfig, seed: int) -> TrainState:
     params, statistics = objective.init(jax.random.key(seed))
     trained, _ = objective.split(params)
     if config.ema_decay:
-        statistics = statistics | {"ema": jax.tree.map(jnp.copy, trained)}
+        statistics = statistics | {"ema": ema_of(trained)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         total_steps=jnp.ones((), jnp.int32),
@@ -46,7 +52,7 @@ def _fresh(objective: Objective, config: OptimizerConfig, seed: int) -> TrainSta
 
 
 def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """ShapeDtypeStructs with shardings: parameters, moments and averages by the table, everything else whole."""
+    """ShapeDtypeStructs with shardings: parameters, moments and EMA by the table, everything else whole."""
     shapes = jax.eval_shape(lambda: _fresh(objective, config, 0))
     params = tree_shardings(mesh, objective.logical_axes, shapes.params)
     trained, _ = objective.split(params)

@@ -10,7 +10,16 @@ import optax
 
 from emu_jax.models.paths import join
 from emu_jax.train.objective import Batch, Objective
-from emu_jax.train.optimizer import OptimizerConfig, apply_updates, learning_rates, make_optimizer
+from emu_jax.train.optimizer import (
+    OptimizerConfig,
+    ema_update,
+    ema_weight,
+    make_optimizer,
+    mask,
+    norms,
+    schedule,
+    updates,
+)
 from emu_jax.train.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -19,22 +28,34 @@ Metrics = dict[str, jax.Array]
 def make_train_step(
     objective: Objective, config: OptimizerConfig, seed: int
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """Builds `train_step`; randomness (dropout, noise) follows from seed and step number alone: resuming repeats it."""
+    """Builds `train_step`; randomness (dropout, noise) follows from seed and step number alone: resuming repeats it.
+
+    Beside the objective's own, its metrics are the L2 norms, over all trainable parameters and by part, of the gradient
+    before clipping and of what is subtracted from the parameters, of the trainable parameters before it is; the peak
+    learning rate of each part times the schedule; and the EMA's decay.
+    """
     optimizer = make_optimizer(config)
+    trees = (objective.split(tree)[0] for tree in (objective.logical_axes, objective.shapes))
+    hyperparameters = config.hyperparameters(*trees)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         grads, metrics, statistics = accumulated_gradients(objective, state, batch, key, config.accumulate_steps)
+        grads = mask(grads, hyperparameters)
         trained, others = objective.split(state.params)
         directions, opt_state = optimizer.update(grads, state.opt_state, trained)
-        rates = learning_rates(config, state.step, state.total_steps)
-        trained = apply_updates(trained, directions, rates)
+        factor = schedule(config, state.step, state.total_steps)
+        changes = updates(directions, trained, factor, hyperparameters)
+        new = jax.tree.map(lambda param, change: (param - change).astype(param.dtype), trained, changes)
         if config.ema_decay:
-            statistics = statistics | {"ema": average(state.statistics["ema"], trained, config.ema_decay, state.step)}
+            weight = ema_weight(config.ema_decay, state.step)
+            statistics = statistics | {"ema": ema_update(state.statistics["ema"], new, weight)}
+            metrics |= {"ema_decay": 1.0 - weight}
         metrics |= {"grad_norm": optax.tree.norm(grads)}
-        metrics |= {f"learning_rate_{part}": rate for part, rate in rates.items()}
-        params = join(trained, others)
-        return TrainState(state.step + 1, state.total_steps, params, opt_state, statistics), metrics
+        of_parts = {"grad_norm": grads, "update_norm": changes, "param_norm": mask(trained, hyperparameters)}
+        metrics |= {f"{name}/{part}": norm for name, tree in of_parts.items() for part, norm in norms(tree).items()}
+        metrics |= {f"learning_rate/{part}": peak * factor for part, peak in config.learning_rate}
+        return TrainState(state.step + 1, state.total_steps, join(new, others), opt_state, statistics), metrics
 
     return train_step
 
@@ -55,12 +76,6 @@ def compile_step(
     layout = jax.tree.map(lambda leaf: leaf.sharding, state)
     step = jax.jit(make_train_step(objective, config, seed), donate_argnums=0, out_shardings=(layout, None))
     return step.lower(state, batch).compile(compiler_options=None if options is None else dict(options))
-
-
-def average(old: dict, new: dict, decay: float, step: jax.Array) -> dict:
-    """Exponential moving average of parameters; early steps average over fewer, so that the start is forgotten."""
-    decay = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
-    return jax.tree.map(lambda a, b: (decay * a + (1.0 - decay) * b).astype(a.dtype), old, new)
 
 
 def accumulated_gradients(

@@ -10,7 +10,7 @@ from PIL import Image as PIL
 from configs import models
 from emu_jax import Emu
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError

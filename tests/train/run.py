@@ -5,7 +5,8 @@
     --restore FOLDER  restores this other run's newest checkpoint onto the mesh of WORKDIR's config, after training
     --config.a.b=c    overrides of tests/train/tiny.py
 
-Prints one line of JSON: devices, bytes of parameters in all and on the first device, digests of restored parameters.
+Prints one line of JSON: devices, bytes of parameters, of second moments and of the EMA, in all and on the first device,
+digests of restored parameters.
 """
 
 import argparse
@@ -76,7 +77,9 @@ def main() -> int:
 
 def train(config: ConfigDict, options: argparse.Namespace) -> dict:
     state = loop.train(config, options.workdir)
-    result = {"trained": describe(state.params)}
+    result = {"trained": describe(state.params), "moments": describe(state.opt_state[1].nu)}
+    if "ema" in state.statistics:
+        result["ema"] = describe(state.statistics["ema"])
     if options.restore:
         mesh = make_mesh(config.train.mesh)
         experiment = make_experiment(config, mesh)

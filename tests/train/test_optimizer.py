@@ -8,7 +8,8 @@ import pytest
 from configs import models, quickstart
 from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, schedule
+from emu_jax.models.paths import flatten
+from emu_jax.train.optimizer import OptimizerConfig, norms, schedule, updates
 
 
 def config(**changes) -> OptimizerConfig:
@@ -26,33 +27,42 @@ def test_schedule_warms_up_and_falls_to_the_final_fraction():
 
 
 def test_only_matrices_decay():
-    shapes = emu.abstract(emu.EmuConfig.from_dict(models.debug()))
-    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), shapes)
-    settings = config(weight_decay=1.0)
-    optimizer = make_optimizer(settings)
+    """Where there is no gradient, what is subtracted is the decay."""
+    fields = emu.EmuConfig.from_dict(models.debug())
+    shapes = emu.abstract(fields)
+    params = jax.tree.map(lambda leaf: jnp.full(leaf.shape, 2.0, leaf.dtype), shapes)
+    rates = {"vision": 1.0, "causal": 0.5, "llama": 0.25}
+    settings = config(weight_decay=0.1, learning_rate=rates)
+    found = settings.hyperparameters(emu.logical_axes(fields), shapes)
     zeros = jax.tree.map(jnp.zeros_like, params)
-    directions = jax.jit(lambda: optimizer.update(zeros, optimizer.init(params), params)[0])()
-    decayed = {name for name, leaf in _flat(directions).items() if bool((leaf != 0).any())}
-    assert {name.rsplit("/", 1)[-1] for name in decayed} == {"kernel"}
-    assert len(decayed) == sum(name.endswith("/kernel") for name in _flat(params))
-
-
-def _flat(tree, prefix=""):
-    flat = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}/") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+    changes = flatten(updates(zeros, params, jnp.asarray(0.5), found))
+    kernels = {name for name in changes if name.endswith("/kernel")}
+    assert {name for name, leaf in changes.items() if bool((leaf != 0).any())} == kernels
+    for name in kernels:
+        np.testing.assert_allclose(changes[name], 0.5 * rates[name.partition("/")[0]] * 0.1 * 2.0, rtol=1e-6)
 
 
 def test_each_part_has_its_own_rate():
-    ones = {part: {"x": jnp.ones(())} for part in ("vision", "ln_visual", "causal", "llama")}
-    moved = apply_updates(ones, ones, {"vision": 0.5, "causal": 0.25, "llama": 0.0})
+    shapes = {part: {"x": jax.ShapeDtypeStruct((), jnp.float32)} for part in ("vision", "ln_visual", "causal", "llama")}
+    settings = config(weight_decay=0.0, learning_rate={"vision": 0.5, "causal": 0.25, "llama": 0.0})
+    found = settings.hyperparameters({part: {"x": ()} for part in shapes}, shapes)
+    ones = {part: {"x": jnp.ones(())} for part in shapes}
+    moved = updates(ones, ones, jnp.asarray(0.5), found)
     assert {part: float(tree["x"]) for part, tree in moved.items()} == {
-        "vision": 0.5,
-        "ln_visual": 0.5,
-        "causal": 0.75,
-        "llama": 1.0,
+        "vision": 0.25,
+        "ln_visual": 0.25,
+        "causal": 0.125,
+        "llama": 0.0,
     }
+
+
+def test_norms_are_of_parts():
+    trees = {
+        "vision": {"a": jnp.asarray([3.0])},
+        "ln_visual": {"b": jnp.asarray([4.0])},
+        "llama": {"c": -jnp.ones((2, 2))},
+    }
+    assert {part: float(norm) for part, norm in norms(trees).items()} == {"vision": 5.0, "llama": 2.0}
 
 
 @pytest.mark.parametrize(
@@ -73,16 +83,19 @@ def test_wrong_settings_fail_at_construction(changes, message):
 
 
 def test_every_part_that_learns_has_a_rate():
-    parts = {"vision": {}, "ln_visual": {}, "causal": {}, "llama": {}}
+    def check(settings: OptimizerConfig, *parts: str) -> None:
+        settings.check({part: {"x": ()} for part in parts}, {part: {"x": jnp.ones(())} for part in parts})
+
+    parts = ("vision", "ln_visual", "causal", "llama")
     rates = {"vision": 0.0, "causal": 1e-3, "llama": 1e-3}
     settings = config(learning_rate=rates)
     assert settings.frozen == {"vision"}
-    settings.check_parts(parts)
-    settings.check_parts({"causal": {}, "llama": {}})
+    check(settings, *parts)
+    check(settings, "causal", "llama")
     message = r"config\.optimizer\.learning_rate has \['causal', 'llama', 'vision'\]; this objective trains llama"
     with pytest.raises(UserError, match=message):
-        settings.check_parts({"llama": {}})
+        check(settings, "llama")
     with pytest.raises(UserError, match=r"learning_rate has \['llama'\]; this objective trains causal, llama"):
-        config(learning_rate={"llama": 1e-3}).check_parts({"causal": {}, "llama": {}})
+        check(config(learning_rate={"llama": 1e-3}), "causal", "llama")
     with pytest.raises(UserError, match=r"config\.optimizer\.learning_rate is 0 for every part; nothing would learn"):
-        config(learning_rate=dict.fromkeys(rates, 0.0)).check_parts({})
+        check(config(learning_rate=dict.fromkeys(rates, 0.0)), *parts)

@@ -11,12 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emu_jax.train.checkpoint import load_for_inference, newest_folder
+from emu_jax.train.checkpoint import EMA_PREFIX, load_for_inference, newest_folder
 from emu_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "pictures_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
 STEPS = 8  # of tiny.get_config, with a checkpoint every third
+# What these runs have beside tiny.get_config: an EMA, and groups that freeze a parameter, a layer and token rows.
+GROUPS = (
+    '(("ln_visual/.*", 1.0, None, True), ("llama/blocks/0/.*", 1.0, None, True), '
+    '("llama/(embed|lm_head)/.*[:100]", 1.0, None, True), ("vision/blocks/1/.*", 0.5, 0.2, False))'
+)
+KEPT = ("--config.optimizer.ema_decay=0.9", f"--config.optimizer.groups={GROUPS}")
 
 
 def run(workdir: Path, documents: Path, *options: str, devices: int = 1) -> subprocess.CompletedProcess:
@@ -25,7 +31,15 @@ def run(workdir: Path, documents: Path, *options: str, devices: int = 1) -> subp
         "JAX_PLATFORMS": "cpu",
         "PYTHONPATH": str(ROOT),
     }
-    command = [sys.executable, "-m", "tests.train.run", str(workdir), f"--config.data.source={documents}", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.train.run",
+        str(workdir),
+        f"--config.data.source={documents}",
+        *KEPT,
+        *options,
+    ]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
@@ -58,11 +72,12 @@ def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     assert got == expected, f"killed at step {died_at}"
     one, other = (json.loads((newest_folder(w) / "meta" / "metadata").read_text()) for w in (whole, workdir))
     assert one["digests"] == other["digests"], "parameters, optimizer or statistics differ"
-    _, params, _, _ = load_for_inference(whole)
-    _, params_resumed, _, _ = load_for_inference(workdir)
-    for part in params:
-        for leaf, other_leaf in zip(*(_leaves(tree[part]) for tree in (params, params_resumed)), strict=True):
-            np.testing.assert_array_equal(leaf, other_leaf)
+    assert any(name.startswith(EMA_PREFIX) for name in one["digests"])
+    for weights in ("raw", "ema"):
+        params, resumed = (load_for_inference(path, weights=weights)[1] for path in (whole, workdir))
+        for part in params:
+            for leaf, other_leaf in zip(*(_leaves(tree[part]) for tree in (params, resumed)), strict=True):
+                np.testing.assert_array_equal(leaf, other_leaf, err_msg=weights)
 
 
 def _leaves(tree: dict) -> list[np.ndarray]:
@@ -114,7 +129,7 @@ def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout
         for name in ("loss", "text_loss", "regression_loss"):
             assert abs(a[name] - b[name]) <= 1e-4 * abs(a[name]), f"step {a['step']}: {name} {a[name]} and {b[name]}"
     report = json.loads(eight.stdout.splitlines()[-1])
-    for name in ("trained", "restored"):
+    for name in ("trained", "ema", "moments", "restored"):
         sizes = report[name]
         assert sizes["devices"] == 8
         # Norms, biases and what does not divide stay whole.

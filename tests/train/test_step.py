@@ -9,7 +9,8 @@ import pytest
 
 from configs import models
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import build_row, tokenize_document
+from emu_jax.data.packing import build_row
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
 from emu_jax.train import objective
@@ -50,7 +51,7 @@ def batch_of(document: Document, rows: int = 2) -> emu.Batch:
     pieces = tokenize_document(document, TOKENIZER, queries=queries, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES)
     size = model().vision.image_size
     row, _ = build_row(pieces, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES, image_size=size, pad_id=TOKENIZER.pad_id)
-    row.pop("splits")
+    row.pop("cuts")
     return emu.Batch(**{name: jnp.asarray(np.stack([value] * rows)) for name, value in row.items()})
 
 
@@ -87,38 +88,65 @@ def test_accumulated_micro_batches_are_the_whole_batch():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_a_frozen_part_does_not_move():
+def test_a_frozen_part_does_not_move_and_has_no_gradient_and_no_moments():
+    """Its share of the gradient's norm, which is clipped, is gone."""
     fields = tiny.get_config().optimizer
-    fields.learning_rate.vision = 0.0
-    config = OptimizerConfig.from_dict(fields)
-    goal = objective.pretrain(model(), IDS)
-    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
-    state = dataclasses.replace(state, total_steps=jnp.asarray(10))
-    step = jax.jit(make_train_step(goal, config, 0))
-    new: TrainState = step(state, batch_of(DOCUMENTS["image first"]))[0]
+    whole = objective.pretrain(model(), IDS)
+    news, rows = {}, {}
+    for name, rate in (("all", 1.2e-3), ("frozen", 0.0)):
+        fields.learning_rate.vision = rate
+        config = OptimizerConfig.from_dict(fields)
+        goal = objective.freeze(whole, config)
+        state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+        state = dataclasses.replace(state, total_steps=jnp.asarray(10))
+        news[name], rows[name] = jax.jit(make_train_step(goal, config, 0))(state, batch_of(DOCUMENTS["image first"]))
+    new: TrainState = news["frozen"]
     moved = {
         part: any(bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
         for part, pair in {part: (state.params[part], new.params[part]) for part in state.params}.items()
     }
     assert moved == {"vision": False, "ln_visual": False, "causal": True, "llama": True}
+    assert sorted(new.opt_state[1].mu) == ["causal", "llama"]
+    assert "grad_norm/vision" not in rows["frozen"]
+    rest = [float(rows["frozen"][f"grad_norm/{part}"]) for part in ("causal", "llama")]
+    assert rest == pytest.approx([float(rows["all"][f"grad_norm/{part}"]) for part in ("causal", "llama")], rel=1e-5)
+    assert float(rows["frozen"]["grad_norm"]) == pytest.approx(np.linalg.norm(rest), rel=1e-5)
+    assert float(rows["all"]["grad_norm"]) > 1.001 * float(rows["frozen"]["grad_norm"])
 
 
-def test_what_is_frozen_has_no_gradient_and_no_moments():
-    """Its share of the gradient's norm, which is clipped, is gone; the rest of the step is that of learning rate 0."""
-    fields = tiny.get_config().optimizer
-    fields.learning_rate.vision = 0.0
-    fields.clip_norm = 0.0
-    config = OptimizerConfig.from_dict(fields)
-    goal = objective.pretrain(model(), IDS)
-    frozen = objective.freeze(goal, config.frozen)
-    news, norms = [], []
-    for some in (goal, frozen):
-        state = create_state(some, config, 0, make_mesh({}, jax.devices()[:1]))
-        state = dataclasses.replace(state, total_steps=jnp.asarray(10))
-        new, metrics = jax.jit(make_train_step(some, config, 0))(state, batch_of(DOCUMENTS["image first"]))
-        news.append(new)
-        norms.append(float(metrics["grad_norm"]))
-    assert norms[1] < 0.999 * norms[0]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), news[0].params, news[1].params)
-    assert sorted(news[1].opt_state[1].mu) == ["causal", "llama"]
-    config.check_parts(frozen.split(frozen.logical_axes)[0])
+def test_norms_by_part_are_those_of_a_plain_computation():
+    """Of the gradient before it is clipped, of the parameters before the step, and of what the step takes from them."""
+    config = OptimizerConfig.from_dict(tiny.get_config().optimizer.to_dict() | {"clip_norm": 0.01})
+    goal = objective.freeze(objective.pretrain(model(), IDS), config)
+    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    state = dataclasses.replace(state, total_steps=jnp.asarray(10))
+    batch = batch_of(DOCUMENTS["image last"])
+    new, metrics = jax.jit(make_train_step(goal, config, 0))(state, batch)
+    grads = jax.grad(lambda p: goal.loss(p, state.statistics, batch, jax.random.key(0), goal.normalisers(batch))[0])
+    moved = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), state.params, new.params)
+    trees = {"grad_norm": grads(state.params), "update_norm": moved, "param_norm": state.params}
+    tops = {"vision": ("vision", "ln_visual"), "causal": ("causal",), "llama": ("llama",)}
+    for name, tree in trees.items():
+        for part, names in tops.items():
+            leaves = [leaf for top in names for leaf in jax.tree.leaves(tree[top])]
+            expected = np.sqrt(sum(np.square(np.float64(leaf)).sum() for leaf in leaves))
+            got = float(metrics[f"{name}/{part}"])
+            print(f"{name}/{part}: {got:.6g}, expected {expected:.6g}")
+            assert got == pytest.approx(expected, rel=1e-3 if name == "update_norm" else 1e-4) and expected > 0
+    parts = [float(metrics[f"grad_norm/{part}"]) for part in tops]
+    assert float(metrics["grad_norm"]) == pytest.approx(np.linalg.norm(parts), rel=1e-5)
+    assert float(metrics["grad_norm"]) > 0.01, "before clipping"
+
+
+@pytest.mark.parametrize(("document", "stopped"), [("image last", True), ("image first", False)])
+def test_a_part_without_a_gradient_shows(document, stopped):
+    """Where every image is a regression target and `stop_target_inputs` stops it, the encoder's norm is 0."""
+    fields = model().to_dict() | {"stop_target_inputs": True}
+    config = OptimizerConfig.from_dict(tiny.get_config().optimizer)
+    goal = objective.freeze(objective.pretrain(emu.EmuConfig.from_dict(fields), IDS), config)
+    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    batch = batch_of(DOCUMENTS[document])
+    if not stopped:
+        batch.visual_weights = jnp.zeros_like(batch.visual_weights)
+    _, metrics = jax.jit(make_train_step(goal, config, 0))(state, batch)
+    assert (float(metrics["grad_norm/vision"]) == 0.0) is stopped

@@ -1,0 +1,81 @@
+"""Where numbers go: rows of metrics.jsonl, TensorBoard, plots; norms by part for every kind of run."""
+
+import math
+import struct
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tensorboardX.proto.event_pb2 import Event
+
+from emu_jax.train.metrics import PLOTS, MetricsWriter, lines_of, plot_metrics, read_metrics
+
+NORMS = ("grad_norm", "update_norm", "param_norm")
+
+
+def events(workdir: Path) -> dict[tuple[str, int], float]:
+    """(tag, step) -> value, of every scalar that TensorBoard shows."""
+    found = {}
+    for path in sorted((workdir / "tensorboard").iterdir()):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = Event.FromString(data[at + 12 : at + 12 + length])
+            found |= {(value.tag, event.step): value.simple_value for value in event.summary.value}
+            at += length + 16
+    return found
+
+
+def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(tmp_path):
+    rows = [
+        {"loss": 3.0, "grad_norm": 5.0, "grad_norm/vision": 4.0, "text_loss/rare": math.nan, "text_loss/often": 1.0},
+        {"loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "text_loss/rare": 7.0, "text_loss/often": 2.0},
+    ]
+    writer = MetricsWriter(tmp_path, start=0, total=2)
+    for row in rows:
+        writer.note({name: jnp.asarray(value) for name, value in row.items()})
+    writer.hold(2, {name: jnp.asarray(value) for name, value in rows[-1].items()}, {"step_ms": 1.5})
+    writer.close()
+    expected = {"step": 2, "loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "step_ms": 1.5}
+    expected |= {"text_loss/rare": 7.0, "text_loss/often": 1.5}
+    assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
+    assert events(tmp_path) == {(name, 2): value for name, value in expected.items() if name != "step"}
+
+
+RUNS = {
+    "pretrain": ("trained", "", {"vision", "causal", "llama"}),
+    "instruct": ("instructed", "", {"llama"}),
+    "vae": ("drawing", "vae", {"vae"}),
+    "decoder": ("drawing", "unet", {"unet"}),
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_norms_by_part_of_every_kind_of_run(request, kind):
+    fixture, folder, parts = RUNS[kind]
+    workdir = request.getfixturevalue(fixture) / folder
+    shown = events(workdir)
+    for row in read_metrics(workdir / "metrics.jsonl"):
+        for name in NORMS:
+            found = {metric.partition("/")[2]: value for metric, value in row.items() if metric.startswith(f"{name}/")}
+            print(row["step"], name, found)
+            assert set(found) == parts
+            assert all(value > 0 for value in found.values())
+            for part, value in found.items():
+                assert shown[f"{name}/{part}", row["step"]] == pytest.approx(value, rel=1e-6)
+        total = np.linalg.norm([row[f"grad_norm/{part}"] for part in parts])
+        assert row["grad_norm"] == pytest.approx(total, rel=1e-5)
+        assert {name for name in row if name.startswith("learning_rate/")} == {
+            f"learning_rate/{part}" for part in parts
+        }
+        assert ("ema_decay" in row) == (kind == "decoder")
+
+
+def test_plots_show_the_whole_and_its_parts(trained, tmp_path):
+    known = {name for row in read_metrics(trained / "metrics.jsonl") for name in row}
+    for name in PLOTS["optimisation"][:4]:
+        parts = [f"{name}/{part}" for part in ("causal", "llama", "vision")]
+        assert lines_of(name, known) == (["grad_norm", *parts] if name == "grad_norm" else parts)
+    (tmp_path / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
+    assert tmp_path / "plots" / "optimisation.png" in plot_metrics(tmp_path)
