@@ -73,6 +73,7 @@ from tests.benchmarks.probe import (
     assign_folds,
     chance_reciprocal,
     mean_with_interval,
+    principal,
     unit,
     words,
 )
@@ -90,6 +91,7 @@ FOLDS = 5
 TEXT_WORDS, TEXT_DIMENSIONS = 48, 256
 PIXELS = 16  # side of the image that is read as it is
 SHUFFLES = 3
+FEW = 8  # principal directions that the second probe reads: as many as the model has queries
 NAMES = "emojibase-data-17.0.0.tgz"
 CLASSES = {"tone": 10, "role": 2, "group": 10, "topic": 10}  # training items that a class needs, else it is left out
 BATCH = 64
@@ -393,11 +395,12 @@ def measure(training: Training, steps: int, groups: dict[str, str]) -> Scores:
             scores |= classification(kind, *fitted)
         found.update({(name, encoder, read): score for name, score in scores.items()})
 
-    for (encoder, read), x in features_of(training, steps, [*known, *held]).items():
-        add(encoder, read, known, x)
-        if encoder == "trained":
-            for draw in range(SHUFFLES):
-                add(f"shuffled {draw}", read, shuffled(known, draw), x)
+    for (encoder, source), everything in features_of(training, steps, [*known, *held]).items():
+        for read, x in ((source, everything), (f"{source}, {FEW}", principal(everything, len(known), FEW))):
+            add(encoder, read, known, x)
+            if encoder == "trained":
+                for draw in range(SHUFFLES):
+                    add(f"shuffled {draw}", read, shuffled(known, draw), x)
     scores = [dataclasses.asdict(score) | {"of": of, "values": score.values.tolist()} for of, score in found.items()]
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps({"code": CODE, "scores": scores}), encoding="utf-8")
@@ -416,7 +419,8 @@ def summary(source: str, scores: Sequence[Scores]) -> Iterator[dict[str, Any]]:
             runs = []
             for found in scores:
                 draws = [f"{encoder} {draw}" for draw in range(SHUFFLES)] if encoder == "shuffled" else [encoder]
-                same = [found[name, draw, encoder if encoder == "pixels" else read] for draw in draws]
+                own = read.replace(read.partition(",")[0], encoder) if encoder == "pixels" else read
+                same = [found[name, draw, own] for draw in draws]
                 base = found[name, minus, read].values if minus else 0.0
                 runs.append(Run(np.mean([score.values for score in same], axis=0) - base, np.array(same[0].groups)))
             value, low, high = mean_with_interval(runs)

@@ -152,6 +152,15 @@ def _spectrum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.
     return values, basis, basis.T @ (x.T @ y)
 
 
+def principal(features: np.ndarray, known: int, directions: int) -> np.ndarray:
+    """[N, F] -> [N, K]: the first K principal directions of the first `known` items, after standardising by them."""
+    features = np.asarray(features, np.float64)
+    mean, scale, _ = _moments(features[:known], features[:known, :0])
+    standardised = (features - mean) / scale
+    values, basis, _ = _spectrum(standardised[:known], standardised[:known, :0])
+    return standardised @ basis[:, np.argsort(-values, kind="stable")[:directions]]
+
+
 # ---------------------------------------------------------------- ranks
 
 

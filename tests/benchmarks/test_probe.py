@@ -16,7 +16,16 @@ from emu_jax.data.prepared import Record, Records, StoredPicture, file_entry, sh
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 from tests.benchmarks.benchmark_probe import Item, check_settings, hold_out, items_of, retrieval
-from tests.benchmarks.probe import PENALTIES, Ranks, Ridge, Run, TextVectors, assign_folds, mean_with_interval
+from tests.benchmarks.probe import (
+    PENALTIES,
+    Ranks,
+    Ridge,
+    Run,
+    TextVectors,
+    assign_folds,
+    mean_with_interval,
+    principal,
+)
 
 
 def test_ranks_of_a_matrix() -> None:
@@ -70,6 +79,17 @@ def test_ridge_chooses_its_penalty() -> None:
     nothing = Ridge.fit(x, noise, documents).penalty
     assert exact == PENALTIES[0]
     assert nothing >= 1.0
+
+
+def test_principal_directions_are_of_the_known_items() -> None:
+    rng = np.random.default_rng(0)
+    told = rng.normal(size=(50, 1)) * [1.0, 2.0, -3.0] + [5.0, 0.0, 0.0]  # one direction, on three scales
+    x = np.concatenate([told + rng.normal(scale=1e-3, size=told.shape), [[5.0, 0.0, 0.0]]])
+    first = principal(x, 50, 1)
+    assert first.shape == (51, 1)
+    np.testing.assert_allclose(abs(np.corrcoef(first[:50, 0], told[:, 1])[0, 1]), 1.0, atol=1e-4)
+    np.testing.assert_allclose(first[:50].std(0), np.sqrt(3.0), atol=1e-3)  # three standardised columns in one
+    assert (principal(np.concatenate([x[:50], [[9.0, 9.0, 9.0]]]), 50, 1)[:50] == first[:50]).all()
 
 
 def test_folds_are_even_and_stay() -> None:
