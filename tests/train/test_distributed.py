@@ -75,6 +75,7 @@ def message(error: str) -> str:
 
 # How the first process's own rows are filled.
 DESCRIBING = {"pad_fraction", "slot_occupancy", "documents", "split_documents", "faulty_documents"}
+DESCRIBING |= {"predicted_share", "read_share"}
 
 
 def assert_losses_agree(one: Path, other: Path) -> None:
