@@ -30,9 +30,13 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Builds `train_step`; randomness (dropout, noise) follows from seed and step number alone: resuming repeats it.
 
-    Beside the objective's own, its metrics are the L2 norms, over all trainable parameters and by part, of the gradient
-    before clipping and of what is subtracted from the parameters, of the trainable parameters before it is; the peak
-    learning rate of each part times the schedule; and the EMA's decay.
+    It adds to the objective's metrics, each float32 []:
+
+        grad_norm, grad_norm/<part>   L2 norm of the gradient before clipping, of all parts and of one
+        update_norm/<part>            L2 norm of what is subtracted from the parameters, learning rate included
+        param_norm/<part>             L2 norm of the trainable parameters before that
+        learning_rate/<part>          the part's peak learning rate times the schedule
+        ema_decay                     where an EMA is kept
     """
     optimizer = make_optimizer(config)
     trees = (objective.split(tree)[0] for tree in (objective.logical_axes, objective.shapes))

@@ -123,7 +123,7 @@ def test_norms_by_part_are_those_of_a_plain_computation():
     new, metrics = jax.jit(make_train_step(goal, config, 0))(state, batch)
     grads = jax.grad(lambda p: goal.loss(p, state.statistics, batch, jax.random.key(0), goal.normalisers(batch))[0])
     moved = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), state.params, new.params)
-    trees = {"grad_norm": grads(state.params), "update_norm": moved, "param_norm": state.params}
+    trees = {"grad_norm": jax.jit(grads)(state.params), "update_norm": moved, "param_norm": state.params}
     tops = {"vision": ("vision", "ln_visual"), "causal": ("causal",), "llama": ("llama",)}
     for name, tree in trees.items():
         for part, names in tops.items():

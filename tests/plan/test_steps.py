@@ -1,0 +1,52 @@
+"""Steps as they are planned: what a config freezes is frozen in the small steps too, whose layers are fewer."""
+
+import jax
+import pytest
+
+from configs import models, pretrain
+from emu_jax.plan import steps
+from emu_jax.train.mesh import make_mesh
+
+
+@pytest.fixture
+def config():
+    found = pretrain.get_config()
+    found.model = models.debug()
+    found.data.update({"batch_rows": 2, "row_images": 1, "row_tokens": 32})
+    return found
+
+
+@pytest.mark.parametrize(
+    ("groups", "frozen"),
+    [
+        ((), set()),
+        ((("vision/blocks/1/.*", 1.0, None, True),), set()),
+        (
+            ((r"(vision|llama)/blocks/.*norm.*/scale", 1.0, None, True), (".*norm.*", 0.5, None, False)),
+            {f"{name}/scale" for name in ("vision/blocks/norm1", "vision/blocks/norm2")}
+            | {f"llama/blocks/{name}_norm/scale" for name in ("attn", "mlp")},
+        ),
+        ((("llama/embed/embedding[-4:]", 1.0, None, False), ("llama/embed/.*", 1.0, None, True)), set()),
+    ],
+)
+def test_groups_of_a_small_step(config, groups, frozen):
+    config.optimizer.groups = groups
+    small = steps.shallow(config, {"vision": 1, "causal": 1, "llama": 1})
+    entries = small.optimizer.groups
+    assert {pattern.replace("\\", "") for pattern, *_ in entries} == frozen
+    assert all(rest == [1.0, None, True] for _, *rest in entries)
+    mesh = make_mesh({}, jax.devices()[:1])
+    whole, part = steps.pretrain(config, mesh, 0), steps.pretrain(small, mesh, 0)
+    assert (whole.moving - part.moving) > 0, "two layers' gradients and one's"
+
+
+def test_an_ema_is_held_beside_the_parameters(config):
+    mesh = make_mesh({}, jax.devices()[:1])
+    config.optimizer.ema_decay = 0.999
+    config.optimizer.groups = (("llama/.*", 1.0, None, True),)
+    held = steps.pretrain(config, mesh, 0).held
+    parameters = steps.pretrain(config, mesh, 0).moving  # of what is trained, float32 both
+    print(held)
+    assert held["EMA"] == parameters < held["parameters"]
+    config.optimizer.ema_decay = 0.0
+    assert "EMA" not in steps.pretrain(config, mesh, 0).held
