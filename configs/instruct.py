@@ -1,14 +1,25 @@
 """Instruction tuning as the paper did it: low-rank adapters on the attention of the language model, all else frozen.
 
+emu-jax prepare chats --in sharegpt --out data/sharegpt
+emu-jax prepare chats --in alpaca --out data/alpaca
 emu-jax prepare chats --in llava_instruct_150k.json --set pictures=train2017 --out data/llava
 emu-jax prepare videochat --in videochat_instruct_11k.json --set films=WebVid --out data/videochat
-emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set films=ActivityNet --out data/video_chatgpt
-emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.data.source=data/llava \\
-    --config.tokenizer.path=llama_tokenizer.model
+emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set films=ActivityNet turns=1 --out data/video_chatgpt
+emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.tokenizer.path=llama_tokenizer.model \\
+    --config.data.mixture.sharegpt.source=data/sharegpt --config.data.mixture.alpaca.source=data/alpaca \\
+    --config.data.mixture.llava.source=data/llava --config.data.mixture.videochat.source=data/videochat \\
+    --config.data.mixture.video_chatgpt.source=data/video_chatgpt
 
-Rank 16, alpha 16, dropout 0.05 are the reference's; batch 128, 10,000 steps, rate 1e-5 and the warm-up are from memory,
-unverified. Of chats the answers are learnt, of other documents all text.
-Over int8 weights: `emu-jax convert --int8`, and `--config.model.llama.int8=True` here.
+A set that you do not have: `--config.data.mixture.NAME.weight=0`. One of yours: `--config.data.mixture.mine.source=…`
+and its weight, or `--config.data.source=…` for that one in place of all.
+
+That these are the sets has two sources [X]. How the paper mixed them is not published: here each is read as often as it
+has samples [I], see `SETS`. Rank 16, alpha 16, dropout 0.05 are the reference's [C]; batch 128, 10,000 steps, rate 1e-5
+and 500 steps of warm-up are from memory, unverified [M]; clipping at 1.0, and pretraining's betas, eps and decay, are
+inferred [I]. A step has as many packed rows as hold 128 samples on average.
+
+Of chats the answers are learnt, of other documents all text. Over int8 weights: `emu-jax convert --int8`, and
+`--config.model.llama.int8=True` here.
 """
 
 from ml_collections import ConfigDict
@@ -16,9 +27,18 @@ from ml_collections import ConfigDict
 from configs import pretrain, quickstart
 from emu_jax.config import choose
 
+# Thousands of samples of each set: 10,000 steps of 128 samples are 3.1 passes over every one.
+SETS = {
+    "sharegpt": 90,  # conversations [I]: copies have 52 to 125, the one that is passed on most 90; the paper's: unknown
+    "alpaca": 52,  # instructions; its authors' page and lists of such sets count 52,002 [X]
+    "llava": 158,  # chats about an image: 58 + 23 + 77 on its authors' page; others count 157,712 in the file [X]
+    "videochat": 11,  # 7 descriptions and 4 chats on its authors' page; a survey counts 11 [X]
+    "video_chatgpt": 100,  # questions about a video, each a sample (turns=1); its paper, and a survey [X]
+}
+
 
 def published() -> ConfigDict:
-    """Adapters for the published sizes, on weights in bfloat16."""
+    """Adapters for the published sizes, on weights in bfloat16, from the paper's five sets."""
     config = pretrain.pretrain_14b()
     config.objective = "instruct"
     config.init = ConfigDict({"emu": "weights/emu", "llama": "", "vision": ""})
@@ -26,8 +46,8 @@ def published() -> ConfigDict:
     config.model.llama.lora_targets = ("q", "k", "v", "o")
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
     config.model.causal.dropout = 0.0
-    config.data.update({"batch_rows": 128, "shards": 16})
-    config.data.mixture = ConfigDict({})
+    config.data.update({"batch_samples": 128, "batch_rows": 0, "shards": 16})
+    config.data.mixture = ConfigDict({name: pretrain.source(thousands) for name, thousands in SETS.items()})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
     config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
     config.train.checkpoint_every = 1000
@@ -49,7 +69,7 @@ def mini() -> ConfigDict:
     config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
     config.model.llama.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")
     config.model.regression_loss_weight = 0.0
-    config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "row_images": 6, "batch_rows": 6})
+    config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "batch_rows": 6})
     config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
     config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})
     config.train.update({"minutes": 4.0})

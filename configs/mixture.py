@@ -19,9 +19,7 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
     config.model.llama.context = 2048
     config.model.regression_loss_weight = 1.0
     config.tokenizer.update({"model_type": "bpe", "also": ()})
-    config.data.update(
-        {"source": "", "row_tokens": 2048, "row_images": 13, "batch_rows": 2, "packing_window": 512, "max_faults": 0.02}
-    )
+    config.data.update({"source": "", "row_tokens": 2048, "batch_rows": 2, "packing_window": 512, "max_faults": 0.02})
     config.data.mixture = ConfigDict(
         {
             "fluent": source(f"{folder}/fluent", 128),
@@ -39,4 +37,4 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
 
 def source(folder: str, weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, read for ever."""
-    return {"source": folder, "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+    return {"source": folder, "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}

@@ -55,12 +55,16 @@ def emu_14b() -> ConfigDict:
             },
             "dtype": "bfloat16",
             "param_dtype": "float32",
+            "init": "reference",
+            "float32_gradients": False,
             "remat": "full",
             "unroll": False,
             "loss_chunk": 256,
             # The weight of the two losses is published nowhere; 1 : 1 is inferred.
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,
+            "loss_mean": "tokens",
+            "learn_image_token": False,  # published: the model never learns when to begin an image
             "standardise": False,
             "stop_target_inputs": False,
             "pixel_mean": CLIP_MEAN,
@@ -86,7 +90,7 @@ def mini() -> ConfigDict:
     # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
     model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
     model.update({"dtype": "float32", "remat": "none", "unroll": True, "loss_chunk": 48})
-    model.update({"standardise": True, "stop_target_inputs": True})
+    model.update({"init": "scaled", "standardise": True, "stop_target_inputs": True})
     return model
 
 

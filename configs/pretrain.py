@@ -6,9 +6,8 @@ emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the othe
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
     --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
 
-On v5p as it is, 4 rows a chip (62.7 GiB); on v5e with `--config.train.mesh.data=2 --config.train.mesh.fsdp=128`, 1 row
-a chip (14.4 GiB): `emu-jax plan` says so (launch/laptop-to-pod.md). `config.optimizer.accumulate_steps` keeps the batch
-on fewer chips.
+`emu-jax plan` says what fits which chips (the tables in launch/laptop-to-pod.md are of 8 images a row, not of this
+config's 21). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
 
 10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
 --config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the
@@ -23,7 +22,7 @@ from emu_jax.config import choose
 
 def source(weight: float, subsequences: bool = False) -> dict:
     """A folder of `emu-jax prepare`, named by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
-    return {"source": "", "split": "train", "weight": weight, "epochs": 0, "subsequences": subsequences}
+    return {"source": "", "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}
 
 
 def pretrain_14b() -> ConfigDict:
@@ -42,8 +41,9 @@ def pretrain_14b() -> ConfigDict:
                 "split": "train",
                 "seed": 0,
                 "row_tokens": 2048,
-                # As many as your documents show in 2,048 tokens: `emu-jax inspect-data` tells. Short captions need 20.
-                "row_images": 8,
+                # As many as the paper's mixture shows in 2,048 tokens (tests/benchmarks/benchmark_packing.py);
+                # `emu-jax inspect-data` tells what fits yours, 0 measures it.
+                "row_images": 21,
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, here a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
@@ -51,7 +51,14 @@ def pretrain_14b() -> ConfigDict:
                 "shards": 64,
                 "workers": 1,
                 "max_faults": 0.02,
+                "batch_samples": 0,
+                "max_padding": 0.2,
+                "predicted_share": 1.0,  # every image is read and predicted
+                "chat_cut": "turn",
+                "video_frames": 8,
+                "frame_sampling": "random",  # [M]; the reference's fixed rule is known of inference alone
                 # The paper's batch sizes [N]. MMC4's pictures were chosen by similarity when they were prepared.
+                "mixture_unit": "samples",
                 "mixture": {
                     "laion_2b": source(128),
                     "laion_coco": source(128),

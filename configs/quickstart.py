@@ -19,6 +19,7 @@ def get_config() -> ConfigDict:
     model.llama.vocab_size = 0  # the tokenizer's
     # The clipped gradient is shared: at 1 captions learn first and the embeddings' R2 stays below a half.
     model.regression_loss_weight = 4.0
+    model.learn_image_token = True  # a name alone is followed by its image, a caption by </s>
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -30,13 +31,21 @@ def get_config() -> ConfigDict:
                 "split": "train",
                 "seed": 0,
                 "row_tokens": 96,
-                "row_images": 4,
+                "row_images": 0,  # measured: 4 for these captions
                 "batch_rows": 8,
+                "batch_samples": 0,
+                "max_padding": 1.0,
                 "packing_window": 256,
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.0,
+                "video_frames": 8,
+                "frame_sampling": "random",
                 "mixture": {},
+                "mixture_unit": "samples",
+                # Of documents of any kind: the images of half are predicted, those of the others read.
+                "predicted_share": 0.5,
+                "chat_cut": "turn",
                 # Every picture is captioned; every other one is also drawn from its caption, which teaches the
                 # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.
                 "pairs": {

@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
+from emu_jax.generate.text import EndedBy, Ends
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 from emu_jax.train.checkpoint import check_weights, is_checkpoint, load_for_inference, weights_of_parts
@@ -44,11 +45,18 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedText:
-    """A continuation: its text, its token ids (without <s> and </s>), and score = sum of log p / length ** penalty."""
+    """A continuation.
+
+    Attributes:
+      token_ids: without <s> and what ended it. score: sum of log p / length ** penalty.
+      ended_by: "eos" where the model wrote </s>, "image" where it began an image, "length" where it had no more tokens;
+        "closed": an answer whose stream was left.
+    """
 
     text: str
     token_ids: list[int]
     score: float
+    ended_by: EndedBy | Literal["closed"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +168,11 @@ class Emu:
         config = emu.EmuConfig.from_dict(fields)
         return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws, place)
 
+    @property
+    def ends(self) -> Ends:
+        """Token ids with which this model ends a text: </s>, and [IMG] where it has learnt to begin images."""
+        return (self.tokenizer.eos_id, self.tokenizer.img_id)[: 1 + self.config.learn_image_token]
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """Tells models apart: SHA-256 over the config, the tokenizer and the first values of every parameter."""
@@ -204,7 +217,7 @@ class Emu:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[GeneratedText]:
-        """Continues prompts that mix text and pictures, until </s> or max_new_tokens.
+        """Continues prompts that mix text and pictures, until </s>, an image that the model begins, or max_new_tokens.
 
         Args:
           num_beams: beam search with so many beams; 1 decodes greedily, or samples when temperature is above 0.
@@ -213,9 +226,20 @@ class Emu:
             that make up the probability `top_p`.
         """
         check_decoding(num_beams, max_new_tokens, temperature, top_p)
-        inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
         decoding = text.Decoding(min_length, length_penalty, temperature, top_k, top_p)
-        static = {"config": self.config, "eos": self.tokenizer.eos_id, "max_new_tokens": max_new_tokens}
+        return self._generate_text(prompts, self.ends, num_beams, max_new_tokens, decoding, seed)
+
+    def _generate_text(
+        self,
+        prompts: Sequence[Prompt],
+        ends: Ends,
+        num_beams: int,
+        max_new_tokens: int,
+        decoding: text.Decoding,
+        seed: int = 0,
+    ) -> list[GeneratedText]:
+        inputs, valid = self._inputs(prompts, new_tokens=max_new_tokens)
+        static = {"config": self.config, "ends": ends, "max_new_tokens": max_new_tokens}
         with self.scope():
             if num_beams > 1:
                 tokens, scores = text.beam_search(self.params, inputs, valid, decoding, beams=num_beams, **static)
@@ -223,9 +247,8 @@ class Emu:
                 tokens, scores = text.generate(self.params, inputs, valid, jax.random.key(seed), decoding, **static)
         results = []
         for row, score in zip(np.asarray(tokens), np.asarray(scores), strict=True):
-            ids = row.tolist()
-            ids = ids[: ids.index(self.tokenizer.eos_id)] if self.tokenizer.eos_id in ids else ids
-            results.append(GeneratedText(self.tokenizer.decode(ids), ids, float(score)))
+            ids, ended_by = text.cut(row.tolist(), ends)
+            results.append(GeneratedText(self.tokenizer.decode(ids), ids, float(score), ended_by))
         return results
 
     def chat(self, system: str | None = None) -> Chat:
@@ -333,19 +356,22 @@ class Emu:
         seed: int = 0,
         **drawing: Any,
     ) -> list[GeneratedText | GeneratedImage]:
-        """Continues a document with texts and pictures in turn.
+        """Continues a document with texts and images in turn.
 
         Args:
           pattern: "text" or "image" for every item to come. Without it the model decides: a text ends where it writes
-            [IMG], and a picture follows; </s> ends the reply.
+            [IMG], and an image follows; </s> ends the reply. Only models trained with `model.learn_image_token` write
+            [IMG]: the published ones and others reply with one text.
           drawing: settings of `generate_image`.
 
-        Drawn pictures enter the context as the pictures they are.
+        Drawn images enter the context as the images they are.
         """
         if max_items < 1 or any(kind not in ("text", "image") for kind in pattern or ()):
             raise UserError(
                 f"continue_document: max_items={max_items}, pattern={pattern}; expected at least 1, and text or image"
             )
+        check_decoding(1, max_new_tokens, 0.0, 1.0)
+        ends = (self.tokenizer.eos_id, self.tokenizer.img_id)  # whatever a model has learnt, an image is no text
         parts: list[str | Picture] = list(document)
         items: list[GeneratedText | GeneratedImage] = []
         kinds = list(pattern)[:max_items] if pattern is not None else None
@@ -357,17 +383,13 @@ class Emu:
                 parts.append(drawn.image)
                 kind = "text"
             else:
-                text = self.generate_text([parts], max_new_tokens=max_new_tokens)[0]
-                asks = self.tokenizer.img_id in text.token_ids
-                if asks:
-                    ids = text.token_ids[: text.token_ids.index(self.tokenizer.img_id)]
-                    text = dataclasses.replace(text, text=self.tokenizer.decode(ids), token_ids=ids)
-                if text.token_ids:
-                    items.append(text)
-                    parts.append(text.text)
-                if kinds is None and not asks:
+                written = self._generate_text([parts], ends, 1, max_new_tokens, text.Decoding())[0]
+                if written.token_ids:
+                    items.append(written)
+                    parts.append(written.text)
+                if kinds is None and written.ended_by != "image":
                     break
-                if kinds is not None and not text.token_ids:
+                if kinds is not None and not written.token_ids:
                     break  # the model has nothing more to say
                 kind = "image"
             if kinds is not None and len(items) < len(kinds):

@@ -29,6 +29,7 @@ from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
+from emu_jax.models.flops import forward_flops
 from emu_jax.plan.topology import peak_flops
 from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.mesh import batch_shardings, make_mesh
@@ -154,14 +155,14 @@ def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: i
     tokens = min(TOKENS, config.llama.context // 4)
     inputs = jax.random.normal(jax.random.key(1), (rows, tokens, config.llama.width))
     valid = jnp.ones((rows, tokens), bool)
-    static = {"config": config, "eos": 0, "max_new_tokens": tokens}
+    static = {"config": config, "ends": (0,), "max_new_tokens": tokens}
     decoding = text.Decoding(min_length=tokens + 2)  # never </s>: every row writes all its tokens
 
     def run() -> Any:
         return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
 
     # The LLM over prompt and continuation, and the token head over the continuation alone.
-    forward = emu.forward_flops(config, 0, rows, 2 * tokens)
+    forward = forward_flops(config, 0, rows, 2 * tokens)
     flops = forward["llama"] + forward["adapters"] + forward["attention"]
     flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
     shape = f"{rows} x {tokens} tokens after {tokens}"

@@ -91,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect_data.add_argument(
         "--out", type=Path, metavar="PAGE.html", help="write a page of histograms and packed rows"
     )
+    inspect_data.add_argument("--json", type=Path, metavar="FILE.json", help="write what was counted")
     inspect_data.add_argument("--rows", type=int, default=12, help="packed rows on the page")
     inspect_data.add_argument("--batches", type=int, default=64, help="batches to count")
     inspect_data.add_argument("--verify", action="store_true", help="read every file whole and compare its digest")

@@ -44,7 +44,8 @@ def inspect_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.data.inspect import inspect as run
 
     config = load_config(options.config, overrides)
-    print(run(config, options.out, rows=options.rows, batches=options.batches, verify=options.verify))
+    settings = {"rows": options.rows, "batches": options.batches, "verify": options.verify, "counts": options.json}
+    print(run(config, options.out, **settings))
     return 0
 
 

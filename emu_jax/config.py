@@ -1,7 +1,8 @@
 """Experiment configs: `configs/quickstart.py:variant` and `--config.a.b=c` overrides -> a validated ConfigDict.
 
 A config file holds `get_config(variant: str = …) -> ConfigDict`. Values given on the command line are
-read as Python literals (plain words as strings) and must be of the field's type.
+read as Python literals (plain words as strings) and must be of the field's type. An override sets a field that the
+config has; in the groups of `OPEN_GROUPS` it may also add an entry, or a field to an entry.
 
 An installed wheel carries the project's `configs` (setup.py): where the user has no file `configs/quickstart.py`, its
 own is taken, and a config of one's own may begin with `from configs import quickstart` there too.
@@ -21,6 +22,9 @@ from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError, nearest
 
+# Groups whose entries the user names. What an entry holds is checked by who reads the group: this module does not know
+# its fields.
+OPEN_GROUPS = (("data", "mixture"),)
 SHIPPED = Path(__file__).with_name("shipped")  # holds `configs` in a wheel; a checkout has them at its root
 
 
@@ -69,7 +73,7 @@ def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file:
 def override(config: ConfigDict, text: str) -> None:
     """Sets one field, in place, from `--config.<field>=<value>`.
 
-    >>> config = ConfigDict({"data": {"source": "fluent_emoji", "shards": 1}, "rate": 1.0})
+    >>> config = ConfigDict({"data": {"source": "fluent_emoji", "shards": 1, "mixture": {}}, "rate": 1.0})
     >>> override(config, "--config.data.shards=16")
     >>> override(config, "--config.rate=1e-4")
     >>> config.data.shards, config.rate
@@ -77,33 +81,60 @@ def override(config: ConfigDict, text: str) -> None:
     >>> override(config, "--config.data.shard=4")
     Traceback (most recent call last):
     emu_jax.errors.UserError: --config.data.shard: config.data has no field 'shard'; did you mean shards?
+
+    Entries of `OPEN_GROUPS` may be new:
+
+    >>> override(config, "--config.data.mixture.mine.source=data/mine")
+    >>> override(config, "--config.data.mixture.mine.weight=16")
+    >>> config.data.mixture.to_dict()
+    {'mine': {'source': 'data/mine', 'weight': 16}}
     """
     flag, separator, text = text.partition("=")
-    if not flag.startswith("--config.") or not separator:
+    path = flag.removeprefix("--config.").split(".")
+    if not flag.startswith("--config.") or not separator or not all(path):
         raise UserError(f"{flag}: expected --config.<field>=<value>")
-    *parents, name = flag.removeprefix("--config.").split(".")
+    open_from = next((len(group) for group in OPEN_GROUPS if tuple(path[: len(group)]) == group), len(path))
     node: Any = config
-    for depth, part in enumerate([*parents, name]):
-        where = ".".join(["config", *parents[:depth]])
+    for depth, part in enumerate(path):
+        where = ".".join(["config", *path[:depth]])
+        if isinstance(node, ConfigDict) and part not in node and depth >= open_from:
+            if len(path) == open_from + 1:
+                raise UserError(
+                    f"{flag}: {where} has no {part!r} to set; a new one is made by setting a field of it, as in "
+                    f"--config.{'.'.join(path[:open_from])}.mine.<field>=<value>"
+                )
+            value = _literal(text)
+            for name in reversed(path[depth + 1 :]):
+                value = ConfigDict({name: value})
+            with node.unlocked():
+                node[part] = value
+            return
         if not isinstance(node, ConfigDict) or part not in node:
             known = list(node) if isinstance(node, ConfigDict) else []
             raise UserError(f"{flag}: {where} has no field {part!r}; did you mean {nearest(part, known)}?")
-        if depth < len(parents):
+        if depth < len(path) - 1:
             node = node[part]
+    name = path[-1]
     if isinstance(node[name], ConfigDict):
-        fields = ", ".join(node[name])
+        fields = ", ".join(node[name]) or "none yet"
         raise UserError(
-            f"{flag} is a group of fields ({fields}); set one of them, as in {flag}.{next(iter(node[name]))}=…"
+            f"{flag} is a group of fields ({fields}); set one of them, as in {flag}.{next(iter(node[name]), 'mine')}=…"
         )
     with node.unlocked():
         node[name] = _parse(flag, text, node[name])
 
 
-def _parse(flag: str, text: str, old: Any) -> Any:
+def _literal(text: str) -> Any:
+    """A Python literal, true or false, or else the text itself."""
     try:
-        value = ast.literal_eval(text)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        value = {"true": True, "false": False}.get(text.lower(), text)
+        return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def _parse(flag: str, text: str, old: Any) -> Any:
+    """A value of the old one's type."""
+    value = _literal(text)
     if isinstance(old, str):
         return text
     if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):

@@ -14,6 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import pairs
 from emu_jax.evaluate.compare import differing
 from emu_jax.models import emu
+from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
@@ -78,7 +79,7 @@ def test_builds(name):
     assert low < count < high
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     assert optimizer.frozen == (frozenset({"vision"}) if "frozen" in name else frozenset())
-    flops = emu.forward_flops(model, 1, 1, config.data.row_tokens)
+    flops = forward_flops(model, 1, 1, config.data.row_tokens)
     assert flops.pop("adapters") == 0 and min(flops.values()) > 0
     assert config.data.row_tokens <= model.llama.context
 

@@ -9,6 +9,7 @@ from emu_jax import bench
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.models import emu
+from emu_jax.models.flops import forward_flops
 from emu_jax.plan.topology import CHIPS
 from tests.train import tiny
 
@@ -52,7 +53,7 @@ def test_a_table_of_consistent_figures(documents, tmp_path, capsys, monkeypatch)
     config = load_config(tiny.__file__, [f"--config.data.source={documents}"])
     bench.make_experiment(config).stream.close()
     model = emu.EmuConfig.from_dict(config.model)
-    assert timings[5]["flops"] == 3 * sum(emu.forward_flops(model, 8 * 8, 8, 64).values())
+    assert timings[5]["flops"] == 3 * sum(forward_flops(model, 8 * 8, 8, 64).values())
 
 
 def test_mfu_needs_a_peak():

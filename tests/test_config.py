@@ -9,7 +9,9 @@ SOURCE = """
 from ml_collections import ConfigDict
 
 def get_config(variant: str = "plain"):
-    return ConfigDict({"variant": variant, "a": {"rate": 1.0, "steps": 3, "on": True, "sizes": (1, 2)}, "name": "x"})
+    web = {"source": "", "weight": 64.0}
+    a = {"rate": 1.0, "steps": 3, "on": True, "sizes": (1, 2)}
+    return ConfigDict({"variant": variant, "a": a, "name": "x", "data": {"mixture": {"web": web}, "more": {}}})
 """
 
 
@@ -54,11 +56,42 @@ def test_variants(file):
         ("--config.a.on=1", r"--config\.a\.on=1: expected bool like True, got int"),
         ("--config.a=1", r"--config\.a is a group of fields \(.*\); set one of them"),
         ("--config.a.rate", r"expected --config\.<field>=<value>"),
+        ("--config.a..rate=2", r"expected --config\.<field>=<value>"),
+        ("--config.data.more=2", r"--config\.data\.more is a group of fields \(none yet\); set one of them"),
+        ("--config.data.more.x=2", r"config\.data\.more has no field 'x'"),
+        ("--config.data.mixtures.mine.source=x", r"config\.data has no field 'mixtures'; did you mean mixture\?"),
+        ("--config.data.mixture=x", r"is a group of fields \(web\); set one of them"),
+        ("--config.data.mixture.web=x", r"is a group of fields \(source, weight\); set one of them"),
+        (
+            "--config.data.mixture.mine=x",
+            r"--config\.data\.mixture\.mine: config\.data\.mixture has no 'mine' to set; a new one is made by setting "
+            r"a field of it, as in --config\.data\.mixture\.mine\.<field>=<value>",
+        ),
+        ("--config.data.mixture.web.source.x=2", r"config\.data\.mixture\.web\.source has no field 'x'"),
+        ("--config.data.mixture.web.weight=x", r"mixture\.web\.weight=x: expected float like 64\.0, got str"),
     ],
 )
 def test_overrides_that_cannot_be(file, override, message):
     with pytest.raises(UserError, match=message):
         load_config(file, [override])
+
+
+def test_entries_of_a_mixture_may_be_new(file):
+    """And so may fields of an entry; what they hold is a Python literal, or a text."""
+    overrides = (
+        "mine.source=data/mine",
+        "mine.weight=16",
+        "mine.pairs.order=text_first",
+        "web.epochs=2",
+        "web.weight=1",
+    )
+    config = load_config(file, [f"--config.data.mixture.{text}" for text in overrides])
+    assert config.data.mixture.to_dict() == {
+        "mine": {"source": "data/mine", "weight": 16, "pairs": {"order": "text_first"}},
+        "web": {"source": "", "weight": 1.0, "epochs": 2},
+    }
+    assert type(config.data.mixture.web.weight) is float, "a field that was there keeps its type"
+    assert load_config(file).data.mixture.to_dict() == {"web": {"source": "", "weight": 64.0}}
 
 
 def test_json_round_trip(file):

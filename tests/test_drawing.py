@@ -1,7 +1,9 @@
 """Drawing through the API and the command line: seeds, sizes, files and their metadata, interleaved replies."""
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -61,6 +63,31 @@ def test_documents_go_on_as_the_caller_says(model):
     items = model.continue_document(["a red bar"], pattern=("text", "image"), max_items=1, **FAST)
     assert [type(item) for item in items] in ([GeneratedText], [])
     assert all(isinstance(item, GeneratedText) for item in model.continue_document([PICTURE], max_items=1, **FAST))
+
+
+def test_a_model_that_begins_images_decides(model):
+    """[IMG] is made likelier than the word that would come: of a model that has learnt it no text holds it."""
+    prompt, img = ["a red bar"], model.tokenizer.img_id
+    word = model.generate_text([prompt], max_new_tokens=1)[0].token_ids[0]
+    params = jax.tree.map(lambda leaf: leaf, model.params)
+    head = params["llama"]["lm_head"]["kernel"]
+    params["llama"]["lm_head"]["kernel"] = head.at[:, img].set(2 * head[:, word])
+    learnt, published = (
+        Emu(
+            dataclasses.replace(model.config, learn_image_token=learns),
+            params,
+            model.statistics,
+            model.tokenizer,
+            model.decoder,
+        )
+        for learns in (True, False)
+    )
+    items = learnt.continue_document(prompt, max_items=2, max_new_tokens=4, **FAST)
+    assert isinstance(items[0], GeneratedImage) and len(items) <= 2, items
+    (text,) = learnt.generate_text([prompt], max_new_tokens=4)
+    assert (text.token_ids, text.text, text.ended_by) == ([], "", "image")
+    (text,) = published.generate_text([prompt], max_new_tokens=4)
+    assert text.token_ids[0] == img and text.ended_by == "length", "as the reference decodes: it was never a label"
 
 
 @pytest.mark.parametrize(

@@ -38,6 +38,7 @@ CLOUD = "tests/launch/test_scripts.py::test_commands_of_the_example"
 BENCHMARKS = "tests/evaluate/test_benchmark_runs.py"
 # The pretraining of 14 B parameters is run by no test; what the compiler says of it is written down.
 LLAMA = "tests/convert/test_llama.py"
+TUNED = "tests/train/test_instruct.py::test_the_five_sets_are_one_stream"
 PLANNED = "launch/laptop-to-pod.md::4. A plan, before anything is rented"
 # The first pattern that is found in a command -> what runs it: HERE, a test, a line of .ci/run, or a documented check.
 RUNS = {
@@ -61,7 +62,7 @@ RUNS = {
     r"^emu-jax train --config configs/pretrain\.py:14b ": PLANNED,
     r"^emu-jax train --config configs/decoder\.py:published": PLANNED,
     r"^emu-jax precompute --model runs/emu ": "tests/train/test_decoder.py",
-    r"^emu-jax train --config configs/instruct\.py --workdir runs/emu-i ": "tests/train/test_instruct.py",
+    r"^emu-jax train --config configs/instruct\.py --workdir runs/emu-i ": TUNED,
     r"^emu-jax train --config configs/ablations/": "tests/test_ablations.py::test_builds",
     r"^emu-jax train --config configs/mixture\.py": "tests/launch/test_mixture_data.py",
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",

@@ -69,11 +69,23 @@ class Document:
 
     Attributes:
       text_weight: scales the cross-entropy of the document's tokens.
-      visual_weight: scales the regression of its images.
+      visual_weight: scales the regression of its images; 0: they are only read.
       max_tokens: where its sequence ends; 0: where its parts do.
+      window: where it is longer than a row, a visit reads one piece of at most a row, which begins at random.
     """
 
     parts: tuple[Text | Image, ...]
     text_weight: float = 1.0
     visual_weight: float = 1.0
     max_tokens: int = 0
+    window: bool = False
+
+    def read_only(self) -> Document:
+        """The same, with images that are read and not predicted."""
+        return dataclasses.replace(self, visual_weight=0.0)
+
+    @property
+    def is_read(self) -> bool:
+        """Whether something that is learnt follows an image: only then an image can be read."""
+        first = next((place for place, part in enumerate(self.parts) if isinstance(part, Image)), len(self.parts))
+        return self.text_weight > 0 and any(isinstance(part, Text) and part.text for part in self.parts[first:])

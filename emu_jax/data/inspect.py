@@ -6,6 +6,7 @@ file is named, a page (`rows_page.py`) that draws packed rows as a person reads 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -20,12 +21,21 @@ from emu_jax.train.experiment import make_model_config, make_tokenizer
 OBJECTIVES = ("pretrain", "instruct")
 
 
-def inspect(config: ConfigDict, out: Path | None, *, rows: int, batches: int, verify: bool) -> str:
+def inspect(
+    config: ConfigDict,
+    out: Path | None,
+    *,
+    rows: int,
+    batches: int,
+    verify: bool,
+    counts: Path | None = None,
+) -> str:
     """Reads `batches` batches of what the config would train on, and tells what they hold.
 
     Args:
       out: a page of histograms and of the first `rows` packed rows.
       verify: of prepared folders, compare every file with its digest first.
+      counts: a JSON file of what was counted (`Survey.counts`).
 
     Raises:
       UserError: the config or its data cannot be read, a file is damaged, or the page cannot be written.
@@ -38,9 +48,10 @@ def inspect(config: ConfigDict, out: Path | None, *, rows: int, batches: int, ve
         )
     if batches < 1 or rows < 0:
         raise UserError(f"--batches {batches} --rows {rows}; expected at least 1 batch, and 0 rows or more")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        found = "is a folder" if out.is_dir() else f"there is no folder {out.parent}"
-        raise UserError(f"--out {out}: {found}; name an HTML file in a folder that exists")
+    for flag, file, what in (("--out", out, "an HTML"), ("--json", counts, "a JSON")):
+        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+            found = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
+            raise UserError(f"{flag} {file}: {found}; name {what} file in a folder that exists")
     data = DataConfig.from_dict(config.data)
     verified = _verify(data, config.model.vision.image_size) if verify else []
     tokenizer = make_tokenizer(config, data)
@@ -52,17 +63,24 @@ def inspect(config: ConfigDict, out: Path | None, *, rows: int, batches: int, ve
         image_size=model.vision.image_size,
         batches=batches,
         rows=0 if out is None else rows,
+        learn_image_token=model.learn_image_token,
     )
     lines = [*verified, *([""] if verified else []), describe(found)]
+    if counts is not None:
+        _write("--json", counts, json.dumps(found.counts(), indent=2) + "\n")
     if out is not None:
-        partial = out.with_name(out.name + ".partial")
-        try:
-            partial.write_text(draw_page(found), encoding="utf-8")
-            partial.replace(out)
-        except OSError as error:
-            raise UserError(f"--out {out}: cannot be written ({error.strerror}); name a file elsewhere") from error
+        _write("--out", out, draw_page(found))
         lines += ["", f"{out}: {len(found.rows)} rows"]
     return "\n".join(lines)
+
+
+def _write(flag: str, file: Path, text: str) -> None:
+    partial = file.with_name(file.name + ".partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(file)
+    except OSError as error:
+        raise UserError(f"{flag} {file}: cannot be written ({error.strerror}); name a file elsewhere") from error
 
 
 def _verify(data: DataConfig, image_size: int) -> list[str]:

@@ -1,8 +1,9 @@
 """Several sources as one stream: which source the n-th record comes from, and which of its records that is.
 
-Weights 8 : 4 : 1 give 13 records in a fixed pattern, over and over, as evenly spread as can be. Each source is shuffled
-as a whole, anew in every epoch. A source with a number of epochs ends there and the others go on by their weights;
-when all have ended, the stream ends.
+Weights 8 : 4 : 1 give 13 records in a fixed pattern, over and over, as evenly spread as can be. Where weights count
+samples or tokens, a source's share of the records is its weight divided by what its records hold on average
+(`samples.py` measures it). Each source is shuffled as a whole, anew in every epoch. A source with a number of epochs
+ends there, and the others continue by their weights; when all have ended, the stream ends.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import grain
 from emu_jax.errors import UserError, check_fields
 
 LONGEST_PATTERN = 100_000
+UNITS = ("samples", "records", "tokens")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +31,11 @@ class SourceConfig:
 
     Attributes:
       source, split: as `config.data.source` and `split`.
-      weight: of its records among all sources' records; 0 leaves it out.
+      weight: its share beside the other sources' weights, in units of `config.data.mixture_unit`; 0 leaves it out.
       epochs: passes over it; 0 never ends.
       subsequences: of web documents, take MMC4's two sequences in place of the whole (`sources.subsequences`).
+      text_weight, visual_weight: scale the two losses of its documents.
+      pairs: fields of `config.data.pairs` that differ for this source.
     """
 
     source: str
@@ -39,27 +43,35 @@ class SourceConfig:
     weight: float = 1.0
     epochs: int = 0
     subsequences: bool = False
+    text_weight: float = 1.0
+    visual_weight: float = 1.0
+    pairs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, name: str, fields: Mapping[str, Any]) -> SourceConfig:
         where = f"config.data.mixture.{name}"
         check_fields(cls, where, fields)
-        config = cls(**dict(fields))
+        config = cls(**(dict(fields) | {"pairs": dict(fields.get("pairs", {}))}))
         if not 0 <= config.weight < math.inf or config.epochs < 0:
             raise UserError(
                 f"{where}: weight {config.weight}, epochs {config.epochs}; expected a weight and epochs of 0 or more"
             )
+        for field in ("text_weight", "visual_weight"):
+            if not 0 <= getattr(config, field) < math.inf:
+                raise UserError(f"{where}.{field}={getattr(config, field)}; expected 0 or more")
         return config
 
 
 def pattern(weights: Sequence[float]) -> list[int]:
     """Sources in turn, each as often as its weight says: [2, 1] -> [0, 1, 0].
 
+    Weights that repeat only after more than `LONGEST_PATTERN` records are rounded to that many.
+
     >>> pattern([4, 2, 1])
     [0, 1, 0, 2, 0, 1, 0]
 
     Raises:
-      UserError: weights without a short pattern, such as 1 and 1.000001.
+      UserError: a weight of less than one record in so many.
     """
     exact = [Fraction(weight).limit_denominator(LONGEST_PATTERN) for weight in weights]
     scale = math.lcm(*(fraction.denominator for fraction in exact))
@@ -67,10 +79,12 @@ def pattern(weights: Sequence[float]) -> list[int]:
     common = math.gcd(*counts)
     counts = [count // common for count in counts]
     if sum(counts) > LONGEST_PATTERN or 0 in counts:
-        raise UserError(
-            f"config.data.mixture: weights {list(weights)} repeat only after {sum(counts):,} records; expected "
-            "small whole numbers, such as 128, 64 and 16"
-        )
+        counts = [round(LONGEST_PATTERN * weight / sum(weights)) for weight in weights]
+        if 0 in counts:
+            raise UserError(
+                f"config.data.mixture: of {LONGEST_PATTERN:,} records, weights {list(weights)} give a source none; "
+                "expected weights that are nearer to one another, or 0 to leave a source out"
+            )
     # The k-th of n stands at (k + 1/2) / n of the pattern.
     places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
     return [source for _, source in sorted(places)]
@@ -134,11 +148,18 @@ class Selection(grain.transforms.DatasetSelectionMap):
         return phase[index - start]
 
 
-def mix(lengths: Mapping[str, int], sources: Mapping[str, SourceConfig], seed: int) -> grain.MapDataset:
+def mix(
+    lengths: Mapping[str, int],
+    sources: Mapping[str, SourceConfig],
+    seed: int,
+    per_record: Mapping[str, float] | None = None,
+) -> grain.MapDataset:
     """A stream of (number of the source, index of its record).
 
     Args:
       lengths: records of each source, by name and in order.
+      per_record: how many units, in which weights count, a record of each source holds on average; None: weights count
+        records.
     """
     streams = []
     for number, (name, length) in enumerate(lengths.items()):
@@ -146,7 +167,7 @@ def mix(lengths: Mapping[str, int], sources: Mapping[str, SourceConfig], seed: i
         stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(name.encode()))[:].shuffle()
         stream = stream.repeat(sources[name].epochs or None)
         streams.append(stream.map(functools.partial(_numbered, number)))
-    weights = [sources[name].weight for name in lengths]
+    weights = [sources[name].weight / (per_record[name] if per_record else 1) for name in lengths]
     selection = Selection([len(stream) for stream in streams], weights)
     return grain.MapDataset.select_from_datasets(streams, selection)
 

@@ -1,195 +1,21 @@
-"""Documents -> token sequences -> fixed rows of S tokens and I image slots.
+"""Sequences -> fixed rows of S tokens and I image slots.
 
-A document reads `<s> text [IMG] <image>*Q [/IMG] text … </s>`. A row holds whole documents one after the other;
-an image is never split, and documents of a row that show the same picture share its slot.
+A row holds whole sequences (`sequence.py`) one after the other; an image is never split, and sequences of a row that
+show the same image share its slot.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.images import PictureError
-from emu_jax.data.system_messages import SYSTEM_MESSAGES
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.sequence import TokenizedDocument
 from emu_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class TokenizedDocument:
-    """One document's sequence of T positions.
-
-    Attributes:
-      tokens: int32 [T].
-      text_weights: float32 [T], of classifying this token from the position before it; 0 for the first token and
-        for [PAD], <image>, [IMG], [/IMG].
-      visual_weights: float32 [T], of regressing this position's input embedding; at every <image> and [/IMG].
-      slots: int32 [T], index into `images` at every <image>, -1 elsewhere.
-      continues: whether this is a later piece of a document that was too long for a row.
-      source: number of the source it is from.
-    """
-
-    tokens: np.ndarray
-    text_weights: np.ndarray
-    visual_weights: np.ndarray
-    slots: np.ndarray
-    images: tuple[Image, ...]
-    continues: bool = False
-    source: int = 0
-
-    def __len__(self) -> int:
-        return len(self.tokens)
-
-
-@dataclasses.dataclass
-class _Sequence:
-    """A sequence under construction."""
-
-    document: Document
-    tokenizer: Tokenizer
-    source: int
-    tokens: list[int]
-    text: list[bool]
-    visual: list[bool]
-    slots: list[int]
-    images: list[Image]
-
-    @classmethod
-    def start(cls, document: Document, tokenizer: Tokenizer, source: int) -> _Sequence:
-        return cls(document, tokenizer, source, [tokenizer.bos_id], [False], [False], [-1], [])
-
-    def add_text(self, ids: Sequence[int], learnt: Sequence[bool]) -> None:
-        self.tokens += ids
-        self.text += learnt
-        self.visual += [False] * len(ids)
-        self.slots += [-1] * len(ids)
-
-    def add_image(self, image: Image, queries: int) -> None:
-        t = self.tokenizer
-        self.tokens += [t.img_id, *[t.image_id] * queries, t.img_end_id]
-        self.text += [False] * (queries + 2)
-        self.visual += [False, *[True] * (queries + 1)]
-        self.slots += [-1, *[len(self.images)] * queries, -1]
-        self.images.append(image)
-
-    def finish(self) -> TokenizedDocument:
-        role = self.document.parts[-1].role if self.document.parts and isinstance(self.document.parts[-1], Text) else ""
-        self.add_text([self.tokenizer.eos_id], [role in LEARNT])
-        return TokenizedDocument(
-            tokens=np.array(self.tokens, np.int32),
-            text_weights=np.array(self.text, np.float32) * self.document.text_weight,
-            visual_weights=np.array(self.visual, np.float32) * self.document.visual_weight,
-            slots=np.array(self.slots, np.int32),
-            images=tuple(self.images),
-            source=self.source,
-        )
-
-
-def _text_ids(document: Document, index: int, part: Text, tokenizer: Tokenizer) -> list[int]:
-    """Ids of `part`, the text at `index`, stripped beside an image as the reference strips beside special tokens."""
-    text, role = part.text, part.role
-    if role == "system" and text in SYSTEM_MESSAGES:
-        return tokenizer.encode(text, add_bos=False)
-    if index > 0 and isinstance(document.parts[index - 1], Image):
-        text = text.lstrip()
-    if index + 1 < len(document.parts) and isinstance(document.parts[index + 1], Image):
-        text = text.rstrip()
-    return tokenizer.encode_plain(text)
-
-
-LEARNT = ("", "assistant")  # whose texts are: of a chat, the answers
-
-
-def _turns(document: Document) -> list[str]:
-    """Of each part the role that begins a turn there, or "". A picture belongs to the turn of the text after it."""
-    roles, role = [], ""
-    for part in reversed(document.parts):
-        role = part.role if isinstance(part, Text) else role
-        roles.append(role)
-    roles.reverse()
-    return [role if role != before else "" for before, role in zip(["", *roles], roles, strict=False)]
-
-
-def tokenize_document(
-    document: Document, tokenizer: Tokenizer, *, queries: int, row_tokens: int, row_images: int, source: int = 0
-) -> list[TokenizedDocument]:
-    """A document -> one sequence, or several when it is longer than a row.
-
-    >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
-    >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
-    >>> (found,) = tokenize_document(Document((cat, Text("a cat"))), tokenizer, queries=2, row_tokens=16, row_images=1)
-    >>> found.tokens.tolist()  # <s> [IMG] <image> <image> [/IMG] a cat </s>
-    [1, 8, 10, 10, 9, 3, 4, 2]
-    >>> found.text_weights.astype(int).tolist()
-    [0, 0, 0, 0, 0, 1, 1, 1]
-    >>> found.visual_weights.astype(int).tolist()
-    [0, 0, 1, 1, 1, 0, 0, 0]
-
-    It is split between parts, as late as possible; only a single text longer than a row is split inside, between
-    tokens. Every piece is a document of its own, from <s> to </s>.
-
-    A chat reads `<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …` (the reference's prompts; that every
-    answer ends in </s> is inferred). Its answers and their </s> are learnt.
-
-    Args:
-      queries: Q, embeddings of an image.
-      row_tokens, row_images: S and I, what a row holds.
-      source: number of the source it is from, of those that are mixed.
-    """
-    image_length = queries + 2
-    if row_tokens < image_length + 2 or row_images < 1:
-        raise UserError(
-            f"config.data.row_tokens={row_tokens}, row_images={row_images}: a row must hold <s>, one image of "
-            f"{image_length} tokens and </s>: at least {image_length + 2} tokens and 1 image"
-        )
-    room = row_tokens - 1  # for everything but </s>
-    left = document.max_tokens - 2 if document.max_tokens else sys.maxsize  # without <s> and </s>
-    sequence, finished = _Sequence.start(document, tokenizer, source), []
-
-    def write(ids: list[int], learnt: list[bool]) -> None:
-        nonlocal sequence, left
-        ids = ids[: min(len(ids), left)]
-        left -= len(ids)
-        if len(sequence.tokens) + len(ids) > room and len(sequence.tokens) > 1:
-            finished.append(sequence.finish())
-            sequence = _Sequence.start(document, tokenizer, source)
-        while ids:
-            cut = min(room - len(sequence.tokens), len(ids))
-            sequence.add_text(ids[:cut], learnt[:cut])
-            ids, learnt = ids[cut:], learnt[cut:]
-            if ids:
-                finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer, source)
-
-    turns = _turns(document)
-    for index, part in enumerate(document.parts):
-        mark = tokenizer.turn_ids(turns[index]) if turns[index] else []
-        if isinstance(part, Text):
-            ids = _text_ids(document, index, part, tokenizer)
-            learnt = [part.role in LEARNT] * len(ids)
-            if part.role == "assistant" and index + 1 < len(turns) and turns[index + 1]:
-                ids, learnt = [*ids, tokenizer.eos_id], [*learnt, True]
-            write([*mark, *ids], [*([False] * len(mark)), *learnt])
-        else:
-            write(mark, [False] * len(mark))
-            if image_length > left:
-                break
-            left -= image_length
-            if len(sequence.tokens) + image_length > room or len(sequence.images) == row_images:
-                finished.append(sequence.finish())
-                sequence = _Sequence.start(document, tokenizer, source)
-            sequence.add_image(part, queries)
-        if not left:
-            break
-    if len(sequence.tokens) > 1 or not finished:
-        finished.append(sequence.finish())
-    return [finished[0], *(dataclasses.replace(piece, continues=True) for piece in finished[1:])]
-
+CONTINUES, CUT = 1, 2  # bits of a row's `cuts`
 
 # Ways to fill a row: how much a choice prefers large documents to an even use of tokens and images, and of which
 # proportion of the two it takes for even, relative to what is left.
@@ -265,7 +91,7 @@ def _check_fits(documents: Sequence[TokenizedDocument], row_tokens: int, row_ima
     if tokens > row_tokens or pictures > row_images:
         raise UserError(
             f"packing: {tokens} tokens and {pictures} pictures do not fit a row of config.data.row_tokens={row_tokens} "
-            f"and row_images={row_images}; split the document by tokenize_document with these sizes"
+            f"and row_images={row_images}; cut the document by tokenize_document with these sizes"
         )
 
 
@@ -295,8 +121,9 @@ def build_row(
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis), and its faults.
 
     images uint8 [I, H, W, 3]; tokens, segments, slots, sources int32 [S]; text_weights, visual_weights float32 [S].
-    Beside them `splits` int32 [S]: 1 where a document begins that continues one that was cut. Without images, none is
-    read; else they are read into `images`, black as given, where it is.
+    Beside them `cuts` int32 [S], at a document's first position: `CONTINUES` where it continues one that was cut, plus
+    `CUT` where that goes on behind it. Without images, none is read; otherwise they are read into `images`, black as
+    given, where it is.
 
     A document with a picture that cannot be read stays in its place, but with weights of 0 and black pictures: the
     rows were planned before a picture was read. A fault is the document's source and what is wrong.
@@ -309,7 +136,7 @@ def build_row(
         "sources": np.zeros(row_tokens, np.int32),
         "text_weights": np.zeros(row_tokens, np.float32),
         "visual_weights": np.zeros(row_tokens, np.float32),
-        "splits": np.zeros(row_tokens, np.int32),
+        "cuts": np.zeros(row_tokens, np.int32),
     }
     if with_images:
         shape = (row_images, image_size, image_size, 3)
@@ -333,7 +160,7 @@ def build_row(
         row["segments"][piece] = number
         row["slots"][piece] = lookup[document.slots]
         row["sources"][piece] = document.source
-        row["splits"][piece.start] = document.continues
+        row["cuts"][piece.start] = CONTINUES * document.continues + CUT * document.cut
         broken = [unreadable[image.key] for image in document.images if image.key in unreadable]
         if broken:
             faults.append((document.source, broken[0]))
@@ -344,13 +171,19 @@ def build_row(
 
 
 def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, float]:
-    """How full a batch is: share of padding positions, share of image slots in use, tokens, pictures, documents."""
+    """How full a batch is: share of padding positions, share of image slots in use, tokens, images, documents; and of
+    the documents with images, which share has them predicted and which share only reads them."""
     used = (batch["slots"][..., None] == np.arange(row_images)).any(1)  # [B, I]
     live = batch["segments"] > 0
+    documents = batch["segments"] + np.arange(len(live))[:, None] * (batch["segments"].max() + 1)  # one number each
+    shown = len(np.unique(documents[batch["slots"] >= 0]))
+    predicted = len(np.unique(documents[(batch["slots"] >= 0) & (batch["visual_weights"] > 0)]))
     return {
         "pad_fraction": float(1.0 - live.mean()),
         "slot_occupancy": float(used.mean()),
         "tokens": float(live.sum()),
         "pictures": float(used.sum()),
         "documents": float(batch["segments"].max(1).sum()),
+        "predicted_share": predicted / max(shown, 1),
+        "read_share": (shown - predicted) / max(shown, 1),
     }

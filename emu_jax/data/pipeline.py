@@ -3,8 +3,8 @@
 In: `config.data`, a tokenizer and what the model expects of a picture. Out: an iterator of dicts with the fields of
 `models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
 
-    records ─ mixed, shuffled ─ tokens ─ windows of `packing_window` records ─ K shards ─ packed ─ rows ─ batch
-             (a MapDataset: any position of the stream can be computed alone)    (state: window, row in it)
+    windows of packed rows (windows.py) ─ K shards ─ rows ─ batch
+    (any of them can be computed alone)    (state: window, row in it)
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
 hold, and of their rows decodes the pictures of its own alone. So the batches depend on K, not on the number of hosts,
@@ -24,14 +24,19 @@ import grain
 import numpy as np
 from absl import flags
 
-from emu_jax.data.mixture import SourceConfig, mix
-from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
+from emu_jax.data.frames import FRAMES, FrameSampling
+from emu_jax.data.mixture import UNITS, SourceConfig
+from emu_jax.data.packing import CONTINUES, batch_metrics, build_row
+from emu_jax.data.row_sizes import size_rows
+from emu_jax.data.samples import Samples
+from emu_jax.data.sequence import CHAT_CUTS, TokenizedDocument
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 4  # counts up when the same settings begin to give other batches, or a state to say something else
-DESCRIBING = ("slots", "segments", "sources", "splits")  # what the batch's own description is made of
+STREAM = 5  # counts up when the same settings begin to give other batches, or a state to say something else
+DESCRIBING = ("slots", "segments", "sources", "cuts", "visual_weights")  # what the batch's own description is made of
 ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
 
@@ -63,11 +68,20 @@ class DataConfig:
       source, split: a folder of `emu-jax prepare` and its split, `fluent_emoji` and one of its splits, or a .jsonl file
         (its split is not read).
       mixture: where `source` is empty, several by name, with their weights.
-      row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts.
+      mixture_unit: what these weights count: samples (packed sequences), records, or tokens.
+      predicted_share: share of documents whose images are predicted; those of the others are only read. With 1 and
+        without `model.stop_target_inputs`, as published, every image is both.
+      chat_cut: what becomes of a chat behind a cut: "turn" repeats the system message and the images so far before the
+        next question, "drop" leaves the rest out.
+      row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts. row_images 0: as many as fit the
+        documents, measured at start.
+      batch_samples: where batch_rows is 0, samples of a batch on average, of which batch_rows follows at start.
+      max_padding: share of padding above which a run is refused; 1 refuses none.
       packing_window: records that are packed together; more fill rows better and cost memory.
       shards: K; it divides batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable pictures; they are left out of the loss.
+      video_frames, frame_sampling: how many of a prepared video's frames a sample shows, and which (`FrameSampling`).
     """
 
     source: str
@@ -82,18 +96,43 @@ class DataConfig:
     shards: int = 1
     max_faults: float = 0.0
     mixture: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
+    mixture_unit: str = "samples"
+    predicted_share: float = 1.0
+    chat_cut: str = "turn"
+    batch_samples: int = 0
+    max_padding: float = 1.0
+    video_frames: int = FRAMES
+    frame_sampling: str = "random"
 
     def __post_init__(self):
-        for name in ("row_tokens", "row_images", "batch_rows", "packing_window", "shards"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least 1")
+        _ = self.frames  # raises where they are wrong
+        # Grain cannot count the windows of an endless stream where each is one record.
+        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least {least}")
+        if self.row_images < 0:
+            raise UserError(
+                f"config.data.row_images={self.row_images}; expected 0, which measures and chooses, or more"
+            )
+        if min(self.batch_rows, self.batch_samples) < 0 or not self.batch_rows + self.batch_samples:
+            raise UserError(
+                f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows of a "
+                "batch, or 0 and the samples that its rows hold on average"
+            )
         if self.batch_rows % self.shards:
             raise UserError(
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
                 "expected as many rows of every shard"
             )
-        if not 0 <= self.max_faults <= 1:
-            raise UserError(f"config.data.max_faults={self.max_faults}; expected a share of 0 to 1")
+        for name in ("max_faults", "predicted_share", "max_padding"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"config.data.{name}={getattr(self, name)}; expected a share of 0 to 1")
+        for name, known in (("mixture_unit", UNITS), ("chat_cut", CHAT_CUTS)):
+            if getattr(self, name) not in known:
+                raise UserError(f"config.data.{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
+        for name, entry in self.mixture.items():
+            check_fields(PairOrder, f"config.data.mixture.{name}.pairs", entry.pairs)
+            dataclasses.replace(self.pairs, **entry.pairs)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> DataConfig:
@@ -103,6 +142,11 @@ class DataConfig:
         mixture = {name: SourceConfig.from_dict(name, entry) for name, entry in entries.items()}
         mixture = {name: entry for name, entry in mixture.items() if entry.weight}
         return cls(**(dict(fields) | {"pairs": PairOrder(**dict(fields["pairs"])), "mixture": mixture}))
+
+    @property
+    def frames(self) -> FrameSampling:
+        """Which frames of a video a sample shows."""
+        return FrameSampling(self.video_frames, self.frame_sampling)
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
@@ -127,48 +171,16 @@ class DataConfig:
                 ".jsonl file or fluent_emoji"
             )
         return {
-            name: open_source(s.source, s.split, image_size, self.pairs, subsequences=s.subsequences)
+            name: open_source(
+                s.source,
+                s.split,
+                image_size,
+                dataclasses.replace(self.pairs, **s.pairs),
+                subsequences=s.subsequences,
+                frames=self.frames,
+            )
             for name, s in self.sources.items()
         }
-
-
-class _Documents:
-    """Grain transform: (source, record index) -> its tokenized documents."""
-
-    def __init__(self, sources: Sequence[Source], tokenizer: Tokenizer, data: DataConfig, queries: int):
-        self._sources, self._tokenizer, self._data, self._queries = sources, tokenizer, data, queries
-
-    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
-        source, index = place
-        return [
-            piece
-            for document in self._sources[source].documents(index, rng)
-            for piece in tokenize_document(
-                document,
-                self._tokenizer,
-                queries=self._queries,
-                row_tokens=self._data.row_tokens,
-                row_images=self._data.row_images,
-                source=source,
-            )
-        ]
-
-
-class _Rows:
-    """Grain transform: a window of records' documents -> rows of them, in an order that hides their fullness."""
-
-    max_fan_out = 1_000_000  # asked for by Grain; a window never gives more rows than documents
-
-    def __init__(self, data: DataConfig):
-        self._data = data
-
-    def pack(self, window: list[list[TokenizedDocument]], rng: np.random.Generator) -> list[list[TokenizedDocument]]:
-        documents = [piece for record in window for piece in record]
-        packed = pack_window(documents, self._data.row_tokens, self._data.row_images)
-        return [packed[row] for row in rng.permutation(len(packed))]
-
-    def flat_map(self, rows: list[list[TokenizedDocument]]) -> list[list[TokenizedDocument]]:
-        return rows
 
 
 Built = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # a row's arrays, and its faults
@@ -258,7 +270,7 @@ class _Shard:
       places: of the shard's part of a batch, the rows that this host decodes.
     """
 
-    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: _Rows, places: list[int]):
+    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: Rows, places: list[int]):
         per_batch = data.batch_rows // data.shards
 
         def assemble(built: list[Built]) -> dict[str, Any]:
@@ -301,10 +313,11 @@ class Pipeline:
     """An iterator of batches whose state can be taken and given back; endless unless every source has its epochs.
 
     Args:
-      data: `config.data`.
+      data: `config.data`; sizes of rows that it leaves open are measured and chosen.
       tokenizer: its vocabulary is the model's.
       queries, image_size: Q and pixels of a side, as the model reads pictures.
-      own: this host's rows of every batch (`train.mesh.own_rows`), in order; None: all.
+      own: rows of a batch -> this host's of them (`train.mesh.own_rows`), in order; None: all.
+      learn_image_token: label [IMG], so that the model learns when an image comes.
     """
 
     def __init__(
@@ -314,29 +327,26 @@ class Pipeline:
         *,
         queries: int,
         image_size: int,
-        own: Sequence[int] | None = None,
+        own: Callable[[int], list[int]] | None = None,
+        learn_image_token: bool = False,
     ):
         sources = data.open(image_size)
         self.sources = list(sources)  # their names, by number
-        self.fingerprint = _fingerprint(data, sources, tokenizer, queries, image_size)
-        self._data, self._sources, self._tokenizer = data, sources, tokenizer
-        self._queries, self._image_size = queries, image_size
-        self._own = list(range(data.batch_rows) if own is None else own)
+        samples = Samples(sources, tokenizer, data, queries, learn_image_token)
+        self.data, self.fill = size_rows(data, samples, queries)
+        self.samples = samples.with_rows(self.data)
+        self.fingerprint = _fingerprint(self.data, sources, tokenizer, queries, image_size, learn_image_token)
+        self._tokenizer, self._image_size = tokenizer, image_size
+        self._windows = make_windows(self.samples, self.data)
+        self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`
         self._shards: dict[int, _Shard] = {}
         self._start(0)
 
     def _start(self, offset: int) -> None:
         """Makes the shards anew, from the window `offset` of the stream on."""
-        data = self._data
-        rows = _Rows(data)
-        windows = (
-            mix({name: len(source) for name, source in self._sources.items()}, data.sources, data.seed)
-            .seed(data.seed)
-            .random_map(_Documents(list(self._sources.values()), self._tokenizer, data, self._queries))
-            .batch(data.packing_window, drop_remainder=False, batch_fn=list)
-            .random_map(rows.pack)[offset:]
-        )
+        data, rows = self.data, Rows(self.data)
+        windows = self._windows[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         per_batch = data.batch_rows // data.shards
@@ -354,7 +364,7 @@ class Pipeline:
             part = next(shard)
             faults = part.pop("faults")
             whole = part["whole"]
-            shard.counts["split_documents"] += int(whole["splits"].sum())
+            shard.counts["split_documents"] += int((whole["cuts"] & CONTINUES).sum())
             for source, name in enumerate(self.sources):
                 documents = _documents(whole, source)
                 shard.counts[f"documents/{name}"] += documents
@@ -363,7 +373,7 @@ class Pipeline:
             self._judge(faults)
         wholes = [part.pop("whole") for part in parts]
         batch, self._whole = _join(parts), _join(wholes)
-        del batch["splits"]
+        del batch["cuts"]
         if len(self.sources) == 1:
             del batch["sources"]
         return batch
@@ -372,16 +382,16 @@ class Pipeline:
         for source, message in faults:
             name = self.sources[source]
             found, documents = self.count(f"faults/{name}"), self.count(f"documents/{name}")
-            if found > self._data.max_faults * max(documents, ENOUGH):
+            if found > self.data.max_faults * max(documents, ENOUGH):
                 raise UserError(
                     f"config.data source {name}: {found} of its first {documents} documents have unreadable pictures, "
-                    f"more than config.data.max_faults={self._data.max_faults}; the last: {message}"
+                    f"more than config.data.max_faults={self.data.max_faults}; the last: {message}"
                 )
 
     @property
-    def continued(self) -> np.ndarray:
-        """int32 [B, S], of the newest batch's rows: 1 where a document begins that continues one that was cut."""
-        return self._whole["splits"]
+    def cuts(self) -> np.ndarray:
+        """int32 [B, S], of the newest batch's rows: at each document's first position how it was cut (`build_row`)."""
+        return self._whole["cuts"]
 
     def count(self, name: str) -> int:
         """Of all batches so far: `split_documents` (cuts through over-long ones), `documents/…` and `faults/…` of a
@@ -391,7 +401,7 @@ class Pipeline:
     def describe(self) -> dict[str, float]:
         """Counts and shares of the newest batch, and counts of the whole run so far."""
         faults = sum(self.count(f"faults/{name}") for name in self.sources)
-        described = batch_metrics(self._whole, self._data.row_images)
+        described = batch_metrics(self._whole, self.data.row_images)
         described |= {"split_documents": self.count("split_documents"), "faulty_documents": faults}
         if len(self.sources) > 1:
             described |= {f"documents_{name}": _documents(self._whole, i) for i, name in enumerate(self.sources)}
@@ -466,11 +476,16 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
 
 
 def _fingerprint(
-    data: DataConfig, sources: Mapping[str, Source], tokenizer: Tokenizer, queries: int, image_size: int
+    data: DataConfig,
+    sources: Mapping[str, Source],
+    tokenizer: Tokenizer,
+    queries: int,
+    image_size: int,
+    learn_image_token: bool,
 ) -> dict[str, Any]:
     """Everything that decides which batch comes when, by name. Paths may move; what they hold is what counts."""
     fields = dataclasses.asdict(data)
-    del fields["source"], fields["max_faults"]
+    del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
     for entry in fields["mixture"].values():
         del entry["source"]
     more: dict[str, Any] = {
@@ -478,6 +493,7 @@ def _fingerprint(
         "tokenizer": tokenizer.fingerprint,
         "queries": queries,
         "image_size": image_size,
+        "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
     if not data.mixture:  # its only source is named by its path

@@ -24,7 +24,7 @@ from typing import Any
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import PictureError, Recoding
-from emu_jax.data.prepared import MANIFEST, Record, StoredPicture, file_entry, shard_name, write_manifest
+from emu_jax.data.prepared import CHATS, MANIFEST, Record, StoredPicture, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
@@ -109,7 +109,7 @@ def occurrences(record: Record) -> Iterator[tuple[bytes, tuple[str, int]]]:
     Chats may share a picture: each asks something else about it.
     """
     pictures = [part.data for part in record.parts if isinstance(part, StoredPicture)]
-    if record.kind == "chat" or not pictures:
+    if record.kind in CHATS or not pictures:
         return
     digests = [hashlib.sha256(picture).digest() for picture in pictures]
     if record.kind != "web":

@@ -27,10 +27,13 @@ from emu_jax.errors import UserError
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # counts up when records change
+# Kinds whose images are all frames of one video: training shows some of them (`frames.py`).
+VIDEOS = ("video", "video_chat")
+CHATS = ("chat", "video_chat")
 FEATURES = tfds.features.FeaturesDict(
     {
         "key": tfds.features.Text(doc="unique within the data set"),
-        "kind": tfds.features.Text(doc="pair, video, web, storyboard or chat"),
+        "kind": tfds.features.Text(doc="pair, video, web, storyboard, chat or video_chat"),
         "layout": tfds.features.Text(doc="the order of the parts: T the next text, P the next picture"),
         "texts": tfds.features.Sequence(tfds.features.Text()),
         "roles": tfds.features.Sequence(tfds.features.Text(), doc="who says each text of a chat; else empty"),

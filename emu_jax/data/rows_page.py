@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from PIL import Image as PIL
 
+from emu_jax.data.packing import CONTINUES
 from emu_jax.data.survey import PackedRow, Survey, Table
 from emu_jax.data.tokenizer import Tokenizer
 
@@ -221,7 +222,7 @@ def _document(row: PackedRow, number: int, found: Survey) -> str:
     text, visual = float(row.text_weights[start:stop].max()), float(row.visual_weights[start:stop].max())
     about += f" · text ×{text:g}" if text not in (0.0, 1.0) else ""
     about += f" · pictures ×{visual:g}" if visual not in (0.0, 1.0) else ""
-    about += "<em>continues a cut document</em>" if row.continued[start] else ""
+    about += "<em>continues a cut document</em>" if row.cuts[start] & CONTINUES else ""
     about += "<em>left out of the loss</em>" if text == visual == 0 else ""
     return (
         f'<article class="doc d{(number - 1) % len(HUES)}"><div class="about">{about}</div>'

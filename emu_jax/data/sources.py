@@ -19,8 +19,9 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
 from emu_jax.data.images import StoredJpeg, decode_image, load_image, resize
-from emu_jax.data.prepared import Record, Records, StoredPicture
+from emu_jax.data.prepared import VIDEOS, Record, Records, StoredPicture
 from emu_jax.data.records import unpack_record
 from emu_jax.errors import UserError
 
@@ -64,8 +65,9 @@ class PairOrder:
         >>> [type(part).__name__ for part in first.parts]
         ['Text', 'Image']
         """
-        image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight)
-        text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight)
+        window = len(images) > 1  # a video
+        image_first = Document((*images, Text(text)), visual_weight=self.image_first_visual_weight, window=window)
+        text_first = Document((Text(text), *images), text_weight=self.text_first_text_weight, window=window)
         draw = rng.random()
         if self.order == "both":
             return [image_first, text_first] if draw < self.text_first_probability else [image_first]
@@ -184,9 +186,18 @@ class Jsonl:
 class Prepared:
     """A folder of `emu-jax prepare`. Pictures are decoded when they are asked for, by who asks."""
 
-    def __init__(self, folder: Path, split: str, image_size: int, order: PairOrder, *, subsequences: bool = False):
+    def __init__(
+        self,
+        folder: Path,
+        split: str,
+        image_size: int,
+        order: PairOrder,
+        *,
+        subsequences: bool = False,
+        frames: FrameSampling = EIGHT_AT_RANDOM,
+    ):
         self._records = Records(folder, split)
-        self._size, self._order, self._subsequences = image_size, order, subsequences
+        self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
         stored = self._records.manifest["settings"]["pictures"]["image_size"]
         if stored < image_size:
             raise UserError(
@@ -203,9 +214,13 @@ class Prepared:
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         record = self._records[index]
+        stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredPicture)]
+        shown = self._frames.choose(stored, rng) if record.kind in VIDEOS else stored
         parts: list[Text | Image] = []
         for number, part in enumerate(record.parts):
             if isinstance(part, StoredPicture):
+                if number not in shown:
+                    continue
                 key = f"{self.fingerprint[:8]}/{record.key}#{number}"
                 parts.append(Image(StoredJpeg(part.data, self._size, record.key), key))
             else:
@@ -215,7 +230,7 @@ class Prepared:
             return self._order.documents([part for part in parts if isinstance(part, Image)], text, rng)
         if record.kind == "web" and self._subsequences:
             return subsequences(parts, rng)
-        return [Document(tuple(parts))]
+        return [Document(tuple(parts), window=record.kind == "storyboard")]
 
     def texts(self) -> list[str]:
         records = (self._records[index] for index in range(len(self)))
@@ -238,7 +253,15 @@ def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> lis
     return [*documents, Document(tuple(chosen), max_tokens=RANDOM_TOKENS)] if chosen else documents
 
 
-def open_source(name: str, split: str, image_size: int, order: PairOrder, *, subsequences: bool = False) -> Source:
+def open_source(
+    name: str,
+    split: str,
+    image_size: int,
+    order: PairOrder,
+    *,
+    subsequences: bool = False,
+    frames: FrameSampling = EIGHT_AT_RANDOM,
+) -> Source:
     """`fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`."""
     if name == "fluent_emoji":
         return FluentEmoji(split, image_size, order)
@@ -247,7 +270,7 @@ def open_source(name: str, split: str, image_size: int, order: PairOrder, *, sub
     if name.endswith(".jsonl"):
         return Jsonl(Path(name), image_size, order)
     if Path(name).is_dir():
-        return Prepared(Path(name), split, image_size, order, subsequences=subsequences)
+        return Prepared(Path(name), split, image_size, order, subsequences=subsequences, frames=frames)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
         f"fluent_emoji or {embedded_chats.NAME}"

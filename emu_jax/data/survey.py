@@ -9,10 +9,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
+from emu_jax.data.packing import CONTINUES, CUT
 from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.row_sizes import fitting_images
 from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -28,13 +31,19 @@ class Documents:
     """D packed documents, in order; a piece of a cut one is one of its own.
 
     Attributes:
-      sources: int [D], number of the source. tokens, pictures: int [D]. continues: bool [D], a later piece.
+      sources: int [D], number of the source. tokens, pictures: int [D]. continues: bool [D], a later piece. cut: bool
+        [D], the document has more to say than this piece. text_targets, visual_targets, learnt_ends: int [D], positions
+        that are classified, that are regressed, and </s> among the former.
     """
 
     sources: np.ndarray
     tokens: np.ndarray
     pictures: np.ndarray
     continues: np.ndarray
+    cut: np.ndarray
+    text_targets: np.ndarray
+    visual_targets: np.ndarray
+    learnt_ends: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +51,7 @@ class PackedRow:
     """A row of a batch: the fields of `models.emu.Batch` without their leading axis.
 
     Attributes:
-      continued: int32 [S], 1 where a document begins that continues a cut one.
+      cuts: int32 [S], at each document's first position how it was cut (`packing.build_row`).
     """
 
     tokens: np.ndarray
@@ -51,7 +60,7 @@ class PackedRow:
     sources: np.ndarray
     text_weights: np.ndarray
     visual_weights: np.ndarray
-    continued: np.ndarray
+    cuts: np.ndarray
     images: np.ndarray
 
 
@@ -147,13 +156,47 @@ class Survey:
             ("row_images", self.advice()),
         ]
 
+    def counts(self) -> dict[str, Any]:
+        """What was counted, JSON-serialisable: of everything, and of each source.
+
+        `padding` and `empty_image_slots` are shares; `document_ends` are documents of which nothing follows, and
+        `learnt_eos` the </s> that are learnt: as many, and in chats one more for each earlier answer. `cut_documents`
+        are those that a cut ends early, be it for good or for a later piece.
+        """
+        d = self.documents
+        rows = len(self.row_tokens)
+
+        def of(mine: np.ndarray) -> dict[str, int]:
+            return {
+                "samples": int(mine.sum()),
+                "tokens": int(d.tokens[mine].sum()),
+                "images": int(d.pictures[mine].sum()),
+                "text_targets": int(d.text_targets[mine].sum()),
+                "visual_targets": int(d.visual_targets[mine].sum()),
+                "learnt_eos": int(d.learnt_ends[mine].sum()),
+                "document_ends": int((~d.cut[mine]).sum()),
+                "cut_documents": int((d.cut & ~d.continues)[mine].sum()),
+                "predicted_documents": int(((d.visual_targets > 0) & (d.pictures > 0))[mine].sum()),
+            }
+
+        return {
+            "batches": self.batches,
+            "rows": rows,
+            "row_tokens": self.data.row_tokens,
+            "row_images": self.data.row_images,
+            "padding": float(1 - self.row_tokens.sum() / (rows * self.data.row_tokens)),
+            "empty_image_slots": float(1 - self.row_pictures.sum() / (rows * self.data.row_images)),
+            **of(np.ones(len(d.tokens), bool)),
+            "sources": {name: of(d.sources == number) for number, name in enumerate(self.names)},
+        }
+
     def advice(self) -> str:
         """How many image slots a row should have, so that its tokens and its slots run out together."""
         pictures, tokens = int(self.row_pictures.sum()), int(self.row_tokens.sum())
         now, length = self.data.row_images, self.data.row_tokens
         if not pictures:
             return f"no picture was seen; config.data.row_images={now} could be 1"
-        best = max(1, round(length * pictures / tokens))
+        best = fitting_images(tokens, pictures, length)
         verdict = "fits" if best == now else f"would fit better than {now}"
         most = int(self.documents.pictures.max())
         cut = f"; it would cut documents of more than {best} (up to {most} were seen)" if most > best else ""
@@ -162,7 +205,14 @@ class Survey:
 
 
 def survey(
-    data: DataConfig, tokenizer: Tokenizer, *, queries: int, image_size: int, batches: int, rows: int = 0
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    *,
+    queries: int,
+    image_size: int,
+    batches: int,
+    rows: int = 0,
+    learn_image_token: bool = False,
 ) -> Survey:
     """Reads up to `batches` batches and keeps the first `rows` rows.
 
@@ -170,7 +220,8 @@ def survey(
       UserError: a source cannot be read, or all of them do not fill a batch.
     """
     opened = data.open(image_size)
-    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size)
+    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size, learn_image_token=learn_image_token)
+    data = pipeline.data
     documents: list[Documents] = []
     row_tokens: list[np.ndarray] = []
     row_pictures: list[np.ndarray] = []
@@ -178,8 +229,8 @@ def survey(
     try:
         for batch in itertools.islice(pipeline, batches):
             batch = {"sources": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
-            batch["continued"] = pipeline.continued
-            documents.append(count_documents(batch, queries))
+            batch["cuts"] = pipeline.cuts
+            documents.append(count_documents(batch, queries, tokenizer.eos_id))
             row_tokens.append((batch["segments"] > 0).sum(1))
             row_pictures.append(batch["slots"].max(1) + 1)  # slots are taken from the first on
             for row in range(min(rows - len(shown), data.batch_rows)):
@@ -214,17 +265,25 @@ def survey(
     )
 
 
-def count_documents(batch: Mapping[str, np.ndarray], queries: int) -> Documents:
-    """The documents of a batch [B, S], row by row."""
+def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> Documents:
+    """The documents of a batch [B, S], row by row; `eos` is the id of </s>."""
     live = batch["segments"].ravel() > 0
     first = (np.diff(batch["segments"], prepend=0, axis=1) > 0).ravel()
     number = np.cumsum(first) - 1  # of the document that a position is in
-    count = int(first.sum())
+
+    def count(positions: np.ndarray) -> np.ndarray:
+        return np.bincount(number[live & positions.ravel()], minlength=int(first.sum()))
+
+    cuts, learnt = batch["cuts"].ravel()[first], batch["text_weights"] > 0
     return Documents(
         sources=batch["sources"].ravel()[first],
-        tokens=np.bincount(number[live], minlength=count),
-        pictures=np.bincount(number[live & (batch["slots"].ravel() >= 0)], minlength=count) // queries,
-        continues=batch["continued"].ravel()[first] > 0,
+        tokens=count(live),
+        pictures=count(batch["slots"] >= 0) // queries,
+        continues=(cuts & CONTINUES) > 0,
+        cut=(cuts & CUT) > 0,
+        text_targets=count(learnt),
+        visual_targets=count(batch["visual_weights"] > 0),
+        learnt_ends=count(learnt & (batch["tokens"] == eos)),
     )
 
 

@@ -1,4 +1,4 @@
-"""Frames of films and animations: a file -> uint8 [H, W, 3] frames, spread over it, in the order of time.
+"""Frames of videos and animations: a file -> uint8 [H, W, 3] frames, by a rule of `frames.py`, in the order of time.
 
 Films (mp4, webm, …) are read by PyAV, animated GIF, WebP and APNG by Pillow; what a file is, its first bytes tell. Of a
 film, only the wanted frames are held; a file that ends too early is refused, as its frames would be others.
@@ -10,7 +10,7 @@ import bisect
 import dataclasses
 import io
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +18,13 @@ import av
 import numpy as np
 from PIL import Image as PIL
 
+from emu_jax.data.frames import FRAMES, frame_indices
 from emu_jax.data.images import MAX_PIXELS, flatten
 
-FRAMES = 8
 MAX_BYTES = 2 << 30
 MAX_FRAMES = 1_000_000  # of one film: eleven hours
+
+Choose = Callable[[int], list[int]]  # frames of a video -> indices of the wanted ones, ascending
 
 # Those that tell how long the file is. Playlists and the like would make the reader open other files, and addresses.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
@@ -44,38 +46,32 @@ class VideoError(ValueError):
         return VideoError, (self.reason, self.detail)
 
 
-def frame_indices(frames: int, count: int = FRAMES) -> list[int]:
-    """The reference's choice of `count` among `frames` >= 1: int(g / 2) + round(g * i), where g = (frames - 1) / count.
+def read_frames(
+    source: Path | bytes, count: int = FRAMES, rule: Callable[[int, int], list[int]] = frame_indices
+) -> list[np.ndarray]:
+    """Frames of a file or its bytes, uint8 [H, W, 3] each; a frame wanted twice is the same array twice.
 
-    >>> frame_indices(72)
-    [4, 13, 22, 31, 40, 48, 57, 66]
-    >>> frame_indices(3, count=4)
-    [0, 0, 1, 2]
-
-    Halves are rounded to even. A film of fewer frames than `count` gives some of them more than once, one frame gives
-    it `count` times; the rule itself never leaves the film.
-    """
-    gap = (frames - 1) / count
-    return [int(gap / 2) + round(gap * i) for i in range(count)]
-
-
-def read_frames(source: Path | bytes, count: int = FRAMES) -> list[np.ndarray]:
-    """`count` frames, uint8 [H, W, 3] each, of a file or its bytes; a frame wanted twice is the same array twice.
+    Args:
+      rule: (frames of the video, count) -> indices of the wanted ones, ascending: `frame_indices` or `spread_indices`.
 
     Raises:
       VideoError: the file is none, is cut, holds no frames or is too large.
     """
+
+    def choose(frames: int) -> list[int]:
+        return rule(frames, count)
+
     size = len(source) if isinstance(source, bytes) else source.stat().st_size
     if size > MAX_BYTES:
         raise VideoError("too_large", f"{size / 1e9:.1f} GB; expected at most {MAX_BYTES / 1e9:.1f} GB")
     with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as file:
         head = file.read(12)
         if head[:4] == b"GIF8" or head[:8] == b"\x89PNG\r\n\x1a\n" or (head[:4], head[8:]) == (b"RIFF", b"WEBP"):
-            return _animation(file, count)
+            return _animation(file, choose)
         if _ends_early(file, head, size):
             raise VideoError("cut_video", "the file is shorter than it says")
         try:
-            return _film(file, count)
+            return _film(file, choose)
         except VideoError:
             raise
         except av.error.ArgumentError as error:
@@ -103,19 +99,19 @@ class _Packet:
     is_key: bool
 
 
-def _film(file: BinaryIO, count: int) -> list[np.ndarray]:
+def _film(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
     with _open(file) as container:
         packets = _packets(container)
         if not packets:
             raise VideoError("no_frames", "its picture track is empty")
-        indices = frame_indices(len(packets), count)
+        indices = choose(len(packets))
         found = _by_time(container, packets, sorted(set(indices)))
     if found is None:
         # Some packets show nothing (hidden frames of VP8) or carry no time: then only decoding tells the frames.
         total = sum(1 for _ in _decode(file))
         if not total:
             raise VideoError("no_frames", "no frame of it can be decoded")
-        indices = frame_indices(total, count)
+        indices = choose(total)
         found = {}
         for index, frame in enumerate(_decode(file)):
             if index in indices:
@@ -257,7 +253,7 @@ def _ebml_length(data: bytes) -> tuple[int, int]:
 # ---------------------------------------------------------------- animations
 
 
-def _animation(file: BinaryIO, count: int) -> list[np.ndarray]:
+def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
@@ -267,7 +263,7 @@ def _animation(file: BinaryIO, count: int) -> list[np.ndarray]:
             total = getattr(picture, "n_frames", 1)
             if total > MAX_FRAMES:
                 raise VideoError("too_large", f"more than {MAX_FRAMES} frames")
-            indices = frame_indices(total, count)
+            indices = choose(total)
             found = {}
             for index in sorted(set(indices)):
                 picture.seek(index)

@@ -68,13 +68,12 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
         pool = pools[split]
         if split == "train":
             pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
-        captions = in_batches(
-            lambda part: [
-                r.text.strip() for r in emu.generate_text([[e.pixels] for e in part], max_new_tokens=CAPTION_TOKENS)
-            ],
+        written = in_batches(
+            lambda part: emu.generate_text([[e.pixels] for e in part], max_new_tokens=CAPTION_TOKENS),
             pool,
             f"{split}: captions",
         )
+        captions = [one.text.strip() for one in written]
         generated = np.stack(
             in_batches(
                 lambda part: list(emu.generate_embeddings([[e.caption] for e in part])), pool, f"{split}: embeddings"
@@ -87,6 +86,17 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
             Answer(split, e, caption, int(rank), gallery[row.argmin()])
             for e, caption, rank, row in zip(pool, captions, ranks, distance, strict=True)
         ]
+        if emu.config.learn_image_token:
+            named = in_batches(
+                lambda part: emu.generate_text([[e.caption] for e in part], max_new_tokens=CAPTION_TOKENS),
+                pool,
+                f"{split}: names",
+            )
+            # No chance is known: a model that has learnt nothing begins none.
+            for before, ended in (("a name", named), ("an image's caption", written)):
+                figures[f"{split}: an image begins by itself after {before}"] = share(
+                    [one.ended_by == "image" for one in ended]
+                )
         figures |= _caption_figures(split, pool, captions, pools["train"])
         figures |= _retrieval_figures(split, ranks, len(gallery))
         figures[f"{split}: embeddings from text, autoregressive R2"] = _r2(generated, embeddings[truth])

@@ -20,6 +20,7 @@ import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +28,13 @@ import numpy as np
 
 from emu_jax.api import Emu, GeneratedText, check_decoding
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.errors import UserError
 from emu_jax.generate import text
 from emu_jax.generate.prompt import LENGTH_BUCKET, Picture, read_picture
-from emu_jax.generate.text import Decoding
+from emu_jax.generate.text import Decoding, EndedBy, Ends
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
@@ -47,7 +48,7 @@ ROW = 1 << 30  # a conversation is one row, which `_check_room` bounds
 
 @dataclasses.dataclass(frozen=True)
 class Film:
-    """A film or animation, shown as `frames` pictures by the reference's rule (`data/video.py`); or its pictures."""
+    """A video or animation, shown as `frames` images by the reference's rule (`data/frames.py`); or its images."""
 
     source: Path | Sequence[Picture]
     frames: int = 8
@@ -85,8 +86,8 @@ class Chat:
     """A conversation with a model; several of one model share its compiled programs. Not for several threads.
 
     An answer whose stream is closed, left or interrupted ends with what was said; before its first piece of text, and
-    where an error stops it, the turn is taken back whole. An answer that reaches `max_new_tokens` is closed by </s>,
-    as all answers of training are.
+    where an error stops it, the turn is taken back whole. An answer that reaches `max_new_tokens`, or an image that the
+    model begins, is closed by </s>, as all answers of training are.
     """
 
     def __init__(self, model: Emu, system: str | None = None):
@@ -208,7 +209,7 @@ class Chat:
         self._check_room(turn, 0)
         ids = self.model.tokenizer.encode_plain(answer)
         self._starts.append(self._append(turn))
-        self._turns.append(Turn(turn.message, GeneratedText(answer, ids, 0.0), 0))
+        self._turns.append(Turn(turn.message, GeneratedText(answer, ids, 0.0, "eos"), 0))
 
     def _open(
         self, message: str | Sequence[str | Picture | Film], max_new_tokens: int | None, decoding: Decoding, seed: int
@@ -242,7 +243,7 @@ class Chat:
         if system and not self._tokens:
             parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
-        rows = {"row_tokens": ROW, "row_images": ROW}
+        rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
         (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
         tokens, slots = found.tokens.tolist(), found.slots
         # Pictures are numbered through the conversation, and so are their <image> tokens in reading order.
@@ -318,27 +319,30 @@ class Chat:
     # ------------------------------------------------------------ decoding
 
     def _answer(self, turn: _Prepared, count: int, decoding: Decoding, seed: int) -> Generator[str, None, None]:
-        eos, silent = self.model.tokenizer.eos_id, self.model.tokenizer.silent
+        ends, silent = self.model.ends, self.model.tokenizer.silent
         spelling = self.model.tokenizer.spelling()
         start = self._append(turn)
         first = len(self._tokens)
         read = first - self._slots_filled()
-        ids, scores = [], []
+        ids: list[int] = []
+        scores: list[float] = []
+        ended_by: EndedBy = "length"
         said = 0  # ids whose text the consumer has
         whole = False
         try:
             for token, score in self._decode(count, decoding, seed):
                 scores.append(score)
-                if token == eos:
+                if token in ends:
+                    ended_by = text.cut([token], ends)[1]
                     break
                 ids.append(token)
                 self._append_words([token])
-                piece = "" if token in silent else "".join(text for _, text in spelling.add(token))
+                piece = "" if token in silent else "".join(spelt for _, spelt in spelling.add(token))
                 if piece:
                     said = len(ids)
                     yield piece
             said, whole = len(ids), True
-            if piece := "".join(text for _, text in spelling.end()):
+            if piece := "".join(spelt for _, spelt in spelling.end()):
                 yield piece
         except Exception:  # whatever failed: nothing of this turn is kept
             said = 0
@@ -348,7 +352,8 @@ class Chat:
                 self._cut(first + said)
                 total = sum(scores if whole else scores[:said])
                 score = total / (1 + said) ** decoding.length_penalty
-                answer = GeneratedText(self.model.tokenizer.decode(ids[:said]), ids[:said], float(score))
+                words, why = self.model.tokenizer.decode(ids[:said]), ended_by if whole else "closed"
+                answer = GeneratedText(words, ids[:said], float(score), why)
                 self._finish(start, turn.message, read, answer)
             else:
                 self._cut(start)
@@ -357,7 +362,7 @@ class Chat:
     def _decode(self, count: int, decoding: Decoding, seed: int) -> Iterator[tuple[int, float]]:
         """At most `count` tokens and their log p; who takes them appends them to the sequence before the next."""
         model = self.model
-        static = {"config": model.config, "eos": model.tokenizer.eos_id}
+        static = {"config": model.config, "ends": model.ends}
         key = jax.random.key(seed)
         hidden = self._catch_up()
         token, score = _first(model.params, hidden, key, decoding, **static)
@@ -410,15 +415,15 @@ class Chat:
             words = model.params["llama"]["embed"]["embedding"][tokens].astype(jnp.float32)
             inputs = jnp.where(is_visual[..., None], visual, words)
             valid = jnp.arange(padded)[None] >= padded - length
-            static = {"config": model.config, "eos": model.tokenizer.eos_id, "max_new_tokens": count, "beams": beams}
+            static = {"config": model.config, "ends": model.ends, "max_new_tokens": count, "beams": beams}
             found, scores = text.beam_search(model.params, inputs, valid, decoding, **static)
-            ids = np.asarray(found)[0].tolist()
+            ids, ended_by = text.cut(np.asarray(found)[0].tolist(), model.ends)
         except BaseException:
             self._cut(start)
             raise
-        ids = ids[: ids.index(model.tokenizer.eos_id)] if model.tokenizer.eos_id in ids else ids
         self._append_words(ids)
-        self._finish(start, turn.message, length, GeneratedText(model.tokenizer.decode(ids), ids, float(scores[0])))
+        answer = GeneratedText(model.tokenizer.decode(ids), ids, float(scores[0]), ended_by)
+        self._finish(start, turn.message, length, answer)
 
 
 def read_message(model: Emu, message: Sequence[str | Picture | Film], where: str) -> tuple[list[Text | Image], int]:
@@ -517,15 +522,15 @@ def _read(
     return jnp.take(hidden, count - 1, axis=1), cache
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos"))
+@functools.partial(jax.jit, static_argnames=("config", "ends"))
 def _first(
-    params: emu.Params, hidden: Array, key: Array, decoding: Decoding, *, config: emu.EmuConfig, eos: int
+    params: emu.Params, hidden: Array, key: Array, decoding: Decoding, *, config: emu.EmuConfig, ends: Ends
 ) -> tuple[Array, Array]:
     """hidden [1, D] -> the answer's first token int32 [1] and its log p [1]."""
-    return text.choose(emu.bind(config, params).llama, hidden, jnp.zeros((), jnp.int32), key, decoding, eos)
+    return text.choose(emu.bind(config, params).llama, hidden, jnp.zeros((), jnp.int32), key, decoding, ends)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos"), donate_argnames="cache")
+@functools.partial(jax.jit, static_argnames=("config", "ends"), donate_argnames="cache")
 def _next(
     params: emu.Params,
     cache: KVCache,
@@ -536,11 +541,11 @@ def _next(
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
-    eos: int,
+    ends: Ends,
 ) -> tuple[Array, Array, KVCache]:
     """Writes the answer's token int32 [1] into slot `place`: the next one after `count`, its log p, the cache."""
     llama = emu.bind(config, params).llama
     inputs = llama.embed(token[:, None]).astype(config.dtype)  # [1, 1, D]
     cache = dataclasses.replace(cache, index=place)
     hidden, cache = llama.decode(inputs, place[None, None], cache)
-    return *text.choose(llama, hidden[:, 0], count, key, decoding, eos), cache
+    return *text.choose(llama, hidden[:, 0], count, key, decoding, ends), cache

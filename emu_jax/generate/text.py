@@ -3,6 +3,9 @@
 In: embedded prompts [B, T, D], left-padded. Out: token ids [B, N] and scores [B]. Numbers such as the temperature or
 the length penalty are traced: changing them compiles nothing.
 
+A text ends with one of `ends`: </s>, which stands first and fills what is behind the end, and of a model that learns it
+(`EmuConfig.learn_image_token`) [IMG], where an image begins.
+
 Lengths count a placeholder <s> before the first generated token, as the reference's decoding from embeddings does: in
 `min_length` and in score = sum of log p / length ** length_penalty.
 """
@@ -11,6 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
+from collections.abc import Sequence
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +27,9 @@ from emu_jax.models.llama import KVCache, Llama
 
 NEVER = -1e9  # score of a beam that does not exist
 
+Ends = tuple[int, ...]  # token ids with which a text ends, </s> first
+EndedBy = Literal["eos", "image", "length"]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +37,7 @@ class Decoding:
     """How to choose tokens; scalars, or [B] of each row; traced.
 
     Attributes:
-      min_length: </s> is forbidden while the length is below it.
+      min_length: what ends a text is forbidden while the length is below it.
       length_penalty: exponent; above 0 favours long texts, below 0 short ones.
       temperature: 0 takes the likeliest token (beam search ignores temperature, top_k, top_p).
       top_k: sample among so many tokens; 0 for all. top_p: among the likeliest of total probability p.
@@ -41,6 +50,23 @@ class Decoding:
     top_p: float | Array = 1.0
 
 
+def is_end(token: Array, ends: Ends) -> Array:
+    """Which tokens end a text: bool of the same shape."""
+    return functools.reduce(operator.or_, (token == end for end in ends))
+
+
+def cut(ids: Sequence[int], ends: Ends) -> tuple[list[int], EndedBy]:
+    """A row's tokens up to its end, and what that was.
+
+    >>> cut([7, 8, 2, 2], (2, 5)), cut([7, 5, 2, 2], (2, 5)), cut([7, 8, 8, 8], (2, 5))
+    (([7, 8], 'eos'), ([7], 'image'), ([7, 8, 8, 8], 'length'))
+    """
+    place = next((place for place, id in enumerate(ids) if id in ends), None)
+    if place is None:
+        return list(ids), "length"
+    return list(ids[:place]), "eos" if ids[place] == ends[0] else "image"
+
+
 def _prefill(
     llama: Llama, inputs: Array, valid: Array, new_slots: int, config: emu.EmuConfig
 ) -> tuple[Array, KVCache, Array]:
@@ -51,10 +77,10 @@ def _prefill(
     return hidden[:, -1], cache, positions[:, -1] + 1
 
 
-def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, eos: int) -> Array:
-    """[…, D] -> log p [..., V] float32, with </s> forbidden below the minimal length."""
+def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, ends: Ends) -> Array:
+    """[…, D] -> log p [..., V] float32, with ends forbidden below the minimal length."""
     scores = jax.nn.log_softmax(llama.logits(hidden).astype(jnp.float32), axis=-1)
-    forbidden = (jnp.arange(scores.shape[-1]) == eos) & jnp.expand_dims(length < decoding.min_length, -1)
+    forbidden = is_end(jnp.arange(scores.shape[-1]), ends) & jnp.expand_dims(length < decoding.min_length, -1)
     return jnp.where(forbidden, -jnp.inf, scores)
 
 
@@ -76,9 +102,11 @@ def _filtered(scores: Array, decoding: Decoding) -> Array:
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
 
-def choose(llama: Llama, hidden: Array, count: Array, key: Array, decoding: Decoding, eos: int) -> tuple[Array, Array]:
+def choose(
+    llama: Llama, hidden: Array, count: Array, key: Array, decoding: Decoding, ends: Ends
+) -> tuple[Array, Array]:
     """hidden [B, D] after `count` new tokens -> the next one int32 [B], and its log p [B]."""
-    scores = _log_probabilities(llama, hidden, count + 1, decoding, eos)  # [B, V]
+    scores = _log_probabilities(llama, hidden, count + 1, decoding, ends)  # [B, V]
     token = jax.lax.cond(
         decoding.temperature > 0,
         lambda: jax.random.categorical(jax.random.fold_in(key, count), _filtered(scores, decoding)),
@@ -88,13 +116,13 @@ def choose(llama: Llama, hidden: Array, count: Array, key: Array, decoding: Deco
 
 
 def choose_each(
-    llama: Llama, hidden: Array, counts: Array, keys: Array, decoding: Decoding, eos: int
+    llama: Llama, hidden: Array, counts: Array, keys: Array, decoding: Decoding, ends: Ends
 ) -> tuple[Array, Array]:
     """`choose` for rows that have nothing to do with one another: counts, keys and the fields of `decoding` are [B].
 
     Each row's token is the one that `choose` takes for it alone.
     """
-    scores = _log_probabilities(llama, hidden, counts + 1, decoding, eos)  # [B, V]
+    scores = _log_probabilities(llama, hidden, counts + 1, decoding, ends)  # [B, V]
 
     def sampled() -> Array:
         draw = jax.vmap(lambda key, count, row: jax.random.categorical(jax.random.fold_in(key, count), row[None])[0])
@@ -104,7 +132,7 @@ def choose_each(
     return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos", "max_new_tokens"))
+@functools.partial(jax.jit, static_argnames=("config", "ends", "max_new_tokens"))
 def generate(
     params: emu.Params,
     inputs: Array,
@@ -113,12 +141,12 @@ def generate(
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
-    eos: int,
+    ends: Ends,
     max_new_tokens: int,
 ) -> tuple[Array, Array]:
     """Greedy or sampled text.
 
-    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B].
+    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N], its end among them and </s> after it, scores [B].
     """
     llama = emu.bind(config, params).llama
     hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config)
@@ -130,10 +158,10 @@ def generate(
 
     def step(carry: tuple) -> tuple:
         count, hidden, cache, tokens, total, length, done = carry
-        token, score = choose(llama, hidden, count, key, decoding, eos)
-        token = jnp.where(done, eos, token)
+        token, score = choose(llama, hidden, count, key, decoding, ends)
+        token = jnp.where(done, ends[0], token)
         total += jnp.where(done, 0.0, score)
-        done |= token == eos
+        done |= is_end(token, ends)
         length += ~done
         tokens = tokens.at[:, count].set(token)
         hidden, cache = llama.decode(_embed(llama, token[:, None], config), (position + count)[:, None], cache)
@@ -143,7 +171,7 @@ def generate(
         jnp.zeros((), jnp.int32),
         hidden,
         cache,
-        jnp.full((rows, max_new_tokens), eos, jnp.int32),
+        jnp.full((rows, max_new_tokens), ends[0], jnp.int32),
         jnp.zeros(rows),
         jnp.ones(rows, jnp.int32),
         jnp.zeros(rows, bool),
@@ -172,7 +200,7 @@ class _Beams:
     done: Array  # bool [B]
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos", "max_new_tokens", "beams"))
+@functools.partial(jax.jit, static_argnames=("config", "ends", "max_new_tokens", "beams"))
 def beam_search(
     params: emu.Params,
     inputs: Array,
@@ -180,7 +208,7 @@ def beam_search(
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
-    eos: int,
+    ends: Ends,
     max_new_tokens: int,
     beams: int,
 ) -> tuple[Array, Array]:
@@ -189,7 +217,7 @@ def beam_search(
     The prompt's keys and values stand in the cache once, whatever the number of beams, and no cache is ever copied:
     each step appends one slot a beam, and a beam attends to the slots of its own history (`origin`).
 
-    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N] (</s> after the end), scores [B].
+    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N], its end among them and </s> after it, scores [B].
     """
     llama = emu.bind(config, params).llama
     rows, prompt, _ = inputs.shape
@@ -203,16 +231,18 @@ def beam_search(
 
     def step(s: _Beams) -> _Beams:
         length = s.count + 1  # with the placeholder <s>
-        step_scores = _log_probabilities(llama, s.hidden, length, decoding, eos) + s.scores[..., None]  # [B, K, V]
+        step_scores = _log_probabilities(llama, s.hidden, length, decoding, ends) + s.scores[..., None]  # [B, K, V]
         vocabulary = step_scores.shape[-1]
         # The barrier keeps XLA from pulling later slices into top_k, which would make it a full sort on CPUs.
         best, flat = jax.lax.optimization_barrier(jax.lax.top_k(step_scores.reshape(rows, -1), 2 * beams))  # [B, 2K]
         parent, token = flat // vocabulary, flat % vocabulary
-        ends = token == eos
+        over = is_end(token, ends)
         histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, 2K, N]
+        if len(ends) > 1:  # which of them; </s> is there already
+            histories = histories.at[:, :, s.count].set(token)
 
         # Hypotheses that end here, if they are among the K best; of all finished ones the K best are kept.
-        ended = jnp.where(ends & (jnp.arange(2 * beams) < beams), penalised(best, length), -jnp.inf)
+        ended = jnp.where(over & (jnp.arange(2 * beams) < beams), penalised(best, length), -jnp.inf)
         pool = jnp.concatenate([s.finished_scores, jnp.where(s.done[:, None], -jnp.inf, ended)], axis=1)
         finished_scores, kept = jax.lax.top_k(pool, beams)
         finished_tokens = jnp.take_along_axis(
@@ -222,7 +252,7 @@ def beam_search(
         done = s.done | (finished_scores.min(1) >= penalised(best[:, 0], length))
 
         # The K best that go on.
-        order = jnp.argsort(ends, axis=1, stable=True)[:, :beams]  # [B, K]
+        order = jnp.argsort(over, axis=1, stable=True)[:, :beams]  # [B, K]
         scores = jnp.take_along_axis(best, order, axis=1)
         parent = jnp.take_along_axis(parent, order, axis=1)
         token = jnp.take_along_axis(token, order, axis=1)
@@ -236,7 +266,7 @@ def beam_search(
         hidden, cache = llama.decode(_embed(llama, token, config), places, s.cache, mask=mask)
         return _Beams(s.count + 1, hidden, cache, origin, tokens, scores, finished_tokens, finished_scores, done)
 
-    blank = jnp.full((rows, beams, max_new_tokens), eos, jnp.int32)
+    blank = jnp.full((rows, beams, max_new_tokens), ends[0], jnp.int32)
     first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start alike: only one may go on
     state = _Beams(
         count=jnp.zeros((), jnp.int32),

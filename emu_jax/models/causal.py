@@ -4,6 +4,14 @@ A T5-v1 decoder (12 blocks of 768 in the published model) whose inputs are Q lea
 self-attention with T5's relative-position bias, cross-attention to the image, ReLU feed-forward; scores are
 not scaled by 1/sqrt(H). A linear map with bias then projects to the LLM's width.
 
+Every parameter starts as T5's initialisation has it. Where that, or torch's for what is no T5, differs from what suits
+any width, `init` chooses (`EmuConfig.init`):
+
+                  reference                        scaled
+    queries       normal, std 0.02                 normal, std 1
+    cross k, v    normal, std W^-0.5               normal, std Dv^-0.5, their own input's width
+    projection    uniform within W^-0.5, as bias   normal, std W^-0.5; bias 0
+
 Two others can take its place, for ablations (`configs/ablations`): queries that see one another both ways, and no
 transformer at all, only pooled patches and a linear map.
 """
@@ -27,6 +35,7 @@ from emu_jax.models.layers import (
     dropout,
     merge_heads,
     parameter,
+    repeat,
     scan_layers,
     split_heads,
     split_key,
@@ -34,6 +43,7 @@ from emu_jax.models.layers import (
 )
 from emu_jax.train.mesh import constrain
 
+INITS = ("reference", "scaled")
 KINDS = ("causal", "bidirectional", "pooled")
 
 
@@ -102,11 +112,13 @@ def relative_buckets(length: int, buckets: int, max_distance: int, *, bidirectio
 class CausalAttention(nnx.Module):
     """T5 attention without biases or scaling: x [N, Q, W] attends to memory [N, T, M] -> [N, Q, W]."""
 
-    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str):
+    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str, init: str):
         inner = c.heads * c.head_dim
+        # T5 draws k and v for memories of its own width; the reference kept that for images of another.
+        gain = (memory / c.width) ** 0.5 if init == "reference" else 1.0
         self.q = Linear(rngs, c.width, inner, ("embed", "heads"), dtype, gain=c.head_dim**-0.5)
-        self.k = Linear(rngs, memory, inner, ("embed", "heads"), dtype)
-        self.v = Linear(rngs, memory, inner, ("embed", "heads"), dtype)
+        self.k = Linear(rngs, memory, inner, ("embed", "heads"), dtype, gain=gain)
+        self.v = Linear(rngs, memory, inner, ("embed", "heads"), dtype, gain=gain)
         self.o = Linear(rngs, inner, c.width, ("heads", "embed"), dtype)
         self.head_dim, self.dropout = c.head_dim, c.dropout
 
@@ -131,11 +143,11 @@ class CausalMLP(nnx.Module):
 class CausalBlock(nnx.Module):
     """Self-attention, cross-attention to the features, feed-forward; x [N, Q, W]."""
 
-    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str):
+    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str, init: str):
         self.self_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.self_attn = CausalAttention(rngs, c, c.width, dtype)
+        self.self_attn = CausalAttention(rngs, c, c.width, dtype, init)
         self.cross_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.cross_attn = CausalAttention(rngs, c, memory, dtype)
+        self.cross_attn = CausalAttention(rngs, c, memory, dtype, init)
         self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.mlp = CausalMLP(rngs, c, dtype)
         self.dropout = c.dropout
@@ -155,14 +167,17 @@ class CausalBlock(nnx.Module):
 class CausalTransformer(nnx.Module):
     """Features [N, P+1, Dv] -> causal embeddings [N, Q, Dl]."""
 
-    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str):
-        self.queries = parameter(rngs, (c.queries, c.width), ("queries", "embed"), dtype, std=1.0)
+    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str):
+        as_reference = init == "reference"
+        std = 0.02 if as_reference else 1.0
+        self.queries = parameter(rngs, (c.queries, c.width), ("queries", "embed"), dtype, std=std)
         # Owned by block 0 in the checkpoint and shared by the self-attention of every block.
         self.relative_bias = parameter(rngs, (c.buckets, c.heads), ("buckets", "heads"), dtype, std=c.width**-0.5)
-        self.blocks = stack(lambda rngs: CausalBlock(rngs, c, features, dtype), c.layers, rngs)
+        self.blocks = stack(lambda rngs: CausalBlock(rngs, c, features, dtype, init), c.layers, rngs)
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.projection = Linear(rngs, c.width, outputs, ("embed", "mlp"), dtype, bias=True)
+        self.projection = Linear(rngs, c.width, outputs, ("embed", "mlp"), dtype, bias=True, as_torch=as_reference)
         self.config = c
+        self.float32_gradients = False
 
     def __call__(
         self, features: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
@@ -173,8 +188,8 @@ class CausalTransformer(nnx.Module):
         buckets = relative_buckets(c.queries, c.buckets, c.max_distance, bidirectional=both)  # [Q, Q]
         bias = self.relative_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]  # [1, N, Q, Q]
         mask = None if both else np.tril(np.ones((c.queries, c.queries), bool))[None, None]
-        queries = self.queries[...].astype(features.dtype)
-        x = jnp.broadcast_to(queries, (features.shape[0], *queries.shape))  # [N, Q, W]
+        shape = (features.shape[0], c.queries, c.width)
+        x = repeat(self.queries[...], shape, features.dtype, float32_gradients=self.float32_gradients)  # [N, Q, W]
         x = dropout(x, c.dropout, keys[0])
         x = scan_layers(
             self.blocks, x, remat=remat, unroll=unroll, key=keys[1], features=features, bias=bias, mask=mask
@@ -213,8 +228,9 @@ def pooling(queries: int, side: int) -> np.ndarray:
 class PooledPatches(nnx.Module):
     """Features [N, P+1, Dv] -> embeddings [N, Q, Dl]: means of patches (`pooling`) and a linear map, without CLS."""
 
-    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str):
-        self.projection = Linear(rngs, features, outputs, ("embed", "mlp"), dtype, bias=True)
+    def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str):
+        as_torch = init == "reference"
+        self.projection = Linear(rngs, features, outputs, ("embed", "mlp"), dtype, bias=True, as_torch=as_torch)
         self.config = c
 
     def __call__(
@@ -228,7 +244,7 @@ class PooledPatches(nnx.Module):
 
 
 def make_causal(
-    rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str
+    rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str
 ) -> CausalTransformer | PooledPatches:
-    """The module of `c.kind`."""
-    return (PooledPatches if c.kind == "pooled" else CausalTransformer)(rngs, c, features, outputs, dtype)
+    """The module of `c.kind`, drawn as `init` says (one of `INITS`)."""
+    return (PooledPatches if c.kind == "pooled" else CausalTransformer)(rngs, c, features, outputs, dtype, init)

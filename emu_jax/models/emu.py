@@ -22,11 +22,12 @@ import jax.numpy as jnp
 from flax import nnx
 
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.causal import CausalConfig, make_causal
+from emu_jax.models.causal import INITS, CausalConfig, make_causal
 from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
+from emu_jax.models.losses import MEANS, SourceWeights, by_source, regression_losses, source_scales, text_loss
 from emu_jax.models.vision import VisionConfig, VisionEncoder
-from emu_jax.train.mesh import constrain, devices_of
+from emu_jax.train.mesh import constrain
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,11 +44,20 @@ class EmuConfig:
 
     Attributes:
       dtype, param_dtype: of compute and of the master parameters.
+      init: how parameters that nothing is loaded into start. "reference": the Causal Transformer (`causal.py`) and the
+        regression head as the published code draws them; LLaMA and EVA-CLIP, which it loads, as with "scaled", where
+        every linear map starts with the variance 1 / in, whatever the width, and queries with variance 1.
+      float32_gradients: weights' gradients leave their products in float32 and are added over devices in it, at twice
+        the traffic of bfloat16; nothing changes where compute is float32.
       remat: what the backward pass keeps of a block (`layers.REMAT_POLICIES`).
       unroll: write the layers out instead of scanning them (shallow models on CPUs).
       loss_chunk: sequence positions whose logits exist at a time.
       text_loss_weight, regression_loss_weight: of the two losses (published nowhere; 1 : 1 by default). Without
         weight the regression loss is not computed.
+      loss_mean: "tokens": both losses are means over the global batch's positions by their weights, so that a source
+        counts by its tokens; "sources": over each source's, and then over the sources (`losses.source_scales`).
+      learn_image_token: [IMG] is a label as any token is, so that the model can begin an image on its own, which ends a
+        text in generation (`Emu.ends`). The published model never had it as a label.
       standardise: normalise the causal embeddings per (query, dimension) over the batch. From scratch they
         collapse to a constant without it; the published model starts from pretrained parts and has none.
       stop_target_inputs: no gradient reaches the encoder through embeddings that are themselves regression targets.
@@ -60,11 +70,15 @@ class EmuConfig:
     llama: LlamaConfig
     dtype: str = "float32"
     param_dtype: str = "float32"
+    init: str = "reference"
+    float32_gradients: bool = False
     remat: str = "none"
     unroll: bool = False
     loss_chunk: int = 256
     text_loss_weight: float = 1.0
     regression_loss_weight: float = 1.0
+    loss_mean: str = "tokens"
+    learn_image_token: bool = False
     standardise: bool = False
     stop_target_inputs: bool = False
     pixel_mean: tuple[float, ...] = CLIP_MEAN
@@ -76,6 +90,10 @@ class EmuConfig:
         for name in ("dtype", "param_dtype"):
             if getattr(self, name) not in ("float32", "bfloat16"):
                 raise UserError(f"model.{name}={getattr(self, name)!r}; expected float32 or bfloat16")
+        if self.init not in INITS:
+            raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
+        if self.loss_mean not in MEANS:
+            raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -164,8 +182,9 @@ class EmuModel(nnx.Module):
         dtype = c.param_dtype
         self.vision = VisionEncoder(rngs, c.vision, dtype)
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
-        self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype)
-        self.llama = Llama(rngs, c.llama, dtype)
+        self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype, c.init)
+        self.llama = Llama(rngs, c.llama, dtype, c.init)
+        self.set_attributes(float32_gradients=c.float32_gradients)  # of every module that asks
         self.config = c
 
     def encode(self, pixels: Array, key: Array | None = None) -> dict[str, Array]:
@@ -331,114 +350,6 @@ def _next(x: Array) -> Array:
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
 
 
-def _labelled_first(weights: Array) -> tuple[Array, Array]:
-    """[B, S] -> the order that puts every row's positions with a weight first, and its inverse, both [B, S]."""
-    order = jnp.argsort(weights == 0, axis=1, stable=True)
-    return order, jnp.argsort(order, axis=1)
-
-
-def _cut(x: Array, order: Array, chunk: int) -> Array:
-    """[B, S, …] in `order` [B, S] -> [S/chunk, B, chunk, …], padded with zeros."""
-    x = jnp.take_along_axis(x, order.reshape(*order.shape, *(1,) * (x.ndim - 2)), axis=1)
-    x = jnp.pad(x, ((0, 0), (0, -x.shape[1] % chunk)) + ((0, 0),) * (x.ndim - 2))
-    return x.reshape(x.shape[0], -1, chunk, *x.shape[2:]).swapaxes(0, 1)
-
-
-def _whole_head(head: Array, hidden: Array) -> Array:
-    """The head [D, V] in the compute dtype, whole along D on every device.
-
-    Left split there, the compiler would rather sum partial logits of all rows over the devices: at the published size
-    67 GB a step in place of a third of one.
-    """
-    return constrain(head.astype(hidden.dtype), ("embed_act", "vocab"))
-
-
-def _chunk_loss(hidden: Array, head: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array]:
-    """A chunk's weighted losses [B, C], its logits [B, C, V] in float32 and their log-normalisers [B, C]."""
-    logits = jnp.einsum("bcd,dv->bcv", hidden, head).astype(jnp.float32)
-    normaliser = jax.nn.logsumexp(logits, axis=-1)
-    picked = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
-    return (normaliser - picked) * weights, logits, normaliser
-
-
-def _uncut(pieces: Array, inverse: Array) -> Array:
-    """The inverse of `_cut`: [S/chunk, B, chunk, …] -> [B, S (padded), …], in the row's own order."""
-    x = pieces.swapaxes(0, 1).reshape(inverse.shape[0], -1, *pieces.shape[3:])
-    return jnp.take_along_axis(x, inverse.reshape(*inverse.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple[Array, Array]:
-    """Weighted sum of next-token negative log-likelihoods, and its terms; the sum is differentiable in hidden and head.
-
-    hidden [B, S, D] at the predicting positions, head [D, V], labels int32 and weights float32 [B, S] -> [] and [B, S].
-    The sequence is cut into chunks of `chunk` positions, and float32 logits [B, chunk, V] live for one of them at a
-    time. Positions with a label are moved to the front of their row, and chunks without any are skipped: pictures
-    and padding cost no logits. The gradients are taken on the way, from the same logits: nothing is kept for or
-    recomputed in a backward pass.
-    """
-    head = _whole_head(head, hidden)
-    order, inverse = _labelled_first(weights)
-    pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, x.shape[1])), (hidden, labels, weights))
-
-    def piece_loss(piece: tuple) -> Array:
-        return jax.lax.cond(
-            (piece[2] != 0).any(),
-            lambda hidden, labels, weights: _chunk_loss(hidden, head, labels, weights)[0],
-            lambda hidden, labels, weights: jnp.zeros_like(weights),
-            *piece,
-        )
-
-    losses = _uncut(jax.lax.map(piece_loss, pieces), inverse)  # [B, S]
-    return losses.sum(), losses
-
-
-def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
-    kernel = _whole_head(head, hidden)
-    rows, length, _ = hidden.shape
-    groups = devices_of("batch", rows)
-    order, inverse = _labelled_first(weights)
-    pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, length)), (hidden, labels, weights))
-
-    def labelled(head_gradient: Array, hidden: Array, labels: Array, weights: Array) -> tuple:
-        loss, logits, normaliser = _chunk_loss(hidden, kernel, labels, weights)
-        # d loss / d logits = (softmax - one at the label) * weight
-        here = jnp.arange(logits.shape[-1]) == labels[..., None]
-        gradient = (jnp.exp(logits - normaliser[..., None]) - here) * weights[..., None]  # [B, C, V]
-        gradient = gradient.astype(hidden.dtype)
-        hidden_gradient = jnp.einsum("bcv,dv->bcd", gradient, kernel)
-        by_group = (x.reshape(groups, -1, *x.shape[1:]) for x in (hidden, gradient))
-        head_gradient += jnp.einsum("gbcd,gbcv->gdv", *by_group, preferred_element_type=jnp.float32)
-        return head_gradient, (loss, hidden_gradient)
-
-    def skipped(head_gradient: Array, hidden: Array, labels: Array, weights: Array) -> tuple:
-        return head_gradient, (jnp.zeros_like(weights), jnp.zeros_like(hidden))
-
-    def step(head_gradient: Array, piece: tuple) -> tuple[Array, tuple[Array, Array]]:
-        return jax.lax.cond((piece[2] != 0).any(), labelled, skipped, head_gradient, *piece)
-
-    # A sum for each device's rows [G, D, V], added up once behind the loop: the compiler would else bring the
-    # gradients of all rows' logits to every device, in every chunk.
-    zeros = constrain(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "embed_act", "vocab"))
-    head_gradient, (losses, hidden_gradients) = jax.lax.scan(step, zeros, pieces)
-    losses, hidden_gradient = _uncut(losses, inverse), _uncut(hidden_gradients, inverse)  # [B, S], [B, S, D]
-    return (losses.sum(), losses), (hidden_gradient, head_gradient.sum(0).astype(head.dtype))
-
-
-def _text_loss_backward(chunk: int, gradients: tuple[Array, Array], cotangents: tuple[Array, Array]) -> tuple:
-    (hidden, head), (cotangent, _) = gradients, cotangents  # the terms are for reports
-    return (hidden * cotangent).astype(hidden.dtype), (head * cotangent).astype(head.dtype), None, None
-
-
-text_loss.defvjp(_text_loss_forward, _text_loss_backward)
-
-
-def regression_losses(predictions: Array, targets: Array, weights: Array) -> Array:
-    """Weighted squared distances, meaned over the width: [B, S, D] twice, [B, S] -> [B, S]; float32."""
-    difference = predictions.astype(jnp.float32) - jax.lax.stop_gradient(targets).astype(jnp.float32)
-    return jnp.square(difference).mean(-1) * weights
-
-
 def _forward(
     params: Params,
     statistics: Statistics,
@@ -461,12 +372,6 @@ def _forward(
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 
-def by_source(values: Array, sources: Array | None, count: int) -> Array:
-    """[B, S] -> sums over the positions of each source, [count]."""
-    assert sources is not None  # a batch of several sources tells them
-    return jnp.einsum("bs,bsk->k", values, jax.nn.one_hot(sources, count, dtype=values.dtype))
-
-
 def loss_weights(batch: Batch, sources: int = 0) -> tuple[Array, ...]:
     """What summed losses are divided by: the sums of the text and of the visual weights, each [], and the same by
     source, each [sources]."""
@@ -485,13 +390,14 @@ def loss(
     key: Array | None = None,
     train: bool = True,
     normalisers: tuple[Array, ...] | None = None,
-    sources: tuple[str, ...] = (),
+    sources: tuple[SourceWeights, ...] = (),
 ) -> tuple[Array, tuple[dict[str, Array], Statistics]]:
     """The training objective, from pixels to a number: paper §2.2, eq. 1 with the reference's masks.
 
     loss = text_loss_weight * mean over labelled tokens of -log p(token | everything before it)
          + regression_loss_weight * mean over visual targets of |regress_head(hidden) - input embedding|^2 / D
 
+    Both means are by the batch's weights; with `config.loss_mean` "sources" and several of them, of each source first.
     Targets are the inputs after standardisation, under stop_gradient: one pair for each <image> and one for
     [/IMG], i.e. Q + 1 = 33 an image in the published model. Without images the regression loss is exactly 0.
 
@@ -500,7 +406,7 @@ def loss(
       key: randomness of dropout and drop-path; None turns them off.
       train: standardise with this batch's statistics (and update the running ones) or with the running ones.
       normalisers: `loss_weights` of the whole batch when this is a micro-batch of it.
-      sources: names of the batch's sources, whose losses are told apart.
+      sources: of the batch, whose losses are told apart; none where it has one.
 
     Returns:
       (loss [], (metrics, statistics)); metrics are float32 scalars: loss, text_loss, regression_loss,
@@ -511,13 +417,21 @@ def loss(
     if normalisers is None:
         normalisers = loss_weights(batch, len(sources))
     text_total, visual_total, *of_each = normalisers
+    text_weights, visual_weights = batch.text_weights, batch.visual_weights
+    if config.loss_mean == "sources" and len(sources) > 1:
+        factors = [source.text for source in sources], [source.visual for source in sources]
+        text_scales, visual_scales = map(source_scales, of_each, factors)  # [K] each
+        text_weights = text_weights * text_scales[batch.sources]
+        visual_weights = visual_weights * visual_scales[batch.sources]
+        text_total, visual_total = jnp.ones(()), jnp.ones(())
+        of_each = [of_each[0] * text_scales, of_each[1] * visual_scales]
     head = model.llama.lm_head.kernel[...]
-    text, terms = text_loss(hidden, head, _next(batch.tokens), _next(batch.text_weights), config.loss_chunk)
+    text, terms = text_loss(hidden, head, _next(batch.tokens), _next(text_weights), config.loss_chunk)
     text = text / jnp.maximum(text_total, 1e-6)
     regression, distances = jnp.zeros((), jnp.float32), jnp.zeros_like(terms)
     if config.regression_loss_weight:
         predictions = model.llama.regress_head(hidden)  # [B, S, D]
-        distances = regression_losses(predictions, _next(named["inputs"]), _next(batch.visual_weights))  # [B, S]
+        distances = regression_losses(predictions, _next(named["inputs"]), _next(visual_weights))  # [B, S]
         regression = distances.sum() / jnp.maximum(visual_total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * regression
     losses = {"loss": total, "text_loss": text, "regression_loss": regression}
@@ -525,7 +439,7 @@ def loss(
         if sources:
             # A document's first position predicts within it, its last one nothing: `_next` crosses no border.
             sums = by_source(jax.lax.stop_gradient(values), batch.sources, len(sources)) / totals
-            losses |= {f"{kind}_loss/{name}": sums[i] for i, name in enumerate(sources)}
+            losses |= {f"{kind}_loss/{source.name}": sums[i] for i, source in enumerate(sources)}
     metrics = losses | metrics
     return total, (metrics, statistics)
 
@@ -557,34 +471,4 @@ def intermediates(
         "visual_mask": batch.visual_weights[:, 1:] > 0,
         "text_loss": metrics["text_loss"],
         "regression_loss": metrics["regression_loss"],
-    }
-
-
-def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) -> dict[str, float]:
-    """Analytic matrix-multiplication FLOPs of one forward pass, by part (2 per multiply-add).
-
-    `attention` is the language model's scores and mixtures. Being causal, it counts half of S x S. `adapters` are those
-    beside the language model's kernels, which `llama` counts without them. A training step is three times as much;
-    recomputation by remat is not useful work and is not counted.
-    """
-    v, c, m = config.vision, config.causal, config.llama
-    tokens, inner = v.patches + 1, c.heads * c.head_dim
-    vision_layer = tokens * (4 * v.width**2 + 2 * v.width * v.mlp_dim) + 2 * tokens**2 * v.width
-    vision = v.layers * vision_layer + v.patches * 3 * v.patch_size**2 * v.width
-    self_attention = c.queries * 4 * c.width * inner + c.queries**2 * inner
-    cross_attention = 2 * c.queries * c.width * inner + 2 * tokens * v.width * inner + 2 * c.queries * tokens * inner
-    causal = c.layers * (self_attention + cross_attention + 2 * c.queries * c.width * c.mlp_dim)
-    causal += c.queries * c.width * m.width
-    if c.kind == "pooled":
-        causal = c.queries * v.patches * v.width + c.queries * v.width * m.width
-    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
-    adapters = row_tokens * m.layers * m.lora_rank * sum(sum(m.projection_sizes()[name]) for name in m.lora_targets)
-    heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
-    return {
-        "vision": 2.0 * pictures * vision,
-        "causal": 2.0 * pictures * causal,
-        "llama": 2.0 * rows * llama,
-        "adapters": 2.0 * rows * adapters,
-        "attention": 2.0 * rows * m.layers * row_tokens**2 * m.width,
-        "heads": 2.0 * rows * heads,
     }

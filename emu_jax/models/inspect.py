@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from emu_jax.models import emu
+from emu_jax.models.flops import forward_flops
 
 
 def describe(config: ConfigDict) -> str:
@@ -35,7 +36,7 @@ def describe(config: ConfigDict) -> str:
         f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters, {sum(sizes.values()) / 1e9:.2f} GB in {kind}; "
         f"{model.dtype} compute"
     )
-    flops = emu.forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
+    flops = forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
     lines.append(
         "forward      "
         + ", ".join(f"{part} {value / 1e9:,.2f}" for part, value in flops.items() if value)

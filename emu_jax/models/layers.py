@@ -49,6 +49,12 @@ def parameter(
     return nnx.Param(value.astype(dtype), axes=axes)
 
 
+def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, *, bound: float) -> nnx.Param:
+    """A parameter drawn uniformly between -bound and bound, i.e. of standard deviation bound / sqrt(3)."""
+    value = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
+    return nnx.Param(value.astype(dtype), axes=axes)
+
+
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
     """A parameter that starts as a constant (norm scales, biases)."""
     return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
@@ -74,13 +80,65 @@ def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array
 project.defvjp(_project_forward, _project_backward)
 
 
+@jax.custom_vjp
+def project_float32(x: Array, kernel: Array) -> Array:
+    """`project` by the master kernel, computed in x's dtype; only the kernel's gradient is float32 from its product on.
+
+    `project` by a kernel that was cast to bfloat16 has a bfloat16 gradient: each device rounds its own rows' sum, and
+    the devices' sums are added in bfloat16.
+    """
+    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype))
+
+
+def _project_float32_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, kernel = saved
+    flat_x, flat = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+    kernel_gradient = jnp.einsum("nd,nf->df", flat_x, flat, preferred_element_type=jnp.float32)
+    return jnp.einsum("...f,df->...d", gradient, kernel.astype(x.dtype)), kernel_gradient.astype(kernel.dtype)
+
+
+def _project_float32_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype)), (x, kernel)
+
+
+project_float32.defvjp(_project_float32_forward, _project_float32_backward)
+
+
+def add(x: Array, weight: Array, *, float32_gradients: bool) -> Array:
+    """x [..., F] + a weight of x's last axes, in x's dtype; the weight's gradient is summed in float32, or in that."""
+    return add_float32(x, weight) if float32_gradients else x + weight.astype(x.dtype)
+
+
+@jax.custom_vjp
+def add_float32(x: Array, weight: Array) -> Array:
+    """`add` with a gradient of the weight that is summed in float32."""
+    return x + weight.astype(x.dtype)
+
+
+def _add_float32_backward(weight: Array, gradient: Array) -> tuple[Array, Array]:
+    copies = gradient.astype(jnp.float32).sum(tuple(range(gradient.ndim - weight.ndim)))
+    return gradient, copies.astype(weight.dtype)
+
+
+add_float32.defvjp(lambda x, weight: (x + weight.astype(x.dtype), weight), _add_float32_backward)
+
+
+def repeat(weight: Array, shape: tuple[int, ...], dtype: jnp.dtype, *, float32_gradients: bool) -> Array:
+    """A weight in `dtype`, repeated to `shape`; its gradient is summed over the copies in float32, or in `dtype`."""
+    if float32_gradients:
+        return jnp.broadcast_to(weight, shape).astype(dtype)
+    return jnp.broadcast_to(weight.astype(dtype), shape)
+
+
 class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
-    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120). With
-    dtype int8 it holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With
-    `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first
-    (`lora.py`); without a key nothing is dropped.
+    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120), and the
+    bias at 0; with `as_torch` both start as torch's nn.Linear has them, uniform within 1 / sqrt(in). With dtype int8
+    the kernel holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With `adapter`
+    (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first (`lora.py`);
+    without a key nothing is dropped. Where `float32_gradients` is set, gradients of kernels and biases are float32
+    whatever x is (`project_float32`).
     """
 
     def __init__(
@@ -93,9 +151,15 @@ class Linear(nnx.Module):
         *,
         bias: bool = False,
         gain: float = 1.0,
+        as_torch: bool = False,
         adapter: tuple[int, float, float] | None = None,
     ):
-        self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * inputs**-0.5)
+        self.float32_gradients = False
+        bound = inputs**-0.5
+        if as_torch:
+            self.kernel = uniform(rngs, (inputs, outputs), axes, dtype, bound=bound)
+        else:
+            self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * bound)
         if adapter is not None:
             rank, alpha, self.adapter_dropout = adapter
             self.a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
@@ -103,20 +167,23 @@ class Linear(nnx.Module):
             self.adapter_scale = alpha / rank
         if dtype == "int8":
             self.scale = constant(1.0, (outputs,), (axes[1],), "float32")
-        if bias:
+        if bias and as_torch:
+            self.bias = uniform(rngs, (outputs,), (axes[1],), dtype, bound=bound)
+        elif bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
-        y = project(x, self.kernel[...].astype(x.dtype))
         if hasattr(self, "scale"):
-            y = (y * self.scale[...]).astype(x.dtype)
+            y = (project(x, self.kernel[...].astype(x.dtype)) * self.scale[...]).astype(x.dtype)
+        else:
+            y = self._project(x, self.kernel[...])
         if hasattr(self, "a"):
             kept = dropout(x, self.adapter_dropout, key)
-            y = (
-                y
-                + project(project(kept, self.a[...].astype(x.dtype)), self.b[...].astype(x.dtype)) * self.adapter_scale
-            )
-        return y + self.bias[...].astype(x.dtype) if hasattr(self, "bias") else y
+            y = y + self._project(self._project(kept, self.a[...]), self.b[...]) * self.adapter_scale
+        return add(y, self.bias[...], float32_gradients=self.float32_gradients) if hasattr(self, "bias") else y
+
+    def _project(self, x: Array, kernel: Array) -> Array:
+        return project_float32(x, kernel) if self.float32_gradients else project(x, kernel.astype(x.dtype))
 
 
 def gelu(x: Array) -> Array:

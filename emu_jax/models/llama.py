@@ -227,14 +227,18 @@ class TokenEmbedding(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Embeddings -> post-norm hidden states, with a token head and a regression head on them."""
+    """Embeddings -> post-norm hidden states, with a token head and a regression head on them.
 
-    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
+    With `init` "reference" the regression head starts as torch's nn.Linear does: the reference adds it to a trained
+    LLaMA.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str, init: str):
         self.embed = TokenEmbedding(rngs, c, dtype)
         self.blocks = stack(lambda rngs: LlamaBlock(rngs, c, dtype), c.layers, rngs)
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.lm_head = Linear(rngs, c.width, c.vocab_size, ("embed", "vocab"), dtype)
-        self.regress_head = Linear(rngs, c.width, c.width, ("embed", "mlp"), dtype)
+        self.regress_head = Linear(rngs, c.width, c.width, ("embed", "mlp"), dtype, as_torch=init == "reference")
         self.config = c
 
     def __call__(

@@ -18,12 +18,14 @@ from emu_jax.models.layers import (
     Array,
     LayerNorm,
     Linear,
+    add,
     attention,
     constant,
     dropout,
     gelu,
     merge_heads,
     parameter,
+    repeat,
     scan_layers,
     split_heads,
     split_key,
@@ -76,7 +78,9 @@ class VisionAttention(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         bias = jnp.concatenate([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
-        qkv = checkpoint_name(self.qkv(x) + bias.astype(x.dtype), "qkv")  # [N, P+1, 3D]
+        qkv = checkpoint_name(
+            add(self.qkv(x), bias, float32_gradients=self.qkv.float32_gradients), "qkv"
+        )  # [N, P+1, 3D]
         q, k, v = (split_heads(y, self.head_dim) for y in jnp.split(qkv, 3, axis=-1))
         mixed = checkpoint_name(attention(q, k, v, scale=self.head_dim**-0.5), "attention")
         return self.proj(merge_heads(mixed))
@@ -121,11 +125,13 @@ class VisionEncoder(nnx.Module):
         self.patch_embed = Linear(rngs, c.patch_size**2 * 3, c.width, ("pixels", "embed"), dtype, bias=True)
         self.blocks = stack(lambda rngs: VisionBlock(rngs, c, dtype), c.layers, rngs)
         self.patch_size = c.patch_size
+        self.float32_gradients = False
 
     def __call__(self, pixels: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None) -> Array:
         p = self.patch_size
         patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [N, P, p*p*3]
         x = self.patch_embed(patches)  # [N, P, D]
-        cls = jnp.broadcast_to(self.cls_token[...].astype(x.dtype), (x.shape[0], 1, x.shape[-1]))
-        x = jnp.concatenate([cls, x], axis=1) + self.pos_embed[...].astype(x.dtype)  # [N, P+1, D]
+        options = {"float32_gradients": self.float32_gradients}
+        cls = repeat(self.cls_token[...], (x.shape[0], 1, x.shape[-1]), x.dtype, **options)
+        x = add(jnp.concatenate([cls, x], axis=1), self.pos_embed[...], **options)  # [N, P+1, D]
         return scan_layers(self.blocks, x, remat=remat, unroll=unroll, key=key)

@@ -144,6 +144,12 @@ def instruct(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
 def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
     model, goal = _emu(config), _goal(config)
     data = config.data
+    for name, size in (("row_images", data.row_images), ("batch_rows", rows_per_device or data.batch_rows)):
+        if not size:
+            raise UserError(
+                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, as "
+                f"`emu-jax inspect-data` or a run's config.json tells it: --config.data.{name}=…"
+            )
     rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
     length, side = data.row_tokens, model.vision.image_size
     shapes: dict[str, tuple[tuple[int, ...], Any]] = {

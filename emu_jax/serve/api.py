@@ -232,7 +232,7 @@ async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
 
 
 def _reason(written: Written) -> str:
-    return "stop" if written.ended else "length"
+    return "length" if written.ended_by == "length" else "stop"
 
 
 def _usage(written: Written) -> dict[str, int]:

@@ -18,7 +18,7 @@ class Plan:
     """What a document goes on with; see `Emu.continue_document`.
 
     Attributes:
-      pattern: "text" or "image" for every item to come; None: the model decides.
+      pattern: "text" or "image" for every item to come; None: the model decides, if it has learnt to begin images.
       drawing: its seed is the first item's, the next item's is one more, and so on.
     """
 
@@ -85,7 +85,7 @@ async def continue_document(engine: Engine, document: Prompt, plan: Plan) -> Asy
             yield Item(picture)
             kind = TEXT
         else:
-            writing = await engine.write(parts, TextSettings(plan.max_new_tokens, until_picture=True))
+            writing = await engine.write(parts, TextSettings(plan.max_new_tokens, until_image=True))
             try:
                 async for piece in writing:
                     yield Piece(piece)
@@ -96,7 +96,7 @@ async def continue_document(engine: Engine, document: Prompt, plan: Plan) -> Asy
                 parts.append(text.text)
                 items += 1
                 yield Item(text.text)
-            if not (text.asks if kinds is None else text.new_tokens):
+            if not (text.ended_by == "image" if kinds is None else text.new_tokens):
                 break  # the model has nothing more to say
             kind = IMAGE
         if kinds is not None and items < len(kinds):

@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 from emu_jax.api import Emu, GeneratedImage, check_decoding
 from emu_jax.data.tokenizer import Spelling
 from emu_jax.generate.prompt import Prompt
-from emu_jax.generate.text import Decoding
+from emu_jax.generate.text import Decoding, EndedBy, cut
 from emu_jax.serve import sequences
 from emu_jax.serve.canvas import Canvas, Drawing
 from emu_jax.serve.limits import Limits
@@ -59,16 +59,14 @@ class Written:
     """A text that is written.
 
     Attributes:
-      prompt_tokens, new_tokens: as the model counts them, </s> not among the new ones.
-      ended: whether the model ended it; else it reached its limit.
-      asks: whether it ended where the model asks for a picture, with `TextSettings.until_picture`.
+      prompt_tokens, new_tokens: as the model counts them, what ended the text not among the new ones.
+      ended_by: as `GeneratedText` has it.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
-    ended: bool
-    asks: bool = False
+    ended_by: EndedBy
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +75,7 @@ class TextSettings:
 
     Attributes:
       max_new_tokens: None: what the context leaves, at most 256.
-      until_picture: it also ends where the model writes [IMG].
+      until_image: it also ends where a model writes [IMG] that has not learnt to (`Emu.ends`).
     """
 
     max_new_tokens: int | None = None
@@ -86,7 +84,7 @@ class TextSettings:
     top_p: float = 1.0
     min_length: int = 1
     seed: int = 0
-    until_picture: bool = False
+    until_image: bool = False
 
     def check(self, limits: Limits) -> None:
         """Raises UserError for settings that cannot work, or lie beyond the limits."""
@@ -178,7 +176,7 @@ class _Text:
     start: Start
     lane: int
     spelling: Spelling
-    until_picture: bool
+    until_image: bool
     ids: list[int] = dataclasses.field(default_factory=list)
     said: list[str] = dataclasses.field(default_factory=list)
 
@@ -309,7 +307,7 @@ class Engine:
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         start = Start(sequence, decoding, limit, settings.seed)
         spelling = self.plain.tokenizer.spelling()
-        text = _Text(Ticket(self.limits.seconds), start, lane, spelling, settings.until_picture)
+        text = _Text(Ticket(self.limits.seconds), start, lane, spelling, settings.until_image)
         self._submit(self._texts, text)
         return text.ticket
 
@@ -434,15 +432,13 @@ class Engine:
     def _add(self, number: int, slot: int, ids: list[int]) -> None:
         """New tokens of a text: tells them, and ends it where it ends."""
         text, tokenizer = self._writing[number][slot], self.plain.tokenizer
-        ends = {tokenizer.eos_id, tokenizer.img_id} if text.until_picture else {tokenizer.eos_id}
-        last = next((id for id in ids if id in ends), None)
-        ended = last is not None
-        ids = ids if last is None else ids[: ids.index(last)]
+        ends = (tokenizer.eos_id, tokenizer.img_id) if text.until_image else self._lanes[number].model.ends
+        ids, ended_by = cut(ids, ends)
         silent = tokenizer.silent
         pieces = [piece for id in ids if id not in silent for _, piece in text.spelling.add(id)]
         text.ids += ids
         self.counts.tokens += len(ids)
-        over = ended or len(text.ids) >= text.start.limit
+        over = ended_by != "length" or len(text.ids) >= text.start.limit
         if over:
             pieces += [piece for _, piece in text.spelling.end()]
         if said := "".join(pieces):
@@ -451,9 +447,8 @@ class Engine:
         if over:
             self.counts.texts += 1
             prompt = len(text.start.sequence.tokens)
-            asks = last == tokenizer.img_id
-            text.ticket.finish(Written("".join(text.said), prompt, len(text.ids), ended, asks))
-            self._lanes[number].release(slot)  # [IMG] does not free it
+            text.ticket.finish(Written("".join(text.said), prompt, len(text.ids), ended_by))
+            self._lanes[number].release(slot)  # [IMG] that is no end of the model's does not free it
             del self._writing[number][slot]
 
     def _begin(self, canvas: Canvas) -> None:

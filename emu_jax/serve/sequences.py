@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence as Ordered
+from typing import Any
 
 import numpy as np
 
 from emu_jax.api import Emu
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import NEW_TOKENS, Film, clean, default_system, read_message
@@ -143,7 +144,7 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
     parts.append(Text("", "assistant"))
     pixels = [part.pixels for part in parts if isinstance(part, Image)]
     size, queries = model.config.vision.image_size, model.config.causal.queries
-    rows = {"row_tokens": ROW, "row_images": ROW}
+    rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
     (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
     slots = found.slots[:-1]  # without </s>: the answer is to come
     sources = np.where(slots >= 0, np.cumsum(slots >= 0) - 1, -1).astype(np.int32)

@@ -22,7 +22,7 @@ import numpy as np
 
 from emu_jax.api import Emu
 from emu_jax.generate import image, text
-from emu_jax.generate.text import Decoding
+from emu_jax.generate.text import Decoding, Ends
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
@@ -135,7 +135,7 @@ class TextSlots:
     def __init__(self, model: Emu, count: int):
         self.model, self.count, self.reader = model, count, Reader(model)
         self.capacity = model.config.llama.context
-        self._static = {"config": model.config, "eos": model.tokenizer.eos_id}
+        self._static = {"config": model.config, "ends": model.ends}
         self.clear()
 
     def clear(self) -> None:
@@ -185,13 +185,13 @@ class TextSlots:
         found = np.asarray(first)[: len(starts)].tolist()
         for slot, start, token in zip(slots, starts, found, strict=True):
             self._filled[slot] = len(start.sequence.tokens)
-            self._left[slot] = 0 if token == self.model.tokenizer.eos_id else start.limit - 1
+            self._left[slot] = 0 if token in self.model.ends else start.limit - 1
         return found
 
     def write(self) -> np.ndarray:
         """Goes on in all slots: int32 [TOKENS_A_CALL, B], -1 where nothing was written.
 
-        </s> is among the tokens where a text ends by itself; it frees its slot, as its limit does.
+        What ends a text (`Emu.ends`) is among its tokens; it frees the slot, as its limit does.
         """
         reach = fitting(int((self._filled * (self._left > 0)).max()) + TOKENS_A_CALL, self.reader.lengths)
         with self.model.scope():
@@ -200,7 +200,7 @@ class TextSlots:
         written = (tokens >= 0).sum(0)
         self._filled += written
         self._left -= written
-        self._left[(tokens == self.model.tokenizer.eos_id).any(0)] = 0
+        self._left[np.isin(tokens, self.model.ends).any(0)] = 0
         return tokens
 
     def warm_up(self) -> None:
@@ -271,7 +271,7 @@ def _inputs(params: emu.Params, tokens: Array, visual: Array, is_visual: Array) 
     return jnp.where(is_visual[..., None], visual, words[tokens].astype(jnp.float32))
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos"), donate_argnames="state")
+@functools.partial(jax.jit, static_argnames=("config", "ends"), donate_argnames="state")
 def _read(
     params: emu.Params,
     state: _State,
@@ -285,7 +285,7 @@ def _read(
     seeds: Array,
     *,
     config: emu.EmuConfig,
-    eos: int,
+    ends: Ends,
 ) -> tuple[Array, _State]:
     """R sequences of T positions, the first `counts` [R] of them valid, into slots [R] -> first tokens int32 [R].
 
@@ -300,7 +300,7 @@ def _read(
     hidden, short = llama.decode(inputs, positions, short, valid)
     last = jnp.take_along_axis(hidden, counts[:, None, None] - 1, axis=1)[:, 0]  # [R, D]
     keys = jax.vmap(jax.random.key)(seeds)
-    first, _ = text.choose_each(llama, last, jnp.zeros(rows, jnp.int32), keys, decoding, eos)
+    first, _ = text.choose_each(llama, last, jnp.zeros(rows, jnp.int32), keys, decoding, ends)
 
     cache = state.cache
     capacity = cache.valid.shape[1]
@@ -315,15 +315,15 @@ def _read(
         cache,
         token=put(state.token, first),
         count=put(state.count, jnp.ones(rows, jnp.int32)),
-        left=put(state.left, jnp.where(first == eos, 0, limits - 1)),
+        left=put(state.left, jnp.where(text.is_end(first, ends), 0, limits - 1)),
         keys=put(state.keys, keys),
         decoding=put(state.decoding, decoding),
     )
     return first, _placed(state)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "eos", "reach"), donate_argnames="state")
-def _write(params: emu.Params, state: _State, *, config: emu.EmuConfig, eos: int, reach: int) -> tuple[Array, _State]:
+@functools.partial(jax.jit, static_argnames=("config", "ends", "reach"), donate_argnames="state")
+def _write(params: emu.Params, state: _State, *, config: emu.EmuConfig, ends: Ends, reach: int) -> tuple[Array, _State]:
     """All slots go on: int32 [TOKENS_A_CALL, B], -1 in free ones; `reach` positions of the cache are looked at."""
     llama = emu.bind(config, params).llama
 
@@ -332,10 +332,10 @@ def _write(params: emu.Params, state: _State, *, config: emu.EmuConfig, eos: int
         inputs = llama.embed(state.token[:, None]).astype(config.dtype)  # [B, 1, D]
         before = state.cache.index
         hidden, cache = llama.decode(inputs, before[:, None], state.cache, reach=reach)
-        token, _ = text.choose_each(llama, hidden[:, 0], state.count, state.keys, state.decoding, eos)
+        token, _ = text.choose_each(llama, hidden[:, 0], state.count, state.keys, state.decoding, ends)
         # A free slot writes into its next place, over and over, which its next text does as well.
         cache = dataclasses.replace(cache, index=jnp.where(active, cache.index, before))
-        left = jnp.where(active & (token != eos), state.left - 1, 0)
+        left = jnp.where(active & ~text.is_end(token, ends), state.left - 1, 0)
         new = dataclasses.replace(
             state,
             cache=cache,

@@ -34,6 +34,7 @@ ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # what init.vision takes 
 # Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
+FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token"}
 FREE |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition

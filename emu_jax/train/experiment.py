@@ -17,11 +17,15 @@ from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields, nearest
 from emu_jax.models import diffusion, emu, lora, unet, vae
+from emu_jax.models.flops import forward_flops
+from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import flatten
 from emu_jax.train import objective
 from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
+from emu_jax.train.groups import PARTS
 from emu_jax.train.mesh import own_rows
 from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.reach import check_reach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Experiment:
     Attributes:
       rows: of a batch over all hosts. flops: of a step, analytically; 0 where they are not counted.
       tokenizer: None where the objective reads no text.
+      remarks: lines that a run says at start.
     """
 
     objective: objective.Objective
@@ -38,6 +43,7 @@ class Experiment:
     tokenizer: Tokenizer | None
     rows: int
     flops: float = 0.0
+    remarks: tuple[str, ...] = ()
 
 
 def make_experiment(config: ConfigDict, mesh: Mesh | None = None) -> Experiment:
@@ -69,14 +75,31 @@ def _emu(config: ConfigDict, own: Own) -> Experiment:
         )
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
+    stream = Pipeline(data, tokenizer, **sizes, own=own, learn_image_token=model.learn_image_token)
+    data = stream.data
+    config.data.update({"row_images": data.row_images, "batch_rows": data.batch_rows})
     rows = data.batch_rows
-    stream = Pipeline(data, tokenizer, **sizes, own=own(rows))
     goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    sources = tuple(stream.sources) if len(stream.sources) > 1 else ()
+    entries = data.sources.items()
+    sources = tuple(SourceWeights(name, entry.text_weight, entry.visual_weight) for name, entry in entries)
     optimizer = OptimizerConfig.from_dict(config.optimizer)
-    goal = objective.freeze(goals[config.objective](model, ids, sources), optimizer)
+    goal = objective.freeze(goals[config.objective](model, ids, sources if len(sources) > 1 else ()), optimizer)
     flops = sum(step_flops(model, rows, data.row_images, data.row_tokens, goal.trains).values())
-    return Experiment(goal, stream, tokenizer, rows, flops)
+    trained = {PARTS[name] for name in goal.split(goal.logical_axes)[0]}
+    check_reach(trained, stream.samples, model)
+    remarks = (_unread(config), stream.fill.remark(data))
+    return Experiment(goal, stream, tokenizer, rows, flops, tuple(filter(None, remarks)))
+
+
+def _unread(config: ConfigDict) -> str:
+    """Which entries of the mixture `config.data.source` keeps from being read, in a line; "" for none."""
+    named = [name for name, entry in config.data.mixture.items() if entry.get("source") and entry.get("weight", 1)]
+    if not config.data.source or not named:
+        return ""
+    return (
+        f"config.data.source={config.data.source} is read alone, not config.data.mixture ({', '.join(named)}); "
+        "--config.data.source= mixes those"
+    )
 
 
 def step_flops(
@@ -110,7 +133,7 @@ def step_flops(
     inputs = learns(*encoder, "llama/embed/")  # of the language model
     hidden = inputs or learns(blocks)
     llama = model.llama
-    flops = emu.forward_flops(model, rows * row_images, rows, row_tokens)
+    flops = forward_flops(model, rows * row_images, rows, row_tokens)
     factors = {
         "vision": backward(kernels("vision/"), learns("vision/")),
         "causal": backward(kernels("causal/"), learns(*encoder)),

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -158,6 +159,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run needs its beginnings no more
         check_init(config)
+    for remark in setup.experiment.remarks if first_process else ():
+        print(remark, file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
     # Leaving this block waits for the last save: a full disk shows nowhere else.

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, lora, unet, vae
 from emu_jax.models.layers import Array
+from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import split
 from emu_jax.train.optimizer import OptimizerConfig
 
@@ -67,7 +68,7 @@ def freeze(goal: Objective, optimizer: OptimizerConfig) -> Objective:
     return dataclasses.replace(goal, trains=trained.__contains__)
 
 
-def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
+def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...] = ()) -> Objective:
     """Classify the next text token or regress the next visual embedding; losses of several sources are told apart."""
     if config.llama.int8:
         raise UserError(
@@ -77,7 +78,7 @@ def pretrain(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...
     return _interleaved(config, ids, sources)
 
 
-def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...]) -> Objective:
+def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...]) -> Objective:
     """The loss of interleaved documents, with every parameter trained."""
     adapters_drop = config.llama.lora_rank > 0 and config.llama.lora_dropout > 0
     random = config.causal.dropout > 0 or config.vision.drop_path > 0 or adapters_drop
@@ -95,12 +96,12 @@ def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str,
         shapes=emu.abstract(config),
         loss=loss,
         normalisers=lambda batch: emu.loss_weights(batch, len(sources)),
-        summed=frozenset({"loss", *kinds, *(f"{kind}/{name}" for kind in kinds for name in sources)}),
+        summed=frozenset({"loss", *kinds, *(f"{kind}/{source.name}" for kind in kinds for source in sources)}),
         batch=emu.Batch,
     )
 
 
-def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[str, ...] = ()) -> Objective:
+def instruct(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[SourceWeights, ...] = ()) -> Objective:
     """Low-rank adapters beside the language model's kernels; every other parameter stays as it is, as in the paper.
 
     The kernels may be int8 (`quantise.py`), as QLoRA has it: gradients pass through them, and none is of them.

@@ -146,7 +146,7 @@ def generation(config: EmuConfig) -> tuple[dict[str, float], dict[str, float]]:
     options = text.Decoding(min_length=24, length_penalty=0.0)
 
     def beams() -> None:
-        static = {"config": config, "eos": EOS, "max_new_tokens": 24, "beams": 5}
+        static = {"config": config, "ends": (EOS,), "max_new_tokens": 24, "beams": 5}
         jax.block_until_ready(text.beam_search(params, short, np.ones((1, 36), bool), options, **static))
 
     def embeddings() -> None:

@@ -163,12 +163,12 @@ def test_an_endless_source_and_cut_documents(tmp_path):
     source = _jsonl(tmp_path, "long", [{"parts": [{"text": "cat " * 100}]}])
     config = _config({"long": {"source": source, "epochs": 0}})
     text, page = _page(config, tmp_path, rows=2, batches=2)
-    # 32 equal records are one window; 100 words in rows of 62 make pieces of 64 and 40 tokens.
+    # 32 equal records are one window; 100 words in rows of 63 make pieces of 64 and 39 tokens.
     assert text.startswith("2 batches of 1 rows of 64 tokens and 4 pictures (16 x 16 pixels, 4 tokens each)\n")
     assert "no picture was seen; config.data.row_images=4 could be 1" in text
     continued = ["continues a cut document" in document["about"] for document in page.documents]
     assert f"split documents    {sum(continued)} cuts" in text
-    assert [len(document["text"].split()) for document in page.documents] == [38 if c else 62 for c in continued]
+    assert [len(document["text"].split()) for document in page.documents] == [37 if c else 63 for c in continued]
 
 
 def test_unreadable_pictures_are_counted_and_marked(tmp_path):
@@ -210,6 +210,7 @@ def test_rows_that_are_not_asked_for_are_not_drawn(tmp_path):
 def test_the_command_prints_and_writes(tmp_path, capsys):
     out = tmp_path / "rows.html"
     arguments = ["--batches", "2", "--rows", "3", "--out", str(out), "--config.data.split=heldout_combinations"]
+    arguments += ["--config.data.row_images=4"]
     config = Path(__file__).parents[2] / "configs/quickstart.py"
     assert main(["inspect-data", "--config", str(config), *arguments]) == 0
     assert capsys.readouterr().out.startswith("2 batches of 8 rows of 96 tokens and 4 pictures")
@@ -272,3 +273,51 @@ def test_errors_are_one_line(tmp_path):
     wrong = config.copy_and_resolve_references()
     wrong.model.llama.vocab_size = 7
     refused("config.model.llama.vocab_size=7, but the tokenizer has", config=wrong)
+
+
+# ---------------------------------------------------------------- counts for programs
+
+
+def test_json_counts(tmp_path):
+    """Of each source what is learnt; a page that is cut, one that is not, and a caption."""
+    pair = {"image": "0.png", "text": "a red bus"}
+    pages = [{"parts": [{"text": "cat " * 80}]}, {"parts": [{"text": "a cat"}, {"image": "1.png"}]}]
+    config = _config(
+        {
+            "pairs": {"source": _jsonl(tmp_path, "pairs", [pair]), "weight": 1},
+            "web": {"source": _jsonl(tmp_path, "web", pages), "weight": 2},
+        }
+    )
+    config.data.update({"batch_rows": 2, "mixture_unit": "records"})
+    file = tmp_path / "counts.json"
+    inspect(config, None, rows=0, batches=1, verify=False, counts=file)
+    counts = json.loads(file.read_text(encoding="utf-8"))
+    # <s> [IMG] 4 [/IMG] a red bus </s>; <s> and 63 of 80 words, <s> and 17 and </s>; <s> a cat [IMG] 4 [/IMG] </s>
+    pairs = {
+        "samples": 1,
+        "tokens": 11,
+        "images": 1,
+        "text_targets": 4,
+        "visual_targets": 0,
+        "learnt_eos": 1,
+        "document_ends": 1,
+        "cut_documents": 0,
+        "predicted_documents": 0,
+    }
+    web = {
+        "samples": 3,
+        "tokens": 64 + 19 + 10,
+        "images": 1,
+        "text_targets": 80 + 1 + 3,
+        "visual_targets": 5,
+        "learnt_eos": 2,
+        "document_ends": 2,
+        "cut_documents": 1,
+        "predicted_documents": 1,
+    }
+    assert counts["sources"] == {"pairs": pairs, "web": web}
+    everything = {name: pairs[name] + web[name] for name in pairs}
+    assert {name: counts[name] for name in everything} == everything
+    assert counts["padding"] == pytest.approx(1 - 104 / 128) and counts["empty_image_slots"] == 1 - 2 / 8
+    with pytest.raises(UserError, match=r"--json nowhere/x\.json: there is no folder nowhere; name a JSON file in a"):
+        inspect(config, None, rows=0, batches=1, verify=False, counts=Path("nowhere/x.json"))

@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from emu_jax.config import load_config
 from emu_jax.data.mixture import Selection, SourceConfig, mix, pattern
+from emu_jax.data.pipeline import DataConfig
 from emu_jax.errors import UserError
 
 FIELDS = {"source": "folder"}
@@ -58,6 +60,15 @@ def test_epochs_are_shuffled_anew_and_whole():
         ({"wieght": 1}, r"config\.data\.mixture\.web\.wieght is no field of SourceConfig; did you mean weight\?"),
         ({"weight": -1.0}, r"config\.data\.mixture\.web: weight -1\.0, epochs 0; expected a weight and epochs of 0 or"),
         ({"epochs": -1}, r"expected a weight and epochs of 0 or more"),
+        ({"weight": "x"}, r"^config\.data\.mixture\.web\.weight='x': expected float, got str$"),
+        ({"weight": True}, r"^config\.data\.mixture\.web\.weight=True: expected float, got bool$"),
+        ({"epochs": 1.5}, r"^config\.data\.mixture\.web\.epochs=1\.5: expected int, got float$"),
+        ({"subsequences": 1}, r"^config\.data\.mixture\.web\.subsequences=1: expected bool, got int$"),
+        (
+            {"source": 12},
+            r"^config\.data\.mixture\.web\.source=12: expected str, got int; quote it twice, as in '\"12\"'$",
+        ),
+        ({"split": {"x": 1}}, r"^config\.data\.mixture\.web\.split: expected str, got dict$"),
     ],
 )
 def test_bad_settings(fields, message):
@@ -65,6 +76,51 @@ def test_bad_settings(fields, message):
         SourceConfig.from_dict("web", FIELDS | fields)
 
 
-def test_weights_without_a_short_pattern():
-    with pytest.raises(UserError, match=r"weights \[1, 1e-05, 0\.33333\] repeat only after [\d,]+ records"):
-        pattern([1, 1e-05, 0.33333])
+def test_weights_without_a_short_pattern_are_rounded():
+    """Shares of 2^-1/2, 3^-1/2 and 1/100: within 1e-5 of all records."""
+    weights = [2**-0.5, 3**-0.5, 0.01]
+    turns = collections.Counter(pattern(weights))
+    for source, weight in enumerate(weights):
+        share, got = weight / sum(weights), turns[source] / turns.total()
+        assert got == pytest.approx(share, abs=1e-5), f"source {source}: expected {share:.6f}, got {got:.6f}"
+    with pytest.raises(UserError, match=r"of 100,000 records, weights \[1, 1e-07\] give a source none; expected"):
+        pattern([1, 1e-07])
+
+
+def test_weights_count_what_records_hold():
+    """Records of two samples and of a half: two thirds of the samples are b's, as its weight says."""
+    sources = {"a": SourceConfig("x", weight=1.0), "b": SourceConfig("x", weight=2.0)}
+    stream = mix({"a": 30, "b": 30}, sources, 0, {"a": 0.5, "b": 2.0})
+    records = collections.Counter(stream[i][0] for i in range(3000))
+    assert (records[0], records[1]) == (2000, 1000), "1/0.5 : 2/2 records"
+    assert records[1] * 2.0 / (records[0] * 0.5 + records[1] * 2.0) == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["mine.source=x", "mine.wieght=2"],
+            r"^config\.data\.mixture\.mine\.wieght is no field of SourceConfig; did you",
+        ),
+        (["mine.source=x", "mine.weight=two"], r"^config\.data\.mixture\.mine\.weight='two': expected float, got str$"),
+        (["mine.source=x", "mine.epochs.x=2"], r"^config\.data\.mixture\.mine\.epochs: expected int, got ConfigDict$"),
+        (["mine.weight=2"], r"^config\.data\.mixture\.mine\.source is missing; SourceConfig needs it$"),
+    ],
+)
+def test_an_entry_of_the_command_line_is_checked_like_the_config_s_own(overrides, message):
+    config = load_config("configs/quickstart.py", [f"--config.data.mixture.{text}" for text in overrides])
+    with pytest.raises(UserError, match=message):
+        SourceConfig.from_dict("mine", config.data.mixture.mine)
+
+
+def test_an_entry_of_the_command_line_is_a_source():
+    overrides = [
+        "source=",
+        "mixture.mine.source=fluent_emoji",
+        "mixture.mine.split=heldout_concepts",
+        "mixture.mine.weight=2",
+    ]
+    data = DataConfig.from_dict(load_config("configs/quickstart.py", [f"--config.data.{o}" for o in overrides]).data)
+    assert data.sources == {"mine": SourceConfig("fluent_emoji", "heldout_concepts", weight=2.0)}
+    assert list(data.open(16)) == ["mine"]

@@ -1,4 +1,4 @@
-"""Sequences and rows: exact arrays of small examples, and what must hold for every packing."""
+"""Rows: exact arrays of small examples, and what must hold for every packing."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import TokenizedDocument, batch_metrics, build_row, pack_window, tokenize_document
+from emu_jax.data.packing import CONTINUES, CUT, batch_metrics, build_row, pack_window
+from emu_jax.data.sequence import TokenizedDocument, tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
@@ -31,79 +32,6 @@ def _build(documents, row_tokens: int, row_images: int):
     return build_row(documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id)[0]
 
 
-# ---------------------------------------------------------------- a sequence
-
-
-def test_the_example_s_ids():
-    assert (A, RED, BUS, BLUE, CAT, DOG) == (3, 4, 5, 6, 7, 8)
-    assert (TOKENIZER.pad_id, TOKENIZER.img_id, TOKENIZER.img_end_id, TOKENIZER.image_id) == (9, 10, 11, 12)
-
-
-def test_image_first():
-    (got,) = _tokenize(Document((_image("p"), Text("red bus")), text_weight=0.5, visual_weight=2.0))
-    #                                      <s>  [IMG] <image> <image> [/IMG] red  bus  </s>
-    np.testing.assert_array_equal(got.tokens, [1, 10, 12, 12, 11, 4, 5, 2])
-    np.testing.assert_array_equal(got.text_weights, [0, 0, 0, 0, 0, 0.5, 0.5, 0.5])
-    np.testing.assert_array_equal(got.visual_weights, [0, 0, 2, 2, 2, 0, 0, 0])
-    np.testing.assert_array_equal(got.slots, [-1, -1, 0, 0, -1, -1, -1, -1])
-    assert [image.key for image in got.images] == ["p"]
-    dtypes = [x.dtype for x in (got.tokens, got.text_weights, got.visual_weights, got.slots)]
-    assert dtypes == [np.int32, np.float32, np.float32, np.int32]
-
-
-def test_interleaved():
-    (got,) = _tokenize(Document((Text("a"), _image("p"), Text("cat"), _image("q"))))
-    np.testing.assert_array_equal(got.tokens, [1, 3, 10, 12, 12, 11, 7, 10, 12, 12, 11, 2])
-    np.testing.assert_array_equal(got.text_weights, [0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 1])
-    np.testing.assert_array_equal(got.visual_weights, [0, 0, 0, 1, 1, 1, 0, 0, 1, 1, 1, 0])
-    np.testing.assert_array_equal(got.slots, [-1, -1, -1, 0, 0, -1, -1, -1, 1, 1, -1, -1])
-
-
-def test_text_only_and_empty():
-    (got,) = _tokenize(Document((Text("a cat"),)))
-    np.testing.assert_array_equal(got.tokens, [1, 3, 7, 2])
-    np.testing.assert_array_equal(got.text_weights, [0, 1, 1, 1])
-    np.testing.assert_array_equal(got.visual_weights, [0, 0, 0, 0])
-    assert got.images == ()
-    np.testing.assert_array_equal(_tokenize(Document(()))[0].tokens, [1, 2])
-
-
-def test_training_sequence_is_the_prompt_s_and_spelled_names_are_text(golden):
-    llama = Tokenizer.load(golden / "llama_tokenizer.model")
-    document = Document((Text(" a b c "), _image("p"), Text(" question: \n"), _image("q"), Text(" what? ")))
-    (got,) = tokenize_document(document, llama, queries=2, row_tokens=64, row_images=2)
-    prompt = " a b c [IMG]<image><image>[/IMG] question: \n[IMG]<image><image>[/IMG] what? "
-    assert got.tokens.tolist() == [*llama.encode(prompt), 2]
-    (got,) = tokenize_document(Document((Text("[IMG]<image></s>"),)), llama, queries=2, row_tokens=64, row_images=2)
-    assert got.tokens.max() < 32000 and np.count_nonzero(got.tokens == 2) == 1
-
-
-# ---------------------------------------------------------------- splitting
-
-
-def test_too_many_tokens_split_between_parts():
-    document = Document((_image("p"), Text("red bus"), Text("blue cat"), _image("q"), Text("dog")), 0.5, 2.0)
-    pieces = _tokenize(document, row_tokens=9)
-    assert [piece.tokens.tolist() for piece in pieces] == [
-        [1, 10, 12, 12, 11, 4, 5, 2],  # <s> p "red bus" </s>; "blue cat" would make 10
-        [1, 6, 7, 10, 12, 12, 11, 8, 2],
-    ]
-    assert pieces[1].text_weights.tolist() == [0, 0.5, 0.5, 0, 0, 0, 0, 0.5, 0.5]
-    assert pieces[1].visual_weights.tolist() == [0, 0, 0, 0, 2, 2, 2, 0, 0]
-    assert [[image.key for image in piece.images] for piece in pieces] == [["p"], ["q"]]
-    assert pieces[1].slots.tolist() == [-1, -1, -1, -1, 0, 0, -1, -1, -1]
-
-
-def test_too_many_images_split_before_the_next_image():
-    pieces = _tokenize(Document((_image("p"), _image("q"), _image("r"), Text("a"))), row_images=2)
-    assert [[image.key for image in piece.images] for piece in pieces] == [["p", "q"], ["r"]]
-
-
-def test_a_text_longer_than_a_row_splits_between_tokens():
-    pieces = _tokenize(Document((Text("a red bus blue cat dog a"),)), row_tokens=6)
-    assert [piece.tokens.tolist() for piece in pieces] == [[1, 3, 4, 5, 6, 2], [1, 7, 8, 3, 2]]
-
-
 WORDS = st.lists(st.sampled_from(["a", "red", "bus", "blue", "cat", "dog"]), max_size=12).map(" ".join)
 PARTS = st.one_of(WORDS.map(Text), st.sampled_from("pqrstu").map(_image))
 DOCUMENTS = st.builds(
@@ -112,42 +40,6 @@ DOCUMENTS = st.builds(
     text_weight=st.sampled_from([0.0, 0.25, 1.0]),
     visual_weight=st.sampled_from([0.0, 0.5, 1.0]),
 )
-
-
-def _body(pieces, field: str) -> list:
-    """Everything between <s> and </s>, of all pieces."""
-    return [value for piece in pieces for value in getattr(piece, field)[1:-1].tolist()]
-
-
-@given(document=DOCUMENTS, row_tokens=st.integers(6, 40), row_images=st.integers(1, 4))
-def test_splitting_loses_and_changes_nothing(document, row_tokens, row_images):
-    whole = _tokenize(document, 10_000, 10_000)
-    pieces = _tokenize(document, row_tokens, row_images)
-    assert len(whole) == 1
-    for field in ("tokens", "text_weights", "visual_weights"):
-        assert _body(pieces, field) == _body(whole, field)
-    assert [image.key for piece in pieces for image in piece.images] == [image.key for image in whole[0].images]
-    if len(whole[0]) <= row_tokens and len(whole[0].images) <= row_images:
-        assert len(pieces) == 1
-    for piece in pieces:
-        assert len(piece) <= row_tokens and len(piece.images) <= row_images
-        assert piece.tokens[0] == 1 and piece.tokens[-1] == 2
-        starts = np.flatnonzero(piece.tokens == TOKENIZER.img_id)
-        assert len(starts) == len(piece.images)  # an image is whole
-        for number, start in enumerate(starts):
-            assert piece.tokens[start : start + IMAGE_LENGTH].tolist() == [10, 12, 12, 11]
-            assert piece.slots[start : start + IMAGE_LENGTH].tolist() == [-1, number, number, -1]
-
-
-@given(document=DOCUMENTS)
-def test_weights_are_those_of_labels_and_targets(document):
-    for piece in _tokenize(document, row_tokens=20, row_images=2):
-        masked = np.isin(piece.tokens, [9, 10, 11, 12])
-        masked[0] = True
-        np.testing.assert_array_equal(piece.text_weights, np.where(masked, 0.0, document.text_weight))
-        target = np.isin(piece.tokens, [11, 12])
-        np.testing.assert_array_equal(piece.visual_weights, np.where(target, document.visual_weight, 0.0))
-        assert target.sum() == (QUERIES + 1) * len(piece.images)
 
 
 # ---------------------------------------------------------------- a row
@@ -184,8 +76,8 @@ def test_a_row_of_two_documents_that_share_a_picture():
 def test_a_row_tells_where_a_document_continues_a_cut_one():
     pieces = _tokenize(Document((Text("a red bus blue cat dog a"),)), row_tokens=6)
     row = _build([*_tokenize(Document((Text("dog"),))), pieces[1], pieces[0]], row_tokens=16, row_images=1)
-    assert row["tokens"].tolist() == [1, 8, 2, 1, 7, 8, 3, 2, 1, 3, 4, 5, 6, 2, 9, 9]
-    assert row["splits"].tolist() == [0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+    assert row["tokens"].tolist() == [1, 8, 2, 1, 8, 3, 2, 1, 3, 4, 5, 6, 7, 9, 9, 9]
+    assert row["cuts"].tolist() == [0, 0, 0, CONTINUES, 0, 0, 0, CUT, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_an_empty_row_is_padding():
@@ -219,7 +111,13 @@ def test_batch_metrics_count_what_a_batch_holds():
         "tokens": 21,
         "pictures": 2,
         "documents": 3,
+        "predicted_share": 1.0,
+        "read_share": 0.0,
     }
+    read = [document.read_only() for document in (Document((_image("p"), Text("red"))), Document((_image("q"),)))]
+    row = _build([*_tokenize(read[0]), *pair, *_tokenize(read[1]), *_tokenize(Document((Text("bus"),)))], 40, 4)
+    metrics = batch_metrics({name: values[None] for name, values in row.items()}, row_images=4)
+    assert (metrics["predicted_share"], metrics["read_share"]) == (2 / 4, 2 / 4), "text alone shows no image"
 
 
 # ---------------------------------------------------------------- a window

@@ -10,11 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from emu_jax.data.document import Text
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from tests.data.folders import picture, write_folder
 
 SIZE, QUERIES = 16, 4
 DATA = DataConfig(
@@ -43,7 +46,7 @@ def open_pipeline(tokenizer):
     def make(**changes) -> Pipeline:
         own = changes.pop("own", None)
         data = dataclasses.replace(DATA, **changes)
-        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own))
+        opened.append(Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE, own=own and (lambda _: own)))
         return opened[-1]
 
     yield make
@@ -103,6 +106,39 @@ def test_state_of_another_stream_is_refused(open_pipeline, change):
     state = open_pipeline().get_state()
     with pytest.raises(UserError, match="input pipeline: the checkpoint was taken with"):
         open_pipeline(**change).set_state(state)
+
+
+@pytest.mark.parametrize("frame_sampling", ["random", "fixed"])
+def test_two_epochs_of_one_video(tmp_path, frame_sampling):
+    """Random frames are others in every epoch, fixed ones the same; a seed decides both."""
+    clip = Record("clip", "video", (*(picture(n) for n in range(24)), Text("a cat runs")))
+    data = dataclasses.replace(
+        DATA,
+        source=str(write_folder(tmp_path / "clips", [clip], shards=1)),
+        split="train",
+        row_images=8,
+        batch_rows=1,
+        packing_window=2,
+        pairs=PairOrder("image_first"),
+        frame_sampling=frame_sampling,
+    )
+    tokenizer = train_tokenizer(data, SIZE, vocab_size=40, model_type="word")
+    epochs = []
+    for _ in range(2):
+        pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
+        epochs.append([batch["images"][0] for batch in take(pipeline, 3)])
+        pipeline.close()
+    (first, second, third), again = epochs
+    assert [np.array_equal(a, b) for a, b in zip(epochs[0], again, strict=True)] == [True] * 3
+    same = [np.array_equal(a, b) for a, b in ((first, second), (second, third), (first, third))]
+    assert same == [frame_sampling == "fixed"] * 3
+
+
+def test_wrong_frames_are_refused():
+    with pytest.raises(UserError, match=r"config\.data\.video_frames=0; expected at least 1"):
+        dataclasses.replace(DATA, video_frames=0)
+    with pytest.raises(UserError, match=r"config\.data\.frame_sampling='all'; choose one of random, fixed"):
+        dataclasses.replace(DATA, frame_sampling="all")
 
 
 def gather(hosts: list[list[dict[str, np.ndarray]]]) -> list[dict[str, np.ndarray]]:

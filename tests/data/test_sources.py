@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.frames import FrameSampling
+from emu_jax.data.images import StoredJpeg
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
-from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
-from emu_jax.data.tokenizer import Tokenizer
+from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
 from tests.data.folders import SIZE, picture, write_folder
 
@@ -46,6 +46,62 @@ def test_documents_by_kind(tmp_path, kind, expected):
     assert all(image.pixels.shape == (SIZE, SIZE, 3) for image in pictures)
 
 
+def frames_of(document: Document) -> list[int]:
+    """The numbers among the record's parts of the images that a document shows."""
+    return [int(part.key.rpartition("#")[2]) for part in document.parts if isinstance(part, Image)]
+
+
+TURNS = (Text("what?", "user"), Text("a cat", "assistant"))
+STORED = {
+    "video": Record("0", "video", (*(picture(n) for n in range(24)), Text("a cat runs"))),
+    "short": Record("1", "video", (*(picture(n) for n in range(5)), Text("a cat"))),
+    "old": Record("2", "video", (*(picture(n) for n in range(8)), Text("a cat sits"))),
+    "video_chat": Record("3", "video_chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(24)), *TURNS)),
+    "old_chat": Record("4", "chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(8)), *TURNS)),
+    "images": Record("5", "chat", (*(picture(n) for n in range(10)), *TURNS)),  # ten images are no video
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "sampling", "expected"),
+    [
+        ("video", FrameSampling(8, "fixed"), [1, 4, 7, 10, 13, 15, 18, 21]),
+        ("video", FrameSampling(2, "fixed"), [5, 17]),  # g = 11.5: 5 + round(0, 11.5)
+        ("short", FrameSampling(8, "fixed"), [0, 1, 2, 3, 4]),
+        ("short", FrameSampling(8, "random"), [0, 1, 2, 3, 4]),
+        ("old", FrameSampling(8, "fixed"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("old", FrameSampling(8, "random"), [0, 1, 2, 3, 4, 5, 6, 7]),
+        ("video_chat", FrameSampling(8, "fixed"), [2, 5, 8, 11, 14, 16, 19, 22]),  # one on: the system message
+        ("old_chat", FrameSampling(8, "random"), [1, 2, 3, 4, 5, 6, 7, 8]),
+        ("images", FrameSampling(8, "random"), [*range(10)]),
+    ],
+)
+def test_frames_of_a_video(tmp_path, name, sampling, expected):
+    folder = write_folder(tmp_path / name, [STORED[name]], shards=1)
+    source = open_source(str(folder), "train", SIZE, PairOrder("image_first"), frames=sampling)
+    (document,) = source.documents(0, np.random.default_rng(0))
+    assert frames_of(document) == expected
+    assert [part for part in document.parts if isinstance(part, Text)] == [
+        part for part in STORED[name].parts if isinstance(part, Text)
+    ]
+
+
+@pytest.mark.parametrize("name", ["video", "video_chat"])
+def test_random_frames_of_a_video(tmp_path, name):
+    """Eight at every visit, in order, others at each; their pixels are those of the stored frames."""
+    source = Prepared(write_folder(tmp_path / name, [STORED[name]], shards=1), "train", SIZE, PairOrder("random"))
+    visits = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(40)]
+    shown = [frames_of(document) for document in visits]
+    assert all(len(set(frames)) == 8 and frames == sorted(frames) for frames in shown)
+    assert len({tuple(frames) for frames in shown}) > 30
+    first = 1 if name == "video_chat" else 0
+    assert {frame - first for frames in shown for frame in frames} == set(range(24))
+    images = {part.key: part.pixels for document in visits for part in document.parts if isinstance(part, Image)}
+    for key, pixels in images.items():
+        expected = StoredJpeg(picture(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
+        np.testing.assert_array_equal(pixels, expected, err_msg=key)
+
+
 def test_mmc4_s_two_sequences():
     pixels = np.zeros((1, 1, 3), np.uint8)
     parts = [part for n in range(7) for part in (Image(pixels, str(n)), Text(f"s{n}\nmore"), Text("and"))]
@@ -57,93 +113,6 @@ def test_mmc4_s_two_sequences():
     assert spelt(second) == "P s1 P s2 P s3 P s4 P s6"
     text = Text("no picture")
     assert subsequences([text], np.random.default_rng(0)) == [Document((text,), max_tokens=1024)]
-
-
-TOKENIZER = Tokenizer.train(["one two three four five six seven"], vocab_size=40, model_type="word")
-
-
-def test_a_sequence_ends_at_its_tokens():
-    pixels = np.zeros((1, 1, 3), np.uint8)
-    parts = (Text("one two three"), Image(pixels, "a"), Text("four five six seven"), Image(pixels, "b"))
-    for most, length in ((5, 5), (8, 5), (9, 9), (11, 11), (17, 17), (16, 13), (0, 17)):
-        document = Document(parts, max_tokens=most)
-        (found,) = tokenize_document(document, TOKENIZER, queries=2, row_tokens=32, row_images=4)
-        assert len(found) == length, f"at most {most}: expected {length} tokens, got {len(found)}"
-
-
-def test_of_a_chat_the_answers_are_learnt():
-    """Three turns, the first with a picture: what is in capitals is learnt."""
-    tokenizer = Tokenizer(
-        Tokenizer.train(["system says one two three four five six :"], vocab_size=60, model_type="word").proto,
-        instruct=True,
-    )
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    turns = [Text("system says", "system"), picture, Text("one", "user"), Text("two three", "assistant")]
-    turns += [Text("four", "user"), Text("five", "assistant"), Text("six", "user"), Text("one", "assistant")]
-    (found,) = tokenize_document(Document(tuple(turns)), tokenizer, queries=2, row_tokens=64, row_images=4)
-    names = {id: piece for id, piece in tokenizer.special.items()}
-    words = [names.get(id) or tokenizer.decode([id]) for id in found.tokens.tolist()]
-    shown = [word.upper() if weight else word.lower() for word, weight in zip(words, found.text_weights, strict=True)]
-    assert " ".join(shown) == (
-        "<s> system says [user] : [img] <image> <image> [/img] one [assistant] : TWO THREE </S> "
-        "[user] : four [assistant] : FIVE </S> [user] : six [assistant] : ONE </S>"
-    )
-    assert found.visual_weights.sum() == 3
-
-
-@pytest.mark.parametrize("message", [IMAGE_SYSTEM, VIDEO_SYSTEM])
-def test_the_paper_s_system_messages_are_read_as_the_reference_reads_them(golden, message):
-    """With LLaMA's tokenizer: [IMG] and [/IMG] in them are tokens, in a user's words the same names are words."""
-    tokenizer = Tokenizer.load(golden / "llama_tokenizer.model", instruct=True)
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    chat = [Text(message, "system"), picture, Text("Is [IMG] a word?", "user"), Text("Yes.", "assistant")]
-    (found,) = tokenize_document(Document(tuple(chat)), tokenizer, queries=2, row_tokens=256, row_images=1)
-    before, _, after = message.partition("[IMG]ImageContent[/IMG]")
-    spelt = tokenizer.encode_plain
-    assert found.tokens.tolist() == [
-        1,
-        *spelt(before.strip()),
-        32001,
-        *spelt("ImageContent"),
-        32002,
-        *spelt(after.strip()),
-        32004,
-        *spelt(":"),
-        *(32001, 32003, 32003, 32002),
-        *spelt("Is [IMG] a word?"),
-        32005,
-        *spelt(":"),
-        *spelt("Yes."),
-        2,
-    ]
-    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "Yes."
-    places = np.flatnonzero(found.tokens == 32001)
-    assert len(places) == 2 and found.visual_weights.tolist() == [
-        float(places[1] < place <= places[1] + 3) for place in range(len(found))
-    ], "the picture's own positions"
-
-
-def test_chats_need_their_tokens():
-    chat = Document((Text("one", "user"), Text("two", "assistant")))
-    with pytest.raises(UserError, match=r"a chat needs the token \[USER\], which the tokenizer of pretraining has not"):
-        tokenize_document(chat, TOKENIZER, queries=2, row_tokens=32, row_images=4)
-
-
-def test_an_answer_of_several_parts_ends_once():
-    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    answer = (Text("two", "assistant"), picture, Text("three", "assistant"))
-    chat = Document((Text("one", "user"), *answer, Text("four", "user"), Text("five", "assistant")))
-    (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=32, row_images=4)
-    assert (found.tokens == tokenizer.eos_id).sum() == 2
-    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "two three five"
-
-
-def test_a_question_without_an_answer_ends_unlearnt():
-    tokenizer = Tokenizer(TOKENIZER.proto, instruct=True)
-    chat = Document((Text("one", "user"), Text("two", "assistant"), Text("three", "user")))
-    (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=32, row_images=4)
-    assert tokenizer.decode(found.tokens[found.text_weights > 0]) == "two" and found.text_weights[-1] == 0
 
 
 def test_names_that_are_no_source(tmp_path):

@@ -87,7 +87,8 @@ def joined(parts: list[dict]) -> dict[str, np.ndarray]:
 
 def expected_documents(folders, tokenizer) -> collections.Counter:
     """Of one epoch, read and tokenised one by one."""
-    from emu_jax.data.packing import build_row, tokenize_document
+    from emu_jax.data.packing import build_row
+    from emu_jax.data.sequence import tokenize_document
 
     data = config(folders)
     sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images}
@@ -108,7 +109,7 @@ def test_one_epoch_holds_every_document_once(folders, tokenizer, hosts, workers)
     sizes = {"queries": QUERIES, "image_size": SIZE}
     data = config(folders, epochs=1, shards=hosts, workers=workers, batch_rows=hosts)
     own = [[host] for host in range(hosts)]
-    pipelines = [Pipeline(data, tokenizer, **sizes, own=rows) for rows in own]
+    pipelines = [Pipeline(data, tokenizer, **sizes, own=lambda _, rows=rows: rows) for rows in own]
     # A host alone with the shard of each: what is left when the first of them ends is read from the others.
     found = collections.Counter()
     for pipeline in pipelines:
@@ -123,7 +124,10 @@ def test_hosts_read_their_own_shards_alone(folders, tokenizer):
     sizes = {"queries": QUERIES, "image_size": SIZE}
     data = config(folders, shards=2)
     whole = Pipeline(data, tokenizer, **sizes)
-    hosts = [Pipeline(data, tokenizer, **sizes, own=[0, 1]), Pipeline(data, tokenizer, **sizes, own=[2, 3])]
+    hosts = [
+        Pipeline(data, tokenizer, **sizes, own=lambda _: [0, 1]),
+        Pipeline(data, tokenizer, **sizes, own=lambda _: [2, 3]),
+    ]
     for _ in range(30):
         expected, found = next(whole), joined([next(host) for host in hosts])
         for name, value in expected.items():

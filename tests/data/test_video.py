@@ -8,12 +8,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from PIL import Image as PIL
 
 from emu_jax.data import video
-from emu_jax.data.video import VideoError, frame_indices, read_frames
+from emu_jax.data.frames import frame_indices, spread_indices
+from emu_jax.data.video import VideoError, read_frames
 
 FIRST, STEP = 8, 4  # frame i is grey 8 + 4 i
 
@@ -48,32 +47,6 @@ def _reason(data: bytes) -> str:
         read_frames(data)
     assert caught.value.detail and "\n" not in caught.value.detail
     return caught.value.reason
-
-
-# ---------------------------------------------------------------- which frames
-
-
-@pytest.mark.parametrize(
-    ("frames", "expected"),
-    [
-        (1, [0, 0, 0, 0, 0, 0, 0, 0]),
-        (2, [0, 0, 0, 0, 0, 1, 1, 1]),
-        (5, [0, 0, 1, 2, 2, 2, 3, 4]),  # 0.5, 1.5 and 2.5 round to even
-        (8, [0, 1, 2, 3, 4, 4, 5, 6]),
-        (9, [0, 1, 2, 3, 4, 5, 6, 7]),
-        (60, [3, 10, 18, 25, 33, 40, 47, 55]),
-        (14315, [894, 2683, 4472, 6262, 8051, 9840, 11630, 13419]),
-    ],
-)
-def test_the_reference_s_frames(frames, expected):
-    assert frame_indices(frames) == expected
-
-
-@given(frames=st.integers(1, 10**7), count=st.integers(1, 64))
-def test_indices_ascend_within_the_film(frames, count):
-    got = frame_indices(frames, count)
-    assert len(got) == count and got == sorted(got)
-    assert got[0] >= 0 and got[-1] < frames
 
 
 # ---------------------------------------------------------------- formats
@@ -113,6 +86,12 @@ def test_seeking_gives_what_decoding_in_order_gives(tmp_path, gop):
     for count in (1, 2, 8, 60):
         expected = [inorder[index] for index in frame_indices(60, count)]
         assert all(np.array_equal(one, other) for one, other in zip(read_frames(data, count), expected, strict=True))
+
+
+def test_a_short_video_gives_every_frame_once(tmp_path):
+    for data in (_film(tmp_path / "film.mp4", 5), _animation("WEBP", 5, lossless=True)):
+        assert _numbers(read_frames(data, 8, spread_indices)) == [0, 1, 2, 3, 4]
+        assert _numbers(read_frames(data, 8)) == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
 def test_a_film_whose_frames_share_one_time_is_decoded_in_order(tmp_path):

@@ -10,7 +10,7 @@ from PIL import Image as PIL
 from configs import models
 from emu_jax import Emu
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import tokenize_document
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -89,7 +89,7 @@ def afresh(
         jax.random.key(decoding.pop("seed", 0)),
         text.Decoding(**decoding),
         config=model.config,
-        eos=model.tokenizer.eos_id,
+        ends=model.ends,
         max_new_tokens=count,
     )
     found = np.asarray(found)[0].tolist()

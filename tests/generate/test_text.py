@@ -13,7 +13,7 @@ from configs import models
 from emu_jax.generate import image, text
 from emu_jax.models import emu
 
-EOS = 2
+EOS, IMG = 2, 4  # IMG: where a text ends as well, of a model that has learnt to begin images
 VOCABULARY = 6
 
 
@@ -52,9 +52,9 @@ def log_probability(start: tuple[int, ...], continuation: tuple[int, ...]) -> fl
     return float(sum(scores[first + n, token] for n, token in enumerate(continuation)))
 
 
-def greedy(inputs, valid, count=6, **decoding):
+def greedy(inputs, valid, count=6, ends=(EOS,), **decoding):
     options = text.Decoding(**decoding)
-    static = {"config": CONFIG, "eos": EOS, "max_new_tokens": count}
+    static = {"config": CONFIG, "ends": ends, "max_new_tokens": count}
     return text.generate(PARAMS, inputs, valid, jax.random.key(0), options, **static)
 
 
@@ -69,16 +69,30 @@ def test_greedy_takes_the_likeliest_token_every_time():
         sequence = (*sequence, best)
 
 
-def test_wide_beams_find_the_best_of_all_texts():
+def test_an_image_ends_a_text_too():
+    """The same tokens up to the first [IMG], which is among them, and </s> behind it; the cut says what it was."""
+    kinds = []
+    for start in itertools.product([1, 3, 5], repeat=2):
+        expected = np.asarray(greedy(*prompt(*start))[0])[0].tolist()
+        if IMG in expected:
+            expected = [*expected[: expected.index(IMG) + 1], *[EOS] * 6][:6]
+        row = np.asarray(greedy(*prompt(*start), ends=(EOS, IMG))[0])[0].tolist()
+        assert row == expected, f"after {start}"
+        kinds.append(text.cut(row, (EOS, IMG))[1])
+    assert set(kinds) == {"eos", "image"}, kinds
+
+
+@pytest.mark.parametrize("ends", [(EOS,), (EOS, IMG)])
+def test_wide_beams_find_the_best_of_all_texts(ends):
     """Beams as wide as everything that can be reached compare every text of up to three tokens."""
     count = 3
     texts = [
         (*body, *end)
         for length in range(count + 1)
-        for body in itertools.product([t for t in range(VOCABULARY) if t != EOS], repeat=length)
-        for end in ([(EOS,)] if length < count else [()])
+        for body in itertools.product([t for t in range(VOCABULARY) if t not in ends], repeat=length)
+        for end in ([(end,) for end in ends] if length < count else [()])
     ]
-    scores = {t: log_probability((1, 5), t) for t in texts if t != (EOS,)}
+    scores = {t: log_probability((1, 5), t) for t in texts if t[0] not in ends}
     best = max(scores, key=scores.get)
     inputs, valid = prompt(1, 5)
     tokens, score = text.beam_search(
@@ -87,7 +101,7 @@ def test_wide_beams_find_the_best_of_all_texts():
         valid,
         text.Decoding(min_length=2, length_penalty=0.0),
         config=CONFIG,
-        eos=EOS,
+        ends=ends,
         max_new_tokens=count,
         beams=VOCABULARY**2,
     )
@@ -100,7 +114,7 @@ def test_wide_beams_find_the_best_of_all_texts():
 def test_left_padding_and_neighbours_change_nothing(beams):
     def run(inputs, valid):
         options = text.Decoding(length_penalty=0.0)
-        static = {"config": CONFIG, "eos": EOS, "max_new_tokens": 5}
+        static = {"config": CONFIG, "ends": (EOS,), "max_new_tokens": 5}
         if beams > 1:
             return text.beam_search(PARAMS, inputs, valid, options, beams=beams, **static)
         return text.generate(PARAMS, inputs, valid, jax.random.key(0), options, **static)
@@ -114,18 +128,19 @@ def test_left_padding_and_neighbours_change_nothing(beams):
         np.testing.assert_allclose(scores[row], one_scores[0], rtol=1e-4)
 
 
+@pytest.mark.parametrize("ends", [(EOS,), (EOS, IMG)])
 @pytest.mark.parametrize("minimum", [1, 3, 6])
-def test_no_end_below_the_minimal_length(minimum):
+def test_no_end_below_the_minimal_length(minimum, ends):
     for beams in (1, 3):
         inputs, valid = prompt(1, 4)
         options = text.Decoding(min_length=minimum, length_penalty=-5.0)
-        static = {"config": CONFIG, "eos": EOS, "max_new_tokens": 6}
+        static = {"config": CONFIG, "ends": ends, "max_new_tokens": 6}
         if beams > 1:
             tokens, _ = text.beam_search(PARAMS, inputs, valid, options, beams=beams, **static)
         else:
             tokens, _ = text.generate(PARAMS, inputs, valid, jax.random.key(0), options, **static)
         row = np.asarray(tokens)[0].tolist()
-        length = row.index(EOS) if EOS in row else len(row)
+        length = len(text.cut(row, ends)[0])
         assert length + 1 >= minimum, f"{beams} beams: {row}"  # the placeholder <s> counts
 
 

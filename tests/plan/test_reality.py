@@ -26,6 +26,7 @@ HUNDRED_MILLION = {
 @pytest.mark.parametrize("sizes", [{}, HUNDRED_MILLION], ids=["mini", "100 M"])
 def test_memory_and_flops_are_those_predicted(sizes):
     overrides = [f"--config.model.{name}={value}" for name, value in ({"llama.vocab_size": 2004} | sizes).items()]
+    overrides.append("--config.data.row_images=4")
     done = subprocess.run(
         [sys.executable, "-m", "tests.plan.measure", "configs/quickstart.py", *overrides],
         cwd=ROOT,

@@ -14,6 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.serve.document import Drawn, Item, Piece, Plan, continue_document
 from emu_jax.serve.engine import DrawSettings, Engine
 from emu_jax.serve.limits import Limits
+from emu_jax.serve.tabs.document import offered
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 FAST = DrawSettings(sampler="ddim", steps=2, seed=3)
@@ -114,3 +115,12 @@ def test_who_leaves_frees_the_place(engine):
     cancelled = engine.counts.cancelled
     asyncio.run(asyncio.wait_for(leave(), 20))
     assert engine.counts.cancelled == cancelled + 1
+
+
+def test_the_page_offers_what_a_model_can_do():
+    """To decide is left to models that have learnt to begin images, and have a decoder that draws them."""
+    both = ["text, picture, …", "picture, text, …", "texts only", "pictures only"]
+    assert list(offered(draws=True, begins_images=True)) == ["the model decides", *both]
+    assert list(offered(draws=True, begins_images=False)) == both
+    assert list(offered(draws=False, begins_images=True)) == ["texts only"]
+    assert list(offered(draws=False, begins_images=False)) == ["texts only"]

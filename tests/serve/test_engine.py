@@ -38,7 +38,7 @@ def test_texts_and_pictures_at_the_same_time(engine, model):
     for seed, written in zip((1, 2), texts[4:], strict=True):
         expected = plain.generate_text([["a red"]], max_new_tokens=12, temperature=1.5, seed=seed)[0]
         assert written.text == expected.text
-        assert written.ended == (len(expected.token_ids) < 12)
+        assert written.ended_by == expected.ended_by == ("eos" if len(expected.token_ids) < 12 else "length")
     assert events == [[(1, 3), (2, 3), (3, 3)]] * 3
     for seed, drawn in enumerate(pictures):
         alone = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)

@@ -10,6 +10,13 @@ from flax import nnx
 from jax.interpreters import partial_eval as pe
 
 from configs import instruct
+from emu_jax.config import load_config
+from emu_jax.data.mixture import SourceConfig
+from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.prepare import recode
+from emu_jax.data.raw.readers import make_reader
+from emu_jax.data.sources import PairOrder
+from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models import emu, lora
 from emu_jax.models.layers import rope_tables
@@ -19,6 +26,8 @@ from emu_jax.models.paths import flatten, join, nest, split
 from emu_jax.train import objective
 from emu_jax.train.experiment import step_flops
 from emu_jax.train.optimizer import OptimizerConfig
+from tests.data.folders import RECODING, SIZE, write_folder
+from tests.test_data_formats import groups, options_of, write
 from tests.train import tiny
 from tests.train.test_step import DOCUMENTS, IDS, batch_of, model
 
@@ -95,6 +104,72 @@ def test_the_config_trains_what_the_objective_does():
     frozen = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
     trained = {path.rpartition("/")[0] for path in flatten(goal.shapes) if frozen.trains(path)}
     assert trained == {f"llama/blocks/attn/{name}" for name in "qkvo"}
+
+
+# ---------------------------------------------------------------- the published mixture
+
+SETS = {"sharegpt": 90.0, "alpaca": 52.0, "llava": 158.0, "videochat": 11.0, "video_chatgpt": 100.0}
+
+
+def test_the_published_sets_weigh_their_samples():
+    """10,000 steps of 128 samples are as many passes over each as over all of them."""
+    config = instruct.get_config()
+    assert {name: entry.weight for name, entry in config.data.mixture.items()} == SETS
+    assert round(config.train.steps * 128 / (1000 * sum(SETS.values())), 1) == 3.1
+
+
+@pytest.fixture
+def prepared(tmp_path, monkeypatch):
+    """The records of the five sets in configs/data-formats.md, as `prepare` stores them, by its folders' names."""
+    monkeypatch.chdir(tmp_path)
+    found = {}
+    for group in groups():
+        if group[-1].headings[1] == "Raw data: chats":
+            write(group, tmp_path)
+            options = options_of(group)
+            reader = make_reader(options.source, options.set)
+            items = [item for shard in reader.shards(options.path) for item in reader.read(shard)]
+            records = [record for item in items for record in recode(item, RECODING)]
+            found[options.out.name] = write_folder(tmp_path / options.out, records, shards=1)
+    return found
+
+
+def test_the_five_sets_are_one_stream(prepared):
+    """Sources come from the command line; each set is there as often as its weight says, videos with eight frames."""
+    assert set(prepared) == set(SETS)
+    overrides = [f"--config.data.mixture.{name}.source={folder}" for name, folder in prepared.items()]
+    entries = load_config(instruct.__file__, overrides).data.mixture
+    data = DataConfig(
+        source="",
+        split="train",
+        seed=0,
+        row_tokens=256,
+        row_images=8,
+        batch_rows=2,
+        packing_window=sum(map(int, SETS.values())),
+        workers=0,
+        pairs=PairOrder(),
+        mixture={name: SourceConfig.from_dict(name, entry) for name, entry in entries.items()},
+    )
+    tokenizer = train_tokenizer(data, SIZE, vocab_size=120, model_type="word")
+    stream = Pipeline(data, Tokenizer(tokenizer.proto, instruct=True), queries=2, image_size=SIZE)
+    seen = dict.fromkeys(SETS, 0)
+    images = set()
+    while sum(seen.values()) < data.packing_window:
+        batch = next(stream)
+        for row in range(data.batch_rows):
+            for segment in range(1, batch["segments"][row].max() + 1):
+                inside = batch["segments"][row] == segment
+                name = stream.sources[batch["sources"][row][inside][0]]
+                seen[name] += 1
+                images.add((name, len({*batch["slots"][row][inside]} - {-1})))
+    stream.close()
+    print(seen, images)
+    assert images == {("sharegpt", 0), ("alpaca", 0), ("llava", 1), ("videochat", 8), ("video_chatgpt", 8)}
+    total = sum(SETS.values())
+    for name, weight in SETS.items():
+        expected = weight * sum(seen.values()) / total
+        assert abs(seen[name] - expected) <= 3, f"{name}: expected about {expected:.0f} samples, got {seen[name]}"
 
 
 # ---------------------------------------------------------------- memory and FLOPs

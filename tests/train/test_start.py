@@ -153,3 +153,27 @@ def test_wrong_variables_are_refused_in_one_line(documents, tmp_path, capsys, mo
     monkeypatch.setenv("EMU_JAX_TIMEOUT", "soon")
     assert main(arguments(documents, tmp_path / "run")) == 2
     assert capsys.readouterr().err == "emu-jax train: EMU_JAX_TIMEOUT='soon'; expected seconds, at least 5\n"
+
+
+def test_a_run_says_what_it_wastes_and_what_it_does_not_read(tmp_path, documents, capsys):
+    overrides = ["data.row_images=30", "data.mixture.mine.source=elsewhere", "train.steps=1"]
+    config = load_config(tiny.__file__, [f"--config.{o}" for o in (f"data.source={documents}", *overrides)])
+    train(config, tmp_path / "run")
+    lines = capsys.readouterr().err.splitlines()
+    assert (
+        f"config.data.source={documents} is read alone, not config.data.mixture (mine); --config.data.source= mixes"
+        in (line.removesuffix(" those") for line in lines)
+    )
+    (wasted,) = [line for line in lines if line.startswith("config.data: ")]
+    assert "% of the image slots are empty; row_images=" in wasted and "would fit better than 30" in wasted
+
+
+def test_rows_that_are_measured_are_recorded(tmp_path, documents):
+    """And the run resumes by the same config, whose sizes are open."""
+    overrides = [f"data.source={documents}", "data.row_images=0", "data.batch_rows=0", "data.batch_samples=24"]
+    config = [f"--config.{o}" for o in (*overrides, "train.steps=2")]
+    train(load_config(tiny.__file__, config), tmp_path / "run")
+    recorded = json.loads((tmp_path / "run" / "config.json").read_text(encoding="utf-8"))["data"]
+    assert recorded["row_images"] > 0 and recorded["batch_rows"] > 0 and recorded["batch_samples"] == 24
+    again = train(load_config(tiny.__file__, config), tmp_path / "run")
+    assert int(again.step) == 2

@@ -9,7 +9,8 @@ import pytest
 
 from configs import models
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import build_row, tokenize_document
+from emu_jax.data.packing import build_row
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
 from emu_jax.train import objective
@@ -50,7 +51,7 @@ def batch_of(document: Document, rows: int = 2) -> emu.Batch:
     pieces = tokenize_document(document, TOKENIZER, queries=queries, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES)
     size = model().vision.image_size
     row, _ = build_row(pieces, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES, image_size=size, pad_id=TOKENIZER.pad_id)
-    row.pop("splits")
+    row.pop("cuts")
     return emu.Batch(**{name: jnp.asarray(np.stack([value] * rows)) for name, value in row.items()})
 
 

@@ -3,7 +3,8 @@
 [{"video": "050951_051000/1022713978.mp4", "QA": [{"i": "", "q": "What happens?", "a": "…"}, …]}, …]   VideoChat
 [{"video_id": "v_k_ZXmr8pmrs", "q": "What happens?", "a": "…"}, …]                                    Video-ChatGPT
 
-*.json ─ VideoChat | VideoChatGPT ─ RawDocument(key, "chat", (Text(…, "system"), 8 x RawImage, Text(…, "user"), …))
+*.json ─ VideoChat | VideoChatGPT
+       ─ RawDocument(key, "video_chat", (Text(…, "system"), up to 24 x RawImage, Text(…, "user"), …))
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from emu_jax.data.document import Text
+from emu_jax.data.frames import STORED, spread_indices
 from emu_jax.data.raw.files import Skip, check_folder, clean_text, find_shards, json_array, shard_name
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.system_messages import VIDEO_SYSTEM
-from emu_jax.data.video import FRAMES, VideoError, read_frames
+from emu_jax.data.video import VideoError, read_frames
 from emu_jax.errors import UserError
 
 # Names of films are tried as they are, then with these: Video-ChatGPT's have no suffix.
@@ -61,7 +63,7 @@ class FilmChats(abc.ABC):
 
     Attributes:
       films: the films' folder, relative to the JSON's.
-      frames: of a film.
+      frames: stored of a video, spread over it; all of a shorter one. Training shows some of them.
       turns: questions in a chat, at most; further ones make another chat about the film, lest a row cut it.
       system: begin with the paper's system message for films (`system_messages.py`).
       max_characters: of a question or an answer.
@@ -69,7 +71,7 @@ class FilmChats(abc.ABC):
     """
 
     films: str = "."
-    frames: int = FRAMES
+    frames: int = STORED
     turns: int = 8
     system: bool = True
     max_characters: int = 100_000
@@ -149,7 +151,7 @@ class FilmChats(abc.ABC):
                 for _, (q, a) in turns[start : start + self.turns]
                 for text in (Text(q, "user"), Text(a, "assistant"))
             ]
-            yield RawDocument(key, "chat", (*system, *pictures, *texts))
+            yield RawDocument(key, "video_chat", (*system, *pictures, *texts))
 
     def _clean(self, turn: Turn, number: int) -> Turn:
         question, answer = (clean_text(text, self.max_characters) for text in turn)
@@ -159,7 +161,7 @@ class FilmChats(abc.ABC):
 
     def _frames(self, path: Path) -> list[RawImage]:
         try:
-            return [RawImage(frame) for frame in read_frames(path, self.frames)]
+            return [RawImage(frame) for frame in read_frames(path, self.frames, spread_indices)]
         except VideoError as error:
             raise Skip(error.reason, f"{path.name}: {error.detail}") from error
         except OSError as error:

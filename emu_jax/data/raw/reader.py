@@ -16,7 +16,7 @@ import numpy as np
 
 from emu_jax.data.document import Text
 
-KINDS = ("pair", "video", "web", "storyboard", "chat")
+KINDS = ("pair", "video", "web", "storyboard", "chat", "video_chat")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,8 @@ class RawDocument:
     Attributes:
       key: unique within its source and the same on every run, as `00012.tar/000120034`.
       kind: of `KINDS`. A pair's picture and a video's frames stand before their text, and take either side of it when
-        they are streamed. A picture of a web document stands before the text it belongs to.
+        they are streamed. A picture of a web document stands before the text it belongs to. All images of a video and
+        of a video_chat are frames of one video.
     """
 
     key: str

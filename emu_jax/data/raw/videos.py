@@ -1,4 +1,4 @@
-"""Clips with a caption: a table of them and the files -> 8 frames each, then the text.
+"""Clips with a caption: a table of them and the files -> up to 24 frames each, then the text.
 
 The table is a CSV, or a folder of them, with a header of
 
@@ -19,8 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu_jax.data.document import Text
+from emu_jax.data.frames import STORED, spread_indices
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
-from emu_jax.data.video import FRAMES, VideoError, read_frames
+from emu_jax.data.video import VideoError, read_frames
 from emu_jax.errors import UserError
 
 # ---------------------------------------------------------------- captions
@@ -107,13 +108,14 @@ class Videos:
 
     Attributes:
       folder: where the files lie; "" is the CSV's own folder.
-      frames: of a clip, spread over it (`video.frame_indices`).
+      frames: stored of a clip, spread over it; all of a shorter one (`frames.spread_indices`). Training shows some of
+        them.
       strip: whether `strip_metadata` goes over WebVid's captions; those of a table of file and text stay.
       shard_rows: how many clips are read together.
     """
 
     folder: str = ""
-    frames: int = FRAMES
+    frames: int = STORED
     strip: bool = True
     shard_rows: int = 1000
 
@@ -180,7 +182,7 @@ class Videos:
         if path is None:
             return Reject(key, "missing_video", f"no file {' or '.join(names)}")
         try:
-            frames = read_frames(path, self.frames)
+            frames = read_frames(path, self.frames, spread_indices)
         except VideoError as error:
             return Reject(key, error.reason, f"{path.name}: {error.detail}")
         except OSError as error:

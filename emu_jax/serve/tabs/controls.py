@@ -183,7 +183,7 @@ def length(written: Written) -> str:
     """How long a text is, and why it ended."""
     if not written.new_tokens:
         return f"The model has nothing to say after this prompt of {written.prompt_tokens} tokens."
-    ended = "." if written.ended else "; it was cut there, by the setting."
+    ended = "; it was cut there, by the setting." if written.ended_by == "length" else "."
     count = "1 token" if written.new_tokens == 1 else f"{written.new_tokens} tokens"
     return f"{count} after a prompt of {written.prompt_tokens}{ended}"
 

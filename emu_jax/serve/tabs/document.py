@@ -61,7 +61,7 @@ class Page:
 def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     """Adds the tab's content."""
     document = gr.State(Page())
-    orders = {order: kinds for order, kinds in ORDERS.items() if engine.draws or IMAGE not in (kinds or (TEXT,))}
+    orders = offered(engine.draws, engine.plain.config.learn_image_token)
     usual = next(order for order in orders if order != MODEL_DECIDES)
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=320):
@@ -175,6 +175,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     for button, change, given in ((undo, take_back, document), (clear, forget, None)):
         changed = button.click(change, given, [paper, document, status], cancels=going, **EVENT)
         changed.success(rest, document, resting, **EVENT)
+
+
+def offered(draws: bool, begins_images: bool) -> dict[str, tuple[str, ...] | None]:
+    """The orders that a model can follow; one that has not learnt to begin images would decide for one text, always."""
+    possible = {order: kinds for order, kinds in ORDERS.items() if draws or (kinds and IMAGE not in kinds)}
+    return {order: kinds for order, kinds in possible.items() if begins_images or kinds}
 
 
 def as_prompt(page: Page) -> list:

@@ -12,9 +12,10 @@ from emu_jax.data.raw.film_chats import SUFFIXES, VideoChat, VideoChatGPT
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
 from emu_jax.data.system_messages import VIDEO_SYSTEM
-from emu_jax.data.video import frame_indices
 from emu_jax.errors import UserError
 from tests.films import grey_animation, grey_film
+
+ALL = [*range(16)]  # frames of a short video
 
 
 def _read(reader, path) -> list[RawDocument | Reject]:
@@ -27,7 +28,7 @@ def _brief(item: RawDocument | Reject) -> tuple:
         print(item.detail)
         assert item.detail and "\n" not in item.detail and len(item.detail) < 400
         return item.key, item.reason, item.whole
-    assert item.kind == "chat"
+    assert item.kind == "video_chat"
     system, *rest = item.parts
     assert system == Text(VIDEO_SYSTEM, "system")
     frames = [part for part in rest if isinstance(part, RawImage)]
@@ -52,10 +53,10 @@ def test_videochat(tmp_path):
     assert [_brief(item) for item in _read(reader, tmp_path)] == [
         (
             "videochat_instruct_11k.json/000000000",
-            frame_indices(16),
+            ALL,
             "Watch the film.\nWhat happens? | A bee flies. | Where? | Here.",
         ),
-        ("videochat_instruct_11k.json/000000001", [0] * 8, "Describe the film in detail. | A bee."),
+        ("videochat_instruct_11k.json/000000001", [0], "Describe the film in detail. | A bee."),
     ]
 
 
@@ -71,14 +72,14 @@ def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(records))
     reader = make_reader("video_chatgpt")
     assert [_brief(item) for item in _read(reader, tmp_path)] == [
-        ("t.json/000000000", frame_indices(16), "What happens? | A bee flies. | Where? | Over a flower."),
-        ("t.json/000000001", frame_indices(16), "Who? | A cat."),
+        ("t.json/000000000", ALL, "What happens? | A bee flies. | Where? | Over a flower."),
+        ("t.json/000000001", ALL, "Who? | A cat."),
     ]
     (tmp_path / "v_b.webp").unlink()
     some = [_brief(item) for item in _read(make_reader("video_chatgpt", ["turns=1", "frames=3"]), tmp_path)]
     assert some == [
-        ("t.json/000000000", frame_indices(16, 3), "What happens? | A bee flies."),
-        ("t.json/000000000+1", frame_indices(16, 3), "Where? | Over a flower."),
+        ("t.json/000000000", [2, 7, 12], "What happens? | A bee flies."),
+        ("t.json/000000000+1", [2, 7, 12], "Where? | Over a flower."),
         ("t.json/000000001", "missing_video", True),
     ]
     plain = _read(make_reader("video_chatgpt", ["system=false"]), tmp_path)[0]
@@ -93,7 +94,7 @@ def test_every_suffix_is_tried(tmp_path, suffix):
         grey_film(tmp_path / "films" / f"v_x{suffix}", 2)
     (tmp_path / "t.json").write_text(json.dumps([{"q": "a", "a": "b", "video_id": "v_x"}]))
     (item,) = _read(VideoChatGPT(films="films"), tmp_path / "t.json")
-    assert isinstance(item, RawDocument) and len(item.parts) == 1 + 8 + 2
+    assert isinstance(item, RawDocument) and len(item.parts) == 1 + 2 + 2
 
 
 GOOD = [{"q": "a", "a": "b"}]
@@ -129,7 +130,7 @@ def test_bad_chats(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps(records))
     *bad, good = [_brief(item) for item in _read(VideoChat(max_characters=10), tmp_path)]
     assert bad == [(f"t.json/{n:09d}", reason, True) for n, (_, reason) in enumerate(BAD)]
-    assert good == (f"t.json/{len(BAD):09d}", frame_indices(16), "a | b")
+    assert good == (f"t.json/{len(BAD):09d}", ALL, "a | b")
 
 
 def test_a_bad_question_leaves_the_others_of_itsgrey_film(tmp_path):
@@ -138,7 +139,7 @@ def test_a_bad_question_leaves_the_others_of_itsgrey_film(tmp_path):
     (tmp_path / "t.json").write_text(json.dumps([record | {"video_id": "v"} for record in records]))
     assert [_brief(item) for item in _read(VideoChatGPT(), tmp_path)] == [
         ("t.json/000000001", "empty_turn", False),
-        ("t.json/000000000", frame_indices(16), "one | 1 | three | 3"),
+        ("t.json/000000000", ALL, "one | 1 | three | 3"),
     ]
 
 

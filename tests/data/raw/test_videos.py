@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image as PIL
 
 from emu_jax.data.document import Text
+from emu_jax.data.frames import frame_indices
 from emu_jax.data.raw.reader import RawDocument, Reject
 from emu_jax.data.raw.videos import Videos, strip_metadata
-from emu_jax.data.video import frame_indices
 from emu_jax.errors import UserError
 from tests.films import grey_animation, grey_film
 
+ALL = [*range(16)]  # frames of a short video
 WEBVID = "videoid,contentUrl,duration,page_dir,name\n"
 
 
@@ -50,8 +51,8 @@ def test_webvid(tmp_path):
         encoding="utf-8-sig",
     )
     assert [_brief(item) for item in _read(Videos(), tmp_path)] == [
-        ("results.csv/00000000", frame_indices(16), "A bee, on a flower"),
-        ("results.csv/00000001", frame_indices(16), "Cat climbing on tree"),
+        ("results.csv/00000000", ALL, "A bee, on a flower"),
+        ("results.csv/00000001", ALL, "Cat climbing on tree"),
         ("results.csv/00000002", "missing_video"),
         ("results.csv/00000003", "no_text"),
     ]
@@ -64,11 +65,20 @@ def test_file_and_text(tmp_path):
     table = tmp_path / "table.csv"
     table.write_text("text,file,more\na 4k sign,one/a.webp,\n  a  b ,b.mp4,x\n")
     assert [_brief(item) for item in _read(Videos(folder=str(tmp_path / "films")), table)] == [
-        ("table.csv/00000000", frame_indices(16), "a 4k sign"),  # the user's own words stay
-        ("table.csv/00000001", [0] * 8, "a b"),
+        ("table.csv/00000000", ALL, "a 4k sign"),  # the user's own words stay
+        ("table.csv/00000001", [0], "a b"),
     ]
     three = _read(Videos(folder=str(tmp_path / "films"), frames=3), table)
-    assert _brief(three[0])[1] == frame_indices(16, 3)
+    assert _brief(three[0])[1] == [2, 7, 12]  # g = 5
+
+
+def test_frames_that_are_stored(tmp_path):
+    """24 of more, spread by the reference's rule; with `frames=8` the reference's own."""
+    grey_film(tmp_path / "a.mp4", 27)
+    (tmp_path / "t.csv").write_text("file,text\na.mp4,a\n")
+    stored, eight = (_brief(_read(reader, tmp_path)[0])[1] for reader in (Videos(), Videos(frames=8)))
+    assert stored == frame_indices(27, 24) and len(set(stored)) == 24
+    assert eight == frame_indices(27) == [1, 4, 7, 11, 14, 17, 21, 24]
 
 
 def test_rejects(tmp_path):
@@ -95,7 +105,7 @@ def test_rejects(tmp_path):
         "no_text",
         "unreadable_row",
         "unreadable_row",
-        frame_indices(16),
+        ALL,
         "unreadable_row",
     ]
 
@@ -233,4 +243,4 @@ def test_frames_are_the_film_s_own_size(tmp_path):
     (tmp_path / "a.gif").write_bytes(buffer.getvalue())
     (tmp_path / "t.csv").write_text("file,text\na.gif,a dot\n")
     (item,) = _read(Videos(), tmp_path)
-    assert [image.data.shape for image in item.parts[:-1]] == [(2, 3, 3)] * 8
+    assert [image.data.shape for image in item.parts[:-1]] == [(2, 3, 3)]

@@ -3,11 +3,13 @@
 import csv
 import json
 
+import av
+import numpy as np
 import pytest
 
-from emu_jax.data.video import read_frames
 from emu_jax.evaluate.benchmarks.video_qa import EXTRA
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.chat import Film, read_film
 from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
 
@@ -40,8 +42,16 @@ def test_msvd(msvd):
         ),
         Question(id="36005", film=film, text="is the person moving?", answers=("yes",)),
     ]
-    frames = read_frames(film)
-    assert [frame.shape for frame in frames] == [(64, 96, 3)] * 8
+
+
+def test_a_question_shows_the_reference_s_eight_frames(msvd):
+    """Also where training samples its frames."""
+    film = read("msvdqa", msvd)["36003"].film
+    with av.open(film) as container:
+        every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert len(every) == 16
+    expected = [every[index] for index in (0, 2, 4, 6, 8, 9, 11, 13)]  # round(15 / 8 * i), to even
+    np.testing.assert_array_equal(read_film(Film(film)), expected)
 
 
 def test_msvd_as_the_authors_code_has_it(msvd):

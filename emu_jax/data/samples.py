@@ -1,0 +1,115 @@
+"""A record -> its samples: documents with their weights, as sequences of at most a row; and how many records give.
+
+For each document it is drawn whether its images are *predicted* (regression targets) or only *read* (inputs of the text
+behind them). Where `model.stop_target_inputs` keeps the gradient out of predicted images, the encoder learns from those
+that are read.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from emu_jax.data.document import Document
+from emu_jax.data.sequence import TokenizedDocument, tokenize_document
+from emu_jax.data.sources import Source
+from emu_jax.data.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from emu_jax.data.pipeline import DataConfig
+
+MEASURED = 2048  # records of a source that are measured, spread evenly over it
+
+
+class Samples:
+    """Grain transform: (source, record index) -> the record's samples.
+
+    Args:
+      sources: opened, in the order of `data.sources`.
+      queries: Q, embeddings of an image.
+      learn_image_token: label [IMG], so that the model learns when an image comes.
+    """
+
+    def __init__(
+        self,
+        sources: Mapping[str, Source],
+        tokenizer: Tokenizer,
+        data: DataConfig,
+        queries: int,
+        learn_image_token: bool = False,
+    ):
+        self._sources, self._tokenizer, self._data = list(sources.values()), tokenizer, data
+        self._entries = list(data.sources.values())
+        self.lengths = {name: len(source) for name, source in sources.items()}  # in records
+        self._means: dict[tuple[str, int, int], dict[str, float]] = {}
+        self._fixed: dict[str, Any] = {
+            "queries": queries,
+            "learn_image_token": learn_image_token,
+            "chat_cut": data.chat_cut,
+        }
+
+    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
+        return self.cut(place, rng, self._data.row_images)
+
+    def cut(self, place: tuple[int, int], rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
+        """The samples for rows of another number of images."""
+        source, index = place
+        entry, row_tokens = self._entries[source], self._data.row_tokens
+        samples = []
+        for document in self._sources[source].documents(index, rng):
+            document = dataclasses.replace(
+                document,
+                text_weight=document.text_weight * entry.text_weight,
+                visual_weight=document.visual_weight * entry.visual_weight,
+            )
+            document = read_or_predicted(document, self._data.predicted_share, rng)
+            sizes: dict[str, Any] = {"row_tokens": row_tokens, "row_images": row_images}
+            samples += tokenize_document(document, self._tokenizer, source=source, rng=rng, **sizes, **self._fixed)
+        return samples
+
+    def with_rows(self, data: DataConfig) -> Samples:
+        """The same for rows of other sizes."""
+        other = copy.copy(self)
+        other._data = data
+        return other
+
+    def measure(self, source: int, most: int, row_images: int | None = None) -> list[list[TokenizedDocument]]:
+        """The samples of up to `most` records of a source, spread evenly over it; the same on every host.
+
+        `row_images` is that of rows, where it is not the config's.
+        """
+        row_images = row_images or self._data.row_images
+        count = len(self._sources[source])
+        indices = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
+        return [
+            self.cut((source, int(index)), np.random.default_rng([self._data.seed, source, int(index)]), row_images)
+            for index in indices
+        ]
+
+    def per_record(self, unit: str, row_images: int, most: int = MEASURED) -> dict[str, float] | None:
+        """How many samples, or tokens, a record of each source gives on average; None where weights count records."""
+        if unit == "records" or len(self.lengths) == 1:
+            return None
+        key = (unit, row_images, most)
+        if key not in self._means:
+            means = {}
+            for number, name in enumerate(self.lengths):
+                records = self.measure(number, most, row_images)
+                counts = [len(record) if unit == "samples" else sum(map(len, record)) for record in records]
+                means[name] = max(sum(counts), 1) / len(counts)
+            self._means[key] = means
+        return self._means[key]
+
+
+def read_or_predicted(document: Document, predicted_share: float, rng: np.random.Generator) -> Document:
+    """The document with images that are predicted, with this probability, or only read.
+
+    Images that no learnt text follows stay predicted: nothing could read them.
+    """
+    if predicted_share == 1.0 or not document.visual_weight or not document.is_read:
+        return document
+    return document if rng.random() < predicted_share else document.read_only()

@@ -1,0 +1,52 @@
+"""Sources -> windows of packed rows: mixed, as samples, packed a window of records at a time.
+
+    records ─ mixture.py ─ samples.py ─ windows of `packing_window` records ─ packing.py ─ rows
+
+A window is a pure function of its number: whatever was read before, and on every host.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import grain
+import numpy as np
+
+from emu_jax.data.mixture import mix
+from emu_jax.data.packing import pack_window
+from emu_jax.data.samples import Samples
+from emu_jax.data.sequence import TokenizedDocument
+
+if TYPE_CHECKING:
+    from emu_jax.data.pipeline import DataConfig
+
+Row = list[TokenizedDocument]
+
+
+class Rows:
+    """Grain transform: a window of records' samples -> rows of them, in an order that hides how full they are."""
+
+    max_fan_out = 1_000_000  # asked for by Grain; a window never gives more rows than samples
+
+    def __init__(self, data: DataConfig):
+        self._data = data
+
+    def pack(self, window: list[list[TokenizedDocument]], rng: np.random.Generator) -> list[Row]:
+        documents = [piece for record in window for piece in record]
+        packed = pack_window(documents, self._data.row_tokens, self._data.row_images)
+        return [packed[row] for row in rng.permutation(len(packed))]
+
+    def flat_map(self, rows: list[Row]) -> list[Row]:
+        return rows
+
+
+def make_windows(samples: Samples, data: DataConfig) -> grain.MapDataset:
+    """The stream of windows, each a list of rows; rows have `data.row_images`."""
+    rates = samples.per_record(data.mixture_unit, data.row_images)
+    return (
+        mix(samples.lengths, data.sources, data.seed, rates)
+        .seed(data.seed)
+        .random_map(samples)
+        .batch(data.packing_window, drop_remainder=False, batch_fn=list)
+        .random_map(Rows(data).pack)
+    )
