@@ -15,6 +15,7 @@ from configs import models
 from emu_jax.config import from_json, load_config, to_json
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten
 from emu_jax.train import objective
 from emu_jax.train.experiment import step_flops
@@ -391,7 +392,7 @@ def test_the_decay_of_an_entry_is_what_is_subtracted():
 def flops(text: str, *overrides: str) -> dict[str, float]:
     """Of a step over those of forward passes, by part."""
     goal = objective.freeze(objective.pretrain(model(), IDS), groups(text, *overrides))
-    forward = emu.forward_flops(model(), 4, 2, 32)
+    forward = forward_flops(model(), 4, 2, 32)
     found = step_flops(model(), 2, 2, 32, goal.trains)
     return {part: round(value / forward[part], 3) for part, value in found.items() if forward[part]}
 
