@@ -23,7 +23,7 @@ Every figure is a mean over held-out items of all seeds with a 95% interval of a
 Rows are as long as the source fills them, with about as many images a step as the mixture has: shorter ones for pairs
 and videos, which would leave the mixture's 2,048 tokens empty. All else is the config's; words that begin with
 --config. are passed on to every training. Trainings that are finished are not made again. OUT/probe.json has every
-figure. On one core of the machine of README.md's quick start a training of 300 steps takes MINUTES.
+figure.
 """
 
 from __future__ import annotations
