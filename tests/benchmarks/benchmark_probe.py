@@ -13,17 +13,22 @@ image's embeddings what belongs to the image, on held-out records, before traini
 
     trained, random      the same network after training and before it (its checkpoint of step 0)
     pixels               the image itself, 16 x 16
-    shuffled             `trained`, with the training records' texts or classes dealt at random: must be at chance
+    shuffled             `trained`, with the training records' texts or classes dealt at random, three
+                         times: near chance (the interval leaves out how they were dealt)
 
 `causal` reads the Q embeddings that the language model reads, one after the other (Q x D numbers); `vision` the mean
-over patches of ln_visual. A video is the mean over its frames. Everything is standardised by the training records.
+over patches of ln_visual; `causal, 8` and `vision, 8` their first eight principal directions over the training records.
+The two kinds of probe ask different things. A random network keeps most of what the pixels tell, and a linear map from
+all its numbers, fitted on thousands of images, finds it: on emoji, whose variants resemble one another, it names a
+held-out image about as well as one from pixels does. The eight directions show what stands out. A video is the mean
+over its frames. Everything is standardised by the training records.
 Every figure is a mean over held-out items of all seeds with a 95% interval of a bootstrap over seeds and over records
 (of emoji: over names without skin tones). `gain` is trained - random on the same items.
 
 Rows are as long as the source fills them, with about as many images a step as the mixture has: shorter ones for pairs
 and videos, which would leave the mixture's 2,048 tokens empty. All else is the config's; words that begin with
 --config. are passed on to every training. Trainings that are finished are not made again. OUT/probe.json has every
-figure.
+figure. Sources need different numbers of steps: run them with an OUT each.
 """
 
 from __future__ import annotations
