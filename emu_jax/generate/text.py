@@ -226,6 +226,8 @@ def beam_search(
     slot_step = (jnp.arange(padded.shape[1]) - prompt) // beams  # of every slot, negative in the prompt
     slot_beam = (jnp.arange(padded.shape[1]) - prompt) % beams
 
+    candidates = (1 + len(ends)) * beams  # of a step: if every beam may end in every way, K are left that go on
+
     def penalised(scores: Array, length: Array) -> Array:
         return scores / length.astype(jnp.float32) ** decoding.length_penalty
 
@@ -234,15 +236,15 @@ def beam_search(
         step_scores = _log_probabilities(llama, s.hidden, length, decoding, ends) + s.scores[..., None]  # [B, K, V]
         vocabulary = step_scores.shape[-1]
         # The barrier keeps XLA from pulling later slices into top_k, which would make it a full sort on CPUs.
-        best, flat = jax.lax.optimization_barrier(jax.lax.top_k(step_scores.reshape(rows, -1), 2 * beams))  # [B, 2K]
+        best, flat = jax.lax.optimization_barrier(jax.lax.top_k(step_scores.reshape(rows, -1), candidates))  # [B, M]
         parent, token = flat // vocabulary, flat % vocabulary
         over = is_end(token, ends)
-        histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, 2K, N]
+        histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, M, N]
         if len(ends) > 1:  # which of them; </s> is there already
             histories = histories.at[:, :, s.count].set(token)
 
         # Hypotheses that end here, if they are among the K best; of all finished ones the K best are kept.
-        ended = jnp.where(over & (jnp.arange(2 * beams) < beams), penalised(best, length), -jnp.inf)
+        ended = jnp.where(over & (jnp.arange(candidates) < beams), penalised(best, length), -jnp.inf)
         pool = jnp.concatenate([s.finished_scores, jnp.where(s.done[:, None], -jnp.inf, ended)], axis=1)
         finished_scores, kept = jax.lax.top_k(pool, beams)
         finished_tokens = jnp.take_along_axis(

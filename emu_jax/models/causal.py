@@ -4,8 +4,8 @@ A T5-v1 decoder (12 blocks of 768 in the published model) whose inputs are Q lea
 self-attention with T5's relative-position bias, cross-attention to the image, ReLU feed-forward; scores are
 not scaled by 1/sqrt(H). A linear map with bias then projects to the LLM's width.
 
-Every parameter starts as T5's initialisation has it. Where that, or torch's for what is no T5, differs from what suits
-any width, `init` chooses (`EmuConfig.init`):
+Parameters start as T5's initialisation has them, but for these, where `EmuConfig.init` chooses between the reference's
+values and values that suit any width:
 
                   reference                        scaled
     queries       normal, std 0.02                 normal, std 1

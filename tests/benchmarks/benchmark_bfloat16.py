@@ -85,7 +85,7 @@ def held_out(run: Path, seed: int = 0) -> dict[str, float]:
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
     data = DataConfig.from_dict(fields)
     sizes = {"queries": config.causal.queries, "image_size": config.vision.image_size}
-    stream = Pipeline(data, tokenizer, **sizes, own=list(range(data.batch_rows)))
+    stream = Pipeline(data, tokenizer, **sizes)
     loss = jax.jit(emu.loss, static_argnames=("config", "ids", "train"))
     found: list[list[float]] = []
     for _ in range(HELD_OUT_BATCHES):

@@ -110,6 +110,29 @@ def test_wide_beams_find_the_best_of_all_texts(ends):
     np.testing.assert_allclose(score[0], scores[best], rtol=1e-4)
 
 
+def test_nothing_is_written_behind_an_end():
+    """Even where most candidates of a step end a text: beams that go on are beams that have not ended."""
+    head = PARAMS["llama"]["lm_head"]["kernel"]
+    head = head.at[:, jnp.array([EOS, IMG])].set(4 * head[:, EOS, None])  # both likely, or neither
+    params = PARAMS | {"llama": PARAMS["llama"] | {"lm_head": {"kernel": head}}}
+    rows = []
+    for start in itertools.product([1, 3, 5], repeat=2):
+        tokens, _ = text.beam_search(
+            params,
+            *prompt(*start),
+            text.Decoding(length_penalty=2.0),  # which favours going on
+            config=CONFIG,
+            ends=(EOS, IMG),
+            max_new_tokens=6,
+            beams=3,
+        )
+        row = np.asarray(tokens)[0].tolist()
+        behind = row[len(text.cut(row, (EOS, IMG))[0]) + 1 :]
+        assert set(behind) <= {EOS}, f"after {start}: {row}"
+        rows.append(row)
+    assert len({tuple(row) for row in rows}) > 1, rows
+
+
 @pytest.mark.parametrize("beams", [1, 4])
 def test_left_padding_and_neighbours_change_nothing(beams):
     def run(inputs, valid):
