@@ -495,6 +495,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="for trainings and probe.json; run again to resume")
     parser.add_argument("--sources", default=",".join(ROWS), help="comma-separated (default: all five)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings a source (default: 3)")
+    parser.add_argument("--first-seed", type=int, default=0, help="theirs are this one and the next ones (default: 0)")
     parser.add_argument("--steps", type=int, default=300, help="of each training (default: 300)")
     parser.add_argument("--cores", default="0", help="comma-separated: a training at a time on each (default: 0)")
     parser.add_argument("--emojibase", type=Path, help=f"default: {NAMES} in `download` beside the data")
@@ -504,17 +505,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sources, cores = options.sources.split(","), [int(core) for core in options.cores.split(",")]
     if unknown := set(sources) - set(ROWS):
         parser.error(f"--sources {min(unknown)}: choose among {', '.join(ROWS)}")
-    if options.seeds < 1 or options.steps < 1:
-        parser.error(f"--seeds {options.seeds}, --steps {options.steps}; expected at least 1 of each")
+    if options.seeds < 1 or options.steps < 1 or options.first_seed < 0:
+        parser.error(
+            f"--seeds {options.seeds}, --steps {options.steps}, --first-seed {options.first_seed}; "
+            "expected at least 1, 1 and 0"
+        )
 
     data, out = options.data.resolve(), options.out.resolve()
     groups = emoji_groups(options.emojibase or data.parent / "download" / NAMES)
     check_settings(out, {"data": str(data), "steps": options.steps, "overrides": overrides})
-    trainings = {source: [Training(source, seed, out) for seed in range(options.seeds)] for source in sources}
+    seeds = range(options.first_seed, options.first_seed + options.seeds)
+    trainings = {source: [Training(source, seed, out) for seed in seeds] for source in sources}
     for training in (each for some in trainings.values() for each in some):
         hold_out(data / training.source, training.seed % FOLDS, training.parts)
     # Seed by seed: what was stopped early has something of every source.
-    queue = [some[seed] for seed in range(options.seeds) for some in trainings.values()]
+    queue = [some[place] for place in range(options.seeds) for some in trainings.values()]
     train_all(queue, cores, data, options.steps, overrides)
 
     rows = []
