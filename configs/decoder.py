@@ -16,7 +16,7 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def mini() -> ConfigDict:
     """2.8 M parameters over 8 x 8 latents; 2,800 to 4,600 steps.
 
-    Expect on drawings of heldout_combinations, by pixels: the role among the 5 nearest pictures 0.85 to 0.94, the tone
+    Expect on drawings of heldout_combinations, by pixels: the role among the 5 nearest images 0.85 to 0.94, the tone
     of the nearest 0.60 to 0.74 (three runs of 2,800 to 3,000 steps; after 1,700 they were 0.73 and 0.53).
     """
     return ConfigDict(
@@ -38,7 +38,7 @@ def mini() -> ConfigDict:
                 "dtype": "float32",
             },
             "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
-            # A quarter of the conditions are the picture's own embeddings: reconstruction and blending start there.
+            # A quarter of the conditions are the image's own embeddings: reconstruction and blending start there.
             "loss": {"condition_drop": 0.1, "encoded_share": 0.25, "min_snr": 5.0},
             "data": {"source": "", "split": "train", "seed": 0, "batch": 32},
             "optimizer": {
@@ -69,7 +69,7 @@ def mini() -> ConfigDict:
 
 
 def published() -> ConfigDict:
-    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 pictures at 512 x 512 ([N]: reproducing-the-paper.md)."""
+    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 images at 512 x 512 ([N]: reproducing-the-paper.md)."""
     config = mini()
     config.init.unet = "weights/stable-diffusion/unet"
     config.unet.update(

@@ -2,9 +2,9 @@
 
 emu-jax prepare chats --in sharegpt --out data/sharegpt
 emu-jax prepare chats --in alpaca --out data/alpaca
-emu-jax prepare chats --in llava_instruct_150k.json --set pictures=train2017 --out data/llava
-emu-jax prepare videochat --in videochat_instruct_11k.json --set films=WebVid --out data/videochat
-emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set films=ActivityNet turns=1 --out data/video_chatgpt
+emu-jax prepare chats --in llava_instruct_150k.json --set images=train2017 --out data/llava
+emu-jax prepare videochat --in videochat_instruct_11k.json --set videos=WebVid --out data/videochat
+emu-jax prepare video_chatgpt --in VideoInstruct100K.json --set videos=ActivityNet turns=1 --out data/video_chatgpt
 emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.tokenizer.path=llama_tokenizer.model \\
     --config.data.mixture.sharegpt.source=data/sharegpt --config.data.mixture.alpaca.source=data/alpaca \\
     --config.data.mixture.llava.source=data/llava --config.data.mixture.videochat.source=data/videochat \\
@@ -55,7 +55,7 @@ def published() -> ConfigDict:
 
 
 def mini() -> ConfigDict:
-    """The quick start's model on chats about the embedded pictures, named by its work directory:
+    """The quick start's model on chats about the embedded images, named by its work directory:
 
     emu-jax train --config configs/instruct.py:mini --workdir runs/quickstart/chat \\
         --config.init.emu=runs/quickstart --config.tokenizer.path=runs/quickstart

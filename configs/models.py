@@ -81,7 +81,7 @@ def emu_7b() -> ConfigDict:
 
 
 def mini() -> ConfigDict:
-    """2.3 M parameters that learn the embedded pictures on a laptop's CPU: 64 x 64 pixels, 8 queries."""
+    """2.3 M parameters that learn the embedded images on a laptop's CPU: 64 x 64 pixels, 8 queries."""
     model = emu_14b()
     model.vision.update({"image_size": 64, "patch_size": 16, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 512})
     model.causal.update(

@@ -57,7 +57,7 @@ def pretrain_14b() -> ConfigDict:
                 "chat_cut": "turn",
                 "video_frames": 8,
                 "frame_sampling": "random",  # [M]; the reference's fixed rule is known of inference alone
-                # The paper's batch sizes [N]. MMC4's pictures were chosen by similarity when they were prepared.
+                # The paper's batch sizes [N]. MMC4's images were chosen by similarity when they were prepared.
                 "mixture_unit": "samples",
                 "mixture": {
                     "laion_2b": source(128),
@@ -66,7 +66,7 @@ def pretrain_14b() -> ConfigDict:
                     "webvid": source(16),
                     "storyboard": source(16),
                 },
-                # The picture stands before or after its text at random, p = 0.5 [I].
+                # The image stands before or after its text at random, p = 0.5 [I].
                 "pairs": {
                     "order": "random",
                     "image_first_probability": 0.5,

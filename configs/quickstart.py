@@ -1,10 +1,10 @@
-"""The quick start: a small Emu from scratch on the embedded pictures and their names.
+"""The quick start: a small Emu from scratch on the embedded images and their names.
 
 emu-jax train --config configs/quickstart.py --workdir runs/quickstart
 emu-jax evaluate --model runs/quickstart
 
 7 minutes of training on 2 CPU cores are 4,100 to 8,300 steps. Expect on heldout_combinations: captions exactly right
-0.76 to 0.84, the right picture in the top 5 of 3,372 for 0.95 to 0.99 of the names, autoregressive R2 0.67 to 0.78
+0.76 to 0.84, the right image in the top 5 of 3,372 for 0.95 to 0.99 of the names, autoregressive R2 0.67 to 0.78
 (five runs). `--config.train.minutes=60`, 30,000 steps: 0.89, 1.00 and 0.79.
 """
 
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
                 # Of documents of any kind: the images of half are predicted, those of the others read.
                 "predicted_share": 0.5,
                 "chat_cut": "turn",
-                # Every picture is captioned; every other one is also drawn from its caption, which teaches the
+                # Every image is captioned; every other one is also drawn from its caption, which teaches the
                 # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.
                 "pairs": {
                     "order": "both",

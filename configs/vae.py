@@ -1,4 +1,4 @@
-"""A small VAE from scratch, where no Stable Diffusion weights are at hand: 64 x 64 pictures to 8 x 8 latents.
+"""A small VAE from scratch, where no Stable Diffusion weights are at hand: 64 x 64 images to 8 x 8 latents.
 
 emu-jax train --config configs/vae.py --workdir runs/quickstart/vae
 

@@ -28,7 +28,7 @@ from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate import image, text
 from emu_jax.generate.decoder import Decoder
-from emu_jax.generate.prompt import Picture, Prompt, PromptBatch, encode_prompts
+from emu_jax.generate.prompt import ImageLike, Prompt, PromptBatch, encode_prompts
 from emu_jax.generate.text import EndedBy, Ends
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
@@ -61,9 +61,9 @@ class GeneratedText:
 
 @dataclasses.dataclass(frozen=True)
 class GeneratedImage:
-    """A drawn picture, the embeddings [Q, D] it was drawn from, and its seed.
+    """A drawn image, the embeddings [Q, D] it was drawn from, and its seed.
 
-    `flagged` is what the safety checker said, and a flagged picture is black; None: no checker looked at it.
+    `flagged` is what the safety checker said, and a flagged image is black; None: no checker looked at it.
     """
 
     image: PILImage
@@ -75,7 +75,7 @@ class GeneratedImage:
 class Emu:
     """A model ready to generate. `config`, `params`, `statistics` and `tokenizer` are open to research code.
 
-    `decoder` draws; without one everything but pictures can be generated. On a `mesh` of this process's devices
+    `decoder` draws; without one everything but images can be generated. On a `mesh` of this process's devices
     parameters are split by the one table of `train/mesh.py`, and a batch's prompts where their number divides; the
     decoder stays whole.
     """
@@ -196,7 +196,7 @@ class Emu:
         return Emu(config, params, self.statistics, self.tokenizer, self.decoder, self.mesh)
 
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
-        """Pictures [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
+        """Images [N, H, W, 3] (float32 already normalised, or uint8), of the model's size -> float32 [N, Q, D]."""
         size = self.config.vision.image_size
         pixels = np.asarray(pixels)
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
@@ -217,7 +217,7 @@ class Emu:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> list[GeneratedText]:
-        """Continues prompts that mix text and pictures, until </s>, an image that the model begins, or max_new_tokens.
+        """Continues prompts that mix text and images, until </s>, an image that the model begins, or max_new_tokens.
 
         Args:
           num_beams: beam search with so many beams; 1 decodes greedily, or samples when temperature is above 0.
@@ -255,7 +255,7 @@ class Emu:
         """A conversation with this model (`generate/chat.py`), which streams: `for piece in emu.chat().stream("hi")`.
 
         Args:
-          system: the system message, "" for none; by default the paper's, if the first turn shows pictures or films.
+          system: the system message, "" for none; by default the paper's, if the first turn shows images or videos.
 
         Raises:
           UserError: the model was not tuned to chat: it has no [USER] and [ASSISTANT].
@@ -265,7 +265,7 @@ class Emu:
         return Chat(self, system)
 
     def generate_embeddings(self, prompts: Sequence[Prompt]) -> np.ndarray:
-        """The next picture's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
+        """The next image's visual embeddings after each prompt: float32 [B, Q, D], generated one after the other."""
         inputs, valid = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
         with self.scope():
             return np.asarray(image.generate_embeddings(self.params, inputs, valid, config=self.config))
@@ -282,7 +282,7 @@ class Emu:
         width: int | None = None,
         latents: np.ndarray | None = None,
     ) -> GeneratedImage:
-        """Draws the picture that follows a prompt: one text; several pictures (blending); both mixed (in context).
+        """Draws the image that follows a prompt: one text; several images (blending); both mixed (in context).
 
         Args: as `generate_images` takes them; latents: [1, h, w, C].
         """
@@ -307,12 +307,12 @@ class Emu:
         width: int | None = None,
         latents: np.ndarray | None = None,
     ) -> list[GeneratedImage]:
-        """Draws one picture a prompt, all in one batch.
+        """Draws one image a prompt, all in one batch.
 
         Args:
           sampler, steps: pndm, ddim, euler or dpmpp, and how many steps.
-          guidance: how far to go from what the model draws for the empty prompt towards the prompt's picture.
-          seeds: of the initial noise, one a prompt (default: 0, 1, 2, …); a seed and a prompt make a picture.
+          guidance: how far to go from what the model draws for the empty prompt towards the prompt's image.
+          seeds: of the initial noise, one a prompt (default: 0, 1, 2, …); a seed and a prompt make an image.
           height, width: pixels (default: the decoder's size).
           latents: float [B, h, w, C], the initial noise itself instead of seeds.
 
@@ -324,13 +324,13 @@ class Emu:
         settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
         return self._draw(decoder, embeddings, seeds, height, width, latents, settings)
 
-    def reconstruct(self, image: Picture, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
-        """Picture -> its causal embeddings -> picture: what the decoder alone can do."""
+    def reconstruct(self, image: ImageLike, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
+        """Image -> its causal embeddings -> image: what the decoder alone can do."""
         return self.reconstruct_images([image], seeds=[seed], **drawing)[0]
 
     def reconstruct_images(
         self,
-        images: Sequence[Picture],
+        images: Sequence[ImageLike],
         *,
         sampler: str = "pndm",
         steps: int = 50,
@@ -339,7 +339,7 @@ class Emu:
         height: int | None = None,
         width: int | None = None,
     ) -> list[GeneratedImage]:
-        """`reconstruct` for several pictures in one batch."""
+        """`reconstruct` for several images in one batch."""
         decoder = self.check_drawing(sampler, steps, guidance, height, width)
         size = self.config.vision.image_size
         embeddings = self.encode_images(np.stack([resize(load_image(image), size) for image in images]))  # [B, Q, D]
@@ -372,7 +372,7 @@ class Emu:
             )
         check_decoding(1, max_new_tokens, 0.0, 1.0)
         ends = (self.tokenizer.eos_id, self.tokenizer.img_id)  # whatever a model has learnt, an image is no text
-        parts: list[str | Picture] = list(document)
+        parts: list[str | ImageLike] = list(document)
         items: list[GeneratedText | GeneratedImage] = []
         kinds = list(pattern)[:max_items] if pattern is not None else None
         kind = kinds[0] if kinds else "text"
@@ -431,10 +431,10 @@ class Emu:
             raise UserError(f"latents are {list(np.shape(latents))}; expected {list(drawn.shape)}")
         unconditional = np.broadcast_to(self.unconditional, embeddings.shape)
         start = drawn if latents is None else latents
-        pictures, flags = decoder.draw(embeddings, unconditional, start, **settings)
+        images, flags = decoder.draw(embeddings, unconditional, start, **settings)
         return [
-            GeneratedImage(PIL.Image.fromarray(picture), embedding, seed, flagged)
-            for picture, embedding, seed, flagged in zip(pictures, embeddings, seeds, flags, strict=True)
+            GeneratedImage(PIL.Image.fromarray(image), embedding, seed, flagged)
+            for image, embedding, seed, flagged in zip(images, embeddings, seeds, flags, strict=True)
         ]
 
     def score_candidates(self, prompt: Prompt, candidates: Sequence[str]) -> np.ndarray:
@@ -482,9 +482,9 @@ class Emu:
 
     def _embed_batch(self, batch: PromptBatch) -> jax.Array:
         words = self.params["llama"]["embed"]["embedding"]
-        if not len(batch.pictures):
+        if not len(batch.images):
             return self._embed(words, batch.tokens, jnp.zeros((1, words.shape[1])), batch.sources)
-        embeddings = self.encode_images(batch.pictures)  # [N, Q, D]
+        embeddings = self.encode_images(batch.images)  # [N, Q, D]
         return self._embed(words, batch.tokens, embeddings.reshape(-1, words.shape[1]), batch.sources)
 
 
@@ -496,8 +496,8 @@ def _tokenizer_of(config: emu.EmuConfig, path: Path | str) -> Tokenizer:
 
 def _embed_prompts(words: jax.Array, tokens: jax.Array, visual: jax.Array, sources: jax.Array) -> jax.Array:
     """words [V, D], tokens [B, T], visual [N*Q, D], sources [B, T] (-1: a word) -> [B, T, D] float32."""
-    pictures = visual[jnp.maximum(sources, 0)]
-    return jnp.where(sources[..., None] >= 0, pictures, words[tokens].astype(jnp.float32))
+    images = visual[jnp.maximum(sources, 0)]
+    return jnp.where(sources[..., None] >= 0, images, words[tokens].astype(jnp.float32))
 
 
 def check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_p: float) -> None:

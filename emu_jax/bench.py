@@ -3,7 +3,7 @@
 In: an experiment's config. Out: `Timing`s. Decoding and drawing run on one device, training on the config's mesh over
 the devices of this one process.
 
-    input          batches from the config's own pipeline, from its first on: pictures are decoded as they come
+    input          batches from the config's own pipeline, from its first on: images are decoded as they come
     decode         text from embedded prompts with a KV cache, greedily, </s> forbidden
     draw           guided PNDM steps of the U-Net, without the VAE
     train step     what the loop runs: `compile_step`, its state donated, on a batch of the pipeline
@@ -38,10 +38,10 @@ from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import compile_step
 
-# The U-Net's config, and the latents' size: pictures of 64 and 512 pixels.
+# The U-Net's config, and the latents' size: images of 64 and 512 pixels.
 DRAWINGS = {"quickstart": ("configs/decoder.py", 8), "sd15": ("configs/decoder.py:published", 64)}
 LATENT_CHANNELS, STEPS, GUIDANCE = 4, 50, 7.5
-BATCHES = (1, 8)  # prompts decoded, pictures drawn at a time
+BATCHES = (1, 8)  # prompts decoded, images drawn at a time
 TOKENS = 64  # of a prompt, and again of its continuation, unless the model's context is shorter
 INPUT_BATCHES = 16  # timed together: the pipeline reads ahead
 SECONDS = 0.2  # a repetition takes at least: short calls are run several times, without waiting in between
@@ -176,18 +176,18 @@ def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: i
     params = unet.init(config, jax.random.key(0))
     table = make_table("pndm", Schedule.from_dict(drawing.schedule), STEPS)
     found = []
-    for pictures in BATCHES:
-        noise = jax.random.normal(jax.random.key(1), (pictures, latent, latent, LATENT_CHANNELS))
-        shape = (2, pictures, model.causal.queries, model.llama.width)
+    for images in BATCHES:
+        noise = jax.random.normal(jax.random.key(1), (images, latent, latent, LATENT_CHANNELS))
+        shape = (2, images, model.causal.queries, model.llama.width)
         condition, unconditional = jax.random.normal(jax.random.key(2), shape)
 
         def run(noise: jax.Array = noise, condition: jax.Array = condition, other: jax.Array = unconditional) -> Any:
             return sample(params, table, noise, condition, other, GUIDANCE, config=config)
 
         calls = len(table.timestep)  # each of both halves, with and without the condition
-        flops = calls * sum(unet.forward_flops(config, 2 * pictures, latent, model.causal.queries).values())
-        what = f"{pictures} of {latent} x {latent}, {STEPS} steps"
-        units = {"pictures": float(pictures)}
+        flops = calls * sum(unet.forward_flops(config, 2 * images, latent, model.causal.queries).values())
+        what = f"{images} of {latent} x {latent}, {STEPS} steps"
+        units = {"images": float(images)}
         found.append(_measured("draw", what, timed(run, repetitions), units, flops, jax.devices()[:1]))
     return found
 

@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--shards", type=int, default=0, help="files (default: about 256 MB each)")
     prepare.add_argument("--image-size", type=int, default=224, help="pixels of a side that models will read")
     prepare.add_argument("--quality", type=int, default=90, help="of the stored JPEG files")
-    prepare.add_argument("--min-side", type=int, default=32, help="pixels; smaller pictures are left out")
+    prepare.add_argument("--min-side", type=int, default=32, help="pixels; smaller images are left out")
     prepare.add_argument("--max-aspect", type=float, default=4.0, help="longer over shorter side; more is left out")
     prepare.add_argument("--max-faults", type=float, default=0.02, help="share of faulty documents that stops it")
     prepare.add_argument("--workers", type=int, default=1, help="processes of the local runner")
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof, in workdir/profile")
 
-    precompute = add("precompute", "Compute once what the decoder trains on: embeddings of texts, latents of pictures.")
+    precompute = add("precompute", "Compute once what the decoder trains on: embeddings of texts, latents of images.")
     _add_model(precompute)
     precompute.add_argument(
         "--vae", type=Path, required=True, help="work directory of configs/vae.py, or diffusers folder"
@@ -119,26 +119,22 @@ def _parser() -> argparse.ArgumentParser:
     precompute.add_argument("--split", default="train", help="as config.data.split")
     precompute.add_argument("--image-size", type=int, help="pixels of a side (default: what the VAE was trained on)")
 
-    generate = add(
-        "generate", "Continue prompts that mix text and pictures: write on, embed, or draw the next picture."
-    )
+    generate = add("generate", "Continue prompts that mix text and images: write on, embed, or draw the next image.")
     _add_model(generate)
     asked = generate.add_mutually_exclusive_group(required=True)
-    asked.add_argument("--prompt", nargs="+", help="texts and picture files, in order")
-    asked.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="many pictures to draw (generate/files.py)")
-    generate.add_argument("--out", type=Path, metavar="OUT.png", help="draw the next picture into this file")
+    asked.add_argument("--prompt", nargs="+", help="texts and image files, in order")
+    asked.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="many images to draw (generate/files.py)")
+    generate.add_argument("--out", type=Path, metavar="OUT.png", help="draw the next image into this file")
     generate.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
     generate.add_argument("--no-safety-checker", action="store_true", help="do not use the decoder's safety checker")
     generate.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
     generate.add_argument("--steps", type=int, default=50)
     generate.add_argument("--guidance", type=float, default=7.5)
-    generate.add_argument("--seeds", type=int, nargs="+", default=[0], help="one picture each")
+    generate.add_argument("--seeds", type=int, nargs="+", default=[0], help="one image each")
     generate.add_argument("--height", type=int)
     generate.add_argument("--width", type=int)
-    generate.add_argument("--batch", type=int, default=8, help="pictures drawn at a time")
-    generate.add_argument(
-        "--embeddings", type=Path, metavar="OUT.npy", help="write the next picture's embeddings [Q, D]"
-    )
+    generate.add_argument("--batch", type=int, default=8, help="images drawn at a time")
+    generate.add_argument("--embeddings", type=Path, metavar="OUT.npy", help="write the next image's embeddings [Q, D]")
     generate.add_argument("--num-beams", type=int, default=1)
     generate.add_argument("--max-new-tokens", type=int, default=20)
     generate.add_argument("--min-length", type=int, default=1)
@@ -149,10 +145,10 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
     )
 
-    chat = add("chat", "Talk with an instruction-tuned model about pictures and films; answers are streamed.")
+    chat = add("chat", "Talk with an instruction-tuned model about images and videos; answers are streamed.")
     _add_model(chat, "--checkpoint")
-    chat.add_argument("--image", nargs="+", type=Path, default=[], help="pictures to show with the first message")
-    chat.add_argument("--video", nargs="+", type=Path, default=[], help="films to show with it")
+    chat.add_argument("--image", nargs="+", type=Path, default=[], help="images to show with the first message")
+    chat.add_argument("--video", nargs="+", type=Path, default=[], help="videos to show with it")
     chat.add_argument("--system", help="system message, '' for none (default: the paper's, where something is shown)")
     chat.add_argument(
         "--message",
@@ -188,7 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--no-page", dest="page", action="store_false", help="the API alone")
     serve.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help="over devices: data=1 tensor=8")
     serve.add_argument("--text-slots", type=int, default=16, help="texts written at the same time")
-    serve.add_argument("--drawing-slots", type=int, default=4, help="pictures drawn at the same time")
+    serve.add_argument("--drawing-slots", type=int, default=4, help="images drawn at the same time")
     serve.add_argument("--waiting", type=int, default=128, help="requests that may wait; the next is answered 429")
     serve.add_argument("--seconds", type=float, default=120.0, help="that a request may take, its waiting included")
     serve.add_argument("--new-tokens", type=int, default=1024, help="of a text, at most")

@@ -15,7 +15,7 @@ from typing import Any
 
 from emu_jax.errors import UserError
 
-PICTURE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 
 def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -116,8 +116,8 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     out = options.embeddings
     if out is not None and out.exists():
         raise UserError(f"--embeddings {out}: the file exists; name a new one")
-    # A word that ends like a picture file is one: a typing error must not be captioned as text.
-    prompt = [Path(word) if Path(word).suffix.lower() in PICTURE_SUFFIXES else word for word in options.prompt or ()]
+    # A word that ends like an image file is one: a typing error must not be captioned as text.
+    prompt = [Path(word) if Path(word).suffix.lower() in IMAGE_SUFFIXES else word for word in options.prompt or ()]
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}; expected at least 1")
     requests = read_requests(options.prompts) if options.prompts else []
@@ -170,9 +170,9 @@ def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         weights=options.weights,
     )
     console = Console(emu.chat(options.system), sys.stdout, settings)
-    for film, paths in ((False, options.image), (True, options.video)):
+    for video, paths in ((False, options.image), (True, options.video)):
         for path in paths:
-            console.show(path, film=film)
+            console.show(path, video=video)
     if options.message is None and sys.stdin.isatty():
         converse_at_terminal(console)
         return 0

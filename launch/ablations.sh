@@ -51,7 +51,7 @@ if [ ! -e "$folder/data/bunny/manifest.json" ]; then
   partial="$download/partial"
   run rm -rf "$partial"
   run mkdir -p "$partial"
-  fetch_film
+  fetch_video
   run rm -rf "$partial"
   run python launch/mixture_data.py "$download" "$folder/raw" bunny
   run emu-jax prepare storyboards --in "$folder/raw/bunny" --out "$folder/data/bunny" --image-size 64

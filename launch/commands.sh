@@ -64,8 +64,8 @@ fetch() {
     refuse "no $1 came down; $3"
 }
 
-# Big Buck Bunny, 58 MB: the source package alone holds the film.
-fetch_film() {
+# Big Buck Bunny, 58 MB: the source package alone holds the video.
+fetch_video() {
   fetch moviepy-2.2.1.tar.gz "python -m pip download --quiet --no-deps --no-binary=moviepy moviepy==2.2.1" \
     "see pip's message above"
 }

@@ -40,7 +40,7 @@ from_apt gimp-help-en
 from_apt python-sklearn-doc
 run source launch/environment.sh
 run install_emu_jax '.[prepare]'
-fetch_film
+fetch_video
 run rm -rf "$partial"
 
 # ---- raw data, prepared data -----------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 lobehub-fluent-emoji-3d-1.1.0.tgz, emojibase-data-17.0.0.tgz      ─ fluent/      tars as img2dataset writes them (MIT)
 lobehub-fluent-emoji-anim-1-1.0.0.tgz, emojibase-data-17.0.0.tgz  ─ animations/  a table and animated WebP (MIT)
-moviepy-2.2.1.tar.gz, bunny.vtt beside this file                  ─ bunny/       a film's storyboards (CC BY 3.0)
+moviepy-2.2.1.tar.gz, bunny.vtt beside this file                  ─ bunny/       a video's storyboards (CC BY 3.0)
 gimp-help-en/                                                     ─ gimp/        GIMP's manual, HTML (GFDL 1.2+)
 python-sklearn-doc/                                               ─ sklearn/     scikit-learn's guide, HTML (BSD-3)
 
@@ -39,10 +39,10 @@ from emu_jax.data.raw.subtitles import Cue, parse
 from emu_jax.errors import UserError
 
 NAMES = "emojibase-data-17.0.0.tgz"
-PICTURES = "lobehub-fluent-emoji-3d-1.1.0.tgz"
+IMAGES = "lobehub-fluent-emoji-3d-1.1.0.tgz"
 ANIMATIONS = "lobehub-fluent-emoji-anim-1-1.0.0.tgz"
-FILM = "moviepy-2.2.1.tar.gz"  # its guide cuts a trailer out of the film
-FILM_FOLDER = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
+VIDEO = "moviepy-2.2.1.tar.gz"  # its guide cuts a trailer out of the video
+VIDEO_FOLDER = "moviepy-2.2.1/docs/_static/medias/getting_started/moviepy_10_minutes/moviepy_10_minutes.zip"
 NARRATION = Path(__file__).with_name("bunny.vtt")
 
 SHARDS, SIDE = 3, 256  # of the pairs: tars, pixels
@@ -87,16 +87,16 @@ def _names(download: Path) -> dict[str, str]:
 
 
 def write_fluent(download: Path, out: Path) -> str:
-    """Pictures and names as img2dataset leaves them: for each tar a parquet of the same rows, and counts."""
-    found = list(_webp(download / PICTURES, _names(download)))
+    """Images and names as img2dataset leaves them: for each tar a parquet of the same rows, and counts."""
+    found = list(_webp(download / IMAGES, _names(download)))
     size = -(-len(found) // SHARDS)
     for shard in range(SHARDS):
         rows = []
         with tarfile.open(out / f"{shard:05d}.tar", "w") as tar:
             for number, (code, name, data) in enumerate(found[shard * size : (shard + 1) * size]):
-                picture = PIL.fromarray(decode_image(data, code))
+                image = PIL.fromarray(decode_image(data, code))
                 jpeg = io.BytesIO()
-                picture.resize((SIDE, SIDE)).save(jpeg, "JPEG", quality=92)
+                image.resize((SIDE, SIDE)).save(jpeg, "JPEG", quality=92)
                 row = {
                     "key": f"{shard:05d}{number:04d}",
                     "caption": name,
@@ -105,8 +105,8 @@ def write_fluent(download: Path, out: Path) -> str:
                     "error_message": None,
                     "width": SIDE,
                     "height": SIDE,
-                    "original_width": picture.width,
-                    "original_height": picture.height,
+                    "original_width": image.width,
+                    "original_height": image.height,
                     "sha256": hashlib.sha256(data).hexdigest(),
                 }
                 rows.append(row)
@@ -122,11 +122,11 @@ def write_fluent(download: Path, out: Path) -> str:
 
 
 def write_animations(download: Path, out: Path) -> str:
-    """Animated WebP and a table of their names; half of the package's pictures stand still and are left out."""
+    """Animated WebP and a table of their names; half of the package's images stand still and are left out."""
     rows = []
     for code, name, data in _webp(download / ANIMATIONS, _names(download)):
-        with PIL.open(io.BytesIO(data)) as picture:
-            moves = getattr(picture, "n_frames", 1) > 1
+        with PIL.open(io.BytesIO(data)) as image:
+            moves = getattr(image, "n_frames", 1) > 1
         if moves:
             (out / f"{code}.webp").write_bytes(data)
             rows.append([f"{code}.webp", name])
@@ -136,15 +136,15 @@ def write_animations(download: Path, out: Path) -> str:
 
 
 def write_bunny(download: Path, out: Path) -> str:
-    """The film in parts of 40 seconds, each a folder of frames, with what the narration says meanwhile."""
+    """The video in parts of 40 seconds, each a folder of frames, with what the narration says meanwhile."""
     cues = parse(NARRATION.read_bytes(), NARRATION.name).cues
     with (
-        _opened(download / FILM) as archive,
-        zipfile.ZipFile(io.BytesIO(archive.extractfile(FILM_FOLDER).read())) as files,
+        _opened(download / VIDEO) as archive,
+        zipfile.ZipFile(io.BytesIO(archive.extractfile(VIDEO_FOLDER).read())) as files,
     ):
-        film = files.read("moviepy_10_minutes/resources/bbb.mp4")
+        video = files.read("moviepy_10_minutes/resources/bbb.mp4")
     counts: list[int] = []  # the frames of each part
-    for number, frame in enumerate(stills(film, STEP)):
+    for number, frame in enumerate(stills(video, STEP)):
         part, place = divmod(number, FRAMES)
         folder = out / f"bunny-{part:02d}"
         if not place:
@@ -176,9 +176,9 @@ def write_sklearn(download: Path, out: Path) -> str:
 # ---------------------------------------------------------------- their parts
 
 
-def stills(film: bytes, step: float) -> Iterator[PIL.Image]:
+def stills(video: bytes, step: float) -> Iterator[PIL.Image]:
     """The first frame at or after each multiple of `step` seconds."""
-    with av.open(io.BytesIO(film)) as container:
+    with av.open(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         number = 0
@@ -203,7 +203,7 @@ def _clock(seconds: float) -> str:
 
 
 def _copy_pages(package: Path, pages: Path | None, parts: Iterable[str], out: Path) -> str:
-    """Copies folders of HTML pages and their pictures out of an unpacked package."""
+    """Copies folders of HTML pages and their images out of an unpacked package."""
     for part in parts:
         if pages is None or not (pages / part).is_dir():
             raise UserError(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains a small Emu on the embedded pictures, then a VAE and a U-Net that draw from its embeddings, tunes it to chat, and
+# Trains a small Emu on the embedded images, then a VAE and a U-Net that draw from its embeddings, tunes it to chat, and
 # writes runs/quickstart/report.html. Needs Python 3.11+ alone. DECODER_STEPS=N shortens the last three to N steps each.
 # Arguments go to `emu-jax train`, e.g. launch/quickstart.sh --config.train.minutes=60
 set -euo pipefail

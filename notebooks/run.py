@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve().parent
 NAMES = ("quickstart", "generate", "ablation", "pods")
 SIZES = ("smoke", "small", "full")
 KEPT_METADATA = ("kernelspec", "language_info")
-WIDEST = 1000  # pixels of a stored picture
+WIDEST = 1000  # pixels of a stored image
 QUALITY = 88  # of JPEG
 ABSOLUTE = re.compile(r"(?<![\w./:<])/(?:home|root|tmp|usr|opt|var|mnt|work|content|Users|private)/[^\s'\"),:\]]*")
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
@@ -80,7 +80,7 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
 
 
 def cleaned(notebook: NotebookNode, folder: Path) -> NotebookNode:
-    """The notebook as it is stored: no standard error, no paths of this machine, small pictures.
+    """The notebook as it is stored: no standard error, no paths of this machine, small images.
 
     Standard error holds progress and warnings of libraries; what a notebook has to say, it prints.
     """
@@ -105,7 +105,7 @@ def cleaned(notebook: NotebookNode, folder: Path) -> NotebookNode:
 
 
 def _stored(data: NotebookNode, folder: Path) -> dict[str, str]:
-    """A picture alone, or texts: beside a picture stands the address of an object, or the same picture as JPEG."""
+    """An image alone, or texts: beside an image stands the address of an object, or the same image as JPEG."""
     if "image/png" in data:
         return dict([smaller(data["image/png"])])
     return {kind: without_paths(text, folder) for kind, text in data.items() if kind.startswith("text/")}
@@ -120,14 +120,14 @@ def without_paths(text: str, folder: Path) -> str:
 
 def smaller(encoded: str) -> tuple[str, str]:
     """A PNG in base64 -> media type and base64 of the smaller of PNG and JPEG, at most `WIDEST` pixels wide."""
-    picture = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
-    if picture.width > WIDEST:
-        height = round(picture.height * WIDEST / picture.width)
-        picture = picture.resize((WIDEST, height), Image.Resampling.LANCZOS)
+    image = Image.open(io.BytesIO(base64.b64decode(encoded))).convert("RGB")
+    if image.width > WIDEST:
+        height = round(image.height * WIDEST / image.width)
+        image = image.resize((WIDEST, height), Image.Resampling.LANCZOS)
     kinds = {}
     for kind, settings in (("png", {"optimize": True}), ("jpeg", {"quality": QUALITY, "subsampling": 0})):
         buffer = io.BytesIO()
-        picture.save(buffer, kind, **settings)
+        image.save(buffer, kind, **settings)
         kinds[f"image/{kind}"] = base64.b64encode(buffer.getvalue()).decode()
     return min(kinds.items(), key=lambda item: len(item[1]))
 

@@ -84,7 +84,7 @@ def _alternatives(words: list[str]) -> Iterator[list[str]]:
 
 
 def links(page: Path) -> list[str]:
-    """Targets of the page's links and pictures, outside of fenced blocks."""
+    """Targets of the page's links and images, outside of fenced blocks."""
     text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"\]\(([^)\s]+)\)", text)
 

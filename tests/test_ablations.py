@@ -111,7 +111,7 @@ def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
 
 
 def test_scores_of_some_splits_alone(trained):
-    """The right picture is looked for among all pictures, whichever split is scored; another one is refused."""
+    """The right image is looked for among all images, whichever split is scored; another one is refused."""
     model = Emu.load(trained)
     scores = pairs.score(model, ["heldout_concepts"])
     assert {name.partition(":")[0] for name in scores.figures} == {"heldout_concepts"}

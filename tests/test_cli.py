@@ -27,12 +27,12 @@ def refused(capsys, *arguments: str) -> str:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
-    """A folder with a good, a cut and a foreign picture file."""
+def images(tmp_path) -> Path:
+    """A folder with a good, a cut and a foreign image file."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "good.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "good.png").read_bytes()[:900])
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     return tmp_path
 
 
@@ -51,10 +51,10 @@ def test_inspect_counts_the_published_model(capsys):
     assert "vision/patch_embed/kernel" in out
 
 
-def test_generate_continues_and_embeds(trained, pictures, capsys):
-    assert main(["generate", "--model", str(trained), "--prompt", str(pictures / "good.png"), "a"]) == 0
+def test_generate_continues_and_embeds(trained, images, capsys):
+    assert main(["generate", "--model", str(trained), "--prompt", str(images / "good.png"), "a"]) == 0
     capsys.readouterr()
-    out = pictures / "next.npy"
+    out = images / "next.npy"
     assert main(["generate", "--model", str(trained), "--prompt", "a red bar", "--embeddings", str(out)]) == 0
     assert np.load(out).shape == (4, 16)  # [Q, D] of the debug model
 
@@ -62,18 +62,18 @@ def test_generate_continues_and_embeds(trained, pictures, capsys):
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("gone.png", "gone.png: no such picture file"),
-        ("cut.png", "cut.png: not a readable picture"),
-        ("words.png", "words.png: not a readable picture"),
+        ("gone.png", "gone.png: no such image file"),
+        ("cut.png", "cut.png: not a readable image"),
+        ("words.png", "words.png: not a readable image"),
     ],
 )
-def test_pictures_that_cannot_be_read(trained, pictures, capsys, name, expected):
-    assert expected in refused(capsys, "generate", "--model", str(trained), "--prompt", str(pictures / name))
+def test_images_that_cannot_be_read(trained, images, capsys, name, expected):
+    assert expected in refused(capsys, "generate", "--model", str(trained), "--prompt", str(images / name))
 
 
 def test_prompts_that_cannot_be(trained, capsys):
     model = ("generate", "--model", str(trained), "--prompt")
-    assert "prompt 0 is empty; give it a text or a picture" in refused(capsys, *model, "")
+    assert "prompt 0 is empty; give it a text or an image" in refused(capsys, *model, "")
     line = refused(capsys, *model, "bar " * 400)
     assert "exceed the model's context of 128; shorten the prompt or ask for fewer tokens" in line
     line = refused(capsys, *model, "a", "--num-beams", "4", "--temperature", "0.5")
@@ -88,11 +88,11 @@ def test_an_output_that_exists_is_not_overwritten(trained, tmp_path, capsys):
     assert out.read_text() == "mine"
 
 
-def test_training_pictures_that_cannot_be_read(pictures, capsys):
-    for name, expected in {"gone": "no such picture file", "cut": "not a readable picture"}.items():
-        source = pictures / f"{name}.jsonl"
+def test_training_images_that_cannot_be_read(images, capsys):
+    for name, expected in {"gone": "no such image file", "cut": "not a readable image"}.items():
+        source = images / f"{name}.jsonl"
         source.write_text(f'{{"image": "{name}.png", "text": "a bar"}}\n')
-        workdir = pictures / f"run-{name}"
+        workdir = images / f"run-{name}"
         line = refused(
             capsys, "train", "--config", tiny.__file__, "--workdir", str(workdir), f"--config.data.source={source}"
         )
@@ -113,8 +113,8 @@ def test_training_pictures_that_cannot_be_read(pictures, capsys):
         ("--config.model.vision.patch_size=5", "model.vision.image_size=16 is not a multiple of"),
         ("--config.train.mesh.fsdp=3", "does not multiply to the"),
         (
-            "--config.data.source=pictures",
-            "config.data source 'pictures': no such folder; expected a folder of",
+            "--config.data.source=images",
+            "config.data source 'images': no such folder; expected a folder of",
         ),
     ],
 )

@@ -1,6 +1,6 @@
 """Every record of configs/data-formats.md, written to its path and read with the reader it belongs to.
 
-What the page says a record becomes is compared with what it did become. Pictures are embedded ones, films show one.
+What the page says a record becomes is compared with what it did become. Images are embedded ones, videos show one.
 `python -m tests.test_data_formats` writes the comparison into the page, for those who change a record.
 """
 
@@ -33,12 +33,12 @@ from emu_jax.evaluate.benchmarks.names import BENCHMARKS
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
 from tests.evaluate.samples import HELD_OUT, people
-from tests.films import write_film
 from tests.pages import ROOT, Block, blocks, commands
+from tests.videos import write_video
 
 PAGE = Path("configs/data-formats.md")
 BECOMES, RECORD = "becomes", "record"
-SYSTEM = {IMAGE_SYSTEM: "the paper's message for pictures", VIDEO_SYSTEM: "the paper's message for films"}
+SYSTEM = {IMAGE_SYSTEM: "the paper's message for images", VIDEO_SYSTEM: "the paper's message for videos"}
 
 
 def groups() -> list[list[Block]]:
@@ -92,7 +92,7 @@ def _write_file(path: Path, text: str | None) -> None:
     if text is not None:
         path.write_text(text, encoding="utf-8")
     elif path.suffix in (".mp4", ".avi"):
-        write_film(path, [np.roll(person, shift, axis=1) for shift in range(16)])
+        write_video(path, [np.roll(person, shift, axis=1) for shift in range(16)])
     elif path.name.endswith("_0.webp"):  # a sheet of thumbnails
         PIL.fromarray(person).resize((320, 180)).save(path)
     elif path.suffix == ".webp":
@@ -137,7 +137,7 @@ def options_of(group: list[Block]):
 
 
 def told_parts(document: RawDocument | Document) -> Iterator[str]:
-    """A line a text, a line for pictures beside one another."""
+    """A line a text, a line for images beside one another."""
     for kind, parts in itertools.groupby(document.parts, type):
         if kind is Text:
             for part in parts:
@@ -146,11 +146,11 @@ def told_parts(document: RawDocument | Document) -> Iterator[str]:
         else:
             scores = [getattr(part, "score", None) for part in parts]
             known = "".join(f", similarity {score:g}" for score in scores if score is not None)
-            yield f"  {'picture' if len(scores) == 1 else f'{len(scores)} pictures'}{known}"
+            yield f"  {'picture' if len(scores) == 1 else f'{len(scores)} images'}{known}"
 
 
 def told_question(question: Question) -> Iterator[str]:
-    shown = "a film" if question.film else "a picture" if question.pictures else "nothing"
+    shown = "a video" if question.video else "an image" if question.images else "nothing"
     yield f"question {question.id}: {shown}, {json.dumps(question.text)}" + (f", {question.kind}" * bool(question.kind))
     for asked, answer in question.history:
         yield f"  after {json.dumps(asked)}: {json.dumps(answer)}"
@@ -173,15 +173,15 @@ def stored_record(folder: Path) -> str:
     prepare(make_reader(options.source, options.set), options.source, options.path, options.out, config)
     (record,) = (Records(options.out, "train")[index] for index in range(1))
     texts = [part for part in record.parts if isinstance(part, Text)]
-    pictures = [part for part in record.parts if not isinstance(part, Text)]
+    images = [part for part in record.parts if not isinstance(part, Text)]
     fields = {
         "key": record.key,
         "kind": record.kind,
         "layout": "".join("T" if isinstance(part, Text) else "P" for part in record.parts),
         "texts": [text.text for text in texts],
         "roles": [text.role for text in texts],
-        "pictures": f"[{len(pictures)} JPEG file]",
-        "scores": [round(picture.score, 4) for picture in pictures],
+        "images": f"[{len(images)} JPEG file]",
+        "scores": [round(image.score, 4) for image in images],
     }
     return "\n".join(
         f"{field:9s} {value if isinstance(value, str) else json.dumps(value)}" for field, value in fields.items()

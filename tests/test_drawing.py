@@ -14,7 +14,7 @@ from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.generate import samplers
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 FAST = {"sampler": "ddim", "steps": 2}
 
 
@@ -23,7 +23,7 @@ def model(drawing) -> Emu:
     return Emu.load(drawing)
 
 
-def test_a_picture_depends_on_its_own_prompt_and_seed_alone(model):
+def test_an_image_depends_on_its_own_prompt_and_seed_alone(model):
     alone = model.generate_image(["a red bar"], seed=3, **FAST)
     together = model.generate_images([["a blue cross"], ["a red bar"]], seeds=[1, 3], **FAST)
     np.testing.assert_allclose(np.asarray(alone.image, int), np.asarray(together[1].image, int), atol=1)
@@ -51,10 +51,10 @@ def test_other_sizes(model):
 
 
 def test_blending_and_reconstruction(model):
-    blend = model.generate_image([PICTURE, Image.fromarray(PICTURE)], **FAST)
-    rebuilt = model.reconstruct(PICTURE, **FAST)
+    blend = model.generate_image([IMAGE, Image.fromarray(IMAGE)], **FAST)
+    rebuilt = model.reconstruct(IMAGE, **FAST)
     assert blend.image.size == rebuilt.image.size == (16, 16)
-    np.testing.assert_allclose(rebuilt.embeddings, model.encode_images(PICTURE[None])[0], atol=1e-5)
+    np.testing.assert_allclose(rebuilt.embeddings, model.encode_images(IMAGE[None])[0], atol=1e-5)
 
 
 def test_documents_go_on_as_the_caller_says(model):
@@ -62,7 +62,7 @@ def test_documents_go_on_as_the_caller_says(model):
     assert [type(item) for item in items] == [GeneratedImage] * 3
     items = model.continue_document(["a red bar"], pattern=("text", "image"), max_items=1, **FAST)
     assert [type(item) for item in items] in ([GeneratedText], [])
-    assert all(isinstance(item, GeneratedText) for item in model.continue_document([PICTURE], max_items=1, **FAST))
+    assert all(isinstance(item, GeneratedText) for item in model.continue_document([IMAGE], max_items=1, **FAST))
 
 
 def test_a_model_that_begins_images_decides(model):
@@ -106,23 +106,23 @@ def test_settings_that_cannot_work(model, settings, message):
         model.generate_image(["a"], **settings)
 
 
-def test_a_picture_that_cannot_be_read_is_named(model, tmp_path):
-    (tmp_path / "cat.png").write_bytes(b"no picture")
+def test_an_image_that_cannot_be_read_is_named(model, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"no image")
     for path in (tmp_path / "cat.png", tmp_path / "absent.png"):
         with pytest.raises(UserError, match=path.name):
             model.generate_image([path], **FAST)
 
 
 def test_files_say_how_they_were_made(drawing, tmp_path, capsys):
-    Image.fromarray(PICTURE).save(tmp_path / "cat.png")
+    Image.fromarray(IMAGE).save(tmp_path / "cat.png")
     out = tmp_path / "blend.png"
     command = ["generate", "--model", str(drawing), "--prompt", str(tmp_path / "cat.png"), "a red bar"]
     drawn = ["--out", str(out), "--seeds", "3", "4", "--steps", "2", "--sampler", "ddim", "--guidance", "2"]
     assert main(command + drawn) == 0
-    with Image.open(tmp_path / "blend-4.png") as picture:
-        assert json.loads(picture.text["prompt"]) == [str(tmp_path / "cat.png"), "a red bar"]
-        assert picture.text["seed"] == "4" and picture.text["safety"] == "not checked"
-        assert json.loads(picture.text["settings"]) == {"sampler": "ddim", "steps": 2, "guidance": 2.0}
+    with Image.open(tmp_path / "blend-4.png") as image:
+        assert json.loads(image.text["prompt"]) == [str(tmp_path / "cat.png"), "a red bar"]
+        assert image.text["seed"] == "4" and image.text["safety"] == "not checked"
+        assert json.loads(image.text["settings"]) == {"sampler": "ddim", "steps": 2, "guidance": 2.0}
     capsys.readouterr()
     assert main(command + drawn) == 2
     assert "blend-3.png: the file exists; name a new one" in capsys.readouterr().err

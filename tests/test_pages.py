@@ -2,7 +2,7 @@
 
 `RUNS` says what runs each command. `launch/test.sh -m slow tests/test_pages.py` runs those marked HERE, as they stand,
 in a folder that holds what they name: the quick start's run (made by the page's own commands, in few steps), embedded
-pictures, the records of configs/data-formats.md, and a small model in place of the published weights.
+images, the records of configs/data-formats.md, and a small model in place of the published weights.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ RUNS = {
     r"^emu-jax train --config configs/ablations/": "tests/test_ablations.py::test_builds",
     r"^emu-jax train --config configs/mixture\.py": "tests/launch/test_mixture_data.py",
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",
-    r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_pictures",
+    r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_images",
     r"^emu-jax evaluate .*nextqa": f"{BENCHMARKS}::test_what_a_metric_lacks_costs_no_prediction",
     r"^emu-jax (prepare|inspect-data|train|precompute|generate|chat|evaluate|inspect|bench|export) ": HERE,
 }

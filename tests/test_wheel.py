@@ -57,7 +57,7 @@ def installed(wheel, tmp_path_factory) -> Path:
 
 
 def test_what_is_in_it(wheel):
-    """Every module, the embedded pictures with their licences, every config, and the mark that types are shipped."""
+    """Every module, the embedded images with their licences, every config, and the mark that types are shipped."""
     names = set(zipfile.ZipFile(wheel).namelist())
     expected = {
         str(path.relative_to(ROOT))
@@ -86,8 +86,8 @@ def test_it_works_from_an_empty_folder(installed, tmp_path):
         folder=tmp_path,
     )
     pixels = FluentEmoji("heldout_concepts", 64, PairOrder())[0][0].pixels
-    PIL.fromarray(pixels).save(tmp_path / "picture.png")
-    run(installed / "emu-jax", "generate", "--model", "run", "--prompt", "picture.png", folder=tmp_path)
+    PIL.fromarray(pixels).save(tmp_path / "image.png")
+    run(installed / "emu-jax", "generate", "--model", "run", "--prompt", "image.png", folder=tmp_path)
     assert "14.182 B parameters" in run(
         installed / "emu-jax", "inspect", "--config", "configs/models.py:14b", folder=tmp_path
     )

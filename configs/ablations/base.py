@@ -6,9 +6,9 @@ emu-jax train --config configs/ablations/base.py:mini --workdir runs/ablations/b
 emu-jax train --config configs/ablations/base.py:7b …        # as configs/pretrain.py:7b, whose docstring gives the rest
 
 The paper ablates the storyboards alone, with a 7B LLM: its numbers are in no_storyboards.py. Of `mini` were measured,
-on heldout_combinations: captions exactly right 0.29, 0.30 and 0.44, the right picture in the top 5 of 3,372 for 0.26,
+on heldout_combinations: captions exactly right 0.29, 0.30 and 0.44, the right image in the top 5 of 3,372 for 0.26,
 0.14 and 0.26 of the names, autoregressive R2 0.49, 0.41 and 0.50 (seeds 0 to 2). The last two are of each model's own
-embeddings: where these tell less of a picture, they are easier to predict, and R2 can be higher. The files beside this
+embeddings: where these tell less of an image, they are easier to predict, and R2 can be higher. The files beside this
 one have their figures in the same order, as means over three seeds (README.md has intervals). In all these runs every
 image of a storyboard was predicted and none was read, and all its pieces were read; they are to be repeated.
 """
@@ -20,7 +20,7 @@ from emu_jax.config import choose
 
 
 def mini() -> ConfigDict:
-    """The quick start's model for 1,500 steps, on the embedded pairs and the storyboards of one film.
+    """The quick start's model for 1,500 steps, on the embedded pairs and the storyboards of one video.
 
     A sample in 65 is of a storyboard: a window of as many frames, and what is said beside them, as a row holds; in half
     of them the frames are predicted, in the others they are read. The paper's mixture has one in 22 (16 of 352 [N]),

@@ -5,7 +5,7 @@ emu-jax train --config configs/ablations/frozen_vision.py:mini-random …
 emu-jax train --config configs/ablations/frozen_vision.py:7b …        # EVA-CLIP's, as the base begins with
 
 A frozen encoder must have learnt elsewhere. At `mini` size there is no EVA-CLIP: the encoder is that of a finished run
-of the base, and the rest begins afresh. So it has seen these very pictures and their names, for as many steps again;
+of the base, and the rest begins afresh. So it has seen these very images and their names, for as many steps again;
 `mini-random` freezes one that has learnt nothing. The paper has no numbers for this; expect of `mini` 0.56, 0.48 and
 0.49, of `mini-random` 0.54, 0.15 and 0.26 (the base: 0.35, 0.22 and 0.47).
 """

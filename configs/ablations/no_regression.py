@@ -1,4 +1,4 @@
-"""Without the regression loss: pictures are read, none is predicted.
+"""Without the regression loss: images are read, none is predicted.
 
 emu-jax train --config configs/ablations/no_regression.py:mini …
 

@@ -4,7 +4,7 @@ emu-jax train --config configs/ablations/no_storyboards.py:7b …
 
 The paper, with a 7B LLM, without -> with YT-Storyboard-1B [N]: COCO captions 110.8 -> 112.9 CIDEr, MSVD-QA 16.9 ->
 17.9, MSRVTT-QA with 4 shots 19.9 -> 20.8. Expect of `mini` the opposite, 0.57, 0.43 and 0.47 (the base: 0.35, 0.22 and
-0.47): its storyboards are fifteen pieces of one film, in place of pairs.
+0.47): its storyboards are fifteen pieces of one video, in place of pairs.
 """
 
 from ml_collections import ConfigDict

@@ -1,10 +1,10 @@
-"""The number of queries, that is of embeddings a picture: 8, 32 (published) or 64.
+"""The number of queries, that is of embeddings an image: 8, 32 (published) or 64.
 
 emu-jax train --config configs/ablations/queries.py:mini-32 …        # or mini-64; the base has 8
 emu-jax train --config configs/ablations/queries.py:7b-8 …           # or 7b-64; the base has 32
 
-At `mini` size rows grow with the pictures in them, so that a batch holds as many documents as the base's. At `7b` they
-stay 2,048 tokens; `emu-jax inspect-data` advises on the pictures of a row. The paper has no numbers for this; expect of
+At `mini` size rows grow with the images in them, so that a batch holds as many documents as the base's. At `7b` they
+stay 2,048 tokens; `emu-jax inspect-data` advises on the images of a row. The paper has no numbers for this; expect of
 `mini-32` 0.20, 0.01 and 0.07, of `mini-64` 0.22, 0.01 and 0.01 (the base: 0.35, 0.22 and 0.47).
 """
 

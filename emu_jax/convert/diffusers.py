@@ -196,7 +196,7 @@ def plan_unet(folder: Path, schedule: Schedule) -> Plan:
     config = {
         "objective": "decoder",
         "latent_size": sample_size(folder),
-        "queries": 0,  # the files do not say how many embeddings a picture the U-Net was trained on
+        "queries": 0,  # the files do not say how many embeddings an image the U-Net was trained on
         "unet": fields,
         "schedule": dataclasses.asdict(schedule),
     }

@@ -161,8 +161,8 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weight
         )
     if model.get("standardise"):
         log.warning(
-            "%s: this model normalises its pictures' embeddings by running statistics (model.standardise), for which "
-            "the published layout has no place: what loads these files reads pictures otherwise than here",
+            "%s: this model normalises its images' embeddings by running statistics (model.standardise), for which "
+            "the published layout has no place: what loads these files reads images otherwise than here",
             source,
         )
     apart = checkpoint.has_lora() and not merge_lora

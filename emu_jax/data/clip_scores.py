@@ -1,6 +1,6 @@
-"""How well pictures and texts fit by CLIP: pixels uint8 [H, W, 3] and texts -> unit vectors -> cosines in [-1, 1].
+"""How well images and texts fit by CLIP: pixels uint8 [H, W, 3] and texts -> unit vectors -> cosines in [-1, 1].
 
-The rule that keeps pictures of web documents is stated in these scores. Weights are the user's own: a folder in the
+The rule that keeps images of web documents is stated in these scores. Weights are the user's own: a folder in the
 layout of Hugging Face, with config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
 """
 
@@ -52,10 +52,10 @@ class ClipScorer:
         self._torch, self._model = torch, model.eval()
         self._max_tokens = model.config.text_config.max_position_embeddings
 
-    def embed_pictures(self, pictures: Iterable[np.ndarray]) -> np.ndarray:
-        """Pixels -> float32 [P, D], each of length 1; `BATCH` pictures are in memory at a time."""
+    def embed_images(self, images: Iterable[np.ndarray]) -> np.ndarray:
+        """Pixels -> float32 [P, D], each of length 1; `BATCH` images are in memory at a time."""
         model, vectors = self._model, []
-        for batch in _batched(pictures):
+        for batch in _batched(images):
             pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
             with self._torch.inference_mode():
                 pooled = model.vision_model(pixel_values=pixels).pooler_output
@@ -92,8 +92,8 @@ def load_scorer(folder: str) -> ClipScorer:
 
 
 def match(similarity: np.ndarray) -> np.ndarray:
-    """Cosines [P, T] -> int [P], each picture's text: the assignment of the largest sum in which no text has two
-    pictures, as MMC4 was made; where there are more pictures than texts, the others take the text they fit best."""
+    """Cosines [P, T] -> int [P], each image's text: the assignment of the largest sum in which no text has two
+    images, as MMC4 was made; where there are more images than texts, the others take the text they fit best."""
     from scipy.optimize import linear_sum_assignment
 
     texts = similarity.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""A document: texts and pictures in the order in which they are read."""
+"""A document: texts and images in the order in which they are read."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-    """A picture; pictures of one packed row that share a key are encoded once.
+    """An image; images of one packed row that share a key are encoded once.
 
     Attributes:
-      source: uint8 [H, W, 3], or what reads them: rows are planned by every host, but a host decodes only the pictures
+      source: uint8 [H, W, 3], or what reads them: rows are planned by every host, but a host decodes only the images
         of its own rows.
     """
 
@@ -50,10 +50,10 @@ class Image:
             self.source.into(out)
             return
         pixels = self.pixels
-        # The type is checked because NumPy would cast floats in [0, 1] to a black picture.
+        # The type is checked because NumPy would cast floats in [0, 1] to a black image.
         if pixels.dtype != np.uint8 or pixels.shape != out.shape:
             raise UserError(
-                f"picture {self.key}: expected uint8 {list(out.shape)} as the model reads it, "
+                f"image {self.key}: expected uint8 {list(out.shape)} as the model reads it, "
                 f"got {pixels.dtype} {list(pixels.shape)}; resize it when decoding"
             )
         out[...] = pixels

@@ -1,8 +1,8 @@
-"""Chats about the embedded pictures: the quick start tunes on training pictures', and is asked about the others.
+"""Chats about the embedded images: the quick start tunes on training images', and is asked about the others.
 
 "what is this?"                            "woman astronaut: dark skin tone"
-"what skin tone does the person have?"     "dark"                       of pictures of one person with a skin tone
-"is this a firefighter?"                   "yes" or "no", as often      a wrong one is another picture's name
+"what skin tone does the person have?"     "dark"                       of images of one person with a skin tone
+"is this a firefighter?"                   "yes" or "no", as often      a wrong one is another image's name
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM
 NAME_ASKS = "what is this?"
 TONE_ASKS = "what skin tone does the person have?"
 NAME = "fluent_emoji_chats"  # as config.data.source
-SEVERAL = 0.3  # share of chats that show several pictures
-MOST = 5  # pictures of a chat
+SEVERAL = 0.3  # share of chats that show several images
+MOST = 5  # images of a chat
 ROLES = "user assistant"  # words that [USER] and [ASSISTANT] begin as
 
 
@@ -44,7 +44,7 @@ def tone_answer(example: Example) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Asked:
-    """A question about one picture, its answer, and of which kind it is: name, tone or is-this."""
+    """A question about one image, its answer, and of which kind it is: name, tone or is-this."""
 
     question: str
     answer: str
@@ -69,14 +69,14 @@ def is_this(example: Example, things: Sequence[str], rng: np.random.Generator) -
 
 
 def questions(example: Example, things: Sequence[str], rng: np.random.Generator) -> list[Asked]:
-    """All that can be asked about one picture."""
+    """All that can be asked about one image."""
     asked = [name(example), tone(example), is_this(example, things, rng)]
     return [one for one in asked if one is not None]
 
 
 class FluentChats:
-    """A source of the pipeline: a chat about each picture, drawn anew every time: all questions about it in some order;
-    or one about it and one about each of some other pictures, as a few-shot prompt has them."""
+    """A source of the pipeline: a chat about each image, drawn anew every time: all questions about it in some order;
+    or one about it and one about each of some other images, as a few-shot prompt has them."""
 
     def __init__(self, split: str, image_size: int):
         self._examples = fluent_emoji.examples(split, image_size)

@@ -54,8 +54,8 @@ class ExampleSource(Protocol):
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
 
 
-class Pictures:
-    """The pictures of a source of documents, {"pixels": uint8 [S, S, 3]}; of several in a record, one at random."""
+class Images:
+    """The images of a source of documents, {"pixels": uint8 [S, S, 3]}; of several in a record, one at random."""
 
     def __init__(self, source: str, split: str, image_size: int):
         self._source = open_source(source, split, image_size, PairOrder("image_first"))
@@ -67,12 +67,10 @@ class Pictures:
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         parts = [part for document in self._source.documents(index, rng) for part in document.parts]
-        pictures = [part for part in parts if isinstance(part, Image)]
-        if not pictures:
-            raise UserError(
-                f"config.data.source {self._name}: record {index} holds no picture; a VAE learns from pictures"
-            )
-        return {"pixels": pictures[rng.integers(len(pictures))].pixels}
+        images = [part for part in parts if isinstance(part, Image)]
+        if not images:
+            raise UserError(f"config.data.source {self._name}: record {index} holds no image; a VAE learns from images")
+        return {"pixels": images[rng.integers(len(images))].pixels}
 
 
 class _Share(grain.MapDataset):
@@ -119,7 +117,7 @@ class ExamplePipeline:
         return next(self._iterator)
 
     def describe(self) -> dict[str, float]:
-        return {"pictures": float(self._batch)}
+        return {"images": float(self._batch)}
 
     def get_state(self) -> dict[str, Any]:
         """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""

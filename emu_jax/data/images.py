@@ -1,7 +1,7 @@
-"""Pictures from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files that prepared records hold.
+"""Images from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files that prepared records hold.
 
-A picture's header is read before its pixels: what would decode to more than `MAX_PIXELS` is refused. Where a codec can
-decode at a reduced scale, and the picture is wanted small, it does.
+An image's header is read before its pixels: what would decode to more than `MAX_PIXELS` is refused. Where a codec can
+decode at a reduced scale, and the image is wanted small, it does.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
 
 
-class PictureError(UserError):
-    """A picture that cannot be used; `reason` is one word, or a few joined by `_`."""
+class ImageError(UserError):
+    """An image that cannot be used; `reason` is one word, or a few joined by `_`."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -31,26 +31,26 @@ class PictureError(UserError):
 
 
 def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
-    """Encoded bytes -> uint8 [H, W, 3]; `where` names the picture in errors.
+    """Encoded bytes -> uint8 [H, W, 3]; `where` names the image in errors.
 
     Args:
       at_least: pixels that a side must keep: a large JPEG may come at 1/2, 1/4 or 1/8 of its size. 0: full size.
 
     Raises:
-      PictureError: too large, broken, or not a picture.
+      ImageError: too large, broken, or not an image.
     """
     try:
-        picture = _open(data, where)
+        image = _open(data, where)
         if at_least:
-            picture.draft("RGB", (at_least, at_least))  # JPEG alone heeds it
-        picture.load()
-        return flatten(picture)
-    except PictureError:
+            image.draft("RGB", (at_least, at_least))  # JPEG alone heeds it
+        image.load()
+        return flatten(image)
+    except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise PictureError(
-            "unreadable_picture",
-            f"{where}: not a readable picture ({error}); expected a whole PNG, JPEG or WebP file",
+        raise ImageError(
+            "unreadable_image",
+            f"{where}: not a readable image ({error}); expected a whole PNG, JPEG or WebP file",
         ) from error
 
 
@@ -59,56 +59,56 @@ def _open(data: bytes, where: str) -> PIL.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
-            picture = PIL.open(io.BytesIO(data))
+            image = PIL.open(io.BytesIO(data))
     except PIL.DecompressionBombError as error:  # from Pillow's own limit, before it tells the size
-        raise PictureError(
+        raise ImageError(
             "too_many_pixels",
             f"{where}: {error.args[0].split(', ')[0]}; expected at most {MAX_PIXELS // 1_000_000} megapixels, "
             "scale it down",
         ) from error
-    _check_size(picture, where)
-    return picture
+    _check_size(image, where)
+    return image
 
 
-def _check_size(picture: PIL.Image, where: str) -> None:
-    width, height = picture.size
+def _check_size(image: PIL.Image, where: str) -> None:
+    width, height = image.size
     if width * height > MAX_PIXELS:
-        raise PictureError(
+        raise ImageError(
             "too_many_pixels",
             f"{where}: {width} x {height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels, scale it down",
         )
 
 
-def flatten(picture: PIL.Image) -> np.ndarray:
-    """PIL picture -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame.
+def flatten(image: PIL.Image) -> np.ndarray:
+    """PIL image -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame.
 
     >>> glass = PIL.new("RGBA", (2, 1), (255, 0, 0, 0))
     >>> flatten(glass).tolist()
     [[[255, 255, 255], [255, 255, 255]]]
     """
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 what it should scale
-        wide = np.asarray(picture).astype(np.int64)
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 what it should scale
+        wide = np.asarray(image).astype(np.int64)
         return np.repeat(np.clip(wide >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        white = PIL.new("RGBA", picture.size, "white")
-        picture = PIL.alpha_composite(white, picture)
-    return np.asarray(picture.convert("RGB"))
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = PIL.new("RGBA", image.size, "white")
+        image = PIL.alpha_composite(white, image)
+    return np.asarray(image.convert("RGB"))
 
 
-def load_image(picture: PIL.Image | np.ndarray | Path) -> np.ndarray:
+def load_image(image: PIL.Image | np.ndarray | Path) -> np.ndarray:
     """A PIL image, a uint8 array [H, W, 3] or a file's path -> uint8 [H, W, 3]."""
-    if isinstance(picture, Path):
-        if not picture.is_file():
-            raise UserError(f"{picture}: no such picture file")
-        return decode_image(picture.read_bytes(), str(picture))
-    if isinstance(picture, PIL.Image):
-        _check_size(picture, "picture")
-        return flatten(picture)
-    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-        raise UserError(f"picture array: expected uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
-    return picture
+    if isinstance(image, Path):
+        if not image.is_file():
+            raise UserError(f"{image}: no such image file")
+        return decode_image(image.read_bytes(), str(image))
+    if isinstance(image, PIL.Image):
+        _check_size(image, "image")
+        return flatten(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise UserError(f"image array: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
+    return image
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
@@ -128,12 +128,12 @@ def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Recoding:
-    """How pictures are judged and stored, once, for all training runs.
+    """How images are judged and stored, once, for all training runs.
 
     Attributes:
       image_size: pixels of a side that models will read.
       quality: of the JPEG files.
-      min_side: pixels; smaller pictures are icons and rules.
+      min_side: pixels; smaller images are icons and rules.
       max_aspect: longer over shorter side; more would be squeezed beyond recognition.
     """
 
@@ -148,44 +148,44 @@ class Recoding:
                 f"{self}; expected image_size of at least 8, quality of 1 to 100, min_side and max_aspect of at least 1"
             )
 
-    def recode(self, picture: bytes | np.ndarray, where: str) -> bytes:
-        """A picture file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` squared, straight (no crop).
+    def recode(self, image: bytes | np.ndarray, where: str) -> bytes:
+        """An image file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` squared, straight (no crop).
 
         >>> stored = Recoding(image_size=64).recode(np.zeros((100, 80, 3), np.uint8), "black.png")
         >>> decode_image(stored, "black.png").shape
         (64, 64, 3)
         >>> Recoding().recode(np.zeros((16, 16, 3), np.uint8), "icon.png")
         Traceback (most recent call last):
-        emu_jax.data.images.PictureError: icon.png: 16 x 16 pixels; expected 32 or more a side
+        emu_jax.data.images.ImageError: icon.png: 16 x 16 pixels; expected 32 or more a side
 
         Raises:
-          PictureError: broken, too large, too small, or too long and narrow.
+          ImageError: broken, too large, too small, or too long and narrow.
         """
         # Not a little larger: a codec decodes 256 pixels at 7/8 in twice the time that it takes for 224 as they are.
         size = self.image_size
-        if isinstance(picture, np.ndarray):
-            height, width = picture.shape[:2]
+        if isinstance(image, np.ndarray):
+            height, width = image.shape[:2]
             self._check_shape(width, height, where)
-            pixels = picture
+            pixels = image
         else:
             try:
-                header = _open(picture, where)
+                header = _open(image, where)
             except (OSError, SyntaxError, ValueError, EOFError):
                 header = None  # decoding says what is wrong
             if header is not None:
                 self._check_shape(*header.size, where)
-            pixels = decode_image(picture, where, at_least=2 * size)
+            pixels = decode_image(image, where, at_least=2 * size)
         height, width = pixels.shape[:2]
         pixels = _resize(pixels, min(width, size), min(height, size))
         return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), self.quality, colorsubsampling="420")
 
     def _check_shape(self, width: int, height: int, where: str) -> None:
         if min(width, height) < self.min_side:
-            raise PictureError(
+            raise ImageError(
                 "too_small", f"{where}: {width} x {height} pixels; expected {self.min_side} or more a side"
             )
         if max(width, height) > self.max_aspect * min(width, height):
-            raise PictureError(
+            raise ImageError(
                 "extreme_aspect", f"{where}: {width} x {height} pixels; expected at most {self.max_aspect:g} : 1"
             )
 
@@ -202,7 +202,7 @@ class StoredJpeg:
         """uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
 
         Raises:
-          PictureError: the file is broken.
+          ImageError: the file is broken.
         """
         try:
             pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
@@ -214,7 +214,7 @@ class StoredJpeg:
         """Decodes into a contiguous uint8 [size, size, 3]: a new array costs as much again, in pages to be mapped.
 
         Raises:
-          PictureError: the file is broken; `out` is then black.
+          ImageError: the file is broken; `out` is then black.
         """
         try:
             height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
@@ -224,7 +224,7 @@ class StoredJpeg:
                 out[...] = self()
         except ValueError as error:
             out[...] = 0
-            raise (error if isinstance(error, PictureError) else self._broken(error)) from error
+            raise (error if isinstance(error, ImageError) else self._broken(error)) from error
 
-    def _broken(self, error: ValueError) -> PictureError:
-        return PictureError("unreadable_picture", f"{self.where}: not a readable JPEG file ({error})")
+    def _broken(self, error: ValueError) -> ImageError:
+        return ImageError("unreadable_image", f"{self.where}: not a readable JPEG file ({error})")

@@ -1,6 +1,6 @@
-"""What the decoder trains on, computed once: latents of pictures beside the embeddings that condition them.
+"""What the decoder trains on, computed once: latents of images beside the embeddings that condition them.
 
-folder/ examples.array_record   a record a picture: JSON header, then float32 mean, deviation, condition, encoded
+folder/ examples.array_record   a record an image: JSON header, then float32 mean, deviation, condition, encoded
         unconditional.npy       [Q, D], the model's own embeddings for the empty prompt
         index.json              shapes, counts and where it all came from; written last
 """
@@ -25,13 +25,13 @@ INDEX, EXAMPLES, UNCONDITIONAL = "index.json", "examples.array_record", "uncondi
 
 @dataclasses.dataclass(frozen=True)
 class LatentExample:
-    """One picture: latents' mean and standard deviation [h, w, C], scaled; condition and encoded [Q, D]; float32."""
+    """One image: latents' mean and standard deviation [h, w, C], scaled; condition and encoded [Q, D]; float32."""
 
     key: str
     mean: np.ndarray
     deviation: np.ndarray
-    condition: np.ndarray  # generated from what stands before the picture
-    encoded: np.ndarray  # the picture's own embeddings
+    condition: np.ndarray  # generated from what stands before the image
+    encoded: np.ndarray  # the image's own embeddings
 
     def record(self) -> bytes:
         arrays = (self.mean, self.deviation, self.condition, self.encoded)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu_jax.data.images import PictureError
+from emu_jax.data.images import ImageError
 from emu_jax.data.sequence import TokenizedDocument
 from emu_jax.errors import UserError
 
@@ -31,12 +31,12 @@ def pack_window(
     A row is filled at a time: it starts with the largest document left, then takes the one that leaves room for tokens
     and for images in the proportion in which the remaining documents need them, so that both run out together. It is
     filled in several ways (`WAYS`), of which the one counts that wastes least of what the window is short of.
-    Neighbours in the window that show the same pictures travel together where a row can hold them, so that those are
+    Neighbours in the window that show the same images travel together where a row can hold them, so that those are
     encoded once.
     """
     for document in documents:
         _check_fits([document], row_tokens, row_images)
-    units = _units_sharing_pictures(documents, row_tokens, row_images)
+    units = _units_sharing_images(documents, row_tokens, row_images)
     sizes = np.array([(sum(map(len, unit)), len(_keys(unit))) for unit in units], np.int64).reshape(-1, 2)
     # Units of one size are interchangeable: what is chosen is a size, and of it the first in the window.
     kinds, kind_of, counts = np.unique(sizes, axis=0, return_inverse=True, return_counts=True)
@@ -87,15 +87,15 @@ def _keys(unit: Sequence[TokenizedDocument]) -> set[str]:
 
 
 def _check_fits(documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int) -> None:
-    tokens, pictures = sum(map(len, documents)), len(_keys(documents))
-    if tokens > row_tokens or pictures > row_images:
+    tokens, images = sum(map(len, documents)), len(_keys(documents))
+    if tokens > row_tokens or images > row_images:
         raise UserError(
-            f"packing: {tokens} tokens and {pictures} pictures do not fit a row of config.data.row_tokens={row_tokens} "
+            f"packing: {tokens} tokens and {images} images do not fit a row of config.data.row_tokens={row_tokens} "
             f"and row_images={row_images}; cut the document by tokenize_document with these sizes"
         )
 
 
-def _units_sharing_pictures(
+def _units_sharing_images(
     documents: Sequence[TokenizedDocument], row_tokens: int, row_images: int
 ) -> list[list[TokenizedDocument]]:
     units: list[list[TokenizedDocument]] = []
@@ -125,8 +125,8 @@ def build_row(
     `CUT` where that goes on behind it. Without images, none is read; otherwise they are read into `images`, black as
     given, where it is.
 
-    A document with a picture that cannot be read stays in its place, but with weights of 0 and black pictures: the
-    rows were planned before a picture was read. A fault is the document's source and what is wrong.
+    A document with an image that cannot be read stays in its place, but with weights of 0 and black images: the
+    rows were planned before an image was read. A fault is the document's source and what is wrong.
     """
     _check_fits(documents, row_tokens, row_images)
     row = {
@@ -152,7 +152,7 @@ def build_row(
                 if with_images:
                     try:
                         image.into(row["images"][places[image.key]])
-                    except PictureError as error:
+                    except ImageError as error:
                         unreadable[image.key] = str(error)
         lookup = np.array([*(places[image.key] for image in document.images), -1], np.int32)
         piece = slice(start, start := start + len(document))
@@ -182,7 +182,7 @@ def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, fl
         "pad_fraction": float(1.0 - live.mean()),
         "slot_occupancy": float(used.mean()),
         "tokens": float(live.sum()),
-        "pictures": float(used.sum()),
+        "images": float(used.sum()),
         "documents": float(batch["segments"].max(1).sum()),
         "predicted_share": predicted / max(shown, 1),
         "read_share": (shown - predicted) / max(shown, 1),

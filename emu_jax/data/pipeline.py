@@ -1,13 +1,13 @@
 """The Grain pipeline: sources -> mixture -> documents -> tokens -> packed rows -> batches of fixed shape.
 
-In: `config.data`, a tokenizer and what the model expects of a picture. Out: an iterator of dicts with the fields of
+In: `config.data`, a tokenizer and what the model expects of an image. Out: an iterator of dicts with the fields of
 `models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
 
     windows of packed rows (windows.py) ─ K shards ─ rows ─ batch
     (any of them can be computed alone)    (state: window, row in it)
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
-hold, and of their rows decodes the pictures of its own alone. So the batches depend on K, not on the number of hosts,
+hold, and of their rows decodes the images of its own alone. So the batches depend on K, not on the number of hosts,
 and a state is one for any number of them: with K = 1 every host plans all rows; with as many shards as hosts, each
 reads its own records and no other's.
 """
@@ -46,7 +46,7 @@ class Stream(Protocol):
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def describe(self) -> dict[str, float]:
-        """What is worth logging of the newest batch: counts of pictures and tokens, shares."""
+        """What is worth logging of the newest batch: counts of images and tokens, shares."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -80,7 +80,7 @@ class DataConfig:
       packing_window: records that are packed together; more fill rows better and cost memory.
       shards: K; it divides batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
-      max_faults: share of a source's documents that may have unreadable pictures; they are left out of the loss.
+      max_faults: share of a source's documents that may have unreadable images; they are left out of the loss.
       video_frames, frame_sampling: how many of a prepared video's frames a sample shows, and which (`FrameSampling`).
     """
 
@@ -190,7 +190,7 @@ Build = Callable[[list[TokenizedDocument], int], Built]  # of a row's documents,
 class _Builder:
     """Builds a shard's rows.
 
-    Where one process builds all of them, the rows of a batch share one array of pictures: it needs no copying together.
+    Where one process builds all of them, the rows of a batch share one array of images: it needs no copying together.
 
     Args:
       places: of the shard's part of a batch, the rows that this host decodes.
@@ -291,7 +291,7 @@ class _Shard:
             stream = stream.mp_prefetch(options, worker_init_fn=_become_worker)
         # Batching comes after the processes: a batch never depends on how many rows a worker has left.
         stream = stream.batch(per_batch, drop_remainder=True, batch_fn=assemble)
-        # Another thread decodes the next batch's pictures.
+        # Another thread decodes the next batch's images.
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1))
         self.counts: collections.Counter[str] = collections.Counter()
 
@@ -315,7 +315,7 @@ class Pipeline:
     Args:
       data: `config.data`; sizes of rows that it leaves open are measured and chosen.
       tokenizer: its vocabulary is the model's.
-      queries, image_size: Q and pixels of a side, as the model reads pictures.
+      queries, image_size: Q and pixels of a side, as the model reads images.
       own: rows of a batch -> this host's of them (`train.mesh.own_rows`), in order; None: all.
       learn_image_token: label [IMG], so that the model learns when an image comes.
     """
@@ -384,7 +384,7 @@ class Pipeline:
             found, documents = self.count(f"faults/{name}"), self.count(f"documents/{name}")
             if found > self.data.max_faults * max(documents, ENOUGH):
                 raise UserError(
-                    f"config.data source {name}: {found} of its first {documents} documents have unreadable pictures, "
+                    f"config.data source {name}: {found} of its first {documents} documents have unreadable images, "
                     f"more than config.data.max_faults={self.data.max_faults}; the last: {message}"
                 )
 

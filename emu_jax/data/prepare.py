@@ -1,6 +1,6 @@
 """`emu-jax prepare`: raw data of one kind -> a folder of records (`prepared.py`), by Apache Beam.
 
-    shards ─ read ─┬─ pictures judged, stored once ─┬─ duplicates out ─ grouped by hash of the key ─ ArrayRecord files
+    shards ─ read ─┬─ images judged, stored once ─┬─ duplicates out ─ grouped by hash of the key ─ ArrayRecord files
                    └─ rejects ──────────────────────┴──────── rejects ─ rejects.jsonl
 
 The same pipeline runs in this process, in several here, or on Dataflow, Flink or Spark; input and output are folders
@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Text
-from emu_jax.data.images import PictureError, Recoding
-from emu_jax.data.prepared import CHATS, MANIFEST, Record, StoredPicture, file_entry, shard_name, write_manifest
+from emu_jax.data.images import ImageError, Recoding
+from emu_jax.data.prepared import CHATS, MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
@@ -40,14 +40,14 @@ RULES = frozenset(
         "duplicate",
         "extreme_aspect",
         "low_similarity",
-        "no_picture",
+        "no_image",
         "no_text",
         "text_too_long",
         "too_small",
     }
 )
-# What web documents lose without a fault: pictures that their server no longer had. A document lost by it is one.
-PARTS_MISSING = frozenset({"missing_picture", "outside", "no_similarity"})
+# What web documents lose without a fault: images that their server no longer had. A document lost by it is one.
+PARTS_MISSING = frozenset({"missing_image", "outside", "no_similarity"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,22 +80,22 @@ class PrepareConfig:
 
 
 def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Reject]:
-    """A document with its pictures as they are stored, and what had to be left out."""
-    parts: list[Text | StoredPicture] = []
+    """A document with its images as they are stored, and what had to be left out."""
+    parts: list[Text | StoredImage] = []
     lost: list[Reject] = []
-    pictures = 0
+    images = 0
     for part in document.parts:
         if isinstance(part, Text):
             parts.append(part)
             continue
-        where = f"{document.key}#{pictures}"
-        pictures += 1
+        where = f"{document.key}#{images}"
+        images += 1
         try:
-            parts.append(StoredPicture(recoding.recode(part.data, where), part.score))
-        except PictureError as error:
+            parts.append(StoredImage(recoding.recode(part.data, where), part.score))
+        except ImageError as error:
             lost.append(Reject(where, error.reason, str(error), whole=False))
-    kept = sum(isinstance(part, StoredPicture) for part in parts)
-    # A pair, a film or a chat means nothing without its pictures; a web document is read on without one.
+    kept = sum(isinstance(part, StoredImage) for part in parts)
+    # A pair, a video or a chat means nothing without its images; a web document is read on without one.
     if lost and (document.kind not in ("web", "storyboard") or not kept):
         yield Reject(document.key, lost[0].reason, lost[0].detail)
         return
@@ -104,14 +104,14 @@ def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Rejec
 
 
 def occurrences(record: Record) -> Iterator[tuple[bytes, tuple[str, int]]]:
-    """(digest, (key, n)) of what must not be in the data twice: a web document's pictures, else all pictures together.
+    """(digest, (key, n)) of what must not be in the data twice: a web document's images, else all images together.
 
-    Chats may share a picture: each asks something else about it.
+    Chats may share an image: each asks something else about it.
     """
-    pictures = [part.data for part in record.parts if isinstance(part, StoredPicture)]
-    if record.kind in CHATS or not pictures:
+    images = [part.data for part in record.parts if isinstance(part, StoredImage)]
+    if record.kind in CHATS or not images:
         return
-    digests = [hashlib.sha256(picture).digest() for picture in pictures]
+    digests = [hashlib.sha256(image).digest() for image in images]
     if record.kind != "web":
         digests = [hashlib.sha256(b"".join(digests)).digest()]
     for number, digest in enumerate(digests):
@@ -139,22 +139,22 @@ def without_duplicates(
         yield record
         return
     if record.kind != "web":
-        yield Reject(key, "duplicate", f"{key}: the same pictures as {duplicates[0]}")
+        yield Reject(key, "duplicate", f"{key}: the same images as {duplicates[0]}")
         return
-    parts: list[Text | StoredPicture] = []
+    parts: list[Text | StoredImage] = []
     number = 0
     for part in record.parts:
-        if isinstance(part, StoredPicture):
+        if isinstance(part, StoredImage):
             number += 1
             if number - 1 in duplicates:
                 where = f"{key}#{number - 1}"
                 yield Reject(where, "duplicate", f"{where}: the same as {duplicates[number - 1]}", whole=False)
                 continue
         parts.append(part)
-    if any(isinstance(part, StoredPicture) for part in parts):
+    if any(isinstance(part, StoredImage) for part in parts):
         yield dataclasses.replace(record, parts=tuple(parts))
     else:
-        yield Reject(key, "no_picture", f"{key}: all its pictures are in other documents too")
+        yield Reject(key, "no_image", f"{key}: all its images are in other documents too")
 
 
 def _place(key: str) -> int:
@@ -210,7 +210,7 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
         | "SpreadShards" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(_Read(reader))
     )
-    # The records go on without their pictures' originals; fusing keeps those out of any shuffle.
+    # The records go on without their images' originals; fusing keeps those out of any shuffle.
     recoded = read | "Recode" >> beam.FlatMap(_Recode(config.recoding))
     records = recoded | "Records" >> beam.Filter(_is_record)
     duplicates = (
@@ -381,7 +381,7 @@ def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> di
         raise UserError(f"{source}: no document is left of {documents:,}; rejects: {listed}; see {out}/rejects.jsonl")
     if config.shards and len(entries) != config.shards:
         raise UserError(f"--shards {config.shards}: too many for {records} documents; ask for fewer, or for none")
-    settings = {"reader": dataclasses.asdict(reader), "pictures": dataclasses.asdict(config.recoding)}
+    settings = {"reader": dataclasses.asdict(reader), "images": dataclasses.asdict(config.recoding)}
     told = {
         "source": source,
         "documents_read": documents,

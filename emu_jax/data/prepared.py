@@ -34,18 +34,18 @@ FEATURES = tfds.features.FeaturesDict(
     {
         "key": tfds.features.Text(doc="unique within the data set"),
         "kind": tfds.features.Text(doc="pair, video, web, storyboard, chat or video_chat"),
-        "layout": tfds.features.Text(doc="the order of the parts: T the next text, P the next picture"),
+        "layout": tfds.features.Text(doc="the order of the parts: T the next text, P the next image"),
         "texts": tfds.features.Sequence(tfds.features.Text()),
         "roles": tfds.features.Sequence(tfds.features.Text(), doc="who says each text of a chat; else empty"),
-        "pictures": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
-        "scores": tfds.features.Sequence(np.float32, doc="CLIP similarity of each picture to its text, or NaN"),
+        "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
+        "scores": tfds.features.Sequence(np.float32, doc="CLIP similarity of each image to its text, or NaN"),
     }
 )
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredPicture:
-    """An encoded picture, and its CLIP similarity to its text where the source told it."""
+class StoredImage:
+    """An encoded image, and its CLIP similarity to its text where the source told it."""
 
     data: bytes
     score: float | None = None
@@ -57,12 +57,12 @@ class Record:
 
     key: str
     kind: str
-    parts: tuple[Text | StoredPicture, ...]
+    parts: tuple[Text | StoredImage, ...]
 
     def serialise(self) -> bytes:
         """The same bytes on every machine and run."""
         texts = [part for part in self.parts if isinstance(part, Text)]
-        pictures = [part for part in self.parts if isinstance(part, StoredPicture)]
+        images = [part for part in self.parts if isinstance(part, StoredImage)]
         strings = {
             "key": [self.key],
             "kind": [self.kind],
@@ -75,8 +75,8 @@ class Record:
         fields = example.features.feature
         for name, values in strings.items():
             fields[name].bytes_list.value.extend(value.encode("utf-8", "replace") for value in values)
-        fields["pictures"].bytes_list.value.extend(picture.data for picture in pictures)
-        scores = [float("nan") if picture.score is None else picture.score for picture in pictures]
+        fields["images"].bytes_list.value.extend(image.data for image in images)
+        scores = [float("nan") if image.score is None else image.score for image in images]
         fields["scores"].float_list.value.extend(scores)
         return example.SerializeToString(deterministic=True)
 
@@ -86,15 +86,15 @@ class Record:
         try:
             fields = tf_example_pb2.Example.FromString(data).features.feature
             texts = zip(fields["texts"].bytes_list.value, fields["roles"].bytes_list.value, strict=True)
-            pictures = zip(fields["pictures"].bytes_list.value, fields["scores"].float_list.value, strict=True)
-            parts: list[Text | StoredPicture] = []
+            images = zip(fields["images"].bytes_list.value, fields["scores"].float_list.value, strict=True)
+            parts: list[Text | StoredImage] = []
             for letter in fields["layout"].bytes_list.value[0]:
                 if letter == ord("T"):
                     text, role = next(texts)
                     parts.append(Text(text.decode(), role.decode()))
                 else:
-                    picture, score = next(pictures)
-                    parts.append(StoredPicture(picture, None if score != score else score))
+                    image, score = next(images)
+                    parts.append(StoredImage(image, None if score != score else score))
             key, kind = fields["key"].bytes_list.value[0], fields["kind"].bytes_list.value[0]
             return cls(key.decode(), kind.decode(), tuple(parts))
         except (DecodeError, ValueError, IndexError, StopIteration) as error:

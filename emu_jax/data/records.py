@@ -1,6 +1,6 @@
-"""Records of an ArrayRecord file: a JSON header and the bytes of one encoded picture.
+"""Records of an ArrayRecord file: a JSON header and the bytes of one encoded image.
 
-4 bytes little-endian length of the header | header, UTF-8 JSON | picture as PNG, JPEG or WebP
+4 bytes little-endian length of the header | header, UTF-8 JSON | image as PNG, JPEG or WebP
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from emu_jax.errors import UserError
 
 
-def pack_record(header: dict[str, Any], picture: bytes) -> bytes:
-    """Header and encoded picture -> one record."""
+def pack_record(header: dict[str, Any], image: bytes) -> bytes:
+    """Header and encoded image -> one record."""
     text = json.dumps(header, ensure_ascii=False, sort_keys=True).encode()
-    return struct.pack("<I", len(text)) + text + picture
+    return struct.pack("<I", len(text)) + text + image
 
 
 def unpack_record(record: bytes, where: str) -> tuple[dict[str, Any], bytes]:
@@ -31,7 +31,7 @@ def unpack_record(record: bytes, where: str) -> tuple[dict[str, Any], bytes]:
         except ValueError:
             pass
     raise UserError(
-        f"{where}: not an emu_jax record; expected a JSON header and a picture (see emu_jax/data/records.py)"
+        f"{where}: not an emu_jax record; expected a JSON header and an image (see emu_jax/data/records.py)"
     )
 
 

@@ -1,6 +1,6 @@
 """A survey as one self-contained HTML page: tables, histograms, and packed rows as a person reads them.
 
-In: `survey.Survey`. Out: HTML with its style, its pictures and its drawings inside. Texts are anybody's: everything is
+In: `survey.Survey`. Out: HTML with its style, its images and its drawings inside. Texts are anybody's: everything is
 escaped, and the page's own policy lets nothing run and nothing load.
 """
 
@@ -21,7 +21,7 @@ from emu_jax.data.tokenizer import Tokenizer
 
 HUES = (212, 28, 145, 275, 345, 182, 52, 318)  # of documents, in turn: neighbours are far apart
 SOURCES = ("#3466a8", "#c2601f", "#3c8a57", "#8557a3", "#a88420", "#2f8b94", "#b04566", "#6b7280")
-LOSSLESS = 96  # pixels of a side up to which pictures are PNG files
+LOSSLESS = 96  # pixels of a side up to which images are PNG files
 BARS = 24  # of a histogram, at most
 
 STYLE = """
@@ -85,9 +85,9 @@ def draw_page(found: Survey) -> str:
 <meta name="viewport" content="width=device-width"><title>What the model reads: {html.escape(names)}</title>
 <style>{STYLE}{hues}</style></head><body><h1>What the model reads</h1>
 <p class="sub">{html.escape(found.title)}</p>
-<p>The model learns from documents, in which texts and pictures take turns. A text is cut into tokens: words, or parts
-of words; a picture takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,}
-positions with at most {d.row_images:,} pictures, and {d.batch_rows:,} rows make a batch. A document sees nothing of its
+<p>The model learns from documents, in which texts and images take turns. A text is cut into tokens: words, or parts
+of words; an image takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,}
+positions with at most {d.row_images:,} images, and {d.batch_rows:,} rows make a batch. A document sees nothing of its
 neighbours in the row.</p>
 <h2>Sources</h2>
 <div class="tables">{_table(found.source_table(), found.names)}{_table(found.document_table(), [])}</div>
@@ -115,16 +115,16 @@ def _dot(source: int) -> str:
 
 
 def _plots(found: Survey) -> Iterator[str]:
-    """Tokens and pictures of every source's documents side by side, on the sources' common scales; then rows."""
+    """Tokens and images of every source's documents side by side, on the sources' common scales; then rows."""
     d = found.documents
     for number, name in enumerate(found.names):
         mine = d.sources == number
-        for what, values in (("Tokens", d.tokens), ("Pictures", d.pictures)):
+        for what, values in (("Tokens", d.tokens), ("Images", d.images)):
             caption = f"{_dot(number)}{what} of a document, <b>{html.escape(name)}</b>"
             yield _histogram(values[mine], int(values.max()), caption, SOURCES[number % len(SOURCES)], "documents")
     for what, values, limit in (
         ("Tokens", found.row_tokens, found.data.row_tokens),
-        ("Pictures", found.row_pictures, found.data.row_images),
+        ("Images", found.row_images, found.data.row_images),
     ):
         yield _histogram(values, limit, f"{what} in a row, of {limit:,}", "#55616f", "rows")
 
@@ -169,15 +169,15 @@ def _legend(found: Survey) -> str:
         '<span class="d0"><span class="t w1">a text</span></span> that the model learns to write; <span class="d0">'
         '<span class="t w2">thin</span></span>: with less weight',
         '<span class="t w0">a text</span> that it only reads',
-        f'<span class="pic"></span>a picture (×{q} positions) whose embeddings it learns to predict',
-        f'<span class="pic v0"></span>a picture (×{q} positions) that it only sees',
+        f'<span class="pic"></span>an image (×{q} positions) whose embeddings it learns to predict',
+        f'<span class="pic v0"></span>an image (×{q} positions) that it only sees',
         '<span class="tag">&lt;s&gt;</span><span class="tag">[IMG]</span> tokens that are no text; '
-        '<span class="tag v1">[/IMG]</span> predicted with its picture',
+        '<span class="tag v1">[/IMG]</span> predicted with its image',
     ]
     lines = "".join(f'<span class="line">{entry}</span>' for entry in entries)
     return (
-        '<p class="sub">Each is drawn as the model reads it: first a bar of all its positions (dark: pictures, grey: '
-        "padding), then its documents in order. Pictures are the pixels that the model is given; a number "
+        '<p class="sub">Each is drawn as the model reads it: first a bar of all its positions (dark: images, grey: '
+        "padding), then its documents in order. Images are the pixels that the model is given; a number "
         f'after # is their place in the row.</p><div class="legend">{lines}</div>'
     )
 
@@ -185,12 +185,12 @@ def _legend(found: Survey) -> str:
 def _row(row: PackedRow, number: int, found: Survey) -> str:
     live = int((row.segments > 0).sum())
     documents = int(row.segments.max())
-    pictures = int(row.slots.max()) + 1
+    images = int(row.slots.max()) + 1
     length, padding = len(row.tokens), len(row.tokens) - live
     pieces = [_document(row, document, found) for document in range(1, documents + 1)]
     about = (
-        f"{_count(documents, 'document')} · {live:,} of {length:,} tokens · {pictures:,} of "
-        f"{_count(found.data.row_images, 'picture')}"
+        f"{_count(documents, 'document')} · {live:,} of {length:,} tokens · {images:,} of "
+        f"{_count(found.data.row_images, 'image')}"
     )
     bar = f'<div class="padding" style="width:{padding / length:.1%}">padding ×{padding:,}</div>' if padding else ""
     return (
@@ -200,7 +200,7 @@ def _row(row: PackedRow, number: int, found: Survey) -> str:
 
 
 def _strip(row: PackedRow) -> str:
-    """All positions as a bar: light where a document has text, dark where it has pictures."""
+    """All positions as a bar: light where a document has text, dark where it has images."""
     marks = []
     for (segment, slot), run in itertools.groupby(zip(row.segments.tolist(), row.slots.tolist(), strict=True)):
         if segment == 0:
@@ -215,13 +215,13 @@ def _document(row: PackedRow, number: int, found: Survey) -> str:
     """A document of a row: what it is, and its tokens in order."""
     places = np.flatnonzero(row.segments == number)
     start, stop = int(places[0]), int(places[-1]) + 1
-    pictures = int((row.slots[start:stop] >= 0).sum()) // found.queries
+    images = int((row.slots[start:stop] >= 0).sum()) // found.queries
     source = int(row.sources[start])
     about = f"{_dot(source)}<b>{html.escape(found.names[source])}</b> · {_count(stop - start, 'token')}"
-    about += f" · {_count(pictures, 'picture')}"
+    about += f" · {_count(images, 'image')}"
     text, visual = float(row.text_weights[start:stop].max()), float(row.visual_weights[start:stop].max())
     about += f" · text ×{text:g}" if text not in (0.0, 1.0) else ""
-    about += f" · pictures ×{visual:g}" if visual not in (0.0, 1.0) else ""
+    about += f" · images ×{visual:g}" if visual not in (0.0, 1.0) else ""
     about += "<em>continues a cut document</em>" if row.cuts[start] & CONTINUES else ""
     about += "<em>left out of the loss</em>" if text == visual == 0 else ""
     return (
@@ -235,7 +235,7 @@ def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iter
 
     def kind(place: int) -> tuple[str, int]:
         if row.slots[place] >= 0:
-            return "picture", int(row.slots[place])
+            return "image", int(row.slots[place])
         return ("tag", place) if int(row.tokens[place]) in special else ("text", 0)
 
     for (what, number), run in itertools.groupby(range(start, stop), kind):
@@ -245,11 +245,11 @@ def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iter
             visual = " v1" if row.visual_weights[first] > 0 else ""
             name = html.escape(special[int(row.tokens[first])])
             yield f'<span class="tag {_weight(row.text_weights[first])}{visual}">{name}</span>'
-        elif what == "picture":
+        elif what == "image":
             state = "" if row.visual_weights[first] > 0 else " v0"
             url = _data_url(row.images[number])
             yield (
-                f'<span class="pic{state}"><img src="{url}" alt="picture {number + 1} of the row">'
+                f'<span class="pic{state}"><img src="{url}" alt="image {number + 1} of the row">'
                 f"<small>#{number + 1} ×{len(positions)}</small></span>"
             )
         else:

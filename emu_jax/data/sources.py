@@ -1,4 +1,4 @@
-"""Where documents come from: prepared data, the embedded pictures, or a JSONL of one's own pairs and documents.
+"""Where documents come from: prepared data, the embedded images, or a JSONL of one's own pairs and documents.
 
 A source is random access (`len`, `source[i] -> record`) and turns a record into documents with a generator that
 depends on the seed and the position alone, so that any position of the stream can be computed again.
@@ -21,23 +21,23 @@ from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
 from emu_jax.data.images import StoredJpeg, decode_image, load_image, resize
-from emu_jax.data.prepared import VIDEOS, Record, Records, StoredPicture
+from emu_jax.data.prepared import VIDEOS, Record, Records, StoredImage
 from emu_jax.data.records import unpack_record
 from emu_jax.errors import UserError
 
 # Of web documents (from one set of notes on the paper).
-FIRST_PICTURES, FIRST_TOKENS = 5, 1024
-RANDOM_PICTURES, RANDOM_TOKENS = 5, 512
+FIRST_IMAGES, FIRST_TOKENS = 5, 1024
+RANDOM_IMAGES, RANDOM_TOKENS = 5, 512
 ORDERS = ("image_first", "text_first", "random", "both")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairOrder:
-    """On which side of its text a picture stands, and what each order teaches.
+    """On which side of its text an image stands, and what each order teaches.
 
     Attributes:
       order: image_first (captioning), text_first (drawing), random (the paper's pretraining), or both: every
-        picture gives an image-first document and, with probability `text_first_probability`, a text-first one that
+        image gives an image-first document and, with probability `text_first_probability`, a text-first one that
         shares its encoding.
       image_first_probability: of image_first when the order is random (0.5 is inferred).
       text_first_text_weight: weight of the text loss in text-first documents.
@@ -58,10 +58,10 @@ class PairOrder:
                 raise UserError(f"config.data.pairs.{name}={getattr(self, name)}; expected a probability")
 
     def documents(self, images: Sequence[Image], text: str, rng: np.random.Generator) -> list[Document]:
-        """A picture, or a film's frames, and their text -> one or two documents.
+        """An image, or a video's frames, and their text -> one or two documents.
 
-        >>> picture = Image(np.zeros((4, 4, 3), np.uint8), "a.png")
-        >>> (first,) = PairOrder("text_first").documents([picture], "a cat", np.random.default_rng(0))
+        >>> image = Image(np.zeros((4, 4, 3), np.uint8), "a.png")
+        >>> (first,) = PairOrder("text_first").documents([image], "a cat", np.random.default_rng(0))
         >>> [type(part).__name__ for part in first.parts]
         ['Text', 'Image']
         """
@@ -86,7 +86,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """The documents of record `index`; their pictures, once read, have the model's size."""
+        """The documents of record `index`; their images, once read, have the model's size."""
         ...
 
     def texts(self) -> list[str]:
@@ -95,7 +95,7 @@ class Source(Protocol):
 
 
 class FluentEmoji:
-    """Pairs of the embedded data set. Decoded pictures are kept: 64 x 64 ones take 40 MB in all."""
+    """Pairs of the embedded data set. Decoded images are kept: 64 x 64 ones take 40 MB in all."""
 
     def __init__(self, split: str, image_size: int, order: PairOrder):
         paths = fluent_emoji.shards(split)
@@ -129,7 +129,7 @@ class FluentEmoji:
 
 
 class Jsonl:
-    """A file of documents, a JSON object a line; picture paths are relative to the file.
+    """A file of documents, a JSON object a line; image paths are relative to the file.
 
     {"image": "cat.png", "text": "a cat"}                                        a pair
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
@@ -184,7 +184,7 @@ class Jsonl:
 
 
 class Prepared:
-    """A folder of `emu-jax prepare`. Pictures are decoded when they are asked for, by who asks."""
+    """A folder of `emu-jax prepare`. Images are decoded when they are asked for, by who asks."""
 
     def __init__(
         self,
@@ -198,10 +198,10 @@ class Prepared:
     ):
         self._records = Records(folder, split)
         self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
-        stored = self._records.manifest["settings"]["pictures"]["image_size"]
+        stored = self._records.manifest["settings"]["images"]["image_size"]
         if stored < image_size:
             raise UserError(
-                f"{folder}: its pictures were prepared for models that read {stored} pixels, this one reads "
+                f"{folder}: its images were prepared for models that read {stored} pixels, this one reads "
                 f"{image_size}; prepare it again with --image-size {image_size}"
             )
         self.fingerprint = self._records.fingerprint
@@ -214,11 +214,11 @@ class Prepared:
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         record = self._records[index]
-        stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredPicture)]
+        stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
         shown = self._frames.choose(stored, rng) if record.kind in VIDEOS else stored
         parts: list[Text | Image] = []
         for number, part in enumerate(record.parts):
-            if isinstance(part, StoredPicture):
+            if isinstance(part, StoredImage):
                 if number not in shown:
                     continue
                 key = f"{self.fingerprint[:8]}/{record.key}#{number}"
@@ -239,13 +239,13 @@ class Prepared:
 
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
     """The two sequences that the paper takes of each MMC4 document: from its beginning, 1,024 tokens with
-    the first five pictures; and 512 tokens of five pictures at random, each with the sentence that follows it (of pages
+    the first five images; and 512 tokens of five images at random, each with the sentence that follows it (of pages
     that do not tell sentences apart, the paragraph)."""
     places = [place for place, part in enumerate(parts) if isinstance(part, Image)]
-    later = set(places[FIRST_PICTURES:])
+    later = set(places[FIRST_IMAGES:])
     beginning = tuple(part for place, part in enumerate(parts) if place not in later)
     chosen: list[Text | Image] = []
-    for place in sorted(rng.choice(places, min(RANDOM_PICTURES, len(places)), replace=False)) if places else ():
+    for place in sorted(rng.choice(places, min(RANDOM_IMAGES, len(places)), replace=False)) if places else ():
         chosen.append(parts[place])
         following = (part.text.strip() for part in parts[place + 1 :] if isinstance(part, Text))
         chosen += [Text(text.partition("\n")[0]) for text in following][:1]

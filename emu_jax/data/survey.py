@@ -1,4 +1,4 @@
-"""A run's first batches, counted: documents, tokens and pictures of every source, how full rows are.
+"""A run's first batches, counted: documents, tokens and images of every source, how full rows are.
 
 In: `config.data`, a tokenizer, Q and pixels of a side. Out: a `Survey`, whose tables and remarks are strings that
 `inspect-data` prints and draws. Batches come from the run's own `Pipeline`: the same ones in the same order.
@@ -31,14 +31,14 @@ class Documents:
     """D packed documents, in order; a piece of a cut one is one of its own.
 
     Attributes:
-      sources: int [D], number of the source. tokens, pictures: int [D]. continues: bool [D], a later piece. cut: bool
+      sources: int [D], number of the source. tokens, images: int [D]. continues: bool [D], a later piece. cut: bool
         [D], the document has more to say than this piece. text_targets, visual_targets, learnt_ends: int [D], positions
         that are classified, that are regressed, and </s> among the former.
     """
 
     sources: np.ndarray
     tokens: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     continues: np.ndarray
     cut: np.ndarray
     text_targets: np.ndarray
@@ -71,7 +71,7 @@ class Survey:
     Attributes:
       records, documents_a_record, faults: of every source, by name and in order.
       documents: all of them.
-      row_tokens, row_pictures: int [batches * B], tokens and image slots in use of every row.
+      row_tokens, row_images: int [batches * B], tokens and image slots in use of every row.
       rows: the first ones.
       ended: whether the stream did.
     """
@@ -87,7 +87,7 @@ class Survey:
     faults: Mapping[str, int]
     documents: Documents
     row_tokens: np.ndarray
-    row_pictures: np.ndarray
+    row_images: np.ndarray
     rows: list[PackedRow]
 
     @property
@@ -102,21 +102,21 @@ class Survey:
         end = ", where the stream ends" if self.ended else ""
         return (
             f"{self.batches:,} batches of {d.batch_rows:,} rows of {d.row_tokens:,} tokens and {d.row_images:,} "
-            f"pictures ({self.image_size} x {self.image_size} pixels, {self.queries} tokens each){end}"
+            f"images ({self.image_size} x {self.image_size} pixels, {self.queries} tokens each){end}"
         )
 
     def source_table(self) -> Table:
         """Shares of each source."""
         d = self.documents
-        table = [["source", "records", "weight", "documents", "pictures", "tokens", "share", "epochs/1,000 batches"]]
+        table = [["source", "records", "weight", "documents", "images", "tokens", "share", "epochs/1,000 batches"]]
         for number, name in enumerate(self.names):
             mine = d.sources == number
             tokens, weight = d.tokens[mine].sum(), self.data.sources[name].weight
-            figures = [f"{mine.sum():,}", f"{d.pictures[mine].sum():,}", f"{tokens:,}"]
+            figures = [f"{mine.sum():,}", f"{d.images[mine].sum():,}", f"{tokens:,}"]
             share = f"{tokens / d.tokens.sum():.1%}"
             table.append([name, f"{self.records[name]:,}", f"{weight:g}", *figures, share, f"{self._epochs(name):.3g}"])
         if len(self.names) > 1:
-            sums = [f"{len(d.tokens):,}", f"{d.pictures.sum():,}", f"{d.tokens.sum():,}"]
+            sums = [f"{len(d.tokens):,}", f"{d.images.sum():,}", f"{d.tokens.sum():,}"]
             table.append(["all", f"{sum(self.records.values()):,}", "", *sums, "100.0%", ""])
         return table
 
@@ -127,10 +127,10 @@ class Survey:
         return 1000 * whole / self.batches / self.documents_a_record[name] / self.records[name]
 
     def document_table(self) -> Table:
-        """Means and percentiles of a document's tokens and pictures."""
+        """Means and percentiles of a document's tokens and images."""
         d = self.documents
         table = [["a document's", "mean", *(f"{p}%" for p in PERCENTILES[:-1]), "most"]]
-        for what, values in (("tokens", d.tokens), ("pictures", d.pictures)):
+        for what, values in (("tokens", d.tokens), ("images", d.images)):
             for number, name in enumerate(self.names):
                 mine = values[d.sources == number]
                 if len(mine):
@@ -147,7 +147,7 @@ class Survey:
         by_source = "; ".join(f"{name} {count:,}" for name, count in faults.items())
         return [
             ("padding", f"{1 - self.row_tokens.sum() / positions:.1%} of {positions:,} positions"),
-            ("empty image slots", f"{1 - self.row_pictures.sum() / slots:.1%} of {slots:,}"),
+            ("empty image slots", f"{1 - self.row_images.sum() / slots:.1%} of {slots:,}"),
             ("split documents", f"{cut:,} cuts through documents that are longer than a row"),
             (
                 "faulty documents",
@@ -170,13 +170,13 @@ class Survey:
             return {
                 "samples": int(mine.sum()),
                 "tokens": int(d.tokens[mine].sum()),
-                "images": int(d.pictures[mine].sum()),
+                "images": int(d.images[mine].sum()),
                 "text_targets": int(d.text_targets[mine].sum()),
                 "visual_targets": int(d.visual_targets[mine].sum()),
                 "learnt_eos": int(d.learnt_ends[mine].sum()),
                 "document_ends": int((~d.cut[mine]).sum()),
                 "cut_documents": int((d.cut & ~d.continues)[mine].sum()),
-                "predicted_documents": int(((d.visual_targets > 0) & (d.pictures > 0))[mine].sum()),
+                "predicted_documents": int(((d.visual_targets > 0) & (d.images > 0))[mine].sum()),
             }
 
         return {
@@ -185,22 +185,22 @@ class Survey:
             "row_tokens": self.data.row_tokens,
             "row_images": self.data.row_images,
             "padding": float(1 - self.row_tokens.sum() / (rows * self.data.row_tokens)),
-            "empty_image_slots": float(1 - self.row_pictures.sum() / (rows * self.data.row_images)),
+            "empty_image_slots": float(1 - self.row_images.sum() / (rows * self.data.row_images)),
             **of(np.ones(len(d.tokens), bool)),
             "sources": {name: of(d.sources == number) for number, name in enumerate(self.names)},
         }
 
     def advice(self) -> str:
         """How many image slots a row should have, so that its tokens and its slots run out together."""
-        pictures, tokens = int(self.row_pictures.sum()), int(self.row_tokens.sum())
+        images, tokens = int(self.row_images.sum()), int(self.row_tokens.sum())
         now, length = self.data.row_images, self.data.row_tokens
-        if not pictures:
-            return f"no picture was seen; config.data.row_images={now} could be 1"
-        best = fitting_images(tokens, pictures, length)
+        if not images:
+            return f"no image was seen; config.data.row_images={now} could be 1"
+        best = fitting_images(tokens, images, length)
         verdict = "fits" if best == now else f"would fit better than {now}"
-        most = int(self.documents.pictures.max())
+        most = int(self.documents.images.max())
         cut = f"; it would cut documents of more than {best} (up to {most} were seen)" if most > best else ""
-        ratio = f"a picture every {tokens / pictures:.1f} tokens"
+        ratio = f"an image every {tokens / images:.1f} tokens"
         return f"{ratio}: config.data.row_images={best} {verdict} for row_tokens={length}{cut}"
 
 
@@ -224,7 +224,7 @@ def survey(
     data = pipeline.data
     documents: list[Documents] = []
     row_tokens: list[np.ndarray] = []
-    row_pictures: list[np.ndarray] = []
+    row_images: list[np.ndarray] = []
     shown: list[PackedRow] = []
     try:
         for batch in itertools.islice(pipeline, batches):
@@ -232,7 +232,7 @@ def survey(
             batch["cuts"] = pipeline.cuts
             documents.append(count_documents(batch, queries, tokenizer.eos_id))
             row_tokens.append((batch["segments"] > 0).sum(1))
-            row_pictures.append(batch["slots"].max(1) + 1)  # slots are taken from the first on
+            row_images.append(batch["slots"].max(1) + 1)  # slots are taken from the first on
             for row in range(min(rows - len(shown), data.batch_rows)):
                 shown.append(PackedRow(**{name: values[row].copy() for name, values in batch.items()}))
         faults = {name: pipeline.count(f"faults/{name}") for name in pipeline.sources}
@@ -260,7 +260,7 @@ def survey(
             )
         ),
         row_tokens=np.concatenate(row_tokens),
-        row_pictures=np.concatenate(row_pictures),
+        row_images=np.concatenate(row_images),
         rows=shown,
     )
 
@@ -278,7 +278,7 @@ def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> 
     return Documents(
         sources=batch["sources"].ravel()[first],
         tokens=count(live),
-        pictures=count(batch["slots"] >= 0) // queries,
+        images=count(batch["slots"] >= 0) // queries,
         continues=(cuts & CONTINUES) > 0,
         cut=(cuts & CUT) > 0,
         text_targets=count(learnt),
@@ -288,7 +288,7 @@ def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> 
 
 
 def _documents_a_record(source: Source, seed: int) -> float:
-    """Mean over a sample that is spread evenly over the source; its pictures are not decoded."""
+    """Mean over a sample that is spread evenly over the source; its images are not decoded."""
     rng = np.random.default_rng(seed)
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).astype(int))
     return float(np.mean([len(source.documents(int(index), rng)) for index in sample]))

@@ -1,8 +1,8 @@
-"""What stands in front of chats about a picture or a film, as Emu-I was tuned with.
+"""What stands in front of chats about an image or a video, as Emu-I was tuned with.
 
     <s> You will be presented with an image: [IMG] ImageContent [/IMG] . You … [USER] : [IMG] <image>… [/IMG] What …
 
-The delimiters in the messages are those of pictures, as the reference's tokenizer reads them; the word between them is
+The delimiters in the messages are those of images, as the reference's tokenizer reads them; the word between them is
 a word. Tuning and generation must write the same, so that both take it from here.
 """
 

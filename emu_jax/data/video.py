@@ -1,7 +1,8 @@
 """Frames of videos and animations: a file -> uint8 [H, W, 3] frames, by a rule of `frames.py`, in the order of time.
 
-Films (mp4, webm, …) are read by PyAV, animated GIF, WebP and APNG by Pillow; what a file is, its first bytes tell. Of a
-film, only the wanted frames are held; a file that ends too early is refused, as its frames would be others.
+PyAV reads videos (mp4, webm, …), Pillow reads animated GIF, WebP and APNG; the first bytes of a file tell which it is.
+Only the wanted frames of a video are held in memory. A file that ends too early is refused, because its frames would be
+different ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from emu_jax.data.frames import FRAMES, frame_indices
 from emu_jax.data.images import MAX_PIXELS, flatten
 
 MAX_BYTES = 2 << 30
-MAX_FRAMES = 1_000_000  # of one film: eleven hours
+MAX_FRAMES = 1_000_000  # of one video: eleven hours
 
 Choose = Callable[[int], list[int]]  # frames of a video -> indices of the wanted ones, ascending
 
@@ -71,7 +72,7 @@ def read_frames(
         if _ends_early(file, head, size):
             raise VideoError("cut_video", "the file is shorter than it says")
         try:
-            return _film(file, choose)
+            return _video(file, choose)
         except VideoError:
             raise
         except av.error.ArgumentError as error:
@@ -87,7 +88,7 @@ def _check_pixels(width: int, height: int) -> None:
         )
 
 
-# ---------------------------------------------------------------- films
+# ---------------------------------------------------------------- videos
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +100,11 @@ class _Packet:
     is_key: bool
 
 
-def _film(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
+def _video(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
     with _open(file) as container:
         packets = _packets(container)
         if not packets:
-            raise VideoError("no_frames", "its picture track is empty")
+            raise VideoError("no_frames", "its video track is empty")
         indices = choose(len(packets))
         found = _by_time(container, packets, sorted(set(indices)))
     if found is None:
@@ -126,7 +127,7 @@ def _open(file: BinaryIO) -> av.container.InputContainer:
     container = av.open(file, "r", options={"format_whitelist": _FORMATS})
     if not container.streams.video:
         container.close()
-        raise VideoError("no_frames", "no picture track")
+        raise VideoError("no_frames", "no video track")
     context = container.streams.video[0].codec_context
     try:
         if context is None:
@@ -135,7 +136,7 @@ def _open(file: BinaryIO) -> av.container.InputContainer:
     except VideoError:
         container.close()
         raise
-    context.thread_count = 1  # a machine reads many films at once
+    context.thread_count = 1  # a machine reads many videos at once
     return container
 
 
@@ -213,7 +214,7 @@ def _pixels(frame: av.VideoFrame) -> np.ndarray:
 
 
 def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
-    """Whether a film is shorter than its outermost boxes say; False of formats that are not known here.
+    """Whether a video is shorter than its outermost boxes say; False of formats that are not known here.
 
     Of a webm that was written as it was recorded and of an mp4 in fragments nothing tells a missing last piece.
     """
@@ -231,7 +232,7 @@ def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
                 return True
             names.add(header[4:8])
             position += length
-        return b"moov" not in names  # what describes the film; often written last
+        return b"moov" not in names  # what describes the video; often written last
     if head[:4] == b"RIFF":
         return int.from_bytes(head[4:8], "little") + 8 > size
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment
@@ -257,21 +258,21 @@ def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
-            picture = PIL.open(file)
-        with picture:
-            _check_pixels(*picture.size)
-            total = getattr(picture, "n_frames", 1)
+            image = PIL.open(file)
+        with image:
+            _check_pixels(*image.size)
+            total = getattr(image, "n_frames", 1)
             if total > MAX_FRAMES:
                 raise VideoError("too_large", f"more than {MAX_FRAMES} frames")
             indices = choose(total)
             found = {}
             for index in sorted(set(indices)):
-                picture.seek(index)
-                found[index] = flatten(picture)
+                image.seek(index)
+                found[index] = flatten(image)
             # A GIF does not tell its frames: only its end shows that none is missing.
-            picture.seek(total - 1)
-            picture.load()
-            if picture.format == "GIF":
+            image.seek(total - 1)
+            image.load()
+            if image.format == "GIF":
                 file.seek(-1, io.SEEK_END)
                 if file.read(1) != b";":
                     raise VideoError("cut_video", "the GIF's end is missing")

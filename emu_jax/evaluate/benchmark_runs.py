@@ -4,7 +4,7 @@ OUT/coco-test-4shot/0-of-1.jsonl       predictions (predictions.py)
 OUT/coco-test-4shot/scores.json        figures with intervals, and what they are of
 OUT/coco-test-4shot/submission.json    in the format of the benchmark's server, where it has one
 OUT/coco_drawing-val2014-0shot/drawn   PNG files
-OUT/features/                          of the pictures that examples are chosen by
+OUT/features/                          of the images that examples are chosen by
 """
 
 from __future__ import annotations
@@ -153,12 +153,12 @@ def _told(settings: Mapping[str, Any]) -> str:
 
 
 def _digest(questions: Sequence[Question]) -> str:
-    """Tells sets of questions apart: SHA-256 over ids, texts, answers and names of pictures."""
+    """Tells sets of questions apart: SHA-256 over ids, texts, answers and names of images."""
     digest = hashlib.sha256()
     for q in questions:
-        pictures = [p.name if isinstance(p, Path) else hashlib.sha256(p.tobytes()).hexdigest() for p in q.pictures]
-        film = q.film.name if q.film else ""
-        digest.update(json.dumps([q.id, q.text, q.answers, q.history, q.candidates, pictures, film]).encode())
+        images = [p.name if isinstance(p, Path) else hashlib.sha256(p.tobytes()).hexdigest() for p in q.images]
+        video = q.video.name if q.video else ""
+        digest.update(json.dumps([q.id, q.text, q.answers, q.history, q.candidates, images, video]).encode())
     return digest.hexdigest()[:16]
 
 

@@ -33,7 +33,7 @@ LOSSES = ("text_loss", "regression_loss")
 # Of scores.json and, as "last …", of metrics.jsonl: what is shown where nothing is asked for.
 FIGURES = (
     "heldout_combinations: caption exactly right",
-    "heldout_combinations: embeddings from text, right picture in top 5",
+    "heldout_combinations: embeddings from text, right image in top 5",
     "heldout_combinations: embeddings from text, autoregressive R2",
     *(f"last {name}" for name in LOSSES),
 )

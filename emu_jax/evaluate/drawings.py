@@ -1,8 +1,8 @@
-"""Scores of a visual decoder on the embedded pictures: is the real picture closest to a drawn one of the right kind?
+"""Scores of a visual decoder on the embedded images: is the real image closest to a drawn one of the right kind?
 
-In: a model with a decoder. Out: `Drawings`: figures with intervals and chance, and pictures for the report. Pictures
-are drawn from held-out captions, and from held-out pictures' own embeddings (reconstruction); each is looked up among
-all pictures by squared distance of pixels, and of VGG features.
+In: a model with a decoder. Out: `Drawings`: figures with intervals and chance, and images for the report. Images
+are drawn from held-out captions, and from held-out images' own embeddings (reconstruction); each is looked up among
+all images by squared distance of pixels, and of VGG features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from emu_jax.evaluate.pairs import in_batches, squared_distances
 
 log = logging.getLogger(__name__)
 
-Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # pictures uint8 [H, W, 3] -> [N, …]
+Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # images uint8 [H, W, 3] -> [N, …]
 
 SPLIT = "heldout_combinations"
 VGG = "VGG"
@@ -35,7 +35,7 @@ TOP = 5  # places in which the role may stand
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """One held-out picture, drawn from its caption and from its own embeddings; uint8 [H, W, 3] each."""
+    """One held-out image, drawn from its caption and from its own embeddings; uint8 [H, W, 3] each."""
 
     example: Example
     drawn: np.ndarray
@@ -44,7 +44,7 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """`blends`: two real pictures and what is drawn from both; `continued`: a picture and the reply to it."""
+    """`blends`: two real images and what is drawn from both; `continued`: an image and the reply to it."""
 
     figures: dict[str, Figure]
     drawings: list[Drawing]
@@ -91,11 +91,11 @@ def score(emu: Emu) -> Drawings:
 
 
 def feature_spaces() -> dict[str, Features]:
-    """What pictures are compared by: their pixels, and VGG features where the weights are installed."""
-    spaces: dict[str, Features] = {"pixels": lambda pictures: np.stack(pictures).astype(np.float32) / 255.0}
+    """What images are compared by: their pixels, and VGG features where the weights are installed."""
+    spaces: dict[str, Features] = {"pixels": lambda images: np.stack(images).astype(np.float32) / 255.0}
     file = vgg.find_weights()
     if file is None:
-        log.warning("no VGG features: install emu-jax[eval] to compare pictures by them as well")
+        log.warning("no VGG features: install emu-jax[eval] to compare images by them as well")
     else:
         spaces[VGG] = functools.partial(vgg.features, vgg.load(file))
     return spaces
@@ -104,7 +104,7 @@ def feature_spaces() -> dict[str, Features]:
 def neighbour_figures(
     name: str, space: str, drawn: np.ndarray, pool: Sequence[Example], gallery: Sequence[Example], known: np.ndarray
 ) -> dict[str, Figure]:
-    """Role in the top 5 and tone in the top 1 of the real neighbours of drawn pictures.
+    """Role in the top 5 and tone in the top 1 of the real neighbours of drawn images.
 
     drawn: their features [n, …], one an example of `pool`; known: the gallery's [G, …]. Chance: what five, or one, of
     the gallery at random get.

@@ -1,4 +1,4 @@
-"""Scores of one checkpoint on the embedded pictures: picture -> caption and caption -> visual embeddings.
+"""Scores of one checkpoint on the embedded images: image -> caption and caption -> visual embeddings.
 
 In: a model. Out: `Scores`: figures with intervals and chance, and the answers behind them for
 the report. Both directions are fully generative: captions are decoded greedily, the Q embeddings are produced
@@ -21,7 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
 
 BATCH = 32  # prompts generated at a time
-TRAIN_SAMPLE = 160  # training pictures scored beside the held-out ones, to tell remembering from generalising
+TRAIN_SAMPLE = 160  # training images scored beside the held-out ones, to tell remembering from generalising
 CAPTION_TOKENS = 32  # longer than any caption
 
 Item = TypeVar("Item")
@@ -29,18 +29,18 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model made of one picture and of its caption."""
+    """What the model made of one image and of its caption."""
 
     split: str
     example: Example
-    caption: str  # generated from the picture
-    rank: int  # of the right picture by distance to the embeddings generated from its caption; 0 is the best
-    nearest: Example  # the picture closest to those embeddings
+    caption: str  # generated from the image
+    rank: int  # of the right image by distance to the embeddings generated from its caption; 0 is the best
+    nearest: Example  # the image closest to those embeddings
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """`figures` by name ("split: figure"); `gallery` is the number of pictures retrieval chooses among."""
+    """`figures` by name ("split: figure"); `gallery` is the number of images retrieval chooses among."""
 
     figures: dict[str, Figure]
     answers: list[Answer]
@@ -48,9 +48,9 @@ class Scores:
 
 
 def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
-    """Scores splits of the embedded data set: all of a held-out one, a sample of the training pictures.
+    """Scores splits of the embedded data set: all of a held-out one, a sample of the training images.
 
-    The right picture is looked for among those of all splits, whichever are scored.
+    The right image is looked for among those of all splits, whichever are scored.
     """
     for split in splits:
         if split not in SPLITS:
@@ -59,7 +59,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
     gallery = [example for pool in pools.values() for example in pool]
     place = {example.key: index for index, example in enumerate(gallery)}
     embeddings = in_batches(
-        lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode pictures"
+        lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode images"
     )
     embeddings = np.stack(embeddings)  # [G, Q, D]
     figures: dict[str, Figure] = {}
@@ -143,13 +143,13 @@ def _caption_figures(
 
 
 def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
-    return {f"{split}: embeddings from text, right picture in top {k}": share(ranks < k, k / gallery) for k in (1, 5)}
+    return {f"{split}: embeddings from text, right image in top {k}": share(ranks < k, k / gallery) for k in (1, 5)}
 
 
 def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:
-    """Share of the variance between the split's pictures that the generated embeddings explain; [n, Q, D] twice.
+    """Share of the variance between the split's images that the generated embeddings explain; [n, Q, D] twice.
 
-    Chance is 0: what the mean picture of the split scores.
+    Chance is 0: what the mean image of the split scores.
     """
     error = np.square(generated - truth).sum((1, 2))  # [n]
 

@@ -1,6 +1,6 @@
 """Runs a model over a benchmark's questions, in batches of one size, and appends what it says.
 
-    questions ─ pictures, read ahead by threads ─ prompts ─ steps of one kind, batched ─ Emu ─ predictions on disk
+    questions ─ images, read ahead by threads ─ prompts ─ steps of one kind, batched ─ Emu ─ predictions on disk
 
 Prompts of several steps go on side by side: a step waits until a batch of its kind is full, whatever questions it
 belongs to. Of N processes each takes every N-th question.
@@ -25,12 +25,12 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Asked, Example, Prompt, Step
 from emu_jax.evaluate.question import Question
-from emu_jax.generate.chat import Film, read_film
-from emu_jax.generate.prompt import Picture, read_picture
+from emu_jax.generate.chat import Video, read_video
+from emu_jax.generate.prompt import ImageLike, read_image
 
 READERS = 4  # threads
-AHEAD = 2  # batches of questions whose pictures are read before they are needed
-KEPT = 1024  # pictures of examples kept, as several questions show them
+AHEAD = 2  # batches of questions whose images are read before they are needed
+KEPT = 1024  # images of examples kept, as several questions show them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,17 +41,17 @@ class Drawing:
     settings: dict[str, Any]
 
 
-def read_pictures(question: Question, size: int) -> list[np.ndarray]:
-    """What a question shows: uint8 [size, size, 3] each; of a film, 8 frames.
+def read_images(question: Question, size: int) -> list[np.ndarray]:
+    """What a question shows: uint8 [size, size, 3] each; of a video, 8 frames.
 
     Raises:
       UserError: naming the file.
     """
-    if question.film is not None:
-        shown: Sequence[Picture] = read_film(Film(question.film))
+    if question.video is not None:
+        shown: Sequence[ImageLike] = read_video(Video(question.video))
     else:
-        shown = question.pictures
-    return [read_picture(picture, size, f"question {question.id}") for picture in shown]
+        shown = question.images
+    return [read_image(image, size, f"question {question.id}") for image in shown]
 
 
 @dataclasses.dataclass
@@ -79,13 +79,13 @@ def predict(
     """Predicts what `folder` does not hold yet; returns all its predictions by id, other processes' included.
 
     Args:
-      choose: question -> its examples, each with whether its pictures are shown.
+      choose: question -> its examples, each with whether its images are shown.
       batch: prompts at a time.
       part: this process's number, and how many there are.
       drawing: for prompts that draw.
 
     Raises:
-      UserError: the folder holds predictions of something else, or a picture cannot be read.
+      UserError: the folder holds predictions of something else, or an image cannot be read.
     """
     if batch < 1:
         raise UserError(f"--batch {batch}; expected at least 1")
@@ -151,17 +151,17 @@ def _begin(
     size: int,
     batch: int,
 ) -> Iterator[_Asking]:
-    """Questions at their first step, their pictures read ahead of time."""
+    """Questions at their first step, their images read ahead of time."""
     known: dict[str, Question] = {}
-    pictures = functools.lru_cache(maxsize=KEPT)(lambda id: read_pictures(known[id], size))
+    images = functools.lru_cache(maxsize=KEPT)(lambda id: read_images(known[id], size))
 
     def example(question: Question, shown: bool) -> Example:
         known[question.id] = question
-        return question, pictures(question.id) if shown else ()
+        return question, images(question.id) if shown else ()
 
     def begin(question: Question) -> _Asking:
         examples = [example(*chosen) for chosen in choose(question)]
-        asked = prompt(question, read_pictures(question, size), examples, chat)
+        asked = prompt(question, read_images(question, size), examples, chat)
         return _Asking(question, asked, next(asked), [])
 
     with ThreadPoolExecutor(READERS) as threads:
@@ -201,7 +201,7 @@ def _draw(emu: Emu, some: Sequence[_Asking], filled: Sequence[_Asking], drawing:
     if drawing is None:
         raise UserError("a prompt draws, but nothing says where to; give `drawing`")
     drawing.folder.mkdir(parents=True, exist_ok=True)
-    # A caption's picture depends on its id alone, not on the batch or the process that draws it.
+    # A caption's image depends on its id alone, not on the batch or the process that draws it.
     seeds = [zlib.crc32(asking.question.id.encode()) for asking in filled]
     drawn = emu.generate_images([asking.step.parts for asking in filled], seeds=seeds, **drawing.settings)
     names = []

@@ -29,7 +29,7 @@ CHECKED = {
     "chat": "the kind of prompts",
     "model": "the model",
     "questions": "the questions",
-    "drawing": "how pictures are drawn",
+    "drawing": "how images are drawn",
 }
 
 
@@ -41,7 +41,7 @@ class Run:
       questions, model, examples: fingerprints of the benchmark's questions, of the model, and of what chose examples.
       text_examples: whether two text-only examples stand in front (the paper's *).
       chat: whether prompts are the instruction-tuned model's.
-      drawing: settings of the pictures that are drawn, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are.
+      drawing: settings of the images that are drawn, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are.
     """
 
     benchmark: str

@@ -3,7 +3,7 @@
 A benchmark names one of `PROMPTS`, a generator that yields steps, is sent what the model made of each, and returns the
 prediction:
 
-    asked = vqa(question, pictures, examples, chat)
+    asked = vqa(question, images, examples, chat)
     step = next(asked)              Step(parts, decoding)
     asked.send("a dog on a lawn")   the next step, or StopIteration with the prediction
 
@@ -44,7 +44,7 @@ ANSWER_BEGINS = " the answer is:"
 BASE_CAPTION = " describing the image in detail. the image shows"
 
 Part = str | Path | np.ndarray
-Example = tuple[Question, Sequence[Part]]  # its pictures are () where it is text alone
+Example = tuple[Question, Sequence[Part]]  # its images are () where it is text alone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Step:
     """One call of the model.
 
     Attributes:
-      parts: texts and pictures, in order.
+      parts: texts and images, in order.
       decoding: keyword arguments of `Emu.generate_text`, which gives a text.
       candidates: where there are any, continuations to be scored instead: float32 [M], summed negative log p.
-      draws: whether a picture is drawn instead.
+      draws: whether an image is drawn instead.
     """
 
     parts: tuple[Part, ...]
@@ -107,111 +107,111 @@ def _join(*pieces: Part | Sequence[Part]) -> tuple[Part, ...]:
     return tuple(flat)
 
 
-def _turn(pictures: Sequence[Part], asked: str, begun: str = "", answer: str = "") -> tuple[Part, ...]:
-    """` [USER]: pictures asked [ASSISTANT]: begun`, and the answer with its end where there is one."""
-    return _join(f" {USER}: ", pictures, f"{asked} {ASSISTANT}:{begun}", f" {answer}{END}" if answer else "")
+def _turn(images: Sequence[Part], asked: str, begun: str = "", answer: str = "") -> tuple[Part, ...]:
+    """` [USER]: images asked [ASSISTANT]: begun`, and the answer with its end where there is one."""
+    return _join(f" {USER}: ", images, f"{asked} {ASSISTANT}:{begun}", f" {answer}{END}" if answer else "")
 
 
 def _chat(
     question: Question,
-    pictures: Sequence[Part],
+    images: Sequence[Part],
     examples: Sequence[Example],
     asks: Callable[[Question], str],
     begun: str = "",
 ) -> tuple[Part, ...]:
     """The system message, examples as earlier turns [I], and the question."""
-    system = IMAGE_SYSTEM if question.film is None else VIDEO_SYSTEM
+    system = IMAGE_SYSTEM if question.video is None else VIDEO_SYSTEM
     turns = [_turn(shown, asks(example), begun, shown_answer(example)) for example, shown in examples]
-    return _join(system, *turns, _turn(pictures, asks(question), begun))
+    return _join(system, *turns, _turn(images, asks(question), begun))
 
 
 def _one_phrase(question: Question) -> str:
-    return ONE_PHRASE.format("image" if question.film is None else "video") + question.text  # "video" [I]
+    return ONE_PHRASE.format("image" if question.video is None else "video") + question.text  # "video" [I]
 
 
 def _base_asks(question: Question) -> str:
-    return f" based on the {'picture' if question.film is None else 'video'}, {question.text} short answer:"
+    return f" based on the {'picture' if question.video is None else 'video'}, {question.text} short answer:"
 
 
 def _base_examples(examples: Sequence[Example], asks: Callable[[Question], str]) -> tuple[Part, ...]:
-    """Each: pictures, question, answer and a full stop [I]."""
+    """Each: images, question, answer and a full stop [I]."""
     return _join(*(_join(shown, f"{asks(example)} {shown_answer(example)}. ") for example, shown in examples))
 
 
 # ---- prompts ---------------------------------------------------------------------------------------------------------
 
 
-def caption(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+def caption(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
     """COCO, NoCaps, Flickr30k -> a caption."""
     if chat:
-        parts = _chat(question, pictures, examples, lambda _: CAPTION_ASKS, CAPTION_BEGINS)
+        parts = _chat(question, images, examples, lambda _: CAPTION_ASKS, CAPTION_BEGINS)
     else:
-        parts = _join(_base_examples(examples, lambda _: BASE_CAPTION), pictures, BASE_CAPTION)
+        parts = _join(_base_examples(examples, lambda _: BASE_CAPTION), images, BASE_CAPTION)
     return caption_of((yield Step(parts, CAPTION)))
 
 
-def vqa(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+def vqa(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
     """VQAv2, OK-VQA, MSVD-QA, MSRVTT-QA, NExT-QA -> a short answer.
 
-    The pretrained model is asked in two steps, a caption and then text alone, unless it is shown pictures of examples,
-    or a film.
+    The pretrained model is asked in two steps, a caption and then text alone, unless it is shown images of examples,
+    or a video.
     """
     if chat:
-        return short_answer((yield Step(_chat(question, pictures, examples, _one_phrase, ANSWER_BEGINS), SHORT)))
+        return short_answer((yield Step(_chat(question, images, examples, _one_phrase, ANSWER_BEGINS), SHORT)))
     before = _base_examples(examples, _base_asks)
-    if question.film is not None or any(shown for _, shown in examples):
-        return short_answer((yield Step(_join(before, pictures, _base_asks(question)), SHORT)))
-    described = caption_of((yield Step(_join(pictures, BASE_CAPTION), CAPTION)))
+    if question.video is not None or any(shown for _, shown in examples):
+        return short_answer((yield Step(_join(before, images, _base_asks(question)), SHORT)))
+    described = caption_of((yield Step(_join(images, BASE_CAPTION), CAPTION)))
     return short_answer((yield Step(_join(before, f"a picture of {described}.{_base_asks(question)}"), SHORT)))
 
 
-def vizwiz(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+def vizwiz(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
     """VizWiz -> a short answer, or "unanswerable" where the tuned model says that the answer is not known."""
     if chat:
-        parts = _chat(question, pictures, (), lambda q: f"{_one_phrase(q)}, is the answer known?")
+        parts = _chat(question, images, (), lambda q: f"{_one_phrase(q)}, is the answer known?")
         known, unknown = yield Step(parts, candidates=(f"yes.{END}", f"no.{END}"))
         if unknown < known:
             return "unanswerable"
-    return (yield from vqa(question, pictures, examples, chat))
+    return (yield from vqa(question, images, examples, chat))
 
 
-def dialogue(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+def dialogue(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
     """VisDial -> scores of the candidates, float32 [M]; the lowest is the best."""
     if chat:
         turns = [f" {USER}: {asked}? {ASSISTANT}: {answer}.{END}" for asked, answer in question.history]
-        parts = _join(IMAGE_SYSTEM, f" {USER}: ", pictures, END, *turns, f" {USER}: {question.text}? {ASSISTANT}:")
+        parts = _join(IMAGE_SYSTEM, f" {USER}: ", images, END, *turns, f" {USER}: {question.text}? {ASSISTANT}:")
     else:  # [I]
         turns = [f" question: {asked}? answer: {answer}." for asked, answer in question.history]
-        parts = _join(pictures, *turns, f" question: {question.text}? answer:")
+        parts = _join(images, *turns, f" question: {question.text}? answer:")
     return (yield Step(parts, candidates=question.candidates))
 
 
-def open_ended(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+def open_ended(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
     """MM-Vet -> an answer of any length, as it came."""
     if chat:
-        parts = _chat(question, pictures, examples, lambda q: q.text)
+        parts = _chat(question, images, examples, lambda q: q.text)
     else:  # [I]
-        parts = _join(_base_examples(examples, lambda q: f" {q.text}"), pictures, f" {question.text}")
+        parts = _join(_base_examples(examples, lambda q: f" {q.text}"), images, f" {question.text}")
     return (yield Step(parts, LONG)).strip()
 
 
-def drawing(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
-    """COCO captions -> a picture."""
+def drawing(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+    """COCO captions -> an image."""
     return (yield Step((question.text,), draws=True))
 
 
-def embedded(question: Question, pictures: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
-    """The embedded pictures -> a name or an answer, as the quick start's small models are asked: in few words."""
+def embedded(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Asked:
+    """The embedded images -> a name or an answer, as the quick start's small models are asked: in few words."""
 
     def asks(question: Question) -> str:
         return f" {question.text}"
 
     if chat:
-        parts = _chat(question, pictures, examples, asks)
-    elif question.text == NAME_ASKS:  # pretraining gave the name right behind the picture
-        parts = _join(*(_join(shown, f" {shown_answer(example)} ") for example, shown in examples), pictures)
+        parts = _chat(question, images, examples, asks)
+    elif question.text == NAME_ASKS:  # pretraining gave the name right behind the image
+        parts = _join(*(_join(shown, f" {shown_answer(example)} ") for example, shown in examples), images)
     else:
-        parts = _join(*(_join(s, f"{asks(e)} {shown_answer(e)} ") for e, s in examples), pictures, asks(question))
+        parts = _join(*(_join(s, f"{asks(e)} {shown_answer(e)} ") for e, s in examples), images, asks(question))
     return (yield Step(parts, GREEDY)).strip()
 
 

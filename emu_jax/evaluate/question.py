@@ -14,24 +14,24 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A question about pictures or a film, a picture to describe, or a text to draw.
+    """A question about images or a video, an image to describe, or a text to draw.
 
     Attributes:
       id: unique in its benchmark and split, and the same on every run; what submissions call it.
-      pictures: in the order in which they are shown: files, or uint8 [H, W, 3].
-      film: a film to show instead, of which the model sees 8 frames.
-      text: what is asked as the files have it; "" where a picture is to be described; the caption where one is drawn.
+      images: in the order in which they are shown: files, or uint8 [H, W, 3].
+      video: a video to show instead, of which the model sees 8 frames.
+      text: what is asked as the files have it; "" where an image is to be described; the caption where one is drawn.
       answers: every accepted or reference answer, repeated as often as people gave it; () where they are not published.
       kind: the benchmark's own type of question or group, by which scores are also told apart; "" where it has none.
       history: earlier turns of a dialogue, (question, answer) each.
-      caption: what a dialogue's people were told of the picture before its first turn; "" elsewhere.
+      caption: what a dialogue's people were told of the image before its first turn; "" elsewhere.
       candidates: answers to rank; () elsewhere.
       relevance: of each candidate, 0 to 1, as people judged it; () where that is not published.
     """
 
     id: str
-    pictures: tuple[Path | np.ndarray, ...] = ()
-    film: Path | None = None
+    images: tuple[Path | np.ndarray, ...] = ()
+    video: Path | None = None
     text: str = ""
     answers: tuple[str, ...] = ()
     kind: str = ""

@@ -2,7 +2,7 @@
 `drawings.png`, a grid of drawings, where the model draws.
 
 In: a work directory (metrics.jsonl, config.json) and `pairs.Scores`. The page holds the scores with intervals and
-chance, loss and collapse curves, held-out pictures with true and generated captions, what captions retrieve, the
+chance, loss and collapse curves, held-out images with true and generated captions, what captions retrieve, the
 config and the versions.
 """
 
@@ -32,12 +32,12 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.pairs import Answer, Scores
 from emu_jax.evaluate.tuning import Tuning
 
-PICTURE_COLUMNS = 8  # of drawings.png
-GRID = 24  # held-out pictures shown with their captions
+IMAGE_COLUMNS = 8  # of drawings.png
+GRID = 24  # held-out images shown with their captions
 CURVES = (
     ("text_loss", "text: cross-entropy (nats a token)", True),
     ("regression_loss", "visual: squared error a dimension", False),
-    ("variance_fraction", "share of variance between pictures", False),
+    ("variance_fraction", "share of variance between images", False),
     ("effective_rank", "effective rank of a batch's embeddings", False),
 )
 PACKAGES = ("emu-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
@@ -75,7 +75,7 @@ def write_report(
     _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
     _write(out / "report.html", _page(workdir, scores, figures, drawn, tuning))
     if drawn:
-        _drawings_picture(out / "drawings.png", drawn)
+        _drawings_image(out / "drawings.png", drawn)
     return out / "report.html"
 
 
@@ -100,12 +100,12 @@ def _page(
     last = metrics[-1]
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>emu_jax · {html.escape(workdir.name)}</title>
 <style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
-<p class="sub">One checkpoint after {last["step"]:,} steps: it names pictures and, from a name, produces the embeddings
-of a picture. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
+<p class="sub">One checkpoint after {last["step"]:,} steps: it names images and, from a name, produces the embeddings
+of an image. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
 <h2>Scores</h2>{_score_table(figures)}{_drawing_sections(drawn) if drawn else ""}
-<h2>Held-out pictures and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
-<h2>Pictures found by the embeddings of a held-out caption</h2>
-<p class="sub">Left: the caption's own picture. Right: of all {scores.gallery:,} pictures, the one closest to the
+<h2>Held-out images and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
+<h2>Images found by the embeddings of a held-out caption</h2>
+<p class="sub">Left: the caption's own image. Right: of all {scores.gallery:,} images, the one closest to the
 generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
 {_chats(tuning) if tuning else ""}
 <h2>Concepts never seen</h2>{_caption_cards(unseen[: GRID // 2])}
@@ -121,7 +121,7 @@ def _score_table(figures: dict[str, Figure]) -> str:
         f"<td class=n>{f.count}</td></tr>"
         for name, f in figures.items()
     ]
-    head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>pictures</tr>"
+    head = "<tr><th>figure<th>value<th>95% interval<th>chance<th>images</tr>"
     return f"<table>{head}{''.join(rows)}</table>"
 
 
@@ -130,31 +130,31 @@ def _chance(figure: Figure) -> str:
 
 
 def _drawing_sections(drawn: Drawings) -> str:
-    """Drawings above the real pictures, reconstructions, blends and a continued document."""
+    """Drawings above the real images, reconstructions, blends and a continued document."""
     pairs, rebuilt = [], []
     for drawing in drawn.drawings[:GRID]:
         e = drawing.example
         pairs.append(_card([[drawing.drawn], [e.pixels]], html.escape(e.caption)))
         rebuilt.append(_card([[drawing.reconstructed], [e.pixels]], ""))
     blends = [
-        _card([[a.pixels, b.pixels], [picture]], f"{html.escape(a.caption)} <b>+</b> {html.escape(b.caption)}")
-        for a, b, picture in drawn.blends
+        _card([[a.pixels, b.pixels], [image]], f"{html.escape(a.caption)} <b>+</b> {html.escape(b.caption)}")
+        for a, b, image in drawn.blends
     ]
     continued = []
     for example, items in drawn.continued:
         said = [html.escape(item.text) for item in items if isinstance(item, GeneratedText)]
-        pictures = [np.asarray(item.image) for item in items if not isinstance(item, GeneratedText)]
-        continued.append(_card([[example.pixels], *([picture] for picture in pictures)], f"“{' '.join(said)}”"))
+        images = [np.asarray(item.image) for item in items if not isinstance(item, GeneratedText)]
+        continued.append(_card([[example.pixels], *([image] for image in images)], f"“{' '.join(said)}”"))
     return f"""<h2>Drawn from held-out captions</h2>
-<p class="sub">Above: drawn from the caption, which no training picture had. Below: the real picture.</p>{_grid(pairs)}
-<h2>Reconstructed</h2><p class="sub">Above: drawn from the embeddings of the picture below.</p>{_grid(rebuilt)}
-<h2>Blends</h2><p class="sub">Two pictures, and what the model draws after both.</p>{_grid(blends)}
-<h2>Interleaved</h2><p class="sub">A picture, the text and then the picture with which the model went on.</p>
+<p class="sub">Above: drawn from the caption, which no training image had. Below: the real image.</p>{_grid(pairs)}
+<h2>Reconstructed</h2><p class="sub">Above: drawn from the embeddings of the image below.</p>{_grid(rebuilt)}
+<h2>Blends</h2><p class="sub">Two images, and what the model draws after both.</p>{_grid(blends)}
+<h2>Interleaved</h2><p class="sub">An image, the text and then the image with which the model went on.</p>
 {_grid(continued)}"""
 
 
 def _chats(tuning: Tuning) -> str:
-    """Conversations of the instruction-tuned model as bubbles beside their pictures."""
+    """Conversations of the instruction-tuned model as bubbles beside their images."""
     cards = []
     for conversation in tuning.conversations:
         turns = []
@@ -163,27 +163,27 @@ def _chats(tuning: Tuning) -> str:
             truth = "" if said.answer == said.right else f" <span class=k>({html.escape(said.right)})</span>"
             turns.append(f"<div class=asked>{html.escape(said.question)}</div>")
             turns.append(f'<div class="said {mark}">{html.escape(said.answer) or "(nothing)"}{truth}</div>')
-        picture = f'<img src="{_png(conversation.example.pixels)}" alt="">'
-        cards.append(f"<div class=card>{picture}{''.join(turns)}</div>")
-    return f"""<h2>Chats</h2><p class="sub">After instruction tuning: the picture is shown with the first
+        image = f'<img src="{_png(conversation.example.pixels)}" alt="">'
+        cards.append(f"<div class=card>{image}{''.join(turns)}</div>")
+    return f"""<h2>Chats</h2><p class="sub">After instruction tuning: the image is shown with the first
 question. Red answers are wrong, with the right one behind them. Scores of such questions, before and after tuning,
 stand in the table above.</p><div class="grid wide">{"".join(cards)}</div>"""
 
 
-def _drawings_picture(path: Path, drawn: Drawings) -> None:
-    """Two bands of held-out captions: the real picture, what was drawn from the caption, the reconstruction."""
-    some = drawn.drawings[: 2 * PICTURE_COLUMNS]
+def _drawings_image(path: Path, drawn: Drawings) -> None:
+    """Two bands of held-out captions: the real image, what was drawn from the caption, the reconstruction."""
+    some = drawn.drawings[: 2 * IMAGE_COLUMNS]
     rows = {
         "real": [d.example.pixels for d in some],
         "drawn from\nthe caption": [d.drawn for d in some],
         "reconstructed": [d.reconstructed for d in some],
     }
-    figure, axes = plt.subplots(6, PICTURE_COLUMNS, figsize=(1.25 * PICTURE_COLUMNS, 8.6), constrained_layout=True)
+    figure, axes = plt.subplots(6, IMAGE_COLUMNS, figsize=(1.25 * IMAGE_COLUMNS, 8.6), constrained_layout=True)
     for number, drawing in enumerate(some):
-        band, column = divmod(number, PICTURE_COLUMNS)
-        for row, (name, pictures) in enumerate(rows.items()):
+        band, column = divmod(number, IMAGE_COLUMNS)
+        for row, (name, images) in enumerate(rows.items()):
             axis = axes[3 * band + row, column]
-            axis.imshow(pictures[number])
+            axis.imshow(images[number])
             axis.set_xticks([])
             axis.set_yticks([])
             axis.spines[:].set_visible(False)
@@ -198,9 +198,9 @@ def _drawings_picture(path: Path, drawn: Drawings) -> None:
 
 
 def _card(rows: Sequence[Sequence[np.ndarray]], about: str) -> str:
-    """Rows of pictures above a line of HTML."""
-    pictures = [[f'<img src="{_png(picture)}" alt="">' for picture in row] for row in rows]
-    lines = "".join(f"<div class=pair>{''.join(row)}</div>" for row in pictures)
+    """Rows of images above a line of HTML."""
+    images = [[f'<img src="{_png(image)}" alt="">' for image in row] for row in rows]
+    lines = "".join(f"<div class=pair>{''.join(row)}</div>" for row in images)
     return f"<div class=card>{lines}{about}</div>"
 
 
@@ -224,7 +224,7 @@ def _retrieval_cards(answers: Sequence[Answer]) -> str:
     cards = [
         f'<div class=card><div class=pair><img src="{_png(a.example.pixels)}" alt="">'
         f'<img src="{_png(a.nearest.pixels)}" alt=""></div>{html.escape(a.example.caption)}'
-        f'<div class="{"good" if a.rank == 0 else "bad"}">right picture: place {a.rank + 1}</div></div>'
+        f'<div class="{"good" if a.rank == 0 else "bad"}">right image: place {a.rank + 1}</div></div>'
         for a in answers
     ]
     return f"<div class=grid>{''.join(cards)}</div>"

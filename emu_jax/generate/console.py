@@ -1,7 +1,7 @@
 """Lines that a person types -> a chat's answers, streamed; a line that begins with / is a command.
 
-/image cat.png     shows a picture with the next message
-/video clip.mp4    shows a film with it
+/image cat.png     shows an image with the next message
+/video clip.mp4    shows a video with it
 /undo   /reset     take back the last turn, or all
 /quit              ends, as the end of the input does
 """
@@ -17,30 +17,30 @@ from typing import Any, TextIO
 
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError, nearest
-from emu_jax.generate.chat import Chat, Film, read_film
-from emu_jax.generate.prompt import Picture
+from emu_jax.generate.chat import Chat, Video, read_video
+from emu_jax.generate.prompt import ImageLike
 
 COMMANDS = {"/image": "PATH", "/video": "PATH", "/undo": "", "/reset": "", "/quit": ""}
 HELP = " ".join(f"{name} {argument}".strip() + "," for name, argument in COMMANDS.items()).rstrip(",")
 
 
 class Console:
-    """A chat that is led by lines; pictures that were shown go with the next message.
+    """A chat that is led by lines; images that were shown go with the next message.
 
     `settings` are `Chat.say`'s. Beams do not stream: with them an answer is written once it is whole.
     """
 
     def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any]):
         self.chat, self.out, self.settings = chat, out, settings
-        self._shown: list[Picture | Film] = []
+        self._shown: list[ImageLike | Video] = []
 
-    def show(self, path: Path, *, film: bool) -> None:
-        """Reads a picture or a film, for the next message.
+    def show(self, path: Path, *, video: bool) -> None:
+        """Reads an image or a video, for the next message.
 
         Raises:
           UserError: it cannot be read.
         """
-        self._shown.append(Film(read_film(Film(path))) if film else load_image(path))
+        self._shown.append(Video(read_video(Video(path))) if video else load_image(path))
 
     def take(self, line: str) -> bool:
         """Does what a line says; whether the conversation goes on.
@@ -60,7 +60,7 @@ class Console:
         if bool(argument.strip()) != bool(COMMANDS[name]):
             raise UserError(f"{line}: expected {name} {COMMANDS[name]}".rstrip())
         if name in ("/image", "/video"):
-            self.show(Path(argument.strip()).expanduser(), film=name == "/video")
+            self.show(Path(argument.strip()).expanduser(), video=name == "/video")
         elif name == "/undo":
             self.chat.undo()
         elif name == "/reset":

@@ -1,4 +1,4 @@
-"""The visual decoder, ready to draw: embeddings [N, Q, D] -> pictures uint8 [N, H, W, 3].
+"""The visual decoder, ready to draw: embeddings [N, Q, D] -> images uint8 [N, H, W, 3].
 
 folder/unet, folder/vae    diffusers folders, converted ones, or work directories of the objectives decoder and vae
 folder/scheduler           beside a diffusers U-Net; the others' configs hold the schedule
@@ -29,7 +29,7 @@ UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 class Decoder:
     """U-Net, VAE, schedule, and a safety checker where there is one.
 
-    `size` is the pictures' height and width where none is given, in pixels; `queries` the embeddings a picture that the
+    `size` is the images' height and width where none is given, in pixels; `queries` the embeddings an image that the
     U-Net was trained on, where its files say so.
     """
 
@@ -100,7 +100,7 @@ class Decoder:
             )
         if self.queries not in (None, queries):
             raise UserError(
-                f"{self.where}: the decoder was trained on {self.queries} embeddings a picture, the model has "
+                f"{self.where}: the decoder was trained on {self.queries} embeddings an image, the model has "
                 f"{queries}; load the decoder that was trained with this model"
             )
 
@@ -115,7 +115,7 @@ class Decoder:
                 raise UserError(f"{name}={value}; expected a multiple of {multiple} pixels")
 
     def initial_latents(self, seeds: Sequence[int], height: int, width: int) -> jax.Array:
-        """Standard normal latents [N, h, w, C], each from its own seed: a picture does not depend on its neighbours."""
+        """Standard normal latents [N, h, w, C], each from its own seed: an image does not depend on its neighbours."""
         reduction = self.vae_config.reduction
         shape = (height // reduction, width // reduction, self.unet_config.latent_channels)
         return _normals(jnp.asarray(seeds, jnp.uint32), shape)
@@ -130,9 +130,9 @@ class Decoder:
         steps: int,
         guidance: float,
     ) -> tuple[np.ndarray, list[bool | None]]:
-        """condition and unconditional [N, Q, D], latents [N, h, w, C] of variance 1 -> pictures uint8 [N, H, W, 3].
+        """condition and unconditional [N, Q, D], latents [N, h, w, C] of variance 1 -> images uint8 [N, H, W, 3].
 
-        And whether each was flagged, None where no checker looked at it. Flagged pictures are black, as published.
+        And whether each was flagged, None where no checker looked at it. Flagged images are black, as published.
         """
         latents = sample(
             self.unet_params,
@@ -146,16 +146,16 @@ class Decoder:
         return self.decode(latents)
 
     def decode(self, latents: jax.Array) -> tuple[np.ndarray, list[bool | None]]:
-        """Latents [N, h, w, C] -> pictures uint8 [N, H, W, 3], and whether each was flagged, as `draw` returns them."""
-        pictures = np.asarray(_pictures(self.vae_params, latents, config=self.vae_config))
+        """Latents [N, h, w, C] -> images uint8 [N, H, W, 3], and whether each was flagged, as `draw` returns them."""
+        images = np.asarray(_images(self.vae_params, latents, config=self.vae_config))
         if self.safety is None:
-            return pictures, [None] * len(pictures)
-        flags: list[bool | None] = [*self.safety.flagged(list(pictures))]
-        return np.where(np.array(flags)[:, None, None, None], np.uint8(0), pictures), flags
+            return images, [None] * len(images)
+        flags: list[bool | None] = [*self.safety.flagged(list(images))]
+        return np.where(np.array(flags)[:, None, None, None], np.uint8(0), images), flags
 
 
 def load_vae(folder: Path, weights: str = "auto") -> tuple[vae.VAEConfig, vae.Params, int | None]:
-    """A VAE's config, with its latents' scale, its parameters, and the pictures' size in training where that is known.
+    """A VAE's config, with its latents' scale, its parameters, and the images' size in training where that is known.
 
     `folder` is a diffusers folder, a work directory or a converted checkpoint.
     """
@@ -178,14 +178,14 @@ def _normals(seeds: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def _pictures(params: vae.Params, latents: jax.Array, *, config: vae.VAEConfig) -> jax.Array:
+def _images(params: vae.Params, latents: jax.Array, *, config: vae.VAEConfig) -> jax.Array:
     """Latents [N, h, w, C] -> uint8 [N, H, W, 3], a few at a time: full-size activations are the largest there are."""
-    pictures = jax.lax.map(lambda z: vae.decode(params, z[None], config=config)[0], latents, batch_size=4)
-    return jnp.round(255.0 * jnp.clip(pictures / 2 + 0.5, 0.0, 1.0)).astype(jnp.uint8)
+    images = jax.lax.map(lambda z: vae.decode(params, z[None], config=config)[0], latents, batch_size=4)
+    return jnp.round(255.0 * jnp.clip(images / 2 + 0.5, 0.0, 1.0)).astype(jnp.uint8)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def encode_latents(params: vae.Params, pictures: jax.Array, *, config: vae.VAEConfig) -> tuple[jax.Array, jax.Array]:
-    """Pictures uint8 [N, H, W, 3] -> mean and standard deviation of their scaled latents, 2 x [N, h, w, C]."""
-    mean, log_variance = vae.encode(params, vae.normalise(pictures), config=config)
+def encode_latents(params: vae.Params, images: jax.Array, *, config: vae.VAEConfig) -> tuple[jax.Array, jax.Array]:
+    """Images uint8 [N, H, W, 3] -> mean and standard deviation of their scaled latents, 2 x [N, h, w, C]."""
+    mean, log_variance = vae.encode(params, vae.normalise(images), config=config)
     return mean * config.scale, jnp.exp(0.5 * log_variance) * config.scale

@@ -1,4 +1,4 @@
-"""Requests for pictures -> PNG files that say how they were made.
+"""Requests for images -> PNG files that say how they were made.
 
 A request is a prompt, a seed and a file; many come from a JSONL, a JSON object a line, paths relative to it:
 
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """One picture to draw; `prompt` holds texts and paths of pictures."""
+    """One image to draw; `prompt` holds texts and paths of images."""
 
     prompt: tuple[str | Path, ...]
     seed: int
@@ -82,14 +82,14 @@ def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: d
         if request.out.exists():
             raise UserError(f"{request.out}: the file exists; name a new one")
         if request.out.suffix.lower() != ".png":
-            raise UserError(f"{request.out}: pictures are written as PNG; name a file that ends in .png")
+            raise UserError(f"{request.out}: images are written as PNG; name a file that ends in .png")
         if not request.out.parent.is_dir():
             raise UserError(f"{request.out}: the folder {request.out.parent} does not exist; make it first")
     if len({request.out for request in requests}) < len(requests):
         raise UserError("two requests name the same file; give every one its own `out`")
     emu.check_drawing(**settings)
     batch = min(batch, len(requests))
-    with tqdm(total=len(requests), desc="draw", unit="picture") as bar:
+    with tqdm(total=len(requests), desc="draw", unit="image") as bar:
         for start in range(0, len(requests), batch):
             some = list(requests[start : start + batch])
             filled = some + [some[-1]] * (batch - len(some))  # one shape, one program

@@ -1,6 +1,6 @@
-"""Prompts: lists that mix text and pictures -> left-padded token ids and stacked pictures.
+"""Prompts: lists that mix text and images -> left-padded token ids and stacked images.
 
-A picture is a PIL image, a uint8 array [H, W, 3], a `pathlib.Path`, or a float array [S, S, 3] taken as already
+An image is a PIL image, a uint8 array [H, W, 3], a `pathlib.Path`, or a float array [S, S, 3] taken as already
 normalised. A str is text, in which special tokens' names ("[USER]") stand for themselves.
 """
 
@@ -17,25 +17,25 @@ from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMAGE, IMG, IMG_END, Tokenizer
 from emu_jax.errors import UserError
 
-Picture = PILImage | np.ndarray | Path
-Prompt = Sequence[str | Picture]
+ImageLike = PILImage | np.ndarray | Path
+Prompt = Sequence[str | ImageLike]
 
 LENGTH_BUCKET = 32  # prompts are padded to a multiple of it, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class PromptBatch:
-    """B prompts, left-padded to T positions, with their N pictures one after the other.
+    """B prompts, left-padded to T positions, with their N images one after the other.
 
     Attributes:
       tokens: int32 [B, T]; <image> at visual positions. valid: bool [B, T], False at padding.
-      pictures: [N, S, S, 3], uint8 or float32 already normalised.
-      sources: int32 [B, T], picture number * Q + query at every <image>, -1 elsewhere.
+      images: [N, S, S, 3], uint8 or float32 already normalised.
+      sources: int32 [B, T], image number * Q + query at every <image>, -1 elsewhere.
     """
 
     tokens: np.ndarray
     valid: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
     sources: np.ndarray
 
 
@@ -52,44 +52,43 @@ def encode_prompts(
     """Tokenises whole prompts at once (the reference's rule for white space needs the neighbours) and pads them.
 
     >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
-    >>> picture = np.zeros((20, 30, 3), np.uint8)
-    >>> batch = encode_prompts([[picture, "a cat"]], tokenizer, queries=2, image_size=16, context=64, new_tokens=8)
+    >>> image = np.zeros((20, 30, 3), np.uint8)
+    >>> batch = encode_prompts([[image, "a cat"]], tokenizer, queries=2, image_size=16, context=64, new_tokens=8)
     >>> batch.tokens[0, -7:].tolist()  # <s> [IMG] <image> <image> [/IMG] a cat
     [1, 8, 10, 10, 9, 3, 4]
-    >>> batch.sources[0, -7:].tolist(), batch.pictures.shape
+    >>> batch.sources[0, -7:].tolist(), batch.images.shape
     ([-1, -1, 0, 1, -1, -1, -1], (1, 16, 16, 3))
 
     Args:
       context: positions the model accepts, prompt and `new_tokens` together.
-      suffix: appended to every prompt, such as "[IMG]" to ask for a picture.
+      suffix: appended to every prompt, such as "[IMG]" to ask for an image.
 
     Raises:
-      UserError: an empty prompt, one longer than the context, or an unreadable picture.
+      UserError: an empty prompt, one longer than the context, or an unreadable image.
     """
     if not prompts:
-        raise UserError("no prompts: expected a list of prompts, each a list of texts and pictures")
+        raise UserError("no prompts: expected a list of prompts, each a list of texts and images")
     slot = IMG + IMAGE * queries + IMG_END
-    rows, pictures = [], []
+    rows, images = [], []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str | PILImage | np.ndarray | Path):
             raise UserError(
-                f"prompt {number}: expected a list of texts and pictures, got one {type(prompt).__name__}; "
-                "wrap it in []"
+                f"prompt {number}: expected a list of texts and images, got one {type(prompt).__name__}; wrap it in []"
             )
-        found = [read_picture(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
+        found = [read_image(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
         text = "".join(part if isinstance(part, str) else slot for part in prompt)
         if not text and not suffix:
-            raise UserError(f"prompt {number} is empty; give it a text or a picture")
+            raise UserError(f"prompt {number} is empty; give it a text or an image")
         ids = tokenizer.encode(text + suffix)
         if ids.count(tokenizer.image_id) != len(found) * queries:
-            raise UserError(f"prompt {number}: a text spells {IMAGE}; pass pictures as list items instead")
+            raise UserError(f"prompt {number}: a text spells {IMAGE}; pass images as list items instead")
         if len(ids) + new_tokens > context:
             raise UserError(
                 f"prompt {number}: {len(ids)} tokens and {new_tokens} new ones exceed the model's context of "
                 f"{context}; shorten the prompt or ask for fewer tokens"
             )
         rows.append(ids)
-        pictures += found
+        images += found
     length = -(-max(map(len, rows)) // LENGTH_BUCKET) * LENGTH_BUCKET
     tokens = np.full((len(rows), length), tokenizer.pad_id, np.int32)
     valid = np.zeros((len(rows), length), bool)
@@ -97,29 +96,29 @@ def encode_prompts(
         tokens[row, length - len(ids) :] = ids
         valid[row, length - len(ids) :] = True
     visual = tokens == tokenizer.image_id
-    # Pictures are numbered through the batch, and so are their <image> tokens in reading order.
+    # Images are numbered through the batch, and so are their <image> tokens in reading order.
     sources = np.where(visual, np.cumsum(visual.reshape(-1)).reshape(visual.shape) - 1, -1).astype(np.int32)
-    return PromptBatch(tokens, valid, _stack(pictures, image_size), sources)
+    return PromptBatch(tokens, valid, _stack(images, image_size), sources)
 
 
-def read_picture(picture: Picture, size: int, where: str) -> np.ndarray:
-    """One picture of a prompt -> uint8 [size, size, 3], or float32 [size, size, 3] unchanged."""
-    if isinstance(picture, np.ndarray) and np.issubdtype(picture.dtype, np.floating):
-        if picture.shape != (size, size, 3):
+def read_image(image: ImageLike, size: int, where: str) -> np.ndarray:
+    """One image of a prompt -> uint8 [size, size, 3], or float32 [size, size, 3] unchanged."""
+    if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
+        if image.shape != (size, size, 3):
             raise UserError(
-                f"{where}: a normalised picture must be [{size}, {size}, 3] for this model, got {list(picture.shape)}"
+                f"{where}: a normalised image must be [{size}, {size}, 3] for this model, got {list(image.shape)}"
             )
-        return picture.astype(np.float32)
-    if not isinstance(picture, PILImage | np.ndarray | Path):
+        return image.astype(np.float32)
+    if not isinstance(image, PILImage | np.ndarray | Path):
         raise UserError(
-            f"{where}: expected a text, a PIL image, an array or a pathlib.Path, got {type(picture).__name__}"
+            f"{where}: expected a text, a PIL image, an array or a pathlib.Path, got {type(image).__name__}"
         )
-    return resize(load_image(picture), size)
+    return resize(load_image(image), size)
 
 
-def _stack(pictures: list[np.ndarray], size: int) -> np.ndarray:
-    if not pictures:
+def _stack(images: list[np.ndarray], size: int) -> np.ndarray:
+    if not images:
         return np.zeros((0, size, size, 3), np.uint8)
-    if len({picture.dtype for picture in pictures}) > 1:
-        raise UserError("prompts mix uint8 pictures with float (already normalised) ones; use one kind")
-    return np.stack(pictures)
+    if len({image.dtype for image in images}) > 1:
+        raise UserError("prompts mix uint8 images with float (already normalised) ones; use one kind")
+    return np.stack(images)

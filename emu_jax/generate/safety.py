@@ -1,4 +1,4 @@
-"""The safety checker at work: drawn pictures uint8 [N, H, W, 3] -> which of them are flagged."""
+"""The safety checker at work: drawn images uint8 [N, H, W, 3] -> which of them are flagged."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ class SafetyCheck:
         config, params = load_safety_checker(folder)
         return cls(config, jax.tree.map(jnp.asarray, params))
 
-    def flagged(self, pictures: Sequence[np.ndarray]) -> list[bool]:
-        """Pictures uint8 [H, W, 3] -> whether each is close to a concept that the checker was told to refuse."""
-        pixels = np.stack([preprocess(picture, self.config.image_size) for picture in pictures])  # [N, S, S, 3]
+    def flagged(self, images: Sequence[np.ndarray]) -> list[bool]:
+        """Images uint8 [H, W, 3] -> whether each is close to a concept that the checker was told to refuse."""
+        pixels = np.stack([preprocess(image, self.config.image_size) for image in images])  # [N, S, S, 3]
         return np.asarray(clip.flagged(self.params, pixels, config=self.config)).tolist()
 
 
-def preprocess(picture: np.ndarray, size: int) -> np.ndarray:
+def preprocess(image: np.ndarray, size: int) -> np.ndarray:
     """uint8 [H, W, 3] -> float32 [size, size, 3]: shortest side to `size` (bicubic), centre, CLIP's mean and spread."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     short = min(height, width)
-    scaled = Image.fromarray(picture).resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
+    scaled = Image.fromarray(image).resize((size * width // short, size * height // short), Image.Resampling.BICUBIC)
     left, top = (scaled.width - size) // 2, (scaled.height - size) // 2
     pixels = np.asarray(scaled.crop((left, top, left + size, top + size)), np.float32) / 255.0
     return (pixels - np.array(MEAN, np.float32)) / np.array(STD, np.float32)

@@ -3,7 +3,7 @@
 Every sampler here is linear in what it has seen, so each is a table of coefficients with one row a U-Net call:
 
     eps    = guided(unet(scale * x, timestep))         one call on the conditional and the unconditional half together
-    model  = from_x * x + from_eps * eps               eps itself, or the picture that it implies
+    model  = from_x * x + from_eps * eps               eps itself, or the image that it implies
     x      = x_coef * x + sum_k history_coef[k] * model[k calls ago]
 
 `lax.scan` runs down the table. Guidance, seed, and even the sampler are data: only another number of rows compiles.
@@ -132,7 +132,7 @@ def _dpmpp(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     alpha = 1.0 / np.sqrt(ratios**2 + 1.0)  # [R + 1]
     sigma = ratios * alpha
     rows = _rows(timesteps)
-    rows["from_x"], rows["from_eps"] = 1.0 / alpha[:-1], -ratios[:-1]  # the picture that eps implies
+    rows["from_x"], rows["from_eps"] = 1.0 / alpha[:-1], -ratios[:-1]  # the image that eps implies
     rows["x_coef"] = sigma[1:] / sigma[:-1]
     with np.errstate(divide="ignore"):
         log_snr = -np.log(ratios)  # infinite at the end
@@ -195,7 +195,7 @@ def advance(
     """One row of a table: x [N, h, w, C] and history [HISTORY - 1, N, h, w, C], newest first, one U-Net call later.
 
     both [2N, Q, D]: unconditional, then conditional. The fields of `row` and the guidance may also be [N, …]: rows of N
-    tables, of pictures that have nothing to do with one another.
+    tables, of images that have nothing to do with one another.
     """
     count = len(x)
 

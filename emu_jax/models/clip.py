@@ -1,4 +1,4 @@
-"""Stable Diffusion's safety checker: CLIP's vision tower, and the concepts whose neighbourhood flags a picture.
+"""Stable Diffusion's safety checker: CLIP's vision tower, and the concepts whose neighbourhood flags an image.
 
     pixels [N, S, S, 3] normalised -> embeddings [N, E] -> flagged bool [N]
 
@@ -21,7 +21,7 @@ from emu_jax.models.layers import Array, LayerNorm, Linear, attention, constant,
 
 Params = dict[str, Any]
 
-SPECIAL_CARE = 0.01  # by how much the thresholds fall for a picture close to a special concept
+SPECIAL_CARE = 0.01  # by how much the thresholds fall for an image close to a special concept
 
 
 @dataclasses.dataclass(frozen=True)

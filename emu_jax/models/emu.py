@@ -1,10 +1,10 @@
 """Emu: the three networks composed, and the interleaved-sequence loss.
 
-In: a `Batch` of packed rows (uint8 pictures, token ids, segment ids, …). Out: the loss and its parts, or the
+In: a `Batch` of packed rows (uint8 images, token ids, segment ids, …). Out: the loss and its parts, or the
 named intermediates. Everything here is a pure function of a plain nested dict of parameters; the Flax modules
 are merged at trace time (`bind`) and never seen by the training step.
 
-    pictures [B, I, H, W, 3] ─ vision ─ ln_visual ─ causal ─ embeddings [B, I*Q, D] ─┐ gathered at every <image>
+    images [B, I, H, W, 3] ─ vision ─ ln_visual ─ causal ─ embeddings [B, I*Q, D] ─┐ gathered at every <image>
     tokens   [B, S] ─────────── token embeddings [B, S, D] ──────────────────────────┴─ LLaMA ─ hidden [B, S, D]
                                                         token head: cross-entropy on the next text token ──┤
                                                 regression head: distance to the next input embedding ─────┘
@@ -138,7 +138,7 @@ class Batch:
       tokens: int32 [B, S]; <image> at visual positions.
       segments: int32 [B, S]; 0 padding, 1… the row's documents.
       slots: int32 [B, S]; the image slot that a visual position reads, -1 elsewhere. Documents of a row may
-        read the same slot: the picture is then encoded once.
+        read the same slot: the image is then encoded once.
       text_weights: float32 [B, S]; weight of classifying this token from the position before it.
       visual_weights: float32 [B, S]; weight of regressing this position's input embedding from the position before it.
       sources: int32 [B, S]; number of the source that a position's document is from, where there are several.
@@ -154,7 +154,7 @@ class Batch:
 
     @classmethod
     def from_tokens(cls, images: Array, tokens: Array, segments: Array, ids: SpecialIds) -> Batch:
-        """Fills in what follows from pictures, tokens and segments alone, as the reference does it.
+        """Fills in what follows from images, tokens and segments alone, as the reference does it.
 
         The n-th [IMG] of a row reads slot n; text labels are all but [PAD], <image>, [IMG], [/IMG] and a
         document's first token; visual targets are every <image> and [/IMG].
@@ -261,14 +261,14 @@ def _weighted_moments(x: Array, used: Array) -> tuple[Array, Array]:
     return mean, (jnp.square(x - mean) * weights).sum(0) / total
 
 
-def collapse_metrics(embeds: Array, used: Array, pictures: int = 64) -> dict[str, Array]:
-    """Whether pictures are told apart: from causal embeddings [N, Q, D] and used bool [N], before standardising.
+def collapse_metrics(embeds: Array, used: Array, images: int = 64) -> dict[str, Array]:
+    """Whether images are told apart: from causal embeddings [N, Q, D] and used bool [N], before standardising.
 
-    `variance_fraction` is the share of the embeddings' variance that lies between pictures (the rest is the
-    same for every picture); `effective_rank` is the participation ratio of their covariance's spectrum,
-    between 1 (all on a line) and the number of pictures looked at (the first `pictures`).
+    `variance_fraction` is the share of the embeddings' variance that lies between images (the rest is the
+    same for every image); `effective_rank` is the participation ratio of their covariance's spectrum,
+    between 1 (all on a line) and the number of images looked at (the first `images`).
     """
-    embeds, used = jax.lax.stop_gradient(embeds[:pictures]), used[:pictures]
+    embeds, used = jax.lax.stop_gradient(embeds[:images]), used[:images]
     weights = used.astype(jnp.float32)
     count = jnp.maximum(weights.sum(), 1.0)
     _, between = _weighted_moments(embeds, used)  # [Q, D]
@@ -304,7 +304,7 @@ def _embed_images(
 
 
 def _update_statistics(statistics: Statistics, mean: Array, var: Array, seen: Array) -> Statistics:
-    """A plain average over the first steps, an exponential one afterwards; a batch without pictures counts not."""
+    """A plain average over the first steps, an exponential one afterwards; a batch without images counts not."""
     mean, var = jax.lax.stop_gradient((mean, var))
     count = statistics["count"] + 1.0
     rate = jnp.where(seen, jnp.maximum(1.0 / count, 1.0 - STATISTICS_MOMENTUM), 0.0)
@@ -333,12 +333,12 @@ def interleave(model: EmuModel, embeddings: Array, batch: Batch, ids: SpecialIds
     visual = (batch.slots >= 0)[..., None]  # [B, S, 1]
     source = jnp.where(visual[..., 0], batch.slots * queries + query, 0)  # [B, S] into [I*Q]
     by_row = embeddings.reshape(rows, -1, embeddings.shape[-1])  # [B, I*Q, D]
-    pictures = jnp.take_along_axis(by_row, source[..., None], axis=1)  # [B, S, D]
+    images = jnp.take_along_axis(by_row, source[..., None], axis=1)  # [B, S, D]
     if model.config.stop_target_inputs:
         target = batch.visual_weights[..., None] > 0  # [B, S, 1]
-        pictures = jnp.where(target, jax.lax.stop_gradient(pictures), pictures)
+        images = jnp.where(target, jax.lax.stop_gradient(images), images)
     words = model.llama.embed(batch.tokens).astype(jnp.float32)  # [B, S, D]
-    inputs = jnp.where(visual, pictures, words)
+    inputs = jnp.where(visual, images, words)
     starts = jnp.concatenate(
         [jnp.ones_like(batch.segments[:, :1], bool), batch.segments[:, 1:] != batch.segments[:, :-1]], axis=1
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from emu_jax.models.emu import EmuConfig
 
 
-def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) -> dict[str, float]:
+def forward_flops(config: EmuConfig, images: int, rows: int, row_tokens: int) -> dict[str, float]:
     """Analytic matrix-multiplication FLOPs of one forward pass, by part (2 per multiply-add).
 
     `attention` is the language model's scores and mixtures. Being causal, it counts half of S x S. `adapters` are those
@@ -26,8 +26,8 @@ def forward_flops(config: EmuConfig, pictures: int, rows: int, row_tokens: int) 
     adapters = row_tokens * m.layers * m.lora_rank * sum(sum(m.projection_sizes()[name]) for name in m.lora_targets)
     heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
     return {
-        "vision": 2.0 * pictures * vision,
-        "causal": 2.0 * pictures * causal,
+        "vision": 2.0 * images * vision,
+        "causal": 2.0 * images * causal,
         "llama": 2.0 * rows * llama,
         "adapters": 2.0 * rows * adapters,
         "attention": 2.0 * rows * m.layers * row_tokens**2 * m.width,

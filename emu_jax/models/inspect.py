@@ -12,7 +12,7 @@ from emu_jax.models.flops import forward_flops
 
 
 def describe(config: ConfigDict) -> str:
-    """A table of `config.model`: each parameter, the parts' totals, forward FLOPs of one picture and one row."""
+    """A table of `config.model`: each parameter, the parts' totals, forward FLOPs of one image and one row."""
     model = emu.EmuConfig.from_dict(config.model)
     tree = emu.abstract(model)
     axes = emu.logical_axes(model)
@@ -36,10 +36,10 @@ def describe(config: ConfigDict) -> str:
         f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters, {sum(sizes.values()) / 1e9:.2f} GB in {kind}; "
         f"{model.dtype} compute"
     )
-    flops = forward_flops(model, pictures=1, rows=1, row_tokens=model.llama.context)
+    flops = forward_flops(model, images=1, rows=1, row_tokens=model.llama.context)
     lines.append(
         "forward      "
         + ", ".join(f"{part} {value / 1e9:,.2f}" for part, value in flops.items() if value)
-        + f" GFLOP for one picture and one row of {model.llama.context} tokens"
+        + f" GFLOP for one image and one row of {model.llama.context} tokens"
     )
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: 
 
     hidden [B, S, D] at the predicting positions, head [D, V], labels int32 and weights float32 [B, S] -> [] and [B, S].
     The sequence is cut into chunks of `chunk` positions, and float32 logits [B, chunk, V] live for one of them at a
-    time. Positions with a label are moved to the front of their row, and chunks without any are skipped: pictures
+    time. Positions with a label are moved to the front of their row, and chunks without any are skipped: images
     and padding cost no logits. The gradients are taken on the way, from the same logits: nothing is kept for or
     recomputed in a backward pass.
     """

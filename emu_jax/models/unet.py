@@ -253,7 +253,7 @@ class UNetMiddle(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """Predicts the noise in latents; see the module's docstring for the picture."""
+    """Predicts the noise in latents; see the module's docstring for the image."""
 
     def __init__(self, rngs: nnx.Rngs, c: UNetConfig):
         widths, dtype, last = c.block_channels, c.param_dtype, len(c.block_channels) - 1

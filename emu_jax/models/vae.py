@@ -1,4 +1,4 @@
-"""The visual decoder's VAE: Stable Diffusion's, any width. Pictures [N, H, W, 3] in [-1, 1] <-> latents [N, h, w, 4].
+"""The visual decoder's VAE: Stable Diffusion's, any width. Images [N, H, W, 3] in [-1, 1] <-> latents [N, h, w, 4].
 
 The encoder gives a Gaussian's mean and log-variance. What diffusion works on is `scale` times a sample (or the mean);
 `decode` divides by it. Modules carry the names of the published files' keys (`convert/diffusers.py`).
@@ -202,16 +202,16 @@ def normalise(pixels: Array) -> Array:
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
-def encode(params: Params, pictures: Array, *, config: VAEConfig) -> tuple[Array, Array]:
-    """pictures [N, H, W, 3] in [-1, 1] -> mean and log-variance of the unscaled latents, 2 x float32 [N, h, w, C]."""
+def encode(params: Params, images: Array, *, config: VAEConfig) -> tuple[Array, Array]:
+    """images [N, H, W, 3] in [-1, 1] -> mean and log-variance of the unscaled latents, 2 x float32 [N, h, w, C]."""
     vae = nnx.merge(_template(config)[0], params)
-    moments = vae.quant_conv(vae.encoder(pictures.astype(config.dtype))).astype(jnp.float32)  # [N, h, w, 2C]
+    moments = vae.quant_conv(vae.encoder(images.astype(config.dtype))).astype(jnp.float32)  # [N, h, w, 2C]
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
 def decode(params: Params, latents: Array, *, config: VAEConfig) -> Array:
-    """Scaled latents [N, h, w, C] -> pictures float32 [N, H, W, 3], about [-1, 1]."""
+    """Scaled latents [N, h, w, C] -> images float32 [N, H, W, 3], about [-1, 1]."""
     vae = nnx.merge(_template(config)[0], params)
     unscaled = (latents / config.scale).astype(config.dtype)
     return vae.decoder(vae.post_quant_conv(unscaled)).astype(jnp.float32)

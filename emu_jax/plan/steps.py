@@ -44,7 +44,7 @@ class Step:
     """A step ready to be compiled.
 
     Attributes:
-      rows, row_name: of a batch over all devices. tokens: of a batch; 0 where pictures are what counts.
+      rows, row_name: of a batch over all devices. tokens: of a batch; 0 where images are what counts.
       flops: useful FLOPs by part over all devices, analytically. attention_flops: of them, in the language model's
         attention, which a kernel may compute unseen by the compiler.
       held: bytes a device of what lives from step to step, by kind. moving: of gradients, at their most.
@@ -223,7 +223,7 @@ def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
         mesh,
         _batch(mesh, shapes),
         rows=rows,
-        row_name="pictures",
+        row_name="images",
         tokens=0,
         flops={part: 3.0 * count for part, count in flops.items()},
         attention_flops=3.0 * flops["attention"],

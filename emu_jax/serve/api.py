@@ -1,7 +1,7 @@
 """The HTTP API that OpenAI's clients can talk to, with /healthz and /metrics beside it.
 
 GET  /v1/models   /v1/models/NAME
-POST /v1/chat/completions       text and pictures (data URIs); streaming
+POST /v1/chat/completions       text and images (data URIs); streaming
 POST /v1/images/generations     b64_json
 """
 
@@ -165,7 +165,7 @@ class _Api:
         }
         return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(written)})
 
-    # ------------------------------------------------------------ pictures
+    # ------------------------------------------------------------ images
 
     async def images(self, request: Request) -> Response:
         asked = await _parse(ImageRequest, request)

@@ -1,7 +1,7 @@
-"""Pictures that are drawn at the same time, each in a place of its own, at its own step of its own sampler.
+"""Images that are drawn at the same time, each in a place of its own, at its own step of its own sampler.
 
-A sampler is a table of numbers (`generate/samplers.py`), so pictures of different samplers, lengths, guidance and
-progress share a U-Net call: each reads its own row. A picture does not depend on its neighbours: it is the one that
+A sampler is a table of numbers (`generate/samplers.py`), so images of different samplers, lengths, guidance and
+progress share a U-Net call: each reads its own row. An image does not depend on its neighbours: it is the one that
 `Emu.generate_image` draws.
 """
 
@@ -27,7 +27,7 @@ from emu_jax.serve.slots import Reader
 
 @dataclasses.dataclass(frozen=True)
 class Drawing:
-    """A picture to be drawn, of a prompt that ends in [IMG]."""
+    """An image to be drawn, of a prompt that ends in [IMG]."""
 
     sequence: Sequence
     sampler: str
@@ -67,7 +67,7 @@ IDLE = _table(  # a row that changes nothing
 
 
 class Canvas:
-    """`count` pictures at a time by one model with a decoder. Not for several threads."""
+    """`count` images at a time by one model with a decoder. Not for several threads."""
 
     def __init__(self, model: Emu, count: int):
         if model.decoder is None:
@@ -102,7 +102,7 @@ class Canvas:
         self._places[number] = None
 
     def begin(self, numbers: Ordered[int], drawings: Ordered[Drawing]) -> None:
-        """Generates the embeddings of pictures and puts their noise in free places."""
+        """Generates the embeddings of images and puts their noise in free places."""
         embeddings = self.reader.generate_embeddings(
             [drawing.sequence for drawing in drawings], self.count
         )  # [n, Q, D]
@@ -133,13 +133,13 @@ class Canvas:
         return progress
 
     def finish(self, number: int) -> GeneratedImage:
-        """The picture in a place whose calls are all made; frees it."""
+        """The image in a place whose calls are all made; frees it."""
         place = self._places[number]
         if place is None or place.row < len(place.table.timestep):
-            raise ValueError(f"place {number} holds no finished picture")
+            raise ValueError(f"place {number} holds no finished image")
         self._places[number] = None
-        pictures, flags = self.decoder.decode(self._x[number : number + 1])
-        return GeneratedImage(PIL.Image.fromarray(pictures[0]), place.embeddings, place.drawing.seed, flags[0])
+        images, flags = self.decoder.decode(self._x[number : number + 1])
+        return GeneratedImage(PIL.Image.fromarray(images[0]), place.embeddings, place.drawing.seed, flags[0])
 
     def warm_up(self) -> None:
         """Compiles all that `begin`, `step` and `finish` will run."""

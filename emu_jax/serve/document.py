@@ -47,7 +47,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """How far the picture is that is being drawn, in U-Net calls."""
+    """How far the image is that is being drawn, in U-Net calls."""
 
     made: int
     calls: int
@@ -55,7 +55,7 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """An item that is whole: a text or a picture."""
+    """An item that is whole: a text or an image."""
 
     content: str | GeneratedImage
 
@@ -77,12 +77,12 @@ async def continue_document(engine: Engine, document: Prompt, plan: Plan) -> Asy
             try:
                 async for made, calls in drawing:
                     yield Drawn(made, calls)
-                picture = await drawing.result()
+                image = await drawing.result()
             finally:
                 drawing.cancel()
-            parts.append(picture.image)
+            parts.append(image.image)
             items += 1
-            yield Item(picture)
+            yield Item(image)
             kind = TEXT
         else:
             writing = await engine.write(parts, TextSettings(plan.max_new_tokens, until_image=True))

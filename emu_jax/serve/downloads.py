@@ -1,6 +1,6 @@
 """What a person takes home: everything the page shows, as files that say how it was made.
 
-A zip holds `settings.json` (model, prompt, settings, what came out), the pictures that were shown to the model and
+A zip holds `settings.json` (model, prompt, settings, what came out), the images that were shown to the model and
 those that it drew; a drawn PNG carries its own settings in text chunks as well. All lie in the page's folder
 (GRADIO_TEMP_DIR).
 """
@@ -24,44 +24,44 @@ from PIL import Image as PIL
 from PIL.Image import Image as PILImage
 
 from emu_jax.api import GeneratedImage
-from emu_jax.generate.chat import Film
+from emu_jax.generate.chat import Video
 from emu_jax.generate.files import about
 from emu_jax.serve.engine import DrawSettings
 
-Part = str | np.ndarray | PILImage | Film
+Part = str | np.ndarray | PILImage | Video
 
 
-def frames(film: Film) -> list[np.ndarray | PILImage]:
-    """The pictures of a film that `read_uploads` has read."""
-    if isinstance(film.source, Path):
-        raise ValueError(f"{film.source}: not read yet")
-    return [frame for frame in film.source if not isinstance(frame, Path)]
+def frames(video: Video) -> list[np.ndarray | PILImage]:
+    """The images of a video that `read_uploads` has read."""
+    if isinstance(video.source, Path):
+        raise ValueError(f"{video.source}: not read yet")
+    return [frame for frame in video.source if not isinstance(frame, Path)]
 
 
 @dataclasses.dataclass
 class Record:
-    """Parts of prompts and replies, as JSON and as files beside it; pictures are numbered as they come."""
+    """Parts of prompts and replies, as JSON and as files beside it; images are numbered as they come."""
 
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
     def parts(self, parts: Sequence[Part | GeneratedImage]) -> list[Any]:
-        """{"text": …}, {"picture": "picture-1.png"} and {"film": ["picture-2.png", …]}."""
+        """{"text": …}, {"image": "image-1.png"} and {"video": ["image-2.png", …]}."""
         return [self._part(part) for part in parts]
 
     def _part(self, part: Part | GeneratedImage) -> dict[str, Any]:
         if isinstance(part, str):
             return {"text": part}
-        if isinstance(part, Film):
-            return {"film": [self._add(frame) for frame in frames(part)]}
+        if isinstance(part, Video):
+            return {"video": [self._add(frame) for frame in frames(part)]}
         if isinstance(part, GeneratedImage):
             return {
                 "drawing": self.add(f"drawing-{self._count('drawing') + 1}.png", png(part.image)),
                 "seed": part.seed,
             }
-        return {"picture": self._add(part)}
+        return {"image": self._add(part)}
 
-    def _add(self, picture: np.ndarray | PILImage) -> str:
-        return self.add(f"picture-{self._count('picture') + 1}.png", png(picture))
+    def _add(self, image: np.ndarray | PILImage) -> str:
+        return self.add(f"image-{self._count('image') + 1}.png", png(image))
 
     def _count(self, kind: str) -> int:
         return sum(name.startswith(kind) for name in self.files)
@@ -88,25 +88,25 @@ def new_path(name: str) -> Path:
     return folder / name
 
 
-def png(picture: np.ndarray | PILImage) -> bytes:
-    """A picture as a PNG file."""
+def png(image: np.ndarray | PILImage) -> bytes:
+    """An image as a PNG file."""
     buffer = io.BytesIO()
-    (PIL.fromarray(picture) if isinstance(picture, np.ndarray) else picture).save(buffer, "PNG")
+    (PIL.fromarray(image) if isinstance(image, np.ndarray) else image).save(buffer, "PNG")
     return buffer.getvalue()
 
 
 def spelt(prompt: Sequence[Part]) -> list[str]:
-    """A prompt as text chunks have it: texts, and which place each picture has."""
+    """A prompt as text chunks have it: texts, and which place each image has."""
     shown = 0
     found = []
     for part in prompt:
         shown += not isinstance(part, str)
-        found.append(part if isinstance(part, str) else f"picture-{shown}.png")
+        found.append(part if isinstance(part, str) else f"image-{shown}.png")
     return found
 
 
 def drawn_png(result: GeneratedImage, prompt: Sequence[Part], settings: DrawSettings) -> bytes:
-    """A drawn picture as a PNG file with its settings in text chunks, as `emu-jax generate` writes them."""
+    """A drawn image as a PNG file with its settings in text chunks, as `emu-jax generate` writes them."""
     fields = dataclasses.asdict(settings)
     del fields["seed"]
     buffer = io.BytesIO()
@@ -125,20 +125,20 @@ def write(name: str, content: bytes | str) -> str:
 
 
 def figures(parts: Sequence[Part | GeneratedImage]) -> str:
-    """A document as HTML: paragraphs, and pictures that stand in it as they are. Texts are escaped."""
+    """A document as HTML: paragraphs, and images that stand in it as they are. Texts are escaped."""
     return "\n".join(_figure(part) for part in parts)
 
 
 def _figure(part: Part | GeneratedImage) -> str:
     if isinstance(part, str):
         return f"<p>{html.escape(part)}</p>"
-    if isinstance(part, Film):
+    if isinstance(part, Video):
         return "\n".join(_figure(frame) for frame in frames(part))
     if isinstance(part, GeneratedImage):
-        picture, alternative, caption = part.image, "drawn picture", f"<figcaption>drawn, seed {part.seed}</figcaption>"
+        image, alternative, caption = part.image, "drawn image", f"<figcaption>drawn, seed {part.seed}</figcaption>"
     else:
-        picture, alternative, caption = part, "picture", ""
-    data = base64.b64encode(png(picture)).decode()
+        image, alternative, caption = part, "image", ""
+    data = base64.b64encode(png(image)).decode()
     return f'<figure><img alt="{alternative}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 

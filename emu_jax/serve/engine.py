@@ -1,8 +1,8 @@
 """The one thread that computes: requests wait in two bounded queues, and run together.
 
     async ──submit──▶ waiting texts ────▶ TextSlots of the chat model     one turn: read new texts, go on in all slots,
-                      waiting texts ────▶ TextSlots of the plain model    begin new pictures, one U-Net call for all
-                      waiting pictures ─▶ Canvas of the plain model
+                      waiting texts ────▶ TextSlots of the plain model    begin new images, one U-Net call for all
+                      waiting images ─▶ Canvas of the plain model
     async ◀──pieces, progress, result── Ticket
 
 A model with adapters beside its weights chats with them, and writes and draws without: as it was pretrained.
@@ -98,7 +98,7 @@ class TextSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:
-    """How a picture is drawn; see `Emu.generate_image`."""
+    """How an image is drawn; see `Emu.generate_image`."""
 
     sampler: str = "pndm"
     steps: int = 50
@@ -182,8 +182,8 @@ class _Text:
 
 
 @dataclasses.dataclass(eq=False)
-class _Picture:
-    """A picture that waits or runs."""
+class _Image:
+    """An image that waits or runs."""
 
     ticket: Ticket[tuple[int, int], GeneratedImage]
     drawing: Drawing
@@ -195,7 +195,7 @@ class Counts:
 
     texts: int = 0
     tokens: int = 0
-    pictures: int = 0
+    images: int = 0
     refused: int = 0
     cancelled: int = 0
     timed_out: int = 0
@@ -220,9 +220,9 @@ class Engine:
         self.counts = Counts()
         self._lock = threading.Condition()
         self._texts: collections.deque[_Text] = collections.deque()
-        self._pictures: collections.deque[_Picture] = collections.deque()
+        self._images: collections.deque[_Image] = collections.deque()
         self._writing: list[dict[int, _Text]] = [{} for _ in self._lanes]
-        self._drawing: dict[int, _Picture] = {}
+        self._drawing: dict[int, _Image] = {}
         self._stopping = False
         self._faults = 0
         self._thread: threading.Thread | None = None
@@ -241,11 +241,11 @@ class Engine:
 
     def waiting(self) -> dict[str, int]:
         """Requests that wait, by kind."""
-        return {"text": len(self._texts), "picture": len(self._pictures)}
+        return {"text": len(self._texts), "image": len(self._images)}
 
     def running(self) -> dict[str, int]:
         """Requests that run, by kind."""
-        return {"text": sum(map(len, self._writing)), "picture": len(self._drawing)}
+        return {"text": sum(map(len, self._writing)), "image": len(self._drawing)}
 
     def start(self) -> None:
         """Compiles everything that requests need, and begins to take them."""
@@ -287,22 +287,22 @@ class Engine:
         return self._submit_text(sequence, settings, self._chat_lane)
 
     async def write(self, prompt: Prompt, settings: TextSettings) -> Ticket[str, Written]:
-        """A prompt of texts and pictures gone on with, in pieces of text. Raises: as `chat`."""
+        """A prompt of texts and images gone on with, in pieces of text. Raises: as `chat`."""
         settings.check(self.limits)
         sequence = await asyncio.to_thread(sequences.continuation, self.plain, prompt)
         return self._submit_text(sequence, settings, self._plain_lane)
 
     async def draw(self, prompt: Prompt, settings: DrawSettings) -> Ticket[tuple[int, int], GeneratedImage]:
-        """The picture that follows a prompt; events are (U-Net calls made, in all). Raises: as `chat`."""
+        """The image that follows a prompt; events are (U-Net calls made, in all). Raises: as `chat`."""
         settings.check(self.limits, self.plain)
         sequence = await asyncio.to_thread(sequences.continuation, self.plain, prompt, draws=True)
         drawing = Drawing(sequence, settings.sampler, settings.steps, settings.guidance, settings.seed)
-        picture = _Picture(Ticket(self.limits.seconds), drawing)
-        self._submit(self._pictures, picture)
-        return picture.ticket
+        image = _Image(Ticket(self.limits.seconds), drawing)
+        self._submit(self._images, image)
+        return image.ticket
 
     def _submit_text(self, sequence: sequences.Sequence, settings: TextSettings, lane: int) -> Ticket[str, Written]:
-        self.limits.check_pictures(len(sequence.pictures))
+        self.limits.check_images(len(sequence.images))
         limit = sequence.room(self.plain.config.llama.context, settings.max_new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         start = Start(sequence, decoding, limit, settings.seed)
@@ -311,7 +311,7 @@ class Engine:
         self._submit(self._texts, text)
         return text.ticket
 
-    def _submit(self, queue: collections.deque, request: _Text | _Picture) -> None:
+    def _submit(self, queue: collections.deque, request: _Text | _Image) -> None:
         with self._lock:
             if self._stopping or not self.healthy:
                 raise Stopping("the server is stopping; try again later")
@@ -328,7 +328,7 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not (self._stopping or self._texts or self._pictures or self._writes() or self._drawing):
+                while not (self._stopping or self._texts or self._images or self._writes() or self._drawing):
                     self._lock.wait()
                 if self._stopping and (time.monotonic() > self._give_up_at or not self._busy()):
                     break
@@ -349,15 +349,15 @@ class Engine:
         return any(self._writing)
 
     def _busy(self) -> bool:
-        return bool(self._texts or self._pictures or self._writes() or self._drawing)
+        return bool(self._texts or self._images or self._writes() or self._drawing)
 
     def _drop(self, error: Exception) -> None:
         """Ends all that waits and runs with an error, and begins anew."""
         with self._lock:
-            requests: list[_Text | _Picture] = [*self._texts, *self._pictures, *self._drawing.values()]
+            requests: list[_Text | _Image] = [*self._texts, *self._images, *self._drawing.values()]
             requests += [text for writing in self._writing for text in writing.values()]
             self._texts.clear()
-            self._pictures.clear()
+            self._images.clear()
         self._writing, self._drawing = [{} for _ in self._lanes], {}
         self.counts.failed += len(requests)
         for request in requests:
@@ -371,7 +371,7 @@ class Engine:
     def _turn(self) -> None:
         with self._lock:
             self._purge(self._texts)
-            self._purge(self._pictures)
+            self._purge(self._images)
         for number in range(len(self._lanes)):
             self._read(number)
             self._write(number)
@@ -379,7 +379,7 @@ class Engine:
             self._begin(self._canvas)
             self._step(self._canvas)
 
-    def _gone(self, request: _Text | _Picture) -> bool:
+    def _gone(self, request: _Text | _Image) -> bool:
         """Whether nobody waits for a request any more, or not in time; then it is ended."""
         if request.ticket.cancelled:
             self.counts.cancelled += 1
@@ -452,24 +452,24 @@ class Engine:
             del self._writing[number][slot]
 
     def _begin(self, canvas: Canvas) -> None:
-        """Free places take pictures that wait."""
-        for place, picture in list(self._drawing.items()):
-            if self._gone(picture):
+        """Free places take images that wait."""
+        for place, image in list(self._drawing.items()):
+            if self._gone(image):
                 canvas.release(place)
                 del self._drawing[place]
         free = canvas.free
-        if pictures := self._take(self._pictures, len(free)) if self._pictures and free else []:
-            places = free[: len(pictures)]
-            self._drawing.update(zip(places, pictures, strict=True))
-            canvas.begin(places, [picture.drawing for picture in pictures])
+        if images := self._take(self._images, len(free)) if self._images and free else []:
+            places = free[: len(images)]
+            self._drawing.update(zip(places, images, strict=True))
+            canvas.begin(places, [image.drawing for image in images])
 
     def _step(self, canvas: Canvas) -> None:
         if not self._drawing:
             return
         for place, (made, calls) in canvas.step().items():
-            picture = self._drawing[place]
-            picture.ticket.tell((made, calls))
+            image = self._drawing[place]
+            image.ticket.tell((made, calls))
             if made == calls:
-                self.counts.pictures += 1
-                picture.ticket.finish(canvas.finish(place))
+                self.counts.images += 1
+                image.ticket.finish(canvas.finish(place))
                 del self._drawing[place]

@@ -15,11 +15,11 @@ class Limits:
     """Bounds of a server.
 
     Attributes:
-      text_slots: texts that are written at the same time. drawing_slots: pictures drawn at the same time.
+      text_slots: texts that are written at the same time. drawing_slots: images drawn at the same time.
       waiting: requests that wait for a slot, of each kind; the next one is refused.
       seconds: a request may take, its waiting included.
       new_tokens: of a text. text_characters: of all texts of a request. messages: of a conversation.
-      pictures: that a request shows, frames of films included. upload_bytes: of one picture or film.
+      images: that a request shows, frames of videos included. upload_bytes: of one image or video.
       body_bytes: of a request. body_seconds: that may pass without a byte of a body that is not whole.
       steps: of a sampler. drawings: of a request. guidance: at most, and at least minus as much.
       items: of a document that is continued.
@@ -32,7 +32,7 @@ class Limits:
     new_tokens: int = 1024
     text_characters: int = 100_000
     messages: int = 256
-    pictures: int = 32
+    images: int = 32
     upload_bytes: int = 20 * MEGA
     body_bytes: int = 32 * MEGA
     body_seconds: float = 10.0
@@ -57,10 +57,10 @@ class Limits:
         if count > self.text_characters:
             raise LimitError("messages", f"the text has {count} characters; expected at most {self.text_characters}")
 
-    def check_pictures(self, count: int) -> None:
-        """Raises LimitError for too many pictures."""
-        if count > self.pictures:
-            raise LimitError("messages", f"the request shows {count} pictures; expected at most {self.pictures}")
+    def check_images(self, count: int) -> None:
+        """Raises LimitError for too many images."""
+        if count > self.images:
+            raise LimitError("messages", f"the request shows {count} images; expected at most {self.images}")
 
     def check_upload(self, count: int, where: str) -> None:
         """Raises LimitError for a file of too many bytes."""

@@ -66,7 +66,7 @@ class _EngineFigures(Collector):
         about = {
             "texts": "Texts written to their end.",
             "tokens": "Tokens written.",
-            "pictures": "Pictures drawn to their end.",
+            "images": "Images drawn to their end.",
             "refused": "Requests refused because the queue was full.",
             "cancelled": "Requests given up by those who asked.",
             "timed_out": "Requests that took too long.",

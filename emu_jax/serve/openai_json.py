@@ -1,4 +1,4 @@
-"""JSON as OpenAI's clients send it -> what the engine takes. Nothing here is fetched: pictures are data URIs.
+"""JSON as OpenAI's clients send it -> what the engine takes. Nothing here is fetched: images are data URIs.
 
 Requests are checked whole before anything is computed. What would change the answer and is not done (tools, several
 choices, …) is refused; what would not (a user's name, …) is ignored.
@@ -57,7 +57,7 @@ class TextPart(_Request):
 
 
 class ImageUrl(_Request):
-    """{"url": "data:image/png;base64,…"}; `detail` changes nothing, the model has one size of pictures."""
+    """{"url": "data:image/png;base64,…"}; `detail` changes nothing, the model has one size of images."""
 
     url: str
     detail: str | None = None
@@ -113,19 +113,19 @@ class ChatRequest(_Request):
         )
 
     def check(self, limits: Limits) -> None:
-        """Raises UserError for what lies beyond the limits, before any picture is decoded."""
+        """Raises UserError for what lies beyond the limits, before any image is decoded."""
         self.check_fields()
         if self.n not in (None, 1):
             raise LimitError("n", f"n={self.n}; expected 1, ask again for another answer")
         if not 1 <= len(self.messages) <= limits.messages:
             raise LimitError("messages", f"{len(self.messages)} messages; expected 1 to {limits.messages}")
         parts = [part for message in self.messages for part in _parts(message)]
-        limits.check_pictures(sum(isinstance(part, ImagePart) for part in parts))
+        limits.check_images(sum(isinstance(part, ImagePart) for part in parts))
         limits.check_text(*(part if isinstance(part, str) else getattr(part, "text", "") for part in parts))
         self.settings().check(limits)
 
     def decode(self, limits: Limits) -> list[Message]:
-        """The messages, with their pictures uint8 [H, W, 3]; takes as long as decoding them."""
+        """The messages, with their images uint8 [H, W, 3]; takes as long as decoding them."""
         found = []
         for number, message in enumerate(self.messages):
             role = "system" if message.role == "developer" else message.role
@@ -159,7 +159,7 @@ class ImageRequest(_Request):
     seed: int | None = None
 
     def settings(self) -> list[DrawSettings]:
-        """How to draw each picture; seeds follow each other."""
+        """How to draw each image; seeds follow each other."""
         d = DrawSettings()
         return [
             DrawSettings(
@@ -176,7 +176,7 @@ class ImageRequest(_Request):
         self.check_fields()
         limits.check("n", 1 if self.n is None else self.n, 1, limits.drawings)
         limits.check_text(self.prompt)
-        limits.check_pictures(len(self.images or ()))
+        limits.check_images(len(self.images or ()))
         if self.size not in (None, "auto", f"{size}x{size}"):
             raise LimitError("size", f"size={self.size[:100]!r}; this model draws {size}x{size}")
         if self.response_format not in (None, "b64_json"):
@@ -186,7 +186,7 @@ class ImageRequest(_Request):
             )
 
     def decode(self, limits: Limits) -> list[str | np.ndarray]:
-        """The prompt: its pictures, then its text."""
+        """The prompt: its images, then its text."""
         shown = [decode_data_uri(uri, f"images[{place}]", limits) for place, uri in enumerate(self.images or ())]
         return [*shown, self.prompt] if self.prompt else list(shown)
 
@@ -195,7 +195,7 @@ def decode_data_uri(uri: str, where: str, limits: Limits) -> np.ndarray:
     """data:image/…;base64,… -> uint8 [H, W, 3].
 
     Raises:
-      UserError: another scheme, which is never fetched; not base64; too many bytes or pixels; no picture.
+      UserError: another scheme, which is never fetched; not base64; too many bytes or pixels; no image.
     """
     head, comma, data = uri.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):

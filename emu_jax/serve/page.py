@@ -53,7 +53,7 @@ CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def build(engine: Engine, name: str) -> gr.Blocks:
-    """The page of an engine; its examples' pictures are written into GRADIO_TEMP_DIR."""
+    """The page of an engine; its examples' images are written into GRADIO_TEMP_DIR."""
     samples = write_samples()
     with gr.Blocks(title=f"{name} · emu_jax", analytics_enabled=False, delete_cache=KEEP) as page:
         gr.HTML(_header(engine, name), elem_id="top")
@@ -106,7 +106,7 @@ def _header(engine: Engine, name: str) -> str:
     facts = [
         "chats" if engine.chats else "does not chat",
         "draws" if engine.draws else "does not draw",
-        f"{config.vision.image_size} px pictures",
+        f"{config.vision.image_size} px images",
         f"context {config.llama.context}",
     ]
     pills = "".join(f"<span>{html.escape(fact)}</span>" for fact in facts)

@@ -1,4 +1,4 @@
-"""What a person sends -> sequences of token ids and pictures that the model reads; nothing is computed here.
+"""What a person sends -> sequences of token ids and images that the model reads; nothing is computed here.
 
 A conversation becomes, token by token, what training packs of the same turns (and what `Chat` reads); any other prompt
 becomes what `Emu.generate_text` and `Emu.generate_image` read.
@@ -17,8 +17,8 @@ from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import NEW_TOKENS, Film, clean, default_system, read_message
-from emu_jax.generate.prompt import Picture, Prompt, encode_prompts, read_picture
+from emu_jax.generate.chat import NEW_TOKENS, Video, clean, default_system, read_message
+from emu_jax.generate.prompt import ImageLike, Prompt, encode_prompts, read_image
 
 ROW = 1 << 30  # a conversation is one row, which the context bounds
 
@@ -27,10 +27,10 @@ SYSTEM_ROLE, USER_ROLE, ASSISTANT_ROLE = "system", "user", "assistant"
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user or assistant, and only users show pictures and films."""
+    """One message of a conversation; `role` is system, user or assistant, and only users show images and videos."""
 
     role: str
-    parts: tuple[str | Picture | Film, ...]
+    parts: tuple[str | ImageLike | Video, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Sequence:
 
     Attributes:
       tokens: int32 [T]; <image> at visual positions.
-      sources: int32 [T], picture number * Q + query at every <image>, -1 elsewhere.
-      pictures: uint8 [N, S, S, 3].
+      sources: int32 [T], image number * Q + query at every <image>, -1 elsewhere.
+      images: uint8 [N, S, S, 3].
     """
 
     tokens: np.ndarray
     sources: np.ndarray
-    pictures: np.ndarray
+    images: np.ndarray
 
     def room(self, context: int, wanted: int | None) -> int:
         """How many new tokens there may be; None: as many as fit, at most 256.
@@ -58,7 +58,7 @@ class Sequence:
         if count > left:
             raise ContextError(
                 f"the prompt has {len(self.tokens)} tokens; with {count} new ones it exceeds the model's context of "
-                f"{context}; shorten it, show fewer pictures, or ask for fewer"
+                f"{context}; shorten it, show fewer images, or ask for fewer"
             )
         return count
 
@@ -73,16 +73,16 @@ def chats(model: Emu) -> bool:
 
 
 def continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> Sequence:
-    """Texts and pictures to be gone on from: with text, or (`draws`) with a picture.
+    """Texts and images to be gone on from: with text, or (`draws`) with an image.
 
     Raises:
-      UserError: an empty prompt or an unreadable picture; ContextError: too long to be read at all.
+      UserError: an empty prompt or an unreadable image; ContextError: too long to be read at all.
     """
     config = model.config
-    pictures = [part for part in prompt if not isinstance(part, str)]
+    images = [part for part in prompt if not isinstance(part, str)]
     if draws and not any(part if isinstance(part, str) else True for part in prompt):
-        raise UserError("the prompt is empty; say what to draw, or show a picture")
-    shown = iter([read_picture(part, config.vision.image_size, "the prompt") for part in pictures])
+        raise UserError("the prompt is empty; say what to draw, or show an image")
+    shown = iter([read_image(part, config.vision.image_size, "the prompt") for part in images])
     read = [part if isinstance(part, str) else next(shown) for part in prompt]
     batch = encode_prompts(
         [[clean(part, "the prompt", strip=False) if isinstance(part, str) else part for part in read]],
@@ -94,7 +94,7 @@ def continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> Sequence
         suffix=IMG if draws else "",
     )
     kept = batch.valid[0]
-    found = Sequence(batch.tokens[0][kept], batch.sources[0][kept], batch.pictures)
+    found = Sequence(batch.tokens[0][kept], batch.sources[0][kept], batch.images)
     found.room(config.llama.context, config.causal.queries if draws else 1)
     return found
 
@@ -103,17 +103,17 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
     """A conversation that ends with a user's message, to be answered.
 
     Messages of one role that follow each other are one. Without a system message the paper's stands in front, if the
-    first turn shows pictures or films.
+    first turn shows images or videos.
 
     Raises:
-      UserError: the model does not chat, roles out of order, an empty message, an unreadable picture or film.
+      UserError: the model does not chat, roles out of order, an empty message, an unreadable image or video.
     """
     if not chats(model):
         raise UserError(
             "this model does not chat: its tokenizer has no [USER] and [ASSISTANT]; serve an instruction-tuned one "
             "(a run of configs/instruct.py, Emu-instruct.pt)"
         )
-    turns: list[tuple[str, list[str | Picture | Film]]] = []
+    turns: list[tuple[str, list[str | ImageLike | Video]]] = []
     for message in messages:
         if message.role not in (SYSTEM_ROLE, USER_ROLE, ASSISTANT_ROLE):
             raise UserError(f"role {message.role!r} is unknown; expected system, user or assistant")
@@ -137,8 +137,8 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
         if role == ASSISTANT_ROLE:
             parts.append(Text(_text(said, where), "assistant"))
             continue
-        shown, films = read_message(model, said, where)
-        if number == 0 and (before := default_system(shown, films) if system is None else system):
+        shown, videos = read_message(model, said, where)
+        if number == 0 and (before := default_system(shown, videos) if system is None else system):
             parts.append(Text(before, "system"))
         parts += shown
     parts.append(Text("", "assistant"))
@@ -148,12 +148,12 @@ def conversation(model: Emu, messages: Ordered[Message]) -> Sequence:
     (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
     slots = found.slots[:-1]  # without </s>: the answer is to come
     sources = np.where(slots >= 0, np.cumsum(slots >= 0) - 1, -1).astype(np.int32)
-    pictures = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-    return Sequence(found.tokens[:-1].astype(np.int32), sources, pictures)
+    images = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+    return Sequence(found.tokens[:-1].astype(np.int32), sources, images)
 
 
-def _text(said: Ordered[str | Picture | Film], where: str) -> str:
+def _text(said: Ordered[str | ImageLike | Video], where: str) -> str:
     texts = [part for part in said if isinstance(part, str)]
     if len(texts) < len(said):
-        raise UserError(f"{where}: only users show pictures and films; expected text")
+        raise UserError(f"{where}: only users show images and videos; expected text")
     return clean("".join(texts), where)

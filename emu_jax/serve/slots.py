@@ -31,7 +31,7 @@ from emu_jax.train.mesh import constrain
 
 SHORTEST = 32  # positions; sequences are padded to it, its double, and so on up to the context
 READ_TOGETHER = (1, 4)  # sequences that are read at a time, padded to one of these
-PICTURES_TOGETHER = (1, 4, 16)
+IMAGES_TOGETHER = (1, 4, 16)
 TOKENS_A_CALL = 4  # that every slot is ahead before anything else gets its turn
 
 
@@ -77,26 +77,26 @@ def fitting(count: int, sizes: Ordered[int]) -> int:
 
 
 class Reader:
-    """Pictures and sequences -> arrays of few shapes, for one model."""
+    """Images and sequences -> arrays of few shapes, for one model."""
 
     def __init__(self, model: Emu):
         self.model = model
         self.lengths = lengths(model.config.llama.context)
 
     def embed(self, sequences: Ordered[Sequence]) -> list[np.ndarray]:
-        """All pictures' embeddings, float32 [n, Q, D] a sequence, encoded together."""
-        pictures = np.concatenate([sequence.pictures for sequence in sequences])
+        """All images' embeddings, float32 [n, Q, D] a sequence, encoded together."""
+        images = np.concatenate([sequence.images for sequence in sequences])
         done: list[np.ndarray] = []
-        while len(pictures):
-            size = fitting(len(pictures), PICTURES_TOGETHER)
-            some = pictures[:size]
+        while len(images):
+            size = fitting(len(images), IMAGES_TOGETHER)
+            some = images[:size]
             padded = np.zeros((size, *some.shape[1:]), np.uint8)
             padded[: len(some)] = some
             done += list(self.model.encode_images(padded)[: len(some)])
-            pictures = pictures[size:]
+            images = images[size:]
         queries, width = self.model.config.causal.queries, self.model.config.llama.width
         found = np.stack(done) if done else np.zeros((0, queries, width), np.float32)
-        ends = np.cumsum([len(sequence.pictures) for sequence in sequences])
+        ends = np.cumsum([len(sequence.images) for sequence in sequences])
         return np.split(found, ends[:-1])
 
     def stack(
@@ -112,17 +112,17 @@ class Reader:
         visual = np.zeros((rows, length, width), np.float32)
         is_visual, valid = np.zeros((rows, length), bool), np.zeros((rows, length), bool)
         embedded = self.embed(sequences)
-        for row, (sequence, pictures) in enumerate(zip(sequences, embedded, strict=True)):
+        for row, (sequence, images) in enumerate(zip(sequences, embedded, strict=True)):
             count = len(sequence.tokens)
             place = slice(length - count, length) if right else slice(0, count)
             seen = sequence.sources >= 0
             tokens[row, place], valid[row, place], is_visual[row, place] = sequence.tokens, True, seen
-            visual[row, place][seen] = pictures.reshape(-1, width)[sequence.sources[seen]]
+            visual[row, place][seen] = images.reshape(-1, width)[sequence.sources[seen]]
         valid[len(sequences) :, -1] = True  # rows of padding alone would attend to nothing
         return tokens, visual, is_visual, valid
 
     def generate_embeddings(self, sequences: Ordered[Sequence], rows: int) -> np.ndarray:
-        """The next picture's embeddings, float32 [N, Q, D], of prompts that end in [IMG]."""
+        """The next image's embeddings, float32 [N, Q, D], of prompts that end in [IMG]."""
         arrays = self.stack(sequences, rows, right=True)
         with self.model.scope():
             found = _generate_embeddings(self.model.params, *arrays, config=self.model.config)
@@ -207,8 +207,8 @@ class TextSlots:
         """Compiles all that `read` and `write` will run."""
         size = self.model.config.vision.image_size
         blank = np.zeros((size, size, 3), np.uint8)
-        for pictures in PICTURES_TOGETHER:
-            self.reader.embed([Sequence(np.zeros(0, int), np.zeros(0, int), np.stack([blank] * pictures))])
+        for images in IMAGES_TOGETHER:
+            self.reader.embed([Sequence(np.zeros(0, int), np.zeros(0, int), np.stack([blank] * images))])
         for length in self.reader.lengths:
             sequence = Sequence(
                 np.full(length - TOKENS_A_CALL - 1, self.model.tokenizer.bos_id, np.int32),

@@ -9,39 +9,39 @@ import numpy as np
 
 from emu_jax.data.images import decode_image, load_image, resize
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import FILM_SUFFIXES, Film, read_film
+from emu_jax.generate.chat import VIDEO_SUFFIXES, Video, read_video
 from emu_jax.serve.limits import Limits
 
-FILM_PICTURES = 8  # that a model sees of a film
+VIDEO_IMAGES = 8  # that a model sees of a video
 
 
-def is_film(path: str | Path) -> bool:
-    """Whether a file is taken as a film, by its name."""
-    return Path(path).suffix.lower() in FILM_SUFFIXES
+def is_video(path: str | Path) -> bool:
+    """Whether a file is taken as a video, by its name."""
+    return Path(path).suffix.lower() in VIDEO_SUFFIXES
 
 
-def read_uploads(paths: Sequence[str | Path], limits: Limits, size: int) -> list[np.ndarray | Film]:
-    """Pictures uint8 [size, size, 3] and films of as many such frames; nothing refers to the files any more.
+def read_uploads(paths: Sequence[str | Path], limits: Limits, size: int) -> list[np.ndarray | Video]:
+    """Images uint8 [size, size, 3] and videos of as many such frames; nothing refers to the files any more.
 
     Raises:
-      UserError: too many, too large, broken, or neither a picture nor a film; it names the file.
+      UserError: too many, too large, broken, or neither an image nor a video; it names the file.
     """
-    limits.check_pictures(sum(FILM_PICTURES if is_film(path) else 1 for path in paths))
+    limits.check_images(sum(VIDEO_IMAGES if is_video(path) else 1 for path in paths))
     return [_read(Path(path), limits, size) for path in paths]
 
 
-def read_pictures(paths: Sequence[str | Path], limits: Limits, size: int) -> list[np.ndarray]:
-    """`read_uploads` where films are none of it."""
-    if films := [Path(path).name for path in paths if is_film(path)]:
-        raise UserError(f"{films[0]}: a film; expected a picture here")
-    return [picture for picture in read_uploads(paths, limits, size) if isinstance(picture, np.ndarray)]
+def read_images(paths: Sequence[str | Path], limits: Limits, size: int) -> list[np.ndarray]:
+    """`read_uploads` where videos are none of it."""
+    if videos := [Path(path).name for path in paths if is_video(path)]:
+        raise UserError(f"{videos[0]}: a video; expected an image here")
+    return [image for image in read_uploads(paths, limits, size) if isinstance(image, np.ndarray)]
 
 
-def _read(path: Path, limits: Limits, size: int) -> np.ndarray | Film:
+def _read(path: Path, limits: Limits, size: int) -> np.ndarray | Video:
     try:
         limits.check_upload(path.stat().st_size, path.name)
-        if is_film(path):
-            return Film([resize(load_image(frame), size) for frame in read_film(Film(path, FILM_PICTURES))])
+        if is_video(path):
+            return Video([resize(load_image(frame), size) for frame in read_video(Video(path, VIDEO_IMAGES))])
         return resize(decode_image(path.read_bytes(), path.name), size)
     except UserError as error:
         if str(path) in str(error):  # where the server keeps it is nobody's business

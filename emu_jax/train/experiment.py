@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.data.latents import Latents
 from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
 from emu_jax.data.tokenizer import Tokenizer
@@ -192,8 +192,8 @@ def _vae(config: ConfigDict, own: Own) -> Experiment:
     weights = objective.VAELossConfig(**config.loss)
     if config.image_size < 1 or config.image_size % model.reduction:
         raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {model.reduction}")
-    pictures = Pictures(data.source, data.split, config.image_size)
-    stream = ExamplePipeline(pictures, data, own=own(data.batch))
+    images = Images(data.source, data.split, config.image_size)
+    stream = ExamplePipeline(images, data, own=own(data.batch))
     goal = objective.freeze(objective.train_vae(model, weights), OptimizerConfig.from_dict(config.optimizer))
     return Experiment(goal, stream, None, data.batch)
 

@@ -110,7 +110,7 @@ class Setup:
                 f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
             )
         position = experiment.stream.get_state()
-        first = next_batch_of(experiment.stream)  # refuses pictures that cannot be read
+        first = next_batch_of(experiment.stream)  # refuses images that cannot be read
         experiment.stream.set_state(position)
         return cls(settings, optimizer, mesh, experiment, position, first)
 

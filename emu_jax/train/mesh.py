@@ -24,7 +24,7 @@ ROWS = ("slice", "data", "fsdp")  # the axes that a batch's rows are split over
 
 # Parameters are split over `fsdp` along their embedding axis and over `tensor` along heads, MLP and vocabulary; every
 # slice holds them all, so that only gradients cross between slices. Activations are split over rows, and over
-# `context` along the sequence; pictures are spread over all of these devices whatever row they belong to.
+# `context` along the sequence; images are spread over all of these devices whatever row they belong to.
 TABLE: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ROWS,
     "image": (*ROWS, "context"),

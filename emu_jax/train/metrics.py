@@ -29,11 +29,11 @@ PLOTS = {
     "losses": ("text_loss", "regression_loss", "absolute_error", "squared_error", "kl", "noise_error"),
     "collapse": ("variance_fraction", "effective_rank"),
     "optimisation": ("grad_norm", "update_norm", "param_norm", "learning_rate", "ema_decay"),
-    "speed": ("step_ms", "input_wait_ms", "pictures_per_s", "tokens_per_s", "model_gflop_per_s"),
+    "speed": ("step_ms", "input_wait_ms", "images_per_s", "tokens_per_s", "model_gflop_per_s"),
     "packing": ("pad_fraction", "slot_occupancy"),
 }
 
-COUNTED = ("tokens", "pictures")  # of a batch: reported by the second
+COUNTED = ("tokens", "images")  # of a batch: reported by the second
 
 
 def is_of_source(name: str) -> bool:

@@ -4,7 +4,7 @@ The loop, the step, the state and the checkpoints are the same for all four:
 
     pretrain   Emu itself, the interleaved-sequence loss             configs/quickstart.py
     instruct   low-rank adapters of Emu's language model             configs/instruct.py
-    vae        the visual decoder's VAE, from pictures alone         configs/vae.py
+    vae        the visual decoder's VAE, from images alone         configs/vae.py
     decoder    the visual decoder's U-Net, everything else frozen    configs/decoder.py
 """
 
@@ -124,7 +124,7 @@ class VAELossConfig:
 
 
 def train_vae(config: vae.VAEConfig, weights: VAELossConfig) -> Objective:
-    """Reconstruct pictures through a noisy bottleneck (Kingma and Welling 2014): |error| + error² + KL.
+    """Reconstruct images through a noisy bottleneck (Kingma and Welling 2014): |error| + error² + KL.
 
     Batches: pixels uint8 [B, H, W, 3]. The statistics hold the latents' running mean square, from which the scale of
     a trained VAE follows.
@@ -132,12 +132,12 @@ def train_vae(config: vae.VAEConfig, weights: VAELossConfig) -> Objective:
     keep = 0.99  # of the running mean, a step
 
     def loss(params: dict, statistics: dict, batch: dict, key: Array, count: Array) -> tuple:
-        pictures = vae.normalise(batch["pixels"])  # [B, H, W, 3]
-        mean, log_variance = vae.encode(params["vae"], pictures, config=config)  # [B, h, w, C]
+        images = vae.normalise(batch["pixels"])  # [B, H, W, 3]
+        mean, log_variance = vae.encode(params["vae"], images, config=config)  # [B, h, w, C]
         latents = mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape)
-        error = vae.decode(params["vae"], latents * config.scale, config=config) - pictures
+        error = vae.decode(params["vae"], latents * config.scale, config=config) - images
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
-        share = len(pictures) / count
+        share = len(images) / count
         parts = {
             "absolute_error": share * jnp.abs(error).mean(),
             "squared_error": share * jnp.square(error).mean(),
@@ -166,7 +166,7 @@ class DecoderLossConfig:
 
     Attributes:
       condition_drop: share of examples whose condition is the unconditional embeddings (the paper: 10%).
-      encoded_share: of examples conditioned on the picture's own embeddings instead of those generated from its text;
+      encoded_share: of examples conditioned on the image's own embeddings instead of those generated from its text;
         the paper uses generated ones alone (0).
       min_snr: gamma of min-SNR weighting; 0 weighs all timesteps alike, as published.
     """
@@ -183,9 +183,9 @@ class DecoderLossConfig:
 def train_decoder(
     config: unet.UNetConfig, schedule: diffusion.Schedule, weights: DecoderLossConfig, unconditional: Array
 ) -> Objective:
-    """Predict the noise in a picture's latents from its embeddings, as the paper's decoder is trained.
+    """Predict the noise in an image's latents from its embeddings, as the paper's decoder is trained.
 
-    Batches: latents [B, h, w, C], condition and encoded [B, Q, D] (generated from the text; the picture's own).
+    Batches: latents [B, h, w, C], condition and encoded [B, Q, D] (generated from the text; the image's own).
     unconditional [Q, D] takes their place where the condition is dropped.
     """
 

@@ -1,7 +1,7 @@
 """What the decoder trains on, computed once: a frozen model and a VAE over a source of documents -> `data/latents.py`.
 
-For every picture with something before it: the embeddings that the model generates from that, one after the other
-(what conditions the U-Net when it draws), the picture's own embeddings, and its latents.
+For every image with something before it: the embeddings that the model generates from that, one after the other
+(what conditions the U-Net when it draws), the image's own embeddings, and its latents.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def precompute(
       model, tokenizer, vision_head_dim, weights: as `Emu.load` takes them.
       vae: a work directory of the objective vae, or a diffusers folder.
       source, split: as `config.data` of pretraining.
-      image_size: pixels of a side of the pictures to draw (default: what the VAE was trained on, else 512).
+      image_size: pixels of a side of the images to draw (default: what the VAE was trained on, else 512).
 
     Raises:
-      UserError: `out` is there already, or nothing in the source has a text before a picture.
+      UserError: `out` is there already, or nothing in the source has a text before an image.
     """
     if (out / INDEX).exists():
         raise UserError(f"--out {out}: it holds precomputed examples; name another folder, or remove it")
@@ -56,23 +56,21 @@ def precompute(
     if size % vae_config.reduction:
         raise UserError(f"--image-size {size}; this VAE needs a multiple of {vae_config.reduction}")
     records = open_source(source, split, size, PairOrder("text_first"))
-    parts = list(_conditioned_pictures(records))
+    parts = list(_conditioned_images(records))
     if not parts:
-        raise UserError(f"--source {source}: no picture has a text of at most {TEXT_LIMIT} characters before it")
+        raise UserError(f"--source {source}: no image has a text of at most {TEXT_LIMIT} characters before it")
 
     def examples() -> Iterator[LatentExample]:
         for start in tqdm(range(0, len(parts), BATCH), desc="precompute", unit="batch"):
             some = parts[start : start + BATCH]
             filled = some + [some[-1]] * (BATCH - len(some))  # one shape, one program
-            pictures = np.stack([picture.pixels for _, picture in filled])
-            seen = np.stack([resize(picture, emu.config.vision.image_size) for picture in pictures])
+            images = np.stack([image.pixels for _, image in filled])
+            seen = np.stack([resize(image, emu.config.vision.image_size) for image in images])
             encoded = emu.encode_images(seen)
             condition = emu.generate_embeddings([prompt for prompt, _ in filled])
-            mean, deviation = encode_latents(vae_params, pictures, config=vae_config)
-            for i, (_, picture) in enumerate(some):
-                yield LatentExample(
-                    picture.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i]
-                )
+            mean, deviation = encode_latents(vae_params, images, config=vae_config)
+            for i, (_, image) in enumerate(some):
+                yield LatentExample(image.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i])
 
     about = {
         "model": str(model),
@@ -86,8 +84,8 @@ def precompute(
     return len(parts)
 
 
-def _conditioned_pictures(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
-    """(everything before a picture in its document, the picture), for every picture that has something before it."""
+def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
+    """(everything before an image in its document, the image), for every image that has something before it."""
     for index in range(len(source)):
         for document in source.documents(index, np.random.default_rng(index)):
             before: list[str | np.ndarray] = []

@@ -1,8 +1,8 @@
 """Speed of evaluation: `python -m tests.benchmarks.benchmark_evaluate [WORKDIR]` prints a table of medians.
 
-Captions of the embedded pictures by the quick start's model (random weights unless a work directory is named), with the
+Captions of the embedded images by the quick start's model (random weights unless a work directory is named), with the
 paper's settings for captions: 5 beams, 20 tokens. Questions a second, by the same runner that `emu-jax evaluate` uses,
-from pictures to predictions on disk; turns alternate, so that what else the machine does hits all of them.
+from images to predictions on disk; turns alternate, so that what else the machine does hits all of them.
 
     batch 16, 4         16 or 4 questions at a time, over one cache
     one at a time       a loop over questions, each with its cache
@@ -28,7 +28,7 @@ from emu_jax import Emu
 from emu_jax.data.pipeline import DataConfig
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.benchmarks.embedded import FLUENT
-from emu_jax.evaluate.predict import predict, read_pictures
+from emu_jax.evaluate.predict import predict, read_images
 from emu_jax.evaluate.prompts import CAPTION, Step
 from emu_jax.evaluate.question import Question
 from emu_jax.models import emu
@@ -47,9 +47,9 @@ def random_model() -> Emu:
     return Emu(model, emu.init(model, jax.random.key(0)), emu.initial_statistics(model), tokenizer)
 
 
-def describe(question: Question, pictures: Sequence, examples: Sequence, chat: bool):
-    """A caption right behind the picture, as the quick start was taught."""
-    return (yield Step(tuple(pictures), CAPTION))
+def describe(question: Question, images: Sequence, examples: Sequence, chat: bool):
+    """A caption right behind the image, as the quick start was taught."""
+    return (yield Step(tuple(images), CAPTION))
 
 
 def by_runner(model: Emu, questions: Sequence[Question], batch: int) -> Callable[[], None]:
@@ -78,7 +78,7 @@ def without_cache(model: Emu, questions: Sequence[Question]) -> Callable[[], Non
 
     def turn() -> None:
         for question in questions:
-            inputs, valid = model._inputs([read_pictures(question, config.vision.image_size)], new_tokens=TOKENS)
+            inputs, valid = model._inputs([read_images(question, config.vision.image_size)], new_tokens=TOKENS)
             inputs = inputs[:, -int(valid.sum()) :]
             tokens, totals = np.zeros((BEAMS, TOKENS), np.int32), np.where(np.arange(BEAMS) == 0, 0.0, -1e9)
             for count in range(TOKENS):

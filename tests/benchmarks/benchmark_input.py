@@ -1,21 +1,21 @@
-"""Pictures a second from files to batches of 224 x 224 uint8, against `webdataset` with Pillow and `tf.data`.
+"""Images a second from files to batches of 224 x 224 uint8, against `webdataset` with Pillow and `tf.data`.
 
     pip install webdataset tensorflow-cpu          # for this benchmark alone
-    python -m tests.benchmarks.benchmark_input [FOLDER] [--film FILM]
+    python -m tests.benchmarks.benchmark_input [FOLDER] [--video VIDEO]
 
-In: nothing (the embedded pictures), or a folder of `emu-jax prepare` and a film. Out: a table, a row a loader.
+In: nothing (the embedded images), or a folder of `emu-jax prepare` and a video. Out: a table, a row a loader.
 
 All loaders read the same JPEG bytes and captions, each in its own process on one and the same core, and take turns: one
 that has none is stopped, so that nothing is read ahead between them. CPU seconds are those of all threads of a process;
-medians of the turns. Two sets of pictures:
+medians of the turns. Two sets of images:
 
     as stored     as `emu-jax prepare` stores them, at most 224 x 224
-    as the web    640 x 480, quality 90: frames of the film, or mosaics of the embedded pictures
+    as the web    640 x 480, quality 90: frames of the video, or mosaics of the embedded images
 
 What each does. Ours does more, its competitors' texts stay bytes:
 
     emu_jax                ArrayRecord, a shuffle of the whole, SentencePiece, packing into rows of 2048 tokens x 44
-                           pictures with their masks and weights; the codec decodes at the smallest k/8 that is enough
+                           images with their masks and weights; the codec decodes at the smallest k/8 that is enough
     webdataset, Pillow     a tar, a shuffle of 1,000, decode("pilrgb"), bicubic: what most PyTorch code does
     webdataset, draft      the same, but Pillow's codec may decode at 1/2
     tf.data, bicubic       TFRecord, a shuffle of 1,000, decode_jpeg, tf.image.resize bicubic with antialiasing
@@ -51,7 +51,7 @@ from emu_jax.data.document import Text
 from emu_jax.data.fluent_emoji import shards
 from emu_jax.data.images import Recoding, decode_image
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
-from emu_jax.data.prepared import Record, Records, StoredPicture, file_entry, shard_name, write_manifest
+from emu_jax.data.prepared import Record, Records, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.records import unpack_record, write_records
 from emu_jax.data.sources import PairOrder
 from emu_jax.errors import UserError
@@ -60,16 +60,16 @@ SIZE = 224
 ROW_TOKENS, ROW_IMAGES, ROWS = 2048, 44, 4
 BATCH = ROWS * ROW_IMAGES
 SHUFFLE = 1000
-STORED, LARGE = 3000, 800  # pictures of the two sets, at most: they fit the page cache
+STORED, LARGE = 3000, 800  # images of the two sets, at most: they fit the page cache
 ROUNDS, TURN = 7, 1.5  # turns, after one that warms up, and their seconds
 
 Pair = tuple[bytes, str]
 
-# ---------------------------------------------------------------- the pictures
+# ---------------------------------------------------------------- the images
 
 
 def embedded_pairs() -> Iterator[Pair]:
-    """The embedded pictures' files and names."""
+    """The embedded images' files and names."""
     from array_record.python.array_record_data_source import ArrayRecordDataSource
 
     source = ArrayRecordDataSource([str(path) for path in shards("train")])
@@ -79,7 +79,7 @@ def embedded_pairs() -> Iterator[Pair]:
 
 
 def stored_pairs(folder: Path | None) -> Iterator[Pair]:
-    """Pictures as `emu-jax prepare` stores them: of a folder of it, or the embedded ones at 224 x 224."""
+    """Images as `emu-jax prepare` stores them: of a folder of it, or the embedded ones at 224 x 224."""
     if folder is None:
         recoding = Recoding(SIZE)
         for data, text in embedded_pairs():
@@ -90,12 +90,12 @@ def stored_pairs(folder: Path | None) -> Iterator[Pair]:
     for index in range(len(records)):
         parts = records[index].parts
         text = " ".join(part.text for part in parts if isinstance(part, Text))
-        yield from ((part.data, text) for part in parts if isinstance(part, StoredPicture))
+        yield from ((part.data, text) for part in parts if isinstance(part, StoredImage))
 
 
-def large_pairs(film: Path | None) -> Iterator[Pair]:
-    """640 x 480 JPEG files: every 5th frame of a film, cropped and scaled, or mosaics of 4 x 3 embedded pictures."""
-    for pixels, text in mosaics() if film is None else frames(film):
+def large_pairs(video: Path | None) -> Iterator[Pair]:
+    """640 x 480 JPEG files: every 5th frame of a video, cropped and scaled, or mosaics of 4 x 3 embedded images."""
+    for pixels, text in mosaics() if video is None else frames(video):
         yield simplejpeg.encode_jpeg(pixels, 90, colorsubsampling="420"), text
 
 
@@ -110,30 +110,30 @@ def mosaics() -> Iterator[tuple[np.ndarray, str]]:
         yield np.asarray(canvas), pairs[first][1]
 
 
-def frames(film: Path) -> Iterator[tuple[np.ndarray, str]]:
+def frames(video: Path) -> Iterator[tuple[np.ndarray, str]]:
     import av  # of `emu_jax[prepare]`
 
     names = [text for _, text in embedded_pairs()]
-    with av.open(film) as container:
+    with av.open(video) as container:
         for number, frame in enumerate(container.decode(video=0)):
             if number % 5 == 0:
-                picture = frame.to_image()
-                width = min(picture.width, picture.height * 4 // 3)
-                left = (picture.width - width) // 2
-                box = (left, 0, left + width, picture.height)
-                resized = picture.resize((640, 480), PIL.Resampling.BICUBIC, box)
+                image = frame.to_image()
+                width = min(image.width, image.height * 4 // 3)
+                left = (image.width - width) // 2
+                box = (left, 0, left + width, image.height)
+                resized = image.resize((640, 480), PIL.Resampling.BICUBIC, box)
                 yield np.asarray(resized), names[number // 5 % len(names)]
 
 
 def write_pairs(folder: Path, pairs: Iterator[Pair]) -> tuple[int, int]:
-    """Writes them as a prepared folder; returns how many pictures of how many bytes."""
+    """Writes them as a prepared folder; returns how many images of how many bytes."""
     folder.mkdir()
-    records = [Record(f"{i:06d}", "pair", (StoredPicture(data), Text(text))) for i, (data, text) in enumerate(pairs)]
+    records = [Record(f"{i:06d}", "pair", (StoredImage(data), Text(text))) for i, (data, text) in enumerate(pairs)]
     if not records:
-        raise UserError("benchmark_input: no pictures in the folder or film that was named; name another")
+        raise UserError("benchmark_input: no images in the folder or video that was named; name another")
     file = folder / shard_name(folder.name, "train", 0, 1)
     write_records(file, (record.serialise() for record in records))
-    settings = {"pictures": dataclasses.asdict(Recoding(SIZE))}
+    settings = {"images": dataclasses.asdict(Recoding(SIZE))}
     write_manifest(folder, folder.name, {"train": {file.name: file_entry(file, len(records))}}, {"settings": settings})
     return len(records), sum(len(record.parts[0].data) for record in records)
 
@@ -143,7 +143,7 @@ def read_pairs(folder: Path) -> Iterator[Record]:
     return (records[index] for index in range(len(records)))
 
 
-# ---------------------------------------------------------------- loaders: a folder -> pictures of each batch
+# ---------------------------------------------------------------- loaders: a folder -> images of each batch
 
 Loader = Callable[[Path], Iterator[int]]
 
@@ -163,7 +163,7 @@ def ours(folder: Path) -> Iterator[int]:
     tokenizer = train_tokenizer(data, SIZE, vocab_size=4000, model_type="bpe")
     for batch in (pipeline := Pipeline(data, tokenizer, queries=32, image_size=SIZE)):
         assert batch["images"].shape == (ROWS, ROW_IMAGES, SIZE, SIZE, 3) and "tensorflow" not in sys.modules
-        yield int(pipeline.describe()["pictures"])  # empty slots do not count
+        yield int(pipeline.describe()["images"])  # empty slots do not count
 
 
 def webdataset_pillow(folder: Path, *, draft: bool) -> Iterator[int]:
@@ -172,29 +172,29 @@ def webdataset_pillow(folder: Path, *, draft: bool) -> Iterator[int]:
     file = folder / f"{folder.name}-{os.getpid()}.tar"
     with tarfile.open(file, "w") as tar:
         for record in read_pairs(folder):
-            picture, text = record.parts
-            for name, data in ((f"{record.key}.jpg", picture.data), (f"{record.key}.txt", text.text.encode())):
+            image, text = record.parts
+            for name, data in ((f"{record.key}.jpg", image.data), (f"{record.key}.txt", text.text.encode())):
                 member = tarfile.TarInfo(name)
                 member.size = len(data)
                 tar.addfile(member, io.BytesIO(data))
 
     def at_reduced_scale(key: str, data: bytes) -> PIL.Image:
-        picture = PIL.open(io.BytesIO(data))
-        picture.draft("RGB", (SIZE, SIZE))
-        return picture.convert("RGB")
+        image = PIL.open(io.BytesIO(data))
+        image.draft("RGB", (SIZE, SIZE))
+        return image.convert("RGB")
 
-    def resized(picture: PIL.Image) -> np.ndarray:
-        return np.asarray(picture.resize((SIZE, SIZE), PIL.Resampling.BICUBIC))
+    def resized(image: PIL.Image) -> np.ndarray:
+        return np.asarray(image.resize((SIZE, SIZE), PIL.Resampling.BICUBIC))
 
     def collate(samples: list[tuple[np.ndarray, str]]) -> tuple[np.ndarray, list[str]]:
-        pictures, texts = zip(*samples, strict=True)
-        return np.stack(pictures), list(texts)
+        images, texts = zip(*samples, strict=True)
+        return np.stack(images), list(texts)
 
     decode = webdataset.handle_extension("jpg", functools.partial(at_reduced_scale, "")) if draft else "pilrgb"
     stream = webdataset.WebDataset(str(file), shardshuffle=False).repeat().shuffle(SHUFFLE).decode(decode)
     stream = stream.to_tuple("jpg", "txt").map_tuple(resized, lambda text: text)
-    for pictures, _ in stream.batched(BATCH, partial=False, collation_fn=collate):
-        assert pictures.shape == (BATCH, SIZE, SIZE, 3) and pictures.dtype == np.uint8
+    for images, _ in stream.batched(BATCH, partial=False, collation_fn=collate):
+        assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == np.uint8
         yield BATCH
 
 
@@ -209,11 +209,11 @@ def tf_data(folder: Path, *, bicubic: bool, half: bool) -> Iterator[int]:
             large += min(height, width) >= 2 * SIZE
             writer.write(record.serialise())
     ratio = 2 if half and large else 1
-    features = {name: tf.io.FixedLenFeature([1], tf.string) for name in ("pictures", "texts")}
+    features = {name: tf.io.FixedLenFeature([1], tf.string) for name in ("images", "texts")}
 
     def decode(example: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         fields = tf.io.parse_single_example(example, features)
-        pixels = tf.io.decode_jpeg(fields["pictures"][0], channels=3, ratio=ratio)
+        pixels = tf.io.decode_jpeg(fields["images"][0], channels=3, ratio=ratio)
         if bicubic:
             pixels = tf.image.resize(pixels, (SIZE, SIZE), "bicubic", antialias=True)
             pixels = tf.clip_by_value(tf.round(pixels), 0.0, 255.0)  # bicubic overshoots; a cast would wrap round
@@ -226,8 +226,8 @@ def tf_data(folder: Path, *, bicubic: bool, half: bool) -> Iterator[int]:
     options.threading.max_intra_op_parallelism = 1
     options.deterministic = False
     stream = tf.data.TFRecordDataset(str(file)).repeat().shuffle(SHUFFLE).map(decode, num_parallel_calls=1)
-    for pictures, _ in stream.batch(BATCH, drop_remainder=True).prefetch(1).with_options(options).as_numpy_iterator():
-        assert pictures.shape == (BATCH, SIZE, SIZE, 3) and pictures.dtype == np.uint8
+    for images, _ in stream.batch(BATCH, drop_remainder=True).prefetch(1).with_options(options).as_numpy_iterator():
+        assert images.shape == (BATCH, SIZE, SIZE, 3) and images.dtype == np.uint8
         yield BATCH
 
 
@@ -244,21 +244,21 @@ LOADERS: dict[str, Loader] = {
 
 
 def contestant(connection: Connection, core: int, name: str, folder: Path) -> None:
-    """A process of one loader: answers each number of seconds with (pictures, CPU seconds, wall seconds)."""
+    """A process of one loader: answers each number of seconds with (images, CPU seconds, wall seconds)."""
     os.sched_setaffinity(0, {core})  # before TensorFlow counts the cores
     os.environ |= {"TF_CPP_MIN_LOG_LEVEL": "2", "TF_ENABLE_ONEDNN_OPTS": "0"}  # both to be quiet
     batches = LOADERS[name](folder)
     next(batches)
     connection.send(None)
     while (seconds := connection.recv()) is not None:
-        started, cpu, pictures = time.perf_counter(), time.process_time(), 0
+        started, cpu, images = time.perf_counter(), time.process_time(), 0
         while time.perf_counter() - started < seconds:
-            pictures += next(batches)
-        connection.send((pictures, time.process_time() - cpu, time.perf_counter() - started))
+            images += next(batches)
+        connection.send((images, time.process_time() - cpu, time.perf_counter() - started))
 
 
 def measure(folder: Path) -> dict[str, tuple[float, float]]:
-    """Median pictures a CPU second and a wall second of each loader."""
+    """Median images a CPU second and a wall second of each loader."""
     core = max(os.sched_getaffinity(0))
     context = multiprocessing.get_context("spawn")
     rates: dict[str, list[tuple[float, float]]] = {name: [] for name in LOADERS}
@@ -276,10 +276,10 @@ def measure(folder: Path) -> dict[str, tuple[float, float]]:
             for name, (process, connection) in processes.items():
                 os.kill(process.pid, signal.SIGCONT)
                 connection.send(TURN)
-                pictures, cpu, wall = _answer(connection, name)
+                images, cpu, wall = _answer(connection, name)
                 os.kill(process.pid, signal.SIGSTOP)
                 if number:
-                    rates[name].append((pictures / cpu, pictures / wall))
+                    rates[name].append((images / cpu, images / wall))
     finally:
         for process, _ in processes.values():
             process.kill()  # a stopped one heeds nothing less
@@ -296,16 +296,16 @@ def _answer(connection: Connection, name: str) -> tuple[int, float, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?", help="of `emu-jax prepare` (default: the embedded pictures)")
-    parser.add_argument("--film", type=Path, help="whose frames are the large pictures (default: mosaics)")
+    parser.add_argument("folder", type=Path, nargs="?", help="of `emu-jax prepare` (default: the embedded images)")
+    parser.add_argument("--video", type=Path, help="whose frames are the large images (default: mosaics)")
     options = parser.parse_args()
     missing = [name for name in ("webdataset", "tensorflow") if importlib.util.find_spec(name) is None]
     if missing:
         raise SystemExit(f"benchmark_input: no {' and no '.join(missing)}; pip install webdataset tensorflow-cpu")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # stopped processes are ended too
-    print(f"batches of {BATCH} pictures of {SIZE} x {SIZE}, one core, medians of {ROUNDS} turns of {TURN} s")
+    print(f"batches of {BATCH} images of {SIZE} x {SIZE}, one core, medians of {ROUNDS} turns of {TURN} s")
     with tempfile.TemporaryDirectory() as scratch:
-        sets = {"as stored": (stored_pairs(options.folder), STORED), "as the web": (large_pairs(options.film), LARGE)}
+        sets = {"as stored": (stored_pairs(options.folder), STORED), "as the web": (large_pairs(options.video), LARGE)}
         for title, (pairs, most) in sets.items():
             folder = Path(scratch) / title.replace(" ", "_")
             count, size = write_pairs(folder, itertools.islice(pairs, most))

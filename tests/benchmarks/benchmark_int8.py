@@ -1,7 +1,7 @@
 """What int8 costs: `python -m tests.benchmarks.benchmark_int8 MODEL [MODEL …]` prints a row a model.
 
 MODEL is a work directory of pretraining, or published files with the widths of their heads: PATH:vision_head_dim. A
-trained model reads the held-out documents it was made for, published files random tokens and pictures. Compared are
+trained model reads the held-out documents it was made for, published files random tokens and images. Compared are
 the logits wherever a text token is classified: largest error over the largest logit, root mean square error over the
 logits' own, and how often the likeliest token is the same.
 """
@@ -39,7 +39,7 @@ def trained(path: Path) -> tuple[emu.EmuConfig, dict, dict, emu.SpecialIds, list
 
 
 def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict, emu.SpecialIds, list[emu.Batch]]:
-    """Published files, and random documents: text, a picture, text."""
+    """Published files, and random documents: text, an image, text."""
     fields, params, _ = published.load(path, vision_head_dim=vision_head_dim)
     config = emu.EmuConfig.from_dict(fields)
     first = config.llama.vocab_size - (4 if config.llama.vocab_size % 2 == 0 else 6)
@@ -50,8 +50,8 @@ def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict
         tokens = random.integers(3, first, (ROWS, LENGTH)).astype(np.int32)
         for start in np.linspace(4, LENGTH // 2, IMAGES).astype(int):
             tokens[:, start : start + queries + 2] = [ids.img, *[ids.image] * queries, ids.img_end]
-        pictures = random.standard_normal((ROWS, IMAGES, size, size, 3), np.float32)
-        batches.append(emu.Batch.from_tokens(pictures, tokens, np.ones_like(tokens), ids))
+        images = random.standard_normal((ROWS, IMAGES, size, size, 3), np.float32)
+        batches.append(emu.Batch.from_tokens(images, tokens, np.ones_like(tokens), ids))
     return config, params, emu.initial_statistics(config), ids, batches
 
 

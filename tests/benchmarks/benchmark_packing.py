@@ -3,13 +3,13 @@
 In: folders of `emu-jax prepare`, mixed by their weights (1 where none is given); without any, documents of the
 sizes and shares that pretraining mixes (128 : 128 : 64 : 16 : 16, fixed seed):
 
-    pairs         36 to 80 tokens, of which 34 are the picture's (twice, as LAION-2B and LAION-COCO)
-    web           200 to 1,500 tokens, 1 to 8 pictures
-    videos        8 pictures and 20 tokens
-    storyboards   4 to 16 pictures, each with a sentence of 10 to 25 tokens
+    pairs         36 to 80 tokens, of which 34 are the image's (twice, as LAION-2B and LAION-COCO)
+    web           200 to 1,500 tokens, 1 to 8 images
+    videos        8 images and 20 tokens
+    storyboards   4 to 16 images, each with a sentence of 10 to 25 tokens
 
 Out: for windows of 64, 256 and 1024 records the share of padding, of empty image slots, and the cost. Rows hold 2,048
-tokens and as many pictures as come with so many tokens, rounded. The policies:
+tokens and as many images as come with so many tokens, rounded. The policies:
 
     next fit      first come, first packed: what does not fit closes the row
     first fit     the first row of the window with room for the tokens and the images
@@ -38,7 +38,7 @@ from emu_jax.errors import UserError
 
 ROW_TOKENS, QUERIES = 2048, 32
 RECORDS, WINDOWS = 8192, (64, 256, 1024)
-ROOMY = 10_000  # pictures of a row that holds any document's
+ROOMY = 10_000  # images of a row that holds any document's
 
 Documents = list[TokenizedDocument]
 Policy = Callable[[Documents, int, int], list[Documents]]
@@ -49,21 +49,21 @@ Policy = Callable[[Documents, int, int], list[Documents]]
 def synthetic_records(_: int) -> Iterator[Documents]:
     """Records of the pretraining mixture, one document each."""
     rng = np.random.default_rng(0)
-    picture = QUERIES + 2
+    image = QUERIES + 2
     kinds = itertools.cycle(pattern([128, 128, 64, 16, 16]))
     for number, kind in enumerate(itertools.islice(kinds, RECORDS)):
         if kind < 2:
-            pictures, tokens = 1, rng.integers(36, 81)
+            count, tokens = 1, rng.integers(36, 81)
         elif kind == 2:
-            pictures = rng.integers(1, 9)
-            tokens = max(rng.integers(200, 1501), picture * pictures + 20)
+            count = rng.integers(1, 9)
+            tokens = max(rng.integers(200, 1501), image * count + 20)
         elif kind == 3:
-            pictures, tokens = 8, 8 * picture + 20
+            count, tokens = 8, 8 * image + 20
         else:
-            pictures = rng.integers(4, 17)
-            tokens = 2 + sum(picture + rng.integers(10, 26) for _ in range(pictures))
+            count = rng.integers(4, 17)
+            tokens = 2 + sum(image + rng.integers(10, 26) for _ in range(count))
         nothing = np.zeros(tokens, np.int32)
-        images = tuple(Image(nothing, f"{number}#{place}") for place in range(pictures))
+        images = tuple(Image(nothing, f"{number}#{place}") for place in range(count))
         yield [TokenizedDocument(nothing, nothing, nothing, nothing, images, source=kind)]
 
 
@@ -141,7 +141,7 @@ POLICIES: dict[str, Policy] = {
 
 
 def size(documents: Documents) -> np.ndarray:
-    """Their tokens and pictures, of which those that share a key count once: [2]."""
+    """Their tokens and images, of which those that share a key count once: [2]."""
     return np.array([sum(map(len, documents)), len({image.key for document in documents for image in document.images})])
 
 
@@ -151,17 +151,17 @@ def main() -> None:
     folders = parser.parse_args().folders
     records_of = prepared_records(folders) if folders else synthetic_records
     sample = list(records_of(ROOMY))
-    tokens, pictures = sum(map(size, sample))
-    if not pictures:
-        raise UserError("benchmark_packing: the folders' documents hold no picture; name others")
-    row_images = max(1, round(ROW_TOKENS * pictures / tokens))
+    tokens, images = sum(map(size, sample))
+    if not images:
+        raise UserError("benchmark_packing: the folders' documents hold no image; name others")
+    row_images = max(1, round(ROW_TOKENS * images / tokens))
     records = list(records_of(row_images))
     print(
-        f"{len(records):,} records, {tokens / len(sample):.0f} tokens and {pictures / len(sample):.2f} pictures a "
-        f"record, {tokens / pictures:.1f} tokens a picture: row_tokens={ROW_TOKENS} go with "
-        f"row_images={ROW_TOKENS * pictures / tokens:.2f}"
+        f"{len(records):,} records, {tokens / len(sample):.0f} tokens and {images / len(sample):.2f} images a "
+        f"record, {tokens / images:.1f} tokens an image: row_tokens={ROW_TOKENS} go with "
+        f"row_images={ROW_TOKENS * images / tokens:.2f}"
     )
-    exact = ROW_TOKENS * pictures / tokens
+    exact = ROW_TOKENS * images / tokens
     padding, empty = max(0.0, 1 - row_images / exact), max(0.0, 1 - exact / row_images)
     print(
         f"with row_images={row_images}, whatever the policy, {padding:.2%} of the positions must be padding and "

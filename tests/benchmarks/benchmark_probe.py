@@ -1,13 +1,13 @@
 """What the encoder learns from each source: `python -m tests.benchmarks.benchmark_probe FOLDER/data --out OUT`.
 
 In: the five folders that launch/mixture.sh prepares in FOLDER/data. For each source and seed, a fifth of its records is
-held out (seed 0 holds out the first fifth, seed 1 the second, …; of the film whole parts), configs/mixture.py's model
+held out (seed 0 holds out the first fifth, seed 1 the second, …; of the video whole parts), configs/mixture.py's model
 is trained on the rest of that source alone, and its encoder is frozen. Out: how well a linear map reads from an
 image's embeddings what belongs to the image, on held-out records, before training and after it:
 
     retrieval   ridge regression from embeddings to a vector of the image's text (TF-IDF, 256 principal directions),
                 fitted on the training records; then the rank of the right text among all distinct held-out texts, by
-                cosine. The text is a caption; the first 48 words of the next text on a page; of a film's frame what the
+                cosine. The text is a caption; the first 48 words of the next text on a page; of a video's frame what the
                 narration says before and after it.
     class       ridge regression to one-hot classes: skin tone, role and group of an emoji, topic of a page.
 
@@ -61,7 +61,7 @@ from emu_jax.data.prepared import (
     MANIFEST,
     Record,
     Records,
-    StoredPicture,
+    StoredImage,
     file_entry,
     read_manifest,
     shard_name,
@@ -150,7 +150,7 @@ class Item:
 def items_of(record: Record, groups: dict[str, str]) -> Iterator[Item]:
     """The items of a record; `groups` are the emoji's by name."""
     if record.kind in ("pair", "video"):
-        frames = tuple(part.data for part in record.parts if isinstance(part, StoredPicture))
+        frames = tuple(part.data for part in record.parts if isinstance(part, StoredImage))
         name = " ".join(part.text for part in record.parts if isinstance(part, Text))
         role, _, tone = name.partition(": ")
         classes = {"group": groups[name]} if name in groups else {}
@@ -162,7 +162,7 @@ def items_of(record: Record, groups: dict[str, str]) -> Iterator[Item]:
     topic = folder if slash else "-".join(page.split("-")[:2])  # auto_examples/svm; gimp-filter
     classes = {"topic": topic} if record.kind == "web" else {}
     for place, part in enumerate(record.parts):
-        if isinstance(part, StoredPicture):
+        if isinstance(part, StoredImage):
             before, after = (
                 [other.text for other in some if isinstance(other, Text)]
                 for some in (record.parts[:place], record.parts[place + 1 :])

@@ -92,10 +92,10 @@ def main() -> None:
     print(f"{threads} threads, jax {jax.__version__}, torch {torch.__version__}, medians of {ROUNDS} turns\n")
     columns = ("emu_jax", "diffusers", "compiled", "faster by")
     print(f"{'50 PNDM steps, guided':28s}" + "".join(f"{name:>12s}" for name in columns) + f"{'apart':>10s}")
-    for pictures in (1, 8):
+    for images in (1, 8):
         random = np.random.default_rng(0)
-        noise = random.standard_normal((pictures, *LATENT), np.float32)
-        condition, unconditional = random.standard_normal((2, pictures, QUERIES, DIM), np.float32)
+        noise = random.standard_normal((images, *LATENT), np.float32)
+        condition, unconditional = random.standard_normal((2, images, QUERIES, DIM), np.float32)
         model = torch_unet(config, params)
         both = np.concatenate([unconditional, condition])
 
@@ -108,7 +108,7 @@ def main() -> None:
         expected = eager().numpy().transpose(0, 2, 3, 1)
         apart = np.abs(np.asarray(ours()) - expected).max() / np.abs(expected).max()
         times = medians({"emu_jax": ours, "diffusers": eager, "compiled": compiled}, ROUNDS)
-        row = f"{f'{pictures} at a time, ms':28s}" + "".join(f"{1e3 * seconds:12.1f}" for seconds in times.values())
+        row = f"{f'{images} at a time, ms':28s}" + "".join(f"{1e3 * seconds:12.1f}" for seconds in times.values())
         print(f"{row}{min(times['diffusers'], times['compiled']) / times['emu_jax']:11.2f}x{apart:10.1e}")
     started = time.monotonic()
     jax.block_until_ready(sample(params, table, noise + 1.0, condition, unconditional, 3.0, config=config))

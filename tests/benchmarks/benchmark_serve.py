@@ -1,6 +1,6 @@
 """A server under load: `python -m tests.benchmarks.benchmark_serve WORKDIR [--seconds 60] [--clients 64]`.
 
-WORKDIR is a quick start's, with `chat`, `unet` and `vae` in it. A real `emu-jax serve` is asked about held-out pictures
+WORKDIR is a quick start's, with `chat`, `unet` and `vae` in it. A real `emu-jax serve` is asked about held-out images
 by one client and then by many, each asking again as soon as it is answered: requests a second, how long they took,
 what memory did. Then clients leave, the queue is filled, and attacks are timed (`tests/serve/test_attack.py`).
 """
@@ -55,7 +55,7 @@ class Client:
 
 
 def questions(name: str, size: int) -> list[bytes]:
-    """What is asked: every held-out picture once."""
+    """What is asked: every held-out image once."""
     found = []
     for example in examples("heldout_combinations", size):
         shown = {"type": "image_url", "image_url": {"url": data_uri(example.pixels)}}

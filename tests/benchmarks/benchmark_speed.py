@@ -4,9 +4,9 @@ The same model (`mini`), float32, the same number of threads. Each row alternate
 what else the machine does hits all of them. Which work is compared:
 
     training step    loss, gradients, clipping and AdamW of one packed batch; PyTorch eager and under torch.compile
-    beam search      5 beams, 24 tokens after a picture; PyTorch with a growing cache that is reordered every step
+    beam search      5 beams, 24 tokens after an image; PyTorch with a growing cache that is reordered every step
     embeddings       32 of them after 256 tokens; PyTorch recomputes the whole prefix for each, as the reference does
-    input            pictures a second and core of the quick start's pipeline, and its share of a training step
+    input            images a second and core of the quick start's pipeline, and its share of a training step
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ ROUNDS = 15  # medians are over so many, after two that warm up
 def synthetic_batch(
     config: EmuConfig, ids: SpecialIds, *, rows: int, row_tokens: int, row_images: int, seed: int = 0
 ) -> Batch:
-    """A packed batch like the quick start's, in numpy: every picture captioned once, every second one also drawn."""
+    """A packed batch like the quick start's, in numpy: every image captioned once, every second one also drawn."""
     random = np.random.default_rng(seed)
     size, queries = config.vision.image_size, config.causal.queries
     images = random.integers(0, 256, (rows, row_images, size, size, 3), np.uint8)
     tokens = np.full((rows, row_tokens), ids.pad, np.int32)
     fields = {name: np.zeros((rows, row_tokens), np.float32) for name in ("text_weights", "visual_weights")}
     segments, slots = np.zeros_like(tokens), np.full_like(tokens, -1)
-    picture = [ids.img, *[ids.image] * queries, ids.img_end]
+    image = [ids.img, *[ids.image] * queries, ids.img_end]
     for row in range(rows):
         at = 0
         for document in range(row_images + row_images // 2):
             drawn = document >= row_images
             text = random.integers(3, ids.pad, random.integers(4, 8)).tolist()
-            body = [1, *text, *picture, 2] if drawn else [1, *picture, *text, 2]
+            body = [1, *text, *image, 2] if drawn else [1, *image, *text, 2]
             end = at + len(body)
             if end > row_tokens:
                 break
@@ -132,7 +132,7 @@ def training_step(config: EmuConfig, data: DataConfig, settings: OptimizerConfig
 
 
 def generation(config: EmuConfig) -> tuple[dict[str, float], dict[str, float]]:
-    """Seconds of (beam search after a picture, 32 embeddings after 256 tokens)."""
+    """Seconds of (beam search after an image, 32 embeddings after 256 tokens)."""
     config = dataclasses.replace(
         config,
         causal=dataclasses.replace(config.causal, queries=32),
@@ -160,15 +160,15 @@ def generation(config: EmuConfig) -> tuple[dict[str, float], dict[str, float]]:
 
 
 def input_pipeline(data: DataConfig, image_size: int, queries: int) -> dict[str, float]:
-    """Pictures a second and CPU core: while each is decoded for the first time, and from then on."""
+    """Images a second and CPU core: while each is decoded for the first time, and from then on."""
     tokenizer = train_tokenizer(data, image_size, vocab_size=4000, model_type="word")
     pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size)
     rates = {}
-    for name, pictures in {"decoding": 3000, "decoded": 20000}.items():
+    for name, images in {"decoding": 3000, "decoded": 20000}.items():
         started, seen = time.process_time(), 0.0
-        while seen < pictures:
+        while seen < images:
             next(pipeline)
-            seen += pipeline.describe()["pictures"]
+            seen += pipeline.describe()["images"]
         rates[name] = seen / (time.process_time() - started)
     pipeline.close()
     return rates
@@ -192,9 +192,9 @@ def main() -> None:
         ours, theirs = seconds["emu_jax"], seconds["PyTorch"]
         print(f"{name:32s}{1e3 * ours:12.1f}{1e3 * theirs:12.1f}{'':12s}{theirs / ours:11.2f}x")
     rates = input_pipeline(data, config.vision.image_size, config.causal.queries)
-    print(f"{'input, pictures a second, core':32s}{rates['decoded']:12,.0f}  (while decoding {rates['decoding']:,.0f})")
+    print(f"{'input, images a second, core':32s}{rates['decoded']:12,.0f}  (while decoding {rates['decoding']:,.0f})")
     needed = data.batch_rows * data.row_images / step["emu_jax"]
-    print(f"{'input, share of one core':32s}{needed / rates['decoded']:12.2%}  at {needed:,.0f} pictures a second")
+    print(f"{'input, share of one core':32s}{needed / rates['decoded']:12.2%}  at {needed:,.0f} images a second")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Text
-from emu_jax.data.prepared import Record, Records, StoredPicture, file_entry, shard_name, write_manifest
+from emu_jax.data.prepared import Record, Records, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 from tests.benchmarks.benchmark_probe import Item, check_settings, hold_out, items_of, retrieval
@@ -135,7 +135,7 @@ def test_retrieval_finds_what_is_there_and_nothing_else() -> None:
 
 
 def test_items_of_records() -> None:
-    image = StoredPicture(b"1")
+    image = StoredImage(b"1")
     emoji = Record("k", "pair", (image, Text("nurse: dark skin tone")))
     assert list(items_of(emoji, {"nurse: dark skin tone": "1"})) == [
         Item((b"1",), "nurse: dark skin tone", "k", "nurse", {"group": "1", "role": "nurse", "tone": "dark skin tone"})
@@ -147,17 +147,17 @@ def test_items_of_records() -> None:
         ("one two", page.key, classes),
         ("", page.key, classes),
     ]
-    film = Record("part", "storyboard", (image, Text("one"), image, Text("two")))
-    assert [item.text for item in items_of(film, {})] == ["one", "one two"]
+    video = Record("part", "storyboard", (image, Text("one"), image, Text("two")))
+    assert [item.text for item in items_of(video, {})] == ["one", "one two"]
 
 
 def test_two_parts_of_a_source(tmp_path: Path) -> None:
     source = tmp_path / "pairs"
     source.mkdir()
-    records = [Record(f"key {number}", "pair", (StoredPicture(b"x"), Text(f"{number}"))) for number in range(10)]
+    records = [Record(f"key {number}", "pair", (StoredImage(b"x"), Text(f"{number}"))) for number in range(10)]
     path = source / shard_name("pairs", "train", 0, 1)
     write_records(path, (record.serialise() for record in records))
-    told = {"source": "pairs", "settings": {"pictures": {"image_size": 64}}}
+    told = {"source": "pairs", "settings": {"images": {"image_size": 64}}}
     write_manifest(source, "pairs", {"train": {path.name: file_entry(path, 10)}}, told)
     found = []
     for fold in range(5):

@@ -251,10 +251,10 @@ class TorchEmu(nn.Module):
         visual = slots >= 0
         query = index - torch.where(tokens == self.ids.img, index, 0).cummax(1).values - 1
         source = torch.where(visual, slots * queries + query, 0) + torch.arange(rows)[:, None] * count * queries
-        pictures = embeds.flatten(0, 1)[source]  # [B, S, D]
+        visuals = embeds.flatten(0, 1)[source]  # [B, S, D]
         if c.stop_target_inputs:
-            pictures = torch.where(visual_weights[..., None] > 0, pictures.detach(), pictures)
-        inputs = torch.where(visual[..., None], pictures, self.llama.embed(tokens))
+            visuals = torch.where(visual_weights[..., None] > 0, visuals.detach(), visuals)
+        inputs = torch.where(visual[..., None], visuals, self.llama.embed(tokens))
         starts = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
         positions = index - torch.where(starts, index, 0).cummax(1).values
         causal = torch.ones(length, length, dtype=torch.bool).tril()

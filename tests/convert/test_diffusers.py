@@ -77,18 +77,18 @@ def test_exported_parts_load_in_diffusers(drawing, tmp_path):
     random = np.random.default_rng(0)
     latents = random.standard_normal((2, 8, 8, 2), np.float32)
     condition, steps = random.standard_normal((2, 4, 16), np.float32), np.array([3, 700])
-    pictures = random.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
+    images = random.uniform(-1, 1, (2, 16, 16, 3)).astype(np.float32)
     theirs = library.UNet2DConditionModel.from_pretrained(tmp_path / "out" / "unet")
     network = library.AutoencoderKL.from_pretrained(tmp_path / "out" / "vae")
     assert abs(network.config.scaling_factor / ours.vae_config.scale - 1) < 1e-6
     with torch.no_grad():
         first = (torch.from_numpy(a) for a in (latents.transpose(0, 3, 1, 2), steps, condition))
         noise = theirs(*first).sample.numpy().transpose(0, 2, 3, 1)
-        mean = network.encode(torch.from_numpy(pictures.transpose(0, 3, 1, 2))).latent_dist.mean.numpy()
+        mean = network.encode(torch.from_numpy(images.transpose(0, 3, 1, 2))).latent_dist.mean.numpy()
         decoded = network.decode(torch.from_numpy(latents.transpose(0, 3, 1, 2)) / ours.vae_config.scale).sample.numpy()
     found = unet.apply(ours.unet_params, latents, steps, condition, config=ours.unet_config)
     assert_close(found, noise)
-    assert_close(vae.encode(ours.vae_params, pictures, config=ours.vae_config)[0], mean.transpose(0, 2, 3, 1))
+    assert_close(vae.encode(ours.vae_params, images, config=ours.vae_config)[0], mean.transpose(0, 2, 3, 1))
     assert_close(vae.decode(ours.vae_params, latents, config=ours.vae_config), decoded.transpose(0, 2, 3, 1))
 
 

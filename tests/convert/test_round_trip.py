@@ -221,7 +221,7 @@ def test_parts_are_not_stored_in_int8(hugging_llama, eva_clip, tmp_path, capsys)
 def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     """Orbax's own layout, with averaged parameters of the decoder, in and out again."""
     run("export", "--from", drawing, "--to", tmp_path / "out", "--format", "emu")
-    assert "normalises its pictures' embeddings" in caplog.text, "its statistics are lost"
+    assert "normalises its images' embeddings" in caplog.text, "its statistics are lost"
     config, params, *_ = load_for_inference(drawing)
     model = config.model.to_dict()
     heads = {"vision_head_dim": model["vision"]["width"] // model["vision"]["heads"]}

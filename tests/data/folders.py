@@ -8,7 +8,7 @@ import numpy as np
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import Recoding
-from emu_jax.data.prepared import Record, StoredPicture, file_entry, shard_name, write_manifest
+from emu_jax.data.prepared import Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.records import write_records
 
 SIZE = 16
@@ -16,16 +16,16 @@ RECODING = Recoding(image_size=SIZE, min_side=1)
 
 
 @functools.cache
-def picture(number: int) -> StoredPicture:
+def image(number: int) -> StoredImage:
     """A JPEG of noise."""
     pixels = np.random.default_rng(number).integers(0, 256, (24, 20, 3), np.uint8)
-    return StoredPicture(RECODING.recode(pixels, f"picture {number}"))
+    return StoredImage(RECODING.recode(pixels, f"image {number}"))
 
 
 def pairs(name: str, count: int) -> list[Record]:
     """Pairs with texts of their own, of one to four words."""
     texts = [f"{name}{number}" + " word" * (number % 4) for number in range(count)]
-    return [Record(f"{name}/{n}", "pair", (picture(n), Text(text))) for n, text in enumerate(texts)]
+    return [Record(f"{name}/{n}", "pair", (image(n), Text(text))) for n, text in enumerate(texts)]
 
 
 def write_folder(folder: Path, records: Sequence[Record], shards: int = 2) -> Path:
@@ -36,6 +36,6 @@ def write_folder(folder: Path, records: Sequence[Record], shards: int = 2) -> Pa
         path = folder / shard_name(folder.name, "train", index, shards)
         count = write_records(path, [record.serialise() for record in records[index::shards]])
         files[path.name] = file_entry(path, count)
-    settings = {"pictures": {"image_size": SIZE}}
+    settings = {"images": {"image_size": SIZE}}
     write_manifest(folder, folder.name, {"train": files}, {"source": "test", "settings": settings})
     return folder

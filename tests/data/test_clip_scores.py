@@ -71,7 +71,7 @@ def _png(seed: int) -> bytes:
 
 
 def _direct(clip: str, seeds, texts) -> np.ndarray:
-    """Cosines [P, T], a picture and a text at a time, from tokens spelt out and pixels normalised by hand."""
+    """Cosines [P, T], an image and a text at a time, from tokens spelt out and pixels normalised by hand."""
     model = transformers.CLIPModel.from_pretrained(clip).eval()
     start, end = 2 * len(LETTERS), 2 * len(LETTERS) + 1
     rows = []
@@ -91,11 +91,11 @@ def _direct(clip: str, seeds, texts) -> np.ndarray:
 
 def test_against_a_direct_computation(clip):
     scorer = ClipScorer(clip)
-    pictures, texts = scorer.embed_pictures(map(_pixels, range(3))), scorer.embed_texts(WORDS)
-    assert (pictures.shape, texts.shape, pictures.dtype) == ((3, 6), (4, 6), np.float32)
+    images, texts = scorer.embed_images(map(_pixels, range(3))), scorer.embed_texts(WORDS)
+    assert (images.shape, texts.shape, images.dtype) == ((3, 6), (4, 6), np.float32)
     expected = _direct(clip, range(3), WORDS)
     assert expected.std() > 0.1  # the weights tell them apart
-    np.testing.assert_allclose(pictures @ texts.T, expected, atol=1e-5)
+    np.testing.assert_allclose(images @ texts.T, expected, atol=1e-5)
 
 
 def test_batches_and_long_texts(clip):
@@ -103,7 +103,7 @@ def test_batches_and_long_texts(clip):
     texts = [WORDS[number % 4] for number in range(70)]
     np.testing.assert_allclose(scorer.embed_texts(texts), scorer.embed_texts(WORDS)[np.arange(70) % 4], atol=1e-5)
     assert scorer.embed_texts(["red " * 50]).shape == (1, 6)  # cut to what the model takes
-    assert scorer.embed_texts([]).shape == scorer.embed_pictures([]).shape == (0, 6)
+    assert scorer.embed_texts([]).shape == scorer.embed_images([]).shape == (0, 6)
 
 
 def test_match():
@@ -144,7 +144,7 @@ def _all(path, reader):
 def test_a_page(clip, tmp_path):
     for seed in range(3):
         (tmp_path / f"{seed}.png").write_bytes(_png(seed))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     (tmp_path / "a.html").write_text("<p>red<img src=0.png>cat<img src=bad.png><img src=1.png>dog<img src=2.png>")
     # Each with the text behind it; the last one with the last text.
     scores = _direct(clip, range(3), WORDS)[[0, 1, 2], [2, 3, 3]]
@@ -153,7 +153,7 @@ def test_a_page(clip, tmp_path):
     got = _all(tmp_path, Html(clip=clip, min_similarity=least))
     rejects = [(reject.key, reject.reason) for reject in got if isinstance(reject, Reject)]
     number = [0, 2, 3][lowest]
-    assert rejects == [("a.html#1", "unreadable_picture"), (f"a.html#{number}", "low_similarity")]
+    assert rejects == [("a.html#1", "unreadable_image"), (f"a.html#{number}", "low_similarity")]
     images = [part for part in got[-1].parts if not isinstance(part, Text)]
     assert [image.data for image in images] == [_png(seed) for seed in range(3) if seed != lowest]
     np.testing.assert_allclose([image.score for image in images], np.delete(scores, lowest), atol=1e-5)
@@ -163,10 +163,10 @@ def test_a_page(clip, tmp_path):
 def test_obelics(clip, tmp_path):
     (tmp_path / "0.png").write_bytes(_png(0))
     (tmp_path / "rows.jsonl").write_text(json.dumps({"images": ["0.png", None], "texts": [None, "red"]}))
-    (got,) = _all(tmp_path, Obelics(pictures=".", clip=clip, min_similarity=-1))
+    (got,) = _all(tmp_path, Obelics(images=".", clip=clip, min_similarity=-1))
     np.testing.assert_allclose(got.parts[0].score, _direct(clip, [0], ["red"])[0, 0], atol=1e-5)
-    got = _all(tmp_path, Obelics(pictures=".", clip=clip, min_similarity=1))
-    assert [reject.reason for reject in got] == ["low_similarity", "no_picture"]
+    got = _all(tmp_path, Obelics(images=".", clip=clip, min_similarity=1))
+    assert [reject.reason for reject in got] == ["low_similarity", "no_image"]
 
 
 def test_mmc4_without_scores(clip, tmp_path):
@@ -175,7 +175,7 @@ def test_mmc4_without_scores(clip, tmp_path):
     infos = [{"image_name": f"{seed}.png"} for seed in range(3)]
     record = {"text_list": WORDS, "image_info": [*infos, {"image_name": "0.png", "matched_text_index": 1}]}
     (tmp_path / "docs.jsonl").write_text(json.dumps(record) + "\n")
-    (got,) = _all(tmp_path, Mmc4(pictures=".", clip=clip, min_similarity=-1))
+    (got,) = _all(tmp_path, Mmc4(images=".", clip=clip, min_similarity=-1))
     assert isinstance(got, RawDocument)
     scores = _direct(clip, [0, 1, 2, 0], WORDS)
     places = [*match(scores)[:3], 1]

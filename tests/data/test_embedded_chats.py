@@ -1,4 +1,4 @@
-"""Chats about the embedded pictures: what is asked and answered, and that held-out answers are not among them."""
+"""Chats about the embedded images: what is asked and answered, and that held-out answers are not among them."""
 
 import numpy as np
 import pytest
@@ -41,17 +41,17 @@ def _chats(source, place: int) -> list:
     return [source.documents(place, np.random.default_rng(seed))[0] for seed in range(60)]
 
 
-def test_a_document_is_a_chat_about_one_picture_or_several(source):
+def test_a_document_is_a_chat_about_one_image_or_several(source):
     place = next(n for n in range(len(source)) if embedded_chats.has_one_tone(source[n]))
     found = set()
     for document in _chats(source, place):
-        roles = tuple(getattr(part, "role", "picture") for part in document.parts)
-        pictures = roles.count("picture")
+        roles = tuple(getattr(part, "role", "image") for part in document.parts)
+        images = roles.count("image")
         turn = ("user", "assistant")
-        expected = ("picture", *turn * 3) if pictures == 1 else ("picture", *turn) * pictures
+        expected = ("image", *turn * 3) if images == 1 else ("image", *turn) * images
         assert roles == ("system", *expected)
         assert document.parts[0].text == IMAGE_SYSTEM
-        found.add(pictures)
+        found.add(images)
     assert found == {1, 2, 3, 4, 5}, found
 
 

@@ -22,7 +22,7 @@ def test_counts(splits):
     assert counts == {"train": 3192, "heldout_combinations": 140, "heldout_concepts": 40}
 
 
-def test_no_key_caption_or_picture_stands_in_two_splits(splits):
+def test_no_key_caption_or_image_stands_in_two_splits(splits):
     for attribute in (lambda e: e.key, lambda e: e.caption, lambda e: e.pixels.tobytes()):
         train = {attribute(e) for e in splits["train"]}
         for held_out in SPLITS[1:]:
@@ -40,14 +40,14 @@ def test_held_out_combinations_are_of_known_roles_and_tones(splits):
         assert (e.role, e.tone) not in pairs
 
 
-def test_held_out_concepts_share_no_picture_of_their_concept(splits):
+def test_held_out_concepts_share_no_image_of_their_concept(splits):
     train_heads = {e.caption.split(":")[0] for e in splits["train"]}
     for e in splits["heldout_concepts"]:
         assert not e.tone
         assert e.caption not in train_heads
 
 
-def test_pictures_are_pictures(splits):
+def test_images_are_images(splits):
     for pool in splits.values():
         for e in pool:
             assert e.pixels.shape == (32, 32, 3)

@@ -1,4 +1,4 @@
-"""Pictures: orientation, transparency, size limits, and errors that name the file."""
+"""Images: orientation, transparency, size limits, and errors that name the file."""
 
 import io
 import zlib
@@ -11,9 +11,9 @@ from emu_jax.data.images import decode_image, load_image, resize
 from emu_jax.errors import UserError
 
 
-def png(picture: Image.Image, **options) -> bytes:
+def png(image: Image.Image, **options) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", **options)
+    image.save(buffer, "PNG", **options)
     return buffer.getvalue()
 
 
@@ -41,14 +41,14 @@ def test_cut_and_foreign_files_are_refused_by_name(tmp_path):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     for name, data in {"cut.png": png(noise)[:2000], "text.png": b"hello"}.items():
         (tmp_path / name).write_bytes(data)
-        with pytest.raises(UserError, match=f"{name}: not a readable picture"):
+        with pytest.raises(UserError, match=f"{name}: not a readable image"):
             load_image(tmp_path / name)
-    with pytest.raises(UserError, match=r"gone\.png: no such picture file"):
+    with pytest.raises(UserError, match=r"gone\.png: no such image file"):
         load_image(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("side", [8_000, 13_000, 30_000])
-def test_large_pictures_are_refused_by_their_header(side):
+def test_large_images_are_refused_by_their_header(side):
     """A one-colour PNG of 900 megapixels is small on disk; it must not be decoded."""
     header = png(Image.new("1", (8, 8)))
     # Width and height stand at bytes 16 to 24 of a PNG, followed by a checksum over the header.

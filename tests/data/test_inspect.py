@@ -1,4 +1,4 @@
-"""inspect-data: exact counts of small sources, the page's texts, pictures and marks, and the lines of errors."""
+"""inspect-data: exact counts of small sources, the page's texts, images and marks, and the lines of errors."""
 
 import base64
 import io
@@ -66,7 +66,7 @@ def _config(mixture: dict[str, dict], *, model_type: str = "word", vocab: int = 
 
 
 class _Page(HTMLParser):
-    """Documents of a page: their texts, tags, pictures and captions, in order."""
+    """Documents of a page: their texts, tags, images and captions, in order."""
 
     def __init__(self, page: str):
         super().__init__()
@@ -79,10 +79,10 @@ class _Page(HTMLParser):
         attrs = dict(attrs)
         self.elements.add(tag)
         if tag == "article":
-            self.documents.append({"text": "", "about": "", "tags": [], "classes": [], "pictures": []})
+            self.documents.append({"text": "", "about": "", "tags": [], "classes": [], "images": []})
         elif tag == "img":
             data = base64.b64decode(attrs["src"].removeprefix("data:image/png;base64,"), validate=True)
-            self.documents[-1]["pictures"].append(np.asarray(Image.open(io.BytesIO(data))))
+            self.documents[-1]["images"].append(np.asarray(Image.open(io.BytesIO(data))))
         if tag == "span" and self.documents and "class" in attrs:
             self.documents[-1]["classes"].append(attrs["class"])
         if tag not in ("img", "meta"):
@@ -124,9 +124,9 @@ def test_counts_of_two_sources(tmp_path):
     )
     # <s> [IMG] 4 [/IMG] a red bus </s> = 11, one with "cat" = 9; <s> a cat [IMG] 4 [/IMG] then [IMG] 4 [/IMG] </s> = 17
     assert inspect(config, None, rows=4, batches=5, verify=False).split("\n") == [
-        "1 batches of 1 rows of 64 tokens and 4 pictures (16 x 16 pixels, 4 tokens each), where the stream ends",
+        "1 batches of 1 rows of 64 tokens and 4 images (16 x 16 pixels, 4 tokens each), where the stream ends",
         "",
-        "source  records  weight  documents  pictures  tokens   share  epochs/1,000 batches",
+        "source  records  weight  documents  images  tokens   share  epochs/1,000 batches",
         "pairs         2       2          2         2      20   54.1%                 1e+03",
         "web           1       1          1         2      17   45.9%                 1e+03",
         "all           3                  3         4      37  100.0%",
@@ -134,14 +134,14 @@ def test_counts_of_two_sources(tmp_path):
         "a document's     mean  10%  50%  90%  most",
         "tokens, pairs    10.0    9    9   11    11",
         "tokens, web      17.0   17   17   17    17",
-        "pictures, pairs   1.0    1    1    1     1",
-        "pictures, web     2.0    2    2    2     2",
+        "images, pairs   1.0    1    1    1     1",
+        "images, web     2.0    2    2    2     2",
         "",
         "padding            42.2% of 64 positions",
         "empty image slots  0.0% of 4",
         "split documents    0 cuts through documents that are longer than a row",
         "faulty documents   0",
-        "row_images         a picture every 9.2 tokens: config.data.row_images=7 would fit better than 4 for "
+        "row_images         an image every 9.2 tokens: config.data.row_images=7 would fit better than 4 for "
         "row_tokens=64",
     ]
 
@@ -152,9 +152,9 @@ def test_both_orders_of_a_pair_are_one_record_and_one_slot(tmp_path):
     assert re.search(r"^pairs +1 +1 +2 +2 +22 +100.0% +1e\+03$", text, re.M), text
     assert "empty image slots  75.0% of 4" in text  # both show one slot
     first, second = page.documents
-    assert first["about"] == "pairs · 11 tokens · 1 picture"
-    assert second["about"] == "pairs · 11 tokens · 1 picture · text ×0.3"
-    # <s> [IMG], the picture, [/IMG], three words, </s>
+    assert first["about"] == "pairs · 11 tokens · 1 image"
+    assert second["about"] == "pairs · 11 tokens · 1 image · text ×0.3"
+    # <s> [IMG], the image, [/IMG], three words, </s>
     assert first["classes"] == ["tag w0", "tag w0", "pic v0", "tag w0", *["t w1"] * 3, "tag w1"]
     assert second["classes"] == ["tag w0", *["t w2"] * 3, "tag w0", "pic", "tag w0 v1", "tag w2"]
 
@@ -164,26 +164,26 @@ def test_an_endless_source_and_cut_documents(tmp_path):
     config = _config({"long": {"source": source, "epochs": 0}})
     text, page = _page(config, tmp_path, rows=2, batches=2)
     # 32 equal records are one window; 100 words in rows of 63 make pieces of 64 and 39 tokens.
-    assert text.startswith("2 batches of 1 rows of 64 tokens and 4 pictures (16 x 16 pixels, 4 tokens each)\n")
-    assert "no picture was seen; config.data.row_images=4 could be 1" in text
+    assert text.startswith("2 batches of 1 rows of 64 tokens and 4 images (16 x 16 pixels, 4 tokens each)\n")
+    assert "no image was seen; config.data.row_images=4 could be 1" in text
     continued = ["continues a cut document" in document["about"] for document in page.documents]
     assert f"split documents    {sum(continued)} cuts" in text
     assert [len(document["text"].split()) for document in page.documents] == [37 if c else 63 for c in continued]
 
 
-def test_unreadable_pictures_are_counted_and_marked(tmp_path):
+def test_unreadable_images_are_counted_and_marked(tmp_path):
     source = _jsonl(tmp_path, "pairs", [{"image": "0.png", "text": "a"}, {"image": "broken.png", "text": "b"}])
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    (tmp_path / "broken.png").write_bytes(b"not an image")
     text, page = _page(_config({"mine": {"source": source}}), tmp_path)
     assert "faulty documents   1, left out of the loss: mine 1" in text
     abouts = sorted(document["about"] for document in page.documents)
-    assert abouts == ["mine · 9 tokens · 1 picture", "mine · 9 tokens · 1 pictureleft out of the loss"]
+    assert abouts == ["mine · 9 tokens · 1 image", "mine · 9 tokens · 1 pictureleft out of the loss"]
 
 
 # ---------------------------------------------------------------- the page
 
 
-def test_the_page_holds_every_text_and_picture_once_and_runs_nothing(tmp_path):
+def test_the_page_holds_every_text_and_image_once_and_runs_nothing(tmp_path):
     texts = [SCRIPT, "two\n\nlines, 日本", "</article><img src=x onerror=alert(1)>"]
     records = [{"image": f"{number}.png", "text": text} for number, text in enumerate(texts)]
     config = _config({"<i>": {"source": _jsonl(tmp_path, "pairs", records)}}, model_type="bpe", vocab=400)
@@ -194,7 +194,7 @@ def test_the_page_holds_every_text_and_picture_once_and_runs_nothing(tmp_path):
     assert not page.elements & {"script", "iframe", "link"}
     for document in page.documents:
         assert document["tags"] == ["<s>", "[IMG]", "[/IMG]", "</s>"]
-        (pixels,) = document["pictures"]
+        (pixels,) = document["images"]
         np.testing.assert_array_equal(pixels, _pixels(texts.index(document["text"])))
     html = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in html and "onerror=alert(1)>" not in html
@@ -213,7 +213,7 @@ def test_the_command_prints_and_writes(tmp_path, capsys):
     arguments += ["--config.data.row_images=4"]
     config = Path(__file__).parents[2] / "configs/quickstart.py"
     assert main(["inspect-data", "--config", str(config), *arguments]) == 0
-    assert capsys.readouterr().out.startswith("2 batches of 8 rows of 96 tokens and 4 pictures")
+    assert capsys.readouterr().out.startswith("2 batches of 8 rows of 96 tokens and 4 images")
     assert out.read_text(encoding="utf-8").count('<section class="row">') == 3
 
 
@@ -228,7 +228,7 @@ def _prepared(folder) -> str:
         writer.write(Record(f"key{index}", "web", (Text("a red bus"),)).serialise())
         writer.close()
     files = {path.name: file_entry(path, 1) for path in sorted(folder.glob("*array_record*"))}
-    write_manifest(folder, "mine", {"train": files}, {"settings": {"pictures": {"image_size": SIZE}}})
+    write_manifest(folder, "mine", {"train": files}, {"settings": {"images": {"image_size": SIZE}}})
     return str(folder)
 
 

@@ -45,7 +45,7 @@ DOCUMENTS = st.builds(
 # ---------------------------------------------------------------- a row
 
 
-def test_a_row_of_two_documents_that_share_a_picture():
+def test_a_row_of_two_documents_that_share_an_image():
     documents = [
         *_tokenize(Document((_image("p"), Text("red")), visual_weight=0.0)),
         *_tokenize(Document((Text("red"), _image("p")), text_weight=0.5)),
@@ -109,7 +109,7 @@ def test_batch_metrics_count_what_a_batch_holds():
         "pad_fraction": pytest.approx(19 / 40),
         "slot_occupancy": 2 / 8,
         "tokens": 21,
-        "pictures": 2,
+        "images": 2,
         "documents": 3,
         "predicted_share": 1.0,
         "read_share": 0.0,
@@ -147,16 +147,16 @@ def test_packing_keeps_every_document_once_within_the_row(documents, row_tokens,
             here = row["segments"] == number
             for name in ("tokens", "text_weights", "visual_weights"):
                 np.testing.assert_array_equal(row[name][here], getattr(document, name))
-            # Every <image> reads the pixels of its own picture, whichever slot that took.
+            # Every <image> reads the pixels of its own image, whichever slot that took.
             for place, own in zip(row["slots"][here], document.slots, strict=True):
                 assert (place == -1) == (own == -1)
                 if own >= 0:
                     np.testing.assert_array_equal(row["images"][place], document.images[own].pixels)
-        assert len(np.unique(row["slots"][row["slots"] >= 0])) == len(keys)  # a shared picture takes one slot
+        assert len(np.unique(row["slots"][row["slots"] >= 0])) == len(keys)  # a shared image takes one slot
 
 
 @given(count=st.integers(1, 10), row_images=st.integers(1, 4))
-def test_documents_of_one_picture_share_its_row_and_slot(count, row_images):
+def test_documents_of_one_image_share_its_row_and_slot(count, row_images):
     both = [
         piece
         for number in range(count)
@@ -164,21 +164,21 @@ def test_documents_of_one_picture_share_its_row_and_slot(count, row_images):
         for piece in _tokenize(Document(parts))
     ]
     rows = pack_window(both, 7 * 2 * row_images, row_images)
-    assert len(rows) == -(-count // row_images)  # a slot a picture, not two
+    assert len(rows) == -(-count // row_images)  # a slot an image, not two
     for row in rows:
         keys = [document.images[0].key for document in row]
         assert sorted(keys) == sorted(2 * sorted(set(keys)))
 
 
-def test_documents_that_share_some_pictures_travel_together():
+def test_documents_that_share_some_images_travel_together():
     album = _tokenize(Document((_image("p"), _image("q"))))
     cover = _tokenize(Document((_image("p"),)))
     (row,) = pack_window(cover + album, row_tokens=16, row_images=2)
     assert [len(document.images) for document in row] == [1, 2]
 
 
-def test_pictures_and_their_captions_fill_rows():
-    """The quick start's case: 13-20 tokens, 8 queries, half of the pictures in two documents."""
+def test_images_and_their_captions_fill_rows():
+    """The quick start's case: 13-20 tokens, 8 queries, half of the images in two documents."""
     rng = np.random.default_rng(0)
     words = " ".join(["red"] * 8)
     documents = []
@@ -194,28 +194,28 @@ def test_pictures_and_their_captions_fill_rows():
     ]
     rows = pack_window(pieces, 112, 4)
     assert {len(piece) for piece in pieces} == set(range(13, 21))
-    # No packing needs fewer rows than its tokens and its pictures do.
+    # No packing needs fewer rows than its tokens and its images do.
     fewest = max(-(-sum(map(len, pieces)) // 112), 128 // 4)
     assert fewest <= len(rows) <= fewest + 1
 
 
-def test_a_mixture_fills_rows_with_both_tokens_and_pictures():
-    """Pairs, web documents and films: as few rows as the tokens or the pictures need, and one or two more."""
+def test_a_mixture_fills_rows_with_both_tokens_and_images():
+    """Pairs, web documents and videos: as few rows as the tokens or the images need, and one or two more."""
     rng = np.random.default_rng(0)
     nothing = np.zeros(2048, np.int32)
     documents = []
     for number in range(512):
-        pictures, tokens = 1, rng.integers(36, 81)
+        count, tokens = 1, rng.integers(36, 81)
         if number % 8 == 6:
-            pictures, tokens = 8, 292
+            count, tokens = 8, 292
         elif number % 8 == 7:
-            pictures, tokens = rng.integers(1, 5), rng.integers(300, 1500)
-        images = tuple(Image(nothing, f"{number}#{place}") for place in range(pictures))
+            count, tokens = rng.integers(1, 5), rng.integers(300, 1500)
+        images = tuple(Image(nothing, f"{number}#{place}") for place in range(count))
         documents.append(TokenizedDocument(*[nothing[:tokens]] * 4, images))
-    tokens, pictures = sum(map(len, documents)), sum(len(document.images) for document in documents)
-    row_images = round(2048 * pictures / tokens)
+    tokens, images = sum(map(len, documents)), sum(len(document.images) for document in documents)
+    row_images = round(2048 * images / tokens)
     rows = pack_window(documents, 2048, row_images)
-    fewest = max(-(-tokens // 2048), -(-pictures // row_images))
+    fewest = max(-(-tokens // 2048), -(-images // row_images))
     assert (fewest, row_images) == (51, 21)
     assert fewest <= len(rows) <= fewest + 1
 
@@ -226,16 +226,16 @@ def test_a_mixture_fills_rows_with_both_tokens_and_pictures():
 @pytest.mark.parametrize(
     "pixels", [np.zeros((2, 2, 3), np.float32), np.zeros((3, 2, 3), np.uint8), np.zeros((2, 2), np.uint8)]
 )
-def test_a_picture_that_was_not_prepared_is_named(pixels):
+def test_an_image_that_was_not_prepared_is_named(pixels):
     documents = _tokenize(Document((Image(pixels, "cat.png"),)))
-    with pytest.raises(UserError, match=r"^picture cat\.png: expected uint8 \[2, 2, 3\].*got (float32|uint8) \["):
+    with pytest.raises(UserError, match=r"^image cat\.png: expected uint8 \[2, 2, 3\].*got (float32|uint8) \["):
         _build(documents, 16, 2)
 
 
 @pytest.mark.parametrize(("row_tokens", "row_images"), [(9, 2), (64, 1)])
 def test_a_document_larger_than_a_row_is_refused(row_tokens, row_images):
     documents = _tokenize(Document((_image("p"), _image("q"))))
-    expected = rf"^packing: 10 tokens and 2 pictures do not fit .*={row_tokens} and row_images={row_images}; [^\n]*$"
+    expected = rf"^packing: 10 tokens and 2 images do not fit .*={row_tokens} and row_images={row_images}; [^\n]*$"
     with pytest.raises(UserError, match=expected):
         pack_window(documents, row_tokens, row_images)
     with pytest.raises(UserError, match=expected):

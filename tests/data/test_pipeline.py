@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emu_jax.data.document import Text
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Pictures
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from tests.data.folders import picture, write_folder
+from tests.data.folders import image, write_folder
 
 SIZE, QUERIES = 16, 4
 DATA = DataConfig(
@@ -111,7 +111,7 @@ def test_state_of_another_stream_is_refused(open_pipeline, change):
 @pytest.mark.parametrize("frame_sampling", ["random", "fixed"])
 def test_two_epochs_of_one_video(tmp_path, frame_sampling):
     """Random frames are others in every epoch, fixed ones the same; a seed decides both."""
-    clip = Record("clip", "video", (*(picture(n) for n in range(24)), Text("a cat runs")))
+    clip = Record("clip", "video", (*(image(n) for n in range(24)), Text("a cat runs")))
     data = dataclasses.replace(
         DATA,
         source=str(write_folder(tmp_path / "clips", [clip], shards=1)),
@@ -178,9 +178,9 @@ def test_worker_processes_of_a_host_build_its_rows(open_pipeline):
 
 def test_examples_of_hosts_are_those_of_one():
     data = ExamplesConfig(source="fluent_emoji", split="heldout_combinations", seed=0, batch=4)
-    pictures = Pictures(data.source, data.split, SIZE)
+    images = Images(data.source, data.split, SIZE)
     rows = {1: [[0, 1, 2, 3]], 2: [[0, 1], [2, 3]], 4: [[0], [1], [2], [3]]}
-    hosts = {count: [ExamplePipeline(pictures, data, own=own) for own in owned] for count, owned in rows.items()}
+    hosts = {count: [ExamplePipeline(images, data, own=own) for own in owned] for count, owned in rows.items()}
     expected = take(hosts[1][0], 50)  # more than an epoch of 140
     assert_same(gather([take(host, 40) for host in hosts[2]]), expected[:40])
     for host in hosts[4]:
@@ -191,16 +191,16 @@ def test_examples_of_hosts_are_those_of_one():
 
 
 def test_every_record_of_an_epoch_comes_once(tokenizer):
-    """Of 140 records at a window of 28, the first five windows hold each picture once."""
+    """Of 140 records at a window of 28, the first five windows hold each image once."""
     data = dataclasses.replace(DATA, packing_window=28, batch_rows=1, pairs=PairOrder("image_first"))
     pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
-    pictures, documents = set(), 0
+    images, documents = set(), 0
     while documents < 140:
         batch = next(pipeline)
         documents += int(pipeline.describe()["documents"])
-        used = batch["images"][0, : int(pipeline.describe()["pictures"])]
-        pictures |= {picture.tobytes() for picture in used}
-    assert (documents, len(pictures)) == (140, 140)
+        used = batch["images"][0, : int(pipeline.describe()["images"])]
+        images |= {image.tobytes() for image in used}
+    assert (documents, len(images)) == (140, 140)
     pipeline.close()
 
 
@@ -225,7 +225,7 @@ def test_jsonl_of_pairs_and_documents(tmp_path, tokenizer):
     ("line", "message"),
     [
         ("{", r"data.jsonl:1: not JSON"),
-        ('{"picture": 1}', r'data.jsonl:1: expected \{"image": …, "text": …\}'),
+        ('{"image": 1}', r'data.jsonl:1: expected \{"image": …, "text": …\}'),
         ('{"parts": [{"video": "x"}]}', r'data.jsonl:1: a part is \{"text": …\} or \{"image": …\}'),
         ("", r"data.jsonl: the file holds no documents"),
     ],
@@ -237,11 +237,11 @@ def test_bad_jsonl_names_the_line(tmp_path, tokenizer, line, message):
         Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
 
 
-def test_a_missing_picture_of_a_jsonl_is_named(tmp_path, tokenizer):
+def test_a_missing_image_of_a_jsonl_is_named(tmp_path, tokenizer):
     (tmp_path / "data.jsonl").write_text('{"image": "gone.png", "text": "dark"}')
     data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
     pipeline = Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)
-    with pytest.raises(UserError, match=r"gone\.png: no such picture file"):
+    with pytest.raises(UserError, match=r"gone\.png: no such image file"):
         next(pipeline)
     pipeline.close()
 

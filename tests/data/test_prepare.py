@@ -1,4 +1,4 @@
-"""`emu-jax prepare`: the same bytes for any number of workers, everything left out is counted, hostile pictures."""
+"""`emu-jax prepare`: the same bytes for any number of workers, everything left out is counted, hostile images."""
 
 import dataclasses
 import io
@@ -14,9 +14,9 @@ from PIL import Image
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Text
-from emu_jax.data.images import PictureError, Recoding, StoredJpeg
+from emu_jax.data.images import ImageError, Recoding, StoredJpeg
 from emu_jax.data.prepare import PrepareConfig, later_ones, prepare, recode
-from emu_jax.data.prepared import MANIFEST, Record, Records, StoredPicture
+from emu_jax.data.prepared import MANIFEST, Record, Records, StoredImage
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.errors import UserError
 
@@ -35,7 +35,7 @@ def noise(seed: int, height: int = 70, width: int = 60) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Numbers:
-    """A reader of made-up pairs and web documents: `pictures` of them, a share of which is broken or repeated."""
+    """A reader of made-up pairs and web documents: `images` of them, a share of which is broken or repeated."""
 
     count: int = 40
     broken: int = 0
@@ -75,12 +75,12 @@ def test_two_workers_write_the_bytes_of_one(tmp_path):
     assert manifest["documents_read"] == 40 and manifest["splits"]["train"]["records"] == 37
     assert manifest["rejects"] == {
         "duplicate": {"rejects": 2, "documents": 2},
-        "unreadable_picture": {"rejects": 1, "documents": 1},
+        "unreadable_image": {"rejects": 1, "documents": 1},
     }
     rejects = {reject["key"]: reject for reject in map(json.loads, one["rejects.jsonl"].splitlines())}
     assert {key: reject["detail"] for key, reject in rejects.items() if reject["reason"] == "duplicate"} == {
-        "1/001": "1/001: the same pictures as 0/000#0",
-        "2/002": "2/002: the same pictures as 0/000#0",
+        "1/001": "1/001: the same images as 0/000#0",
+        "2/002": "2/002: the same images as 0/000#0",
     }
     kept = {record.key for record in records_of(tmp_path / "1")}
     assert kept | rejects.keys() == {f"{n % 4}/{n:03d}" for n in range(40)} and not kept & rejects.keys()
@@ -89,12 +89,12 @@ def test_two_workers_write_the_bytes_of_one(tmp_path):
 def test_faults_up_to_a_share(tmp_path):
     config = PrepareConfig("numbers", recoding=Recoding(SIZE), max_faults=0.02)
     manifest = prepare(Numbers(count=200, broken=2), "numbers", "", tmp_path / "1%", config)
-    assert manifest["rejects"] == {"unreadable_picture": {"rejects": 2, "documents": 2}}
+    assert manifest["rejects"] == {"unreadable_image": {"rejects": 2, "documents": 2}}
     out = tmp_path / "3%"
     with pytest.raises(UserError) as error:
         prepare(Numbers(count=200, broken=6), "numbers", "", out, config)
     assert str(error.value) == (
-        "numbers: 6 faults in 200 documents, more than 2.0%; rejects: unreadable_picture 6; see "
+        "numbers: 6 faults in 200 documents, more than 2.0%; rejects: unreadable_image 6; see "
         f"{out}/rejects.jsonl, mend the data or raise --max-faults"
     )
     assert not (out / MANIFEST).exists()
@@ -129,37 +129,37 @@ class Pages(Numbers):
             yield RawDocument(f"{shard}/{number:03d}", "web", (logo, Text("logo"), *own))
 
 
-def test_a_picture_stays_in_one_web_document(tmp_path):
+def test_an_image_stays_in_one_web_document(tmp_path):
     manifest = prepare(Pages(count=8), "pages", "", tmp_path / "x", PrepareConfig("pages", recoding=Recoding(SIZE)))
     assert manifest["rejects"] == {"duplicate": {"rejects": 7, "documents": 0}}
     found = {record.key: record.parts for record in records_of(tmp_path / "x")}
-    layouts = {key: ["P" if isinstance(p, StoredPicture) else p.text for p in parts] for key, parts in found.items()}
+    layouts = {key: ["P" if isinstance(p, StoredImage) else p.text for p in parts] for key, parts in found.items()}
     assert layouts["0/000"] == ["P", "logo"]
     assert layouts["1/001"] == ["logo", "P", "own"]
-    assert [part.score for part in found["1/001"] if isinstance(part, StoredPicture)] == [0.5]
+    assert [part.score for part in found["1/001"] if isinstance(part, StoredImage)] == [0.5]
 
 
-def test_the_first_of_a_picture_s_documents_keeps_it():
+def test_the_first_of_an_image_s_documents_keeps_it():
     assert list(later_ones((b"digest", [("b", 1), ("a", 2), ("c", 0)]))) == [("b", (1, "a#2")), ("c", (0, "a#2"))]
 
 
-def test_what_loses_a_picture():
-    broken, whole = RawImage(b"no picture"), RawImage(encoded(noise(1)))
+def test_what_loses_an_image():
+    broken, whole = RawImage(b"no image"), RawImage(encoded(noise(1)))
 
     def outcome(kind: str, *parts) -> list[str]:
         found = recode(RawDocument("k", kind, parts), Recoding(SIZE))
         return [f"{f.key} {f.reason} {f.whole}" if isinstance(f, Reject) else str(len(f.parts)) for f in found]
 
     text = Text("words")
-    assert outcome("web", broken, text, whole) == ["k#0 unreadable_picture False", "2"]
-    assert outcome("storyboard", text, broken, whole) == ["k#0 unreadable_picture False", "2"]
-    assert outcome("pair", broken, text) == ["k unreadable_picture True"]
-    assert outcome("video", whole, broken, text) == ["k unreadable_picture True"]
-    assert outcome("chat", whole, broken, text) == ["k unreadable_picture True"]
+    assert outcome("web", broken, text, whole) == ["k#0 unreadable_image False", "2"]
+    assert outcome("storyboard", text, broken, whole) == ["k#0 unreadable_image False", "2"]
+    assert outcome("pair", broken, text) == ["k unreadable_image True"]
+    assert outcome("video", whole, broken, text) == ["k unreadable_image True"]
+    assert outcome("chat", whole, broken, text) == ["k unreadable_image True"]
     assert outcome("chat", text) == ["1"]
 
 
-# ---------------------------------------------------------------- pictures
+# ---------------------------------------------------------------- images
 
 MODES = {
     "CMYK": encoded(Image.fromarray(noise(2)).convert("CMYK"), "JPEG"),
@@ -176,13 +176,13 @@ MODES = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_every_kind_of_picture_becomes_rgb(mode):
+def test_every_kind_of_image_becomes_rgb(mode):
     pixels = StoredJpeg(Recoding(SIZE).recode(MODES[mode], mode), SIZE, mode)()
     assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert 100 < pixels.mean() < 156, "noise of all brightnesses keeps its mean"
 
 
-def test_stored_pictures_are_what_the_model_would_read():
+def test_stored_images_are_what_the_model_would_read():
     differences = []
     for example in fluent_emoji.examples("heldout_combinations", 128)[:20]:
         stored = Recoding(112).recode(example.pixels, example.key)
@@ -193,7 +193,7 @@ def test_stored_pictures_are_what_the_model_would_read():
 
 
 @pytest.mark.parametrize("side", [13_000, 30_000])
-def test_huge_pictures_are_refused_by_their_header(side):
+def test_huge_images_are_refused_by_their_header(side):
     """All of the PNG is there, 30,000 x 30,000 white pixels in 1 MB: it is not decoded, and costs nothing."""
     row = b"\0" + b"\xff" * -(-side // 8)
     pack, parts = zlib.compressobj(9), []
@@ -212,7 +212,7 @@ def test_huge_pictures_are_refused_by_their_header(side):
     seconds = []
     for _ in range(5):  # of the processor, and the least: others use this machine
         started = time.process_time()
-        with pytest.raises(PictureError) as error:
+        with pytest.raises(ImageError) as error:
             Recoding(224).recode(data, "huge")
         seconds.append(time.process_time() - started)
     assert error.value.reason == "too_many_pixels"
@@ -223,19 +223,19 @@ def test_huge_pictures_are_refused_by_their_header(side):
 
 
 @pytest.mark.parametrize(
-    ("picture", "reason"),
+    ("image", "reason"),
     [
         (noise(1, 10, 10), "too_small"),
         (encoded(noise(1, 31, 100)), "too_small"),
         (encoded(noise(1, 40, 200)), "extreme_aspect"),
-        (encoded(noise(1))[:900], "unreadable_picture"),
-        (b"", "unreadable_picture"),
-        (b"GIF89a" + bytes(20), "unreadable_picture"),
+        (encoded(noise(1))[:900], "unreadable_image"),
+        (b"", "unreadable_image"),
+        (b"GIF89a" + bytes(20), "unreadable_image"),
     ],
 )
-def test_pictures_that_are_left_out(picture, reason):
-    with pytest.raises(PictureError, match=r"^here: ") as error:
-        Recoding(224).recode(picture, "here")
+def test_images_that_are_left_out(image, reason):
+    with pytest.raises(ImageError, match=r"^here: ") as error:
+        Recoding(224).recode(image, "here")
     assert error.value.reason == reason
 
 

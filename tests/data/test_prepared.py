@@ -11,23 +11,23 @@ from hypothesis import strategies as st
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import decode_image
-from emu_jax.data.prepared import MANIFEST, Record, Records, StoredPicture, read_manifest
+from emu_jax.data.prepared import MANIFEST, Record, Records, StoredImage, read_manifest
 from emu_jax.errors import UserError
-from tests.data.folders import pairs, picture, write_folder
+from tests.data.folders import image, pairs, write_folder
 
 TEXTS = st.builds(Text, st.text(max_size=20), st.sampled_from(["", "user", "assistant"]))
-PICTURES = st.builds(StoredPicture, st.binary(max_size=20), st.none() | st.floats(0, 1, width=32))
+IMAGES = st.builds(StoredImage, st.binary(max_size=20), st.none() | st.floats(0, 1, width=32))
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(TEXTS | PICTURES, max_size=6).map(tuple), st.sampled_from(["pair", "web"]))
+@given(st.lists(TEXTS | IMAGES, max_size=6).map(tuple), st.sampled_from(["pair", "web"]))
 def test_a_record_is_what_it_was(parts, kind):
     record = Record("a/ü", kind, parts)
     assert Record.parse(record.serialise(), "here") == record
 
 
 def test_bytes_that_are_no_record():
-    whole = Record("key", "pair", (picture(0), Text("a cat"))).serialise()
+    whole = Record("key", "pair", (image(0), Text("a cat"))).serialise()
     for data in (b"", b"hello", whole[:-3], whole[: len(whole) // 2]):
         with pytest.raises(
             UserError, match=r"^here: not a record of `emu-jax prepare` \(.+\); prepare the data again$"
@@ -46,7 +46,7 @@ def test_tensorflow_datasets_reads_the_folder(tmp_path):
         assert example["layout"] == b"PT" and example["texts"] == [record.parts[1].text.encode()]
         # Another decoder: the same but for rounding.
         expected = decode_image(record.parts[0].data, record.key).astype(int)
-        assert np.abs(example["pictures"][0].astype(int) - expected).max() <= 2
+        assert np.abs(example["images"][0].astype(int) - expected).max() <= 2
 
 
 def test_fifty_cuts_are_found(tmp_path):

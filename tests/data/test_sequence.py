@@ -414,13 +414,13 @@ def test_a_sequence_ends_at_its_tokens():
 
 
 def test_of_a_chat_the_answers_are_learnt():
-    """Three turns, the first with a picture: what is in capitals is learnt."""
+    """Three turns, the first with an image: what is in capitals is learnt."""
     tokenizer = Tokenizer(
         Tokenizer.train(["system says one two three four five six :"], vocab_size=60, model_type="word").proto,
         instruct=True,
     )
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    turns = [Text("system says", "system"), picture, Text("one", "user"), Text("two three", "assistant")]
+    image = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    turns = [Text("system says", "system"), image, Text("one", "user"), Text("two three", "assistant")]
     turns += [Text("four", "user"), Text("five", "assistant"), Text("six", "user"), Text("one", "assistant")]
     (found,) = tokenize_document(Document(tuple(turns)), tokenizer, queries=2, row_tokens=64, row_images=4)
     names = {id: piece for id, piece in tokenizer.special.items()}
@@ -437,8 +437,8 @@ def test_of_a_chat_the_answers_are_learnt():
 def test_the_paper_s_system_messages_are_read_as_the_reference_reads_them(golden, message):
     """With LLaMA's tokenizer: [IMG] and [/IMG] in them are tokens, in a user's words the same names are words."""
     tokenizer = Tokenizer.load(golden / "llama_tokenizer.model", instruct=True)
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    chat = [Text(message, "system"), picture, Text("Is [IMG] a word?", "user"), Text("Yes.", "assistant")]
+    image = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    chat = [Text(message, "system"), image, Text("Is [IMG] a word?", "user"), Text("Yes.", "assistant")]
     (found,) = tokenize_document(Document(tuple(chat)), tokenizer, queries=2, row_tokens=256, row_images=1)
     before, _, after = message.partition("[IMG]ImageContent[/IMG]")
     spelt = tokenizer.encode_plain
@@ -474,8 +474,8 @@ def test_chats_need_their_tokens():
 
 def test_an_answer_of_several_parts_ends_once():
     tokenizer = CHATTER
-    picture = Image(np.zeros((1, 1, 3), np.uint8), "a")
-    answer = (Text("two", "assistant"), picture, Text("three", "assistant"))
+    image = Image(np.zeros((1, 1, 3), np.uint8), "a")
+    answer = (Text("two", "assistant"), image, Text("three", "assistant"))
     chat = Document((Text("one", "user"), *answer, Text("four", "user"), Text("five", "assistant")))
     (found,) = tokenize_document(chat, tokenizer, queries=2, row_tokens=32, row_images=4)
     assert (found.tokens == tokenizer.eos_id).sum() == 2

@@ -10,20 +10,20 @@ from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
 from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
-from tests.data.folders import SIZE, picture, write_folder
+from tests.data.folders import SIZE, image, write_folder
 
 
 def spelt(document: Document) -> str:
-    """P for a picture, else the text."""
+    """P for an image, else the text."""
     return " ".join("P" if isinstance(part, Image) else part.text for part in document.parts)
 
 
 RECORDS = {
-    "pair": Record("0", "pair", (picture(0), Text("a cat"))),
-    "video": Record("1", "video", (*(picture(n) for n in range(3)), Text("a cat runs"))),
-    "web": Record("2", "web", (Text("cats"), picture(0), Text("one"), picture(1), Text("two"))),
-    "storyboard": Record("3", "storyboard", (picture(0), Text("said"), picture(1))),
-    "chat": Record("4", "chat", (picture(0), Text("what?", "user"), Text("a cat", "assistant"))),
+    "pair": Record("0", "pair", (image(0), Text("a cat"))),
+    "video": Record("1", "video", (*(image(n) for n in range(3)), Text("a cat runs"))),
+    "web": Record("2", "web", (Text("cats"), image(0), Text("one"), image(1), Text("two"))),
+    "storyboard": Record("3", "storyboard", (image(0), Text("said"), image(1))),
+    "chat": Record("4", "chat", (image(0), Text("what?", "user"), Text("a cat", "assistant"))),
 }
 
 
@@ -41,9 +41,9 @@ def test_documents_by_kind(tmp_path, kind, expected):
     source = Prepared(write_folder(tmp_path / kind, [RECORDS[kind]], shards=1), "train", SIZE, PairOrder("random"))
     found = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(20)]
     assert {spelt(document) for document in found} == expected
-    pictures = [part for part in found[0].parts if isinstance(part, Image)]
-    assert len({image.key for image in pictures}) == len(pictures)
-    assert all(image.pixels.shape == (SIZE, SIZE, 3) for image in pictures)
+    images = [part for part in found[0].parts if isinstance(part, Image)]
+    assert len({image.key for image in images}) == len(images)
+    assert all(image.pixels.shape == (SIZE, SIZE, 3) for image in images)
 
 
 def frames_of(document: Document) -> list[int]:
@@ -53,12 +53,12 @@ def frames_of(document: Document) -> list[int]:
 
 TURNS = (Text("what?", "user"), Text("a cat", "assistant"))
 STORED = {
-    "video": Record("0", "video", (*(picture(n) for n in range(24)), Text("a cat runs"))),
-    "short": Record("1", "video", (*(picture(n) for n in range(5)), Text("a cat"))),
-    "old": Record("2", "video", (*(picture(n) for n in range(8)), Text("a cat sits"))),
-    "video_chat": Record("3", "video_chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(24)), *TURNS)),
-    "old_chat": Record("4", "chat", (Text(VIDEO_SYSTEM, "system"), *(picture(n) for n in range(8)), *TURNS)),
-    "images": Record("5", "chat", (*(picture(n) for n in range(10)), *TURNS)),  # ten images are no video
+    "video": Record("0", "video", (*(image(n) for n in range(24)), Text("a cat runs"))),
+    "short": Record("1", "video", (*(image(n) for n in range(5)), Text("a cat"))),
+    "old": Record("2", "video", (*(image(n) for n in range(8)), Text("a cat sits"))),
+    "video_chat": Record("3", "video_chat", (Text(VIDEO_SYSTEM, "system"), *(image(n) for n in range(24)), *TURNS)),
+    "old_chat": Record("4", "chat", (Text(VIDEO_SYSTEM, "system"), *(image(n) for n in range(8)), *TURNS)),
+    "images": Record("5", "chat", (*(image(n) for n in range(10)), *TURNS)),  # ten images are no video
 }
 
 
@@ -98,7 +98,7 @@ def test_random_frames_of_a_video(tmp_path, name):
     assert {frame - first for frames in shown for frame in frames} == set(range(24))
     images = {part.key: part.pixels for document in visits for part in document.parts if isinstance(part, Image)}
     for key, pixels in images.items():
-        expected = StoredJpeg(picture(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
+        expected = StoredJpeg(image(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
         np.testing.assert_array_equal(pixels, expected, err_msg=key)
 
 
@@ -106,12 +106,12 @@ def test_mmc4_s_two_sequences():
     pixels = np.zeros((1, 1, 3), np.uint8)
     parts = [part for n in range(7) for part in (Image(pixels, str(n)), Text(f"s{n}\nmore"), Text("and"))]
     first, second = subsequences(parts, np.random.default_rng(0))
-    with_pictures = " ".join(f"P s{n}\nmore and" for n in range(5))
-    assert spelt(first) == f"{with_pictures} s5\nmore and s6\nmore and"
+    with_images = " ".join(f"P s{n}\nmore and" for n in range(5))
+    assert spelt(first) == f"{with_images} s5\nmore and s6\nmore and"
     assert first.max_tokens == 1024 and second.max_tokens == 512
     assert [part.key for part in second.parts if isinstance(part, Image)] == ["1", "2", "3", "4", "6"]
     assert spelt(second) == "P s1 P s2 P s3 P s4 P s6"
-    text = Text("no picture")
+    text = Text("no image")
     assert subsequences([text], np.random.default_rng(0)) == [Document((text,), max_tokens=1024)]
 
 

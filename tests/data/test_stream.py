@@ -1,4 +1,4 @@
-"""The stream of a mixture: exact for any number of hosts, workers and restarts; broken pictures are counted."""
+"""The stream of a mixture: exact for any number of hosts, workers and restarts; broken images are counted."""
 
 import collections
 import dataclasses
@@ -9,18 +9,18 @@ import pytest
 
 from emu_jax.data.document import Text
 from emu_jax.data.pipeline import DataConfig, Pipeline
-from emu_jax.data.prepared import Record, StoredPicture
+from emu_jax.data.prepared import Record, StoredImage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from tests.data.folders import SIZE, pairs, picture, write_folder
+from tests.data.folders import SIZE, image, pairs, write_folder
 
 QUERIES, ROWS = 2, 4
 COUNTS = {"cats": 96, "dogs": 40}
 
 
 def web(count: int) -> list[Record]:
-    """Web documents of two pictures and their texts."""
-    parts = ((picture(n), Text(f"web{n}"), picture(n + 1), Text(f"then{n} more words")) for n in range(count))
+    """Web documents of two images and their texts."""
+    parts = ((image(n), Text(f"web{n}"), image(n + 1), Text(f"then{n} more words")) for n in range(count))
     return [Record(f"w/{n}", "web", found) for n, found in enumerate(parts)]
 
 
@@ -234,16 +234,16 @@ def test_going_on_with_another_division(folders, tokenizer):
 
 
 def with_broken(records: list[Record], broken: set[int]) -> list[Record]:
-    """The pictures of some records are no JPEG files."""
+    """The images of some records are no JPEG files."""
     return [
-        dataclasses.replace(record, parts=(StoredPicture(record.parts[0].data[:100]), *record.parts[1:]))
+        dataclasses.replace(record, parts=(StoredImage(record.parts[0].data[:100]), *record.parts[1:]))
         if number in broken
         else record
         for number, record in enumerate(records)
     ]
 
 
-def test_broken_pictures_cost_their_document_alone(tmp_path, tokenizer):
+def test_broken_images_cost_their_document_alone(tmp_path, tokenizer):
     broken = {3, 14, 15}
     write_folder(tmp_path / "cats", with_broken(pairs("cat", 300), broken))
     fields = {"source": str(tmp_path / "cats"), "split": "train", "mixture": {}, "max_faults": 0.02}
@@ -262,12 +262,12 @@ def test_broken_pictures_cost_their_document_alone(tmp_path, tokenizer):
     assert 3 <= unlearnt <= 6, "all of the first epoch, and what has come of the second"
 
 
-def test_too_many_broken_pictures_stop_the_run(tmp_path, tokenizer):
+def test_too_many_broken_images_stop_the_run(tmp_path, tokenizer):
     write_folder(tmp_path / "cats", with_broken(pairs("cat", 300), set(range(0, 300, 30))))
     write_folder(tmp_path / "dogs", web(40))
     pipeline = Pipeline(config(tmp_path, max_faults=0.02), tokenizer, queries=QUERIES, image_size=SIZE)
     expected = (
-        r"config\.data source cats: 21 of its first (\d+) documents have unreadable pictures, more than "
+        r"config\.data source cats: 21 of its first (\d+) documents have unreadable images, more than "
         r"config\.data\.max_faults=0\.02; the last: cat/\d+: not a readable JPEG file"
     )
     with pytest.raises(UserError, match=expected):
@@ -275,7 +275,7 @@ def test_too_many_broken_pictures_stop_the_run(tmp_path, tokenizer):
             next(pipeline)
 
 
-def test_pictures_larger_than_prepared(folders):
+def test_images_larger_than_prepared(folders):
     with pytest.raises(UserError, match=r"prepared for models that read 16 pixels, this one reads 224; prepare"):
         config(folders).open(224)
 

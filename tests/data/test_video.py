@@ -1,4 +1,4 @@
-"""Frames of films and animations: which ones, in every format; what is cut, empty or no video."""
+"""Frames of videos and animations: which ones, in every format; what is cut, empty or no video."""
 
 import io
 import pickle
@@ -17,7 +17,7 @@ from emu_jax.data.video import VideoError, read_frames
 FIRST, STEP = 8, 4  # frame i is grey 8 + 4 i
 
 
-def _film(path: Path, frames: int, codec="libx264", gop: int = 12, size=(32, 48), **options: str) -> bytes:
+def _video(path: Path, frames: int, codec="libx264", gop: int = 12, size=(32, 48), **options: str) -> bytes:
     height, width = size
     with av.open(path, "w", options=options) as container:
         stream = container.add_stream(codec, rate=24, width=width, height=height, pix_fmt="yuv420p")
@@ -30,9 +30,9 @@ def _film(path: Path, frames: int, codec="libx264", gop: int = 12, size=(32, 48)
 
 
 def _animation(kind: str, frames: int, **options) -> bytes:
-    pictures = [PIL.new("RGB", (48, 32), (FIRST + STEP * index,) * 3) for index in range(frames)]
+    images = [PIL.new("RGB", (48, 32), (FIRST + STEP * index,) * 3) for index in range(frames)]
     buffer = io.BytesIO()
-    pictures[0].save(buffer, kind, save_all=True, append_images=pictures[1:], duration=40, **options)
+    images[0].save(buffer, kind, save_all=True, append_images=images[1:], duration=40, **options)
     return buffer.getvalue()
 
 
@@ -51,21 +51,21 @@ def _reason(data: bytes) -> str:
 
 # ---------------------------------------------------------------- formats
 
-FILMS = {
-    "film.mp4": ("libx264", {}),
+VIDEOS = {
+    "video.mp4": ("libx264", {}),
     "start.mp4": ("libx264", {"movflags": "faststart"}),
     "pieces.mp4": ("libx264", {"movflags": "frag_keyframe+empty_moov"}),
     "part4.mp4": ("mpeg4", {}),
-    "film.webm": ("libvpx", {}),
-    "film.mkv": ("libx264", {}),
-    "film.avi": ("mpeg4", {}),
+    "video.webm": ("libvpx", {}),
+    "video.mkv": ("libx264", {}),
+    "video.avi": ("mpeg4", {}),
 }
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_films(tmp_path, name):
-    codec, options = FILMS[name]
-    data = _film(tmp_path / name, 60, codec, **options)
+@pytest.mark.parametrize("name", VIDEOS)
+def test_videos(tmp_path, name):
+    codec, options = VIDEOS[name]
+    data = _video(tmp_path / name, 60, codec, **options)
     got = read_frames(data)
     assert _numbers(got) == frame_indices(60) == [3, 10, 18, 25, 33, 40, 47, 55]
     assert got[0].shape == (32, 48, 3)
@@ -80,7 +80,7 @@ def test_animations(kind, options):
 
 @pytest.mark.parametrize("gop", [1, 5, 250])
 def test_seeking_gives_what_decoding_in_order_gives(tmp_path, gop):
-    data = _film(tmp_path / "film.mp4", 60, gop=gop)
+    data = _video(tmp_path / "video.mp4", 60, gop=gop)
     with av.open(io.BytesIO(data)) as container:
         inorder = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     for count in (1, 2, 8, 60):
@@ -89,13 +89,13 @@ def test_seeking_gives_what_decoding_in_order_gives(tmp_path, gop):
 
 
 def test_a_short_video_gives_every_frame_once(tmp_path):
-    for data in (_film(tmp_path / "film.mp4", 5), _animation("WEBP", 5, lossless=True)):
+    for data in (_video(tmp_path / "video.mp4", 5), _animation("WEBP", 5, lossless=True)):
         assert _numbers(read_frames(data, 8, spread_indices)) == [0, 1, 2, 3, 4]
         assert _numbers(read_frames(data, 8)) == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
-def test_a_film_whose_frames_share_one_time_is_decoded_in_order(tmp_path):
-    data = _film(tmp_path / "film.mp4", 60)
+def test_a_video_whose_frames_share_one_time_is_decoded_in_order(tmp_path):
+    data = _video(tmp_path / "video.mp4", 60)
     at = data.index(b"stts") + 8
     assert data[at : at + 12].hex() == "000000010000003c00000200"  # one entry: 60 frames of 512 ticks
     timeless = data[: at + 8] + bytes(4) + data[at + 12 :]
@@ -103,13 +103,13 @@ def test_a_film_whose_frames_share_one_time_is_decoded_in_order(tmp_path):
 
 
 def test_one_frame(tmp_path):
-    for data in (_film(tmp_path / "one.mp4", 1), _animation("GIF", 1), _animation("WEBP", 1), _animation("PNG", 1)):
+    for data in (_video(tmp_path / "one.mp4", 1), _animation("GIF", 1), _animation("WEBP", 1), _animation("PNG", 1)):
         got = read_frames(data)
         assert _numbers(got) == [0] * 8 and all(frame is got[0] for frame in got)
 
 
-def test_a_film_that_asks_to_be_turned_clockwise(tmp_path):
-    path = tmp_path / "film.mp4"
+def test_a_video_that_asks_to_be_turned_clockwise(tmp_path):
+    path = tmp_path / "video.mp4"
     with av.open(path, "w") as container:
         stream = container.add_stream("libx264", rate=24, width=64, height=32, pix_fmt="yuv420p")
         pixels = np.zeros((32, 64, 3), np.uint8)
@@ -130,7 +130,7 @@ def test_a_film_that_asks_to_be_turned_clockwise(tmp_path):
 
 
 def _cut(data: bytes, places: list[int]) -> set[str]:
-    """Why the pieces are refused; a piece that is not gives the whole film's frames."""
+    """Why the pieces are refused; a piece that is not gives the whole video's frames."""
     whole, reasons = read_frames(data), set()
     for place in places:
         try:
@@ -142,10 +142,10 @@ def _cut(data: bytes, places: list[int]) -> set[str]:
     return reasons
 
 
-@pytest.mark.parametrize("name", FILMS)
-def test_a_cut_film_gives_the_same_frames_or_is_refused(tmp_path, name):
-    codec, options = FILMS[name]
-    data = _film(tmp_path / name, 60, codec, **options)
+@pytest.mark.parametrize("name", VIDEOS)
+def test_a_cut_video_gives_the_same_frames_or_is_refused(tmp_path, name):
+    codec, options = VIDEOS[name]
+    data = _video(tmp_path / name, 60, codec, **options)
     chance = random.Random(6)
     places = [chance.randrange(12, len(data)) for _ in range(20)] + [len(data) - 1, len(data) - 9]
     assert _cut(data, places) == {"cut_video"}
@@ -160,7 +160,7 @@ def test_a_cut_animation_gives_the_same_frames_or_is_refused(kind):
 
 def test_a_hole_in_the_middle_is_noticed(tmp_path):
     """The boxes' lengths are right, but the index speaks of bytes behind the end."""
-    data = _film(tmp_path / "film.mp4", 60, movflags="faststart")
+    data = _video(tmp_path / "video.mp4", 60, movflags="faststart")
     at = data.index(b"mdat") - 4
     half = int.from_bytes(data[at : at + 4]) // 2
     assert _reason(data[:at] + half.to_bytes(4) + data[at + 4 : at + half]) == "cut_video"
@@ -186,20 +186,20 @@ def test_no_video(tmp_path):
     playlist = b"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/passwd\n#EXT-X-ENDLIST\n"
     jpeg = io.BytesIO()
     PIL.new("RGB", (8, 8)).save(jpeg, "JPEG")
-    for data in (b"", b"no video", bytes(5000), playlist, jpeg.getvalue(), _film(tmp_path / "a.ts", 5)):
+    for data in (b"", b"no video", bytes(5000), playlist, jpeg.getvalue(), _video(tmp_path / "a.ts", 5)):
         assert _reason(data) == "unreadable_video"
 
 
 def test_too_large(tmp_path, monkeypatch):
-    film, gif = _film(tmp_path / "film.mp4", 3), _animation("GIF", 3)
+    path, gif = _video(tmp_path / "video.mp4", 3), _animation("GIF", 3)
     monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48 - 1)
-    assert _reason(film) == _reason(gif) == "too_large"
+    assert _reason(path) == _reason(gif) == "too_large"
     monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48)
-    assert len(read_frames(film)) == len(read_frames(gif)) == 8
+    assert len(read_frames(path)) == len(read_frames(gif)) == 8
     monkeypatch.setattr(video, "MAX_FRAMES", 2)
-    assert _reason(film) == _reason(gif) == "too_large"
+    assert _reason(path) == _reason(gif) == "too_large"
     monkeypatch.setattr(video, "MAX_BYTES", 100)
-    assert _reason(film) == "too_large"
+    assert _reason(path) == "too_large"
 
 
 def test_errors_travel_between_processes():

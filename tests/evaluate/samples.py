@@ -1,7 +1,7 @@
-"""A few items of every benchmark in its published layout, of real pictures: the embedded emoji of people.
+"""A few items of every benchmark in its published layout, of real images: the embedded emoji of people.
 
-The scored splits show held-out pictures; the splits that few-shot examples come from show pictures of the training set,
-enough for eight examples. Films are such a picture that moves over the frame.
+The scored splits show held-out images; the splits that few-shot examples come from show images of the training set,
+enough for eight examples. Videos are such an image that moves over the frame.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from PIL import Image as PIL
 from emu_jax.data.fluent_emoji import shards
 from emu_jax.data.images import decode_image
 from emu_jax.data.records import unpack_record
-from tests.films import write_film
+from tests.videos import write_video
 
 HELD_OUT, TRAIN = "heldout_combinations", "train"
-COUNTS = {HELD_OUT: 4, TRAIN: 9}  # pictures
+COUNTS = {HELD_OUT: 4, TRAIN: 9}  # images
 
 
 @dataclasses.dataclass(frozen=True)
 class Person:
-    """One picture and what is known of it."""
+    """One image and what is known of it."""
 
     pixels: np.ndarray  # uint8 [128, 128, 3]
     name: str  # "woman astronaut: medium skin tone"
@@ -42,21 +42,21 @@ class Person:
             self.name,
             f"A {self.role} with {self.tone} skin tone.",
             f"An emoji of a {self.role}.",
-            f"A picture of a {self.role}",
+            f"An image of a {self.role}",
             f"The {self.role} has {self.tone} skin tone.",
         ]
 
 
 @functools.cache
 def people(split: str) -> tuple[Person, ...]:
-    """The first pictures of a split of the embedded set that show one person."""
+    """The first images of a split of the embedded set that show one person."""
     source = ArrayRecordDataSource([str(path) for path in shards(split)])
     found: list[Person] = []
     for index in range(len(source)):
-        header, picture = unpack_record(source[index], f"{split}[{index}]")
+        header, image = unpack_record(source[index], f"{split}[{index}]")
         role, tone = header["role"], header["tone"]
         if role.startswith(("woman ", "man ", "person ")) and tone.endswith(" skin tone") and "," not in tone:
-            pixels = decode_image(picture, header["key"])
+            pixels = decode_image(image, header["key"])
             found.append(Person(pixels, header["text"], role, tone.removesuffix(" skin tone")))
         if len(found) == COUNTS[split]:
             break
@@ -76,20 +76,20 @@ def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value), encoding="utf-8")
 
 
-def _picture(path: Path, pixels: np.ndarray) -> None:
+def _image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.fromarray(pixels).save(path)
 
 
-def _film(path: Path, pixels: np.ndarray, frames: int = 16) -> None:
-    """The picture moves from the left to the right."""
+def _video(path: Path, pixels: np.ndarray, frames: int = 16) -> None:
+    """The image moves from the left to the right."""
     side, width = 64, 96
     small = np.asarray(PIL.fromarray(pixels).resize((side, side)))
     shown = np.full((frames, side, width, 3), 255, np.uint8)
     for index, frame in enumerate(shown):
         left = (width - side) * index // (frames - 1)
         frame[:, left : left + side] = small
-    write_film(path, shown)
+    write_video(path, shown)
 
 
 # ---------------------------------------------------------------- captions
@@ -97,31 +97,29 @@ def _film(path: Path, pixels: np.ndarray, frames: int = 16) -> None:
 VAL_IDS, TRAIN_IDS = (42, 73, 74, 133), (9, 25, 30, 34, 36, 49, 61, 64, 71)
 
 
-def coco_pictures(root: Path, split: str = "val2014") -> list[tuple[int, str, Person]]:
-    """Writes a folder of COCO's; its pictures' ids and names."""
+def coco_images(root: Path, split: str = "val2014") -> list[tuple[int, str, Person]]:
+    """Writes a folder of COCO's; its images' ids and names."""
     train = split == "train2014"
     written = []
     for image, person in zip(TRAIN_IDS if train else VAL_IDS, people(TRAIN if train else HELD_OUT), strict=True):
         name = f"COCO_{split}_{image:012d}.jpg"
-        _picture(root / split / name, person.pixels)
+        _image(root / split / name, person.pixels)
         written.append((image, name, person))
     return written
 
 
-def coco_captions(pictures: list[tuple[int, str, Person]]) -> dict:
+def coco_captions(shown: list[tuple[int, str, Person]]) -> dict:
     """COCO's own format."""
-    images = [
-        {"license": 3, "file_name": name, "height": 128, "width": 128, "id": image} for image, name, _ in pictures
-    ]
-    captions = [(image, text) for image, _, person in pictures for text in person.captions]
+    images = [{"license": 3, "file_name": name, "height": 128, "width": 128, "id": image} for image, name, _ in shown]
+    captions = [(image, text) for image, _, person in shown for text in person.captions]
     annotations = [{"image_id": image, "id": 100 + n, "caption": text} for n, (image, text) in enumerate(captions)]
     return {"info": {"year": 2014}, "images": images, "licenses": [], "annotations": annotations}
 
 
-def _karpathy(pictures: list[tuple[str, str, Person]], dataset: str) -> dict:
+def _karpathy(shown: list[tuple[str, str, Person]], dataset: str) -> dict:
     """(split, name, person) -> his format, without what COCO's files have besides."""
     images = []
-    for number, (split, name, person) in enumerate(pictures):
+    for number, (split, name, person) in enumerate(shown):
         sentences = [
             {"tokens": text.lower().rstrip(".").split(), "raw": text, "imgid": number, "sentid": 5 * number + n}
             for n, text in enumerate(person.captions)
@@ -132,14 +130,14 @@ def _karpathy(pictures: list[tuple[str, str, Person]], dataset: str) -> dict:
 
 
 def _write_coco(root: Path) -> None:
-    val, train = coco_pictures(root), coco_pictures(root, "train2014")
+    val, train = coco_images(root), coco_images(root, "train2014")
     write_json(root / "annotations" / "captions_val2014.json", coco_captions(val))
     write_json(root / "annotations" / "captions_train2014.json", coco_captions(train))
     splits = ["test"] * 3 + ["val"] + ["train"] * 8 + ["restval"]
-    pictures = val + train
-    named = [(split, name, person) for split, (_, name, person) in zip(splits, pictures, strict=True)]
+    images = val + train
+    named = [(split, name, person) for split, (_, name, person) in zip(splits, images, strict=True)]
     document = _karpathy(named, "coco")
-    for entry, (image, name, _) in zip(document["images"], pictures, strict=True):
+    for entry, (image, name, _) in zip(document["images"], images, strict=True):
         entry |= {"filepath": name.split("_")[1], "cocoid": image}
     write_json(root / "dataset_coco.json", document)
 
@@ -147,35 +145,35 @@ def _write_coco(root: Path) -> None:
 def _write_nocaps(root: Path) -> None:
     names = ["0013ea2087020901.jpg", "00a0a634ca8cbe3a.jpg", "00d5a5c5a4d5a5a0.jpg", "01a1c0ea0d1f2b3c.jpg"]
     domains = ["in-domain", "near-domain", "out-domain", "near-domain"]
-    pictures = list(zip(range(len(names)), names, people(HELD_OUT), strict=True))
-    document = coco_captions(pictures)
+    images = list(zip(range(len(names)), names, people(HELD_OUT), strict=True))
+    document = coco_captions(images)
     for entry, domain in zip(document["images"], domains, strict=True):
         stem = Path(entry["file_name"]).stem
         entry |= {"open_images_id": stem, "domain": domain, "date_captured": "2018-11-06 11:04:33"}
-        _picture(root / "val" / entry["file_name"], pictures[entry["id"]][2].pixels)
+        _image(root / "val" / entry["file_name"], images[entry["id"]][2].pixels)
     write_json(root / "nocaps_val_4500_captions.json", document)
     test = [{key: entry[key] for key in ("id", "open_images_id", "file_name")} for entry in document["images"][:2]]
     for entry in test:
-        _picture(root / "test" / entry["file_name"], pictures[entry["id"]][2].pixels)
+        _image(root / "test" / entry["file_name"], images[entry["id"]][2].pixels)
     write_json(root / "nocaps_test_image_info.json", {"info": {}, "images": test, "licenses": []})
 
 
 def _write_flickr30k(root: Path) -> None:
     persons = people(HELD_OUT) + people(TRAIN)
     splits = ["test"] * 3 + ["val"] + ["train"] * 9
-    pictures = [
+    images = [
         (split, f"{1007129816 + n}.jpg", person) for n, (split, person) in enumerate(zip(splits, persons, strict=True))
     ]
-    for _, name, person in pictures:
-        _picture(root / "flickr30k-images" / name, person.pixels)
-    write_json(root / "dataset_flickr30k.json", _karpathy(pictures, "flickr30k"))
+    for _, name, person in images:
+        _image(root / "flickr30k-images" / name, person.pixels)
+    write_json(root / "dataset_flickr30k.json", _karpathy(images, "flickr30k"))
 
 
 def _write_drawing(root: Path) -> None:
-    write_json(root / "annotations" / "captions_val2014.json", coco_captions(coco_pictures(root)))
+    write_json(root / "annotations" / "captions_val2014.json", coco_captions(coco_images(root)))
 
 
-# ---------------------------------------------------------------- questions about pictures
+# ---------------------------------------------------------------- questions about images
 
 
 def tens(*answers: tuple[str, int]) -> list[dict]:
@@ -189,7 +187,7 @@ def _vqa(
 ) -> None:
     """`asked`: a person -> (question, question_type, answer_type, answers) each."""
     questions, annotations = [], []
-    for image, _, person in coco_pictures(root, split):
+    for image, _, person in coco_images(root, split):
         for number, (text, question_type, answer_type, answers) in enumerate(asked(person)):
             key = {"question_id": 1000 * image + number, "image_id": image}
             questions.append(key | {"question": text})
@@ -217,7 +215,7 @@ def _write_vqav2(root: Path) -> None:
     for split in ("test2015", "test-dev2015"):
         questions = []
         for image, person in zip((1, 14), persons, strict=False):
-            _picture(root / "test2015" / f"COCO_test2015_{image:012d}.jpg", person.pixels)
+            _image(root / "test2015" / f"COCO_test2015_{image:012d}.jpg", person.pixels)
             text = "What skin tone does the person have?"
             questions.append({"image_id": image, "question": text, "question_id": 1000 * image})
         document = {"task_type": "Open-Ended", "data_subtype": split, "questions": questions}
@@ -240,10 +238,10 @@ def _write_vizwiz(root: Path) -> None:
         records = []
         for number, person in enumerate(people(of)):
             name = f"VizWiz_{split}_{number:08d}.jpg"
-            _picture(root / split / name, person.pixels)
+            _image(root / split / name, person.pixels)
             record: dict[str, Any] = {"image": name, "question": "What skin tone does this person have?"}
             answers, kind = tens((person.tone, 7), ("unanswerable", 3)), "other"
-            if number == 3:  # nothing is written in these pictures
+            if number == 3:  # nothing is written in these images
                 record["question"] = "What does the label say?"
                 answers, kind = tens(("unanswerable", 9), ("no label", 1)), "unanswerable"
             if split != "test":
@@ -267,7 +265,7 @@ def _write_visdial(root: Path) -> None:
         for number, (image, person) in enumerate(zip(ids, people(of), strict=True)):
             folder = ("train2014", "val2014")[number % 2] if split == "train" else f"VisualDialog_{split}2018"
             stem = f"COCO_{folder}" if split == "train" else folder
-            _picture(root / folder / f"{stem}_{image:012d}.jpg", person.pixels)
+            _image(root / folder / f"{stem}_{image:012d}.jpg", person.pixels)
             rounds = []
             for question, answer in enumerate((person.tone, "no", "1")):
                 options = [(n + image) % len(said) for n in range(len(said))]
@@ -291,19 +289,19 @@ def _write_visdial(root: Path) -> None:
             write_json(root / "visdial_1.0_val_dense_annotations.json", dense)
 
 
-# ---------------------------------------------------------------- questions about films
+# ---------------------------------------------------------------- questions about videos
 
 
-def _film_questions(first: int, films: range, persons: tuple[Person, ...]) -> list[dict]:
+def _video_questions(first: int, videos: range, persons: tuple[Person, ...]) -> list[dict]:
     records = []
-    for film, person in zip(films, persons, strict=True):
+    for video, person in zip(videos, persons, strict=True):
         pairs = [
             ("what skin tone does the person have?", person.tone),
             (f"who is moving, a {person.role} or a cat?", person.role),
             ("is the person moving?", "yes"),
         ]
         for text, answer in pairs:
-            records.append({"answer": answer, "id": first + len(records), "question": text, "video_id": film})
+            records.append({"answer": answer, "id": first + len(records), "question": text, "video_id": video})
     return records
 
 
@@ -311,12 +309,12 @@ def _write_msvdqa(root: Path) -> None:
     clips = ["-4wsuPCjDBc_5_15", "-7KMZQEsJW4_205_208", "-8y1Q0rA3n8_108_115", "-8y1Q0rA3n8_95_102"]
     clips += [f"-9CUm-2cui8_{start}_{start + 5}" for start in range(39, 84, 5)]
     for clip, person in zip(clips, people(HELD_OUT) + people(TRAIN), strict=True):
-        _film(root / "YouTubeClips" / f"{clip}.avi", person.pixels)
+        _video(root / "YouTubeClips" / f"{clip}.avi", person.pixels)
     lines = [f"{clip} vid{number}\n" for number, clip in enumerate(clips, 1)]
     (root / "youtube_mapping.txt").write_text("".join(lines), encoding="utf-8")
-    write_json(root / "test_qa.json", _film_questions(36000, range(1, 5), people(HELD_OUT)))
-    write_json(root / "val_qa.json", _film_questions(30000, range(1, 3), people(HELD_OUT)[:2]))
-    write_json(root / "train_qa.json", _film_questions(0, range(5, 14), people(TRAIN)))
+    write_json(root / "test_qa.json", _video_questions(36000, range(1, 5), people(HELD_OUT)))
+    write_json(root / "val_qa.json", _video_questions(30000, range(1, 3), people(HELD_OUT)[:2]))
+    write_json(root / "train_qa.json", _video_questions(0, range(5, 14), people(TRAIN)))
 
 
 def _write_msrvttqa(root: Path) -> None:
@@ -326,10 +324,10 @@ def _write_msrvttqa(root: Path) -> None:
         ("train", 0, "TrainValVideo", people(TRAIN), 0),
     ]
     for split, first, folder, persons, question in parts:
-        films = range(first, first + len(persons))
-        for film, person in zip(films, persons, strict=True):
-            _film(root / folder / f"video{film}.mp4", person.pixels)
-        records = [record | {"category_id": 14} for record in _film_questions(question, films, persons)]
+        videos = range(first, first + len(persons))
+        for video, person in zip(videos, persons, strict=True):
+            _video(root / folder / f"video{video}.mp4", person.pixels)
+        records = [record | {"category_id": 14} for record in _video_questions(question, videos, persons)]
         write_json(root / f"{split}_qa.json", records)
 
 
@@ -337,7 +335,7 @@ NEXT_COLUMNS = ("video", "frame_count", "width", "height", "question", "answer",
 
 
 def _write_nextqa(root: Path) -> None:
-    films: dict[str, str] = {}
+    videos: dict[str, str] = {}
     second: dict[str, dict[str, str]] = {}
     for split, first, persons in (
         ("test", 4924794333, people(HELD_OUT)),
@@ -347,8 +345,8 @@ def _write_nextqa(root: Path) -> None:
         rows = []
         for number, person in enumerate(persons):
             video = str(first + number)
-            films[video] = f"{1000 + number}/{video}"
-            _film(root / "NExTVideo" / f"{films[video]}.mp4", person.pixels)
+            videos[video] = f"{1000 + number}/{video}"
+            _video(root / "NExTVideo" / f"{videos[video]}.mp4", person.pixels)
             start = (video, 16, 96, 64)
             rows.append((*start, "what is the person s skin tone", person.tone, 0, "DO"))
             rows.append((*start, "who moves in the video", person.role, 1, "DO"))
@@ -357,7 +355,7 @@ def _write_nextqa(root: Path) -> None:
                 second[video] = {"0": f"{person.tone} skin", "1": "a person", "2": "slide"}
         with (root / f"{split}.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([NEXT_COLUMNS, *rows])
-    write_json(root / "map_vid_vidorID.json", films)
+    write_json(root / "map_vid_vidorID.json", videos)
     write_json(root / "add_reference_answer_test.json", second)
 
 
@@ -368,7 +366,7 @@ def _write_mmvet(root: Path) -> None:
     document = {}
     for number, person in enumerate(people(HELD_OUT)):
         name = f"v1_{number}.png"
-        _picture(root / "images" / name, person.pixels)
+        _image(root / "images" / name, person.pixels)
         question, answer, needed = [
             ("Describe the person.", f"{person.role}<AND>{person.tone} skin tone", ["rec", "gen"]),
             ("What skin tone does the person have?", f"{person.tone}<OR>{person.tone} skin tone", ["rec"]),

@@ -87,7 +87,7 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
 
 
-def test_drawings_are_compared_with_real_pictures(drawing, tmp_path):
+def test_drawings_are_compared_with_real_images(drawing, tmp_path):
     model = Emu.load(drawing)
     (result,) = _run(model, ["coco_drawing"], tmp_path).values()
     questions = BENCHMARKS["coco_drawing"].read(tmp_path / "data" / "coco_drawing")
@@ -97,7 +97,7 @@ def test_drawings_are_compared_with_real_pictures(drawing, tmp_path):
     assert all(figure.count == len(questions) for figure in result.figures.values())
     assert result.run.drawing == " ".join(f"{name}={value}" for name, value in DRAWING.items())
     other = Request(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
-    with pytest.raises(UserError, match="how pictures are drawn was"):
+    with pytest.raises(UserError, match="how images are drawn was"):
         list(evaluate(model, other, tmp_path / "out"))
 
 
@@ -128,7 +128,7 @@ def test_the_pretrained_model_is_asked_in_two_steps_or_with_examples(pretrained,
     )
     assert {len(line["said"]) for line in two_steps} == {2}
     assert {len(line["said"]) for line in examples} == {1}
-    assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' pictures and the questions'
+    assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' images and the questions'
 
 
 def test_zero_shots_are_one_run_alone_or_beside_others(pretrained, tmp_path):

@@ -13,7 +13,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate.compare import compare, mean_over, table
 
 CAPTION = "heldout_combinations: caption exactly right"
-TOP5 = "heldout_combinations: embeddings from text, right picture in top 5"
+TOP5 = "heldout_combinations: embeddings from text, right image in top 5"
 
 
 def make_run(path: Path, seed: int = 0, *, caption: float | None = None, top5: float = 0.5, **fields) -> Path:

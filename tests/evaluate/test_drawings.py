@@ -1,4 +1,4 @@
-"""Neighbours of drawn pictures: what counts as right, and what guessing gets; VGG features against their package."""
+"""Neighbours of drawn images: what counts as right, and what guessing gets; VGG features against their package."""
 
 import numpy as np
 import pytest
@@ -20,14 +20,14 @@ def look(some) -> np.ndarray:
     return np.stack([example.pixels for example in some]).astype(np.float32) / 255.0
 
 
-def test_the_pictures_themselves_are_right(pools):
+def test_the_images_themselves_are_right(pools):
     pool, gallery = pools
     figures = drawings.neighbour_figures("x", "pixels", look(pool), pool, gallery, look(gallery))
     role, tone = (
         figures["x, neighbour's role right in top 5 (pixels)"],
         figures["x, neighbour's skin tone right (pixels)"],
     )
-    assert role.value == 1.0 and tone.value > 0.97, (role, tone)  # two pairs of pictures are the same
+    assert role.value == 1.0 and tone.value > 0.97, (role, tone)  # two pairs of images are the same
     assert role.count == tone.count == sum(has_one_tone(e) for e in pool)
 
 

@@ -7,9 +7,9 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.evaluate.prompts import PROMPTS, Step, caption_of, short_answer
 from emu_jax.evaluate.question import Question
 
-PICTURE = np.zeros((2, 2, 3), np.uint8)
+IMAGE = np.zeros((2, 2, 3), np.uint8)
 SHOWN = np.ones((2, 2, 3), np.uint8)
-QUESTION = Question("1", (PICTURE,), text="what is on the lawn?", answers=("dog",))
+QUESTION = Question("1", (IMAGE,), text="what is on the lawn?", answers=("dog",))
 EXAMPLE = Question("2", (SHOWN,), text="what colour is it?", answers=("blue", "red", "red"))
 ONE_PHRASE = (
     "based on the content of the image and common sense, please provide an accurate answer consisting of only one word "
@@ -19,13 +19,13 @@ ONE_PHRASE = (
 
 def _spelt(step: Step) -> str:
     """A step's parts as one line."""
-    names = {id(PICTURE): "<picture>", id(SHOWN): "<shown>"}
+    names = {id(IMAGE): "<image>", id(SHOWN): "<shown>"}
     return "".join(part if isinstance(part, str) else names[id(part)] for part in step.parts)
 
 
 def _ask(name: str, question: Question, results: list, *, examples: list = (), chat: bool) -> tuple[list[Step], object]:
     """The steps that a prompt takes when the model says `results`, and its prediction."""
-    asked = PROMPTS[name](question, list(question.pictures), list(examples), chat)
+    asked = PROMPTS[name](question, list(question.images), list(examples), chat)
     steps = [next(asked)]
     for result in results[:-1]:
         steps.append(asked.send(result))
@@ -37,7 +37,7 @@ def _ask(name: str, question: Question, results: list, *, examples: list = (), c
 def test_captions_of_the_tuned_model():
     steps, prediction = _ask("caption", QUESTION, [" A dog on a Lawn. It runs.\nAnd"], chat=True)
     assert _spelt(steps[0]) == (
-        f"{IMAGE_SYSTEM} [USER]: <picture> please provide an accurate and concise description of the given image. "
+        f"{IMAGE_SYSTEM} [USER]: <image> please provide an accurate and concise description of the given image. "
         "[ASSISTANT]: the image depicts a photo of"
     )
     assert dict(steps[0].decoding) == {"num_beams": 5, "max_new_tokens": 20, "min_length": 8, "length_penalty": -1.0}
@@ -47,13 +47,13 @@ def test_captions_of_the_tuned_model():
 def test_captions_of_the_pretrained_model_after_an_example():
     steps, _ = _ask("caption", QUESTION, ["a dog"], examples=[(EXAMPLE, [SHOWN])], chat=False)
     begun = " describing the image in detail. the image shows"
-    assert _spelt(steps[0]) == f"<shown>{begun} red. <picture>{begun}"
+    assert _spelt(steps[0]) == f"<shown>{begun} red. <image>{begun}"
 
 
 def test_a_question_to_the_tuned_model():
     steps, prediction = _ask("vqa", QUESTION, ['It is a Dog, or "cat"'], chat=True)
     assert _spelt(steps[0]) == (
-        f"{IMAGE_SYSTEM} [USER]: <picture> {ONE_PHRASE} what is on the lawn? [ASSISTANT]: the answer is:"
+        f"{IMAGE_SYSTEM} [USER]: <image> {ONE_PHRASE} what is on the lawn? [ASSISTANT]: the answer is:"
     )
     assert dict(steps[0].decoding) == {"num_beams": 5, "max_new_tokens": 20, "min_length": 1, "length_penalty": -1.0}
     assert prediction == "dog"
@@ -63,14 +63,14 @@ def test_examples_are_earlier_turns_of_the_tuned_model():
     steps, _ = _ask("vqa", QUESTION, ["dog"], examples=[(EXAMPLE, [SHOWN])], chat=True)
     assert _spelt(steps[0]) == (
         f"{IMAGE_SYSTEM} [USER]: <shown> {ONE_PHRASE} what colour is it? [ASSISTANT]: the answer is: red</s>"
-        f" [USER]: <picture> {ONE_PHRASE} what is on the lawn? [ASSISTANT]: the answer is:"
+        f" [USER]: <image> {ONE_PHRASE} what is on the lawn? [ASSISTANT]: the answer is:"
     )
 
 
 def test_the_pretrained_model_is_asked_in_two_steps():
     steps, prediction = _ask("vqa", QUESTION, ["A dog on a lawn. Yes", "dog. It"], chat=False)
     assert [_spelt(step) for step in steps] == [
-        "<picture> describing the image in detail. the image shows",
+        "<image> describing the image in detail. the image shows",
         "a picture of a dog on a lawn. based on the picture, what is on the lawn? short answer:",
     ]
     assert prediction == "dog"
@@ -84,11 +84,11 @@ def test_text_only_examples_stand_before_the_second_step():
     )
 
 
-def test_examples_with_pictures_make_it_one_step():
+def test_examples_with_images_make_it_one_step():
     steps, _ = _ask("vqa", QUESTION, ["dog"], examples=[(EXAMPLE, [SHOWN])], chat=False)
     asked = " based on the picture, {} short answer:"
     assert _spelt(steps[0]) == (
-        f"<shown>{asked.format('what colour is it?')} red. <picture>{asked.format('what is on the lawn?')}"
+        f"<shown>{asked.format('what colour is it?')} red. <image>{asked.format('what is on the lawn?')}"
     )
 
 
@@ -100,7 +100,7 @@ def test_examples_with_pictures_make_it_one_step():
 def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected):
     steps, prediction = _ask("vizwiz", QUESTION, [np.array(scores), *results], chat=True)
     assert _spelt(steps[0]) == (
-        f"{IMAGE_SYSTEM} [USER]: <picture> {ONE_PHRASE} what is on the lawn?, is the answer known? [ASSISTANT]:"
+        f"{IMAGE_SYSTEM} [USER]: <image> {ONE_PHRASE} what is on the lawn?, is the answer known? [ASSISTANT]:"
     )
     assert steps[0].candidates == ("yes.</s>", "no.</s>")
     assert prediction == expected
@@ -108,10 +108,10 @@ def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected
 
 def test_a_dialogue_ranks_its_candidates():
     history = (("is it a dog", "yes"), ("is it big", "no"))
-    question = Question("1", (PICTURE,), text="does it run", history=history, candidates=("yes", "no"))
+    question = Question("1", (IMAGE,), text="does it run", history=history, candidates=("yes", "no"))
     steps, prediction = _ask("dialogue", question, [np.array([1.0, 2.0])], chat=True)
     assert _spelt(steps[0]) == (
-        f"{IMAGE_SYSTEM} [USER]: <picture></s> [USER]: is it a dog? [ASSISTANT]: yes.</s>"
+        f"{IMAGE_SYSTEM} [USER]: <image></s> [USER]: is it a dog? [ASSISTANT]: yes.</s>"
         " [USER]: is it big? [ASSISTANT]: no.</s> [USER]: does it run? [ASSISTANT]:"
     )
     assert steps[0].candidates == ("yes", "no")

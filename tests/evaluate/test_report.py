@@ -23,8 +23,8 @@ def test_every_figure_has_an_interval_and_chance(report):
     for split in SPLITS:
         for name in (
             "caption exactly right",
-            "embeddings from text, right picture in top 1",
-            "embeddings from text, right picture in top 5",
+            "embeddings from text, right image in top 1",
+            "embeddings from text, right image in top 5",
             "embeddings from text, autoregressive R2",
         ):
             figure = figures[f"{split}: {name}"]

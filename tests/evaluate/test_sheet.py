@@ -1,4 +1,4 @@
-"""Sheets of pictures: their size, and where each picture stands."""
+"""Sheets of images: their size, and where each image stands."""
 
 import numpy as np
 import PIL.Image
@@ -6,10 +6,10 @@ import PIL.Image
 from emu_jax.evaluate.sheet import RIGHT, WRONG, sheet
 
 
-def test_pictures_stand_row_by_row():
+def test_images_stand_row_by_row():
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
-    pictures = [np.full((8, 8, 3), colour, np.uint8) for colour in colours]
-    page = sheet(pictures, ["red", "a green one", ""], columns=2, colours=[RIGHT, WRONG, RIGHT], inches=1.0, dpi=100)
+    images = [np.full((8, 8, 3), colour, np.uint8) for colour in colours]
+    page = sheet(images, ["red", "a green one", ""], columns=2, colours=[RIGHT, WRONG, RIGHT], inches=1.0, dpi=100)
     assert page.size == (200, 236) and page.mode == "RGB"
     pixels = np.asarray(page).astype(int)
     found = [np.argwhere(np.abs(pixels - colour).sum(-1) < 30).mean(0).round(-1).tolist() for colour in colours]
@@ -17,13 +17,13 @@ def test_pictures_stand_row_by_row():
     assert found == [[70, 50], [70, 150], [190, 50]]  # row and column of their middles
 
 
-def test_pil_pictures_are_taken():
-    picture = PIL.Image.new("RGB", (4, 4), "blue")
-    assert sheet([picture], [""], columns=1).size == (120, 124)
+def test_pil_images_are_taken():
+    image = PIL.Image.new("RGB", (4, 4), "blue")
+    assert sheet([image], [""], columns=1).size == (120, 124)
 
 
 def test_long_titles_make_room_and_end():
-    picture = np.zeros((4, 4, 3), np.uint8)
-    short, long, longer = (sheet([picture], ["word " * count], columns=1).height for count in (3, 12, 100))
+    image = np.zeros((4, 4, 3), np.uint8)
+    short, long, longer = (sheet([image], ["word " * count], columns=1).height for count in (3, 12, 100))
     print(short, long, longer)
     assert short < long < longer == round(80 * (1.5 + 5 * 0.13 + 0.05))

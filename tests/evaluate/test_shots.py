@@ -1,4 +1,4 @@
-"""Examples: the nearest pictures, the nearest last; never the question's own; an index that is built once."""
+"""Examples: the nearest images, the nearest last; never the question's own; an index that is built once."""
 
 import numpy as np
 import pytest
@@ -9,16 +9,16 @@ from emu_jax.evaluate.shots import choose_examples, index
 
 
 class Means:
-    """A picture's mean colour, and how often it was asked for."""
+    """An image's mean colour, and how often it was asked for."""
 
     name, size = "means", 4
 
     def __init__(self):
         self.calls = 0
 
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+    def __call__(self, images: np.ndarray) -> np.ndarray:
         self.calls += 1
-        return pictures.astype(np.float32).mean((1, 2))  # [N, 3]
+        return images.astype(np.float32).mean((1, 2))  # [N, 3]
 
 
 def _coloured(id: str, *colour: int, answers: tuple[str, ...] = ("a",)) -> Question:
@@ -39,9 +39,9 @@ def test_the_nearest_come_last_and_those_without_answers_never(tmp_path):
     assert all(shown for _, shown in choose(asked[0]))
 
 
-def test_an_index_is_built_once_and_a_picture_encoded_once(tmp_path):
+def test_an_index_is_built_once_and_an_image_encoded_once(tmp_path):
     features = Means()
-    twice = [*POOL, Question("again", POOL[0].pictures, answers=("b",))]
+    twice = [*POOL, Question("again", POOL[0].images, answers=("b",))]
     found = index(twice, features, tmp_path)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1.0, rtol=1e-6)
     np.testing.assert_array_equal(found[0], found[-1])
@@ -49,10 +49,10 @@ def test_an_index_is_built_once_and_a_picture_encoded_once(tmp_path):
     np.testing.assert_array_equal(index(twice, features, tmp_path), found)
     assert features.calls == 1
     index(POOL[:2], features, tmp_path)
-    assert features.calls == 2, "other pictures are another index"
+    assert features.calls == 2, "other images are another index"
 
 
-def test_the_question_s_own_picture_is_no_example(tmp_path):
+def test_the_question_s_own_image_is_no_example(tmp_path):
     from PIL import Image
 
     files = []

@@ -16,7 +16,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate import chat as module
 from emu_jax.generate import text
-from emu_jax.generate.chat import Chat, Film
+from emu_jax.generate.chat import Chat, Video
 from emu_jax.generate.prompt import PromptBatch
 from emu_jax.models import emu
 
@@ -71,16 +71,14 @@ def published(golden) -> Emu:
     return Emu.load(file, tokenizer=golden / "llama_tokenizer.model", vision_head_dim=12)
 
 
-def afresh(
-    model: Emu, tokens: list[int], pictures: list[np.ndarray], count: int, **decoding
-) -> tuple[list[int], float]:
+def afresh(model: Emu, tokens: list[int], images: list[np.ndarray], count: int, **decoding) -> tuple[list[int], float]:
     """The answer to the same ids as one whole prompt, by what `generate_text` calls: ids and score."""
     padding = -len(tokens) % 32
     ids = np.asarray([[model.tokenizer.pad_id] * padding + tokens], np.int32)
     visual = ids == model.tokenizer.image_id
     sources = np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
     size = model.config.vision.image_size
-    stacked = np.stack(pictures) if pictures else np.zeros((0, size, size, 3), np.uint8)
+    stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
     batch = PromptBatch(ids, np.arange(ids.shape[1])[None] >= padding, stacked, sources)
     found, score = text.generate(
         model.params,
@@ -97,11 +95,11 @@ def afresh(
     return found[: found.index(eos)] if eos in found else found, float(score[0])
 
 
-def check_last(chat: Chat, pictures: list[np.ndarray], count: int, **decoding) -> None:
+def check_last(chat: Chat, images: list[np.ndarray], count: int, **decoding) -> None:
     """The last turn's answer is that of the whole conversation, read anew."""
     answer = chat.history[-1].answer
     prompt = chat.tokens[: -len(answer.token_ids) - 1]
-    expected, score = afresh(chat.model, prompt, pictures, count, **decoding)
+    expected, score = afresh(chat.model, prompt, images, count, **decoding)
     assert answer.token_ids == expected, f"expected {expected}, got {answer.token_ids}"
     np.testing.assert_allclose(answer.score, score, rtol=1e-4)
 
@@ -119,14 +117,14 @@ def test_three_turns_literally(words):
     chat = words.chat("the bar")
     chat.add([CAT, "what is this ?"], "it is red")
     chat.add(" and a cross ? ", "green")
-    chat.add(["which", " colour has", CAT, Film([CAT, DOG])], "blue")
+    chat.add(["which", " colour has", CAT, Video([CAT, DOG])], "blue")
     special = words.tokenizer.special
     shown = " ".join(special.get(id) or words.tokenizer.decode([id]) for id in chat.tokens)
-    picture = "[IMG] <image> <image> <image> <image> [/IMG]"
+    image = "[IMG] <image> <image> <image> <image> [/IMG]"
     assert shown == (
-        f"<s> the bar [USER] : {picture} what is this ? [ASSISTANT] : it is red </s> "
+        f"<s> the bar [USER] : {image} what is this ? [ASSISTANT] : it is red </s> "
         f"[USER] : and a cross ? [ASSISTANT] : green </s> "
-        f"[USER] : which colour has {picture} {picture} {picture} [ASSISTANT] : blue </s>"
+        f"[USER] : which colour has {image} {image} {image} [ASSISTANT] : blue </s>"
     )
 
 
@@ -135,7 +133,7 @@ def test_three_turns_literally(words):
 def test_three_turns_are_what_training_packs(request, kind, system):
     if kind == "llama":
         model = request.getfixturevalue("published")
-        cat, dog = (np.resize(picture, (28, 28, 3)) for picture in (CAT, DOG))
+        cat, dog = (np.resize(image, (28, 28, 3)) for image in (CAT, DOG))
     else:
         model, cat, dog = make(kind), CAT, DOG
     chat = model.chat(system)
@@ -174,7 +172,7 @@ def test_the_paper_s_system_messages(words):
 
     assert words.tokenizer.img_id in words.tokenizer.encode(IMAGE_SYSTEM)
     assert begins([CAT, "what is this ?"]) == IMAGE_SYSTEM
-    assert begins(["what is this ?", Film(FRAMES), CAT]) == VIDEO_SYSTEM
+    assert begins(["what is this ?", Video(FRAMES), CAT]) == VIDEO_SYSTEM
     assert begins("what is this ?") == ""
 
 
@@ -426,30 +424,30 @@ def test_what_is_taken_back_was_never_said(words):
     check_last(chat, [], 5)
 
 
-# ---------------------------------------------------------------- films
+# ---------------------------------------------------------------- videos
 
 
-def test_a_film_is_eight_pictures(words, tmp_path):
+def test_a_video_is_eight_images(words, tmp_path):
     file = tmp_path / "clip.gif"
     greys = [PIL.new("RGB", (SIZE, SIZE), (10 * n, 255 - 10 * n, 100)) for n in range(20)]
     greys[0].save(file, save_all=True, append_images=greys[1:], duration=40, lossless=True)
     chat = words.chat()
-    chat.say([Film(file), "what is this ?"], max_new_tokens=4)
+    chat.say([Video(file), "what is this ?"], max_new_tokens=4)
     ids = words.tokenizer.encode(VIDEO_SYSTEM)
     assert chat.tokens[: len(ids)] == ids
     assert chat.tokens.count(words.tokenizer.image_id) == 8 * QUERIES
     shown = [np.asarray(PIL.open(file).convert("RGB"))]
-    pictures = []
-    with PIL.open(file) as film:
+    images = []
+    with PIL.open(file) as video:
         for index in [1, 3, 6, 8, 11, 13, 15, 18]:  # frame_indices(20)
-            film.seek(index)
-            pictures.append(np.asarray(film.convert("RGB")))
-    check_last(chat, pictures, 4)
+            video.seek(index)
+            images.append(np.asarray(video.convert("RGB")))
+    check_last(chat, images, 4)
     other = words.chat()
-    other.say([*pictures, "what is this ?"], max_new_tokens=4)
+    other.say([*images, "what is this ?"], max_new_tokens=4)
     assert other.tokens.count(words.tokenizer.image_id) == 8 * QUERIES
     one = words.chat()
-    one.say([file, "what is this ?"], max_new_tokens=4)  # a GIF is a picture where it is not said to be a film
+    one.say([file, "what is this ?"], max_new_tokens=4)  # a GIF is an image where it is not said to be a video
     check_last(one, shown, 4)
 
 
@@ -465,25 +463,25 @@ def test_models_of_pretraining_do_not_chat(trained):
 
 
 def test_messages_that_cannot_be_change_nothing(words, tmp_path):
-    (tmp_path / "words.png").write_text("not a picture")
-    (tmp_path / "words.mp4").write_text("not a film")
+    (tmp_path / "words.png").write_text("not an image")
+    (tmp_path / "words.mp4").write_text("not a video")
     chat = words.chat()
     chat.say([CAT, "what is this ?"], max_new_tokens=4)
     before = chat.tokens, chat.history
     cases = [
-        ([tmp_path / "gone.png", "what"], {}, r"gone\.png: no such picture file"),
-        (["what", tmp_path / "words.png"], {}, r"words\.png: not a readable picture"),
-        ([CAT, tmp_path / "gone.mp4"], {}, r"gone\.mp4: no such film file"),
+        ([tmp_path / "gone.png", "what"], {}, r"gone\.png: no such image file"),
+        (["what", tmp_path / "words.png"], {}, r"words\.png: not a readable image"),
+        ([CAT, tmp_path / "gone.mp4"], {}, r"gone\.mp4: no such video file"),
         (
             [CAT, tmp_path / "words.mp4"],
             {},
-            r"words\.mp4: Invalid data found when processing input; expected a whole film",
+            r"words\.mp4: Invalid data found when processing input; expected a whole video",
         ),
-        ([Film([])], {}, r"Film\(\[\]\): expected a pathlib\.Path or a list of pictures"),
-        ([Film(tmp_path / "words.mp4", 0)], {}, r"words\.mp4: frames=0; expected at least 1"),
-        ("  ", {}, "turn 2: the message is empty; expected a text, a picture or a film"),
+        ([Video([])], {}, r"Video\(\[\]\): expected a pathlib\.Path or a list of images"),
+        ([Video(tmp_path / "words.mp4", 0)], {}, r"words\.mp4: frames=0; expected at least 1"),
+        ("  ", {}, "turn 2: the message is empty; expected a text, an image or a video"),
         ([], {}, "turn 2: the message is empty"),
-        (CAT, {}, r"turn 2: expected a text or a list of texts, pictures and films; wrap it in \[\]"),
+        (CAT, {}, r"turn 2: expected a text or a list of texts, images and videos; wrap it in \[\]"),
         ([3], {}, "turn 2: expected a text, a PIL image, an array or a pathlib.Path, got int"),
         ("\udcff", {}, "turn 2: not Unicode text"),
         (

@@ -23,20 +23,20 @@ def model(golden) -> list[str]:
 
 
 @pytest.fixture
-def pictures(tmp_path) -> Path:
+def images(tmp_path) -> Path:
     noise = np.random.default_rng(0).integers(0, 256, (2, 28, 28, 3), np.uint8)
     for name, pixels in zip(("cat.png", "dog.png"), noise, strict=True):
         Image.fromarray(pixels).save(tmp_path / name)
-    (tmp_path / "words.png").write_text("not a picture")
+    (tmp_path / "words.png").write_text("not an image")
     return tmp_path
 
 
 @pytest.fixture
-def answers(golden, pictures) -> list[str]:
+def answers(golden, images) -> list[str]:
     """Of a chat about cat.png, then dog.png."""
     file = golden / "mini-a/instruct/Emu-instruct.pt"
     chat = Emu.load(file, tokenizer=golden / "llama_tokenizer.model", vision_head_dim=12).chat()
-    messages = ([pictures / "cat.png", "what is this?"], [pictures / "dog.png", "and this?"], ["well?"])
+    messages = ([images / "cat.png", "what is this?"], [images / "dog.png", "and this?"], ["well?"])
     return [chat.say(message, max_new_tokens=5).text for message in messages]
 
 
@@ -47,31 +47,31 @@ def typed(monkeypatch, text: str) -> None:
     monkeypatch.setattr(sys, "stdin", open(slave, encoding="utf-8"))  # noqa: SIM115
 
 
-def test_messages_as_arguments(model, pictures, answers, capsys):
-    messages = ["--message", "what is this?", f"/image {pictures / 'dog.png'}", "--message", "and this?", "well?"]
-    assert main(["chat", *model, "--image", str(pictures / "cat.png"), *messages]) == 0
+def test_messages_as_arguments(model, images, answers, capsys):
+    messages = ["--message", "what is this?", f"/image {images / 'dog.png'}", "--message", "and this?", "well?"]
+    assert main(["chat", *model, "--image", str(images / "cat.png"), *messages]) == 0
     assert capsys.readouterr().out == "".join(f"{answer}\n" for answer in answers)
 
 
-def test_messages_that_are_piped(model, pictures, answers, capsys, monkeypatch):
-    lines = f"/image {pictures / 'cat.png'}\nwhat is this?\n\n/image {pictures / 'dog.png'}\nand this?\n/undo\n"
-    lines += f"/image {pictures / 'dog.png'}\nand this?\nwell?\n/quit\nnever said\n"
+def test_messages_that_are_piped(model, images, answers, capsys, monkeypatch):
+    lines = f"/image {images / 'cat.png'}\nwhat is this?\n\n/image {images / 'dog.png'}\nand this?\n/undo\n"
+    lines += f"/image {images / 'dog.png'}\nand this?\nwell?\n/quit\nnever said\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     assert main(["chat", *model]) == 0
     first, second, third = answers
     assert capsys.readouterr().out == f"{first}\n{second}\n{second}\n{third}\n"
 
 
-def test_at_a_terminal(model, pictures, answers, capfd, monkeypatch):
-    """What cannot be done is one line, and the chat goes on; a picture that was shown waits for a message that can."""
-    lines = f"/image {pictures / 'words.png'}\n/image {pictures / 'cat.png'}\n/imagine\n/undo\n{'1' * 2100}\n"
+def test_at_a_terminal(model, images, answers, capfd, monkeypatch):
+    """What cannot be done is one line, and the chat goes on; an image that was shown waits for a message that can."""
+    lines = f"/image {images / 'words.png'}\n/image {images / 'cat.png'}\n/imagine\n/undo\n{'1' * 2100}\n"
     typed(monkeypatch, lines + "what is this?\n")
     assert main(["chat", *model]) == 0
     out, err = capfd.readouterr()
     assert "/image PATH, /video PATH, /undo, /reset, /quit; Ctrl-C stops an answer" in out
     assert answers[0] in out
     errors = err.splitlines()
-    assert "words.png: not a readable picture" in errors[0]
+    assert "words.png: not a readable image" in errors[0]
     assert errors[1].startswith("/imagine is no command; did you mean /image?")
     assert errors[2] == "chat: there is no turn to take back"
     assert "tokens after 0, and 5 new ones, exceed the model's context of 2048" in errors[3]
@@ -85,10 +85,10 @@ def refused(capsys, *arguments: str) -> str:
     return line
 
 
-def test_what_cannot_be_done_ends_it(model, pictures, trained, capsys, monkeypatch):
-    line = refused(capsys, *model, "--image", str(pictures / "words.png"), "--message", "what is this?")
-    assert line.startswith("emu-jax chat: ") and "words.png: not a readable picture" in line
-    assert "gone.mp4: no such film file" in refused(capsys, *model, "--video", str(pictures / "gone.mp4"))
+def test_what_cannot_be_done_ends_it(model, images, trained, capsys, monkeypatch):
+    line = refused(capsys, *model, "--image", str(images / "words.png"), "--message", "what is this?")
+    assert line.startswith("emu-jax chat: ") and "words.png: not a readable image" in line
+    assert "gone.mp4: no such video file" in refused(capsys, *model, "--video", str(images / "gone.mp4"))
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\n/image\nnever said\n"))
     assert "/image: expected /image PATH" in refused(capsys, *model)
     assert "num_beams=2 and temperature=0.5" in refused(capsys, *model, "--num-beams", "2", "--temperature", "0.5")

@@ -22,11 +22,11 @@ VISION = {
     "image_size": SIZE,
     "patch_size": 7,
 }
-PICTURES = 96
+IMAGES = 96
 
 
-def pictures(count: int) -> list[np.ndarray]:
-    """Smooth random pictures of all sorts of sizes, which are unlike each other."""
+def images(count: int) -> list[np.ndarray]:
+    """Smooth random images of all sorts of sizes, which are unlike each other."""
     random = np.random.default_rng(0)
     shapes = [(SIZE, SIZE), (40, 64), (99, 31), (64, 64)]
     coarse = random.integers(0, 256, (count, 3, 3, 3), np.uint8)
@@ -45,9 +45,9 @@ def theirs():
         for name, value in model.named_parameters():
             if name.endswith("embeds"):
                 value.normal_()
-            elif value.ndim > 1:  # at the published initialisation pictures would hardly differ
+            elif value.ndim > 1:  # at the published initialisation images would hardly differ
                 value.mul_(8.0)
-        # Thresholds that tell the pictures apart: half of them are near a special concept, a third near another one.
+        # Thresholds that tell the images apart: half of them are near a special concept, a third near another one.
         normalize = torch.nn.functional.normalize
         seen = normalize(model.visual_projection(model.vision_model(torch.from_numpy(published_pixels()))[1]))
         for name, share in (("special_care", 0.5), ("concept", 1 / 3)):
@@ -59,8 +59,8 @@ def theirs():
 
 
 def published_pixels() -> np.ndarray:
-    """What the checker sees of all pictures, channels first [N, 3, S, S]."""
-    return np.stack([preprocess(picture, SIZE).transpose(2, 0, 1) for picture in pictures(PICTURES)])
+    """What the checker sees of all images, channels first [N, 3, S, S]."""
+    return np.stack([preprocess(image, SIZE).transpose(2, 0, 1) for image in images(IMAGES)])
 
 
 @pytest.fixture(scope="module")
@@ -73,11 +73,11 @@ def folder(theirs, tmp_path_factory):
 def test_flags_are_the_published_ones(theirs, folder):
     import torch
 
-    some = pictures(PICTURES)
+    some = images(IMAGES)
     _, expected = theirs(torch.from_numpy(published_pixels()), [np.ones((1, 1, 3), np.float32) for _ in some])
     found = SafetyCheck.load(folder).flagged(some)
     print(f"{sum(expected)} of {len(expected)} flagged")
-    assert 10 < sum(expected) < len(expected) - 10, "the thresholds must tell pictures apart"
+    assert 10 < sum(expected) < len(expected) - 10, "the thresholds must tell images apart"
     assert found == [bool(flag) for flag in expected]
 
 
@@ -86,12 +86,12 @@ def test_special_care_lowers_the_threshold(folder, tmp_path):
     state = load_file(folder / "model.safetensors")
     state["special_care_embeds_weights"] = np.full_like(state["special_care_embeds_weights"], 2.0)  # nothing is close
     save_file(state, tmp_path / "without" / "model.safetensors")
-    with_care, without = (sum(SafetyCheck.load(f).flagged(pictures(PICTURES))) for f in (folder, tmp_path / "without"))
+    with_care, without = (sum(SafetyCheck.load(f).flagged(images(IMAGES))) for f in (folder, tmp_path / "without"))
     assert with_care > without, f"{with_care} flagged with special care, {without} without"
 
 
 @pytest.mark.parametrize("on", [True, False])
-def test_flagged_pictures_are_black(folder, golden, tmp_path, on):
+def test_flagged_images_are_black(folder, golden, tmp_path, on):
     for name in ("unet", "vae", "scheduler"):
         (tmp_path / name).symlink_to(golden / "mini-a" / "pretrain" / name)
     shutil.copytree(folder, tmp_path / "safety_checker")
@@ -112,9 +112,9 @@ def test_preprocessing_is_the_published_one():
     processor = processors.CLIPImageProcessorPil(
         size={"shortest_edge": SIZE}, crop_size={"height": SIZE, "width": SIZE}
     )
-    for picture in pictures(4):
-        expected = processor(picture, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
-        np.testing.assert_allclose(preprocess(picture, SIZE), expected, atol=1e-5)
+    for image in images(4):
+        expected = processor(image, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
+        np.testing.assert_allclose(preprocess(image, SIZE), expected, atol=1e-5)
 
 
 def test_sizes_are_read_off_the_files(folder):

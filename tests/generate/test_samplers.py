@@ -31,13 +31,13 @@ def test_tables(sampler, steps):
 
 
 @pytest.mark.parametrize("sampler", sorted(SAMPLERS))
-def test_a_model_that_knows_the_noise_gets_the_picture_back(sampler):
+def test_a_model_that_knows_the_noise_gets_the_image_back(sampler):
     """If eps is always the true noise, every sampler must end close to the latents, whatever its step sizes."""
     table = make_table(sampler, SCHEDULE, 20)
     random = np.random.default_rng(0)
-    picture, noise = random.standard_normal((2, 4, 4))
+    image, noise = random.standard_normal((2, 4, 4))
     start = np.sqrt(SCHEDULE.alphas_bar[int(table.timestep[0])])
-    x = float(table.initial_scale) * (start * picture + np.sqrt(1 - start**2) * noise)
+    x = float(table.initial_scale) * (start * image + np.sqrt(1 - start**2) * noise)
     history = np.zeros((3, 4, 4))
     for row in range(len(table.timestep)):
         model = table.from_x[row] * x + table.from_eps[row] * noise
@@ -45,7 +45,7 @@ def test_a_model_that_knows_the_noise_gets_the_picture_back(sampler):
         x = table.x_coef[row] * x + np.einsum("k,khw->hw", table.history_coef[row], seen)
         history = seen[:-1] if table.remember[row] else history
     final = SCHEDULE.alphas_bar[0] if sampler in ("pndm", "ddim") else 1.0
-    expected = np.sqrt(final) * picture + np.sqrt(1 - final) * noise
+    expected = np.sqrt(final) * image + np.sqrt(1 - final) * noise
     np.testing.assert_allclose(x, expected, atol=2e-5)
 
 
@@ -54,7 +54,7 @@ def test_guidance_and_seed_compile_nothing():
     table = make_table("euler", SCHEDULE, 3)
     condition, unconditional = jax.random.normal(jax.random.key(1), (2, 2, 4, 8))
     before = samplers.sample._cache_size()
-    pictures = [
+    images = [
         sample(
             params,
             table,
@@ -67,8 +67,8 @@ def test_guidance_and_seed_compile_nothing():
         for seed, g in ((0, 1.0), (1, 7.5), (2, 3.0))
     ]
     assert samplers.sample._cache_size() == before + 1, "one compilation for three guidances and seeds"
-    assert all(bool(jnp.isfinite(p).all()) for p in pictures)
-    assert not np.allclose(pictures[0], pictures[1])
+    assert all(bool(jnp.isfinite(p).all()) for p in images)
+    assert not np.allclose(images[0], images[1])
 
 
 def test_a_batch_keeps_no_copy_of_its_inputs_a_step():

@@ -75,7 +75,7 @@ def test_every_ablation_with_three_seeds(tmp_path):
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
-    """A run with scores is not repeated; one without goes on; the film is not fetched for prepared storyboards."""
+    """A run with scores is not repeated; one without goes on; the video is not fetched for prepared storyboards."""
     for name in ("base-0", "no_storyboards-0"):
         (tmp_path / name).mkdir()
     (tmp_path / "base-0" / "scores.json").write_text("{}")

@@ -25,11 +25,11 @@ from emu_jax.data.raw.videos import Videos
 from emu_jax.errors import UserError
 from launch.mixture_data import (
     ANIMATIONS,
-    FILM,
-    FILM_FOLDER,
+    IMAGES,
     NAMES,
     NARRATION,
-    PICTURES,
+    VIDEO,
+    VIDEO_FOLDER,
     cut_track,
     stills,
     write_all,
@@ -54,7 +54,7 @@ def _webp(colours: list[str]) -> bytes:
     return stream.getvalue()
 
 
-def _film(seconds: float) -> bytes:
+def _video(seconds: float) -> bytes:
     """4 frames a second; the grey of a frame is five times its second."""
     stream = io.BytesIO()
     with av.open(stream, "w", format="mp4") as container:
@@ -75,22 +75,22 @@ def download(tmp_path_factory) -> Path:
     items = [*({"hexcode": code.upper(), "label": EMOJI[code]} for code in ("1f408", "1f415", "1f99c")), wave]
     _tar(folder / NAMES, {"package/en/data.json": json.dumps(items).encode()})
     still = {f"package/assets/{code}.webp": _webp(["red"]) for code in [*EMOJI, "1f600"]}  # the last has no name
-    _tar(folder / PICTURES, still | {"package/package.json": b"{}"})
+    _tar(folder / IMAGES, still | {"package/package.json": b"{}"})
     moving = {"package/assets/1f408.webp": _webp(["red", "blue"]), "package/assets/1f415.webp": _webp(["red"])}
     _tar(folder / ANIMATIONS, moving | {"package/assets/1f44b-1f3ff.webp": _webp(["red", "lime", "blue"])})
-    films = io.BytesIO()
-    with zipfile.ZipFile(films, "w") as archive:
-        archive.writestr("moviepy_10_minutes/resources/bbb.mp4", _film(44))
-    _tar(folder / FILM, {FILM_FOLDER: films.getvalue()})
-    for page, picture in (
+    videos = io.BytesIO()
+    with zipfile.ZipFile(videos, "w") as archive:
+        archive.writestr("moviepy_10_minutes/resources/bbb.mp4", _video(44))
+    _tar(folder / VIDEO, {VIDEO_FOLDER: videos.getvalue()})
+    for page, image in (
         ("gimp-help-en/usr/share/gimp/3.0/help/en/a.html", "images/cat.png"),
         ("python-sklearn-doc/usr/share/doc/python-sklearn-doc/html/modules/a.html", "../_images/cat.png"),
     ):
         path = folder / page
         path.parent.mkdir(parents=True)
-        path.write_text(f"<p>A cat:<img src={picture}>asleep.")
-        (path.parent / picture).parent.mkdir()
-        PIL.new("RGB", (64, 64), "red").save(path.parent / picture)
+        path.write_text(f"<p>A cat:<img src={image}>asleep.")
+        (path.parent / image).parent.mkdir()
+        PIL.new("RGB", (64, 64), "red").save(path.parent / image)
     html = folder / "python-sklearn-doc/usr/share/doc/python-sklearn-doc/html"
     for part in ("auto_examples", "tutorial", "modules/generated", "_static"):
         (html / part).mkdir()
@@ -127,8 +127,8 @@ def test_pairs(raw):
         "00001.tar/000010001",
     ]
     assert [document.parts[1].text for document in documents] == list(EMOJI.values())
-    with PIL.open(io.BytesIO(documents[0].parts[0].data)) as picture:
-        assert (picture.format, picture.size) == ("JPEG", (256, 256))
+    with PIL.open(io.BytesIO(documents[0].parts[0].data)) as image:
+        assert (image.format, image.size) == ("JPEG", (256, 256))
     assert pq.read_table(raw / "fluent/00000.parquet")["caption"].to_pylist() == ["cat", "dog"]
     assert json.loads((raw / "fluent/00001_stats.json").read_text())["successes"] == 2
 
@@ -151,9 +151,9 @@ def test_animations(raw):
 def test_bunny(raw):
     """44 seconds: a part of 16 frames, and one of those at 40 and 42.5 seconds."""
     first, second = _read(Storyboards(), raw / "bunny")
-    pictures = [part for part in first.parts if not isinstance(part, Text)]
-    assert (len(first.parts), len(pictures)) == (30, 16)  # 15 cues, of which two stand between the same frames
-    greys = [int(np.asarray(PIL.open(io.BytesIO(picture.data))).mean().round()) for picture in pictures]
+    images = [part for part in first.parts if not isinstance(part, Text)]
+    assert (len(first.parts), len(images)) == (30, 16)  # 15 cues, of which two stand between the same frames
+    greys = [int(np.asarray(PIL.open(io.BytesIO(image.data))).mean().round()) for image in images]
     np.testing.assert_allclose(greys, [5 * 2.5 * number for number in range(16)], atol=5)
     assert [part.text for part in second.parts if isinstance(part, Text)] == [
         "The big animal lifts its head. It wakes up and yawns with its eyes closed.",
@@ -179,9 +179,9 @@ def test_bunny(raw):
 def test_pages(raw, name, pages):
     assert sorted(str(path.relative_to(raw / name)) for path in (raw / name).rglob("*.html")) == pages
     (document,) = [found for found in _read(Html(), raw / name) if hasattr(found, "parts")]
-    assert [part.text if isinstance(part, Text) else "picture" for part in document.parts] == [
+    assert [part.text if isinstance(part, Text) else "image" for part in document.parts] == [
         "A cat:",
-        "picture",
+        "image",
         "asleep.",
     ]
 
@@ -196,7 +196,7 @@ def test_what_is_there_stays(raw, download, tmp_path):
     assert list(write_all(download, raw)) == []
 
 
-@pytest.mark.parametrize("name", [NAMES, PICTURES, ANIMATIONS, FILM, "gimp-help-en", "python-sklearn-doc"])
+@pytest.mark.parametrize("name", [NAMES, IMAGES, ANIMATIONS, VIDEO, "gimp-help-en", "python-sklearn-doc"])
 def test_a_download_that_is_missing(download, tmp_path, name):
     here = tmp_path / "download"
     here.mkdir()
@@ -215,20 +215,22 @@ def test_a_download_that_is_damaged(download, tmp_path, damage):
     here.mkdir()
     for path in download.iterdir():
         (here / path.name).symlink_to(path)
-    (here / FILM).unlink()
-    whole = (download / FILM).read_bytes()
+    (here / VIDEO).unlink()
+    whole = (download / VIDEO).read_bytes()
     if damage == "other":
-        _tar(here / FILM, {"moviepy-2.2.1/README.md": b"moviepy"})
+        _tar(here / VIDEO, {"moviepy-2.2.1/README.md": b"moviepy"})
     else:
-        (here / FILM).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
-    with pytest.raises(UserError, match=rf"^{here / FILM}: damaged \(.*\); remove it and run launch/mixture.sh again$"):
+        (here / VIDEO).write_bytes(whole[: len(whole) // 2] if damage == "cut" else b"")
+    with pytest.raises(
+        UserError, match=rf"^{here / VIDEO}: damaged \(.*\); remove it and run launch/mixture.sh again$"
+    ):
         list(write_all(here, tmp_path / "raw"))
     assert not (tmp_path / "raw" / "bunny").exists()
 
 
 def test_some_folders_alone(download, tmp_path):
-    """The film is enough for the storyboards: other downloads need not be there."""
-    (tmp_path / FILM).symlink_to(download / FILM)
+    """The video is enough for the storyboards: other downloads need not be there."""
+    (tmp_path / VIDEO).symlink_to(download / VIDEO)
     assert len(list(write_all(tmp_path, tmp_path / "raw", ["bunny"]))) == 1
     assert [path.name for path in (tmp_path / "raw").iterdir()] == ["bunny"]
 
@@ -247,7 +249,7 @@ def test_a_package_without_pages(download, tmp_path):
 
 def test_stills():
     """At 0, 2.5 and 5 seconds; the last frame of 5.25 seconds is shown at 5."""
-    greys = [int(np.asarray(frame).mean().round()) for frame in stills(_film(5.25), 2.5)]
+    greys = [int(np.asarray(frame).mean().round()) for frame in stills(_video(5.25), 2.5)]
     np.testing.assert_allclose(greys, [0, 12.5, 25], atol=5)
 
 
@@ -272,7 +274,7 @@ def test_parts_of_a_track_are_the_track(starts, length):
 
 
 def test_the_narration():
-    """Every cue is read, begins with the film and ends with it, and follows the one before."""
+    """Every cue is read, begins with the video and ends with it, and follows the one before."""
     track = parse(NARRATION.read_bytes(), NARRATION.name)
     assert (len(track.cues), track.skipped) == (208, 0)
     assert (track.cues[0].start, track.cues[-1].end) == (0.5, 596.458)

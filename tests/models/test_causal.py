@@ -132,7 +132,7 @@ def test_forward_flops_are_those_of_the_compiled_encoder(kind):
     pixels = jax.ShapeDtypeStruct((4, 64, 64, 3), jnp.float32)
     encode = jax.jit(lambda params, pixels: emu.bind(config, params).encode(pixels)["causal_embeds"])
     counted = encode.lower(emu.abstract(config), pixels).compile().cost_analysis()["flops"]
-    flops = forward_flops(config, pictures=4, rows=0, row_tokens=1)
+    flops = forward_flops(config, images=4, rows=0, row_tokens=1)
     assert counted == pytest.approx(flops["vision"] + flops["causal"], rel=0.06)
 
 

@@ -61,7 +61,7 @@ def test_vae(vae_model, expected):
     close(mean, expected["vae/mean"], "mean")
     close(log_variance, expected["vae/logvar"], "log-variance")
     scaled = expected["vae/latents"] * config.scale  # the file's are as the decoder itself takes them
-    close(vae.decode(params, scaled, config=config), expected["vae/decoded"], "picture")
+    close(vae.decode(params, scaled, config=config), expected["vae/decoded"], "image")
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -77,8 +77,8 @@ def test_sampler(case, folder, unet_model, vae_model, expected):
     close(states[-1], expected[f"sampling/{case}/latents"], f"{case}: last")
     if case.startswith("pndm"):
         config, params = vae_model
-        picture = vae.decode(params, states[-1], config=config)
-        close(jnp.clip(picture / 2 + 0.5, 0, 1), expected[f"sampling/{case}/image"], f"{case}: picture")
+        image = vae.decode(params, states[-1], config=config)
+        close(jnp.clip(image / 2 + 0.5, 0, 1), expected[f"sampling/{case}/image"], f"{case}: image")
 
 
 def test_added_noise_and_loss(folder, unet_model, expected):

@@ -15,14 +15,14 @@ from emu_jax.models import emu
 CONFIG = emu.EmuConfig.from_dict(models.debug())
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 QUERIES = CONFIG.causal.queries
-PICTURE = [IDS.img, *[IDS.image] * QUERIES, IDS.img_end]
+IMAGE_TOKENS = [IDS.img, *[IDS.image] * QUERIES, IDS.img_end]
 PARAMS = emu.init(CONFIG, jax.random.key(0))
 STATISTICS = emu.initial_statistics(CONFIG)
 LOSS = jax.jit(emu.loss, static_argnames=("config", "ids", "train"))
 GRADIENT = jax.jit(jax.grad(emu.loss, has_aux=True), static_argnames=("config", "ids", "train"))
 
 
-def pictures(count: int, seed: int = 0) -> np.ndarray:
+def random_images(count: int, seed: int = 0) -> np.ndarray:
     size = CONFIG.vision.image_size
     return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), np.uint8)
 
@@ -45,13 +45,13 @@ def loss_sums(batch: emu.Batch, params=PARAMS, config=CONFIG) -> tuple[float, fl
     return float(metrics["text_loss"]), float(metrics["regression_loss"])
 
 
-FIRST = [1, 5, 9, *PICTURE, 12, 2]
-SECOND = [1, *PICTURE, *PICTURE, 30, 31, 32, 2]
+FIRST = [1, 5, 9, *IMAGE_TOKENS, 12, 2]
+SECOND = [1, *IMAGE_TOKENS, *IMAGE_TOKENS, 30, 31, 32, 2]
 TEXT_ONLY = [1, 40, 41, 42, 2]
 
 
 def test_from_tokens_labels_and_targets():
-    batch = make_batch([[[1, 5, *PICTURE, 2]]], pictures(1)[None], 12)
+    batch = make_batch([[[1, 5, *IMAGE_TOKENS, 2]]], random_images(1)[None], 12)
     np.testing.assert_array_equal(batch.tokens[0], [1, 5, 65, 67, 67, 67, 67, 66, 2, 64, 64, 64])
     np.testing.assert_array_equal(batch.slots[0], [-1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1, -1])
     np.testing.assert_array_equal(batch.text_weights[0], [0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0])
@@ -59,7 +59,7 @@ def test_from_tokens_labels_and_targets():
 
 
 def test_a_packed_row_costs_what_its_documents_cost_alone():
-    images = pictures(3)
+    images = random_images(3)
     packed = make_batch([[FIRST, SECOND, TEXT_ONLY]], images[None], 48)
     alone = [
         make_batch([[FIRST]], images[None, :1], 16),
@@ -71,14 +71,14 @@ def test_a_packed_row_costs_what_its_documents_cost_alone():
 
 
 def test_padding_tokens_and_image_slots_change_nothing():
-    images = pictures(4)
+    images = random_images(4)
     tight = make_batch([[FIRST]], images[None, :1], len(FIRST))
     loose = make_batch([[FIRST]], images[None], 40)
     np.testing.assert_allclose(loss_sums(loose), loss_sums(tight), rtol=1e-5)
 
 
 def test_documents_may_share_an_image_slot():
-    images = pictures(1)
+    images = random_images(1)
     shared = make_batch([[FIRST, FIRST]], images[None], 32)
     shared = dataclasses.replace(shared, slots=jnp.minimum(shared.slots, 0))
     twice = make_batch([[FIRST, FIRST]], np.concatenate([images, images])[None], 32)
@@ -86,7 +86,7 @@ def test_documents_may_share_an_image_slot():
 
 
 def test_regression_is_exactly_zero_without_images():
-    batch = make_batch([[TEXT_ONLY, TEXT_ONLY]], pictures(1)[None], 16)
+    batch = make_batch([[TEXT_ONLY, TEXT_ONLY]], random_images(1)[None], 16)
     grads, (metrics, _) = GRADIENT(PARAMS, STATISTICS, batch, config=CONFIG, ids=IDS)
     assert float(metrics["regression_loss"]) == 0.0
     assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(grads))
@@ -95,7 +95,7 @@ def test_regression_is_exactly_zero_without_images():
 
 def test_regression_targets_receive_no_gradient():
     """With the text loss off and predictions cut, nothing flows to the encoder through the targets."""
-    batch = make_batch([[FIRST]], pictures(1)[None], 16)
+    batch = make_batch([[FIRST]], random_images(1)[None], 16)
     config = dataclasses.replace(CONFIG, text_loss_weight=0.0)
     params = jax.tree.map(lambda leaf: leaf, PARAMS)
     params["llama"]["regress_head"]["kernel"] = jnp.zeros_like(params["llama"]["regress_head"]["kernel"])
@@ -106,7 +106,7 @@ def test_regression_targets_receive_no_gradient():
 
 @pytest.mark.parametrize("chunk", [1, 7, 48, 1000])
 def test_loss_chunks_do_not_change_the_loss(chunk):
-    batch = make_batch([[FIRST, SECOND]], pictures(3)[None], 48)
+    batch = make_batch([[FIRST, SECOND]], random_images(3)[None], 48)
     config = dataclasses.replace(CONFIG, loss_chunk=chunk)
     np.testing.assert_allclose(loss_sums(batch, config=config), loss_sums(batch), rtol=1e-5)
 
@@ -115,7 +115,7 @@ def test_loss_chunks_do_not_change_the_loss(chunk):
     "change", [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}, {"remat": "offload"}, {"unroll": True}]
 )
 def test_how_it_is_computed_changes_no_gradient(change):
-    batch = make_batch([[FIRST, SECOND]], pictures(3)[None], 48)
+    batch = make_batch([[FIRST, SECOND]], random_images(3)[None], 48)
 
     def gradients(config: emu.EmuConfig):
         return GRADIENT(PARAMS, STATISTICS, batch, config=config, ids=IDS)[0]
@@ -127,8 +127,8 @@ def test_how_it_is_computed_changes_no_gradient(change):
 
 def test_standardised_embeddings_have_unit_variance_and_running_statistics():
     config = dataclasses.replace(CONFIG, standardise=True)
-    images = pictures(6)[None]
-    batch = make_batch([[[1, *PICTURE * 6, 2]]], images, 48)
+    images = random_images(6)[None]
+    batch = make_batch([[[1, *IMAGE_TOKENS * 6, 2]]], images, 48)
     _, (_, statistics) = LOSS(PARAMS, STATISTICS, batch, config=config, ids=IDS)
     assert float(statistics["count"]) == 1.0
     embeds = emu.encode_images(PARAMS, statistics, jnp.asarray(images[0]), config=config)
@@ -140,7 +140,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
     fields = models.debug()
     fields.causal.dropout, fields.vision.drop_path = 0.5, 0.5
     config = emu.EmuConfig.from_dict(fields)
-    batch = make_batch([[FIRST]], pictures(1)[None], 16)
+    batch = make_batch([[FIRST]], random_images(1)[None], 16)
 
     def total(key):
         return float(LOSS(PARAMS, STATISTICS, batch, config=config, ids=IDS, key=key)[0])
@@ -151,7 +151,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
 
 def test_logits_of_the_whole_batch_never_exist():
     """No float32 [B, S, V] anywhere in the compiled gradient, whatever the compiler did."""
-    batch = make_batch([[FIRST, SECOND]] * 4, np.stack([pictures(3)] * 4), 48)
+    batch = make_batch([[FIRST, SECOND]] * 4, np.stack([random_images(3)] * 4), 48)
     gradient = jax.grad(emu.loss, has_aux=True)
     text = jax.jit(lambda p: gradient(p, STATISTICS, batch, config=CONFIG, ids=IDS)).lower(PARAMS).compile().as_text()
     for positions in (47, 48):

@@ -26,8 +26,8 @@ def case(request, golden):
     sizes = json.loads((golden / "mini-a" / request.param / "reference.json").read_text())["config"]
     assert config.vision.layers == sizes["vision_cfg"]["layers"]
     assert config.llama.vocab_size == sizes["llama"]["vocab_size"]
-    pictures = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
-    rows = jnp.stack([pictures[:2], np.stack([pictures[2], np.zeros_like(pictures[2])])])  # row 0 holds two, row 1 one
+    images = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
+    rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])  # row 0 holds two, row 1 one
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
     batch = emu.Batch.from_tokens(rows, tokens, mask, IDS)
     return config, jax.tree.map(jnp.asarray, params), batch, reference, published.find_weights(path)
@@ -79,8 +79,8 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     """The same tensors of the reference from both, 1e-5 between them, and the file's weights back by unmerging."""
     path = golden / FILES["instruct"]
     reference = load_file(golden / "mini-a" / "instruct" / "reference.safetensors")
-    pictures = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
-    rows = jnp.stack([pictures[:2], np.stack([pictures[2], np.zeros_like(pictures[2])])])
+    images = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
+    rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
     batch, live = emu.Batch.from_tokens(rows, tokens, mask, IDS), reference["attention_mask"].astype(bool)
     fields, beside, _ = published.load(path, vision_head_dim=12, merge_lora=False)

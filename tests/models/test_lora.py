@@ -41,7 +41,7 @@ def grown(config: emu.EmuConfig) -> emu.Params:
 
 
 def batch() -> emu.Batch:
-    """Two rows of words without a picture."""
+    """Two rows of words without an image."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(1, 60, (2, 12)), jnp.int32)
     return emu.Batch.from_tokens(jnp.zeros((2, 1, 16, 16, 3), jnp.uint8), tokens, jnp.ones_like(tokens), IDS)
 

@@ -28,8 +28,8 @@ PARAMS = emu.init(CONFIG, jax.random.key(0))
 STATISTICS = emu.initial_statistics(CONFIG)
 LOSS = jax.jit(emu.loss, static_argnames=("config", "ids", "sources"))
 GRADIENT = jax.jit(jax.grad(emu.loss, has_aux=True), static_argnames=("config", "ids", "sources"))
-PICTURE = [IDS.img, *[IDS.image] * 4, IDS.img_end]
-ROWS = [[1, 5, 9, *PICTURE, 12, 2], [1, *PICTURE, 30, 31, 2], [1, 40, 41, 42, 43, 44, 45, 46, 47, 2]]
+IMAGE = [IDS.img, *[IDS.image] * 4, IDS.img_end]
+ROWS = [[1, 5, 9, *IMAGE, 12, 2], [1, *IMAGE, 30, 31, 2], [1, 40, 41, 42, 43, 44, 45, 46, 47, 2]]
 LENGTH = 12
 WEIGHTED = (SourceWeights("web", 1.0, 0.5), SourceWeights("pairs", 0.3, 2.0), SourceWeights("chats", 1.0, 0.0))
 

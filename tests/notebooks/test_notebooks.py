@@ -87,12 +87,12 @@ def test_outputs_are_stored(name):
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), "run from top to bottom, once"
     assert not [output for output in outputs(name) if output.output_type == "error" or output.get("name") == "stderr"]
     shown = [output.get("data", {}) for output in outputs(name)]
-    pictures = [data[kind] for data in shown for kind in ("image/png", "image/jpeg") if kind in data]
-    assert pictures
-    for encoded in pictures:
-        picture = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
-        print(name, picture.size, len(encoded))
-        assert picture.width <= 1000 and len(picture.convert("RGB").resize((64, 64)).getcolors(4096)) > 4
+    images = [data[kind] for data in shown for kind in ("image/png", "image/jpeg") if kind in data]
+    assert images
+    for encoded in images:
+        image = PIL.Image.open(io.BytesIO(base64.b64decode(encoded)))
+        print(name, image.size, len(encoded))
+        assert image.width <= 1000 and len(image.convert("RGB").resize((64, 64)).getcolors(4096)) > 4
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -124,12 +124,12 @@ def write_notebook(runner, *sources: str) -> None:
 
 
 def test_what_is_written_is_clean(runner, tmp_path, capsys):
-    picture = "import PIL.Image\nfrom IPython.display import display\ndisplay(PIL.Image.new('RGB', (1200, 60), 'red'))"
+    image = "import PIL.Image\nfrom IPython.display import display\ndisplay(PIL.Image.new('RGB', (1200, 60), 'red'))"
     speech = (
         "import os, sys\nfrom pathlib import Path\nprint(Path('a/b').absolute(), os.environ['EMU_JAX_NOTEBOOK'])\n"
         "print('noise', file=sys.stderr)\nprint('/usr/lib/x.so', Path('emu_jax/notebooks').is_dir())"
     )
-    write_notebook(runner, speech, picture)
+    write_notebook(runner, speech, image)
     assert runner.main(["--size", "smoke", "--folder", str(tmp_path / "empty"), "--write"]) == 0
     assert re.fullmatch(r"one\.ipynb: \d+ s\n", capsys.readouterr().out)
     notebook = nbformat.read(runner.HERE / "one.ipynb", as_version=4)

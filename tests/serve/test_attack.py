@@ -90,7 +90,7 @@ ATTACKS = {
     "a web address": (CHAT, chat("http://127.0.0.1:1/a.png"), 400),
     "another machine's": (CHAT, chat("https://169.254.169.254/latest"), 400),
     "a relative name": (CHAT, chat("../../../../etc/passwd"), 400),
-    "1,000 pictures": (CHAT, chat(count=1000), 400),
+    "1,000 images": (CHAT, chat(count=1000), 400),
     "1,000 messages": (CHAT, json.dumps({"model": "tiny", "messages": QUESTION * 1000}).encode(), 400),
     "a long text": (
         CHAT,
@@ -103,7 +103,7 @@ ATTACKS = {
     "no JSON": (CHAT, b"\xff\xfe{", 400),
     "a model's name": (CHAT, chat(model="../" * 1000), 404),
     "steps": ("/v1/images/generations", json.dumps({"prompt": "a", "steps": 10**9}).encode(), 400),
-    "pictures": ("/v1/images/generations", json.dumps({"prompt": "a", "n": 10**9}).encode(), 400),
+    "images": ("/v1/images/generations", json.dumps({"prompt": "a", "n": 10**9}).encode(), 400),
     "a size": ("/v1/images/generations", json.dumps({"prompt": "a", "size": "99999x99999"}).encode(), 400),
     "a user's name": (CHAT, chat(user="../" * 5 * MB + "x" * 20 * MB), 413),
     "an address": ("/v1/" + "../" * 1000, b"{}", 414),
@@ -229,8 +229,8 @@ def test_other_types(calm):
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_the_bomb_is_a_whole_picture():
+def test_the_bomb_is_a_whole_image():
     from PIL import Image
 
-    with Image.open(io.BytesIO(base64.b64decode(BOMB.partition(",")[2]))) as picture:
-        assert picture.size == (13_000, 13_000)
+    with Image.open(io.BytesIO(base64.b64decode(BOMB.partition(",")[2]))) as image:
+        assert image.size == (13_000, 13_000)

@@ -16,13 +16,13 @@ from emu_jax.serve.engine import DrawSettings, Engine
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.tabs.document import offered
 
-PICTURE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 FAST = DrawSettings(sampler="ddim", steps=2, seed=3)
 
 
 @pytest.fixture(scope="module")
 def model(drawing) -> Emu:
-    """One that asks for pictures: beside a random word's, [IMG] has a larger share of the output."""
+    """One that asks for images: beside a random word's, [IMG] has a larger share of the output."""
     model = Emu.load(drawing)
     kernel = model.params["llama"]["lm_head"]["kernel"]
     direction = np.random.default_rng(2).normal(size=kernel.shape[0])
@@ -50,11 +50,11 @@ def collect(engine: Engine, document, plan: Plan) -> list:
     ("document", "pattern"),
     [
         (["a red bar"], None),
-        (["a blue cross", PICTURE], None),
-        ([PICTURE, "then a"], None),
+        (["a blue cross", IMAGE], None),
+        ([IMAGE, "then a"], None),
         (["a red bar"], ("image", "text", "image")),
-        ([PICTURE], ("text", "text", "image")),
-        ([PICTURE, "a cross"], ("image", "image")),
+        ([IMAGE], ("text", "text", "image")),
+        ([IMAGE, "a cross"], ("image", "image")),
     ],
 )
 def test_the_items_are_those_of_the_model(model, engine, document, pattern):
@@ -72,7 +72,7 @@ def test_the_items_are_those_of_the_model(model, engine, document, pattern):
             assert one.seed == other.seed
             np.testing.assert_allclose(np.asarray(one.image, int), np.asarray(other.image, int), atol=1)
     told: list = []
-    for event in events:  # pieces join to the text behind them, progress ends where the picture comes
+    for event in events:  # pieces join to the text behind them, progress ends where the image comes
         if not isinstance(event, Item):
             told.append(event)
         elif isinstance(event.content, str):
@@ -83,7 +83,7 @@ def test_the_items_are_those_of_the_model(model, engine, document, pattern):
             told = []
 
 
-def test_the_model_asks_for_pictures(model):
+def test_the_model_asks_for_images(model):
     """Else the test above would not see how a text ends there."""
     replies = [model.continue_document([text], max_items=3, max_new_tokens=6, steps=2) for text in ("a red bar", "a")]
     kinds = {tuple(isinstance(item, GeneratedText) for item in items) for items in replies}
@@ -95,7 +95,7 @@ def test_the_model_asks_for_pictures(model):
     [
         (Plan(max_items=6), "max_items=6; expected 1 to 5"),
         (Plan(max_new_tokens=0), "max_tokens=0; expected 1"),
-        (Plan(pattern=("film",)), "expected text or image"),
+        (Plan(pattern=("video",)), "expected text or image"),
         (Plan(drawing=DrawSettings(steps=1000)), "steps=1000; expected 1 to 200"),
     ],
 )
@@ -107,9 +107,9 @@ def test_plans_that_cannot_work(engine, plan, message):
 def test_who_leaves_frees_the_place(engine):
     async def leave() -> None:
         plan = Plan(pattern=("image",), drawing=DrawSettings(sampler="ddim", steps=200))
-        async with contextlib.aclosing(continue_document(engine, [Image.fromarray(PICTURE)], plan)) as events:
+        async with contextlib.aclosing(continue_document(engine, [Image.fromarray(IMAGE)], plan)) as events:
             assert isinstance(await anext(events), Drawn)
-        while engine.running()["picture"]:
+        while engine.running()["image"]:
             await asyncio.sleep(0.01)
 
     cancelled = engine.counts.cancelled
@@ -119,7 +119,7 @@ def test_who_leaves_frees_the_place(engine):
 
 def test_the_page_offers_what_a_model_can_do():
     """To decide is left to models that have learnt to begin images, and have a decoder that draws them."""
-    both = ["text, picture, …", "picture, text, …", "texts only", "pictures only"]
+    both = ["text, image, …", "image, text, …", "texts only", "images only"]
     assert list(offered(draws=True, begins_images=True)) == ["the model decides", *both]
     assert list(offered(draws=True, begins_images=False)) == both
     assert list(offered(draws=False, begins_images=True)) == ["texts only"]

@@ -16,7 +16,7 @@ LONG = TextSettings(max_new_tokens=80, min_length=1000)
 QUESTION = [Message("system", ("",)), Message("user", (CAT, "what is it?"))]
 
 
-def test_texts_and_pictures_at_the_same_time(engine, model):
+def test_texts_and_images_at_the_same_time(engine, model):
     async def ask():
         chats = [await engine.chat(QUESTION, TextSettings(max_new_tokens=12)) for _ in range(4)]
         writes = [
@@ -28,7 +28,7 @@ def test_texts_and_pictures_at_the_same_time(engine, model):
         return pieces, events, [await ticket.result() for ticket in [*chats, *writes, *draws]]
 
     pieces, events, results = asyncio.run(ask())
-    texts, pictures = results[:6], results[6:]
+    texts, images = results[:6], results[6:]
     assert pieces == [written.text for written in texts]
     chat = model.merged().chat("")
     answer = chat.say([CAT, "what is it?"], max_new_tokens=12)
@@ -40,7 +40,7 @@ def test_texts_and_pictures_at_the_same_time(engine, model):
         assert written.text == expected.text
         assert written.ended_by == expected.ended_by == ("eos" if len(expected.token_ids) < 12 else "length")
     assert events == [[(1, 3), (2, 3), (3, 3)]] * 3
-    for seed, drawn in enumerate(pictures):
+    for seed, drawn in enumerate(images):
         alone = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
         np.testing.assert_allclose(np.asarray(drawn.image, int), np.asarray(alone.image, int), atol=1)
 
@@ -127,13 +127,13 @@ def test_settings_of_texts(engine, settings, said):
         (DrawSettings(sampler="ddmi"), "did you mean ddim"),
     ],
 )
-def test_settings_of_pictures(engine, settings, said):
+def test_settings_of_images(engine, settings, said):
     with pytest.raises(UserError, match=said):
         asyncio.run(engine.draw(["a"], settings))
 
 
-def test_too_many_pictures(engine):
-    with pytest.raises((LimitError, UserError), match=r"context|pictures"):
+def test_too_many_images(engine):
+    with pytest.raises((LimitError, UserError), match=r"context|images"):
         asyncio.run(engine.write([CAT] * 33, TextSettings(max_new_tokens=1)))
 
 

@@ -132,8 +132,8 @@ def page(browser, server):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> list[Path]:
-    """Held-out pictures as a person has them."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Held-out images as a person has them."""
+    folder = tmp_path_factory.mktemp("images")
     paths = []
     for number, example in enumerate(fluent_emoji.examples("heldout_combinations", 128)[:3]):
         paths.append(folder / f"{number}.png")
@@ -175,7 +175,7 @@ def quick(page) -> None:
     settings.get_by_label("Seed").press("Tab")
 
 
-def drawn_pictures(page, count: int) -> list[Image.Image]:
+def drawn_images(page, count: int) -> list[Image.Image]:
     """The files that the page shows."""
     page.wait_for_function(f"document.querySelectorAll('#drawn img').length >= {count}", timeout=PATIENCE)
     playwright.expect(page.locator("#draw-status")).to_contain_text("guidance", timeout=PATIENCE)
@@ -198,12 +198,12 @@ def result(ticket_of) -> object:
 # ---------------------------------------------------------------- chat
 
 
-def test_a_question_about_a_picture(page, server, samples):
+def test_a_question_about_an_image(page, server, samples):
     page.get_by_label("System message").fill("a red bar")
     ask(page, "what is this?", samples[0])
     playwright.expect(page.locator("#chat-status")).to_contain_text("prompt of", timeout=PATIENCE)
-    picture = np.asarray(Image.open(samples[0]))
-    asked = [Message("system", ("a red bar",)), Message("user", (picture, "what is this?"))]
+    image = np.asarray(Image.open(samples[0]))
+    asked = [Message("system", ("a red bar",)), Message("user", (image, "what is this?"))]
     expected = result(lambda: server.engine.chat(asked, TextSettings(64)))
     said = page.locator("#chat .bot").inner_text()
     assert said.split() == expected.text.split() and f"{expected.prompt_tokens}." not in said
@@ -211,8 +211,8 @@ def test_a_question_about_a_picture(page, server, samples):
 
     with zipfile.ZipFile(io.BytesIO(downloaded(page, enabled(page, "Download")))) as archive:
         about = json.loads(archive.read("settings.json"))
-        assert sorted(archive.namelist()) == ["picture-1.png", "settings.json"]
-    assert about["turns"][0]["user"] == [{"picture": "picture-1.png"}, {"text": "what is this?"}]
+        assert sorted(archive.namelist()) == ["image-1.png", "settings.json"]
+    assert about["turns"][0]["user"] == [{"image": "image-1.png"}, {"text": "what is this?"}]
     assert about["turns"][0]["assistant"] == expected.text
     assert about["turns"][0]["settings"]["system"] == "a red bar"
 
@@ -234,10 +234,10 @@ def test_texts_are_shown_as_they_are(page):
 
 
 def test_errors_are_one_line(page, server, tmp_path):
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"no image")
     ask(page, "what is this?", tmp_path / "broken.png")
     toast = page.locator(".toast-body").first
-    playwright.expect(toast).to_contain_text("broken.png: not a readable picture", timeout=PATIENCE)
+    playwright.expect(toast).to_contain_text("broken.png: not a readable image", timeout=PATIENCE)
     assert str(server.folder) not in toast.inner_text()
 
 
@@ -256,7 +256,7 @@ def test_who_stops_or_leaves_frees_the_place(browser, server):
             tab(page, "Draw")
             page.locator("#draw-settings > button").click()
             page.locator("#draw-settings").get_by_label("number input for Steps").fill("900")
-            page.locator("#draw-settings").get_by_label("number input for Pictures").fill("12")
+            page.locator("#draw-settings").get_by_label("number input for Images").fill("12")
             page.locator("#draw-words textarea").fill("a red bar")
             cancelled = server.engine.counts.cancelled
             page.locator("#draw-by-words").click()
@@ -274,17 +274,17 @@ def test_who_stops_or_leaves_frees_the_place(browser, server):
 
 
 def assert_alike(shown, expected) -> None:
-    """The same picture: one drawn in another place differs by rounding, which these random weights enlarge."""
+    """The same image: one drawn in another place differs by rounding, which these random weights enlarge."""
     difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).mean()
-    assert difference < 1.0, f"pictures differ by {difference:.1f} of 255"
+    assert difference < 1.0, f"images differ by {difference:.1f} of 255"
 
 
-def test_a_picture_from_words(page, server):
+def test_an_image_from_words(page, server):
     tab(page, "Draw")
     quick(page)
     page.locator("#draw-words textarea").fill("a red bar")
     page.locator("#draw-by-words").click()
-    (shown,) = drawn_pictures(page, 1)
+    (shown,) = drawn_images(page, 1)
     expected = result(lambda: server.engine.draw(["a red bar"], FAST))
     assert_alike(shown, expected.image)
     assert json.loads(shown.text["prompt"]) == ["a red bar"] and shown.text["seed"] == "5"
@@ -305,13 +305,13 @@ def test_a_blend_in_the_order_that_a_person_gives(page, server, samples):
     enabled(page, "◀ Earlier").click()
     page.wait_for_function("document.querySelector('#blend .caption-label')?.innerText.trim() == '1'")
     page.locator("#draw-by-blend").click()
-    (shown,) = drawn_pictures(page, 1)
-    pictures = [np.asarray(Image.open(path)) for path in (samples[1], samples[0])]
-    expected = result(lambda: server.engine.draw(pictures, FAST))
+    (shown,) = drawn_images(page, 1)
+    images = [np.asarray(Image.open(path)) for path in (samples[1], samples[0])]
+    expected = result(lambda: server.engine.draw(images, FAST))
     assert_alike(shown, expected.image)
     with zipfile.ZipFile(io.BytesIO(downloaded(page, enabled(page, "Download with settings")))) as archive:
-        first = np.asarray(Image.open(io.BytesIO(archive.read("picture-1.png"))))
-    np.testing.assert_array_equal(first, resize(pictures[0], server.engine.plain.config.vision.image_size))
+        first = np.asarray(Image.open(io.BytesIO(archive.read("image-1.png"))))
+    np.testing.assert_array_equal(first, resize(images[0], server.engine.plain.config.vision.image_size))
 
 
 @pytest.mark.parametrize(
@@ -324,7 +324,7 @@ def test_limits_hold_whatever_is_sent(server, place, value):
 
     data: list = ["a red bar", 1, FAST.sampler, FAST.steps, FAST.guidance, FAST.seed]
     data[place] = value
-    pictures = server.engine.counts.pictures
+    images = server.engine.counts.images
     with httpx.Client(base_url=server.address, timeout=60) as client:
         config = client.get("/config").json()
         words = next(part["id"] for part in config["components"] if part["props"].get("elem_id") == "draw-words")
@@ -335,7 +335,7 @@ def test_limits_hold_whatever_is_sent(server, place, value):
             told = [json.loads(line.removeprefix("data: ")) for line in events.iter_lines() if line]
     (end,) = [event for event in told if event["msg"] == "process_completed"]
     assert not end["success"] and "\n" not in (end["output"]["error"] or "")
-    assert server.engine.counts.pictures == pictures
+    assert server.engine.counts.images == images
 
 
 # ---------------------------------------------------------------- documents and examples
@@ -345,7 +345,7 @@ def test_a_document_goes_on(page, server, samples):
     tab(page, "Document")
     page.get_by_label("number input for Steps").locator("visible=true").fill("3")
     page.get_by_label("What comes").click()
-    page.get_by_role("option", name="picture, text").click()
+    page.get_by_role("option", name="image, text").click()
     page.locator("#add input[type=file]").set_input_files(str(samples[0]))
     page.wait_for_selector("#add .thumbnail-item")
     page.locator("#add textarea").fill("a red bar")
@@ -372,11 +372,11 @@ def test_a_document_goes_on(page, server, samples):
     assert page_file.count("<img") == page.locator("#paper img").count() == 2 and "http" not in page_file
 
 
-def test_two_examples_and_a_picture(page, server, samples):
+def test_two_examples_and_an_image(page, server, samples):
     tab(page, "Few-shot")
     texts = ("a red bar", "a blue cross")
     page.get_by_label("Form of the prompt").click()
-    page.get_by_role("option", name="plain: picture, text").click()
+    page.get_by_role("option", name="plain: image, text").click()
     pickers = page.locator(".example:visible input[type=file]")
     for number in range(3):
         pickers.nth(number).set_input_files(str(samples[number]))
@@ -390,8 +390,8 @@ def test_two_examples_and_a_picture(page, server, samples):
     playwright.expect(page.locator("#exact .exact")).to_have_text(expected_text, timeout=PATIENCE)
     page.locator("#few-shot-go").click()
     playwright.expect(page.locator("#few-shot-status")).to_contain_text("prompt of", timeout=PATIENCE)
-    pictures = [np.asarray(Image.open(path)) for path in samples]
-    parts = [pictures[0], f" {texts[0]} ", pictures[1], f" {texts[1]} ", pictures[2]]
+    images = [np.asarray(Image.open(path)) for path in samples]
+    parts = [images[0], f" {texts[0]} ", images[1], f" {texts[1]} ", images[2]]
     expected = result(lambda: server.engine.write(parts, TextSettings(24)))
     assert page.locator("#few-shot-answer textarea").input_value() == expected.text.strip()
 

@@ -12,10 +12,10 @@ FILE = "gradio.FileData"
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """The page's folder, with a picture and a link that leads out of it."""
+    """The page's folder, with an image and a link that leads out of it."""
     own = tmp_path / "page"
     (own / "ab12").mkdir(parents=True)
-    (own / "ab12" / "a cat.png").write_bytes(b"picture")
+    (own / "ab12" / "a cat.png").write_bytes(b"image")
     (tmp_path / "secret.txt").write_text("secret")
     (own / "link.png").symlink_to(tmp_path / "secret.txt")
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(own))

@@ -7,7 +7,7 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import Film
+from emu_jax.generate.chat import Video
 from emu_jax.serve import sequences
 from emu_jax.serve.sequences import ContextError, Message
 
@@ -23,7 +23,7 @@ def roomy(model) -> Emu:
     return Emu(config, model.params, model.statistics, model.tokenizer)
 
 
-@pytest.mark.parametrize("first", [("a red", CAT, "bar"), ("green",), (CAT, DOG), (Film(tuple(FRAMES)), "a bar")])
+@pytest.mark.parametrize("first", [("a red", CAT, "bar"), ("green",), (CAT, DOG), (Video(tuple(FRAMES)), "a bar")])
 @pytest.mark.parametrize("system", [None, "", "blue"])
 def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
     model = roomy
@@ -37,13 +37,13 @@ def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
         ids = model.tokenizer.encode_plain(answer)
         expected = chat.tokens[: len(chat.tokens) - len(ids) - 1]
         assert found.tokens.tolist() == expected
-        assert (found.sources >= 0).sum() == len(found.pictures) * 4
+        assert (found.sources >= 0).sum() == len(found.images) * 4
         before.append(Message("assistant", (answer,)))
 
 
 def test_a_continuation_is_what_generate_text_reads(model):
     found = sequences.continuation(model, [CAT, "a red ", DOG])
-    assert found.pictures.shape == (2, 16, 16, 3)
+    assert found.images.shape == (2, 16, 16, 3)
     assert found.sources[found.sources >= 0].tolist() == [*range(8)]
     assert found.tokens[0] == model.tokenizer.bos_id
     assert sequences.continuation(model, ["a"], draws=True).tokens[-1] == model.tokenizer.img_id
@@ -64,7 +64,7 @@ def test_messages_of_one_role_are_one(model):
         ([Message("user", ("a",)), Message("system", ("b",))], "in turn"),
         ([Message("robot", ("a",))], "role 'robot' is unknown"),
         ([Message("user", ("  ",))], "message is empty"),
-        ([Message("system", (CAT,)), Message("user", ("a",))], "only users show pictures"),
+        ([Message("system", (CAT,)), Message("user", ("a",))], "only users show images"),
         ([Message("user", ("\ud800",))], "not Unicode text"),
     ],
 )

@@ -22,9 +22,9 @@ from tests.serve.conftest import KEY, SLOTS, Server
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
 
-def data_uri(picture: np.ndarray) -> str:
+def data_uri(image: np.ndarray) -> str:
     file = io.BytesIO()
-    Image.fromarray(picture).save(file, "PNG")
+    Image.fromarray(image).save(file, "PNG")
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -51,7 +51,7 @@ def test_models(client):
     assert client.models.retrieve("tiny").owned_by == "emu_jax"
 
 
-def test_a_question_about_a_picture(client, model):
+def test_a_question_about_an_image(client, model):
     answer = client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=12)
     expected = model.merged().chat("").say([CAT, "what is it?"], max_new_tokens=12)
     choice = answer.choices[0]
@@ -87,14 +87,14 @@ def test_a_stream(client):
     assert chunks[-1].usage == whole.usage
 
 
-def test_pictures(client, model):
+def test_images(client, model):
     options = {"sampler": "ddim", "steps": 3, "guidance": 2.0, "seed": 5}
     drawn = client.images.generate(model="tiny", prompt="a red bar", n=2, size="16x16", extra_body=options)
     plain = model.without_adapters()
     for seed, data in zip((5, 6), drawn.data, strict=True):
-        picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.b64_json))), int)
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(data.b64_json))), int)
         expected = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
-        np.testing.assert_allclose(picture, np.asarray(expected.image, int), atol=1)
+        np.testing.assert_allclose(image, np.asarray(expected.image, int), atol=1)
     blend = client.images.generate(prompt="", extra_body={**options, "images": [data_uri(CAT), data_uri(CAT[::-1])]})
     assert Image.open(io.BytesIO(base64.b64decode(blend.data[0].b64_json))).size == (16, 16)
 
@@ -129,7 +129,7 @@ def test_pictures(client, model):
             },
             openai.BadRequestError,
             "invalid_value",
-            "not a readable picture",
+            "not a readable image",
         ),
     ],
 )
@@ -150,7 +150,7 @@ def test_errors(client, change, error, code, said):
         ({"extra_body": {"sampler": "../../x"}}, "unknown"),
     ],
 )
-def test_errors_of_pictures(client, change, said):
+def test_errors_of_images(client, change, said):
     with pytest.raises(openai.BadRequestError, match=said):
         client.images.generate(**{"model": "tiny", "prompt": "a bar", **change})
 

@@ -9,8 +9,8 @@ from emu_jax.serve import sequences, slots
 from emu_jax.serve.canvas import Canvas, Drawing
 from emu_jax.serve.slots import Start, TextSlots
 
-PICTURES = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), np.uint8)
-PROMPTS = [["a red bar"], [PICTURES[0]], [PICTURES[1], "a", PICTURES[2]], ["blue"], [*PICTURES[:6]], [PICTURES[7], "a"]]
+IMAGES = np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), np.uint8)
+PROMPTS = [["a red bar"], [IMAGES[0]], [IMAGES[1], "a", IMAGES[2]], ["blue"], [*IMAGES[:6]], [IMAGES[7], "a"]]
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_a_released_slot_is_free_and_its_neighbour_goes_on(plain, texts):
     assert ids == plain.generate_text([["a red bar"]], max_new_tokens=30, min_length=1000)[0].token_ids
 
 
-def test_pictures_side_by_side_are_those_drawn_alone(plain):
+def test_images_side_by_side_are_those_drawn_alone(plain):
     canvas = Canvas(plain, 2)
     canvas.warm_up()
     asked = [("pndm", 3, 2.0), ("ddim", 2, 7.5), ("euler", 5, 1.0), ("dpmpp", 4, -1.0), ("pndm", 1, 3.0)]

@@ -29,7 +29,7 @@ from emu_jax.models.paths import flatten, nest
 from emu_jax.train import objective
 from emu_jax.train.groups import PARTS
 from emu_jax.train.optimizer import OptimizerConfig
-from tests.data.folders import picture, write_folder
+from tests.data.folders import image, write_folder
 
 ROOT = Path(__file__).parents[2]
 ENCODERS = ("vision", "causal")
@@ -59,11 +59,11 @@ def tokenizer(instruct: bool) -> Tokenizer:
 def write_sources(folder: Path) -> dict[str, Path]:
     """A source of each kind of document."""
     parts = {
-        "pair": lambda n: (picture(n), Text("a red square")),
-        "video": lambda n: (*(picture(8 * n + frame) for frame in range(8)), Text("a blue bar")),
-        "web": lambda n: (Text("words before"), picture(2 * n), Text("and after"), picture(2 * n + 1), Text("a bar")),
-        "storyboard": lambda n: tuple(p for f in range(4) for p in (Text("a bar"), picture(4 * n + f))),
-        "chat": lambda n: (Text(IMAGE_SYSTEM, "system"), picture(n), Text("what", "user"), Text("a bar", "assistant")),
+        "pair": lambda n: (image(n), Text("a red square")),
+        "video": lambda n: (*(image(8 * n + frame) for frame in range(8)), Text("a blue bar")),
+        "web": lambda n: (Text("words before"), image(2 * n), Text("and after"), image(2 * n + 1), Text("a bar")),
+        "storyboard": lambda n: tuple(p for f in range(4) for p in (Text("a bar"), image(4 * n + f))),
+        "chat": lambda n: (Text(IMAGE_SYSTEM, "system"), image(n), Text("what", "user"), Text("a bar", "assistant")),
     }
     sources = {}
     for kind, make in parts.items():

@@ -24,7 +24,7 @@ def test_axes_map_through_the_table():
     assert partition_spec(("embed", "mlp"), (64, 128), mesh) == PartitionSpec("fsdp", None), "every slice has them all"
 
 
-def test_pictures_spread_over_as_many_devices_as_divide_them():
+def test_images_spread_over_as_many_devices_as_divide_them():
     mesh = abstract_mesh(1, 4, 1, context=2)
     whole = ("slice", "data", "fsdp", "context")
     assert partition_spec(("image", None), (16, 3), mesh) == PartitionSpec(whole, None)

@@ -15,7 +15,7 @@ from emu_jax.train.checkpoint import EMA_PREFIX, load_for_inference, newest_fold
 from emu_jax.train.metrics import read_metrics
 
 ROOT = Path(__file__).parents[2]
-TIMES = {"tokens_per_s", "pictures_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
+TIMES = {"tokens_per_s", "images_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
 STEPS = 8  # of tiny.get_config, with a checkpoint every third
 # What these runs have beside tiny.get_config: an EMA, and groups that freeze a parameter, a layer and token rows.
 GROUPS = (

@@ -40,9 +40,9 @@ def make_step(accumulate_steps: int = 1) -> tuple:
     return jax.jit(step), create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
 
 
-def picture(number: int) -> Image:
+def image(number: int) -> Image:
     size = model().vision.image_size
-    return Image(np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8), f"picture {number}")
+    return Image(np.random.default_rng(number).integers(0, 256, (size, size, 3), np.uint8), f"image {number}")
 
 
 def batch_of(document: Document, rows: int = 2) -> emu.Batch:
@@ -57,10 +57,10 @@ def batch_of(document: Document, rows: int = 2) -> emu.Batch:
 
 DOCUMENTS = {
     "text only": Document((Text("words before and after"),)),
-    "image alone": Document((picture(0),)),
-    "image first": Document((picture(0), Text("a red square"))),
-    "image last": Document((Text("a blue bar"), picture(1))),
-    "eight images": Document(tuple(part for n in range(8) for part in (picture(n), Text("bar")))),
+    "image alone": Document((image(0),)),
+    "image first": Document((image(0), Text("a red square"))),
+    "image last": Document((Text("a blue bar"), image(1))),
+    "eight images": Document(tuple(part for n in range(8) for part in (image(n), Text("bar")))),
 }
 
 
@@ -70,8 +70,8 @@ def test_one_program_for_every_kind_of_document():
         new, metrics = step(state, batch_of(document))
         assert all(np.isfinite(value) for value in metrics.values()), f"{name}: {metrics}"
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(new)), name
-        pictures = sum(isinstance(part, Image) for part in document.parts)
-        assert (float(metrics["regression_loss"]) == 0.0) == (pictures == 0), f"{name}: {metrics}"
+        images = sum(isinstance(part, Image) for part in document.parts)
+        assert (float(metrics["regression_loss"]) == 0.0) == (images == 0), f"{name}: {metrics}"
     assert step._cache_size() == 1, "compilations"
 
 

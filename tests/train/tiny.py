@@ -1,4 +1,4 @@
-"""The debug model on a dozen drawn pictures: an experiment for this folder's tests.
+"""The debug model on a dozen drawn images: an experiment for this folder's tests.
 
 `get_config` takes no data; `draw` writes them, and `--config.data.source=…` names them.
 """
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
 
 
 def vae_config(source: Path) -> ConfigDict:
-    """Two steps of a VAE over 16 x 16 pictures."""
+    """Two steps of a VAE over 16 x 16 images."""
     config = vae.get_config()
     config.image_size = 16
     config.vae.update({"block_channels": (8, 8), "latent_channels": 2, "groups": 4})
@@ -66,7 +66,7 @@ def instruct_config(source: Path, begin: Path) -> ConfigDict:
 
 
 def pairs(documents: Path) -> Path:
-    """The pairs among the documents: those that hold a picture and a text before it."""
+    """The pairs among the documents: those that hold an image and a text before it."""
     path = documents.with_name("pairs.jsonl")
     lines = [line for line in documents.read_text(encoding="utf-8").splitlines() if "parts" not in json.loads(line)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -82,7 +82,7 @@ def train_decoder(workdir: Path, documents: Path) -> None:
 
 
 def draw(folder: Path) -> Path:
-    """Writes pictures and a JSONL of documents with no, one and two of them; returns its path."""
+    """Writes images and a JSONL of documents with no, one and two of them; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = []
     for name, colour in COLOURS.items():

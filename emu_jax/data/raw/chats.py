@@ -1,4 +1,4 @@
-"""Chats: LLaVA's and ShareGPT's conversations, with or without pictures, and Alpaca's instructions.
+"""Chats: LLaVA's and ShareGPT's conversations, with or without images, and Alpaca's instructions.
 
 {"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", …}]}
 {"instruction": "Translate.", "input": "Hund", "output": "dog"}
@@ -23,7 +23,7 @@ from emu_jax.data.raw.files import (
     find_shards,
     json_array,
     parse_json,
-    read_picture,
+    read_image,
     shard_name,
 )
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
@@ -40,17 +40,17 @@ PIECE = re.compile(r"(.+)@(\d+)-(\d+)")
 class Chats:
     """A document a conversation; every turn's texts carry its role.
 
-    A picture stands where its `<image>` stood, and belongs to the turn of the text after it. So a turn that ends in a
-    picture is closed by an empty text of its role. A chat with one bad turn is left out whole.
+    An image stands where its `<image>` stood, and belongs to the turn of the text after it. So a turn that ends in an
+    image is closed by an empty text of its role. A chat with one bad turn is left out whole.
 
     Attributes:
-      pictures: the pictures' folder, relative to the JSON's.
-      system: chats with pictures and without a system message begin with the paper's (`system_messages.py`).
+      images: the images' folder, relative to the JSON's.
+      system: chats with images and without a system message begin with the paper's (`system_messages.py`).
       max_characters: chats with a longer turn are left out.
       piece_bytes: a longer JSONL is read in pieces of this many bytes, each of them a shard.
     """
 
-    pictures: str = "."
+    images: str = "."
     system: bool = True
     max_characters: int = 100_000
     piece_bytes: int = PIECE_BYTES
@@ -63,7 +63,7 @@ class Chats:
         found = find_shards(
             path, ("*.json", "*.jsonl"), "chats in JSON or JSONL, as LLaVA, ShareGPT and Alpaca have them"
         )
-        check_folder("Chats.pictures", found, self.pictures)
+        check_folder("Chats.images", found, self.images)
         shards = []
         for shard in found:
             size = Path(shard).stat().st_size
@@ -83,7 +83,7 @@ class Chats:
             raise UserError(f"{path}: cannot be read ({error.strerror}); expected chats in JSON or JSONL") from error
 
     def _array(self, path: str) -> Iterator[RawDocument | Reject]:
-        name, folder = shard_name(path), Path(path).parent / self.pictures
+        name, folder = shard_name(path), Path(path).parent / self.images
         with open(path, encoding="utf-8", errors="surrogateescape") as file:
             try:
                 for number, record in enumerate(json_array(file)):
@@ -93,7 +93,7 @@ class Chats:
 
     def _lines(self, path: str, start: int, end: int | None) -> Iterator[RawDocument | Reject]:
         """The lines that begin in [start, end). Keys are the lines' places, which no cutting into pieces changes."""
-        name, folder = shard_name(path), Path(path).parent / self.pictures
+        name, folder = shard_name(path), Path(path).parent / self.images
         with open(path, "rb") as file:
             if start:
                 file.seek(start - 1)
@@ -148,20 +148,20 @@ class Chats:
         turns = [self._turn(turn, number) for number, turn in enumerate(_turns(record), 1)]
         places = sum(piece is None for _, pieces in turns for piece in pieces)
         if places != len(names):
-            raise Skip("pictures_differ", f"{places} places {PLACEHOLDER}, {len(names)} pictures")
+            raise Skip("images_differ", f"{places} places {PLACEHOLDER}, {len(names)} images")
         if not any(role == "assistant" for role, _ in turns):
             raise Skip("no_answer", "no turn is the assistant's")
-        pictures = (RawImage(read_picture(folder, name)) for name in names)
+        images = (RawImage(read_image(folder, name)) for name in names)
         given = names and self.system and not any(role == "system" for role, _ in turns)
         parts: list[Text | RawImage] = [Text(IMAGE_SYSTEM, "system")] if given else []
         for role, pieces in turns:
-            parts += [next(pictures) if piece is None else Text(piece, role) for piece in pieces]
+            parts += [next(images) if piece is None else Text(piece, role) for piece in pieces]
             if pieces[-1] is None:
                 parts.append(Text("", role))
         return parts
 
     def _turn(self, turn: Any, number: int) -> tuple[str, list[str | None]]:
-        """The role, and texts with None between them where pictures stand."""
+        """The role, and texts with None between them where images stand."""
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise Skip("empty_turn", f"turn {number} has no value")
         sender = turn.get("from")
@@ -171,7 +171,7 @@ class Chats:
         pieces: list[str | None] = []
         for n, text in enumerate(turn["value"].split(PLACEHOLDER)):
             pieces += [None] * (n > 0)
-            # A picture's own delimiters take the place of white space beside it.
+            # An image's own delimiters take the place of white space beside it.
             pieces += [text] if (text := clean_text(text, self.max_characters)) else []
         if not pieces:
             raise Skip("empty_turn", f"turn {number} is empty")

@@ -1,4 +1,4 @@
-"""Where raw data stand: the shards under a path, pictures named by untrusted text, and JSON read in bounded memory.
+"""Where raw data stand: the shards under a path, images named by untrusted text, and JSON read in bounded memory.
 
     path ─ find_shards ─ "folder//part/00012.tar" ─ shard_name ─ "part/00012.tar", which keys begin with
 
@@ -17,7 +17,7 @@ from typing import Any, TextIO
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
-MAX_PICTURE_BYTES = 256 << 20
+MAX_IMAGE_BYTES = 256 << 20
 MAX_RECORD_CHARACTERS = 64 << 20
 CHUNK = 1 << 18  # characters of JSON read at a time
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -66,7 +66,7 @@ def shard_name(shard: str) -> str:
     return name if mark and head else Path(shard).name
 
 
-# ---------------------------------------------------------------- text and pictures
+# ---------------------------------------------------------------- text and images
 
 
 def clean_text(text: str, max_characters: int) -> str:
@@ -85,34 +85,34 @@ def clean_text(text: str, max_characters: int) -> str:
     return text
 
 
-def check_folder(setting: str, shards: Sequence[str], pictures: str) -> None:
-    """Raises unless the folder of pictures is there: without it every document would be a reject."""
+def check_folder(setting: str, shards: Sequence[str], images: str) -> None:
+    """Raises unless the folder of images is there: without it every document would be a reject."""
     for shard in shards:
-        folder = Path(shard).parent / pictures
+        folder = Path(shard).parent / images
         if not folder.is_dir():
             raise UserError(
-                f"{setting}={pictures!r}: no folder {folder}; expected the pictures' folder, relative to {shard}"
+                f"{setting}={images!r}: no folder {folder}; expected the images' folder, relative to {shard}"
             )
 
 
-def read_picture(folder: Path, name: object) -> bytes:
+def read_image(folder: Path, name: object) -> bytes:
     """The file `name` under `folder`; `name` comes from the data and is not trusted to stay there."""
     if not isinstance(name, str) or not name.strip():
-        raise Skip("missing_picture", f"no file's name: {ascii(name)[:80]}")
+        raise Skip("missing_image", f"no file's name: {ascii(name)[:80]}")
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\0" in name:
-        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the pictures' folder")
+        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the images' folder")
     try:
         path = folder / inside
         if not path.is_file():
-            raise Skip("missing_picture", f"no file {ascii(name)[:200]} in the pictures' folder")
-        if path.stat().st_size > MAX_PICTURE_BYTES:
-            raise Skip("picture_too_large", f"{name} has {path.stat().st_size} bytes; at most {MAX_PICTURE_BYTES}")
+            raise Skip("missing_image", f"no file {ascii(name)[:200]} in the images' folder")
+        if path.stat().st_size > MAX_IMAGE_BYTES:
+            raise Skip("image_too_large", f"{name} has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES}")
         data = path.read_bytes()
     except (OSError, ValueError) as error:
-        raise Skip("missing_picture", f"{ascii(name)[:200]} cannot be read ({type(error).__name__})") from error
+        raise Skip("missing_image", f"{ascii(name)[:200]} cannot be read ({type(error).__name__})") from error
     if not data:
-        raise Skip("missing_picture", f"{name} is an empty file")
+        raise Skip("missing_image", f"{name} is an empty file")
     return data
 
 

@@ -1,8 +1,8 @@
-"""A folder of plain HTML pages with their pictures -> web documents.
+"""A folder of plain HTML pages with their images -> web documents.
 
     site/guide/cats.html, site/images/cat.png ─ Html ─ Text("Cats\\nA cat:"), RawImage, Text("asleep")
 
-`page_text` tells what is read of a page. A picture is left out as decoration where it is an icon by the size that the
+`page_text` tells what is read of a page. An image is left out as decoration where it is an icon by the size that the
 page states, or where many pages show it: arrows, logos, the signs of notes. Nothing outside the folder is read.
 """
 
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import MAX_PICTURE_BYTES, Skip
-from emu_jax.data.raw.pictures import data_address
+from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip
+from emu_jax.data.raw.images import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.web import Found, check_similarity, finish
 from emu_jax.errors import UserError
 
 MAX_PAGE_BYTES = 16 << 20
-SAMPLED_PAGES = 500  # to tell how many pages show a picture, spread evenly
-FEWEST_PAGES = 5  # that show a picture, before it can be a decoration
+SAMPLED_PAGES = 500  # to tell how many pages show an image, spread evenly
+FEWEST_PAGES = 5  # that show an image, before it can be a decoration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Html:
     Attributes:
       include, exclude: patterns of paths within the folder; `*` stands for slashes too, as in `*/de/*`.
       drop: patterns of classes and ids whose elements are furniture of these pages.
-      decorations: patterns of paths of pictures that are decorations of these pages.
-      icon_side: pictures with a stated width or height up to it are icons, in pixels.
-      repeated: the share of pages above which a picture that they show is a decoration.
-      require_picture: whether pages without pictures are left out.
+      decorations: patterns of paths of images that are decorations of these pages.
+      icon_side: images with a stated width or height up to it are icons, in pixels.
+      repeated: the share of pages above which an image that they show is a decoration.
+      require_image: whether pages without images are left out.
       pages_per_shard: how many pages are read at a time.
-      clip: a folder of CLIP weights: keeps the pictures whose similarity to the text behind them is at least
+      clip: a folder of CLIP weights: keeps the images whose similarity to the text behind them is at least
         `min_similarity`; "" keeps all.
     """
 
@@ -52,7 +52,7 @@ class Html:
     decorations: Sequence[str] = ()
     icon_side: int = 32
     repeated: float = 0.2
-    require_picture: bool = True
+    require_image: bool = True
     pages_per_shard: int = 64
     clip: str = ""
     min_similarity: float = 0.32
@@ -99,7 +99,7 @@ class Html:
             return
         base, rejects, count = page_text.base_of(tree), [], 0
 
-        def picture(element: Any) -> Found | None:
+        def image(element: Any) -> Found | None:
             nonlocal count
             source = page_text.source_of(element)
             if not source:
@@ -109,23 +109,23 @@ class Html:
                 sides = page_text.stated_sides(element)
                 if sides and min(sides) <= self.icon_side:
                     raise Skip("decoration", f"{source[:200]} is an icon of {' x '.join(map(str, sides))} pixels")
-                return Found(number, RawImage(self._picture(root, page, base, source, decorations)))
+                return Found(number, RawImage(self._image(root, page, base, source, decorations)))
             except Skip as skip:
                 rejects.append(skip.reject(f"{key}#{number}", whole=False))
                 return None
 
-        parts = page_text.read_page(tree, picture, self.drop)
+        parts = page_text.read_page(tree, image, self.drop)
         yield from rejects
         yield from finish(
             key,
             [Text(part) if isinstance(part, str) else part for part in parts],
-            require_picture=self.require_picture,
+            require_image=self.require_image,
             clip=self.clip,
             least=self.min_similarity,
         )
 
-    def _picture(self, root: Path, page: str, base: str, source: str, decorations: frozenset[str]) -> bytes:
-        """Raises Skip where the picture is not to be taken."""
+    def _image(self, root: Path, page: str, base: str, source: str, decorations: frozenset[str]) -> bytes:
+        """Raises Skip where the image is not to be taken."""
         if source[:5].lower() == "data:":
             return data_address(source)
         path = locate(root, page, base, source)
@@ -133,7 +133,7 @@ class Html:
             raise Skip("decoration", f"{path} stands on more than {self.repeated:.0%} of the pages")
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.decorations):
             raise Skip("decoration", f"{path} is one of the settings' decorations")
-        return _file_bytes(root / path, path, MAX_PICTURE_BYTES, "missing_picture", "picture_too_large")
+        return _file_bytes(root / path, path, MAX_IMAGE_BYTES, "missing_image", "image_too_large")
 
 
 def locate(root: Path, page: str, base: str, source: str) -> str:
@@ -145,14 +145,14 @@ def locate(root: Path, page: str, base: str, source: str) -> str:
     try:
         address = urllib.parse.urlsplit(urllib.parse.urljoin(base, source) if base else source)
     except ValueError as error:
-        raise Skip("missing_picture", f"{source[:200]}: no address ({error})") from error
+        raise Skip("missing_image", f"{source[:200]}: no address ({error})") from error
     if address.scheme == "file":
         raise Skip("outside", f"{source[:200]} leads out of the folder")
     if address.scheme or address.netloc:
-        raise Skip("missing_picture", f"{source[:200]} is not in the folder; addresses are not fetched")
+        raise Skip("missing_image", f"{source[:200]} is not in the folder; addresses are not fetched")
     path = urllib.parse.unquote(address.path)
     if "\0" in path or not path.strip("/"):
-        raise Skip("missing_picture", f"{ascii(source)[:200]} names no file")
+        raise Skip("missing_image", f"{ascii(source)[:200]} names no file")
     here = "" if path.startswith("/") else os.path.dirname(page)
     inside = os.path.normpath(os.path.join(here, path.lstrip("/")))
     if inside.split(os.sep)[0] == ".." or _leaves(root, inside):
@@ -196,7 +196,7 @@ def _file_bytes(path: Path, name: str, most: int, missing: str, too_large: str) 
 
 @functools.lru_cache(maxsize=4)
 def _survey(html: Html, root: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The folder's pages in order, and the pictures that many of them show; every process looks for itself."""
+    """The folder's pages in order, and the images that many of them show; every process looks for itself."""
     page_text = _page_text()
     pages = []
     for folder, folders, files in os.walk(root):

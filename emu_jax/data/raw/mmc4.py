@@ -1,11 +1,11 @@
-"""MMC4: JSON lines of sentences, and pictures that each belong to one of them -> web documents.
+"""MMC4: JSON lines of sentences, and images that each belong to one of them -> web documents.
 
     docs_no_face_shard_0_v2.jsonl, images/d.jpg ─ Mmc4 ─ Text("A cat."), RawImage(…, 0.4), Text("A dog.")
 
     {"text_list": ["A cat.", "A dog."],
      "image_info": [{"image_name": "d.jpg", "matched_text_index": 1, "matched_sim": 0.4}]}
 
-Shards are read as published, packed in .zip. A picture stands before its sentence; every sentence is a part of its own.
+Shards are read as published, packed in .zip. An image stands before its sentence; every sentence is a part of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from emu_jax.data.clip_scores import load_scorer, match
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
-from emu_jax.data.raw.pictures import Pictures, beside, check_beside
+from emu_jax.data.raw.images import Images, beside, check_beside
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.rows import read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, embed_found, finish, low_similarity
@@ -32,13 +32,13 @@ class Mmc4:
     """MMC4's documents.
 
     Attributes:
-      pictures: a folder or a plain .tar of the pictures by `image_name`; a relative path starts at the shard's
+      images: a folder or a plain .tar of the images by `image_name`; a relative path starts at the shard's
         folder, `{shard}` stands for the shard's name, as in `{shard}.tar`.
-      min_similarity: of a picture to its sentence, that is kept.
+      min_similarity: of an image to its sentence, that is kept.
       clip: a folder of CLIP weights, for records without scores.
     """
 
-    pictures: str = "images"
+    images: str = "images"
     min_similarity: float = 0.32
     clip: str = ""
 
@@ -48,20 +48,20 @@ class Mmc4:
     def shards(self, path: str) -> list[str]:
         patterns = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip")
         shards = without_twins(find_shards(path, patterns, "MMC4's docs_no_face_shard_0_v2.jsonl, plain or in a .zip"))
-        check_beside("Mmc4.pictures", shards, self.pictures)
+        check_beside("Mmc4.images", shards, self.images)
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        with Pictures(beside(shard, self.pictures)) as pictures:
-            if pictures.cut:
-                yield Reject(f"{shard_name(shard)}#pictures", "cut_shard", pictures.cut, whole=False)
+        with Images(beside(shard, self.images)) as images:
+            if images.cut:
+                yield Reject(f"{shard_name(shard)}#images", "cut_shard", images.cut, whole=False)
             for row in read_rows(shard):
                 if isinstance(row, Reject):
                     yield row
                 else:
-                    yield from self._document(*row, pictures)
+                    yield from self._document(*row, images)
 
-    def _document(self, key: str, record: dict[str, Any], pictures: Pictures) -> Iterator[RawDocument | Reject]:
+    def _document(self, key: str, record: dict[str, Any], images: Images) -> Iterator[RawDocument | Reject]:
         texts, infos = record.get("text_list"), record.get("image_info")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             yield Reject(key, "unreadable_record", "text_list is no list of texts")
@@ -91,7 +91,7 @@ class Mmc4:
                 yield low_similarity(key, number, known[1], self.min_similarity)
                 continue
             try:
-                data = pictures.read(info.get("image_name"))
+                data = images.read(info.get("image_name"))
             except Skip as skip:
                 yield skip.reject(name, whole=False)
                 continue
@@ -117,7 +117,7 @@ class Mmc4:
 
     @staticmethod
     def _matches(matrix: Any, infos: list[dict[str, Any]], texts: int) -> list[tuple[int | None, float | None]]:
-        """Each picture's sentence and similarity, as far as the record tells."""
+        """Each image's sentence and similarity, as far as the record tells."""
         places = [_index(info.get("matched_text_index")) for info in infos]
         scores = [_number(info.get("matched_sim")) for info in infos]
         if None in places or None in scores:
@@ -133,10 +133,10 @@ class Mmc4:
         return list(zip(places, scores, strict=True))
 
     def _score(
-        self, key: str, texts: list[str], pictures: list[Found], places: list[int | None]
+        self, key: str, texts: list[str], images: list[Found], places: list[int | None]
     ) -> Iterator[tuple[int, Found] | Reject]:
-        """Pictures without scores: judged by CLIP, and matched with a sentence where the record names none."""
-        good, vectors, bad = embed_found(pictures, key, self.clip)
+        """Images without scores: judged by CLIP, and matched with a sentence where the record names none."""
+        good, vectors, bad = embed_found(images, key, self.clip)
         yield from bad
         if not good or not texts:
             return
@@ -164,7 +164,7 @@ def _index(value: Any) -> int | None:
 
 
 def _matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
-    """Similarities [pictures, sentences]; None where the record has none of that shape."""
+    """Similarities [images, sentences]; None where the record has none of that shape."""
     try:
         matrix = np.array(value, np.float64)
     except (TypeError, ValueError, OverflowError):  # ragged, or no numbers

@@ -1,7 +1,7 @@
-"""An HTML page -> what a person reads of it: text and pictures in reading order, without the page's furniture.
+"""An HTML page -> what a person reads of it: text and images in reading order, without the page's furniture.
 
     <nav>…</nav><h1>Cats</h1><p>A <b>cat</b>:<img src="cat.png">asleep</p>
-        ─ read_page ─ "Cats⏎A cat:", picture, "asleep"
+        ─ read_page ─ "Cats⏎A cat:", image, "asleep"
 
 White space collapses as in a browser: blocks stand on lines of their own, cells of a table are parted by tabs, `pre` is
 kept. What is left out, in this order:
@@ -121,7 +121,7 @@ def base_of(root: etree._Element) -> str:
 
 
 def source_of(image: etree._Element) -> str:
-    """The address of an `img`: pages that load pictures late keep it beside `src`."""
+    """The address of an `img`: pages that load images late keep it beside `src`."""
     for name in ("data-src", "data-original", "data-lazy-src", "src"):
         if value := image.get(name, "").strip():
             return value
@@ -136,12 +136,12 @@ def stated_sides(image: etree._Element) -> list[int]:
 
 
 def read_page(
-    root: etree._Element, picture: Callable[[etree._Element], T | None], drop: Sequence[str] = ()
+    root: etree._Element, image: Callable[[etree._Element], T | None], drop: Sequence[str] = ()
 ) -> list[str | T]:
-    """A page's tree -> texts and pictures in order.
+    """A page's tree -> texts and images in order.
 
     Args:
-      picture: what to put where an `img` stands; None leaves the text around it whole.
+      image: what to put where an `img` stands; None leaves the text around it whole.
       drop: patterns of more classes and ids that are furniture, as `sphx-glr-*`.
     """
     flow: _Flow[T] = _Flow()
@@ -158,7 +158,7 @@ def read_page(
             if left_out:
                 walk.skip_subtree()  # its end comes next all the same
                 continue
-            if element.tag == "img" and (found := picture(element)) is not None:
+            if element.tag == "img" and (found := image(element)) is not None:
                 flow.put(found)
             if element.tag == "pre":
                 kept.append(element)
@@ -226,9 +226,9 @@ class _Flow(Generic[T]):
         self._text.append(text)
         self._gap, self.fresh, self.border, self._in_row = 0, False, False, True
 
-    def put(self, picture: T) -> None:
+    def put(self, image: T) -> None:
         self._close()
-        self._parts.append(picture)
+        self._parts.append(image)
         self._in_row = True
 
     def _close(self) -> None:

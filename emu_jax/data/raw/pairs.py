@@ -1,4 +1,4 @@
-"""Pictures with a text each: img2dataset's folders and other tars of samples, parquet files that hold pictures, COCO.
+"""Images with a text each: img2dataset's folders and other tars of samples, parquet files that hold images, COCO.
 
 folder | *.tar | *.parquet     ─ ImageText ─ RawDocument("00012.tar/000120034", "pair", (RawImage, Text)) | Reject
 annotations/captions_*.json    ─ Coco      ─ …
@@ -14,20 +14,20 @@ from typing import Any
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import (
-    MAX_PICTURE_BYTES,
+    MAX_IMAGE_BYTES,
     Skip,
     check_folder,
     clean_text,
     find_shards,
     parse_json,
-    read_picture,
+    read_image,
     shard_name,
 )
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.tar import RECORD_BYTES, Sample, read_samples
 from emu_jax.errors import UserError
 
-PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image", "image.bytes")
+IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image", "image.bytes")
 CAPTIONS = ("txt", "caption", "TEXT", "text")
 ROWS = 64  # of a parquet file, held at a time
 TARS = ("*.tar", "*.tar.gz", "*.tgz")
@@ -39,37 +39,37 @@ def _names(where: str, names: object) -> None:
         raise UserError(f"{where}={names!r}; expected one or more names, as ('txt', 'caption')")
 
 
-def _pair(key: str, picture: RawImage, caption: str) -> RawDocument:
-    return RawDocument(key, "pair", (picture, Text(caption)))
+def _pair(key: str, image: RawImage, caption: str) -> RawDocument:
+    return RawDocument(key, "pair", (image, Text(caption)))
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageText:
-    """Image-text pairs in tars (img2dataset's, or any of webdataset's form) and in parquet files that hold pictures.
+    """Image-text pairs in tars (img2dataset's, or any of webdataset's form) and in parquet files that hold images.
 
-    Of a sample's members, of the fields of its `json` and of a parquet's columns, the first of `pictures` and the first
+    Of a sample's members, of the fields of its `json` and of a parquet's columns, the first of `images` and the first
     of `caption` that holds something is taken; a list of captions counts as its first. LAION-COCO's own captions are
-    read by `caption=("top_caption", "TEXT")`. Beside img2dataset's tars lie parquet files without pictures: those are
+    read by `caption=("top_caption", "TEXT")`. Beside img2dataset's tars lie parquet files without images: those are
     passed over, and its counts are compared with what the tars hold.
 
     Attributes:
-      pictures: a member's extension or a parquet's column: the encoded picture, or Hugging Face's {bytes, path}.
+      images: a member's extension or a parquet's column: the encoded image, or Hugging Face's {bytes, path}.
       caption: a member's extension, a field of the member `json`, or a column.
-      score: field or column with the similarity of picture and text.
+      score: field or column with the similarity of image and text.
       max_characters: longer captions are left out.
       max_member_bytes: larger members of a tar are left out.
       record_bytes: see `read_samples`.
     """
 
-    pictures: tuple[str, ...] = PICTURES
+    images: tuple[str, ...] = IMAGES
     caption: tuple[str, ...] = CAPTIONS
     score: str = "similarity"
     max_characters: int = MAX_CHARACTERS
-    max_member_bytes: int = MAX_PICTURE_BYTES
+    max_member_bytes: int = MAX_IMAGE_BYTES
     record_bytes: int = RECORD_BYTES
 
     def __post_init__(self):
-        _names("ImageText.pictures", self.pictures)
+        _names("ImageText.images", self.images)
         _names("ImageText.caption", self.caption)
 
     def shards(self, path: str) -> list[str]:
@@ -110,17 +110,15 @@ class ImageText:
             except Skip as skip:
                 fields, broken = {}, Skip("unreadable_json", skip.detail)
         try:
-            data = next((sample.members[name] for name in self.pictures if sample.members.get(name)), None)
+            data = next((sample.members[name] for name in self.images if sample.members.get(name)), None)
             if data is None:
-                raise Skip(
-                    "no_picture", f"members {_listed(sample.members)}; expected one of {', '.join(self.pictures)}"
-                )
+                raise Skip("no_image", f"members {_listed(sample.members)}; expected one of {', '.join(self.images)}")
             caption = self._caption(lambda name: _member_text(sample.members, name, fields))
         except Skip as skip:
             # A caption may have been in the broken JSON: that is then what is wrong.
             yield (broken if broken and skip.reason == "no_text" else skip).reject(key)
             return
-        if broken:  # the picture's score or the better caption is lost, not the pair
+        if broken:  # the image's score or the better caption is lost, not the pair
             yield broken.reject(f"{key}.json", whole=False)
         yield _pair(key, RawImage(data, _score(fields.get(self.score))), caption)
 
@@ -136,19 +134,19 @@ class ImageText:
     # ------------------------------------------------------------ parquet
 
     def _columns(self, file: Any) -> tuple[str, list[str]]:
-        """The picture's column, and the others that are read."""
+        """The image's column, and the others that are read."""
         types = {field.name: str(field.type) for field in file.schema_arrow}
         names = list(types)
         binary = ("binary", "large_binary", "fixed_size_binary", "struct")  # a column of paths or addresses is none
-        picture = next((name for name in self.pictures if types.get(name, "").startswith(binary)), "")
+        image = next((name for name in self.images if types.get(name, "").startswith(binary)), "")
         captions = [name for name in self.caption if name in names]
-        if not picture or not captions:
+        if not image or not captions:
             raise Skip(
                 "no_column",
-                f"columns {_listed(names)}; expected a picture's bytes in one of {', '.join(self.pictures)} and a text "
-                f"in one of {', '.join(self.caption)}: name yours in the settings pictures and caption",
+                f"columns {_listed(names)}; expected an image's bytes in one of {', '.join(self.images)} and a text "
+                f"in one of {', '.join(self.caption)}: name yours in the settings images and caption",
             )
-        return picture, captions + [self.score] * (self.score in names and self.score not in captions)
+        return image, captions + [self.score] * (self.score in names and self.score not in captions)
 
     def _check_columns(self, shard: str) -> None:
         try:
@@ -163,27 +161,27 @@ class ImageText:
         row = 0
         try:
             with _open_parquet(shard) as file:
-                picture, others = self._columns(file)
-                for batch in _batches(file, [picture, *others]):
+                image, others = self._columns(file)
+                for batch in _batches(file, [image, *others]):
                     for n in range(batch.num_rows):
-                        yield self._row(f"{name}/{row:09d}", batch.slice(n, 1), picture)
+                        yield self._row(f"{name}/{row:09d}", batch.slice(n, 1), image)
                         row += 1
         except Skip as skip:
             said = f"{name}, row {row}: {skip.detail}" if row else skip.detail
             yield Reject(name, skip.reason, said)
 
-    def _row(self, key: str, table: Any, picture: str) -> RawDocument | Reject:
+    def _row(self, key: str, table: Any, image: str) -> RawDocument | Reject:
         try:
             (record,) = table.to_pylist()
         except UnicodeDecodeError as error:
             return Reject(key, "unreadable_text", f"a text is not UTF-8 ({error.reason} at byte {error.start})")
-        value = record[picture]
+        value = record[image]
         if isinstance(value, dict):
             value = value.get("bytes")
         if not isinstance(value, bytes) or not value:
-            return Reject(key, "no_picture", f"column {picture} holds no bytes")
+            return Reject(key, "no_image", f"column {image} holds no bytes")
         if len(value) > self.max_member_bytes:
-            return Reject(key, "picture_too_large", f"{len(value)} bytes; at most {self.max_member_bytes} are read")
+            return Reject(key, "image_too_large", f"{len(value)} bytes; at most {self.max_member_bytes} are read")
         try:
             return _pair(key, RawImage(value, _score(record.get(self.score))), self._caption(record.get))
         except Skip as skip:
@@ -248,18 +246,18 @@ def _compare_count(stats: Path, name: str, samples: int) -> Iterator[Reject]:
 
 @dataclasses.dataclass(frozen=True)
 class Coco:
-    """COCO's captions: a JSON of `images` and `annotations`, read whole (COCO's have 90 MB), and a pictures' folder.
+    """COCO's captions: a JSON of `images` and `annotations`, read whole (COCO's have 90 MB), and a images' folder.
 
-    A picture gives one document, whatever the number of its captions: `prepare` keeps a picture once.
+    An image gives one document, whatever the number of its captions: `prepare` keeps an image once.
 
     Attributes:
-      pictures: the pictures' folder, relative to the JSON's; "" looks for the last word of `captions_train2017.json`
+      images: the images' folder, relative to the JSON's; "" looks for the last word of `captions_train2017.json`
         beside the JSON and beside its folder, as COCO is laid out, and else takes the JSON's own folder.
-      captions: "first" takes a picture's first caption, "all" joins them, a line each.
+      captions: "first" takes an image's first caption, "all" joins them, a line each.
       max_characters: longer captions are left out.
     """
 
-    pictures: str = ""
+    images: str = ""
     captions: str = "first"
     max_characters: int = MAX_CHARACTERS
 
@@ -269,14 +267,14 @@ class Coco:
 
     def shards(self, path: str) -> list[str]:
         shards = find_shards(path, ("captions_*.json",), "COCO's captions, as annotations/captions_train2017.json")
-        check_folder("Coco.pictures", shards, self.pictures)
+        check_folder("Coco.images", shards, self.images)
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         name = shard_name(shard)
         try:
             data = parse_json(Path(shard).read_bytes())
-            images, captions = _by_picture(data)
+            images, captions = _by_image(data)
         except OSError as error:
             raise UserError(f"{shard}: cannot be read ({error.strerror}); expected COCO's captions") from error
         except Skip as skip:
@@ -296,11 +294,11 @@ class Coco:
             seen.add(number)
             try:
                 text = self._caption(captions.get(number, []))
-                yield _pair(key, RawImage(read_picture(folder, image.get("file_name"))), text)
+                yield _pair(key, RawImage(read_image(folder, image.get("file_name"))), text)
             except Skip as skip:
                 yield skip.reject(key)
         for number in (number for number in captions if number not in seen):
-            yield Reject(f"{name}/{number}", "missing_picture", "annotations of an image that is not in the file")
+            yield Reject(f"{name}/{number}", "missing_image", "annotations of an image that is not in the file")
 
     def _caption(self, captions: list[object]) -> str:
         texts = [caption for caption in captions if isinstance(caption, str) and caption.strip("\0 \t\r\n")]
@@ -312,13 +310,13 @@ class Coco:
         return text
 
     def _folder(self, file: Path) -> Path:
-        if self.pictures:
-            return file.parent / self.pictures
+        if self.images:
+            return file.parent / self.images
         last = file.stem.rpartition("_")[2]
         return next((f for f in (file.parent / last, file.parent.parent / last) if f.is_dir()), file.parent)
 
 
-def _by_picture(data: object) -> tuple[list[Any], dict[Any, list[Any]]]:
+def _by_image(data: object) -> tuple[list[Any], dict[Any, list[Any]]]:
     """COCO's JSON -> its images, and captions by the image's id."""
     images, annotations = (data.get(part) if isinstance(data, dict) else None for part in ("images", "annotations"))
     if not isinstance(images, list) or not isinstance(annotations, list):

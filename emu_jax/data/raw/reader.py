@@ -2,7 +2,7 @@
 
     path ─ shards ─ read, each on any machine ─ RawDocument | Reject
 
-Readers neither decode nor judge still pictures: `prepare` does that for all of them. They read shards front to back,
+Readers neither decode nor judge still images: `prepare` does that for all of them. They read shards front to back,
 in bounded memory, and never write.
 """
 
@@ -21,10 +21,10 @@ KINDS = ("pair", "video", "web", "storyboard", "chat", "video_chat")
 
 @dataclasses.dataclass(frozen=True)
 class RawImage:
-    """A picture as found.
+    """An image as found.
 
     Attributes:
-      data: the encoded file; or uint8 [H, W, 3], a frame of a film.
+      data: the encoded file; or uint8 [H, W, 3], a frame of a video.
       score: its CLIP similarity to its text, where the data tell.
     """
 
@@ -34,12 +34,12 @@ class RawImage:
 
 @dataclasses.dataclass(frozen=True)
 class RawDocument:
-    """Texts and pictures in order.
+    """Texts and images in order.
 
     Attributes:
       key: unique within its source and the same on every run, as `00012.tar/000120034`.
-      kind: of `KINDS`. A pair's picture and a video's frames stand before their text, and take either side of it when
-        they are streamed. A picture of a web document stands before the text it belongs to. All images of a video and
+      kind: of `KINDS`. A pair's image and a video's frames stand before their text, and take either side of it when
+        they are streamed. An image of a web document stands before the text it belongs to. All images of a video and
         of a video_chat are frames of one video.
     """
 
@@ -53,7 +53,7 @@ class Reject:
     """Something that was left out.
 
     Attributes:
-      key: of the document, the picture (`document#2`) or the shard.
+      key: of the document, the image (`document#2`) or the shard.
       reason: one word or a few joined by `_`, counted in the manifest.
       detail: what is wrong, for a person.
       whole: whether a document is lost; else a part of one, or what is not a document.

@@ -12,16 +12,16 @@ from emu_jax.errors import UserError, nearest
 
 # Name -> (module, class, what it reads).
 READERS = {
-    "pairs": ("pairs", "ImageText", "pictures with captions: img2dataset's tars, or parquet"),
-    "coco": ("pairs", "Coco", "pictures with captions: COCO's JSON"),
-    "videos": ("videos", "Videos", "films and animations with captions: a CSV, as WebVid's"),
+    "pairs": ("pairs", "ImageText", "images with captions: img2dataset's tars, or parquet"),
+    "coco": ("pairs", "Coco", "images with captions: COCO's JSON"),
+    "videos": ("videos", "Videos", "videos and animations with captions: a CSV, as WebVid's"),
     "storyboards": ("storyboards", "Storyboards", "frames at a fixed interval, and subtitles"),
-    "mmc4": ("mmc4", "Mmc4", "web documents: MMC4's JSONL and pictures"),
-    "obelics": ("obelics", "Obelics", "web documents: lists of texts and pictures, as OBELICS's"),
-    "html": ("html", "Html", "web documents: HTML pages and their pictures"),
+    "mmc4": ("mmc4", "Mmc4", "web documents: MMC4's JSONL and images"),
+    "obelics": ("obelics", "Obelics", "web documents: lists of texts and images, as OBELICS's"),
+    "html": ("html", "Html", "web documents: HTML pages and their images"),
     "chats": ("chats", "Chats", "conversations: LLaVA's, ShareGPT's, Alpaca's JSON"),
-    "videochat": ("film_chats", "VideoChat", "conversations about films: VideoChat's JSON"),
-    "video_chatgpt": ("film_chats", "VideoChatGPT", "questions about films: Video-ChatGPT's JSON"),
+    "videochat": ("video_chats", "VideoChat", "conversations about videos: VideoChat's JSON"),
+    "video_chatgpt": ("video_chats", "VideoChatGPT", "questions about videos: Video-ChatGPT's JSON"),
 }
 
 

@@ -19,7 +19,7 @@ from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip", "*.json", "*.json.gz", "*.parquet")
-PARQUET_ROWS = 16  # in memory at once; a row may carry its pictures
+PARQUET_ROWS = 16  # in memory at once; a row may carry its images
 PACKED = (".gz", ".zip")
 
 Row = tuple[str, dict[str, Any]]

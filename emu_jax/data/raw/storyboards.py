@@ -33,7 +33,7 @@ from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
 from emu_jax.errors import UserError
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_SHEETS = 100  # the reference's
 MAX_FRAMES = 10_000
 MAX_BYTES = 1 << 30  # of a video's frames, as they are held
@@ -73,7 +73,7 @@ class Storyboards:
         if not found:
             raise UserError(
                 f"{path}: no storyboards here; expected <key>.json beside <key>_0.webp, or a folder a video with "
-                "pictures, .vtt, .srt or .json3 subtitles and a .json that holds its duration"
+                "images, .vtt, .srt or .json3 subtitles and a .json that holds its duration"
             )
         return found
 
@@ -162,25 +162,25 @@ def _boards(names: Sequence[str]) -> list[str]:
 
 
 def _holds_video(folder: Path) -> bool:
-    return any(name.lower().endswith((*PICTURES, ".json3", ".vtt", ".srt")) for name in _names(folder))
+    return any(name.lower().endswith((*IMAGES, ".json3", ".vtt", ".srt")) for name in _names(folder))
 
 
 def _folder(folder: Path, names: Sequence[str]) -> tuple[list[RawImage], float, Subtitles]:
     """A folder that is one video."""
-    pictures = [name for name in names if name.lower().endswith(PICTURES)]
+    images = [name for name in names if name.lower().endswith(IMAGES)]
     # frame_10 stands behind frame_9.
-    pictures.sort(key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in _numbered(name)])
+    images.sort(key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in _numbered(name)])
     said = [name for name in names if name.lower().endswith((".json3", ".vtt", ".srt"))]
-    if not pictures:
-        raise _RejectedError("no_picture", f"no {', '.join(PICTURES)} in the folder")
+    if not images:
+        raise _RejectedError("no_image", f"no {', '.join(IMAGES)} in the folder")
     if not said:
         raise _RejectedError("no_subtitles", "no .vtt, .srt or .json3 in the folder")
     subtitles = _subtitles(folder / said[0])
     duration = _duration([_json(folder / name) for name in names if name.lower().endswith(".json")])
-    size = sum((folder / name).stat().st_size for name in pictures)
-    if len(pictures) > MAX_FRAMES or size > MAX_BYTES:
-        raise _RejectedError("too_large", f"{len(pictures)} frames of {size / 1e6:.0f} MB")
-    frames = [RawImage((folder / name).read_bytes()) for name in pictures]
+    size = sum((folder / name).stat().st_size for name in images)
+    if len(images) > MAX_FRAMES or size > MAX_BYTES:
+        raise _RejectedError("too_large", f"{len(images)} frames of {size / 1e6:.0f} MB")
+    frames = [RawImage((folder / name).read_bytes()) for name in images]
     return frames, duration / len(frames), subtitles
 
 
@@ -235,11 +235,11 @@ def _cut_sheets(folder: Path, board: str, labels: dict[str, Any]) -> tuple[list[
         try:
             pixels = decode_image(path.read_bytes(), path.name)
         except UserError as error:
-            raise _RejectedError("unreadable_picture", f"{error}") from error
+            raise _RejectedError("unreadable_image", f"{error}") from error
         height, width = pixels.shape[:2]
         if height % rows or width % columns:
             raise _RejectedError(
-                "unreadable_picture", f"{path.name}: {width} x {height} pixels are no {columns} x {rows} frames"
+                "unreadable_image", f"{path.name}: {width} x {height} pixels are no {columns} x {rows} frames"
             )
         size += pixels.size
         count += filled

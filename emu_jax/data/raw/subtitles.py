@@ -52,7 +52,7 @@ class _Block:
 def parse(data: bytes, name: str) -> Subtitles:
     """The cues of a file, read as its name's ending says (`SUFFIXES`).
 
-    >>> parse(b"WEBVTT\\n\\n00:01.000 --> 00:02.500\\n<i>Rain &amp; wind</i>\\n", "film.vtt").cues
+    >>> parse(b"WEBVTT\\n\\n00:01.000 --> 00:02.500\\n<i>Rain &amp; wind</i>\\n", "video.vtt").cues
     (Cue(start=1.0, end=2.5, text='Rain & wind'),)
 
     Raises:

@@ -3,7 +3,7 @@
 The table is a CSV, or a folder of them, with a header of
 
     videoid, name, page_dir, …     WebVid's: the clip is <folder>/<page_dir>/<videoid>.mp4 or <folder>/<videoid>.mp4
-    file, text                     any: the file is relative to the folder; films and animated WebP, GIF and PNG
+    file, text                     any: the file is relative to the folder; videos and animated WebP, GIF and PNG
 
 From WebVid's captions go the words that sell a clip and do not tell what is in it (`METADATA`).
 """

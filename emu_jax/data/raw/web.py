@@ -1,7 +1,7 @@
-"""What readers of web documents share: the rule that keeps a picture, and what is left of a document in the end.
+"""What readers of web documents share: the rule that keeps an image, and what is left of a document in the end.
 
-MMC4 keeps a picture whose CLIP similarity to its sentence is at least 0.32. Documents of other kinds carry no scores;
-where CLIP weights are at hand, a picture is compared with the text that follows it.
+MMC4 keeps an image whose CLIP similarity to its sentence is at least 0.32. Documents of other kinds carry no scores;
+where CLIP weights are at hand, an image is compared with the text that follows it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ CLIP_CHARACTERS = 1000  # more than CLIP's 77 tokens hold
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """A picture of a document, the `number`th that the document names."""
+    """An image of a document, the `number`th that the document names."""
 
     number: int
     image: RawImage
@@ -38,36 +38,36 @@ def low_similarity(key: str, number: int, score: float, least: float) -> Reject:
     return Reject(f"{key}#{number}", "low_similarity", detail, whole=False)
 
 
-def embed_found(pictures: Sequence[Found], key: str, clip: str) -> tuple[list[Found], np.ndarray, list[Reject]]:
-    """Those pictures that can be decoded, their CLIP vectors [P, D], and the others."""
+def embed_found(images: Sequence[Found], key: str, clip: str) -> tuple[list[Found], np.ndarray, list[Reject]]:
+    """Those images that can be decoded, their CLIP vectors [P, D], and the others."""
     good: list[Found] = []
     bad: list[Reject] = []
 
     def decoded() -> Iterator[np.ndarray]:  # one after the other: the scorer holds few at a time
-        for found in pictures:
+        for found in images:
             name = f"{key}#{found.number}"
             try:
                 data = found.image.data
                 pixels = decode_image(data, name) if isinstance(data, bytes) else data
             except UserError as error:
-                bad.append(Reject(name, "unreadable_picture", str(error), whole=False))
+                bad.append(Reject(name, "unreadable_image", str(error), whole=False))
                 continue
             good.append(found)
             yield pixels
 
-    return good, load_scorer(clip).embed_pictures(decoded()), bad
+    return good, load_scorer(clip).embed_images(decoded()), bad
 
 
 def score_by_neighbour(
     key: str, parts: Sequence[Text | Found], clip: str, least: float
 ) -> Iterator[Text | Found | Reject]:
-    """Parts in order, without the pictures that fit the text behind them (the one before, at the end) too little."""
-    pictures = [part for part in parts if isinstance(part, Found)]
-    good, vectors, bad = embed_found(pictures, key, clip)
+    """Parts in order, without the images that fit the text behind them (the one before, at the end) too little."""
+    images = [part for part in parts if isinstance(part, Found)]
+    good, vectors, bad = embed_found(images, key, clip)
     yield from bad
     neighbours = {found.number: text for found, text in _neighbours(parts)}
     texts = load_scorer(clip).embed_texts([neighbours[found.number][:CLIP_CHARACTERS] for found in good])
-    scores = {found.number: float(picture @ text) for found, picture, text in zip(good, vectors, texts, strict=True)}
+    scores = {found.number: float(image @ text) for found, image, text in zip(good, vectors, texts, strict=True)}
     for part in parts:
         if isinstance(part, Text):
             yield part
@@ -80,7 +80,7 @@ def score_by_neighbour(
 
 
 def _neighbours(parts: Sequence[Text | Found]) -> Iterator[tuple[Found, str]]:
-    """Every picture with the text behind it, or with the document's last text."""
+    """Every image with the text behind it, or with the document's last text."""
     text = next((part.text for part in reversed(parts) if isinstance(part, Text)), "")
     for part in reversed(parts):
         if isinstance(part, Text):
@@ -90,9 +90,9 @@ def _neighbours(parts: Sequence[Text | Found]) -> Iterator[tuple[Found, str]]:
 
 
 def finish(
-    key: str, parts: Sequence[Text | Found], *, require_picture: bool = True, clip: str = "", least: float = 0.32
+    key: str, parts: Sequence[Text | Found], *, require_image: bool = True, clip: str = "", least: float = 0.32
 ) -> Iterator[RawDocument | Reject]:
-    """The document, or why there is none; before it the pictures that CLIP leaves out."""
+    """The document, or why there is none; before it the images that CLIP leaves out."""
     if not any(isinstance(part, Text) for part in parts):
         yield Reject(key, "no_text", "no text is left")
         return
@@ -100,7 +100,7 @@ def finish(
         judged = list(score_by_neighbour(key, parts, clip, least))
         yield from (part for part in judged if isinstance(part, Reject))
         parts = [part for part in judged if not isinstance(part, Reject)]
-    if require_picture and not any(isinstance(part, Found) for part in parts):
-        yield Reject(key, "no_picture", "no picture is left")
+    if require_image and not any(isinstance(part, Found) for part in parts):
+        yield Reject(key, "no_image", "no image is left")
         return
     yield RawDocument(key, "web", tuple(part.image if isinstance(part, Found) else part for part in parts))

@@ -52,7 +52,7 @@ class Benchmark:
         """The questions of a split ("": `self.split`), in the files' order, each with an id of its own.
 
         Raises:
-          UserError: a file, a picture or a film is missing, an id stands twice, a question has no answer or an answer
+          UserError: a file, an image or a video is missing, an id stands twice, a question has no answer or an answer
             no question, or a file is not as published.
         """
         split = split or self.split

@@ -1,13 +1,13 @@
-"""Pictures to describe: COCO captions, NoCaps and Flickr30k.
+"""Images to describe: COCO captions, NoCaps and Flickr30k.
 
-A question has one picture and all its reference captions as `answers`.
+A question has one image and all its reference captions as `answers`.
 
 COCO, Karpathy's splits: `dataset_coco.json` of "Deep Visual-Semantic Alignments", used are
     {"images": [{"cocoid", "filepath": "val2014", "filename", "split", "sentences": [{"raw"}]}]}
-with the splits train and restval, which together are `train` here, val and test (5000 pictures, the field's test set).
+with the splits train and restval, which together are `train` here, val and test (5000 images, the field's test set).
 COCO, its own: `captions_val2014.json` and `captions_train2014.json` (splits val2014 and train2014), used are
     {"images": [{"id", "file_name"}], "annotations": [{"id", "image_id", "caption"}]}
-NoCaps: `nocaps_val_4500_captions.json`, as COCO's, with "domain" of a picture: in-domain, near-domain or out-domain,
+NoCaps: `nocaps_val_4500_captions.json`, as COCO's, with "domain" of an image: in-domain, near-domain or out-domain,
 the question's kind. (The download page, which has the format, does not show the domain; code that reads the file does:
 unverified.) Test: `nocaps_test_image_info.json`, without annotations.
 Flickr30k: Karpathy's `dataset_flickr30k.json`, as his COCO's without "cocoid" and "filepath". The release's own
@@ -31,13 +31,13 @@ DOMAINS = ("in-domain", "near-domain", "out-domain")
 
 
 def captioned(document: Entry) -> list[tuple[Entry, list[Entry]]]:
-    """COCO's format of captions -> its pictures, each with its annotations in the file's order.
+    """COCO's format of captions -> its images, each with its annotations in the file's order.
 
     Raises:
-      UserError: two pictures or two annotations share an id, a picture has no caption, or a caption no picture.
+      UserError: two images or two annotations share an id, an image has no caption, or a caption no image.
     """
-    pictures = unique(document.entries("images"), lambda entry: entry.whole("id"), "id")
-    found: dict[int, list[Entry]] = {key: [] for key in pictures}
+    images = unique(document.entries("images"), lambda entry: entry.whole("id"), "id")
+    found: dict[int, list[Entry]] = {key: [] for key in images}
     for annotation in unique(document.entries("annotations"), lambda entry: entry.whole("id"), "id").values():
         if (key := annotation.whole("image_id")) not in found:
             raise annotation.wrong("image_id", "the id of one of the file's images")
@@ -46,7 +46,7 @@ def captioned(document: Entry) -> list[tuple[Entry, list[Entry]]]:
         raise UserError(
             f"{document.path}: no caption of image {bare[0]}{more(bare)}; expected some of every image of the file"
         )
-    return [(pictures[key], captions) for key, captions in found.items()]
+    return [(images[key], captions) for key, captions in found.items()]
 
 
 def _texts(captions: Sequence[Entry]) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]
 
 
 def coco_names(folder: str, file: str) -> tuple[str, str]:
-    """Where COCO's pictures stand: beside the annotations, or under images/."""
+    """Where COCO's images stand: beside the annotations, or under images/."""
     return f"{folder}/{file}", f"images/{folder}/{file}"
 
 
@@ -74,7 +74,7 @@ def _read_coco(files: Files, split: str) -> list[Question]:
         return [
             Question(
                 id=str(key),
-                pictures=(files.shown(*coco_names(entry.text("filepath"), entry.text("filename"))),),
+                images=(files.shown(*coco_names(entry.text("filepath"), entry.text("filename"))),),
                 answers=_sentences(entry),
             )
             for key, entry in known.items()
@@ -82,11 +82,11 @@ def _read_coco(files: Files, split: str) -> list[Question]:
     document = files.document(f"captions_{split}.json", f"annotations/captions_{split}.json")
     return [
         Question(
-            id=str(picture.whole("id")),
-            pictures=(files.shown(*coco_names(split, picture.text("file_name"))),),
+            id=str(image.whole("id")),
+            images=(files.shown(*coco_names(split, image.text("file_name"))),),
             answers=_texts(captions),
         )
-        for picture, captions in captioned(document)
+        for image, captions in captioned(document)
     ]
 
 
@@ -120,7 +120,7 @@ COCO = Benchmark(
         "train2014/COCO_train2014_000000000009.jpg … (splits train and train2014)",
         "both folders here or in images/",
     ),
-    described="cocodataset.org, page Download (2014 pictures and annotations); Andrej Karpathy's page of Deep "
+    described="cocodataset.org, page Download (2014 images and annotations); Andrej Karpathy's page of Deep "
     "Visual-Semantic Alignments, caption_datasets.zip",
     reader=_read_coco,
     submission=results,
@@ -133,21 +133,21 @@ COCO = Benchmark(
 def _read_nocaps(files: Files, split: str) -> list[Question]:
     if split == "test":
         document = files.document("nocaps_test_image_info.json", "annotations/nocaps_test_image_info.json")
-        pictures = unique(document.entries("images"), lambda entry: entry.whole("id"), "id")
-        found: list[tuple[Entry, list[Entry]]] = [(picture, []) for picture in pictures.values()]
+        images = unique(document.entries("images"), lambda entry: entry.whole("id"), "id")
+        found: list[tuple[Entry, list[Entry]]] = [(image, []) for image in images.values()]
     else:
         names = "nocaps_val_4500_captions.json", "annotations/nocaps_val_4500_captions.json"
         found = captioned(files.document(*names))
     questions = []
-    for picture, captions in found:
-        name = picture.text("file_name")
-        domain = picture.text("domain") if "domain" in picture else ""
+    for image, captions in found:
+        name = image.text("file_name")
+        domain = image.text("domain") if "domain" in image else ""
         if domain and domain not in DOMAINS:
-            raise picture.wrong("domain", f"one of {', '.join(DOMAINS)}")
+            raise image.wrong("domain", f"one of {', '.join(DOMAINS)}")
         questions.append(
             Question(
-                id=str(picture.whole("id")),
-                pictures=(files.shown(f"{split}/{name}", f"images/{name}", f"images/{split}/{name}"),),
+                id=str(image.whole("id")),
+                images=(files.shown(f"{split}/{name}", f"images/{name}", f"images/{split}/{name}"),),
                 answers=_texts(captions),
                 kind=domain,
             )
@@ -180,7 +180,7 @@ def _read_flickr30k(files: Files, split: str) -> list[Question]:
     return [
         Question(
             id=Path(name).stem,
-            pictures=(files.shown(f"flickr30k-images/{name}", f"flickr30k_images/{name}", f"images/{name}"),),
+            images=(files.shown(f"flickr30k-images/{name}", f"flickr30k_images/{name}", f"images/{name}"),),
             answers=_sentences(entry),
         )
         for name, entry in known.items()
@@ -197,7 +197,7 @@ FLICKR30K = Benchmark(
         "dataset_flickr30k.json, here or in annotations/",
         "flickr30k-images/1007129816.jpg …, or the same in flickr30k_images/ or images/",
     ),
-    described="Flickr30k's page of the University of Illinois (pictures); Andrej Karpathy's page of Deep "
+    described="Flickr30k's page of the University of Illinois (images); Andrej Karpathy's page of Deep "
     "Visual-Semantic Alignments, caption_datasets.zip",
     reader=_read_flickr30k,
 )

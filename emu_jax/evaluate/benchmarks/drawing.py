@@ -1,8 +1,8 @@
-"""Pictures drawn from COCO's captions: 30,000 captions of val2014, and the real pictures they are compared with.
+"""Images drawn from COCO's captions: 30,000 captions of val2014, and the real images they are compared with.
 
 `captions_val2014.json` as in captions.py. Which 30,000 captions the paper took is not published. Here it is one caption
-each of 30,000 pictures, both chosen by hashes of a fixed seed and the files' ids: the same for everyone, whatever the
-order of the file, and a smaller number are the first of a larger one. `text` is the caption, `pictures` is empty: a
+each of 30,000 images, both chosen by hashes of a fixed seed and the files' ids: the same for everyone, whatever the
+order of the file, and a smaller number are the first of a larger one. `text` is the caption, `images` is empty: a
 question shows nothing to the model.
 """
 
@@ -31,16 +31,16 @@ def _document(files: Files) -> Entry:
 
 def _read(files: Files, split: str) -> list[Question]:
     drawn = []
-    for picture, captions in captioned(_document(files)):
-        image = picture.whole("id")
-        caption = min(captions, key=lambda entry: _hash(image, entry.whole("id")))
-        drawn.append((_hash(image), Question(id=str(image), text=caption.text("caption"))))
+    for image, captions in captioned(_document(files)):
+        image_id = image.whole("id")
+        caption = min(captions, key=lambda entry: _hash(image_id, entry.whole("id")))
+        drawn.append((_hash(image_id), Question(id=str(image_id), text=caption.text("caption"))))
     drawn.sort(key=lambda pair: pair[0])
     return [question for _, question in drawn[:PROMPTS]]
 
 
-def real_pictures(root: Path, questions: Iterable[Question] | None = None) -> list[Path]:
-    """The real pictures of val2014: all of them, as is usual for FID, or those of some questions, in their order.
+def real_images(root: Path, questions: Iterable[Question] | None = None) -> list[Path]:
+    """The real images of val2014: all of them, as is usual for FID, or those of some questions, in their order.
 
     Raises:
       UserError: one of them is missing.
@@ -50,9 +50,9 @@ def real_pictures(root: Path, questions: Iterable[Question] | None = None) -> li
     names = {str(entry.whole("id")): entry.text("file_name") for entry in document.entries("images")}
     ids = list(names) if questions is None else [question.id for question in questions]
     check_asked(names, ids, "question", (document.path, Path("the questions")))
-    pictures = [files.shown(*coco_names("val2014", names[key])) for key in ids]
+    images = [files.shown(*coco_names("val2014", names[key])) for key in ids]
     files.check_shown()
-    return pictures
+    return images
 
 
 COCO_DRAWING = Benchmark(
@@ -65,6 +65,6 @@ COCO_DRAWING = Benchmark(
         "captions_val2014.json, here or in annotations/",
         "val2014/COCO_val2014_000000000042.jpg …, here or in images/ (to compare with)",
     ),
-    described="cocodataset.org, page Download (2014 pictures and annotations)",
+    described="cocodataset.org, page Download (2014 images and annotations)",
     reader=_read,
 )

@@ -1,8 +1,8 @@
-"""The embedded pictures as two benchmarks, which need no files: names of pictures, and questions about them.
+"""The embedded images as two benchmarks, which need no files: names of images, and questions about them.
 
-A name is asked as the quick start's captions are; of every picture at most one question about the skin tone and one
+A name is asked as the quick start's captions are; of every image at most one question about the skin tone and one
 yes-or-no question are asked (`data/embedded_chats.py`). Which wrong names yes-or-no questions use is drawn from a fixed
-seed. Examples come from training pictures.
+seed. Examples come from training images.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _benchmark(name: str, reader: Callable[[Files, str], list[Question]]) -> Ben
         splits=tuple(splits),
         split=HELD_OUT,
         shots="train",
-        tree=("nothing: its pictures are in the package",),
+        tree=("nothing: its images are in the package",),
         described="emu_jax/data/fluent_emoji.py",
         reader=reader,
     )

@@ -1,9 +1,9 @@
-"""A benchmark's folder: its annotations as checked entries, its pictures and films as paths that exist.
+"""A benchmark's folder: its annotations as checked entries, its images and videos as paths that exist.
 
     Files(root, …).document("val.json") ─ Entry ─ .entries("images") ─ Entry ─ .text("caption"), .whole("id")
 
 Every error names the file, the place in it and what was expected there. File names in annotations are not trusted to
-stay in the folder. Each folder is listed once, so that a hundred thousand pictures cost no call a picture.
+stay in the folder. Each folder is listed once, so that a hundred thousand images cost no call an image.
 """
 
 from __future__ import annotations
@@ -191,10 +191,10 @@ class Files:
             raise UserError(f"{path}: the whole is {_short(items)}; expected a JSON array")
         return [Entry(item, path, f"[{n}]") for n, item in enumerate(items)]
 
-    # ------------------------------------------------------------ pictures and films
+    # ------------------------------------------------------------ images and videos
 
     def shown(self, *names: str) -> Path:
-        """The first of some pictures or films that is there; `check_shown` raises where there was none."""
+        """The first of some images or videos that is there; `check_shown` raises where there was none."""
         if (path := self._paths.get(names[0])) is not None:
             return path
         for name in names:
@@ -206,7 +206,7 @@ class Files:
         return path
 
     def check_shown(self) -> None:
-        """Raises unless every picture and film that was asked for is there."""
+        """Raises unless every image and video that was asked for is there."""
         if self._missing:
             names = list(self._missing)
             raise UserError(f"{self.root}: no {_plain(names[0])}{more(names)}; {self.expected}")

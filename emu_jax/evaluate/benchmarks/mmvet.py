@@ -2,7 +2,7 @@
 
 `mm-vet.json` of mm-vet.zip, used are
     {"v1_0": {"imagename": "v1_0.png", "question", "answer", "capability": ["ocr", "math"]}}
-and pictures in `images/`. Kind: the capabilities in alphabetic order, joined by ", "; the official scores are of each
+and images in `images/`. Kind: the capabilities in alphabetic order, joined by ", "; the official scores are of each
 capability and of each combination. An answer may hold <AND> and <OR> between parts, for the scoring model.
 
 Results: {"v1_0": answer} for the repository's `mm-vet_evaluator.py` or its online evaluator.
@@ -29,7 +29,7 @@ def _read(files: Files, split: str) -> list[Question]:
         questions.append(
             Question(
                 id=key,
-                pictures=(files.shown(f"images/{entry.text('imagename')}"),),
+                images=(files.shown(f"images/{entry.text('imagename')}"),),
                 text=entry.text("question"),
                 answers=(entry.text("answer"),),
                 kind=SEPARATOR.join(sorted(set(capabilities))),

@@ -1,7 +1,7 @@
-"""Questions about films: MSVD-QA, MSRVTT-QA and open-ended NExT-QA.
+"""Questions about videos: MSVD-QA, MSRVTT-QA and open-ended NExT-QA.
 
 MSVD-QA and MSRVTT-QA: `test_qa.json` (and val, train), [{"id", "video_id", "question", "answer"}]. Kind: the question's
-first word where it is what, who, how, when or where, by which the datasets' paper tells scores apart. MSVD's films are
+first word where it is what, who, how, when or where, by which the datasets' paper tells scores apart. MSVD's videos are
 `YouTubeClips/-4wsuPCjDBc_5_15.avi`, and `youtube_mapping.txt` says in its lines, "-4wsuPCjDBc_5_15 vid1", which one a
 number is; or they are `video/vid1.avi` already, as the authors' code wants them. MSRVTT's are `video/video0.mp4`, or in
 the release's `TrainValVideo/` and `TestVideo/`. No server takes results of the two. (Fields: from code that reads the
@@ -10,7 +10,7 @@ files; the files themselves: unverified.)
 NExT-QA, open-ended: `test.csv` (and val, train) of the repository NExT-OE, used are the columns
     video, question, answer, qid, type
 with the kind type: CW CH (causal), TN TP TC (temporal), DB DC DL DO (descriptive). Some test questions have a second
-reference, in `add_reference_answer_test.json`, {video: {qid: answer}}, or in a column additional_ref_answer. Films are
+reference, in `add_reference_answer_test.json`, {video: {qid: answer}}, or in a column additional_ref_answer. Videos are
 `NExTVideo/1164/3238737531.mp4`, where `map_vid_vidorID.json` of the repository NExT-QA has {video: "1164/3238737531"}.
 The published train.csv gives three numbers to two questions each: there, the later one's id ends in "/again".
 
@@ -33,12 +33,12 @@ WORDS = ("what", "who", "how", "when", "where")
 
 
 def _reader(
-    film_names: Callable[[Files], Callable[[Entry], tuple[str, ...]]],
+    video_names: Callable[[Files], Callable[[Entry], tuple[str, ...]]],
 ) -> Callable[[Files, str], list[Question]]:
-    """Of MSVD-QA's format; `film_names` tells where a question's film may stand."""
+    """Of MSVD-QA's format; `video_names` tells where a question's video may stand."""
 
     def read(files: Files, split: str) -> list[Question]:
-        names = film_names(files)
+        names = video_names(files)
         records = files.records(f"{split}_qa.json")
         questions = []
         for key, entry in unique(records, lambda entry: entry.whole("id"), "id").items():
@@ -47,7 +47,7 @@ def _reader(
             questions.append(
                 Question(
                     id=str(key),
-                    film=files.shown(*names(entry)),
+                    video=files.shown(*names(entry)),
                     text=text,
                     answers=(entry.text("answer"),),
                     kind=word if word in WORDS else "",
@@ -69,7 +69,7 @@ def _msvd_names(files: Files) -> Callable[[Entry], tuple[str, ...]]:
 
     def names(entry: Entry) -> tuple[str, ...]:
         if (clip := clips.get(f"vid{entry.whole('video_id')}")) is None:
-            raise entry.wrong("video_id", f"the number of a film in {mapping}")
+            raise entry.wrong("video_id", f"the number of a video in {mapping}")
         return (f"YouTubeClips/{clip}.avi",)
 
     return names
@@ -106,7 +106,7 @@ MSVD_QA = Benchmark(
         "youtube_mapping.txt and YouTubeClips/-4wsuPCjDBc_5_15.avi …, or video/vid1.avi …",
     ),
     described="xudejing/video-question-answering on GitHub, README (questions); Microsoft Research Video Description "
-    "Corpus, page of the University of Texas (films)",
+    "Corpus, page of the University of Texas (videos)",
     reader=_reader(_msvd_names),
 )
 
@@ -116,8 +116,8 @@ MSVD_QA = Benchmark(
 
 def _msrvtt_names(files: Files) -> Callable[[Entry], tuple[str, ...]]:
     def names(entry: Entry) -> tuple[str, ...]:
-        film = f"video{entry.whole('video_id')}.mp4"
-        return f"video/{film}", f"TrainValVideo/{film}", f"TestVideo/{film}"
+        video = f"video{entry.whole('video_id')}.mp4"
+        return f"video/{video}", f"TrainValVideo/{video}", f"TestVideo/{video}"
 
     return names
 
@@ -133,7 +133,7 @@ MSRVTT_QA = Benchmark(
         "video/video0.mp4 …, or the same in TrainValVideo/ and TestVideo/",
     ),
     described="xudejing/video-question-answering on GitHub, README (questions); MSR-VTT, page of the 2016 challenge "
-    "(films)",
+    "(videos)",
     reader=_reader(_msrvtt_names),
 )
 
@@ -149,12 +149,12 @@ def _read_nextqa(files: Files, split: str) -> list[Question]:
     table = files.find(f"{split}.csv")
     rows = read_table(table, COLUMNS)
     entries = unique(_numbered(rows, split), lambda row: row.text("id"), "video and qid")
-    films = files.document("map_vid_vidorID.json", keyed=True)
+    ids = files.document("map_vid_vidorID.json", keyed=True)
     second = _second_references(files, entries, table) if split == "test" and EXTRA not in rows[0] else {}
     questions = []
     for key, row in entries.items():
-        if (video := row.text("video")) not in films:
-            raise row.wrong("video", f"a film that {films.path} knows")
+        if (video := row.text("video")) not in ids:
+            raise row.wrong("video", f"a video that {ids.path} knows")
         if not (answer := row.text("answer").strip()):
             raise row.wrong("answer", "an answer")
         if (kind := row.text("type")) not in TYPES:
@@ -163,7 +163,7 @@ def _read_nextqa(files: Files, split: str) -> list[Question]:
         questions.append(
             Question(
                 id=key,
-                film=files.shown(f"NExTVideo/{films.text(video)}.mp4"),
+                video=files.shown(f"NExTVideo/{ids.text(video)}.mp4"),
                 text=row.text("question"),
                 answers=(answer, other) if other else (answer,),
                 kind=kind,
@@ -241,7 +241,7 @@ NEXT_QA = Benchmark(
         "map_vid_vidorID.json",
         "NExTVideo/1164/3238737531.mp4 …",
     ),
-    described="doc-doc/NExT-OE on GitHub, dataset/nextqa (questions); doc-doc/NExT-QA, README (films and their map)",
+    described="doc-doc/NExT-OE on GitHub, dataset/nextqa (questions); doc-doc/NExT-QA, README (videos and their map)",
     reader=_read_nextqa,
     submission=nextqa_results,
 )

@@ -1,4 +1,4 @@
-"""Visual Dialog v1.0: a picture, ten rounds of questions about it, and a hundred candidates to rank in each.
+"""Visual Dialog v1.0: an image, ten rounds of questions about it, and a hundred candidates to rank in each.
 
 `visdial_1.0_val.json`, used are
     {"data": {"questions": [str], "answers": [str], "dialogs": [{"image_id", "caption", "dialog": [round]}]}}
@@ -41,18 +41,18 @@ def _read(files: Files, split: str) -> list[Question]:
         dense = unique(records, lambda entry: entry.whole("image_id"), "image_id")
         check_same(dialogues, dense, "image_id", (document.path, files.find(DENSE)))
     questions = []
-    for image, dialogue in dialogues.items():
-        picture = files.shown(*_picture_names(split, image))
-        rounds = _rounds(dialogue, split, picture, asked, said)
-        if (judged := dense.get(image)) is not None:
+    for image_id, dialogue in dialogues.items():
+        image = files.shown(*_image_names(split, image_id))
+        rounds = _rounds(dialogue, split, image, asked, said)
+        if (judged := dense.get(image_id)) is not None:
             rounds = _with_relevance(rounds, judged)
         questions += rounds
     return questions
 
 
-def _rounds(dialogue: Entry, split: str, picture: Path, asked: Sequence[str], said: Sequence[str]) -> list[Question]:
+def _rounds(dialogue: Entry, split: str, image: Path, asked: Sequence[str], said: Sequence[str]) -> list[Question]:
     """The rounds that have candidates, each with those before it as history."""
-    image, caption = dialogue.whole("image_id"), dialogue.text("caption")
+    image_id, caption = dialogue.whole("image_id"), dialogue.text("caption")
     questions: list[Question] = []
     history: list[tuple[str, str]] = []
     for number, entry in enumerate(dialogue.entries("dialog"), 1):
@@ -62,8 +62,8 @@ def _rounds(dialogue: Entry, split: str, picture: Path, asked: Sequence[str], sa
             candidates = _candidates(entry, said, answer)
             questions.append(
                 Question(
-                    id=f"{image}/{number}",
-                    pictures=(picture,),
+                    id=f"{image_id}/{number}",
+                    images=(image,),
                     text=text,
                     answers=() if answer is None else (answer,),
                     history=tuple(history),
@@ -104,21 +104,21 @@ def _with_relevance(rounds: list[Question], judged: Entry) -> list[Question]:
     return rounds
 
 
-def _picture_names(split: str, image: int) -> tuple[str, ...]:
+def _image_names(split: str, image_id: int) -> tuple[str, ...]:
     if split == "train":  # COCO's two folders of 2014 together; which of them, only looking tells
-        names = [coco_names(folder, f"COCO_{folder}_{image:012d}.jpg") for folder in ("train2014", "val2014")]
+        names = [coco_names(folder, f"COCO_{folder}_{image_id:012d}.jpg") for folder in ("train2014", "val2014")]
         return tuple(name for pair in names for name in pair)
     folder = f"VisualDialog_{split}2018"
-    return coco_names(folder, f"{folder}_{image:012d}.jpg")
+    return coco_names(folder, f"{folder}_{image_id:012d}.jpg")
 
 
 def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> list[dict]:
     """The server's format of results."""
     rows = []
     for question in questions:
-        image, _, number = question.id.partition("/")
+        image_id, _, number = question.id.partition("/")
         ranks = [int(rank) for rank in predictions[question.id]]
-        rows.append({"image_id": int(image), "round_id": int(number), "ranks": ranks})
+        rows.append({"image_id": int(image_id), "round_id": int(number), "ranks": ranks})
     return rows
 
 

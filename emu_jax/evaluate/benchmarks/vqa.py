@@ -1,16 +1,16 @@
-"""Questions about pictures: VQAv2, OK-VQA and VizWiz. `answers` are all that people gave, ten in most cases.
+"""Questions about images: VQAv2, OK-VQA and VizWiz. `answers` are all that people gave, ten in most cases.
 
 VQAv2 and OK-VQA, used are
     questions    {"questions": [{"question_id", "image_id", "question"}]}
     annotations  {"annotations": [{"question_id", "image_id", "question_type", "answer_type", "answers": [{"answer"}]}]}
 VQAv2: `v2_OpenEnded_mscoco_val2014_questions.json` and `v2_mscoco_val2014_annotations.json`, the same of train2014; of
-test2015 and test-dev2015 only questions are published, both on the pictures of test2015. Kind: answer_type (yes/no,
+test2015 and test-dev2015 only questions are published, both on the images of test2015. Kind: answer_type (yes/no,
 number, other). The paper's scores are of test-dev, which only the server can give.
 OK-VQA: `OpenEnded_mscoco_val2014_questions.json` and `mscoco_val2014_annotations.json`, the same of train2014. Kind:
 question_type, the category of knowledge (its names are the file's: "one", …; unverified). Answers are "answer", the
 stemmed form (beside it stands "raw_answer"; that scores are of the former is unverified).
 VizWiz: `Annotations/val.json`, [{"image", "question", "answers": [{"answer"}], "answer_type"}], where test has only
-the first two. Kind: answer_type (other, unanswerable, yes/no, number). Ids are the pictures' names, as one question is
+the first two. Kind: answer_type (other, unanswerable, yes/no, number). Ids are the images' names, as one question is
 asked of each.
 
 Results: [{"question_id": int, "answer": str}] of the VQA server; [{"image", "answer"}] of VizWiz's.
@@ -26,7 +26,7 @@ from emu_jax.evaluate.benchmarks.captions import coco_names
 from emu_jax.evaluate.benchmarks.files import Entry, Files, check_same, unique
 from emu_jax.evaluate.question import Question
 
-# Split -> the questions' subtype and the pictures' folder.
+# Split -> the questions' subtype and the images' folder.
 SUBTYPES = {
     "train": ("train2014", "train2014"),
     "val": ("val2014", "val2014"),
@@ -63,7 +63,7 @@ def _reader(version: str, kind: str) -> Callable[[Files, str], list[Question]]:
             questions.append(
                 Question(
                     id=str(key),
-                    pictures=(files.shown(*coco_names(folder, f"COCO_{folder}_{image:012d}.jpg")),),
+                    images=(files.shown(*coco_names(folder, f"COCO_{folder}_{image:012d}.jpg")),),
                     text=entry.text("question"),
                     answers=() if answer is None else _answers(answer),
                     kind="" if answer is None else sys.intern(answer.text(kind)),
@@ -112,7 +112,7 @@ OKVQA = Benchmark(
         "mscoco_val2014_annotations.json (and train2014), here, in Annotations/ or in annotations/",
         "val2014/COCO_val2014_000000297147.jpg … (and train2014/), here or in images/",
     ),
-    described="okvqa.allenai.org, page Download; cocodataset.org, page Download (2014 pictures)",
+    described="okvqa.allenai.org, page Download; cocodataset.org, page Download (2014 images)",
     reader=_reader("", "question_type"),
     submission=results,
 )
@@ -132,7 +132,7 @@ def _read_vizwiz(files: Files, split: str) -> list[Question]:
         questions.append(
             Question(
                 id=name,
-                pictures=(files.shown(f"{split}/{name}", f"images/{split}/{name}"),),
+                images=(files.shown(f"{split}/{name}", f"images/{split}/{name}"),),
                 text=entry.text("question"),
                 answers=answers,
                 kind=kind,

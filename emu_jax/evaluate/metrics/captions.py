@@ -29,10 +29,10 @@ Captions = dict[int, list[str]]  # by item
 def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
     """Scores over all captions, as COCO's server has them (CIDEr of 1.2 is often printed as 120).
 
-    The 95% intervals are bootstrapped over pictures:
-      CIDEr and ROUGE-L are means over pictures. CIDEr's document frequencies stay those of the whole set.
+    The 95% intervals are bootstrapped over images:
+      CIDEr and ROUGE-L are means over images. CIDEr's document frequencies stay those of the whole set.
       BLEU is computed anew of each resample's n-gram counts and lengths.
-      METEOR of a set is not the mean of its pictures' scores, and its program takes seconds for one set: the interval
+      METEOR of a set is not the mean of its images' scores, and its program takes seconds for one set: the interval
       is that of the mean, moved by the difference between the two.
 
     Args:
@@ -47,26 +47,26 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     Bleu, Cider, Meteor, Rouge = _scorers()
     count = len(questions)
 
-    def over_pictures(score: float, values: Sequence[float]) -> Figure:
+    def over_images(score: float, values: Sequence[float]) -> Figure:
         values = np.asarray(values, np.float64)
         moved = float(score) - float(values.mean())
         low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + moved, count)
         return Figure(float(score), (max(low, 0.0), high), None, count)
 
-    scores = {"CIDEr": over_pictures(*Cider().compute_score(truth, found))}
+    scores = {"CIDEr": over_images(*Cider().compute_score(truth, found))}
     statistics = bleu_statistics(truth, found)
     bleu, _ = Bleu(ORDER).compute_score(truth, found, verbose=0)
     for order in range(1, ORDER + 1):
         resampled = functools.partial(lambda order, index: bleu_of(statistics[index])[order - 1], order)
         interval = intervals.bootstrap(resampled, count)
         scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count)
-    scores["METEOR"] = over_pictures(*_meteor(Meteor, truth, found))
-    scores["ROUGE-L"] = over_pictures(*Rouge().compute_score(truth, found))
+    scores["METEOR"] = over_images(*_meteor(Meteor, truth, found))
+    scores["ROUGE-L"] = over_images(*Rouge().compute_score(truth, found))
     return scores
 
 
 def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
-    """Captions of every picture -> the same, tokenized by Stanford's PTB tokenizer, lower case, without punctuation.
+    """Captions of every image -> the same, tokenized by Stanford's PTB tokenizer, lower case, without punctuation.
 
     Raises:
       UserError: Java or pycocoevalcap is missing, or the tokenizer failed.
@@ -88,7 +88,7 @@ def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
 
 
 def bleu_statistics(truth: Captions, found: Captions) -> np.ndarray:
-    """Tokenized captions -> float64 [N, 2 + 2 * 4]: a picture's length, that of the reference closest in length,
+    """Tokenized captions -> float64 [N, 2 + 2 * 4]: an image's length, that of the reference closest in length,
     its n-grams, and those that a reference has."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 

@@ -1,6 +1,6 @@
-"""CLIP score: how well drawn pictures fit the texts they were drawn from, by the CLIP that the user gives.
+"""CLIP score: how well drawn images fit the texts they were drawn from, by the CLIP that the user gives.
 
-    pictures uint8 [H, W, 3] and texts, in the same order -> mean of max(100 cos, 0)
+    images uint8 [H, W, 3] and texts, in the same order -> mean of max(100 cos, 0)
 
 Scores of different CLIPs are not comparable; the weights' folder belongs beside the number.
 """
@@ -19,13 +19,13 @@ from emu_jax.evaluate.intervals import Figure
 CLIP_SCORE = "CLIP score"
 
 
-def figure(scorer: ClipScorer, pictures: Iterable[np.ndarray], texts: Sequence[str]) -> Figure:
+def figure(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence[str]) -> Figure:
     """Mean CLIP score, from 0 to 100.
 
     Raises:
-      UserError: there are more or fewer texts than pictures, or none.
+      UserError: there are more or fewer texts than images, or none.
     """
-    seen, read = scorer.embed_pictures(pictures), scorer.embed_texts(texts)  # [N, D] each, of length 1
+    seen, read = scorer.embed_images(images), scorer.embed_texts(texts)  # [N, D] each, of length 1
     if len(seen) != len(read) or not len(seen):
-        raise UserError(f"CLIP score: {len(seen)} pictures and {len(read)} texts; expected one text a picture")
+        raise UserError(f"CLIP score: {len(seen)} images and {len(read)} texts; expected one text an image")
     return intervals.mean(np.maximum(100 * (seen * read).sum(-1), 0.0))

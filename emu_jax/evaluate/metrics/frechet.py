@@ -1,4 +1,4 @@
-"""Fréchet distances between drawn and real pictures: features [N, F] and [M, F] -> one number, lower is better.
+"""Fréchet distances between drawn and real images: features [N, F] and [M, F] -> one number, lower is better.
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 
@@ -35,13 +35,13 @@ def distance(generated: np.ndarray, real: np.ndarray) -> float:
     4.0
 
     tr (C_a C_b)^(1/2) is the sum of the singular values of A B^T where C_a = A^T A and C_b = B^T B. So neither
-    covariance is formed, and nothing has to be added to them where there are fewer pictures than features.
+    covariance is formed, and nothing has to be added to them where there are fewer images than features.
 
     Args:
-      generated, real: [N, F] and [M, F], two pictures or more.
+      generated, real: [N, F] and [M, F], two images or more.
 
     Raises:
-      UserError: the two do not fit, there are too few pictures, or a feature is no number.
+      UserError: the two do not fit, there are too few images, or a feature is no number.
     """
     _check_features(generated, real)
     return _between(_moments(generated), _moments(real))
@@ -67,21 +67,21 @@ def _check_features(generated: np.ndarray, real: np.ndarray) -> None:
         raise UserError(f"features {shapes[0]} and {shapes[1]} cannot be compared; expected [N, F] and [M, F]")
     if min(shapes[0][0], shapes[1][0]) < 2:
         raise UserError(
-            f"{shapes[0][0]} drawn and {shapes[1][0]} real pictures; a Frechet distance needs two or more of each"
+            f"{shapes[0][0]} drawn and {shapes[1][0]} real images; a Frechet distance needs two or more of each"
         )
     for name, features in (("drawn", generated), ("real", real)):
         if not np.isfinite(features).all():
             row = int((~np.isfinite(features)).any(1).argmax())
-            raise UserError(f"{name} picture {row}: its features are not finite; expected numbers")
+            raise UserError(f"{name} image {row}: its features are not finite; expected numbers")
 
 
 def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: int = 0) -> Figure:
-    """The distance, with an interval of how much it varies from one set of drawn pictures to another.
+    """The distance, with an interval of how much it varies from one set of drawn images to another.
 
-    Drawn pictures are resampled, the real ones are the benchmark's and stay. A resample holds some pictures twice and
+    Drawn images are resampled, the real ones are the benchmark's and stay. A resample holds some images twice and
     others not at all, which makes every distance too large; so the percentiles are moved down by what the resamples'
     mean is above the value. The interval does not account for the bias of the value itself: a Fréchet distance
-    falls as pictures are added, and only those over equally many pictures are to be compared.
+    falls as images are added, and only those over equally many images are to be compared.
 
     Args:
       draws: resamples; each costs what the distance does. 0 leaves the interval out (nan).
@@ -98,35 +98,35 @@ def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: i
     return Figure(value, (max(float(low), 0.0), float(high)), None, count)
 
 
-def vgg_features(params: vgg.Params, pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, of unit length everywhere, averaged over places."""
+def vgg_features(params: vgg.Params, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Images uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, of unit length everywhere, averaged over places."""
     cells = vgg.GRID**2
     ends = np.cumsum(vgg.CHANNELS) * cells
     rows = []
-    for batch in _batches(pictures):
+    for batch in _batches(images):
         features = vgg.features(params, [*batch, *[batch[-1]] * (BATCH - len(batch))])[: len(batch)]
         parts = np.split(features, ends[:-1], axis=1)
         rows.append(np.concatenate([rearrange(part, "n (g c) -> n g c", g=cells).mean(1) for part in parts], axis=1))
     return _joined(rows)
 
 
-def encoder_features(emu: Emu, pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] -> float32 [N, D]: Emu's visual embeddings, averaged over queries."""
+def encoder_features(emu: Emu, images: Iterable[np.ndarray]) -> np.ndarray:
+    """Images uint8 [H, W, 3] -> float32 [N, D]: Emu's visual embeddings, averaged over queries."""
     size = emu.config.vision.image_size
     rows = []
-    for batch in _batches(pictures):
-        pixels = np.stack([resize(picture, size) for picture in [*batch, *[batch[-1]] * (BATCH - len(batch))]])
+    for batch in _batches(images):
+        pixels = np.stack([resize(image, size) for image in [*batch, *[batch[-1]] * (BATCH - len(batch))]])
         rows.append(emu.encode_images(pixels)[: len(batch)].mean(1))
     return _joined(rows)
 
 
-def _batches(pictures: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    pictures = iter(pictures)
-    while batch := list(itertools.islice(pictures, BATCH)):
+def _batches(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    images = iter(images)
+    while batch := list(itertools.islice(images, BATCH)):
         yield batch
 
 
 def _joined(rows: list[np.ndarray]) -> np.ndarray:
     if not rows:
-        raise UserError("no pictures to take features of; expected two or more")
+        raise UserError("no images to take features of; expected two or more")
     return np.concatenate(rows)

@@ -1,4 +1,4 @@
-"""Inception-v3 as FID takes it: pictures uint8 [H, W, 3] -> float32 [N, 2048].
+"""Inception-v3 as FID takes it: images uint8 [H, W, 3] -> float32 [N, 2048].
 
 The weights are the user's own: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, which is TensorFlow's network of
 December 2015 under the names of torchvision's. It is not quite torchvision's network: averages over 3 x 3 windows leave
@@ -133,15 +133,15 @@ def load(file: Path | str) -> Params:
     return params
 
 
-def features(params: Params, pictures: Iterable[np.ndarray], *, batch: int = 16) -> np.ndarray:
-    """Pictures uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time."""
-    pictures, rows = iter(pictures), []
-    while some := list(itertools.islice(pictures, batch)):
-        pixels = [_resize(picture) for picture in some]
+def features(params: Params, images: Iterable[np.ndarray], *, batch: int = 16) -> np.ndarray:
+    """Images uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time."""
+    images, rows = iter(images), []
+    while some := list(itertools.islice(images, batch)):
+        pixels = [_resize(image) for image in some]
         pixels += [pixels[-1]] * (batch - len(some))  # one shape, one program
         rows.append(np.asarray(activations(params, jnp.stack(pixels)))[: len(some)])
     if not rows:
-        raise UserError("no pictures to take features of; expected two or more")
+        raise UserError("no images to take features of; expected two or more")
     return np.concatenate(rows)
 
 
@@ -222,7 +222,7 @@ def _maxima(x: Array, stride: int = 1, padding: str = "SAME") -> Array:
 
 
 def _averages(x: Array) -> Array:
-    """Over windows of 3 x 3 around every position, of what lies inside the picture."""
+    """Over windows of 3 x 3 around every position, of what lies inside the image."""
     sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
     rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])  # 2 at the edges, else 3
     return sums / np.outer(rows, columns).astype(np.float32)[:, :, None]

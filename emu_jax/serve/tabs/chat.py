@@ -1,4 +1,4 @@
-"""Conversations about pictures and clips: answers stream, and can be stopped, asked for again and taken back."""
+"""Conversations about images and clips: answers stream, and can be stopped, asked for again and taken back."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from emu_jax.serve.tabs.controls import EVENT, TextControls, always, beating, le
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
-EMPTY = """### Ask about a picture
-Show one or several, or a short clip, and ask. Pictures may come in any turn.
+EMPTY = """### Ask about an image
+Show one or several, or a short clip, and ask. Images may come in any turn.
 """
 HOW = """### This model does not chat
-It was pretrained, not tuned to follow instructions: it continues text and pictures (see the other tabs).
+It was pretrained, not tuned to follow instructions: it continues text and images (see the other tabs).
 
 `launch/quickstart.sh` trains a model that chats, in `runs/quickstart/chat`; `emu-jax serve` takes it from there. Of the
 published weights, `Emu-instruct.pt` chats.
@@ -71,7 +71,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             box = gr.MultimodalTextbox(
                 show_label=False,
                 elem_id="ask",
-                placeholder="Ask about a picture or a clip",
+                placeholder="Ask about an image or a clip",
                 file_types=["image", "video"],
                 file_count="multiple",
                 max_plain_text_length=engine.limits.text_characters,
@@ -90,13 +90,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [{"text": f"yes or no, is this a {samples[2].thing}", "files": [samples[2].path]}],
                 ],
                 box,
-                label="Examples, with pictures that training has not seen",
+                label="Examples, with images that training has not seen",
                 elem_id="chat-examples",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
             system = gr.Textbox(
                 label="System message",
-                info="Empty: the paper's, where the first turn shows a picture",
+                info="Empty: the paper's, where the first turn shows an image",
                 lines=2,
                 max_lines=6,
             )
@@ -117,7 +117,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         """The question enters the conversation."""
         said, files = text(asked.get("text"), engine).strip(), tuple(asked.get("files") or ())
         if not said and not files:
-            raise UserError("the message is empty; expected a text, a picture or a film")
+            raise UserError("the message is empty; expected a text, an image or a video")
         size = engine.plain.config.vision.image_size
         read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
         turns = (*turns, Turn(said, files, tuple(read)))

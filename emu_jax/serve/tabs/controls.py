@@ -146,7 +146,7 @@ def text_settings(tokens: object, temperature: object, top_p: object, seed: obje
 
 @dataclasses.dataclass(frozen=True)
 class DrawControls:
-    """How pictures are drawn, as widgets."""
+    """How images are drawn, as widgets."""
 
     inputs: list[gr.components.Component]
 

@@ -1,4 +1,4 @@
-"""A document that a person begins with texts and pictures, and the model goes on with in texts and pictures."""
+"""A document that a person begins with texts and images, and the model goes on with in texts and images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import gradio as gr
 
 from emu_jax.api import GeneratedImage
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import Film
+from emu_jax.generate.chat import Video
 from emu_jax.serve.document import IMAGE, TEXT, Drawn, Piece, Plan, continue_document
 from emu_jax.serve.downloads import Part, Record, figures, html_page, write
 from emu_jax.serve.engine import Engine
@@ -32,15 +32,15 @@ from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
 EMPTY = (
-    '<div class="blank"><b>An empty page</b><br>Add texts and pictures below; then let the model go on with them.</div>'
+    '<div class="blank"><b>An empty page</b><br>Add texts and images below; then let the model go on with them.</div>'
 )
 MODEL_DECIDES = "the model decides"
 ORDERS = {
     MODEL_DECIDES: None,
-    "text, picture, …": (TEXT, IMAGE),
-    "picture, text, …": (IMAGE, TEXT),
+    "text, image, …": (TEXT, IMAGE),
+    "image, text, …": (IMAGE, TEXT),
     "texts only": (TEXT,),
-    "pictures only": (IMAGE,),
+    "images only": (IMAGE,),
 }
 
 
@@ -70,7 +70,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             box = gr.MultimodalTextbox(
                 show_label=False,
                 elem_id="add",
-                placeholder="Add a text or pictures to the document",
+                placeholder="Add a text or images to the document",
                 file_types=["image"],
                 file_count="multiple",
                 max_plain_text_length=engine.limits.text_characters,
@@ -115,18 +115,18 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         """Files first, then the text, as the box shows them."""
         said, files = text(asked.get("text"), engine).strip(), asked.get("files") or ()
         if not said and not files:
-            raise UserError("there is nothing to add; write a text, or choose a picture")
+            raise UserError("there is nothing to add; write a text, or choose an image")
         size = engine.plain.config.vision.image_size
         read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
         parts = (*page.parts, *read, *([said] if said else []))
         engine.limits.check_text(*(part for part in parts if isinstance(part, str)))
-        engine.limits.check_pictures(sum(not isinstance(part, str) for part in parts))
+        engine.limits.check_images(sum(not isinstance(part, str) for part in parts))
         page = dataclasses.replace(page, parts=parts, own=len(parts))
         yield await asyncio.to_thread(figures, parts), "", page, gr.MultimodalTextbox(value=None), note("")
 
     async def go_on(page: Page, order: object, items: object, tokens: object, *drawing: object) -> AsyncIterator[tuple]:
         if not page.parts:
-            raise UserError("the document is empty; add a text or a picture to begin with")
+            raise UserError("the document is empty; add a text or an image to begin with")
         if order not in orders:
             raise UserError(f"order {order!r} is unknown; choose one of {', '.join(orders)}")
         count, kinds = whole(items, "items"), orders[order]
@@ -184,10 +184,10 @@ def offered(draws: bool, begins_images: bool) -> dict[str, tuple[str, ...] | Non
 
 
 def as_prompt(page: Page) -> list:
-    """What the model reads: drawn pictures as the pictures they are, films as their frames."""
+    """What the model reads: drawn images as the images they are, videos as their frames."""
     prompt: list = []
     for part in page.parts:
-        if isinstance(part, Film):
+        if isinstance(part, Video):
             prompt += part.source
         else:
             prompt.append(part.image if isinstance(part, GeneratedImage) else part)

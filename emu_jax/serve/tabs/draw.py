@@ -1,4 +1,4 @@
-"""Pictures from words, from other pictures in an order, and from examples; progress is shown step by step."""
+"""Images from words, from other images in an order, and from examples; progress is shown step by step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from emu_jax.serve.engine import DrawSettings, Engine, Ticket
 from emu_jax.serve.tabs.controls import EVENT, DrawControls, draw_settings, note, progress, text, told, whole
 from emu_jax.serve.tabs.rows import Rows
 from emu_jax.serve.tabs.samples import Sample
-from emu_jax.serve.uploads import read_pictures
+from emu_jax.serve.uploads import read_images
 
 HOW = """### This model does not draw
 There is no visual decoder beside it. `launch/quickstart.sh` trains one, and `emu-jax serve --decoder FOLDER` takes a
@@ -46,19 +46,19 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     blend = _Blend(samples)
                     by_blend = gr.Button("Blend", variant="primary", elem_id="draw-by-blend")
                 with gr.Tab("Examples"):
-                    gr.HTML(note("Pictures with texts, then a text, whose picture is drawn."), padding=False)
-                    rows = Rows(engine, count=4, first=2, label="Text", placeholder="what the picture shows")
+                    gr.HTML(note("Images with texts, then a text, whose image is drawn."), padding=False)
+                    rows = Rows(engine, count=4, first=2, label="Text", placeholder="what the image shows")
                     last = gr.Textbox(label="The text to draw", lines=2, elem_id="draw-last")
                     by_rows = gr.Button("Draw", variant="primary", elem_id="draw-by-rows")
                     gr.Examples(
                         [[samples[1].path, samples[1].name, samples[7].path, samples[7].name, samples[2].name]],
-                        [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], last],
+                        [rows.images[0], rows.texts[0], rows.images[1], rows.texts[1], last],
                         label="Example",
                         example_labels=[f"{samples[1].thing}, {samples[7].thing}, then a {samples[2].thing}"],
                     )
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
                 controls = DrawControls.show(engine)
-                count = gr.Slider(1, engine.limits.drawings, 1, step=1, label="Pictures", info="With seeds that follow")
+                count = gr.Slider(1, engine.limits.drawings, 1, step=1, label="Images", info="With seeds that follow")
         with gr.Column(scale=1, min_width=320):
             gallery = gr.Gallery(
                 label="Drawn",
@@ -70,15 +70,15 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 buttons=["download", "fullscreen"],
             )
             status = gr.HTML(
-                note("Drawn pictures carry their settings in the PNG."), elem_id="draw-status", padding=False
+                note("Drawn images carry their settings in the PNG."), elem_id="draw-status", padding=False
             )
             with gr.Row(elem_classes="tools"):
                 stop = gr.Button("Stop", size="sm", min_width=90, interactive=False)
                 download = gr.DownloadButton("Download with settings", size="sm", min_width=90, interactive=False)
 
     async def draw(prompt: Sequence[str | np.ndarray], count: object, *values: object) -> AsyncIterator[tuple]:
-        settings, wanted = draw_settings(*values), whole(count, "pictures")
-        engine.limits.check("pictures", wanted, 1, engine.limits.drawings)
+        settings, wanted = draw_settings(*values), whole(count, "images")
+        engine.limits.check("images", wanted, 1, engine.limits.drawings)
         seeds = [dataclasses.replace(settings, seed=settings.seed + number) for number in range(wanted)]
         nothing = gr.DownloadButton(value=None, interactive=False)
         yield [], progress(WAITING), gr.Button(interactive=True), nothing
@@ -109,12 +109,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         async for update in draw([prompt], *values):
             yield update
 
-    async def from_blend(pictures: list[tuple[str, Any]] | None, *values: object) -> AsyncIterator[tuple]:
-        paths = [path for path, _ in pictures or ()]
+    async def from_blend(images: list[tuple[str, Any]] | None, *values: object) -> AsyncIterator[tuple]:
+        paths = [path for path, _ in images or ()]
         if not paths:
-            raise UserError("there are no pictures to blend; add two or more")
+            raise UserError("there are no images to blend; add two or more")
         size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_pictures, paths, engine.limits, size)
+        read = await asyncio.to_thread(read_images, paths, engine.limits, size)
         async for update in draw(read, *values):
             yield update
 
@@ -123,8 +123,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         examples, words = await rows.read(own), text(words, engine).strip()
         if not words:
             raise UserError("the last text is empty; say what to draw")
-        # Each text stands before its picture, as in the pairs from which drawing is learned.
-        prompt = [part for picture, said in examples for part in (f" {said}", picture)]
+        # Each text stands before its image, as in the pairs from which drawing is learned.
+        prompt = [part for image, said in examples for part in (f" {said}", image)]
         async for update in draw([*prompt, f" {words}" if prompt else words], *others):
             yield update
 
@@ -144,12 +144,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
 
 
 class _Blend:
-    """Pictures in an order that a person changes: one is chosen, and moves to the front or to the back."""
+    """Images in an order that a person changes: one is chosen, and moves to the front or to the back."""
 
     def __init__(self, samples: list[Sample]):
         gr.HTML(note("The model reads them in this order; choose one to move or remove it."), padding=False)
         self.gallery = gr.Gallery(
-            label="Pictures to blend",
+            label="Images to blend",
             show_label=False,
             elem_id="blend",
             type="filepath",
@@ -171,31 +171,31 @@ class _Blend:
         gr.Examples(
             [[[samples[2].path, samples[6].path]], [[samples[4].path, samples[1].path, samples[9].path]]],
             self.gallery,
-            label="Pictures that training has not seen",
+            label="Images that training has not seen",
         )
 
         async def choose(event: gr.SelectData) -> int:
             return event.index
 
         def mover(by: int):
-            async def move(pictures: list | None, place: int | None) -> tuple:
-                pictures = list(pictures or ())
-                if place is None or not 0 <= place < len(pictures):
-                    gr.Warning("Choose one of the pictures first.")
+            async def move(images: list | None, place: int | None) -> tuple:
+                images = list(images or ())
+                if place is None or not 0 <= place < len(images):
+                    gr.Warning("Choose one of the images first.")
                     return gr.skip(), place
-                to = min(max(place + by, 0), len(pictures) - 1)
-                pictures.insert(to, pictures.pop(place))
-                return gr.Gallery(value=numbered(pictures), selected_index=to), to
+                to = min(max(place + by, 0), len(images) - 1)
+                images.insert(to, images.pop(place))
+                return gr.Gallery(value=numbered(images), selected_index=to), to
 
             return move
 
-        async def drop(pictures: list | None, place: int | None) -> tuple:
-            pictures = list(pictures or ())
-            if place is None or not 0 <= place < len(pictures):
-                gr.Warning("Choose one of the pictures first.")
+        async def drop(images: list | None, place: int | None) -> tuple:
+            images = list(images or ())
+            if place is None or not 0 <= place < len(images):
+                gr.Warning("Choose one of the images first.")
                 return gr.skip(), place
-            del pictures[place]
-            return gr.Gallery(value=numbered(pictures), selected_index=None), None
+            del images[place]
+            return gr.Gallery(value=numbered(images), selected_index=None), None
 
         self.gallery.select(choose, None, chosen, **EVENT)
         both = [self.gallery, chosen]
@@ -204,16 +204,16 @@ class _Blend:
         remove.click(drop, both, both, **EVENT)
 
 
-def numbered(pictures: Sequence[tuple[str, Any]]) -> list[tuple[str, str]]:
-    """Pictures with their places as captions."""
-    return [(path, str(number)) for number, (path, _) in enumerate(pictures, 1)]
+def numbered(images: Sequence[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """Images with their places as captions."""
+    return [(path, str(number)) for number, (path, _) in enumerate(images, 1)]
 
 
 async def draw_all(
     engine: Engine, prompt: Sequence[str | np.ndarray], seeds: Sequence[DrawSettings]
 ) -> AsyncIterator[tuple[int, int] | list[GeneratedImage]]:
-    """Draws a prompt with several settings at a time: (calls made, in all) while it goes on, then all pictures."""
-    engine.limits.check_pictures(sum(not isinstance(part, str) for part in prompt))
+    """Draws a prompt with several settings at a time: (calls made, in all) while it goes on, then all images."""
+    engine.limits.check_images(sum(not isinstance(part, str) for part in prompt))
     tickets: list[Ticket] = []
     made: dict[int, tuple[int, int]] = {}
 
@@ -248,7 +248,7 @@ def spell(settings: DrawSettings, count: int) -> str:
 def save(
     name: str, prompt: Sequence[str | np.ndarray], seeds: Sequence[DrawSettings], results: Sequence[GeneratedImage]
 ) -> tuple[list[str], str]:
-    """Drawn pictures as PNG files, and all of it as a zip: their paths."""
+    """Drawn images as PNG files, and all of it as a zip: their paths."""
     record = Record()
     said: dict[str, Any] = {"model": name, "kind": "drawing", "prompt": record.parts(prompt), "drawings": []}
     paths = []

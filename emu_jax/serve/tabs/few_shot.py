@@ -1,4 +1,4 @@
-"""Prompts of examples: rows of a picture and its text, then a picture to be told about in the same way."""
+"""Prompts of examples: rows of an image and its text, then an image to be told about in the same way."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from emu_jax.serve.downloads import Record
 from emu_jax.serve.engine import Engine, TextSettings, Ticket, Written
 from emu_jax.serve.sequences import ASSISTANT_ROLE, USER_ROLE, Message
 from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, length, note, progress, text, text_settings, told
-from emu_jax.serve.tabs.rows import Rows, picture
+from emu_jax.serve.tabs.rows import Rows, image
 from emu_jax.serve.tabs.samples import Sample
-from emu_jax.serve.uploads import read_pictures
+from emu_jax.serve.uploads import read_images
 
 CHAT = "turns of a chat"
 FORMS: dict[str, prompts.Prompt | None] = {
     CHAT: None,
-    "plain: picture, text": prompts.embedded,
+    "plain: image, text": prompts.embedded,
     "the paper's captions": prompts.caption,
     "the paper's questions": prompts.vqa,
 }
-EMPTY = '<div class="blank">Fill in a row and the last picture: the prompt appears here, token for token.</div>'
+EMPTY = '<div class="blank">Fill in a row and the last image: the prompt appears here, token for token.</div>'
 
 
 def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     """Adds the tab's content."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
-            gr.HTML(note("Examples: a picture, and what is said of it"), padding=False)
+            gr.HTML(note("Examples: an image, and what is said of it"), padding=False)
             rows = Rows(
-                engine, count=6, first=2, label="Text", placeholder="what the model should say of such a picture"
+                engine, count=6, first=2, label="Text", placeholder="what the model should say of such an image"
             )
-            gr.HTML(note("The picture that is asked about"), padding=False)
+            gr.HTML(note("The image that is asked about"), padding=False)
             with gr.Row(elem_classes="example", equal_height=True):
-                query = picture("The picture that is asked about")
+                query = image("The image that is asked about")
                 question = gr.Textbox(
                     label="Question",
                     info="Of the examples as well; may be empty",
@@ -62,8 +62,8 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [samples[1].path, samples[1].name, samples[6].path, samples[6].name, samples[0].path, ""],
                     [samples[4].path, samples[4].thing, samples[7].path, samples[7].thing, samples[2].path, ""],
                 ],
-                [rows.pictures[0], rows.texts[0], rows.pictures[1], rows.texts[1], query, question],
-                label="Examples, with pictures that training has not seen",
+                [rows.images[0], rows.texts[0], rows.images[1], rows.texts[1], query, question],
+                label="Examples, with images that training has not seen",
                 example_labels=[
                     f"names: {samples[1].thing}, {samples[6].thing}, then a {samples[0].thing}",
                     f"without skin tones: {samples[4].thing}, {samples[7].thing}, then a {samples[2].thing}",
@@ -82,11 +82,11 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         own, (path, question, form, *others) = rows.split(values)
         examples = await rows.read(own)
         if not path:
-            raise UserError("the last picture is missing; choose the one to be told about")
+            raise UserError("the last image is missing; choose the one to be told about")
         if form not in forms:
             raise UserError(f"form {form!r} is unknown; choose one of {', '.join(forms)}")
         size = engine.plain.config.vision.image_size
-        (shown,) = await asyncio.to_thread(read_pictures, [path], engine.limits, size)
+        (shown,) = await asyncio.to_thread(read_images, [path], engine.limits, size)
         return build(form, examples, shown, text(question, engine).strip()), others
 
     async def preview(*values: object) -> str:
@@ -161,7 +161,7 @@ class Asked:
 
 
 def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarray, question: str) -> Asked:
-    """Rows and a picture -> what the model is asked, as the benchmarks ask (`evaluate/prompts.py`)."""
+    """Rows and an image -> what the model is asked, as the benchmarks ask (`evaluate/prompts.py`)."""
     prompt = FORMS[form]
     if prompt is None:
         messages: list[Message] = []
@@ -171,7 +171,7 @@ def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarr
     if prompt is prompts.vqa and not (question and examples):
         raise UserError("this form needs an example and a question; fill them in")
     if prompt is prompts.embedded:
-        question = question or NAME_ASKS  # whose prompt is the picture alone
+        question = question or NAME_ASKS  # whose prompt is the image alone
     shots = [
         (Question(str(number), text=question, answers=(said,)), [seen]) for number, (seen, said) in enumerate(examples)
     ]
@@ -179,7 +179,7 @@ def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarr
 
 
 def spell(engine: Engine, sequence: sequences.Sequence) -> str:
-    """The sequence that the model reads as HTML: special tokens by name, runs of <image> counted, pictures drawn."""
+    """The sequence that the model reads as HTML: special tokens by name, runs of <image> counted, images drawn."""
     tokenizer, parts = engine.plain.tokenizer, []
     special, queries, seen = tokenizer.special, engine.plain.config.causal.queries, 0
     words: list[int] = []
@@ -202,5 +202,5 @@ def spell(engine: Engine, sequence: sequences.Sequence) -> str:
             words.append(id)
     flush()
     context = engine.plain.config.llama.context
-    count = f"{len(sequence.tokens)} tokens of a context of {context}, {seen} pictures"
+    count = f"{len(sequence.tokens)} tokens of a context of {context}, {seen} images"
     return f'<div class="exact">{" ".join(parts)}</div>{note(count)}'

@@ -1,4 +1,4 @@
-"""Rows of a picture and a text, as examples within a prompt; a person adds and takes away rows."""
+"""Rows of an image and a text, as examples within a prompt; a person adds and takes away rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.tabs.controls import EVENT, text
-from emu_jax.serve.uploads import read_pictures
+from emu_jax.serve.uploads import read_images
 
 
 class Rows:
@@ -19,12 +19,12 @@ class Rows:
 
     def __init__(self, engine: Engine, *, count: int, first: int, label: str, placeholder: str):
         self.engine, self.count = engine, count
-        self.pictures: list[gr.Image] = []
+        self.images: list[gr.Image] = []
         self.texts: list[gr.Textbox] = []
         rows = []
         for number in range(count):
             with gr.Row(visible=number < first, elem_classes="example", equal_height=True) as row:
-                self.pictures.append(picture(f"Picture {number + 1}"))
+                self.images.append(image(f"Image {number + 1}"))
                 self.texts.append(
                     gr.Textbox(label=f"{label} {number + 1}", placeholder=placeholder, lines=2, scale=2, min_width=150)
                 )
@@ -49,7 +49,7 @@ class Rows:
     @property
     def inputs(self) -> list[gr.components.Component]:
         """What events take."""
-        return [self.shown, *self.pictures, *self.texts]
+        return [self.shown, *self.images, *self.texts]
 
     def split(self, values: Sequence[object]) -> tuple[Sequence[object], Sequence[object]]:
         """An event's values -> those of `inputs`, and the rest."""
@@ -62,16 +62,16 @@ class Rows:
         for number, (path, words) in enumerate(zip(paths[:shown], texts[:shown], strict=True), 1):
             words = text(words, self.engine).strip()
             if bool(path) != bool(words):
-                raise UserError(f"example {number} has {'no text' if path else 'no picture'}; fill it in, or empty it")
+                raise UserError(f"example {number} has {'no text' if path else 'no image'}; fill it in, or empty it")
             if path:
                 filled.append((path, words))
         size = self.engine.plain.config.vision.image_size
-        pictures = await asyncio.to_thread(read_pictures, [path for path, _ in filled], self.engine.limits, size)
-        return [(pixels, words) for pixels, (_, words) in zip(pictures, filled, strict=True)]
+        images = await asyncio.to_thread(read_images, [path for path, _ in filled], self.engine.limits, size)
+        return [(pixels, words) for pixels, (_, words) in zip(images, filled, strict=True)]
 
 
-def picture(label: str, *, height: int = 128) -> gr.Image:
-    """Where one picture is put."""
+def image(label: str, *, height: int = 128) -> gr.Image:
+    """Where one image is put."""
     return gr.Image(
         label=label,
         type="filepath",

@@ -1,4 +1,4 @@
-"""Held-out pictures of the embedded data set, which the page's examples show: no model that it trains has seen them."""
+"""Held-out images of the embedded data set, which the page's examples show: no model that it trains has seen them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """A picture's file, and its name."""
+    """An image's file, and its name."""
 
     path: str
     name: str
@@ -39,7 +39,7 @@ class Sample:
 
 
 def write_samples() -> list[Sample]:
-    """Writes some pictures into the page's folder (GRADIO_TEMP_DIR), as PNG files."""
+    """Writes some images into the page's folder (GRADIO_TEMP_DIR), as PNG files."""
     folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "examples"
     folder.mkdir(exist_ok=True)
     by_name = {example.caption: example for example in fluent_emoji.examples("heldout_combinations", fluent_emoji.SIZE)}

@@ -1,4 +1,4 @@
-"""Chats: turns and pictures in their places, bad chats left out, files that break off."""
+"""Chats: turns and images in their places, bad chats left out, files that break off."""
 
 import json
 
@@ -39,8 +39,8 @@ def _parts(tmp_path, record, **settings):
 
 
 def test_llava(tmp_path):
-    (tmp_path / "pictures" / "coco").mkdir(parents=True)
-    (tmp_path / "pictures" / "coco" / "a.jpg").write_bytes(b"A")
+    (tmp_path / "images" / "coco").mkdir(parents=True)
+    (tmp_path / "images" / "coco" / "a.jpg").write_bytes(b"A")
     chat = _chat(
         ("human", "<image>\nWhat is it?"), ("gpt", "A cat."), ("human", "Sure?"), ("gpt", "Yes."), image="coco/a.jpg"
     )
@@ -51,11 +51,11 @@ def test_llava(tmp_path):
         Text("Sure?", "user"),
         Text("Yes.", "assistant"),
     ]
-    assert _parts(tmp_path, chat, pictures="pictures") == [Text(IMAGE_SYSTEM, "system"), *expected]
-    assert _parts(tmp_path, chat, pictures="pictures", system=False) == expected
+    assert _parts(tmp_path, chat, images="images") == [Text(IMAGE_SYSTEM, "system"), *expected]
+    assert _parts(tmp_path, chat, images="images", system=False) == expected
 
 
-def test_pictures_stand_where_their_places_are(tmp_path):
+def test_images_stand_where_their_places_are(tmp_path):
     for name in "abc":
         (tmp_path / name).write_bytes(name.encode())
     chat = _chat(
@@ -100,12 +100,12 @@ BAD = [
     ({"conversations": ["a"]}, "empty_turn"),
     (_chat(("human", "a"), ("bing", "b")), "unknown_role"),
     (_chat(("human", "a"), (["gpt"], "b")), "unknown_role"),
-    (_chat(("human", "<image>a"), ("gpt", "b")), "pictures_differ"),
-    (_chat(("human", "a"), ("gpt", "b"), image="a.jpg"), "pictures_differ"),
-    (_chat(("human", "<image>a"), ("gpt", "b"), image=["a.jpg", "b.jpg"]), "pictures_differ"),
-    (_chat(("human", "<image>a"), ("gpt", "b"), image="none.jpg"), "missing_picture"),
-    (_chat(("human", "<image>a"), ("gpt", "b"), image=7), "missing_picture"),
-    (_chat(("human", "<image>a"), ("gpt", "b"), image="n" * 5000), "missing_picture"),
+    (_chat(("human", "<image>a"), ("gpt", "b")), "images_differ"),
+    (_chat(("human", "a"), ("gpt", "b"), image="a.jpg"), "images_differ"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image=["a.jpg", "b.jpg"]), "images_differ"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="none.jpg"), "missing_image"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image=7), "missing_image"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="n" * 5000), "missing_image"),
     (_chat(("human", "<image>a"), ("gpt", "b"), image="../a.jpg"), "unsafe_path"),
     (_chat(("human", "<image>a"), ("gpt", "b"), image="/a.jpg"), "unsafe_path"),
     (_chat(("human", "<image>a"), ("gpt", "b"), image="a\0.jpg"), "unsafe_path"),
@@ -142,8 +142,8 @@ def test_wrong_paths_are_user_errors(tmp_path):
             Chats().shards(str(path))
 
     (tmp_path / "t.json").write_text("[]")
-    with pytest.raises(UserError, match=r"Chats\.pictures='none': no folder"):
-        Chats(pictures="none").shards(str(tmp_path))
+    with pytest.raises(UserError, match=r"Chats\.images='none': no folder"):
+        Chats(images="none").shards(str(tmp_path))
 
 
 # ---------------------------------------------------------------- files

@@ -1,4 +1,4 @@
-"""Pages with their pictures: literal documents of small sites, and what is never read."""
+"""Pages with their images: literal documents of small sites, and what is never read."""
 
 import base64
 import io
@@ -94,14 +94,14 @@ def test_addresses(tmp_path):
         ("a.html#4", "outside", False),
         ("a.html#5", "outside", False),
         ("a.html#6", "outside", False),
-        ("a.html#7", "missing_picture", False),
-        ("a.html#8", "missing_picture", False),
-        ("a.html#9", "missing_picture", False),
-        ("a.html#10", "unreadable_picture", False),
-        ("a.html#11", "missing_picture", False),
-        ("a.html#12", "missing_picture", False),
-        ("a.html#13", "missing_picture", False),
-        ("a.html#14", "missing_picture", False),
+        ("a.html#7", "missing_image", False),
+        ("a.html#8", "missing_image", False),
+        ("a.html#9", "missing_image", False),
+        ("a.html#10", "unreadable_image", False),
+        ("a.html#11", "missing_image", False),
+        ("a.html#12", "missing_image", False),
+        ("a.html#13", "missing_image", False),
+        ("a.html#14", "missing_image", False),
     ]
 
 
@@ -110,7 +110,7 @@ def test_a_base_address(tmp_path):
     _site(tmp_path, a=page.format("images/"), b=page.format("https://a.example/"))
     got = _all(tmp_path, Html())
     assert got[0] == RawDocument("a.html", "web", (Text("text"), RawImage(CAT)))
-    assert _rejects(got) == [("b.html#0", "missing_picture", False), ("b.html", "no_picture", True)]
+    assert _rejects(got) == [("b.html#0", "missing_image", False), ("b.html", "no_image", True)]
 
 
 def test_icons(tmp_path):
@@ -145,14 +145,14 @@ def test_few_pages_have_no_decorations(tmp_path):
     assert not _rejects(_all(tmp_path, Html()))
 
 
-def test_pages_without_text_or_pictures(tmp_path):
+def test_pages_without_text_or_images(tmp_path):
     _site(tmp_path, a="<p>text", b="<img src=images/cat.png>", c="", d="<p>text<img src=images/cat.png>")
     assert _rejects(_all(tmp_path, Html())) == [
-        ("a.html", "no_picture", True),
+        ("a.html", "no_image", True),
         ("b.html", "no_text", True),
         ("c.html", "unreadable_page", True),
     ]
-    assert RawDocument("a.html", "web", (Text("text"),)) in _all(tmp_path, Html(require_picture=False))
+    assert RawDocument("a.html", "web", (Text("text"),)) in _all(tmp_path, Html(require_image=False))
 
 
 def test_shards_are_batches_of_the_chosen_pages(tmp_path):
@@ -183,8 +183,8 @@ def test_pages_of_odd_names(tmp_path):
 
 
 def test_settings_from_the_command_line():
-    reader = make_reader("html", ["exclude=*index.html,de/*", "repeated=0.5", "require_picture=false"])
-    assert reader == Html(exclude=("*index.html", "de/*"), repeated=0.5, require_picture=False)
+    reader = make_reader("html", ["exclude=*index.html,de/*", "repeated=0.5", "require_image=false"])
+    assert reader == Html(exclude=("*index.html", "de/*"), repeated=0.5, require_image=False)
 
 
 def test_wrong_settings_and_paths(tmp_path):

@@ -14,7 +14,7 @@ from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.errors import UserError
 
 TEXTS = ["One.", "Two.", "Three."]
-# Readers do not decode: any bytes stand for a picture here.
+# Readers do not decode: any bytes stand for an image here.
 RECORD = {
     "text_list": TEXTS,
     "url": "https://a.example/page",
@@ -35,7 +35,7 @@ PARTS = (
     RawImage(b"C", 0.33),
     Text("Three."),
 )
-PICTURES = {"a.jpg": b"A", "b.jpg": b"B", "c.jpg": b"C"}
+IMAGES = {"a.jpg": b"A", "b.jpg": b"B", "c.jpg": b"C"}
 SHARD = "docs_no_face_shard_0_v2.jsonl"
 
 
@@ -43,15 +43,15 @@ def _folder(path, *records):
     lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
     (path / SHARD).write_text("\n".join(lines) + "\n")
     (path / "images").mkdir(exist_ok=True)
-    for name, data in PICTURES.items():
+    for name, data in IMAGES.items():
         (path / "images" / name).write_bytes(data)
     return str(path)
 
 
-def _tar(pictures) -> bytes:
+def _tar(images) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as archive:
-        for name, data in pictures.items():
+        for name, data in images.items():
             member = tarfile.TarInfo(name)
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
@@ -67,7 +67,7 @@ def _rejects(got):
     return [(reject.key, reject.reason, reject.whole) for reject in got if isinstance(reject, Reject)]
 
 
-REJECTS = [(f"{SHARD}/0#3", "low_similarity", False), (f"{SHARD}/0#4", "missing_picture", False)]
+REJECTS = [(f"{SHARD}/0#3", "low_similarity", False), (f"{SHARD}/0#4", "missing_image", False)]
 
 
 def test_a_record(tmp_path):
@@ -77,10 +77,10 @@ def test_a_record(tmp_path):
     assert got[0].detail == "similarity 0.310; at least 0.32 is kept"
 
 
-def test_pictures_in_a_tar(tmp_path):
+def test_images_in_a_tar(tmp_path):
     _folder(tmp_path, RECORD)
-    (tmp_path / "docs_no_face_shard_0_v2.tar").write_bytes(_tar({f"./{name}": data for name, data in PICTURES.items()}))
-    got = _all(tmp_path, Mmc4(pictures="{shard}.tar"))
+    (tmp_path / "docs_no_face_shard_0_v2.tar").write_bytes(_tar({f"./{name}": data for name, data in IMAGES.items()}))
+    got = _all(tmp_path, Mmc4(images="{shard}.tar"))
     assert got[-1] == RawDocument(f"{SHARD}/0", "web", PARTS)
     assert _rejects(got) == REJECTS
 
@@ -88,12 +88,12 @@ def test_pictures_in_a_tar(tmp_path):
 def test_a_tar_that_breaks_off(tmp_path):
     _folder(tmp_path, RECORD)
     (tmp_path / "p.tar").write_bytes(_tar({"a.jpg": b"A", "c.jpg": b"C" * 3000, "b.jpg": b"B"})[: 3 * 512 + 1000])
-    got = _all(tmp_path, Mmc4(pictures="p.tar"))
+    got = _all(tmp_path, Mmc4(images="p.tar"))
     assert got[-1].parts == (Text("One."), Text("Two."), RawImage(b"A", 0.40), Text("Three."))
     assert _rejects(got)[:3] == [
-        (f"{SHARD}#pictures", "cut_shard", False),
-        (f"{SHARD}/0#1", "missing_picture", False),
-        (f"{SHARD}/0#2", "missing_picture", False),
+        (f"{SHARD}#images", "cut_shard", False),
+        (f"{SHARD}/0#1", "missing_image", False),
+        (f"{SHARD}/0#2", "missing_image", False),
     ]
 
 
@@ -129,7 +129,7 @@ def test_scores_from_the_matrix(tmp_path):
 def test_a_record_without_scores(tmp_path):
     bare = RECORD | {"image_info": [{"image_name": "a.jpg", "matched_text_index": 1}], "similarity_matrix": None}
     got = _all(_folder(tmp_path, bare))
-    assert _rejects(got) == [(f"{SHARD}/0#0", "no_similarity", False), (f"{SHARD}/0", "no_picture", True)]
+    assert _rejects(got) == [(f"{SHARD}/0#0", "no_similarity", False), (f"{SHARD}/0", "no_image", True)]
     assert "name a folder of CLIP weights as `clip`" in got[0].detail
 
 
@@ -142,16 +142,16 @@ def test_a_record_without_scores(tmp_path):
         ({"text_list": []}, "no_text"),
         ({"image_info": None}, "unreadable_record"),
         ({"image_info": [1]}, "unreadable_record"),
-        ({"image_info": []}, "no_picture"),
-        ({"image_info": [{"image_name": "a.jpg", "matched_text_index": 0, "matched_sim": float("nan")}]}, "no_picture"),
-        ({"image_info": [{"image_name": "../x", "matched_text_index": 0, "matched_sim": 0.5}]}, "no_picture"),
-        ({"image_info": [{"image_name": 3, "matched_text_index": 0, "matched_sim": 0.5}]}, "no_picture"),
-        ({"image_info": [{"image_name": "a.jpg", "matched_text_index": 9, "matched_sim": 0.5}]}, "no_picture"),
+        ({"image_info": []}, "no_image"),
+        ({"image_info": [{"image_name": "a.jpg", "matched_text_index": 0, "matched_sim": float("nan")}]}, "no_image"),
+        ({"image_info": [{"image_name": "../x", "matched_text_index": 0, "matched_sim": 0.5}]}, "no_image"),
+        ({"image_info": [{"image_name": 3, "matched_text_index": 0, "matched_sim": 0.5}]}, "no_image"),
+        ({"image_info": [{"image_name": "a.jpg", "matched_text_index": 9, "matched_sim": 0.5}]}, "no_image"),
         (
             {"image_info": [{"image_name": "a.jpg", "matched_text_index": 10**400, "matched_sim": 10**400}]},
-            "no_picture",
+            "no_image",
         ),
-        ({"image_info": [{}], "similarity_matrix": [["x", [], 10**400]]}, "no_picture"),
+        ({"image_info": [{}], "similarity_matrix": [["x", [], 10**400]]}, "no_image"),
     ],
 )
 def test_broken_records(tmp_path, change, reason):
@@ -179,10 +179,10 @@ def test_wrong_settings_and_paths(tmp_path):
     with pytest.raises(UserError, match=r"holds no \*.jsonl or .*; expected MMC4's docs_no_face_shard_0_v2.jsonl"):
         Mmc4().shards(str(tmp_path))
     _folder(tmp_path, RECORD)
-    with pytest.raises(UserError, match=r"Mmc4.pictures='none'.*is not there; expected the pictures of"):
-        Mmc4(pictures="none").shards(str(tmp_path))
-    (tmp_path / "p.tar.gz").write_bytes(gzip.compress(_tar(PICTURES)))
+    with pytest.raises(UserError, match=r"Mmc4.images='none'.*is not there; expected the images of"):
+        Mmc4(images="none").shards(str(tmp_path))
+    (tmp_path / "p.tar.gz").write_bytes(gzip.compress(_tar(IMAGES)))
     with pytest.raises(UserError, match=r"p.tar.gz is no plain tar"):
-        Mmc4(pictures="p.tar.gz").shards(str(tmp_path))
+        Mmc4(images="p.tar.gz").shards(str(tmp_path))
     with pytest.raises(UserError, match=r"Mmc4.min_similarity='0.3'"):
         Mmc4(min_similarity="0.3")

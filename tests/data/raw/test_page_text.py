@@ -11,7 +11,7 @@ from emu_jax.data.raw.page_text import decode_page, parse_page, read_page, sourc
 
 
 def _read(page: str | bytes, drop=()):
-    """Texts, and sources of pictures in <>."""
+    """Texts, and sources of images in <>."""
     tree = parse_page(page.encode() if isinstance(page, str) else page)
     return [] if tree is None else read_page(tree, lambda element: f"<{source_of(element)}>", drop)
 
@@ -47,7 +47,7 @@ def test_layout(page, expected):
     assert _read(page) == expected
 
 
-def test_a_picture_that_is_left_out_leaves_the_text_whole():
+def test_an_image_that_is_left_out_leaves_the_text_whole():
     assert read_page(parse_page(b"<p>Press <img src=a.png> twice</p>"), lambda element: None) == ["Press twice"]
 
 

@@ -50,7 +50,7 @@ def _pair(key: str, data: bytes, text: str, score: float | None = None) -> RawDo
 
 
 def _img2dataset(folder, number: int, samples: int, told: int | None = None):
-    """A shard of img2dataset's: the tar, a parquet file without pictures, and counts."""
+    """A shard of img2dataset's: the tar, a parquet file without images, and counts."""
     names = [f"{number:05d}{n:04d}" for n in range(samples)]
     rows = [{"caption": f"text {n}", "url": "u", "key": name, "status": "success"} for n, name in enumerate(names)]
     _tar(
@@ -103,8 +103,8 @@ def test_what_a_sample_may_lack(tmp_path):
     good = {"jpg": _jpeg(0), "txt": "fine"}
     _tar(
         tmp_path / "t.tar",
-        {"__key__": "a", "txt": "no picture"},
-        {"__key__": "b", "jpg": b"", "txt": "an empty picture"},
+        {"__key__": "a", "txt": "no image"},
+        {"__key__": "b", "jpg": b"", "txt": "an empty image"},
         {"__key__": "c", **good, "txt": " \n\0 "},
         {"__key__": "d", **good, "txt": "x" * 21},
         {"__key__": "e", **good, "txt": b"\xff\xfe"},
@@ -121,8 +121,8 @@ def test_what_a_sample_may_lack(tmp_path):
         _pair("t.tar/k", _jpeg(0), "two\nlines"),
     ]
     assert rejects == [
-        ("t.tar/a", "no_picture", True),
-        ("t.tar/b", "no_picture", True),
+        ("t.tar/a", "no_image", True),
+        ("t.tar/b", "no_image", True),
         ("t.tar/c", "no_text", True),
         ("t.tar/d", "text_too_long", True),
         ("t.tar/e", "unreadable_text", True),
@@ -194,21 +194,21 @@ def test_parquet_as_hugging_face_writes_it(tmp_path):
         "train-00000.parquet/000000149", _jpeg(149), "text 149", 0.5
     )
     assert rejects == [
-        ("train-00000.parquet/000000003", "no_picture", True),
+        ("train-00000.parquet/000000003", "no_image", True),
         ("train-00000.parquet/000000004", "no_text", True),
         ("train-00000.parquet/000000005", "no_text", True),
     ]
 
 
-@pytest.mark.parametrize("picture", ["jpg", "image", "image.bytes"])
+@pytest.mark.parametrize("image", ["jpg", "image", "image.bytes"])
 @pytest.mark.parametrize("caption", ["caption", "text", "TEXT"])
-def test_parquet_with_plain_columns(tmp_path, picture, caption):
-    table = pa.table({picture: [_jpeg(0)], caption: ["a"], "url": ["u"]})
+def test_parquet_with_plain_columns(tmp_path, image, caption):
+    table = pa.table({image: [_jpeg(0)], caption: ["a"], "url": ["u"]})
     parquet.write_table(table, tmp_path / "t.parquet")
     assert list(_read(ImageText(), tmp_path)[0].values()) == [_pair("t.parquet/000000000", _jpeg(0), "a")]
 
 
-def test_parquet_that_is_cut_or_holds_no_pictures(tmp_path):
+def test_parquet_that_is_cut_or_holds_no_images(tmp_path):
     parquet.write_table(pa.table({"jpg": [_jpeg(0)] * 9, "caption": ["a"] * 9}), tmp_path / "a.parquet")
     parquet.write_table(pa.table({"image": ["u"], "caption": ["a"]}), tmp_path / "b.parquet")
     data = (tmp_path / "a.parquet").read_bytes()
@@ -217,7 +217,7 @@ def test_parquet_that_is_cut_or_holds_no_pictures(tmp_path):
     assert len(documents) == 9
     assert rejects == [("b.parquet", "no_column", True), ("c.parquet", "cut_shard", True)]
     with pytest.raises(
-        UserError, match=r"columns caption, image; expected a picture's bytes in one of jpg, .*: name yours"
+        UserError, match=r"columns caption, image; expected an image's bytes in one of jpg, .*: name yours"
     ):
         ImageText().shards(str(tmp_path / "b.parquet"))
 
@@ -231,9 +231,9 @@ def test_parquet_text_that_is_not_utf_8(tmp_path):
 
 
 def test_parquet_that_is_damaged_within_gives_what_stands_before(tmp_path):
-    """Three row groups with checksums; the last one's pictures are overwritten."""
-    pictures = [np.random.default_rng(n).bytes(1000) for n in range(300)]
-    table = pa.table({"jpg": pictures, "caption": [f"text {n}" for n in range(300)]})
+    """Three row groups with checksums; the last one's images are overwritten."""
+    images = [np.random.default_rng(n).bytes(1000) for n in range(300)]
+    table = pa.table({"jpg": images, "caption": [f"text {n}" for n in range(300)]})
     parquet.write_table(
         table,
         tmp_path / "t.parquet",
@@ -243,7 +243,7 @@ def test_parquet_that_is_damaged_within_gives_what_stands_before(tmp_path):
         use_dictionary=False,
     )
     data = bytearray((tmp_path / "t.parquet").read_bytes())
-    place = data.index(pictures[250])
+    place = data.index(images[250])
     data[place] ^= 1
     (tmp_path / "t.parquet").write_bytes(data)
     documents, rejects = _read(ImageText(), tmp_path)
@@ -274,24 +274,24 @@ def test_coco_as_it_is_laid_out(tmp_path):
     (tmp_path / "train2017").mkdir()
     for n in (7, 9):
         (tmp_path / "train2017" / f"{n:012d}.jpg").write_bytes(_jpeg(n))
-    images = [{"id": n, "file_name": f"{n:012d}.jpg", "height": 8, "width": 8} for n in (9, 7, 8, 7)]
-    images += [{"id": 10, "file_name": "../secret.jpg"}, {"id": 11, "file_name": "/etc/passwd"}, {"id": 12}, {}]
+    listed = [{"id": n, "file_name": f"{n:012d}.jpg", "height": 8, "width": 8} for n in (9, 7, 8, 7)]
+    listed += [{"id": 10, "file_name": "../secret.jpg"}, {"id": 11, "file_name": "/etc/passwd"}, {"id": 12}, {}]
     captions = [(7, " "), (7, "a cat. "), (9, "a dog."), (7, "the cat"), (8, "no file")]
     captions += [(10, "out"), (11, "out"), (12, "no name"), (13, "no image")]
-    _coco(tmp_path, images, [{"id": n, "image_id": i, "caption": c} for n, (i, c) in enumerate(captions)])
+    _coco(tmp_path, listed, [{"id": n, "image_id": i, "caption": c} for n, (i, c) in enumerate(captions)])
     name = "annotations/captions_train2017.json"
     documents, rejects = _read(Coco(), tmp_path)
     assert list(documents.values()) == [_pair(f"{name}/9", _jpeg(9), "a dog."), _pair(f"{name}/7", _jpeg(7), "a cat.")]
     assert rejects == [
-        (f"{name}/8", "missing_picture", True),
+        (f"{name}/8", "missing_image", True),
         (f"{name}/7", "repeated_key", True),
         (f"{name}/10", "unsafe_path", True),
         (f"{name}/11", "unsafe_path", True),
-        (f"{name}/12", "missing_picture", True),
+        (f"{name}/12", "missing_image", True),
         (f"{name}/#7", "no_id", True),
-        (f"{name}/13", "missing_picture", True),
+        (f"{name}/13", "missing_image", True),
     ]
-    documents, _ = _read(Coco(captions="all", pictures="../train2017"), tmp_path)
+    documents, _ = _read(Coco(captions="all", images="../train2017"), tmp_path)
     assert documents[f"{name}/7"].parts[1] == Text("a cat.\nthe cat")
 
 
@@ -306,7 +306,7 @@ def test_coco_that_is_cut_or_something_else(tmp_path):
     assert _read(Coco(), file)[1] == [("captions_train2017.json", "not_coco", True)]
     file.write_text(data.replace(":", ";"))
     assert _read(Coco(), file)[1] == [("captions_train2017.json", "unreadable_json", True)]
-    with pytest.raises(UserError, match=r"Coco\.pictures='none': no folder .*/annotations/none"):
-        Coco(pictures="none").shards(str(tmp_path))
+    with pytest.raises(UserError, match=r"Coco\.images='none': no folder .*/annotations/none"):
+        Coco(images="none").shards(str(tmp_path))
     with pytest.raises(UserError, match="expected COCO's captions"):
         Coco().shards(str(tmp_path / "none"))

@@ -30,7 +30,7 @@ The end
 """
 
 
-def _picture(kind: str, grey: int, size=(8, 6)) -> bytes:
+def _image(kind: str, grey: int, size=(8, 6)) -> bytes:
     buffer = io.BytesIO()
     PIL.new("RGB", size, (grey,) * 3).save(buffer, kind)
     return buffer.getvalue()
@@ -40,7 +40,7 @@ def _video(folder: Path, frames: int = 2, **files: str | None) -> Path:
     """A folder of frames, subtitles.vtt and info.json; a file given as None is left out."""
     folder.mkdir(parents=True)
     for number in range(frames):
-        (folder / f"frame_{number}.jpg").write_bytes(_picture("JPEG", number))
+        (folder / f"frame_{number}.jpg").write_bytes(_image("JPEG", number))
     texts = {"subtitles_vtt": VTT, "info_json": '{"duration": 4}', **files}
     for name, text in texts.items():
         if text is not None:
@@ -139,7 +139,7 @@ def test_rejects_of_folders(tmp_path):
     _video(tmp_path / "j", subtitles_vtt=VTT + "\nnot a cue\n")
     got = _read(Storyboards(), tmp_path)
     assert [(item.key, item.reason, item.whole) for item in got if isinstance(item, Reject)] == [
-        ("a", "no_picture", True),
+        ("a", "no_image", True),
         ("b", "no_subtitles", True),
         ("c", "no_subtitles", True),
         ("d", "unreadable_subtitles", True),
@@ -236,9 +236,9 @@ def test_rejects_of_sheets(tmp_path):
         ("00000/b", "unreadable_json"),
         ("00000/c", "unreadable_json"),
         ("00000/d", "unreadable_json"),
-        ("00000/e", "unreadable_picture"),
+        ("00000/e", "unreadable_image"),
         ("00000/f", "unreadable_json"),
-        ("00000/g", "unreadable_picture"),
+        ("00000/g", "unreadable_image"),
         ("00000/h", "no_subtitles"),
         ("00000/i", "no_duration"),
     ]

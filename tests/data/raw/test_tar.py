@@ -31,7 +31,7 @@ def _archive(path: Path, members, tar_format: int = tarfile.PAX_FORMAT) -> Path:
 
 
 def _webdataset(path: Path, samples: int, seed: int = 0) -> list[Sample]:
-    """A tar as img2dataset writes it: pictures of random length."""
+    """A tar as img2dataset writes it: images of random length."""
     rng = random.Random(seed)
     written = []
     with webdataset.TarWriter(str(path)) as writer:

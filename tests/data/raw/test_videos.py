@@ -15,7 +15,7 @@ from emu_jax.data.frames import frame_indices
 from emu_jax.data.raw.reader import RawDocument, Reject
 from emu_jax.data.raw.videos import Videos, strip_metadata
 from emu_jax.errors import UserError
-from tests.films import grey_animation, grey_film
+from tests.videos import grey_animation, grey_video
 
 ALL = [*range(16)]  # frames of a short video
 WEBVID = "videoid,contentUrl,duration,page_dir,name\n"
@@ -40,8 +40,8 @@ def _brief(item: RawDocument | Reject) -> tuple:
 
 
 def test_webvid(tmp_path):
-    grey_film(tmp_path / "027701_027750" / "1053.mp4")
-    grey_film(tmp_path / "1054.mp4")
+    grey_video(tmp_path / "027701_027750" / "1053.mp4")
+    grey_video(tmp_path / "1054.mp4")
     (tmp_path / "results.csv").write_text(
         WEBVID
         + '1053,https://x/1053.mp4,PT00H00M02S,027701_027750,"A bee, 4k\n on a flower"\n'
@@ -60,21 +60,21 @@ def test_webvid(tmp_path):
 
 
 def test_file_and_text(tmp_path):
-    grey_animation(tmp_path / "films" / "one" / "a.webp")
-    grey_film(tmp_path / "films" / "b.mp4", 1)
+    grey_animation(tmp_path / "videos" / "one" / "a.webp")
+    grey_video(tmp_path / "videos" / "b.mp4", 1)
     table = tmp_path / "table.csv"
     table.write_text("text,file,more\na 4k sign,one/a.webp,\n  a  b ,b.mp4,x\n")
-    assert [_brief(item) for item in _read(Videos(folder=str(tmp_path / "films")), table)] == [
+    assert [_brief(item) for item in _read(Videos(folder=str(tmp_path / "videos")), table)] == [
         ("table.csv/00000000", ALL, "a 4k sign"),  # the user's own words stay
         ("table.csv/00000001", [0], "a b"),
     ]
-    three = _read(Videos(folder=str(tmp_path / "films"), frames=3), table)
+    three = _read(Videos(folder=str(tmp_path / "videos"), frames=3), table)
     assert _brief(three[0])[1] == [2, 7, 12]  # g = 5
 
 
 def test_frames_that_are_stored(tmp_path):
     """24 of more, spread by the reference's rule; with `frames=8` the reference's own."""
-    grey_film(tmp_path / "a.mp4", 27)
+    grey_video(tmp_path / "a.mp4", 27)
     (tmp_path / "t.csv").write_text("file,text\na.mp4,a\n")
     stored, eight = (_brief(_read(reader, tmp_path)[0])[1] for reader in (Videos(), Videos(frames=8)))
     assert stored == frame_indices(27, 24) and len(set(stored)) == 24
@@ -82,10 +82,10 @@ def test_frames_that_are_stored(tmp_path):
 
 
 def test_rejects(tmp_path):
-    grey_film(tmp_path / "good.mp4")
+    grey_video(tmp_path / "good.mp4")
     data = (tmp_path / "good.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.mp4").write_bytes(b"no film")
+    (tmp_path / "text.mp4").write_bytes(b"no video")
     (tmp_path / "empty.mp4").write_bytes(b"")
     (tmp_path / "table.csv").write_bytes(
         b"file,text\ncut.mp4,a\ntext.mp4,a\nempty.mp4,a\n\ngone.mp4,a\n/etc/hosts,a\nx/../../good.mp4,a\n.,a\n"
@@ -237,7 +237,7 @@ def test_stripping_is_fast_and_leaves_one_line(caption):
     assert "\n" not in got and len(got) <= len(caption)
 
 
-def test_frames_are_the_film_s_own_size(tmp_path):
+def test_frames_are_the_video_s_own_size(tmp_path):
     buffer = io.BytesIO()
     PIL.new("RGB", (3, 2)).save(buffer, "GIF")
     (tmp_path / "a.gif").write_bytes(buffer.getvalue())

@@ -16,12 +16,12 @@ def coco(tmp_path):
 def test_karpathy(coco):
     assert read("coco", coco)["73"] == Question(
         id="73",
-        pictures=(coco / "val2014" / "COCO_val2014_000000000073.jpg",),
+        images=(coco / "val2014" / "COCO_val2014_000000000073.jpg",),
         answers=(
             "person in lotus position: medium-light skin tone",
             "A person in lotus position with medium-light skin tone.",
             "An emoji of a person in lotus position.",
-            "A picture of a person in lotus position",
+            "An image of a person in lotus position",
             "The person in lotus position has medium-light skin tone.",
         ),
     )
@@ -36,7 +36,7 @@ def test_coco_itself(coco):
         (coco / folder).rename(coco / "images" / folder)
     found = read("coco", coco, "val2014")
     assert list(found) == ["42", "73", "74", "133"]
-    assert found["42"].pictures == (coco / "images" / "val2014" / "COCO_val2014_000000000042.jpg",)
+    assert found["42"].images == (coco / "images" / "val2014" / "COCO_val2014_000000000042.jpg",)
     assert found["42"].answers == tuple(people(HELD_OUT)[0].captions)
     assert list(read("coco", coco, "train2014"))[-1] == "71"
 
@@ -85,7 +85,7 @@ def test_wrong_coco(coco, change, expected):
     assert refused("coco", coco, "val2014").startswith(f"annotations/captions_val2014.json: {expected}")
 
 
-def test_no_picture_of_the_split(coco):
+def test_no_image_of_the_split(coco):
     edit(coco / "dataset_coco.json", lambda d: d["images"].pop(3))
     assert refused("coco", coco, "val").startswith(
         "ROOT: holds no question of coco, split val; coco expects there: data"
@@ -101,7 +101,7 @@ def test_nocaps(tmp_path):
         "2": "out-domain",
         "3": "near-domain",
     }
-    assert found["0"].pictures == (tmp_path / "val" / "0013ea2087020901.jpg",)
+    assert found["0"].images == (tmp_path / "val" / "0013ea2087020901.jpg",)
     assert found["0"].answers == tuple(people(HELD_OUT)[0].captions)
     assert [(q.kind, q.answers) for q in read("nocaps", tmp_path, "test").values()] == [("", ()), ("", ())]
     edit(tmp_path / "nocaps_val_4500_captions.json", lambda d: d["images"][1].update(domain="far"))
@@ -114,7 +114,7 @@ def test_flickr30k(tmp_path):
     write_sample("flickr30k", tmp_path)
     found = read("flickr30k", tmp_path)
     assert list(found) == ["1007129816", "1007129817", "1007129818"]
-    assert found["1007129817"].pictures == (tmp_path / "flickr30k-images" / "1007129817.jpg",)
+    assert found["1007129817"].images == (tmp_path / "flickr30k-images" / "1007129817.jpg",)
     assert found["1007129817"].answers == tuple(people(HELD_OUT)[1].captions)
     edit(tmp_path / "dataset_flickr30k.json", lambda d: d["images"].append(d["images"][1]))
     assert refused("flickr30k", tmp_path).startswith(

@@ -13,7 +13,7 @@ def test_questions(tmp_path):
     assert list(found) == ["v1_0", "v1_1", "v1_2", "v1_3"]
     assert found["v1_2"] == Question(
         id="v1_2",
-        pictures=(tmp_path / "images" / "v1_2.png",),
+        images=(tmp_path / "images" / "v1_2.png",),
         text="Describe the person.",
         answers=("person walking<AND>light skin tone",),
         kind="gen, rec",

@@ -16,7 +16,7 @@ from emu_jax.evaluate.benchmarks.names import BENCHMARKS, find_benchmark
 from tests.evaluate.benchmarks.editing import read, refused
 from tests.evaluate.samples import WRITERS, write_sample
 
-# The embedded pictures' have no files.
+# The embedded images' have no files.
 FILED = [name for name, benchmark in BENCHMARKS.items() if benchmark.task != "embedded"]
 EVERY = pytest.mark.parametrize("name", FILED)
 
@@ -53,9 +53,9 @@ def test_splits(name, samples):
     shown = {}
     for split in benchmark.splits:
         questions = read(name, samples / name, split)
-        shown[split] = {path.read_bytes() for q in questions.values() for path in (*q.pictures, q.film) if path}
-        assert all(q.text or q.pictures for q in questions.values())
-    if benchmark.shots:  # eight examples of as many pictures, none of which is asked about
+        shown[split] = {path.read_bytes() for q in questions.values() for path in (*q.images, q.video) if path}
+        assert all(q.text or q.images for q in questions.values())
+    if benchmark.shots:  # eight examples of as many images, none of which is asked about
         assert len(shown[benchmark.shots]) >= 8 and not shown[benchmark.shots] & shown[benchmark.split]
 
 
@@ -94,15 +94,15 @@ def test_each_missing_annotation_is_named_with_the_expected_tree(name, sample):
 
 
 @EVERY
-def test_missing_pictures_and_films_are_named_and_counted(name, sample):
+def test_missing_images_and_videos_are_named_and_counted(name, sample):
     if name == "coco_drawing":
-        pytest.skip("its questions show no picture; test_drawing.py has the real ones")
+        pytest.skip("its questions show no image; test_drawing.py has the real ones")
     benchmark = find_benchmark(name)
     questions = benchmark.read(sample)
-    shown = list(dict.fromkeys(path for q in questions for path in (*q.pictures, q.film) if path))
+    shown = list(dict.fromkeys(path for q in questions for path in (*q.images, q.video) if path))
     for path in shown[1:]:
         path.unlink()
-    others = len(shown) - 2  # beside the first that is gone; there are at least three pictures
+    others = len(shown) - 2  # beside the first that is gone; there are at least three images
     message = refused(name, sample)
     assert message.startswith("ROOT: no ")
     assert f"/{shown[1].name} (and {others} more); {name} expects there: {benchmark.tree[0]}" in message
@@ -165,8 +165,8 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
                 assert "\n" not in str(error) and str(root) in str(error)
             else:
                 assert len({question.id for question in questions}) == len(questions)
-                assert all(root in path.parents for q in questions for path in (*q.pictures, q.film) if path)
-                assert all(".." not in path.parts for q in questions for path in q.pictures)
+                assert all(root in path.parents for q in questions for path in (*q.images, q.video) if path)
+                assert all(".." not in path.parts for q in questions for path in q.images)
                 json.dumps([q.text for q in questions], ensure_ascii=False).encode()
     finally:
         path.write_text(whole)

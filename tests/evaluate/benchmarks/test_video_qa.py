@@ -9,7 +9,7 @@ import pytest
 
 from emu_jax.evaluate.benchmarks.video_qa import EXTRA
 from emu_jax.evaluate.question import Question
-from emu_jax.generate.chat import Film, read_film
+from emu_jax.generate.chat import Video, read_video
 from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
 
@@ -28,30 +28,30 @@ def nextqa(tmp_path):
 
 def test_msvd(msvd):
     found = read("msvdqa", msvd)
-    film = msvd / "YouTubeClips" / "-7KMZQEsJW4_205_208.avi"
+    video = msvd / "YouTubeClips" / "-7KMZQEsJW4_205_208.avi"
     assert [found[key] for key in ("36003", "36004", "36005")] == [
         Question(
-            id="36003", film=film, text="what skin tone does the person have?", answers=("medium-light",), kind="what"
+            id="36003", video=video, text="what skin tone does the person have?", answers=("medium-light",), kind="what"
         ),
         Question(
             id="36004",
-            film=film,
+            video=video,
             text="who is moving, a person in lotus position or a cat?",
             answers=("person in lotus position",),
             kind="who",
         ),
-        Question(id="36005", film=film, text="is the person moving?", answers=("yes",)),
+        Question(id="36005", video=video, text="is the person moving?", answers=("yes",)),
     ]
 
 
 def test_a_question_shows_the_reference_s_eight_frames(msvd):
     """Also where training samples its frames."""
-    film = read("msvdqa", msvd)["36003"].film
-    with av.open(film) as container:
+    video = read("msvdqa", msvd)["36003"].video
+    with av.open(video) as container:
         every = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     assert len(every) == 16
     expected = [every[index] for index in (0, 2, 4, 6, 8, 9, 11, 13)]  # round(15 / 8 * i), to even
-    np.testing.assert_array_equal(read_film(Film(film)), expected)
+    np.testing.assert_array_equal(read_video(Video(video)), expected)
 
 
 def test_msvd_as_the_authors_code_has_it(msvd):
@@ -60,7 +60,7 @@ def test_msvd_as_the_authors_code_has_it(msvd):
         clip, name = line.split()
         (msvd / "YouTubeClips" / f"{clip}.avi").rename(msvd / "video" / f"{name}.avi")
     (msvd / "youtube_mapping.txt").unlink()
-    assert read("msvdqa", msvd)["36000"].film == msvd / "video" / "vid1.avi"
+    assert read("msvdqa", msvd)["36000"].video == msvd / "video" / "vid1.avi"
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_wrong_mapping(msvd, line, expected):
         (lambda d: d[1].update(video_id="vid1"), "[1].video_id is 'vid1'; expected a whole number"),
         (
             lambda d: d[1].update(video_id=99),
-            "[1].video_id is 99; expected the number of a film in youtube_mapping.txt",
+            "[1].video_id is 99; expected the number of a video in youtube_mapping.txt",
         ),
     ],
 )
@@ -98,12 +98,12 @@ def test_msrvtt(tmp_path):
     found = read("msrvttqa", tmp_path)
     assert found["158590"] == Question(
         id="158590",
-        film=tmp_path / "TestVideo" / "video7013.mp4",
+        video=tmp_path / "TestVideo" / "video7013.mp4",
         text="what skin tone does the person have?",
         answers=("dark",),
         kind="what",
     )
-    assert read("msrvttqa", tmp_path, "train")["0"].film == tmp_path / "TrainValVideo" / "video0.mp4"
+    assert read("msrvttqa", tmp_path, "train")["0"].video == tmp_path / "TrainValVideo" / "video0.mp4"
 
 
 # ---------------------------------------------------------------- NExT-QA
@@ -114,7 +114,7 @@ def test_nextqa(nextqa):
     assert list(found)[:4] == ["4924794333/0", "4924794333/1", "4924794333/2", "4924794334/0"]
     assert found["4924794333/1"] == Question(
         id="4924794333/1",
-        film=nextqa / "NExTVideo" / "1000" / "4924794333.mp4",
+        video=nextqa / "NExTVideo" / "1000" / "4924794333.mp4",
         text="who moves in the video",
         answers=("man in steamy room", "a person"),
         kind="DO",
@@ -174,7 +174,7 @@ def _set(row, column, value):
         (_set(0, 5, "reply"), "no column answer; expected video, question, answer, qid, type"),
         (_set(2, 5, ""), "line 3.answer is ''; expected an answer"),
         (_set(2, 7, "XX"), "line 3.type is 'XX'; expected one of CW, CH, TN, TP, TC, DB, DC, DL, DO"),
-        (_set(2, 0, "77"), "line 3.video is '77'; expected a film that map_vid_vidorID.json knows"),
+        (_set(2, 0, "77"), "line 3.video is '77'; expected a video that map_vid_vidorID.json knows"),
         (lambda rows: rows[2].pop(), "line 3 has not the 8 cells of the header; expected the file as it is published"),
         (lambda rows: rows[2].append("x"), "line 3 has not the 8 cells of the header; expected the file as it is"),
         (

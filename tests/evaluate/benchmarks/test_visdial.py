@@ -18,10 +18,10 @@ def visdial(tmp_path):
 
 def test_rounds(visdial):
     found = read("visdial", visdial)
-    picture = visdial / "VisualDialog_val2018" / "VisualDialog_val2018_000000284024.jpg"
+    image = visdial / "VisualDialog_val2018" / "VisualDialog_val2018_000000284024.jpg"
     candidates = ("dark", "yes", "no", "1", "2", "can't tell", "light", "medium-light", "medium", "medium-dark")
     common = {
-        "pictures": (picture,),
+        "images": (image,),
         "caption": "A person in lotus position with medium-light skin tone.",
         "candidates": candidates,
     }
@@ -56,20 +56,20 @@ def test_test_asks_the_last_round_alone(visdial):
         "478132/1": 0,
     }
     assert all(len(q.candidates) == 10 and q.answers == () and q.relevance == () for q in found.values())
-    assert found["574189/3"].pictures == (visdial / "VisualDialog_test2018" / "VisualDialog_test2018_000000574189.jpg",)
+    assert found["574189/3"].images == (visdial / "VisualDialog_test2018" / "VisualDialog_test2018_000000574189.jpg",)
 
 
 def test_examples_are_of_both_folders_of_coco_and_keep_no_candidates(visdial):
     found = read("visdial", visdial, "train")
     assert found["25/2"] == Question(
         id="25/2",
-        pictures=(visdial / "val2014" / "COCO_val2014_000000000025.jpg",),
+        images=(visdial / "val2014" / "COCO_val2014_000000000025.jpg",),
         text="is it a photo",
         answers=("no",),
         history=found["25/3"].history[:1],
         caption=found["25/1"].caption,
     )
-    assert found["9/1"].pictures == (visdial / "train2014" / "COCO_train2014_000000000009.jpg",)
+    assert found["9/1"].images == (visdial / "train2014" / "COCO_train2014_000000000009.jpg",)
 
 
 def _round(number):

