@@ -146,7 +146,7 @@ def told_parts(document: RawDocument | Document) -> Iterator[str]:
         else:
             scores = [getattr(part, "score", None) for part in parts]
             known = "".join(f", similarity {score:g}" for score in scores if score is not None)
-            yield f"  {'picture' if len(scores) == 1 else f'{len(scores)} images'}{known}"
+            yield f"  {'image' if len(scores) == 1 else f'{len(scores)} images'}{known}"
 
 
 def told_question(question: Question) -> Iterator[str]:

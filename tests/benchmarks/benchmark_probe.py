@@ -7,8 +7,8 @@ image's embeddings what belongs to the image, on held-out records, before traini
 
     retrieval   ridge regression from embeddings to a vector of the image's text (TF-IDF, 256 principal directions),
                 fitted on the training records; then the rank of the right text among all distinct held-out texts, by
-                cosine. The text is a caption; the first 48 words of the next text on a page; of a video's frame what the
-                narration says before and after it.
+                cosine. The text is a caption; the first 48 words of the next text on a page; for a video's frame, what
+                the narration says before and after it.
     class       ridge regression to one-hot classes: skin tone, role and group of an emoji, topic of a page.
 
     trained, random      the same network after training and before it (its checkpoint of step 0)

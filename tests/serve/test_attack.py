@@ -84,7 +84,7 @@ BOMB = "data:image/png;base64," + base64.b64encode(large_png(13_000, 13_000)).de
 CHAT = "/v1/chat/completions"
 ATTACKS = {
     "a body of 50 MB": (CHAT, b'{"model": "' + b"a" * 50 * MB + b'"}', 413),
-    "a picture of 21 MB": (CHAT, chat("data:image/png;base64," + "A" * 28 * MB), 400),
+    "an image of 21 MB": (CHAT, chat("data:image/png;base64," + "A" * 28 * MB), 400),
     "13,000 x 13,000": (CHAT, chat(BOMB), 400),
     "a file address": (CHAT, chat("file:///etc/passwd"), 400),
     "a web address": (CHAT, chat("http://127.0.0.1:1/a.png"), 400),

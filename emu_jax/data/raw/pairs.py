@@ -246,7 +246,7 @@ def _compare_count(stats: Path, name: str, samples: int) -> Iterator[Reject]:
 
 @dataclasses.dataclass(frozen=True)
 class Coco:
-    """COCO's captions: a JSON of `images` and `annotations`, read whole (COCO's have 90 MB), and a images' folder.
+    """COCO's captions: a JSON of `images` and `annotations`, read whole (COCO's have 90 MB), and a folder of images.
 
     An image gives one document, whatever the number of its captions: `prepare` keeps an image once.
 

@@ -8,7 +8,7 @@ dialogue, by which NDCG is computed. Of `visdial_1.0_test.json`, a dialogue's la
 asked, and nothing tells its answer.
 
 A round is one question: `history` holds the rounds before it, `candidates` the options, `answers` the one that people
-gave, `caption` the line that the dialogue began with, which is COCO's for a picture of COCO. The reference's prompt for
+gave, `caption` the line that the dialogue began with, which is COCO's for an image of COCO. The reference's prompt for
 Emu-I leaves the caption out. Texts are as the files have them, without a question mark. Examples (split train) keep no
 candidates, of which 123 million would not be light.
 
