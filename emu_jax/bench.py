@@ -31,8 +31,9 @@ from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.flops import forward_flops
 from emu_jax.plan.topology import peak_flops
+from emu_jax.sharding import make_mesh
 from emu_jax.train.experiment import Experiment, make_experiment
-from emu_jax.train.mesh import batch_shardings, make_mesh
+from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.metrics import COUNTED
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state

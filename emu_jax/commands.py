@@ -41,7 +41,7 @@ def prepare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def inspect_data(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
-    from emu_jax.data.inspect import inspect as run
+    from emu_jax.inspect.data import inspect as run
 
     config = load_config(options.config, overrides)
     settings = {"rows": options.rows, "batches": options.batches, "verify": options.verify, "counts": options.json}
@@ -90,7 +90,7 @@ def use_compilation_cache(folder: Path) -> None:
 
 
 def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.train.precompute import precompute as run
+    from emu_jax.generate.precompute import precompute as run
 
     count = run(
         options.model,
@@ -110,8 +110,8 @@ def precompute(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import numpy as np
 
-    from emu_jax.api import Emu
     from emu_jax.generate.files import draw_files, read_requests, with_seeds
+    from emu_jax.generate.model import Emu
 
     out = options.embeddings
     if out is not None and out.exists():
@@ -156,8 +156,8 @@ def generate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def chat(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.api import Emu, check_decoding
     from emu_jax.generate.console import Console, converse, converse_at_terminal
+    from emu_jax.generate.model import Emu, check_decoding
 
     names = ("num_beams", "max_new_tokens", "min_length", "length_penalty", "temperature", "top_k", "top_p", "seed")
     settings = {name: getattr(options, name) for name in names}
@@ -211,15 +211,15 @@ def serve(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.api import TUNED
+    from emu_jax.generate.model import TUNED
 
     if options.benchmark:
         return evaluate_benchmarks(options)
-    from emu_jax.api import Emu
+    from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
     from emu_jax.evaluate import drawings, pairs
     from emu_jax.evaluate import tuning as tunings
     from emu_jax.evaluate.report import write_report
-    from emu_jax.train.checkpoint import is_checkpoint, weights_of_parts
+    from emu_jax.generate.model import Emu
 
     emu = Emu.load(options.model, weights=options.weights)
     scores = pairs.score(emu, options.split.split(",") if options.split else pairs.SPLITS)
@@ -236,10 +236,10 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def evaluate_benchmarks(options: argparse.Namespace) -> int:
-    from emu_jax.api import Emu
     from emu_jax.evaluate.benchmark_runs import Request
     from emu_jax.evaluate.benchmark_runs import evaluate as run
     from emu_jax.evaluate.scores import Weights
+    from emu_jax.generate.model import Emu
 
     out = options.out or options.model / "benchmarks"
     if not options.out and not options.model.is_dir():
@@ -320,7 +320,7 @@ def compare(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def inspect(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
-    from emu_jax.models.inspect import describe
+    from emu_jax.inspect.model import describe
 
     print(describe(load_config(options.config, overrides)))
     return 0
@@ -388,8 +388,8 @@ def bench(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import dataclasses
 
-    from emu_jax.convert.formats import Settings
-    from emu_jax.convert.formats import convert as run
+    from emu_jax.checkpoints.convert.formats import Settings
+    from emu_jax.checkpoints.convert.formats import convert as run
 
     names = [field.name for field in dataclasses.fields(Settings)]
     settings = Settings(**{name: getattr(options, name) for name in names})
@@ -400,7 +400,7 @@ def convert(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def export(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.convert.export import export as run
+    from emu_jax.checkpoints.convert.export import export as run
 
     settings = {"dtype": options.dtype, "merge_lora": options.merge_lora, "weights": options.weights}
     for file in run(options.source, options.folder, options.format, **settings):

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from emu_jax.api import Emu
 from emu_jax.cli import main
 from emu_jax.config import load_config, to_json
 from emu_jax.errors import UserError
 from emu_jax.evaluate import pairs
 from emu_jax.evaluate.compare import differing
+from emu_jax.generate.model import Emu
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten

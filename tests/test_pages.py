@@ -37,7 +37,8 @@ HERE = "here"
 CLOUD = "tests/launch/test_scripts.py::test_commands_of_the_example"
 BENCHMARKS = "tests/evaluate/test_benchmark_runs.py"
 # The pretraining of 14 B parameters is run by no test; what the compiler says of it is written down.
-LLAMA = "tests/convert/test_llama.py"
+CONVERT = "tests/checkpoints/convert"
+LLAMA = f"{CONVERT}/test_llama.py"
 TUNED = "tests/train/test_instruct.py::test_the_five_sets_are_one_stream"
 PLANNED = "launch/laptop-to-pod.md::4. A plan, before anything is rented"
 # The first pattern that is found in a command -> what runs it: HERE, a test, a line of .ci/run, or a documented check.
@@ -50,10 +51,10 @@ RUNS = {
     r"^cp launch/pod\.env\.example launch/pod\.env$": "tests/launch/test_scripts.py::project",
     r"^ruff (format|check) \.$": ".ci/run",
     r"^python -m mypy$": ".ci/run",
-    r"^emu-jax convert --from (Emu/pretrain|Emu-instruct\.pt) ": "tests/convert/test_round_trip.py::converted",
+    r"^emu-jax convert --from (Emu/pretrain|Emu-instruct\.pt) ": f"{CONVERT}/test_round_trip.py::converted",
     r"^emu-jax convert --from LLaMA-13B ": f"{LLAMA}::test_sharded_safetensors_have_transformers_logits",
     r"^emu-jax convert --from EVA01": f"{LLAMA}::test_eva_clips_visual_tower",
-    r"^emu-jax convert --from stable-diffusion": "tests/convert/test_diffusers.py::test_every_name_comes_back",
+    r"^emu-jax convert --from stable-diffusion": f"{CONVERT}/test_diffusers.py::test_every_name_comes_back",
     r"^pip install -e ": "launch/environment.sh",
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve ": "tests/serve/conftest.py::served",

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.api import Emu
 from emu_jax.errors import UserError
-from emu_jax.evaluate import predictions, shots
+from emu_jax.evaluate import few_shot as shots
+from emu_jax.evaluate import predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark
 from emu_jax.evaluate.benchmarks.names import find_benchmark
 from emu_jax.evaluate.intervals import Figure
@@ -29,6 +29,7 @@ from emu_jax.evaluate.predict import Drawing, predict
 from emu_jax.evaluate.prompts import PROMPTS
 from emu_jax.evaluate.question import Question
 from emu_jax.evaluate.scores import Weights, score
+from emu_jax.generate.model import Emu
 
 TASK_PROMPTS = {"video_qa": "vqa", "open": "open_ended"}  # others are called as their task
 

@@ -25,8 +25,7 @@ from matplotlib import pyplot as plt
 
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.paths import flatten
-from emu_jax.train.loop import CONFIG_FILE, OBSERVING
-from emu_jax.train.metrics import read_metrics
+from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, OBSERVING, read_metrics
 
 SEED = "train.seed"
 LOSSES = ("text_loss", "regression_loss")
@@ -144,7 +143,7 @@ def read_run(path: Path) -> Run:
     config = _flat(_read_json(file))
     if not isinstance(config.get(SEED), int):
         raise UserError(f"{file}: has no {SEED}; expected the config that `emu-jax train` wrote")
-    rows = read_metrics(path / "metrics.jsonl") if (path / "metrics.jsonl").is_file() else []
+    rows = read_metrics(path / METRICS_FILE) if (path / METRICS_FILE).is_file() else []
     figures: dict[str, float] = {}
     if (scores := path / "scores.json").is_file():
         entries: Any = _read_json(scores).get("figures")

@@ -16,12 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.api import Emu, GeneratedImage, GeneratedText
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, share
 from emu_jax.evaluate.pairs import in_batches, squared_distances
+from emu_jax.generate.model import Emu, GeneratedImage, GeneratedText
 
 log = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from emu_jax.api import Emu
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
+from emu_jax.generate.model import Emu
 
 BATCH = 32  # prompts generated at a time
 TRAIN_SAMPLE = 160  # training images scored beside the held-out ones, to tell remembering from generalising

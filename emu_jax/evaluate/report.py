@@ -26,11 +26,11 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from emu_jax.api import GeneratedText
 from emu_jax.evaluate.drawings import Drawings
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.pairs import Answer, Scores
 from emu_jax.evaluate.tuning import Tuning
+from emu_jax.generate.model import GeneratedText
 
 IMAGE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out images shown with their captions

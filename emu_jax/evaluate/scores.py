@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.api import Emu
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals, vgg
@@ -19,6 +18,7 @@ from emu_jax.evaluate.benchmarks.drawing import real_images
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import captions, clip_score, frechet, inception, open_answers, ranking, vqa, wups
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.model import Emu
 
 log = logging.getLogger(__name__)
 

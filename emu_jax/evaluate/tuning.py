@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_jax.api import Emu
 from emu_jax.data import embedded_chats
 from emu_jax.data.fluent_emoji import Example, examples
 from emu_jax.evaluate.benchmark_runs import Request, evaluate
 from emu_jax.evaluate.benchmarks.embedded import HELD_OUT
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike
 
 BENCHMARKS = ("fluent", "fluent_qa")

@@ -26,13 +26,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.api import Emu, GeneratedText, check_decoding
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.errors import UserError
 from emu_jax.generate import text
+from emu_jax.generate.model import Emu, GeneratedText, check_decoding
 from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, read_image
 from emu_jax.generate.text import Decoding, EndedBy, Ends
 from emu_jax.models import emu

@@ -15,15 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, UNET, VAE
+from emu_jax.checkpoints.store import is_checkpoint, load_part
 from emu_jax.errors import UserError
-from emu_jax.generate import safety
 from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet, vae
 from emu_jax.models.diffusion import Schedule
-from emu_jax.train.checkpoint import is_checkpoint, load_part
-
-UNET, VAE, SCHEDULER = "unet", "vae", "scheduler"
 
 
 class Decoder:
@@ -79,7 +77,7 @@ class Decoder:
             schedule, latent_size = Schedule.from_dict(config.schedule), config.latent_size
             queries = config.queries or None
         else:
-            from emu_jax.convert import diffusers
+            from emu_jax.checkpoints.convert import diffusers
 
             fields, unet_params = diffusers.load_unet(folder / UNET)
             schedule, queries = diffusers.load_schedule(folder / SCHEDULER), None
@@ -87,8 +85,8 @@ class Decoder:
         unet_config = unet.UNetConfig.from_dict(fields)
         size = latent_size * vae_config.reduction
         models = (unet_config, unet_params, vae_config, vae_params)
-        checks = safety_checker and (folder / safety.FOLDER).is_dir()
-        safety_check = SafetyCheck.load(folder / safety.FOLDER) if checks else None
+        checks = safety_checker and (folder / SAFETY_CHECKER).is_dir()
+        safety_check = SafetyCheck.load(folder / SAFETY_CHECKER) if checks else None
         return cls(*models, schedule, size=size, where=str(folder), queries=queries, safety=safety_check)
 
     def check_condition(self, queries: int, width: int) -> None:
@@ -166,7 +164,7 @@ def load_vae(folder: Path, weights: str = "auto") -> tuple[vae.VAEConfig, vae.Pa
             fields["scale"] = float(statistics["latent_square"]) ** -0.5  # latents of variance 1
         return vae.VAEConfig.from_dict(fields), params["vae"], config.image_size or None
 
-    from emu_jax.convert import diffusers
+    from emu_jax.checkpoints.convert import diffusers
 
     fields, params = diffusers.load_vae(folder)
     return vae.VAEConfig.from_dict(fields), params, None

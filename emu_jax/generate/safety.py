@@ -13,7 +13,6 @@ from PIL import Image
 
 from emu_jax.models import clip
 
-FOLDER = "safety_checker"  # beside `unet` and `vae`
 # What CLIP was trained with.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -28,7 +27,7 @@ class SafetyCheck:
     @classmethod
     def load(cls, folder: Path) -> SafetyCheck:
         """Reads a diffusers `safety_checker` folder; UserError where it does not fit."""
-        from emu_jax.convert.diffusers import load_safety_checker
+        from emu_jax.checkpoints.convert.diffusers import load_safety_checker
 
         config, params = load_safety_checker(folder)
         return cls(config, jax.tree.map(jnp.asarray, params))

@@ -41,7 +41,7 @@ from emu_jax.models.layers import (
     split_key,
     stack,
 )
-from emu_jax.train.mesh import constrain
+from emu_jax.sharding import with_logical_constraint
 
 INITS = ("reference", "scaled")
 KINDS = ("causal", "bidirectional", "pooled")
@@ -156,7 +156,7 @@ class CausalBlock(nnx.Module):
         self, x: Array, *, features: Array, bias: Array, mask: Array | None, key: Array | None = None
     ) -> Array:
         keys = split_key(key, 6)
-        x = constrain(x, ("image", "queries", "embed_act"))
+        x = with_logical_constraint(x, ("image", "queries", "embed_act"))
         y = self.self_norm(x)
         x = x + dropout(self.self_attn(y, y, bias, mask, keys[0]), self.dropout, keys[1])
         y = self.cross_attn(self.cross_norm(x), features, None, None, keys[2])
@@ -240,7 +240,7 @@ class PooledPatches(nnx.Module):
         patches = features[:, 1:]  # [N, P, Dv]
         weights = jnp.asarray(pooling(self.config.queries, math.isqrt(patches.shape[1])), features.dtype)
         pooled = jnp.einsum("qp,npd->nqd", weights, patches)
-        return self.projection(constrain(pooled, ("image", "queries", "embed_act")))  # [N, Q, Dl]
+        return self.projection(with_logical_constraint(pooled, ("image", "queries", "embed_act")))  # [N, Q, Dl]
 
 
 def make_causal(

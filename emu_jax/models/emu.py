@@ -27,7 +27,7 @@ from emu_jax.models.layers import REMAT_POLICIES, Array, LayerNorm, named_axes, 
 from emu_jax.models.llama import Llama, LlamaConfig
 from emu_jax.models.losses import MEANS, SourceWeights, by_source, regression_losses, source_scales, text_loss
 from emu_jax.models.vision import VisionConfig, VisionEncoder
-from emu_jax.train.mesh import constrain
+from emu_jax.sharding import with_logical_constraint
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -289,7 +289,9 @@ def _embed_images(
     """Encodes every slot: named arrays [B*I, …] with `embeddings` [B*I, Q, D] last, metrics, new statistics."""
     c = model.config
     rows, slots = batch.images.shape[:2]
-    images = constrain(batch.images.reshape(rows * slots, *batch.images.shape[2:]), ("image", None, None, None))
+    images = with_logical_constraint(
+        batch.images.reshape(rows * slots, *batch.images.shape[2:]), ("image", None, None, None)
+    )
     named = model.encode(normalise_pixels(images, c), key)
     embeds = named["causal_embeds"].astype(jnp.float32)  # [B*I, Q, D]
     used = (batch.slots[:, :, None] == jnp.arange(slots)).any(1).reshape(-1)  # bool [B*I]

@@ -1,7 +1,7 @@
 """Building blocks shared by the three networks: linear maps, norms, attention and the scan over depth.
 
 Every function takes and returns plain arrays; modules only declare parameters and their logical axes
-(`train/mesh.py` maps those to the mesh). Compute happens in the dtype of the input; norms, softmax and
+(`sharding.py` maps those to the mesh). Compute happens in the dtype of the input; norms, softmax and
 RoPE are computed in float32 whatever that is.
 """
 

@@ -30,7 +30,7 @@ from emu_jax.models.layers import (
     stack,
 )
 from emu_jax.models.packed_attention import KERNELS, packed_attention
-from emu_jax.train.mesh import constrain, platform
+from emu_jax.sharding import platform, with_logical_constraint
 
 # A block's linear maps in the order in which they are computed.
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
@@ -189,7 +189,7 @@ class LlamaBlock(nnx.Module):
         key: Array | None = None,
     ) -> Array:
         keys = split_key(key, len(PROJECTIONS))  # a projection's own, for the dropout before its adapter
-        x = constrain(x, ("batch", "sequence", "embed_act"))
+        x = with_logical_constraint(x, ("batch", "sequence", "embed_act"))
         x = x + self.attn.merge(attend(*self.attn.project(self.attn_norm(x), cos, sin, keys[:3])), keys[3])
         return x + self.mlp(self.mlp_norm(x), keys[4:])
 
@@ -264,7 +264,9 @@ class Llama(nnx.Module):
 
     def logits(self, hidden: Array) -> Array:
         """Hidden states [B, …, D] -> logits [B, …, V], each device those of its part of the vocabulary."""
-        return constrain(self.lm_head(hidden), ("batch", *(None,) * (hidden.ndim - 2), "vocab"), uneven=True)
+        return with_logical_constraint(
+            self.lm_head(hidden), ("batch", *(None,) * (hidden.ndim - 2), "vocab"), uneven=True
+        )
 
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
         """An empty cache of `capacity` slots for `batch` rows."""

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import Array
-from emu_jax.train.mesh import constrain, devices_of
+from emu_jax.sharding import num_shards, with_logical_constraint
 
 MEANS = ("tokens", "sources")
 
@@ -57,7 +57,7 @@ def _whole_head(head: Array, hidden: Array) -> Array:
     Left split there, the compiler would rather sum partial logits of all rows over the devices: at the published size
     67 GB a step in place of a third of one.
     """
-    return constrain(head.astype(hidden.dtype), ("embed_act", "vocab"))
+    return with_logical_constraint(head.astype(hidden.dtype), ("embed_act", "vocab"))
 
 
 def _chunk_loss(hidden: Array, head: Array, labels: Array, weights: Array) -> tuple[Array, Array, Array]:
@@ -103,7 +103,7 @@ def text_loss(hidden: Array, head: Array, labels: Array, weights: Array, chunk: 
 def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
     kernel = _whole_head(head, hidden)
     rows, length, _ = hidden.shape
-    groups = devices_of("batch", rows)
+    groups = num_shards("batch", rows)
     order, inverse = _labelled_first(weights)
     pieces = jax.tree.map(lambda x: _cut(x, order, min(chunk, length)), (hidden, labels, weights))
 
@@ -126,7 +126,7 @@ def _text_loss_forward(hidden: Array, head: Array, labels: Array, weights: Array
 
     # A sum for each device's rows [G, D, V], added up once behind the loop: the compiler would else bring the
     # gradients of all rows' logits to every device, in every chunk.
-    zeros = constrain(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "embed_act", "vocab"))
+    zeros = with_logical_constraint(jnp.zeros((groups, *head.shape), jnp.float32), ("batch", "embed_act", "vocab"))
     head_gradient, (losses, hidden_gradients) = jax.lax.scan(step, zeros, pieces)
     losses, hidden_gradient = _uncut(losses, inverse), _uncut(hidden_gradients, inverse)  # [B, S], [B, S, D]
     return (losses.sum(), losses), (hidden_gradient, head_gradient.sum(0).astype(head.dtype))

@@ -16,7 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from emu_jax.errors import UserError
 from emu_jax.models.layers import Array, attention
 from emu_jax.models.splash import refusal, splash_attention
-from emu_jax.train.mesh import platform
+from emu_jax.sharding import platform
 
 KERNELS = ("auto", "plain", "splash")
 

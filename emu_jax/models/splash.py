@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.models.layers import Array
-from emu_jax.train.mesh import devices_of, partition_spec, platform
+from emu_jax.sharding import num_shards, partition_spec, platform
 
 BLOCKS = (512, 256, 128)  # of queries and of keys: the largest that divides what a device holds
 LANES = 128  # of a vector register; heads are padded to whole ones
@@ -19,7 +19,7 @@ LANES = 128  # of a vector register; heads are padded to whole ones
 
 def refusal(queries: int, keys: int) -> str | None:
     """Why the kernel cannot take so many positions on the mesh in use, if it cannot."""
-    shards = devices_of("sequence", queries)
+    shards = num_shards("sequence", queries)
     if queries % (LANES * shards) or keys % LANES:
         return f"{queries} positions over context={shards}; it needs a multiple of {LANES} on each device"
     return None
@@ -38,7 +38,7 @@ def splash_attention(
 
     (_, heads, queries, head_dim), keys = q.shape, k.shape[2]
     mesh = jax.sharding.get_abstract_mesh()
-    shards = devices_of("sequence", queries)
+    shards = num_shards("sequence", queries)
     query_block = next(size for size in BLOCKS if (queries // shards) % size == 0)
     key_block = next(size for size in BLOCKS if keys % size == 0)
     mask = (masks.CausalMask if causal else masks.FullMask)((queries, keys))
@@ -51,7 +51,7 @@ def splash_attention(
             block_kv_dkv=key_block,
             use_fused_bwd_kernel=True,
         ),
-        head_shards=devices_of("heads", heads),
+        head_shards=num_shards("heads", heads),
         q_seq_shards=shards,
         residual_checkpoint_name="attention",
         interpret=platform() != "tpu",

@@ -34,7 +34,7 @@ from emu_jax.models.layers import (
 )
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
 from emu_jax.models.splash import refusal, splash_attention
-from emu_jax.train.mesh import constrain, platform
+from emu_jax.sharding import platform, with_logical_constraint
 
 Params = dict[str, Any]
 
@@ -196,7 +196,7 @@ class SpatialTransformer(nnx.Module):
 
     def __call__(self, x: Array, condition: Array) -> Array:
         y = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])  # [N, H*W, C]
-        y = constrain(y, ("image", None, "embed_act"))
+        y = with_logical_constraint(y, ("image", None, "embed_act"))
         return x + self.proj_out(self.block(y, condition)).reshape(x.shape)
 
 

@@ -31,7 +31,7 @@ from emu_jax.models.layers import (
     split_key,
     stack,
 )
-from emu_jax.train.mesh import constrain
+from emu_jax.sharding import with_logical_constraint
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class VisionBlock(nnx.Module):
 
     def __call__(self, x: Array, *, key: Array | None = None) -> Array:
         key_attn, key_mlp = split_key(key, 2)
-        x = constrain(x, ("image", "patches", "embed_act"))
+        x = with_logical_constraint(x, ("image", "patches", "embed_act"))
         x = x + dropout(self.attn(self.norm1(x)), self.drop_path, key_attn, per_sample=True)
         return x + dropout(self.mlp(self.norm2(x)), self.drop_path, key_mlp, per_sample=True)
 

@@ -29,7 +29,7 @@ from emu_jax.errors import UserError
 from emu_jax.plan.program import Cost
 from emu_jax.plan.steps import Step, decode, scanned, shallow, step_kind
 from emu_jax.plan.topology import Chip, Topology
-from emu_jax.train.mesh import AXES, make_mesh
+from emu_jax.sharding import AXES, make_mesh
 
 AGREEMENT = 0.05  # counted and analytic FLOPs of a small step without remat may differ by so much
 FEW_ROWS = 8  # a device, of a step that is compiled for its FLOPs alone

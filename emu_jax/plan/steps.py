@@ -27,10 +27,11 @@ from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.models.paths import flatten
 from emu_jax.plan.program import Cost, cost
+from emu_jax.sharding import ROWS, replicated, sharding, tree_shardings
 from emu_jax.train import objective
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.experiment import step_flops
-from emu_jax.train.mesh import ROWS, batch_shardings, replicated, sharding, tree_shardings
+from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 from emu_jax.train.step import compile_step

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import PIL.Image
 
-from emu_jax.api import Emu, GeneratedImage
+from emu_jax.generate.model import Emu, GeneratedImage
 from emu_jax.generate.samplers import HISTORY, Table, advance, empty_history, make_table
 from emu_jax.models import unet
 from emu_jax.models.layers import Array

@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image as PIL
 from PIL.Image import Image as PILImage
 
-from emu_jax.api import GeneratedImage
 from emu_jax.generate.chat import Video
 from emu_jax.generate.files import about
+from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.engine import DrawSettings
 
 Part = str | np.ndarray | PILImage | Video

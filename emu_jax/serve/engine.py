@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Ordered
 from typing import Any, Generic, TypeVar
 
-from emu_jax.api import Emu, GeneratedImage, check_decoding
 from emu_jax.data.tokenizer import Spelling
+from emu_jax.generate.model import Emu, GeneratedImage, check_decoding
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, cut
 from emu_jax.serve import sequences

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.api import Emu
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import NEW_TOKENS, Video, clean, default_system, read_message
+from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, Prompt, encode_prompts, read_image
 
 ROW = 1 << 30  # a conversation is one row, which the context bounds

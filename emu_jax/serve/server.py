@@ -19,15 +19,15 @@ from pathlib import Path
 import uvicorn
 from fastapi import FastAPI
 
-from emu_jax.api import TUNED, Emu
+from emu_jax.checkpoints.store import is_checkpoint
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import Decoder
+from emu_jax.generate.model import TUNED, Emu
 from emu_jax.serve import api
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.guard import Guard
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.metrics import Metrics
-from emu_jax.train.checkpoint import is_checkpoint
 
 log = logging.getLogger(__name__)
 

@@ -20,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu_jax.api import Emu
-from emu_jax.generate import image, text
+from emu_jax.generate import embeddings as image
+from emu_jax.generate import text
+from emu_jax.generate.model import Emu
 from emu_jax.generate.text import Decoding, Ends
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.serve.sequences import Sequence
-from emu_jax.train.mesh import constrain
+from emu_jax.sharding import with_logical_constraint
 
 SHORTEST = 32  # positions; sequences are padded to it, its double, and so on up to the context
 READ_TOGETHER = (1, 4)  # sequences that are read at a time, padded to one of these
@@ -256,7 +257,10 @@ def _placed(state: _State) -> _State:
     """On a mesh, every program leaves the slots as it found them: the caches split by heads, the rest whole."""
     caches = {state.cache.k.shape, state.cache.v.shape}
     return jax.tree.map(
-        lambda x: constrain(x, (None, None, "heads", None, None) if x.shape in caches else (None,) * x.ndim), state
+        lambda x: with_logical_constraint(
+            x, (None, None, "heads", None, None) if x.shape in caches else (None,) * x.ndim
+        ),
+        state,
     )
 
 

@@ -34,7 +34,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from emu_jax.errors import UserError
-from emu_jax.train import last_words
+from emu_jax.train import exit_watchdog
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM would be 143.
 EXIT_LOST = 69  # EX_UNAVAILABLE: another process was lost, hung or failed
@@ -278,7 +278,7 @@ class Watch:
         self._stopping = threading.Event()
         names = [str(self._process), str(self._count), str(global_state.coordinator_address)]
         self._last_words = subprocess.Popen(
-            [sys.executable, "-S", last_words.__file__, *names], stdin=subprocess.PIPE, start_new_session=True
+            [sys.executable, "-S", exit_watchdog.__file__, *names], stdin=subprocess.PIPE, start_new_session=True
         )
         self._thread = threading.Thread(target=self._run, name="emu-jax-watch", daemon=True)
         self._thread.start()
@@ -359,7 +359,7 @@ class Watch:
         return f"process {report.process} of {self._count} ({report.host})"
 
     def _say_goodbye(self) -> None:
-        self._last_words.communicate(last_words.GOODBYE.encode())
+        self._last_words.communicate(exit_watchdog.GOODBYE.encode())
 
     def _leave(self, message: str, code: int) -> None:
         print(f"\nemu-jax train: {message}", file=sys.stderr, flush=True)  # a progress bar may stand in the line

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import is_checkpoint, read_tokenizer
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.data.latents import Latents
 from emu_jax.data.pipeline import DataConfig, Pipeline, Stream, train_tokenizer
@@ -21,9 +22,8 @@ from emu_jax.models.flops import forward_flops
 from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import flatten
 from emu_jax.train import objective
-from emu_jax.train.checkpoint import is_checkpoint, read_tokenizer
+from emu_jax.train.global_batch import own_rows
 from emu_jax.train.groups import PARTS
-from emu_jax.train.mesh import own_rows
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.reach import check_reach
 

@@ -22,26 +22,27 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
+from emu_jax.sharding import make_mesh
 from emu_jax.train import distributed
-from emu_jax.train.beginning import begin, check_init
-from emu_jax.train.checkpoint import FOLDER, Checkpoints
+from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.experiment import Experiment, make_experiment
-from emu_jax.train.mesh import batch_shardings, make_mesh, own_rows, put_rows
+from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
+from emu_jax.train.init_from import begin, check_init
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.objective import Batch
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import compile_step
+from emu_jax.workdir import CONFIG_FILE, OBSERVING
 
 log = logging.getLogger(__name__)
 
-CONFIG_FILE = "config.json"
-# Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
-OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh", "train.tuned")
-RESHARDING = ("data.shards", "data.workers")  # and these, where the data may be divided anew
+# Fields that may differ beside `OBSERVING` when a run is resumed with its data divided anew.
+RESHARDING = ("data.shards", "data.workers")
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
@@ -132,7 +133,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     Where a run starts, first that applies:
       1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the
          number of steps in all), on whatever mesh; a finished run is left as it is;
-      2. parameters of the parts that config.init names (`beginning.py`), the others fresh;
+      2. parameters of the parts that config.init names (`init_from.py`), the others fresh;
       3. fresh parameters from config.train.seed.
 
     Of several processes (`distributed.py`) all call it, and the first writes everything but its checkpoints' parts.

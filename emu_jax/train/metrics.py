@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
+from emu_jax.workdir import METRICS_FILE, read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -53,7 +54,7 @@ class MetricsWriter:
     """
 
     def __init__(self, workdir: Path, *, start: int, total: int):
-        self._path = workdir / "metrics.jsonl"
+        self._path = workdir / METRICS_FILE
         rows = read_metrics(self._path) if self._path.exists() else []
         _replace_rows(self._path, [row for row in rows if row["step"] <= start])
         self._file = self._path.open("a", encoding="utf-8")
@@ -271,17 +272,6 @@ def _replace_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     partial.replace(path)
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl; a last line that a kill cut short is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def lines_of(name: str, known: Collection[str]) -> list[str]:
     """The metrics that one plot shows: the one of this name, and those of sources or parts.
 
@@ -293,7 +283,7 @@ def lines_of(name: str, known: Collection[str]) -> list[str]:
 
 def plot_metrics(workdir: Path) -> list[Path]:
     """Draws metrics.jsonl as `workdir/plots/<group>.png`; sources and parts of the model are lines of one plot."""
-    rows = read_metrics(workdir / "metrics.jsonl")
+    rows = read_metrics(workdir / METRICS_FILE)
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     paths = []

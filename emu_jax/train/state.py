@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from emu_jax.train.mesh import replicated, tree_shardings
+from emu_jax.sharding import replicated, tree_shardings
 from emu_jax.train.objective import Objective
 from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 

@@ -32,7 +32,7 @@ from emu_jax import Emu
 from emu_jax.data.pipeline import DataConfig, Pipeline
 from emu_jax.evaluate.compare import Mean, mean_over
 from emu_jax.models import emu
-from emu_jax.train.metrics import read_metrics
+from emu_jax.workdir import read_metrics
 
 VARIANTS: dict[str, dict[str, str]] = {
     "float32": {"dtype": "float32"},

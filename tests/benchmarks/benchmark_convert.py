@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from emu_jax.convert import emu, llama
+from emu_jax.checkpoints.convert import emu, llama
 
 SHAPES = {
     "7b": {"width": 4096, "layers": 32, "heads": 32, "mlp_dim": 11008},

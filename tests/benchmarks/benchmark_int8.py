@@ -15,12 +15,12 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from emu_jax.convert import emu as published
+from emu_jax.checkpoints.convert import emu as published
+from emu_jax.checkpoints.store import is_checkpoint, load_for_inference
 from emu_jax.data.pipeline import DataConfig, Pipeline
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 from emu_jax.models.quantise import quantise_params
-from emu_jax.train.checkpoint import is_checkpoint, load_for_inference
 
 BATCHES = 12
 ROWS, LENGTH, IMAGES = 4, 128, 2  # of random documents

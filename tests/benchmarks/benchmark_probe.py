@@ -55,6 +55,7 @@ import jax
 import numpy as np
 
 from emu_jax import Emu
+from emu_jax.checkpoints.store import FOLDER as CHECKPOINTS
 from emu_jax.data.document import Text
 from emu_jax.data.images import StoredJpeg, resize
 from emu_jax.data.prepared import (
@@ -70,7 +71,6 @@ from emu_jax.data.prepared import (
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.train.checkpoint import FOLDER as CHECKPOINTS
 from tests.benchmarks import probe
 from tests.benchmarks.probe import (
     Ranks,

@@ -18,7 +18,7 @@ import torch
 from diffusers import PNDMScheduler, UNet2DConditionModel
 
 from configs import decoder
-from emu_jax.convert.diffusers import match
+from emu_jax.checkpoints.convert.diffusers import match
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet
 from emu_jax.models.diffusion import Schedule

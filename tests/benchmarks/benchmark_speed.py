@@ -24,11 +24,12 @@ import torch
 
 from configs import quickstart
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
-from emu_jax.generate import image, text
+from emu_jax.generate import embeddings as image
+from emu_jax.generate import text
 from emu_jax.models import emu
 from emu_jax.models.emu import Batch, EmuConfig, SpecialIds
+from emu_jax.sharding import make_mesh
 from emu_jax.train import objective
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import make_train_step

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import models
-from emu_jax.generate import image, text
+from emu_jax.generate import embeddings as image
+from emu_jax.generate import text
 from emu_jax.models import emu
 
 EOS, IMG = 2, 4  # IMG: where a text ends as well, of a model that has learnt to begin images

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from emu_jax.convert import diffusers
+from emu_jax.checkpoints.convert import diffusers
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet, vae
 from emu_jax.models.diffusion import add_noise

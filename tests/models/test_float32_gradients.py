@@ -16,7 +16,8 @@ from configs import models
 from emu_jax.models import emu
 from emu_jax.models.layers import Array, add_float32, project, project_float32
 from emu_jax.models.paths import flatten
-from emu_jax.train.mesh import batch_shardings, make_mesh, tree_shardings
+from emu_jax.sharding import make_mesh, tree_shardings
+from emu_jax.train.global_batch import batch_shardings
 
 ROOT = Path(__file__).parents[2]
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)

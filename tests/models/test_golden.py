@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from emu_jax.convert import emu as published
+from emu_jax.checkpoints.convert import emu as published
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 

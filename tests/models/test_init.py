@@ -15,7 +15,7 @@ import pytest
 from scipy.stats import ks_2samp
 
 from configs import models
-from emu_jax.convert import emu as published
+from emu_jax.checkpoints.convert import emu as published
 from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten

@@ -13,8 +13,8 @@ from configs import models
 from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.losses import SourceWeights, source_scales
+from emu_jax.sharding import make_mesh
 from emu_jax.train import objective
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import make_train_step

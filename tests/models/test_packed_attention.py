@@ -49,7 +49,7 @@ def test_the_tpu_kernel_equals_plain_attention(head_dim):
 SPLIT = """
 import sys
 import jax, numpy as np
-from emu_jax.train.mesh import make_mesh
+from emu_jax.sharding import make_mesh
 from tests.models.test_packed_attention import results
 with jax.set_mesh(make_mesh({sys.argv[1]: 2})):
     np.savez(sys.argv[2], **results("splash"))

@@ -19,8 +19,8 @@ from emu_jax.models import emu
 from emu_jax.plan.plan import make_plan
 from emu_jax.plan.steps import IDS, pretrain
 from emu_jax.plan.topology import describe
+from emu_jax.sharding import make_mesh
 from emu_jax.train import objective
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 

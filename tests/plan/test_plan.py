@@ -9,7 +9,7 @@ from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.plan.program import collectives, kernel_flops
 from emu_jax.plan.topology import describe
-from emu_jax.train.mesh import AXES
+from emu_jax.sharding import AXES
 from tests.train import tiny
 
 needs_libtpu = pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="pip install '.[plan]'")

@@ -5,7 +5,7 @@ import pytest
 
 from configs import models, pretrain
 from emu_jax.plan import steps
-from emu_jax.train.mesh import make_mesh
+from emu_jax.sharding import make_mesh
 
 
 @pytest.fixture

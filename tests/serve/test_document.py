@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from emu_jax import Emu
-from emu_jax.api import GeneratedText
 from emu_jax.errors import UserError
+from emu_jax.generate.model import GeneratedText
 from emu_jax.serve.document import Drawn, Item, Piece, Plan, continue_document
 from emu_jax.serve.engine import DrawSettings, Engine
 from emu_jax.serve.limits import Limits

@@ -20,12 +20,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import digests
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
+from emu_jax.sharding import make_mesh
 from emu_jax.train import distributed, loop
-from emu_jax.train.checkpoint import Checkpoints, digests
+from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.experiment import make_experiment
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
+from emu_jax.checkpoints.store import load_for_inference, newest_folder
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
-from emu_jax.train.checkpoint import load_for_inference, newest_folder
 from emu_jax.train.loop import train
 from tests.train import tiny
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
+from emu_jax.checkpoints.store import load_part
 from emu_jax.data.latents import Latents
 from emu_jax.errors import UserError
-from emu_jax.train.checkpoint import load_part
+from emu_jax.generate.precompute import precompute
 from emu_jax.train.loop import train
-from emu_jax.train.precompute import precompute
 from tests.train import tiny
 
 

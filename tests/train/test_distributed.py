@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
+from emu_jax.checkpoints.store import newest_folder
 from emu_jax.cli import main
 from emu_jax.errors import UserError
-from emu_jax.train import last_words
-from emu_jax.train.checkpoint import newest_folder
+from emu_jax.train import exit_watchdog
 from emu_jax.train.distributed import EXIT_LOST, EXIT_PREEMPTED, find_job
 from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
@@ -295,14 +295,14 @@ def test_two_tasks_of_slurm_train_as_one(two, documents, tmp_path):
 
 
 def say(process: str, coordinator: str, words: str) -> str:
-    command = [sys.executable, "-S", last_words.__file__, process, "2", coordinator]
+    command = [sys.executable, "-S", exit_watchdog.__file__, process, "2", coordinator]
     return subprocess.run(command, input=words, capture_output=True, text=True, check=True).stderr
 
 
 def test_last_words():
     with socket.create_server(("127.0.0.1", 0)) as coordinator:
         alive = f"127.0.0.1:{coordinator.getsockname()[1]}"
-        assert say("1", alive, last_words.GOODBYE) == ""
+        assert say("1", alive, exit_watchdog.GOODBYE) == ""
         for process in "01":
             expected = f"emu-jax train: process {process} of 2 ended: a signal or a crash ended it; start the job again"
             assert say(process, alive, "").startswith(expected)

@@ -12,18 +12,18 @@ import pytest
 from ml_collections import ConfigDict
 
 from emu_jax import Emu
+from emu_jax.checkpoints.store import load_for_inference
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.models.paths import flatten
-from emu_jax.train.beginning import begin
-from emu_jax.train.checkpoint import load_for_inference
+from emu_jax.sharding import make_mesh
 from emu_jax.train.experiment import make_experiment
+from emu_jax.train.init_from import begin
 from emu_jax.train.loop import train
-from emu_jax.train.mesh import make_mesh
-from emu_jax.train.metrics import read_metrics
 from emu_jax.train.optimizer import OptimizerConfig, ema_update, ema_weight
 from emu_jax.train.state import create_state
+from emu_jax.workdir import read_metrics
 from tests.train import tiny
 
 DECAY, STEPS = 0.6, 4

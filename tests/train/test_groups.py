@@ -17,10 +17,10 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten
+from emu_jax.sharding import make_mesh
 from emu_jax.train import objective
 from emu_jax.train.experiment import step_flops
 from emu_jax.train.groups import Group, resolve
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import make_train_step

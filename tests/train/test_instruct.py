@@ -41,7 +41,7 @@ def adapted() -> emu.EmuConfig:
 @pytest.fixture(scope="module")
 def trained() -> tuple:
     """A state before and after two steps on one document."""
-    from emu_jax.train.mesh import make_mesh
+    from emu_jax.sharding import make_mesh
     from emu_jax.train.state import create_state
     from emu_jax.train.step import make_train_step
 

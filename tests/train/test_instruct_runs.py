@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
+from emu_jax.checkpoints.store import load_for_inference, newest_folder, read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten
-from emu_jax.train.checkpoint import load_for_inference, newest_folder, read_meta
 from emu_jax.train.experiment import make_experiment
 from emu_jax.train.loop import train
 from tests.train import tiny

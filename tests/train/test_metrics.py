@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from emu_jax.train.metrics import PLOTS, MetricsWriter, lines_of, plot_metrics, read_metrics
+from emu_jax.train.metrics import PLOTS, MetricsWriter, lines_of, plot_metrics
+from emu_jax.workdir import read_metrics
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emu_jax.train.checkpoint import EMA_PREFIX, load_for_inference, newest_folder
-from emu_jax.train.metrics import read_metrics
+from emu_jax.checkpoints.store import EMA_PREFIX, load_for_inference, newest_folder
+from emu_jax.workdir import read_metrics
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "images_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}

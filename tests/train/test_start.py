@@ -15,7 +15,8 @@ from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train.loop import train
-from emu_jax.train.metrics import Goodput, read_metrics
+from emu_jax.train.metrics import Goodput
+from emu_jax.workdir import read_metrics
 from tests.train import tiny
 from tests.train.test_resume import ROOT
 

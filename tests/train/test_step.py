@@ -13,8 +13,8 @@ from emu_jax.data.packing import build_row
 from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
+from emu_jax.sharding import make_mesh
 from emu_jax.train import objective
-from emu_jax.train.mesh import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
 from emu_jax.train.step import make_train_step

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import decoder, models, quickstart, vae
+from emu_jax.generate.precompute import precompute
 from emu_jax.train.loop import train
-from emu_jax.train.precompute import precompute
 
 COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 70, 210)}
 SHAPES = {"square": np.s_[4:12, 4:12], "bar": np.s_[6:10, :], "frame": np.s_[::15, :], "cross": np.s_[:, 7:9]}

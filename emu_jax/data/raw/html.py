@@ -20,7 +20,7 @@ from typing import Any
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip
-from emu_jax.data.raw.images import data_address
+from emu_jax.data.raw.image_files import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.web import Found, check_similarity, finish
 from emu_jax.errors import UserError

@@ -19,7 +19,7 @@ import numpy as np
 from emu_jax.data.clip_scores import load_scorer, match
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
-from emu_jax.data.raw.images import Images, beside, check_beside
+from emu_jax.data.raw.image_files import Images, beside, check_beside
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.rows import read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, embed_found, finish, low_similarity

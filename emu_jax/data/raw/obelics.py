@@ -17,7 +17,7 @@ from typing import Any
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
-from emu_jax.data.raw.images import Images, beside, check_beside, data_address
+from emu_jax.data.raw.image_files import Images, beside, check_beside, data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.rows import PATTERNS, read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, finish

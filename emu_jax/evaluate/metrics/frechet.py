@@ -15,11 +15,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from einops import rearrange
 
-from emu_jax.api import Emu
 from emu_jax.data.images import resize
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.generate.model import Emu
 
 BATCH = 16
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from emu_jax.convert.tensor_files import TensorFile
+from emu_jax.checkpoints.convert.tensor_files import TensorFile
 from emu_jax.errors import UserError
 from emu_jax.models.layers import Array
 

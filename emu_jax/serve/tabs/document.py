@@ -10,9 +10,9 @@ from typing import Any
 
 import gradio as gr
 
-from emu_jax.api import GeneratedImage
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import Video
+from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.document import IMAGE, TEXT, Drawn, Piece, Plan, continue_document
 from emu_jax.serve.downloads import Part, Record, figures, html_page, write
 from emu_jax.serve.engine import Engine

@@ -11,8 +11,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 
-from emu_jax.api import GeneratedImage
 from emu_jax.errors import UserError
+from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.downloads import Record, drawn_png, write
 from emu_jax.serve.engine import DrawSettings, Engine, Ticket
 from emu_jax.serve.tabs.controls import EVENT, DrawControls, draw_settings, note, progress, text, told, whole

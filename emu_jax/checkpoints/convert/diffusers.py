@@ -1,0 +1,421 @@
+"""Diffusers folders (U-Net, VAE, scheduler, safety checker) -> our configs and parameters.
+
+    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, a plan or parameters
+
+Our modules carry the files' names, so one key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`. What
+differs stands in `RENAMED`. Every key is used exactly once, every parameter assigned exactly once, and all that does
+not fit is reported together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_jax.checkpoints.convert.matching import Fault, report
+from emu_jax.checkpoints.convert.plan import Plan, Step, gather, source_dtypes, unreadable
+from emu_jax.checkpoints.convert.tensor_files import Tensors, open_tensors
+from emu_jax.errors import UserError
+from emu_jax.models import clip, unet, vae
+from emu_jax.models.diffusion import Schedule
+from emu_jax.models.paths import flatten
+
+WEIGHTS = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.bin",
+    "model.safetensors",
+    "pytorch_model.bin",
+)
+LAYOUT = "the diffusers layout of Stable Diffusion 1.5"
+
+# (file's module path, ours): regular expressions over dotted paths, applied in order. The first four are the names
+# that VAE attentions had before diffusers 0.15.
+RENAMED: tuple[tuple[str, str], ...] = (
+    (r"\.query$", ".to_q"),
+    (r"\.key$", ".to_k"),
+    (r"\.value$", ".to_v"),
+    (r"\.proj_attn$", ".to_out"),
+    (r"\.to_out\.0$", ".to_out"),
+    (r"\.transformer_blocks\.0\.", ".block."),
+    (r"\.ff\.net\.0\.proj$", ".ff.proj"),
+    (r"\.ff\.net\.2$", ".ff.out"),
+    # The safety checker wraps CLIP's vision tower twice.
+    (r"^vision_model(\.vision_model)?\.", "vision."),
+    (r"\.encoder\.layers\.", ".layers."),
+    (r"\.pre_layrnorm$", ".pre_norm"),
+    (r"\.post_layernorm$", ".post_norm"),
+)
+# Keys of the safety checker that are no module's weight or bias.
+RENAMED_KEYS = {
+    "embeddings.patch_embedding.weight": "patch_kernel",
+    "embeddings.position_embedding.weight": "position_embedding",
+    "embeddings.class_embedding": "class_embedding",
+}
+UNUSED = re.compile(r"\.position_ids$")  # a range, in older files
+
+# What the model computes is fixed but for sizes: config key -> the value it must have, where it is given.
+FIXED_UNET = {
+    "act_fn": ("silu",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "addition_embed_type": (None,),
+    "encoder_hid_dim": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn",),
+    "dual_cross_attention": (False,),
+    "only_cross_attention": (False,),
+    "time_embedding_type": ("positional",),
+    "resnet_time_scale_shift": ("default",),
+    "transformer_layers_per_block": (1,),
+    "downsample_padding": (1,),
+    "mid_block_scale_factor": (1,),
+    "dropout": (0.0, 0),
+}
+FIXED_VAE = {
+    "act_fn": ("silu",),
+    "in_channels": (3,),
+    "out_channels": (3,),
+    "shift_factor": (None,),
+    "latents_mean": (None,),
+    "latents_std": (None,),
+    "mid_block_add_attention": (True,),
+    "use_quant_conv": (True,),
+    "use_post_quant_conv": (True,),
+}
+FIXED_SCHEDULER = {
+    "beta_schedule": ("scaled_linear",),
+    "prediction_type": ("epsilon",),
+    "set_alpha_to_one": (False,),
+    "skip_prk_steps": (True,),
+    "timestep_spacing": ("leading",),
+    "trained_betas": (None, []),
+    "clip_sample": (False,),
+}
+
+
+NEEDED_VAE = ("block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
+NEEDED_UNET = (
+    "in_channels",
+    "block_out_channels",
+    "down_block_types",
+    "up_block_types",
+    "layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "norm_num_groups",
+    "norm_eps",
+)
+NEEDED_SCHEDULER = ("num_train_timesteps", "beta_start", "beta_end")
+
+
+def read_config(folder: Path, name: str, fixed: Mapping[str, tuple], needed: Sequence[str] = ()) -> dict[str, Any]:
+    """A diffusers folder's JSON, refused where it asks for something that is not Stable Diffusion 1.5's."""
+    file = folder / name
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{file}: no such file; expected {LAYOUT}") from error
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not a JSON file ({error}); expected {LAYOUT}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a JSON object; expected {LAYOUT}")
+    wrong = [
+        f"{key}={config[key]!r} (expected {values[0]!r})"
+        for key, values in fixed.items()
+        if key in config and config[key] not in values
+    ]
+    wrong += [f"{key} is missing" for key in needed if key not in config]
+    if wrong:
+        raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} can be read")
+    return config
+
+
+def unet_config(folder: Path) -> dict[str, Any]:
+    """`config.unet` from a folder's config.json."""
+    config = read_config(folder, "config.json", FIXED_UNET, NEEDED_UNET)
+    down, up = config["down_block_types"], config["up_block_types"]
+    transformers = [kind == "CrossAttnDownBlock2D" for kind in down]
+    known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
+    if not {*down, *up} <= known or [kind == "CrossAttnUpBlock2D" for kind in reversed(up)] != transformers:
+        raise UserError(f"{folder / 'config.json'}: blocks {down} and {up}; expected {LAYOUT}")
+    if not isinstance(config["attention_head_dim"], int):
+        raise UserError(
+            f"{folder / 'config.json'}: attention_head_dim={config['attention_head_dim']}; expected a number"
+        )
+    return {
+        "latent_channels": config["in_channels"],
+        "block_channels": list(config["block_out_channels"]),
+        "attention_blocks": transformers,
+        "layers_per_block": config["layers_per_block"],
+        "heads": config["attention_head_dim"],  # the published files' name for the number of heads
+        "condition_dim": config["cross_attention_dim"],
+        "groups": config["norm_num_groups"],
+        "norm_eps": config["norm_eps"],
+    }
+
+
+def vae_config(folder: Path) -> dict[str, Any]:
+    """`config.vae` from a folder's config.json."""
+    config = read_config(folder, "config.json", FIXED_VAE, NEEDED_VAE)
+    return {
+        "block_channels": list(config["block_out_channels"]),
+        "latent_channels": config["latent_channels"],
+        "layers_per_block": config["layers_per_block"],
+        "groups": config["norm_num_groups"],
+        "scale": config.get("scaling_factor", 0.18215),  # older files do not say it
+    }
+
+
+def sample_size(folder: Path) -> int:
+    """Height and width of the latents that a U-Net was trained on."""
+    return int(read_config(folder, "config.json", FIXED_UNET).get("sample_size") or 64)
+
+
+def load_schedule(folder: Path) -> Schedule:
+    """The noise schedule of a folder with scheduler_config.json."""
+    config = read_config(folder, "scheduler_config.json", FIXED_SCHEDULER, NEEDED_SCHEDULER)
+    return Schedule(
+        train_steps=config["num_train_timesteps"],
+        beta_start=config["beta_start"],
+        beta_end=config["beta_end"],
+        offset=config.get("steps_offset", 0),
+    )
+
+
+def plan_unet(folder: Path, schedule: Schedule) -> Plan:
+    """How a folder's U-Net becomes ours; UserError lists everything that does not fit."""
+    fields = unet_config(folder)
+    config = {
+        "objective": "decoder",
+        "latent_size": sample_size(folder),
+        "queries": 0,  # the files do not say how many embeddings an image the U-Net was trained on
+        "unet": fields,
+        "schedule": dataclasses.asdict(schedule),
+    }
+    return _plan(folder, "unet", unet.abstract(unet.UNetConfig.from_dict(fields)), config)
+
+
+def plan_vae(folder: Path) -> Plan:
+    """How a folder's VAE becomes ours; UserError lists everything that does not fit."""
+    fields = vae_config(folder)
+    config = {"objective": "vae", "image_size": 0, "vae": fields}
+    return _plan(folder, "vae", vae.abstract(vae.VAEConfig.from_dict(fields)), config)
+
+
+def load_unet(folder: Path) -> tuple[dict[str, Any], unet.Params]:
+    """`config.unet` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
+    plan = plan_unet(folder, Schedule())
+    return plan.config["unet"], gather(plan)["params"]["unet"]
+
+
+def load_vae(folder: Path) -> tuple[dict[str, Any], vae.Params]:
+    """`config.vae` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
+    plan = plan_vae(folder)
+    return plan.config["vae"], gather(plan)["params"]["vae"]
+
+
+def load_safety_checker(folder: Path) -> tuple[clip.ClipConfig, clip.Params]:
+    """Config and float32 parameters of a `safety_checker` folder; sizes are read off the shapes."""
+    config = read_config(folder, "config.json", {})
+    vision = config.get("vision_config") or {}
+    file = _weights(folder)
+    found = {our_path(key): shape for key, shape in file.shapes.items()}
+    try:
+        patch, _, _, width = to_ours("kernel", np.broadcast_to(np.float32(0), found["vision/patch_kernel"]), 4).shape
+        sizes = clip.ClipConfig(
+            image_size=patch * round((found["vision/position_embedding"][0] - 1) ** 0.5),
+            patch_size=patch,
+            width=width,
+            layers=len({path.split("/")[2] for path in found if path.startswith("vision/layers/")}),
+            heads=vision.get("num_attention_heads", width // 64),
+            mlp_dim=found["vision/layers/0/mlp/fc1/kernel"][0],
+            embedding_dim=found["visual_projection/kernel"][0],
+            concepts=found["concept_embeds"][0],
+            special_concepts=found["special_care_embeds"][0],
+            norm_eps=vision.get("layer_norm_eps", 1e-5),
+        )
+    except KeyError as error:
+        raise UserError(f"{file.path}: holds no {error.args[0]}; expected Stable Diffusion's safety checker") from error
+    plan = _plan(folder, "safety_checker", clip.abstract(sizes), {})
+    return sizes, gather(plan)["params"]["safety_checker"]
+
+
+def our_path(key: str) -> str:
+    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks/0/resnets/1/conv1/kernel`, whatever the key."""
+    for theirs, ours in RENAMED_KEYS.items():
+        if key.endswith(theirs):
+            return f"vision/{ours}"
+    module, _, leaf = key.rpartition(".")
+    for pattern, replacement in RENAMED:
+        module = re.sub(pattern, replacement, module)
+    last = module.rpartition(".")[2]
+    if leaf == "weight":
+        leaf = "scale" if "norm" in last else "kernel"
+    return f"{module}.{leaf}".lstrip(".").replace(".", "/")
+
+
+def match(
+    shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str, faults: Sequence[Fault] = ()
+) -> dict[str, str]:
+    """Our path -> file's key, for every parameter of `target`; from shapes alone.
+
+    Args:
+      faults: found before, to be reported with those found here.
+
+    Raises:
+      UserError: a key is unknown, repeated or misshapen, or a parameter has none; lists all of them.
+    """
+    wanted = {path: tuple(leaf.shape) for path, leaf in flatten(target).items()}
+    found: dict[str, str] = {}
+    faults = list(faults)
+    for key, shape in shapes.items():
+        if UNUSED.search(key):
+            continue
+        path = our_path(key)
+        if path not in wanted:
+            faults.append(Fault("unknown", key))
+        elif path in found:
+            faults.append(Fault("repeated", key, f"the same parameter as {found[path]}"))
+        else:
+            found[path] = key
+            if _our_shape(path, tuple(shape), wanted[path]) != wanted[path]:
+                faults.append(Fault("misshapen", key, f"{tuple(shape)}, expected {wanted[path]} as {path}"))
+    faults += [Fault("missing", path) for path in wanted if path not in found]
+    if faults:
+        raise UserError(report(where, faults, LAYOUT))
+    return found
+
+
+def _our_shape(path: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tuple[int, ...]:
+    return to_ours(path, np.broadcast_to(np.float32(0), shape), len(wanted)).shape
+
+
+def to_ours(path: str, value: np.ndarray, rank: int) -> np.ndarray:
+    """PyTorch's kernels [O, I] or [O, I, h, w] -> our [I, O] or [h, w, I, O]; a 1x1 convolution may be our matrix.
+
+    What is looked up or compared with stays as it is.
+    """
+    if not path.endswith("kernel"):
+        return value
+    if value.ndim == 4 and rank == 2 and value.shape[2:] == (1, 1):
+        value = value[..., 0, 0]
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def to_theirs(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """The inverse of `to_ours`, in a file's `shape` (a matrix may be a 1x1 convolution there)."""
+    if not path.endswith("kernel"):
+        return value
+    return (value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T).reshape(shape)
+
+
+# The inverse of `RENAMED`, with today's names.
+THEIR_NAMES: tuple[tuple[str, str], ...] = (
+    (r"\.block\.", ".transformer_blocks.0."),
+    (r"\.ff\.proj$", ".ff.net.0.proj"),
+    (r"\.ff\.out$", ".ff.net.2"),
+    (r"\.to_out$", ".to_out.0"),
+)
+CONVOLUTIONS = re.compile(r"(^|/)(proj_in|proj_out|quant_conv|post_quant_conv)/kernel$")  # 1x1; matrices of ours
+
+
+def their_key(path: str) -> str:
+    """`…/conv1/kernel` -> `….conv1.weight`, in the names that diffusers uses today; inverts `our_path`."""
+    module, _, leaf = path.replace("/", ".").rpartition(".")
+    for pattern, replacement in THEIR_NAMES:
+        module = re.sub(pattern, replacement, module)
+    return f"{module}.{'weight' if leaf in ('kernel', 'scale') else leaf}"
+
+
+def their_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a parameter of ours in a file."""
+    if not path.endswith("kernel"):
+        return ours
+    if len(ours) == 4:
+        return ours[3], ours[2], *ours[:2]
+    return (*ours[::-1], 1, 1) if CONVOLUTIONS.search(path) else ours[::-1]
+
+
+def describe_unet(config: unet.UNetConfig, latent_size: int) -> dict[str, Any]:
+    """Diffusers' config.json of a U-Net of these sizes."""
+    down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in config.attention_blocks]
+    up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(config.attention_blocks)]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        **{key: values[0] for key, values in FIXED_UNET.items()},
+        "sample_size": latent_size,
+        "in_channels": config.latent_channels,
+        "out_channels": config.latent_channels,
+        "block_out_channels": list(config.block_channels),
+        "down_block_types": down,
+        "up_block_types": up,
+        "layers_per_block": config.layers_per_block,
+        "attention_head_dim": config.heads,
+        "cross_attention_dim": config.condition_dim,
+        "norm_num_groups": config.groups,
+        "norm_eps": config.norm_eps,
+    }
+
+
+def describe_vae(fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """Diffusers' config.json of a VAE with `config.vae` = `fields`."""
+    count = len(fields["block_channels"])
+    return {
+        "_class_name": "AutoencoderKL",
+        **{key: values[0] for key, values in FIXED_VAE.items()},
+        "sample_size": image_size or 512,
+        "block_out_channels": list(fields["block_channels"]),
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+        "layers_per_block": fields["layers_per_block"],
+        "latent_channels": fields["latent_channels"],
+        "norm_num_groups": fields["groups"],
+        "scaling_factor": fields["scale"],
+    }
+
+
+def describe_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Diffusers' scheduler_config.json of `config.schedule`."""
+    return {
+        "_class_name": "PNDMScheduler",
+        **{key: values[0] for key, values in FIXED_SCHEDULER.items() if key != "clip_sample"},
+        "num_train_timesteps": fields["train_steps"],
+        "beta_start": fields["beta_start"],
+        "beta_end": fields["beta_end"],
+        "steps_offset": fields["offset"],
+    }
+
+
+def _weights(folder: Path) -> Tensors:
+    tensors = open_tensors(folder, WEIGHTS)
+    if tensors is None:
+        raise UserError(f"{folder}: holds no weights; expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
+    return tensors
+
+
+def _plan(folder: Path, part: str, target: Mapping[str, Any], config: dict[str, Any]) -> Plan:
+    """Leaves `params/<part>/…` of a folder's files."""
+    tensors = _weights(folder)
+    faults = [fault for fault in unreadable(tensors) if not UNUSED.search(fault.name)]
+    keys = match(tensors.shapes, target, str(tensors.path), faults)
+    flat = flatten(target)
+    steps = tuple(
+        Step(f"params/{part}/{path}", None, (keys[path],), functools.partial(to_ours, path, rank=len(leaf.shape)))
+        for path, leaf in flat.items()
+    )
+    shapes = {f"params/{part}/{path}": tuple(leaf.shape) for path, leaf in flat.items()}
+    about = {
+        "format": "diffusers",
+        "keys": keys,
+        "shapes": {key: list(tensors.shapes[key]) for key in keys.values()},
+        "dtypes": source_dtypes(tensors, {key: key for key in keys.values()}),
+    }
+    return Plan(tensors, config, shapes, steps, about=about)

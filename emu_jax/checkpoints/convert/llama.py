@@ -1,0 +1,244 @@
+"""LLaMA's own files -> a plan for the language model alone, without a regression head.
+
+    folder/config.json + model.safetensors or .bin, whole or in shards      as Hugging Face's transformers keeps it
+    folder/params.json + consolidated.00.pth, consolidated.01.pth, …        as Meta published it
+
+The published Emu's keys of its language model are Hugging Face's behind a prefix, so its table serves here too
+(`emu_keys.py`). Meta's files are presented under the same names.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from emu_jax.checkpoints.convert import emu
+from emu_jax.checkpoints.convert.plan import Plan, source_dtypes, unreadable
+from emu_jax.checkpoints.convert.tensor_files import TensorFile, Tensors, open_tensors
+from emu_jax.errors import UserError
+
+PREFIX = "decoder.lm."  # what Emu's keys have before Hugging Face's
+CONFIG, PARAMS = "config.json", "params.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TOKENIZER = "tokenizer.model"
+META_FILES = re.compile(r"consolidated\.\d\d\.pth")
+LAYOUT = "LLaMA's layout"
+
+# What the model computes is fixed: config.json's key -> the values it may have, where it is given.
+FIXED: dict[str, tuple] = {
+    "model_type": ("llama",),
+    "hidden_act": ("silu",),
+    "attention_bias": (False,),
+    "mlp_bias": (False,),
+    "tie_word_embeddings": (False,),
+    "rope_scaling": (None,),
+    "pretraining_tp": (1,),
+}
+
+# Meta's key -> (Hugging Face's, the axis along which model-parallel shards were cut; None: the same in all).
+META: dict[str, tuple[str, int | None]] = {
+    "tok_embeddings.weight": ("model.embed_tokens.weight", 1),
+    "norm.weight": ("model.norm.weight", None),
+    "output.weight": ("lm_head.weight", 0),
+    "layers.{}.attention.wq.weight": ("model.layers.{}.self_attn.q_proj.weight", 0),
+    "layers.{}.attention.wk.weight": ("model.layers.{}.self_attn.k_proj.weight", 0),
+    "layers.{}.attention.wv.weight": ("model.layers.{}.self_attn.v_proj.weight", 0),
+    "layers.{}.attention.wo.weight": ("model.layers.{}.self_attn.o_proj.weight", 1),
+    "layers.{}.feed_forward.w1.weight": ("model.layers.{}.mlp.gate_proj.weight", 0),
+    "layers.{}.feed_forward.w2.weight": ("model.layers.{}.mlp.down_proj.weight", 1),
+    "layers.{}.feed_forward.w3.weight": ("model.layers.{}.mlp.up_proj.weight", 0),
+    "layers.{}.attention_norm.weight": ("model.layers.{}.input_layernorm.weight", None),
+    "layers.{}.ffn_norm.weight": ("model.layers.{}.post_attention_layernorm.weight", None),
+}
+META_UNUSED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.freqs")
+
+
+def in_scope(path: str) -> bool:
+    """Whether LLaMA's files give one of our paths."""
+    return path.startswith("llama/") and not path.startswith("llama/regress_head/")
+
+
+def is_llama(folder: Path) -> bool:
+    """Whether a folder looks like one of the two kinds."""
+    return (folder / PARAMS).is_file() or (folder / CONFIG).is_file()
+
+
+def plan(folder: Path) -> Plan:
+    """How a folder's LLaMA becomes ours.
+
+    Raises:
+      UserError: not a LLaMA that this model can be; lists everything that does not fit at once.
+    """
+    if (folder / PARAMS).is_file():
+        meta = MetaTensors(folder)
+        tensors: Tensors = meta
+        fields = meta.fields
+    else:
+        fields = _fields(folder / CONFIG)
+        found = open_tensors(folder, WEIGHTS)
+        if found is None:
+            raise UserError(f"{folder}: holds no weights; expected {' or '.join(WEIGHTS)}, or an index of shards")
+        tensors = found
+    width, heads = fields["width"], fields["heads"]
+    if min(width, heads) < 1 or width % heads:
+        raise UserError(
+            f"{folder}: its config says {heads} attention heads and a width of {width}, which do not divide"
+        )
+    matched = emu.match(
+        tensors.shapes,
+        where=str(tensors.path),
+        llama_head_dim=width // heads,
+        faults=unreadable(tensors),
+        prefix=PREFIX,
+        scope=in_scope,
+        layout=LAYOUT,
+    )
+    if matched.config["llama"]["width"] != width:
+        raise UserError(f"{folder}: its config says a width of {width}, its weights {matched.config['llama']['width']}")
+    model = {"llama": matched.config["llama"] | fields}
+    shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
+    about = {
+        "format": "llama",
+        "unused": list(matched.unused),
+        "dtypes": source_dtypes(tensors, matched.names),
+    }
+    steps = tuple(emu.assign(matched, tensors))
+    return Plan(tensors, {"objective": "llama", "model": model}, shapes, steps, about=about)
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    """`config.model.llama`'s fields that shapes do not tell, from config.json."""
+    config = _read_json(file)
+    wrong = [
+        f"{key}={config[key]!r} (expected {values[0]!r})"
+        for key, values in FIXED.items()
+        if key in config and config[key] not in values
+    ]
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        wrong.append(f"rope_type={rope['rope_type']!r} (expected 'default')")
+    heads: Any = config.get("num_attention_heads")
+    if config.get("num_key_value_heads", heads) != heads:
+        wrong.append(f"num_key_value_heads={config['num_key_value_heads']} (expected {heads}, one a head)")
+    if wrong:
+        raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} of 7B and 13B, first or second, can be read")
+    try:
+        return {
+            "width": int(config["hidden_size"]),
+            "heads": int(heads),
+            "norm_eps": float(config["rms_norm_eps"]),
+            "rope_base": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
+            "context": int(config["max_position_embeddings"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: {error} is missing or no number; expected a LLaMA's config.json") from error
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file}: not a JSON file ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: expected a JSON object")
+    return config
+
+
+class MetaTensors(Tensors):
+    """Meta's model-parallel shards as whole tensors under Hugging Face's names.
+
+    Meta's RoPE rotates neighbours (2i, 2i + 1), Hugging Face's and ours halves (i, i + H/2): the rows of q and k are
+    put in that order.
+    """
+
+    def __init__(self, folder: Path):
+        self.path = folder
+        self.files = tuple(sorted(file for file in folder.iterdir() if META_FILES.fullmatch(file.name)))
+        if not self.files:
+            raise UserError(f"{folder}: holds no consolidated.00.pth; expected Meta's files beside {PARAMS}")
+        self.fields = self._fields(folder / PARAMS)
+        self._shards = [TensorFile(file) for file in self.files]
+        self.shapes, self.dtypes, self.others, self._origin = {}, {}, {}, {}
+        for name in dict.fromkeys(name for shard in self._shards for name in (*shard, *shard.others)):
+            if META_UNUSED.fullmatch(name):
+                continue
+            pattern = re.sub(r"(?<=layers\.)\d+(?=\.)", "{}", name)
+            absent = [shard.path.name for shard in self._shards if name not in shard]
+            if pattern not in META or absent:
+                self.others[name] = f"absent from {', '.join(absent)}" if absent else "no key of Meta's LLaMA"
+                continue
+            theirs, axis = META[pattern]
+            ours = theirs.format(*re.findall(r"layers\.(\d+)\.", name))
+            shapes = [shard.shapes[name] for shard in self._shards]
+            if len(set(shapes)) > 1 or len({str(shard.dtypes[name]) for shard in self._shards}) > 1:
+                self.others[name] = f"{shapes} in its shards, expected the same shape and dtype in all"
+                continue
+            if axis is not None and len(shapes[0]) <= axis:
+                self.others[name] = f"{shapes[0]}, expected a matrix"
+                continue
+            shape = list(shapes[0])
+            if axis is not None:
+                shape[axis] *= len(shapes)
+            self.shapes[ours], self.dtypes[ours] = tuple(shape), self._shards[0].dtypes[name]
+            self._origin[ours] = (name, axis)
+
+    def _fields(self, file: Path) -> dict[str, Any]:
+        params = _read_json(file)
+        heads: Any = params.get("n_heads")
+        if params.get("n_kv_heads", heads) != heads:
+            raise UserError(
+                f"{file}: n_kv_heads={params['n_kv_heads']}, expected {heads}; grouped heads cannot be read"
+            )
+        try:
+            return {
+                "width": int(params["dim"]),
+                "heads": int(heads),
+                "norm_eps": float(params["norm_eps"]),
+                "rope_base": float(params.get("rope_theta", 10000.0)),
+                # The files do not say it; the first LLaMA was trained on 2048 positions, the second on 4096.
+                "context": 2048,
+            }
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{file}: {error} is missing or no number; expected Meta's {PARAMS}") from error
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        origin, axis = self._origin[name]
+        if axis is None or len(self._shards) == 1:
+            whole = self._shards[0][origin]
+        else:
+            whole = np.concatenate([shard[origin] for shard in self._shards], axis=axis)
+        return _halves(whole, self.fields["heads"]) if name.endswith(("q_proj.weight", "k_proj.weight")) else whole
+
+
+def _halves(kernel: np.ndarray, heads: int) -> np.ndarray:
+    """[heads * H, D] with rotated pairs side by side -> with first halves before second ones in every head."""
+    rows, width = kernel.shape
+    return kernel.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def describe(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Hugging Face's config.json of a model with `config.model.llama` = `config`."""
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config["width"],
+        "intermediate_size": config["mlp_dim"],
+        "num_attention_heads": config["heads"],
+        "num_key_value_heads": config["heads"],
+        "num_hidden_layers": config["layers"],
+        "vocab_size": config["vocab_size"],
+        "max_position_embeddings": config["context"],
+        "rms_norm_eps": config["norm_eps"],
+        "rope_theta": config["rope_base"],
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }

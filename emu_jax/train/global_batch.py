@@ -1,0 +1,54 @@
+"""Which rows of a global batch each process reads, and the global arrays they become."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from emu_jax.errors import UserError
+from emu_jax.sharding import ROWS, sharding
+
+
+def _check_rows(mesh: Mesh, rows: int) -> None:
+    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    if rows % parts:
+        product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
+        raise UserError(
+            f"config.data.batch_rows={rows} does not divide over {parts} data-parallel devices ({product}); choose a "
+            f"multiple of {parts}"
+        )
+
+
+def own_rows(mesh: Mesh, rows: int) -> list[int]:
+    """The rows of a batch that this process's devices hold, in order; a row may be several processes' own.
+
+    Raises:
+      UserError: the rows do not divide over the devices.
+    """
+    _check_rows(mesh, rows)
+    held = sharding(mesh, ("batch",), (rows,)).addressable_devices_indices_map((rows,)).values()
+    return sorted({row for index in held if index is not None for row in range(*index[0].indices(rows))})
+
+
+def batch_shardings(mesh: Mesh, batch: Any) -> Any:
+    """Rows over `ROWS`: the leading axis of every field of a global batch; error when the rows do not divide."""
+    _check_rows(mesh, jax.tree.leaves(batch)[0].shape[0])
+    return jax.tree.map(lambda leaf: sharding(mesh, ("batch", *(None,) * (leaf.ndim - 1)), leaf.shape), batch)
+
+
+def put_rows(values: np.ndarray, own: Sequence[int], rows: int, where: NamedSharding) -> jax.Array:
+    """This process's rows of an array [rows, …], in the order of `own` -> the global array."""
+
+    def piece(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None  # the array has an axis
+        start, stop, _ = index[0].indices(rows)
+        first = bisect.bisect_left(own, start)  # a device's rows are a run, and all are in `own`
+        return values[first : first + stop - start]
+
+    return jax.make_array_from_callback((rows, *values.shape[1:]), where, piece)

@@ -1,0 +1,163 @@
+"""Leaves in slices: digests add up to those of training checkpoints, Orbax restores what is written, kills are safe."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from emu_jax.checkpoints.store import digests
+from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, digest
+from emu_jax.errors import UserError
+
+DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int8]
+LEAVES = {
+    "params/blocks/kernel": ((3, 4, 5), np.dtype(np.float32)),
+    "params/norm/scale": ((6,), np.dtype(ml_dtypes.bfloat16)),
+    "statistics/count": ((), np.dtype(np.float32)),
+}
+STACKED = ["params/blocks/kernel"]
+
+
+def draw() -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {name: random.standard_normal(shape).astype(dtype) for name, (shape, dtype) in LEAVES.items()}
+
+
+def write_all(writer: LeafWriter, values: dict[str, np.ndarray], upto: int = 99) -> None:
+    """Slices in order, as a conversion does it."""
+    kernel = values["params/blocks/kernel"]
+    slices = [(layer, {"params/blocks/kernel": kernel[layer]}) for layer in range(3)]
+    slices += [(None, {name: values[name]}) for name in LEAVES if name not in STACKED]
+    for step, (layer, part) in enumerate(slices[:upto]):
+        if step not in writer.done:
+            writer.write(step, layer, part)
+
+
+@given(
+    shape=st.lists(st.integers(1, 5), min_size=0, max_size=4),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_digests_are_those_of_training_checkpoints(shape, dtype, seed):
+    shape = tuple(shape)
+    value = (100 * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
+    expected = digests({"x": jnp.asarray(value)})["x"]
+    assert digest(value, shape) == expected
+    assert digest(value.copy(order="F"), shape) == expected, "however it lies in memory"
+    if shape:
+        shares = [digest(value[layer], shape, layer) for layer in range(shape[0])]
+        assert sum(shares) % 2**32 == expected
+
+
+def test_orbax_restores_what_was_written(tmp_path):
+    values = draw()
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, values)
+    writer.finish({"config": {}}, {})
+    target = {
+        "blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 5), jnp.float32)},
+        "norm": {"scale": jax.ShapeDtypeStruct((6,), jnp.bfloat16)},
+    }
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(tmp_path / "w" / "params", target)
+    np.testing.assert_array_equal(restored["blocks"]["kernel"], values["params/blocks/kernel"])
+    np.testing.assert_array_equal(restored["norm"]["scale"], values["params/norm/scale"])
+    assert not (tmp_path / "w.partial").exists()
+
+
+RESTORE = """
+import sys, jax, numpy as np, orbax.checkpoint as ocp
+from jax.sharding import NamedSharding, PartitionSpec as P
+mesh = jax.make_mesh((4, 2), ("fsdp", "tensor"))
+place = NamedSharding(mesh, P(None, "fsdp", None))
+target = {"blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 5), np.float32, sharding=place)}}
+target["norm"] = {"scale": jax.ShapeDtypeStruct((6,), jax.numpy.bfloat16, sharding=NamedSharding(mesh, P("tensor")))}
+with ocp.StandardCheckpointer() as checkpointer:
+    found = checkpointer.restore(sys.argv[1], target)
+kernel = found["blocks"]["kernel"]
+assert len(jax.devices()) == 8 and kernel.addressable_shards[0].data.shape == (3, 1, 5)
+np.save(sys.argv[2], np.asarray(kernel))
+"""
+
+
+def test_eight_devices_restore_their_parts(tmp_path):
+    values = draw()
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, values)
+    writer.finish({}, {})
+    command = [sys.executable, "-c", RESTORE, str(tmp_path / "w" / "params"), str(tmp_path / "found.npy")]
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    subprocess.run(command, check=True, env=environment, capture_output=True)
+    np.testing.assert_array_equal(np.load(tmp_path / "found.npy"), values["params/blocks/kernel"])
+
+
+def test_readers_see_slices_and_flipped_bits(tmp_path):
+    values = draw()
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, values)
+    writer.finish({}, {})
+    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    reader = LeafReader(tmp_path / "w", meta)
+    np.testing.assert_array_equal(list(reader.slices("params/blocks/kernel")), values["params/blocks/kernel"])
+    np.testing.assert_array_equal(reader["statistics/count"], values["statistics/count"])
+    chunk = tmp_path / "w" / "params" / "blocks.kernel" / "1.0.0"
+    data = bytearray(chunk.read_bytes())
+    data[3] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(UserError, match="corrupt: params/blocks/kernel has digest"):
+        list(reader.slices("params/blocks/kernel"))
+
+
+def test_chunks_are_a_layer_each(tmp_path):
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, draw())
+    writer.finish({}, {})
+    chunks = sorted(p.name for p in (tmp_path / "w" / "params" / "blocks.kernel").iterdir() if p.name != ".zarray")
+    assert chunks == ["0.0.0", "1.0.0", "2.0.0"]
+
+
+@pytest.mark.parametrize("upto", range(6))
+def test_an_interrupted_run_is_gone_on_with(tmp_path, upto):
+    values = draw()
+    write_all(LeafWriter(tmp_path / "w", LEAVES, STACKED, "job"), values, upto)
+    with (tmp_path / "w.partial" / "progress.jsonl").open("a") as file:
+        file.write('{"step": 4, "dig')  # killed in the middle of a line
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    assert writer.done == set(range(min(upto, 5)))
+    write_all(writer, values)
+    writer.finish({}, {})
+    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    reader = LeafReader(tmp_path / "w", meta)
+    for name, value in values.items():
+        np.testing.assert_array_equal(reader[name], value)
+
+
+def test_a_run_killed_while_it_finished_is_gone_on_with(tmp_path):
+    """What belongs beside the leaves was moved in already; the next run brings it anew."""
+    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(writer, draw())
+    for folder, text in ((tmp_path / "w.partial" / "vae", "old"), (tmp_path / "vae", "new")):
+        folder.mkdir()
+        (folder / "x").write_text(text)
+    LeafWriter(tmp_path / "w", LEAVES, STACKED, "job").finish({}, {"vae": tmp_path / "vae"})
+    assert (tmp_path / "w" / "vae" / "x").read_text() == "new"
+
+
+def test_another_job_begins_anew(tmp_path):
+    write_all(LeafWriter(tmp_path / "w", LEAVES, STACKED, "job"), draw(), 2)
+    assert LeafWriter(tmp_path / "w", LEAVES, STACKED, "another").done == set()
+
+
+def test_a_folder_that_exists_is_refused(tmp_path):
+    with pytest.raises(UserError, match="it exists; name a new folder"):
+        LeafWriter(tmp_path, LEAVES, STACKED, "job")
