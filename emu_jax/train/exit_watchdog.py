@@ -1,7 +1,7 @@
 """What is said for a process that ends without a word, as JAX ends one at once when it loses process 0.
 
-Run as a file, so that it starts in no time: `python exit_watchdog.py PROCESS COUNT HOST:PORT`, the address of process 0.
-It reads standard input, which the process leaves open; after `GOODBYE` it says nothing.
+Run as a file, because that starts at once: `python exit_watchdog.py PROCESS COUNT HOST:PORT` (address of process 0). It
+reads standard input, which the process keeps open, and says nothing after `GOODBYE`.
 """
 
 from __future__ import annotations
