@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, lora, unet, vae
 from emu_jax.models.layers import Array
@@ -32,6 +33,7 @@ class Objective:
     """Pure functions, and the fields of a batch.
 
     Attributes:
+      holds: what a checkpoint of the run holds (`store.Holds`).
       init: key -> (parameters by part, statistics). Statistics are what training tracks but does not differentiate.
       logical_axes, shapes: trees like the parameters, the latter of ShapeDtypeStructs.
       loss: (params, statistics, batch, key, normalisers) -> (loss, (metrics, new statistics)).
@@ -41,6 +43,7 @@ class Objective:
       trains: the paths of the parameters that are trained; the others have no gradient and no optimizer state.
     """
 
+    holds: Holds
     init: Callable[[Array], tuple[dict, dict]]
     logical_axes: dict
     shapes: dict
@@ -91,6 +94,7 @@ def _interleaved(config: emu.EmuConfig, ids: emu.SpecialIds, sources: tuple[Sour
 
     kinds = ("text_loss", "regression_loss")
     return Objective(
+        holds="emu",
         init=lambda key: (emu.init(config, key), emu.initial_statistics(config)),
         logical_axes=emu.logical_axes(config),
         shapes=emu.abstract(config),
@@ -151,6 +155,7 @@ def train_vae(config: vae.VAEConfig, weights: VAELossConfig) -> Objective:
         return total, (parts | {"loss": total}, statistics)
 
     return Objective(
+        holds="vae",
         init=lambda key: ({"vae": vae.init(config, key)}, {"latent_square": jnp.ones(())}),
         logical_axes={"vae": vae.logical_axes(config)},
         shapes={"vae": vae.abstract(config)},
@@ -207,6 +212,7 @@ def train_decoder(
         return total, ({"loss": total, "noise_error": error.sum() / count}, statistics)
 
     return Objective(
+        holds="unet",
         init=lambda key: ({"unet": unet.init(config, key)}, {}),
         logical_axes={"unet": unet.logical_axes(config)},
         shapes={"unet": unet.abstract(config)},
