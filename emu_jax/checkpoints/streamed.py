@@ -126,7 +126,11 @@ class LeafWriter:
         return True
 
     def write(self, number: int, layer: int | None, values: Mapping[str, np.ndarray]) -> None:
-        """Writes the slices of one number, which are on disk when this returns: a layer or the whole of each leaf."""
+        """Writes one layer (None: all) of each of the leaves in `values`; it is on disk when this returns.
+
+        Args:
+          number: identifies the write; a resumed job skips those in `done`.
+        """
         shares = {}
         for name, value in values.items():
             shape, dtype = self.leaves[name]

@@ -125,6 +125,17 @@ def test_another_kind_of_causal_transformer_is_refused(trained, documents, tmp_p
         train(config, tmp_path / "run")
 
 
+def test_adapters_are_not_lost_without_a_word(instructed, documents, tmp_path):
+    with pytest.raises(UserError, match=r"config\.init\.emu=.*: holds LoRA beside its weights; convert it with merge"):
+        train(tiny.instruct_config(documents, instructed), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_is_not_a_model(parts):
+    with pytest.raises(UserError, match=r"holds llama; expected emu; training can begin from it, by config.init"):
+        load_emu(parts / "llama")
+
+
 def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})

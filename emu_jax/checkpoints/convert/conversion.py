@@ -1,4 +1,4 @@
-"""A conversion as data: which tensors of which files become which slices of which leaves.
+"""A conversion as data: it assigns tensors of files to slices of leaves.
 
 Every reader of a foreign format (`emu.py`, `llama.py`, `eva_clip.py`, `diffusers.py`) returns a `Conversion` once every
 key is accounted for. `gather` carries it out in memory; `stream.py` writes it to a checkpoint, one tensor at a time.
