@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 "predicted_share": 0.5,
                 "chat_cut": "turn",
                 # Every image is captioned; half of them are also predicted from their caption, which teaches the
-                # regression. A regression in caption order too would make the encoder's outputs predictable, not useful.
+                # regression. In caption order too it would make the encoder's outputs predictable, not useful.
                 "pairs": {
                     "order": "both",
                     "image_first_probability": 0.5,

@@ -321,9 +321,9 @@ def test_a_worker(tmp_path):
     train_beyond(0)
     second = worker("start", *long)
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert "a job runs already, process " in second.stderr
+    assert "a job is already running, process " in second.stderr
     assert worker("stop").returncode == 0
-    assert ": no job runs" in worker("status").stdout
+    assert ": no job is running" in worker("status").stdout
     wait_for("ended with exit code", 0)  # the job itself was waited for, not only its shell
     reached = newest()
     train_beyond(reached)
