@@ -18,7 +18,7 @@ need RUNTIME_VERSION '[a-z0-9][-a-z0-9.]*' 'a TPU runtime version such as v2-alp
 need QUEUED 'yes|no' 'yes or no'
 need ARCHIVES 'gs://[^/]+(/.+)?' 'a folder in a bucket, gs://…'
 [ "$QUEUED" = yes ] || [ "$SLICES" = 1 ] ||
-  refuse "SLICES=$SLICES with QUEUED=no; several slices need QUEUED=yes; set it in $env_file"
+  refuse "SLICES=$SLICES with QUEUED=no; expected QUEUED=yes, which several slices need; set it in $env_file"
 
 where=("--project=$PROJECT" "--zone=$ZONE")
 if [ "$QUEUED" = yes ]; then

@@ -163,7 +163,7 @@ def test_changes_that_stay_behind_are_mentioned(project, tmp_path):
     (copy / "configs" / "pretrain.py").write_text("changed")
     done = launch(copy, "tpu-vm.sh", "--dry-run", "install")
     assert done.returncode == 0
-    assert done.stderr.startswith("launch/tpu-vm.sh: changes that are not committed stay here; the pod gets commit ")
+    assert done.stderr.startswith("launch/tpu-vm.sh: uncommitted changes stay on this machine; the pod gets commit ")
 
 
 @pytest.mark.parametrize(
