@@ -138,8 +138,8 @@ def test_apt_that_knows_no_packages(tmp_path):
     done = launch(str(tmp_path), PATH=path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "launch/mixture.sh: gimp-help-en was not downloaded; run 'apt-get update' once, as root, and see that this is Debian "
-        "or Ubuntu with its usual packages\n"
+        "launch/mixture.sh: gimp-help-en was not downloaded; run 'apt-get update' once, as root, and see that this is "
+        "Debian or Ubuntu with its usual packages\n"
     )
 
 
