@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, unet
+from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.models.paths import flatten
@@ -217,7 +218,7 @@ def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
         jnp.zeros(condition[1:]),
     )
     goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    flops = unet.forward_flops(model, rows, side, queries)
+    flops = unet_forward_flops(model, rows, side, queries)
     return _training_step(
         goal,
         config,

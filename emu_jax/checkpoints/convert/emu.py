@@ -36,6 +36,7 @@ from emu_jax.checkpoints.convert.plan import Plan, Step, gather, source_dtypes, 
 from emu_jax.checkpoints.convert.tensor_files import TensorFile, Tensors
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.paths import flatten, join
 
 LAYOUT = "the published Emu's layout"
@@ -442,7 +443,7 @@ def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) ->
 
 
 def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[str, tuple[tuple[int, ...], np.dtype]]]:
-    """Steps of the leaves `lora/<path of the kernel>/a` [L, in, r] and `/b` [L, r, out]; their shapes and dtypes."""
+    """Steps, shapes and dtypes of the leaves `lora/<path of a kernel>/lora_a` [L, in, r] and `…/lora_b` [L, r, out]."""
     adapted: dict[str, dict[int, tuple[str, str]]] = {}
     for rule in matched.rules:
         if rule.key in matched.adapters:
@@ -451,13 +452,13 @@ def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[s
     steps, leaves, faults = [], {}, []
     for path, layers in adapted.items():
         depth = matched.targets[f"{path}/kernel"][0]
-        for side, name in enumerate("ab"):
+        for side, name in enumerate(ADAPTER_LEAVES):
             leaf, some = f"lora/{path}/{name}", layers[min(layers)][side]
             shape, dtype = tensors.shapes[some], np.dtype(tensors.dtypes[some])
             leaves[leaf] = ((depth, *shape[::-1]), dtype)
             for layer in range(depth):
                 if layer not in layers:
-                    faults.append(Fault("missing", f"lora_{name.upper()} of layer {layer}", f"for {leaf}"))
+                    faults.append(Fault("missing", f"lora_{'AB'[side]} of layer {layer}", f"for {leaf}"))
                 elif tensors.shapes[layers[layer][side]] != shape:
                     faults.append(Fault("misshapen", layers[layer][side], f"expected {shape}, as in other layers"))
                 else:
