@@ -300,8 +300,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 # The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
-PARTS = ("vision", "causal", "llama")
-SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: ()}
+SCANNED = {pretrain: tuple(emu.PARTS), instruct: tuple(emu.PARTS), decoder: ()}
 
 
 def scanned(kind: Callable[..., Step], config: ConfigDict) -> tuple[str, ...]:

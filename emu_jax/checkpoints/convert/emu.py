@@ -40,7 +40,6 @@ from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.paths import flatten, join
 
 LAYOUT = "the published Emu's layout"
-PARTS = ("vision", "causal", "llama")
 
 # The published model's values of what shapes do not tell.
 VISION_HEAD_DIM = 88
@@ -64,7 +63,7 @@ def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
 
 def table_of(**depths: int) -> list[Rule]:
     """The rules of models with so many layers a part; a part that is not named has none."""
-    return expand(dict.fromkeys(PARTS, 0) | depths)
+    return expand(dict.fromkeys(emu.PARTS, 0) | depths)
 
 
 def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
@@ -117,7 +116,7 @@ def _infer(
     shapes: Mapping[str, tuple[int, ...]],
     vision_head_dim: int,
     llama_head_dim: int,
-    parts: Container[str] = PARTS,
+    parts: Container[str] = emu.PARTS,
 ) -> tuple[dict[str, Any], list[Fault]]:
     """The config, with 2 in place of every size that cannot be read, and what of `parts` could not be read."""
     depths = count_layers(shapes)
