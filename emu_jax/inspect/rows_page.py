@@ -216,7 +216,7 @@ def _document(row: PackedRow, number: int, found: Survey) -> str:
     places = np.flatnonzero(row.segments == number)
     start, stop = int(places[0]), int(places[-1]) + 1
     images = int((row.slots[start:stop] >= 0).sum()) // found.queries
-    source = int(row.sources[start])
+    source = int(row.source_ids[start])
     about = f"{_dot(source)}<b>{html.escape(found.names[source])}</b> · {_count(stop - start, 'token')}"
     about += f" · {_count(images, 'image')}"
     text, visual = float(row.text_weights[start:stop].max()), float(row.visual_weights[start:stop].max())

@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError
 from emu_jax.models import diffusion, emu, unet
+from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.models.paths import flatten
@@ -217,7 +218,7 @@ def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
         jnp.zeros(condition[1:]),
     )
     goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    flops = unet.forward_flops(model, rows, side, queries)
+    flops = unet_forward_flops(model, rows, side, queries)
     return _training_step(
         goal,
         config,
@@ -299,8 +300,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
 # ---- all of them ---------------------------------------------------------------------------------------------------
 
 # The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
-PARTS = ("vision", "causal", "llama")
-SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: ()}
+SCANNED = {pretrain: tuple(emu.PARTS), instruct: tuple(emu.PARTS), decoder: ()}
 
 
 def scanned(kind: Callable[..., Step], config: ConfigDict) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     fields, beside, _ = published.load(path, vision_head_dim=12, merge_lora=False)
     assert fields["llama"]["lora_rank"] == 16 and fields["llama"]["lora_targets"] == ("q", "k", "v", "o")
     config = emu.EmuConfig.from_dict(fields | {"loss_chunk": 8})
-    plain, adapters = lora.apart(beside)
+    plain, adapters = lora.separate(beside)
     single, merged = lora.merge_model(config, beside)
     found = {}
     for name, model, params in (("beside", config, beside), ("merged", single, merged)):

@@ -40,6 +40,7 @@ from emu_jax.checkpoints.store import (
 )
 from emu_jax.checkpoints.streamed import LeafReader
 from emu_jax.errors import UserError
+from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
 
 log = logging.getLogger(__name__)
@@ -84,14 +85,14 @@ class Checkpoint:
         return model
 
     def has_lora(self) -> bool:
-        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "a") for name in self.leaves.shapes)
+        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "lora_a") for name in self.leaves.shapes)
 
-    def adapter(self, path: str, side: str) -> str | None:
-        """The leaf of side a [L, in, r] or b [L, r, out] of the adapter of a linear map, where it has one.
+    def adapter(self, path: str, name: str) -> str | None:
+        """The leaf `lora_a` [L, in, r] or `lora_b` [L, r, out] of a linear map's adapter, where it has one.
 
         What was converted stands apart from the weights, in `lora/`; what was trained here, beside them.
         """
-        return next((n for n in (f"lora/{path}/{side}", f"params/{path}/{side}") if n in self.leaves.shapes), None)
+        return next((n for n in (f"lora/{path}/{name}", f"params/{path}/{name}") if n in self.leaves.shapes), None)
 
     def lora(self) -> dict[str, Any]:
         """Rank, alpha and dropout of the adapters; files of others do not tell how they were trained."""
@@ -313,7 +314,7 @@ def _rules(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None, merge_l
 
     def value(rule: Rule, leaf: str) -> np.ndarray:
         found = _next_layer(checkpoint, open_leaves, leaf, rule.layer)
-        found_sides = (checkpoint.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab")
+        found_sides = (checkpoint.adapter(rule.path.removesuffix("/kernel"), name) for name in ADAPTER_LEAVES)
         sides = [side for side in found_sides if side is not None]
         if merge_lora and len(sides) == 2:
             a, b = (_next_layer(checkpoint, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
@@ -352,10 +353,10 @@ def _bound(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[],
 def _adapters(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None) -> Iterator[Tensor]:
     """LoRA's tensors under their published names: `….q_proj.lora_A.default.weight` [r, in] and `lora_B` [out, r]."""
     for rule in rules:
-        for side, name in (("a", "lora_A"), ("b", "lora_B")):
-            leaf = checkpoint.adapter(rule.path.removesuffix("/kernel"), side)
+        for ours, published in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            leaf = checkpoint.adapter(rule.path.removesuffix("/kernel"), ours)
             if leaf is not None:
-                key = f"{rule.key.removesuffix('.weight')}.{name}.default.weight"
+                key = f"{rule.key.removesuffix('.weight')}.{published}.default.weight"
                 shape = checkpoint.leaves.shapes[leaf][:0:-1]
                 kind = DTYPES[dtype] if dtype else checkpoint.leaves.dtypes[leaf]
                 yield key, shape, kind, _bound(lambda leaf, layer: checkpoint.leaves[leaf][layer].T, leaf, rule.layer)
