@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,8 @@ from emu_jax.data.latents import Latents
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models import diffusion, unet
 from emu_jax.models.layers import Array
-from emu_jax.models.paths import split
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, fill_sizes, trainable_paths
+from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
 
 # Stable Diffusion 1.5 with Emu's embeddings, to plan with where sizes are the data's.
 PUBLISHED_SIZES = {"latent_size": 64, "queries": 32}
@@ -53,7 +52,7 @@ class DecoderInputs(Inputs):
     unconditional: np.ndarray | None = None
 
 
-class TrainDecoder:
+class TrainDecoder(Task):
     """Predicts the noise in an image's latents from its embeddings, as the paper trains its decoder.
 
     A batch: latents [B, h, w, C], condition and encoded [B, Q, D] (embeddings generated from the text, and the image's
@@ -63,16 +62,13 @@ class TrainDecoder:
     holds = "unet"
     init_parts: ClassVar[Mapping[str, InitPart]] = {"unet": InitPart("unet", ("unet",))}
     plots: ClassVar[Mapping[str, tuple[str, ...]]] = {"losses": ("noise_error",)}
-    timings: tuple[str, ...] = ()
     row_name = "images"
-    tokens = 0
     summed = frozenset({"loss", "noise_error"})
 
     def __init__(self, config: ConfigDict, inputs: DecoderInputs | None = None):
         self.config, self.rows = config, config.data.batch
         self.model = unet.UNetConfig.from_dict(config.unet)
         self.remat = self.model.remat
-        self.scanned: dict[str, int] = {}
         check_fields(DecoderLossConfig, "config.loss", config.loss)
         self.weights = DecoderLossConfig(**config.loss)
         self.schedule = diffusion.Schedule.from_dict(config.schedule)
@@ -81,11 +77,7 @@ class TrainDecoder:
         self.logical_axes = {"unet": unet.logical_axes(self.model)}
         self.shapes = {"unet": unet.abstract(self.model)}
         optimizer = OptimizerConfig.from_dict(config.optimizer)
-        self._trainable = trainable_paths(self.logical_axes, self.shapes, optimizer)
-
-    @classmethod
-    def documents(cls, config: ConfigDict) -> None:
-        return None
+        self.trainable = trainable_paths(self.logical_axes, self.shapes, optimizer)
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> DecoderInputs:
@@ -108,15 +100,6 @@ class TrainDecoder:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         return {"unet": unet.init(self.model, key)}, {}
-
-    def is_trainable(self, path: str) -> bool:
-        return path in self._trainable
-
-    def split(self, params: Mapping[str, Any]) -> tuple[dict, dict]:
-        return split(params, self.is_trainable)
-
-    def batch(self, **arrays: Any) -> dict[str, Any]:
-        return arrays
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
         side = self.config.latent_size

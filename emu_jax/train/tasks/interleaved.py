@@ -31,7 +31,7 @@ from emu_jax.models.paths import flatten, split
 from emu_jax.train.groups import part_of
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.reach import check_reach
-from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, fill_sizes, trainable_paths
+from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
 
 LOSSES = ("text_loss", "regression_loss")
 SCANNED = ("vision", "causal", "llama")
@@ -97,7 +97,7 @@ class PackedInputs(Inputs):
     samples: Samples | None = None
 
 
-class Interleaved:
+class Interleaved(Task):
     """A `Task` on interleaved documents. Subclasses say which parameters they train, and what they refuse.
 
     Attributes:
@@ -117,7 +117,6 @@ class Interleaved:
         "collapse": ("variance_fraction", "effective_rank"),
         "packing": ("pad_fraction", "slot_occupancy"),
     }
-    timings: tuple[str, ...] = ()
     row_name = "rows"
     instruct = False  # whether the tokenizer has [USER] and [ASSISTANT]
 
@@ -137,8 +136,8 @@ class Interleaved:
             self.ids, self.sources = _special_ids(inputs.tokenizer), _source_weights(config)
         self.logical_axes, self.shapes = emu.logical_axes(model), emu.abstract(model)
         axes, shapes = (split(tree, self.may_train)[0] for tree in (self.logical_axes, self.shapes))
-        self._trainable = trainable_paths(axes, shapes, OptimizerConfig.from_dict(config.optimizer))
-        self._frozen = [path for path in flatten(axes) if path not in self._trainable]
+        self.trainable = trainable_paths(axes, shapes, OptimizerConfig.from_dict(config.optimizer))
+        self._frozen = [path for path in flatten(axes) if path not in self.trainable]
         adapters_drop = model.llama.lora_rank > 0 and model.llama.lora_dropout > 0
         self._random = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
         if inputs is not None and inputs.samples is not None:
@@ -185,12 +184,6 @@ class Interleaved:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         return emu.init(self.model, key), emu.initial_statistics(self.model)
-
-    def is_trainable(self, path: str) -> bool:
-        return path in self._trainable
-
-    def split(self, params: Mapping[str, Any]) -> tuple[dict, dict]:
-        return split(params, self.is_trainable)
 
     # ---- a step ------------------------------------------------------------------------------------------------------
 

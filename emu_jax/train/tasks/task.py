@@ -6,7 +6,7 @@
     decoder    the visual decoder's U-Net                       configs/decoder.py
 
 The loop, the step, the state, plans and benchmarks ask the task; none of them knows its name. A task of your own is a
-class with the members of `Task`, named as `config.objective="package.module:Class"`, or added under a name of its own
+subclass of `Task`, named as `config.objective="package.module:Class"`, or added under a name of its own
 by an entry point of the group `emu_jax.tasks` in your package.
 """
 
@@ -26,6 +26,7 @@ from emu_jax.data.pipeline import Stream
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.layers import Array
+from emu_jax.models.paths import split
 from emu_jax.train.global_batch import own_rows
 from emu_jax.train.optimizer import OptimizerConfig
 
@@ -72,36 +73,42 @@ class InitPart:
 
 
 class Task(Protocol):
-    """A kind of run. Its constructor takes a resolved config and, for a run, its inputs.
+    """A kind of run, made from a resolved config and, for a run, its inputs. Subclasses inherit the defaults.
 
     Attributes:
       holds: what its checkpoints hold: "emu", "vae" or "unet".
-      init_parts: the fields that `config.init` may name.
       plots: metrics to plot, by the name of the figure; those of "losses" may also come by source, as "name/source".
-      timings: what `bench` times beside input and step (`bench.TIMINGS`); these need `model`, an `EmuConfig`.
+      row_name: what a row of a batch is called.
+      init_parts: the fields that `config.init` may name.
+      timings: what `bench` times beside input and step (`bench.TIMINGS`), with the task's `model`, an `EmuConfig`.
       config: the resolved config.
-      rows, row_name: B over all hosts, and what a row is called. tokens: of a batch; 0 where only rows count.
+      rows: B, over all hosts.
+      tokens: tokens of a batch; 0 where only rows count.
       logical_axes, shapes: trees like the parameters, of axis names and of ShapeDtypeStructs.
+      trainable: the paths of the parameters that are trained; the others have no gradient and no optimizer state.
       summed: the metrics that add up over micro-batches; the others are averaged.
       scanned: the number of layers of every part that is scanned over depth.
       remat: what the backward pass keeps (`layers.REMAT_POLICIES`).
     """
 
     holds: ClassVar[str]
-    init_parts: ClassVar[Mapping[str, InitPart]]
     plots: ClassVar[Mapping[str, Sequence[str]]]
-    timings: ClassVar[Sequence[str]]
     row_name: ClassVar[str]
+    init_parts: ClassVar[Mapping[str, InitPart]] = {}
+    timings: ClassVar[Sequence[str]] = ()
     config: ConfigDict
     rows: int
-    tokens: int
+    tokens: int = 0
     logical_axes: dict[str, Any]
     shapes: dict[str, Any]
-    summed: frozenset[str]
-    scanned: Mapping[str, int]
-    remat: str
+    trainable: frozenset[str]
+    scanned: Mapping[str, int] = {}
+    remat: str = "none"
 
     def __init__(self, config: ConfigDict, inputs: Any = None): ...
+
+    @property
+    def summed(self) -> frozenset[str]: ...
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> Inputs:
@@ -118,31 +125,30 @@ class Task(Protocol):
         Raises:
           UserError: a size is known only from the data, or the task cannot be planned.
         """
-        ...
+        raise UserError(f"config.objective={config.objective!r} cannot be planned: its FLOPs are not counted")
 
     @classmethod
     def documents(cls, config: ConfigDict) -> Any:
         """The documents that `inspect-data` shows (`interleaved.PackedDocuments`); None where there are none."""
-        ...
+        return None
 
     def init(self, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
         """Fresh parameters, and statistics: what training tracks but does not differentiate."""
         ...
 
     def is_trainable(self, path: str) -> bool:
-        """Whether a parameter is trained; the others have no gradient and no optimizer state."""
-        ...
+        return path in self.trainable
 
     def split(self, params: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """Parameters, or a tree like them -> the trainable ones and the frozen ones."""
-        ...
+        return split(params, self.is_trainable)
 
     def batch(self, **arrays: Any) -> Batch:
         """A batch from its arrays by name."""
-        ...
+        return arrays
 
     def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of a batch over all hosts, by name."""
+        """The arrays of a batch over all hosts, by name; plans ask for them."""
         ...
 
     def normalisers(self, batch: Batch) -> Any:
@@ -160,11 +166,11 @@ class Task(Protocol):
 
         `attention` is the part that an attention kernel may compute, which compilers do not count.
         """
-        ...
+        return {}
 
     def shallow(self, depths: Mapping[str, int], remat: str | None = None) -> Task:
         """The same task with so many layers of each scanned part, written out, and no loop in its step."""
-        ...
+        return self
 
 
 def find_task(objective: Any) -> type[Task]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,8 @@ from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models import vae
 from emu_jax.models.layers import Array
-from emu_jax.models.paths import split
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, trainable_paths
+from emu_jax.train.tasks.task import Inputs, OwnRows, Task, trainable_paths
 
 LATENT_SQUARE_DECAY = 0.99  # of the running mean square of the latents, a step
 
@@ -33,34 +32,25 @@ class VAELossConfig:
             raise UserError(f"config.loss: {self}; expected weights of 0 or more")
 
 
-class TrainVAE:
+class TrainVAE(Task):
     """Reconstructs images: |error| + error² + KL. A batch: pixels, uint8 [B, H, W, 3].
 
     The statistics hold the running mean square of the latents, from which the scale of a trained VAE follows.
     """
 
     holds = "vae"
-    init_parts: ClassVar[Mapping[str, InitPart]] = {}
     plots: ClassVar[Mapping[str, tuple[str, ...]]] = {"losses": ("absolute_error", "squared_error", "kl")}
-    timings: tuple[str, ...] = ()
     row_name = "images"
-    tokens = 0
     summed = frozenset({"loss", "absolute_error", "squared_error", "kl"})
-    remat = "none"
 
     def __init__(self, config: ConfigDict, inputs: Inputs | None = None):
         self.config, self.rows = config, config.data.batch
         self.model = vae.VAEConfig.from_dict(config.vae)
-        self.scanned: dict[str, int] = {}
         check_fields(VAELossConfig, "config.loss", config.loss)
         self.weights = VAELossConfig(**config.loss)
         self.logical_axes, self.shapes = {"vae": vae.logical_axes(self.model)}, {"vae": vae.abstract(self.model)}
         optimizer = OptimizerConfig.from_dict(config.optimizer)
-        self._trainable = trainable_paths(self.logical_axes, self.shapes, optimizer)
-
-    @classmethod
-    def documents(cls, config: ConfigDict) -> None:
-        return None
+        self.trainable = trainable_paths(self.logical_axes, self.shapes, optimizer)
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> Inputs:
@@ -71,28 +61,8 @@ class TrainVAE:
         images = Images(data.source, data.split, config.image_size)
         return Inputs(config.copy_and_resolve_references(), ExamplePipeline(images, data, own=own(data.batch)))
 
-    @classmethod
-    def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
-        raise UserError(
-            f"config.objective={config.objective!r} cannot be planned: its FLOPs are not counted; name a config such "
-            "as configs/decoder.py"
-        )
-
     def init(self, key: Array) -> tuple[dict, dict]:
         return {"vae": vae.init(self.model, key)}, {"latent_square": jnp.ones(())}
-
-    def is_trainable(self, path: str) -> bool:
-        return path in self._trainable
-
-    def split(self, params: Mapping[str, Any]) -> tuple[dict, dict]:
-        return split(params, self.is_trainable)
-
-    def batch(self, **arrays: Any) -> dict[str, Any]:
-        return arrays
-
-    def batch_shapes(self) -> dict[str, jax.ShapeDtypeStruct]:
-        side = self.config.image_size
-        return {"pixels": jax.ShapeDtypeStruct((self.rows, side, side, 3), jnp.uint8)}
 
     def normalisers(self, batch: dict) -> Array:
         return jnp.asarray(float(len(batch["pixels"])))
@@ -115,9 +85,3 @@ class TrainVAE:
         decay = LATENT_SQUARE_DECAY
         statistics = statistics | {"latent_square": decay * statistics["latent_square"] + (1.0 - decay) * square}
         return total, (parts | {"loss": total}, statistics)
-
-    def flops(self) -> dict[str, float]:
-        return {}
-
-    def shallow(self, depths: Mapping[str, int], remat: str | None = None) -> TrainVAE:
-        return self  # no part is scanned
