@@ -14,7 +14,7 @@ GOODBYE = "goodbye"
 
 def main() -> None:
     process, count, coordinator = sys.argv[1:]
-    if GOODBYE in sys.stdin.read():  # returns when the process has ended, for whatever reason
+    if GOODBYE in sys.stdin.read():  # returns when the process has ended
         return
     cause = "a signal or a crash ended it"
     if process != "0":

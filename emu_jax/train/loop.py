@@ -87,7 +87,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """Everything that follows from a config; whatever can be refused is refused while it is made.
+    """Everything that follows from a config; `make` refuses all settings that cannot work.
 
     Attributes:
       first: this process's rows of the first batch, for whose shapes the step is compiled.

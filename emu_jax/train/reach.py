@@ -1,4 +1,4 @@
-"""Which parts of Emu get a gradient from a run's documents: a trainable part without any is refused at start.
+"""The parts of Emu that get a gradient from a run's documents; a trainable part without any is refused at start.
 
 The encoder and the Causal Transformer get theirs through an image's input embeddings, from labels after the image.
 `model.stop_target_inputs` stops the gradient of inputs that are regression targets.

@@ -41,11 +41,14 @@ PLANNED_IDS = emu.SpecialIds(pad=0, img=1, img_end=2, image=3)
 
 
 class PackedDocuments:
-    """The documents that a config names, with all that packs them into rows; each is made when it is first asked for.
+    """The documents of a config, and what is needed to pack them into rows; tokenizer and model are made on demand.
 
     Attributes:
       data: `config.data`.
       image_size: pixels of a side.
+
+    Args:
+      instruct: give the tokenizer [USER] and [ASSISTANT].
     """
 
     def __init__(self, config: ConfigDict, instruct: bool):
@@ -55,8 +58,8 @@ class PackedDocuments:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """`config.tokenizer`: a .model file, a checkpoint's, or one trained on the sources, of this run and of later
-        ones (`also`)."""
+        """The one at `config.tokenizer.path` (a .model file or a checkpoint), otherwise one that is trained on the texts
+        of this run's sources and of those in `config.tokenizer.also`."""
         settings = self._config.tokenizer
         if settings.path and is_checkpoint(Path(settings.path)):
             return Tokenizer(read_tokenizer(Path(settings.path)).proto, instruct=self._instruct)
@@ -79,7 +82,7 @@ class PackedDocuments:
         return emu.EmuConfig.from_dict(self.config.model)
 
     def pipeline(self, own: OwnRows | None = None) -> Pipeline:
-        """The run's batches; None: all rows of them."""
+        """The run's batches, with the rows `own`; None: with all rows."""
         return Pipeline(
             self.data,
             self.tokenizer,
@@ -102,8 +105,8 @@ class Interleaved(Task):
 
     Attributes:
       model: `config.model`.
-      ids: special tokens in the batch.
-      sources: where there are several, the data sources whose losses are reported on their own.
+      ids: special tokens of the batch.
+      sources: the data sources, whose losses are reported separately; empty where there is only one.
     """
 
     holds = "emu"
