@@ -14,11 +14,11 @@ from emu_jax.errors import UserError
 from emu_jax.models import unet
 from emu_jax.models.paths import flatten, nest
 from emu_jax.sharding import make_mesh
-from emu_jax.train.experiment import make_experiment
 from emu_jax.train.init_from import begin
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
+from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 
 
@@ -43,13 +43,13 @@ def make_config(parts, documents) -> ConfigDict:
 
 
 def begun(config: ConfigDict, mesh_sizes: dict | None = None):
-    experiment = make_experiment(config)
+    task, inputs = make_task(config)
     mesh = make_mesh(mesh_sizes or {"fsdp": -1})
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     with jax.set_mesh(mesh):
-        fresh = create_state(experiment.objective, optimizer, 0, mesh)
+        fresh = create_state(task, optimizer, 0, mesh)
         kept = jax.tree.map(np.asarray, fresh.params)
-        return kept, begin(fresh, config, experiment.tokenizer.role_words)
+        return kept, begin(fresh, inputs.config, inputs.tokenizer.role_words)
 
 
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
@@ -132,7 +132,7 @@ def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config.model.llama.update({"lora_rank": 2, "lora_alpha": 2.0})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-3})
     _, state = begun(config)
-    tokenizer = make_experiment(config).tokenizer
+    tokenizer = make_task(config)[1].tokenizer
     _, params, *_ = load_for_inference(trained)
     old, new = (np.asarray(flatten(tree)["llama/embed/embedding"]) for tree in (params, state.params))
     assert len(new) == len(old) + 2
