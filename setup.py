@@ -21,6 +21,7 @@ EXTRAS = {
     "test": [
         "apache-beam",
         "av",
+        "beartype",  # checks the array types of jaxtyping at run time
         "lxml",
         "pyarrow",
         "pytest",
@@ -90,6 +91,7 @@ setup(
         "simplejpeg",
         "sentencepiece>=0.2",
         "einops",
+        "jaxtyping",
         "ml-collections",
         "numpy",
         "pillow>=10",

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.cli import _parser
+from emu_jax.cli import make_parser
 from emu_jax.data.document import Document, Text
 from emu_jax.data.images import Recoding
 from emu_jax.data.prepare import PrepareConfig, prepare
@@ -133,7 +133,7 @@ def options_of(group: list[Block]):
     """The one command of a group."""
     lines = {block.line for block in group}
     (words,) = [words for number, words in commands(PAGE) if number - 1 in lines]
-    return _parser().parse_known_args(words[1:])[0]
+    return make_parser().parse_known_args(words[1:])[0]
 
 
 def told_parts(document: RawDocument | Document) -> Iterator[str]:

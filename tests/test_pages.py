@@ -7,6 +7,7 @@ images, the records of configs/data-formats.md, and a small model in place of th
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.cli import EXAMPLES, _parser, main
+from emu_jax.cli import COMMANDS, main, make_parser
 from emu_jax.config import load_config
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
@@ -104,7 +105,7 @@ def runs(words: list[str]) -> str:
 def parse(words: list[str]):
     """Options and overrides, as the command line reads them."""
     elided = ["--workdir", "elided"] if "…" in words and words[1] == "train" and "--workdir" not in words else []
-    options, rest = _parser().parse_known_args([word for word in words[1:] if word != "…"] + elided)
+    options, rest = make_parser().parse_known_args([word for word in words[1:] if word != "…"] + elided)
     assert [word for word in rest if not word.startswith("--config.")] == []
     return options, rest
 
@@ -148,7 +149,8 @@ def test_what_the_table_names_is_there():
 
 
 def test_examples_of_the_command_line_parse():
-    for line in EXAMPLES.values():
+    for name in COMMANDS:
+        line = importlib.import_module(f"emu_jax.cli.{name.replace('-', '_')}").EXAMPLE
         parse(shlex.split(line))
 
 

@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.storage import partial_path, remove
 
@@ -161,7 +160,7 @@ class LeafWriter:
         }
         return ts.open(spec, open=True, create=True).result()
 
-    def finish(self, holds: Holds, meta: Mapping[str, Any], beside: Mapping[str, Path]) -> None:
+    def finish(self, holds: str, meta: Mapping[str, Any], beside: Mapping[str, Path]) -> None:
         """Adds the metadata, moves the folders `beside` in, and gives the folder its name.
 
         Args:

@@ -120,7 +120,7 @@ def build_row(
 ) -> tuple[dict[str, np.ndarray], list[tuple[int, str]]]:
     """One row's arrays, named as the fields of `models.emu.Batch` (without its leading axis), and its faults.
 
-    images uint8 [I, H, W, 3]; tokens, segments, slots, sources int32 [S]; text_weights, visual_weights float32 [S].
+    images uint8 [I, H, W, 3]; tokens, segments, slots, source_ids int32 [S]; text_weights, visual_weights float32 [S].
     Beside them `cuts` int32 [S], at a document's first position: `CONTINUES` where it continues one that was cut, plus
     `CUT` where that goes on behind it. Without images, none is read; otherwise they are read into `images`, black as
     given, where it is.
@@ -133,7 +133,7 @@ def build_row(
         "tokens": np.full(row_tokens, pad_id, np.int32),
         "segments": np.zeros(row_tokens, np.int32),
         "slots": np.full(row_tokens, -1, np.int32),
-        "sources": np.zeros(row_tokens, np.int32),
+        "source_ids": np.zeros(row_tokens, np.int32),
         "text_weights": np.zeros(row_tokens, np.float32),
         "visual_weights": np.zeros(row_tokens, np.float32),
         "cuts": np.zeros(row_tokens, np.int32),
@@ -159,7 +159,7 @@ def build_row(
         row["tokens"][piece] = document.tokens
         row["segments"][piece] = number
         row["slots"][piece] = lookup[document.slots]
-        row["sources"][piece] = document.source
+        row["source_ids"][piece] = document.source
         row["cuts"][piece.start] = CONTINUES * document.continues + CUT * document.cut
         broken = [unreadable[image.key] for image in document.images if image.key in unreadable]
         if broken:

@@ -36,7 +36,13 @@ from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError, check_fields
 
 STREAM = 5  # counts up when the same settings begin to give other batches, or a state to say something else
-DESCRIBING = ("slots", "segments", "sources", "cuts", "visual_weights")  # what the batch's own description is made of
+DESCRIBING = (
+    "slots",
+    "segments",
+    "source_ids",
+    "cuts",
+    "visual_weights",
+)  # what describes the batch
 ENOUGH = 1000  # documents of a source after which its share of faults is judged
 
 
@@ -375,7 +381,7 @@ class Pipeline:
         batch, self._whole = _join(parts), _join(wholes)
         del batch["cuts"]
         if len(self.sources) == 1:
-            del batch["sources"]
+            del batch["source_ids"]
         return batch
 
     def _judge(self, faults: list[tuple[int, str]]) -> None:
@@ -461,7 +467,7 @@ def _join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
 def _documents(whole: Mapping[str, np.ndarray], source: int) -> int:
     """Documents of a source in rows [B, S]."""
     first = np.diff(whole["segments"], prepend=0, axis=1) > 0
-    return int((first & (whole["sources"] == source)).sum())
+    return int((first & (whole["source_ids"] == source)).sum())
 
 
 def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:

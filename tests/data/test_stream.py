@@ -67,7 +67,7 @@ def documents_of(batch: dict[str, np.ndarray]) -> list[tuple[int, tuple[int, ...
             slots = [s for s in dict.fromkeys(batch["slots"][row][here].tolist()) if s >= 0]
             pixels = b"".join(batch["images"][row, slot].tobytes() for slot in slots)
             tokens = tuple(np.sort(batch["tokens"][row][here]).tolist())
-            found.append((int(batch["sources"][row][here][0]), tokens, hashlib.sha1(pixels).hexdigest()))
+            found.append((int(batch["source_ids"][row][here][0]), tokens, hashlib.sha1(pixels).hexdigest()))
     return found
 
 

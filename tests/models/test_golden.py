@@ -88,7 +88,7 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     loaded = load_emu(path, vision_head_dim=12, merge_lora=False)
     assert loaded.config.llama.lora_rank == 16 and loaded.config.llama.lora_targets == ("q", "k", "v", "o")
     config, beside = dataclasses.replace(loaded.config, loss_chunk=8), loaded.params
-    plain, adapters = lora.apart(beside)
+    plain, adapters = lora.separate(beside)
     single, merged = lora.merge_model(config, beside)
     found = {}
     for name, model, params in (("beside", config, beside), ("merged", single, merged)):

@@ -52,8 +52,8 @@ def test_the_average_is_what_draws(drawing):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("condition_dim", 32, "config condition_dim=32, but the examples in .* have 16"),
-        ("latent_channels", 4, "config latent_channels=4, but the examples in .* have 2"),
+        ("condition_dim", 32, "config.unet.condition_dim=32, but the examples in .* have 16"),
+        ("latent_channels", 4, "config.unet.latent_channels=4, but the examples in .* have 2"),
         ("block_channels", (8, 8, 8, 8, 8), "unet.block_channels has 5 blocks, unet.attention_blocks 2"),
         ("heads", 3, "does not divide by unet.groups=4 and unet.heads=3"),
     ],

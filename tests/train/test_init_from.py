@@ -17,11 +17,12 @@ from emu_jax.errors import UserError
 from emu_jax.models import unet
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.train.experiment import make_experiment
 from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
+from emu_jax.train.tasks.decoder import TrainDecoder
+from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 
 
@@ -46,13 +47,13 @@ def make_config(parts, documents) -> ConfigDict:
 
 
 def begun(config: ConfigDict, mesh_sizes: dict | None = None):
-    experiment = make_experiment(config)
+    task, inputs = make_task(config)
     mesh = make_mesh(mesh_sizes or {"fsdp": -1})
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     with jax.set_mesh(mesh):
-        fresh = create_state(experiment.objective, optimizer, 0, mesh)
+        fresh = create_state(task, optimizer, 0, mesh)
         kept = jax.tree.map(np.asarray, fresh.params)
-        return kept, init_from_checkpoints(fresh, config, experiment.tokenizer.role_words)
+        return kept, init_from_checkpoints(fresh, inputs.config, task.init_parts, inputs.tokenizer.role_words)
 
 
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
@@ -143,7 +144,7 @@ def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config.model.llama.update({"lora_rank": 2, "lora_alpha": 2.0})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-3})
     _, state = begun(config)
-    tokenizer = make_experiment(config).tokenizer
+    tokenizer = make_task(config)[1].tokenizer
     params = load_emu(trained).params
     old, new = (np.asarray(flatten(tree)["llama/embed/embedding"]) for tree in (params, state.params))
     assert len(new) == len(old) + 2
@@ -200,7 +201,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     config = ConfigDict({"unet": dataclasses.asdict(theirs.config) | {"condition_dim": 16, "remat": "full"}})
     config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
     fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
-    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config)
+    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config, TrainDecoder.init_parts)
     found, before, expected = flatten(state.params), flatten(fresh), flatten({"unet": theirs.params})
     for name, value in expected.items():
         wide = "attn2/to_k/" in name or "attn2/to_v/" in name
@@ -208,7 +209,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
         np.testing.assert_array_equal(flatten(state.statistics["ema"])[name], found[name])
     config.unet.layers_per_block = 3
     with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
-        init_from_checkpoints(state, config)
+        init_from_checkpoints(state, config, TrainDecoder.init_parts)
 
 
 def test_the_published_configs_name_their_parts():

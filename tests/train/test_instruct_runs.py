@@ -14,8 +14,8 @@ from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten
-from emu_jax.train.experiment import make_experiment
 from emu_jax.train.loop import train
+from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 from tests.train.test_step import DOCUMENTS, batch_of
 
@@ -80,11 +80,10 @@ def test_int8_weights_must_come_from_somewhere(documents):
     config = tiny.instruct_config(documents, "")
     config.model.llama.int8 = True
     with pytest.raises(UserError, match=r"adapters on int8 weights need weights to begin with; name a checkpoint of"):
-        make_experiment(config)
+        make_task(config)
     config.objective = "pretrain"
-    config.model.llama.vocab_size = 0
     with pytest.raises(UserError, match=r"integers are not trained; .* or train adapters beside int8 ones with"):
-        make_experiment(config)
+        make_task(config)
 
 
 # ---------------------------------------------------------------- a run's checkpoint
@@ -102,10 +101,10 @@ def test_a_run_is_loaded_with_its_adapters_beside_the_weights(instructed):
 
 def test_dropout_follows_the_step_s_key(documents, instructed):
     config = tiny.instruct_config(documents, instructed)
-    goal = make_experiment(config).objective
+    task, _ = make_task(config)
     loaded = load_emu(instructed)
     rows = [batch_of(DOCUMENTS["text only"], rows=1)] * 2
     batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
-    loss = jax.jit(lambda key: goal.loss(loaded.params, loaded.statistics, batch, key, goal.normalisers(batch))[0])
+    loss = jax.jit(lambda key: task.loss(loaded.params, loaded.statistics, batch, key, task.normalisers(batch))[0])
     first, again, other = (float(loss(jax.random.key(seed))) for seed in (0, 0, 1))
     assert first == again != other

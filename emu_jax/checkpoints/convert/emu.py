@@ -36,10 +36,10 @@ from emu_jax.checkpoints.convert.matching import Fault, report
 from emu_jax.checkpoints.convert.tensor_files import Tensors
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.paths import flatten
 
 LAYOUT = "the published Emu's layout"
-PARTS = ("vision", "causal", "llama")
 
 # The published model's values that shapes do not show.
 VISION_HEAD_DIM = 88
@@ -63,7 +63,7 @@ def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
 
 def table_of(**depths: int) -> list[Rule]:
     """The rules of a model with these numbers of layers by part; a part that is not named has none."""
-    return expand(dict.fromkeys(PARTS, 0) | depths)
+    return expand(dict.fromkeys(emu.PARTS, 0) | depths)
 
 
 def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
@@ -116,7 +116,7 @@ def _infer(
     shapes: Mapping[str, tuple[int, ...]],
     vision_head_dim: int,
     llama_head_dim: int,
-    parts: Container[str] = PARTS,
+    parts: Container[str] = emu.PARTS,
 ) -> tuple[dict[str, Any], list[Fault]]:
     """The config, with 2 in place of every size that cannot be inferred, and the faults among the sizes of `parts`."""
     depths = count_layers(shapes)
@@ -462,7 +462,7 @@ def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) ->
 def _keep_adapters(
     matched: Match, tensors: Tensors
 ) -> tuple[list[Assignment], dict[str, tuple[tuple[int, ...], np.dtype]]]:
-    """Assigns the leaves `lora/<path of the kernel>/a` [L, in, r] and `/b` [L, r, out]; their shapes and dtypes."""
+    """Assigns the leaves `lora/<path of a kernel>/lora_a` [L, in, r] and `…/lora_b` [L, r, out]; shapes and dtypes."""
     adapted: dict[str, dict[int, tuple[str, str]]] = {}
     for rule in matched.rules:
         if rule.key in matched.adapters:
@@ -471,13 +471,13 @@ def _keep_adapters(
     assignments, leaves, faults = [], {}, []
     for path, layers in adapted.items():
         depth = matched.targets[f"{path}/kernel"][0]
-        for side, name in enumerate("ab"):
+        for side, name in enumerate(ADAPTER_LEAVES):
             leaf, some = f"lora/{path}/{name}", layers[min(layers)][side]
             shape, dtype = tensors.shapes[some], np.dtype(tensors.dtypes[some])
             leaves[leaf] = ((depth, *shape[::-1]), dtype)
             for layer in range(depth):
                 if layer not in layers:
-                    faults.append(Fault("missing", f"lora_{name.upper()} of layer {layer}", f"for {leaf}"))
+                    faults.append(Fault("missing", f"lora_{'AB'[side]} of layer {layer}", f"for {leaf}"))
                 elif tensors.shapes[layers[layer][side]] != shape:
                     faults.append(Fault("misshapen", layers[layer][side], f"expected {shape}, as in other layers"))
                 else:

@@ -31,6 +31,7 @@ from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, UNET, VAE
 from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint, weights_of_parts
 from emu_jax.checkpoints.streamed import LeafReader
 from emu_jax.errors import UserError
+from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
 from emu_jax.storage import write_atomically
 
@@ -75,14 +76,14 @@ class Source:
 
     def has_lora(self) -> bool:
         """Whether there are adapters."""
-        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "a") for name in self.leaves.shapes)
+        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "lora_a") for name in self.leaves.shapes)
 
-    def adapter(self, path: str, side: str) -> str | None:
-        """The leaf of side a [L, in, r] or b [L, r, out] of a linear map's adapter, if it has one.
+    def adapter(self, path: str, name: str) -> str | None:
+        """The leaf `lora_a` [L, in, r] or `lora_b` [L, r, out] of a linear map's adapter, if it has one.
 
         Converted adapters are stored apart from the weights, in `lora/`; those trained here, beside the kernels.
         """
-        return next((n for n in (f"lora/{path}/{side}", f"params/{path}/{side}") if n in self.leaves.shapes), None)
+        return next((n for n in (f"lora/{path}/{name}", f"params/{path}/{name}") if n in self.leaves.shapes), None)
 
     def lora(self) -> dict[str, Any]:
         """Rank, alpha and dropout of the adapters; foreign files do not say how they were trained."""
@@ -296,7 +297,7 @@ def _rules(exported: Source, rules: list[Rule], dtype: str | None, merge_lora: b
 
     def value(rule: Rule, leaf: str) -> np.ndarray:
         kernel = _next_layer(exported, open_leaves, leaf, rule.layer)
-        found_sides = (exported.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab")
+        found_sides = (exported.adapter(rule.path.removesuffix("/kernel"), name) for name in ADAPTER_LEAVES)
         sides = [side for side in found_sides if side is not None]
         if merge_lora and len(sides) == 2:
             a, b = (_next_layer(exported, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
@@ -333,10 +334,10 @@ def _bound(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[],
 def _adapters(exported: Source, rules: list[Rule], dtype: str | None) -> Iterator[Tensor]:
     """LoRA's tensors by their published names: `….q_proj.lora_A.default.weight` [r, in] and `lora_B` [out, r]."""
     for rule in rules:
-        for side, name in (("a", "lora_A"), ("b", "lora_B")):
-            leaf = exported.adapter(rule.path.removesuffix("/kernel"), side)
+        for ours, published in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            leaf = exported.adapter(rule.path.removesuffix("/kernel"), ours)
             if leaf is not None:
-                key = f"{rule.key.removesuffix('.weight')}.{name}.default.weight"
+                key = f"{rule.key.removesuffix('.weight')}.{published}.default.weight"
                 shape = exported.leaves.shapes[leaf][:0:-1]
                 kind = DTYPES[dtype] if dtype else exported.leaves.dtypes[leaf]
                 yield key, shape, kind, _bound(lambda leaf, layer: exported.leaves[leaf][layer].T, leaf, rule.layer)

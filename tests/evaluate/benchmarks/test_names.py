@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu_jax.cli import BENCHMARK_NAMES
+from emu_jax.cli.evaluate import BENCHMARK_NAMES
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.names import BENCHMARKS, find_benchmark
 from tests.evaluate.benchmarks.editing import read, refused
