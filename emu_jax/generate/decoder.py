@@ -79,7 +79,7 @@ class Decoder:
             )
         if self.queries not in (None, queries):
             raise UserError(
-                f"{self.where}: the decoder was trained on {self.queries} embeddings an image, the model has "
+                f"{self.where}: the decoder was trained on {self.queries} embeddings per image, the model has "
                 f"{queries}; load the decoder that was trained with this model"
             )
 

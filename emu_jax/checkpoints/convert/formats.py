@@ -72,7 +72,7 @@ def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.
         raise UserError(f"{folder}: it exists; name a new folder, or remove it")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected {EXPECTED}")
-    main, parts, copies = _plan(source, settings)
+    main, parts, copies = _recognise(source, settings)
     waiting = folder.with_name(folder.name + ".parts")  # finished parts, until the folder that they belong in is
     done, beside = {}, {}
     try:
@@ -95,8 +95,8 @@ def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.
     return done
 
 
-def _plan(source: Path, settings: Settings) -> tuple[Write | None, dict[str, Write], dict[str, Path]]:
-    """Writes the folder itself (None: it has only parts), the parts in it, and the folders that are copied there."""
+def _recognise(source: Path, settings: Settings) -> tuple[Write | None, dict[str, Write], dict[str, Path]]:
+    """The writers of the folder itself (None: it has only parts) and of the parts in it, and the folders to copy."""
     root = source / "pretrain" if (source / "pretrain" / "multimodal_encoder").is_dir() else source
     parts: dict[str, Write] = {}
     copies: dict[str, Path] = {}
