@@ -1,4 +1,4 @@
-"""What is read of requests: the tokens of training and of `Chat`, and roles that make no sense."""
+"""Encoded requests: the tokens of training and of `Chat`, and conversations with roles out of order."""
 
 import dataclasses
 
@@ -7,9 +7,8 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import Video
-from emu_jax.serve import sequences
-from emu_jax.serve.sequences import ContextError, Message
+from emu_jax.generate.messages import Video
+from emu_jax.serve.encoded_prompt import ContextError, Message, encode_continuation, encode_conversation
 
 DRAW = np.random.default_rng(0)
 CAT, DOG, *FRAMES = DRAW.integers(0, 256, (6, 16, 16, 3), np.uint8)
@@ -31,27 +30,27 @@ def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
     before = [] if system is None else [Message("system", (system,))]
     for number, message in enumerate([first, ("a cross",), (DOG,)]):
         before.append(Message("user", message))
-        found = sequences.conversation(model, before)
+        found = encode_conversation(model, before)
         answer = f"it is {number}"
         chat.add(list(message), answer)
         ids = model.tokenizer.encode_plain(answer)
         expected = chat.tokens[: len(chat.tokens) - len(ids) - 1]
         assert found.tokens.tolist() == expected
-        assert (found.sources >= 0).sum() == len(found.images) * 4
+        assert (found.embedding_index >= 0).sum() == len(found.images) * 4
         before.append(Message("assistant", (answer,)))
 
 
 def test_a_continuation_is_what_generate_text_reads(model):
-    found = sequences.continuation(model, [CAT, "a red ", DOG])
+    found = encode_continuation(model, [CAT, "a red ", DOG])
     assert found.images.shape == (2, 16, 16, 3)
-    assert found.sources[found.sources >= 0].tolist() == [*range(8)]
+    assert found.embedding_index[found.embedding_index >= 0].tolist() == [*range(8)]
     assert found.tokens[0] == model.tokenizer.bos_id
-    assert sequences.continuation(model, ["a"], draws=True).tokens[-1] == model.tokenizer.img_id
+    assert encode_continuation(model, ["a"], draws=True).tokens[-1] == model.tokenizer.img_id
 
 
 def test_messages_of_one_role_are_one(model):
-    apart = sequences.conversation(model, [Message("user", ("a ",)), Message("user", ("bar",))])
-    together = sequences.conversation(model, [Message("user", ("a bar",))])
+    apart = encode_conversation(model, [Message("user", ("a ",)), Message("user", ("bar",))])
+    together = encode_conversation(model, [Message("user", ("a bar",))])
     assert apart.tokens.tolist() == together.tokens.tolist()
 
 
@@ -70,19 +69,19 @@ def test_messages_of_one_role_are_one(model):
 )
 def test_conversations_that_cannot_be_answered(model, messages, said):
     with pytest.raises(UserError, match=said):
-        sequences.conversation(model, messages)
+        encode_conversation(model, messages)
 
 
 def test_a_model_that_was_not_tuned(drawing):
     with pytest.raises(UserError, match="does not chat"):
-        sequences.conversation(Emu.load(drawing), [Message("user", ("a",))])
+        encode_conversation(Emu.load(drawing), [Message("user", ("a",))])
 
 
-def test_room(model):
+def test_the_maximum_of_new_tokens(model):
     context = model.config.llama.context
-    found = sequences.continuation(model, ["a"])
-    assert found.room(context, None) == min(256, context - len(found.tokens))
+    found = encode_continuation(model, ["a"])
+    assert found.max_new_tokens(context, None) == min(256, context - len(found.tokens))
     with pytest.raises(ContextError, match=f"exceeds the model's context of {context}"):
-        found.room(context, context)
+        found.max_new_tokens(context, context)
     with pytest.raises(ContextError, match="exceeds the model's context"):
-        sequences.continuation(model, [CAT] * 40)
+        encode_continuation(model, [CAT] * 40)
