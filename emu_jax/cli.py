@@ -14,6 +14,7 @@ from pathlib import Path
 from emu_jax import commands
 from emu_jax.data.raw.readers import READERS
 from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmarks.registry import benchmark_names
 
 EXAMPLES = {
     "prepare": "emu-jax prepare pairs --in laion-coco --out data/laion_coco --workers 8",
@@ -31,11 +32,6 @@ EXAMPLES = {
     "convert": "emu-jax convert --from Emu/pretrain --to weights/emu --tokenizer llama_tokenizer.model",
     "export": "emu-jax export --from runs/quickstart --to exported --format diffusers",
 }
-# evaluate/benchmarks/names.py, which takes seconds to import
-BENCHMARK_NAMES = (
-    *("coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa", "mmvet"),
-    *("coco_drawing", "fluent", "fluent_qa"),
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -201,7 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate = add("evaluate", "Score a model: on benchmarks, or without --benchmark write the report of a run.")
     _add_model(evaluate)
     evaluate.add_argument("--out", type=Path, help="folder of report or scores (default: the work directory)")
-    evaluate.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(BENCHMARK_NAMES)}")
+    evaluate.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
     evaluate.add_argument("--data", type=Path, help="folder of the benchmarks' files, each in one of its name")
     evaluate.add_argument("--split", default="", help="(default: the latest with published answers; of a report all)")
     evaluate.add_argument("--shots", default="0", metavar="N,…", help="examples in front, e.g. 0,2,4,8 (RICES)")

@@ -216,39 +216,37 @@ def evaluate(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.benchmark:
         return evaluate_benchmarks(options)
     from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
-    from emu_jax.evaluate import drawings, pairs
-    from emu_jax.evaluate import tuning as tunings
-    from emu_jax.evaluate.report import write_report
+    from emu_jax.evaluate.quickstart import captions, chat, drawings
+    from emu_jax.evaluate.quickstart.report import write_report
     from emu_jax.generate.model import Emu
 
     emu = Emu.load(options.model, weights=options.weights)
-    scores = pairs.score(emu, options.split.split(",") if options.split else pairs.SPLITS)
+    scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     out, tuned = options.out or options.model, options.model / TUNED
-    tuning = None
+    chats = None
     if is_checkpoint(tuned):
-        chat = Emu.load(tuned, weights=weights_of_parts(options.weights))
-        tuning = tunings.score(emu, chat, out / "benchmarks")
-    report = write_report(out, options.model, scores, drawn, tuning)
-    print(_figures(scores.figures | (drawn.figures if drawn else {}) | (tuning.figures if tuning else {})))
+        chats = chat.score(emu, Emu.load(tuned, weights=weights_of_parts(options.weights)), out / "benchmarks")
+    report = write_report(out, options.model, scores, drawn, chats)
+    print(_figures(scores.figures | (drawn.figures if drawn else {}) | (chats.figures if chats else {})))
     print(report)
     return 0
 
 
 def evaluate_benchmarks(options: argparse.Namespace) -> int:
-    from emu_jax.evaluate.benchmark_runs import Request
+    from emu_jax.evaluate.benchmark_runs import EvaluationConfig
     from emu_jax.evaluate.benchmark_runs import evaluate as run
-    from emu_jax.evaluate.scores import Weights
+    from emu_jax.evaluate.benchmarks.benchmark import Weights
     from emu_jax.generate.model import Emu
 
     out = options.out or options.model / "benchmarks"
     if not options.out and not options.model.is_dir():
         raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
-    request = Request(
+    config = EvaluationConfig(
         benchmarks=options.benchmark.split(","),
         data=options.data,
         split=options.split,
-        shots=[_whole(word, "--shots") for word in options.shots.split(",")],
+        few_shot=[_whole(word, "--shots") for word in options.shots.split(",")],
         text_examples=options.text_examples,
         limit=options.limit,
         batch=options.batch,
@@ -265,7 +263,7 @@ def evaluate_benchmarks(options: argparse.Namespace) -> int:
         decoder=options.decoder,
         mesh=_mesh(options.mesh),
     )
-    for result in run(emu, request, out):
+    for result in run(emu, config, out):
         print(result.folder)
         if result.waits:
             print("  predicted its part; the process that finishes last scores")
