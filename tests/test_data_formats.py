@@ -29,7 +29,7 @@ from emu_jax.data.raw.reader import RawDocument
 from emu_jax.data.raw.readers import READERS, make_reader
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.benchmarks.registry import benchmark_names, find_benchmark
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
 from tests.evaluate.samples import HELD_OUT, people
@@ -111,7 +111,7 @@ def become(group: list[Block], folder: Path) -> str:
     if group[-1].about == RECORD:
         return stored_record(folder)
     if group[-1].headings[1] == "Benchmarks":
-        questions = BENCHMARKS[section].read(folder / "benchmarks" / section)
+        questions = find_benchmark(section).read(folder / "benchmarks" / section)
         return "\n".join(line for question in questions for line in told_question(question))
     if section == "JSONL":
         source = open_source("mine.jsonl", "train", 64, PairOrder("image_first"))
@@ -203,7 +203,7 @@ def test_every_source_and_benchmark_is_on_the_page():
     raw = [group for group in groups() if group[-1].headings[1].startswith("Raw data")]
     assert {options_of(group).source for group in raw} == set(READERS)
     benchmarks = {group[-1].headings[-1] for group in groups() if group[-1].headings[1] == "Benchmarks"}
-    assert benchmarks == set(BENCHMARKS) - {"fluent", "fluent_qa"}  # which need no files
+    assert benchmarks == {name for name in benchmark_names() if find_benchmark(name).tree}
     compared = [block for group in groups() for block in group]
     assert [block.about for block in blocks(PAGE) if block not in compared] == []
 

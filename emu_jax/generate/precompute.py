@@ -17,9 +17,9 @@ from emu_jax.checkpoints.store import weights_of_parts
 from emu_jax.data.document import Image, Text
 from emu_jax.data.images import resize
 from emu_jax.data.latents import INDEX, LatentExample, write_latents
+from emu_jax.data.padding import padded_batches
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.errors import UserError
-from emu_jax.generate.batches import padded_batches
 from emu_jax.generate.decoder import encode_latents
 from emu_jax.generate.model import Emu
 

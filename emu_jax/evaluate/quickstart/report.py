@@ -1,9 +1,8 @@
-"""The report of a run: `report.html`, one self-contained page; beside it `scores.json` with every figure, and
-`drawings.png`, a grid of drawings, where the model draws.
+"""The report of a run: `report.html`, one self-contained page, and `scores.json` with every figure; for a model with a
+decoder also `drawings.png`, a grid of drawings.
 
-In: a work directory (metrics.jsonl, config.json) and `pairs.Scores`. The page holds the scores with intervals and
-chance, loss and collapse curves, held-out images with true and generated captions, what captions retrieve, the
-config and the versions.
+The page shows scores with intervals and chance, loss and collapse curves, held-out images with true and generated
+captions, the images that captions retrieve, the config and the versions.
 """
 
 from __future__ import annotations
@@ -26,10 +25,10 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from emu_jax.evaluate.drawings import Drawings
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.pairs import Answer, Scores
-from emu_jax.evaluate.tuning import Tuning
+from emu_jax.evaluate.quickstart.captions import Answer, Scores
+from emu_jax.evaluate.quickstart.chat import Chats
+from emu_jax.evaluate.quickstart.drawings import Drawings
 from emu_jax.generate.model import GeneratedText
 
 IMAGE_COLUMNS = 8  # of drawings.png
@@ -61,10 +60,14 @@ pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12
 
 
 def write_report(
-    out: Path, workdir: Path, scores: Scores, drawn: Drawings | None = None, tuning: Tuning | None = None
+    out: Path, workdir: Path, scores: Scores, drawings: Drawings | None = None, chats: Chats | None = None
 ) -> Path:
-    """Writes `scores.json` and `report.html` into `out`, each whole or not at all; returns the page's path."""
-    figures = scores.figures | (drawn.figures if drawn else {}) | (tuning.figures if tuning else {})
+    """Writes `scores.json` and `report.html` into `out`, each completely or not at all; returns the page's path.
+
+    Args:
+      workdir: the run's work directory, with metrics.jsonl and config.json.
+    """
+    figures = scores.figures | (drawings.figures if drawings else {}) | (chats.figures if chats else {})
     out.mkdir(parents=True, exist_ok=True)
     summary = {
         "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
@@ -73,9 +76,9 @@ def write_report(
         "versions": _versions(),
     }
     _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
-    _write(out / "report.html", _page(workdir, scores, figures, drawn, tuning))
-    if drawn:
-        _drawings_image(out / "drawings.png", drawn)
+    _write(out / "report.html", _page(workdir, scores, figures, drawings, chats))
+    if drawings:
+        _drawings_image(out / "drawings.png", drawings)
     return out / "report.html"
 
 
@@ -90,7 +93,7 @@ def _versions() -> dict[str, str]:
 
 
 def _page(
-    workdir: Path, scores: Scores, figures: dict[str, Figure], drawn: Drawings | None, tuning: Tuning | None
+    workdir: Path, scores: Scores, figures: dict[str, Figure], drawings: Drawings | None, chats: Chats | None
 ) -> str:
     metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     config = (workdir / "config.json").read_text(encoding="utf-8")
@@ -100,14 +103,15 @@ def _page(
     last = metrics[-1]
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>emu_jax · {html.escape(workdir.name)}</title>
 <style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
-<p class="sub">One checkpoint after {last["step"]:,} steps: it names images and, from a name, produces the embeddings
-of an image. Held-out combinations are roles and skin tones that were each seen in training, but never together.</p>
-<h2>Scores</h2>{_score_table(figures)}{_drawing_sections(drawn) if drawn else ""}
+<p class="sub">One checkpoint after {last["step"]:,} steps: it names images and, from a name, generates the
+embeddings of an image. Held-out combinations are roles and skin tones that were each seen in training, but never
+together.</p>
+<h2>Scores</h2>{_score_table(figures)}{_drawing_sections(drawings) if drawings else ""}
 <h2>Held-out images and the captions the model gave them</h2>{_caption_cards(held_out[:GRID])}
 <h2>Images found by the embeddings of a held-out caption</h2>
 <p class="sub">Left: the caption's own image. Right: of all {scores.gallery:,} images, the one closest to the
 generated embeddings.</p>{_retrieval_cards(held_out[: GRID // 2])}
-{_chats(tuning) if tuning else ""}
+{_chat_cards(chats) if chats else ""}
 <h2>Concepts never seen</h2>{_caption_cards(unseen[: GRID // 2])}
 <h2>Training</h2><img src="{_curves(metrics)}" style="width:100%" alt="training curves">
 <h2>Config</h2><pre>{html.escape(config)}</pre><p class="k">{html.escape(versions)}</p></html>
@@ -129,57 +133,58 @@ def _chance(figure: Figure) -> str:
     return "" if figure.chance is None else f"{figure.chance:.4f}"
 
 
-def _drawing_sections(drawn: Drawings) -> str:
+def _drawing_sections(drawings: Drawings) -> str:
     """Drawings above the real images, reconstructions, blends and a continued document."""
     pairs, rebuilt = [], []
-    for drawing in drawn.drawings[:GRID]:
-        e = drawing.example
-        pairs.append(_card([[drawing.drawn], [e.pixels]], html.escape(e.caption)))
-        rebuilt.append(_card([[drawing.reconstructed], [e.pixels]], ""))
+    for drawn in drawings.examples[:GRID]:
+        e = drawn.example
+        pairs.append(_card([[drawn.drawn], [e.pixels]], html.escape(e.caption)))
+        rebuilt.append(_card([[drawn.reconstructed], [e.pixels]], ""))
     blends = [
         _card([[a.pixels, b.pixels], [image]], f"{html.escape(a.caption)} <b>+</b> {html.escape(b.caption)}")
-        for a, b, image in drawn.blends
+        for a, b, image in drawings.blends
     ]
     continued = []
-    for example, items in drawn.continued:
+    for example, items in drawings.continued:
         said = [html.escape(item.text) for item in items if isinstance(item, GeneratedText)]
         images = [np.asarray(item.image) for item in items if not isinstance(item, GeneratedText)]
         continued.append(_card([[example.pixels], *([image] for image in images)], f"“{' '.join(said)}”"))
     return f"""<h2>Drawn from held-out captions</h2>
 <p class="sub">Above: drawn from the caption, which no training image had. Below: the real image.</p>{_grid(pairs)}
 <h2>Reconstructed</h2><p class="sub">Above: drawn from the embeddings of the image below.</p>{_grid(rebuilt)}
-<h2>Blends</h2><p class="sub">Two images, and what the model draws after both.</p>{_grid(blends)}
-<h2>Interleaved</h2><p class="sub">An image, the text and then the image with which the model went on.</p>
+<h2>Blends</h2><p class="sub">Two images, and the image that the model draws from both.</p>{_grid(blends)}
+<h2>Interleaved</h2><p class="sub">An image, and the text and the image with which the model continued.</p>
 {_grid(continued)}"""
 
 
-def _chats(tuning: Tuning) -> str:
-    """Conversations of the instruction-tuned model as bubbles beside their images."""
+def _chat_cards(chats: Chats) -> str:
+    """Conversations of the instruction-tuned model as speech bubbles next to their images."""
     cards = []
-    for conversation in tuning.conversations:
+    for conversation in chats.conversations:
         turns = []
-        for said in conversation.turns:
-            mark = "good" if said.answer == said.right else "bad"
-            truth = "" if said.answer == said.right else f" <span class=k>({html.escape(said.right)})</span>"
-            turns.append(f"<div class=asked>{html.escape(said.question)}</div>")
-            turns.append(f'<div class="said {mark}">{html.escape(said.answer) or "(nothing)"}{truth}</div>')
+        for exchange in conversation.exchanges:
+            right = exchange.answer == exchange.right
+            mark = "good" if right else "bad"
+            truth = "" if right else f" <span class=k>({html.escape(exchange.right)})</span>"
+            turns.append(f"<div class=asked>{html.escape(exchange.question)}</div>")
+            turns.append(f'<div class="said {mark}">{html.escape(exchange.answer) or "(nothing)"}{truth}</div>')
         image = f'<img src="{_png(conversation.example.pixels)}" alt="">'
         cards.append(f"<div class=card>{image}{''.join(turns)}</div>")
     return f"""<h2>Chats</h2><p class="sub">After instruction tuning: the image is shown with the first
-question. Red answers are wrong, with the right one behind them. Scores of such questions, before and after tuning,
-stand in the table above.</p><div class="grid wide">{"".join(cards)}</div>"""
+question. Red answers are wrong, with the right one after them. The table above has the scores of such questions before
+and after tuning.</p><div class="grid wide">{"".join(cards)}</div>"""
 
 
-def _drawings_image(path: Path, drawn: Drawings) -> None:
-    """Two bands of held-out captions: the real image, what was drawn from the caption, the reconstruction."""
-    some = drawn.drawings[: 2 * IMAGE_COLUMNS]
+def _drawings_image(path: Path, drawings: Drawings) -> None:
+    """Two bands of held-out captions: the real image, the image drawn from the caption, the reconstruction."""
+    some = drawings.examples[: 2 * IMAGE_COLUMNS]
     rows = {
         "real": [d.example.pixels for d in some],
         "drawn from\nthe caption": [d.drawn for d in some],
         "reconstructed": [d.reconstructed for d in some],
     }
     figure, axes = plt.subplots(6, IMAGE_COLUMNS, figsize=(1.25 * IMAGE_COLUMNS, 8.6), constrained_layout=True)
-    for number, drawing in enumerate(some):
+    for number, drawn in enumerate(some):
         band, column = divmod(number, IMAGE_COLUMNS)
         for row, (name, images) in enumerate(rows.items()):
             axis = axes[3 * band + row, column]
@@ -190,7 +195,7 @@ def _drawings_image(path: Path, drawn: Drawings) -> None:
             if column == 0:
                 axis.set_ylabel(name, fontsize=8)
             if row == 0:
-                axis.set_title(textwrap.fill(drawing.example.caption, 20), fontsize=7)
+                axis.set_title(textwrap.fill(drawn.example.caption, 20), fontsize=7)
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""Batches of one size, so that one program is compiled."""
+"""Batches of one size."""
 
 from __future__ import annotations
 
@@ -8,12 +8,21 @@ from typing import TypeVar
 Item = TypeVar("Item")
 
 
+def pad_to(items: Sequence[Item], count: int) -> list[Item]:
+    """Repeats the last item until there are `count`, so that a last, shorter batch needs no second compilation.
+
+    >>> pad_to(["a", "b"], 4)
+    ['a', 'b', 'b', 'b']
+    """
+    return [*items, *[items[-1]] * (count - len(items))]
+
+
 def padded_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], list[Item]]]:
-    """Yields each batch of items, and the same batch padded to `size` with its last item.
+    """Yields each batch of items, and the same batch padded to `size`.
 
     >>> list(padded_batches("abcde", 3))
     [(['a', 'b', 'c'], ['a', 'b', 'c']), (['d', 'e'], ['d', 'e', 'e'])]
     """
     for start in range(0, len(items), size):
         batch = list(items[start : start + size])
-        yield batch, batch + [batch[-1]] * (size - len(batch))
+        yield batch, pad_to(batch, size)

@@ -1,8 +1,7 @@
-"""Scores of one checkpoint on the embedded images: image -> caption and caption -> visual embeddings.
+"""Scores of a model on the embedded images: image -> caption, and caption -> visual embeddings.
 
-In: a model. Out: `Scores`: figures with intervals and chance, and the answers behind them for
-the report. Both directions are fully generative: captions are decoded greedily, the Q embeddings are produced
-one after the other from the model's own outputs.
+Both directions are fully generative: captions are decoded greedily, and each of the Q embeddings is generated from the
+model's own previous outputs.
 """
 
 from __future__ import annotations
@@ -16,12 +15,13 @@ from tqdm import tqdm
 
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
+from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
 from emu_jax.generate.model import Emu
 
 BATCH = 32  # prompts generated at a time
-TRAIN_SAMPLE = 160  # training images scored beside the held-out ones, to tell remembering from generalising
+TRAIN_SAMPLE = 160  # training images scored beside the held-out ones, to tell memorising from generalising
 CAPTION_TOKENS = 32  # longer than any caption
 
 Item = TypeVar("Item")
@@ -29,7 +29,7 @@ Item = TypeVar("Item")
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model made of one image and of its caption."""
+    """The model's outputs for one image and for its caption."""
 
     split: str
     example: Example
@@ -40,7 +40,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """`figures` by name ("split: figure"); `gallery` is the number of images retrieval chooses among."""
+    """`figures` by name ("split: figure"), the answers behind them, and the number of images retrieval chooses from."""
 
     figures: dict[str, Figure]
     answers: list[Answer]
@@ -48,16 +48,19 @@ class Scores:
 
 
 def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
-    """Scores splits of the embedded data set: all of a held-out one, a sample of the training images.
+    """Scores splits of the embedded data set: all of a held-out split, a sample of the training images.
 
-    The right image is looked for among those of all splits, whichever are scored.
+    Retrieval searches the images of all splits, whichever are scored.
+
+    Raises:
+      UserError: a split is unknown.
     """
     for split in splits:
         if split not in SPLITS:
-            raise UserError(f"--split {split}: no such split; choose among {', '.join(SPLITS)}")
+            raise UserError(f"split {split!r}: no such split; choose among {', '.join(SPLITS)}")
     pools = {split: examples(split, emu.config.vision.image_size) for split in SPLITS}
     gallery = [example for pool in pools.values() for example in pool]
-    place = {example.key: index for index, example in enumerate(gallery)}
+    rows = {example.key: row for row, example in enumerate(gallery)}
     embeddings = in_batches(
         lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode images"
     )
@@ -79,7 +82,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
                 lambda part: list(emu.generate_embeddings([[e.caption] for e in part])), pool, f"{split}: embeddings"
             )
         )  # [n, Q, D]
-        truth = np.array([place[e.key] for e in pool])
+        truth = np.array([rows[e.key] for e in pool])
         distance = squared_distances(generated, embeddings)  # [n, G]
         ranks = (distance < distance[np.arange(len(pool)), truth][:, None]).sum(1)
         answers += [
@@ -92,7 +95,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
                 pool,
                 f"{split}: names",
             )
-            # No chance is known: a model that has learnt nothing begins none.
+            # Chance is unknown: an untrained model begins no image.
             for before, ended in (("a name", named), ("an image's caption", written)):
                 figures[f"{split}: an image begins by itself after {before}"] = share(
                     [one.ended_by == "image" for one in ended]
@@ -104,17 +107,16 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
 
 
 def in_batches(run: Callable[[Sequence[Item]], Iterable[Any]], items: Sequence[Item], about: str) -> list:
-    """Runs in batches of one size (the last one is filled up), so that each function compiles once."""
+    """Runs in batches of one size, so that each function compiles once."""
     results: list = []
     for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False):
-        part = list(items[start : start + BATCH])
-        filled = part + [part[-1]] * (BATCH - len(part))
-        results += list(run(filled))[: len(part)]
+        part = items[start : start + BATCH]
+        results += list(run(pad_to(part, BATCH)))[: len(part)]
     return results
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """[n, Q, D] and [G, Q, D] -> [n, G]."""
+    """Squared Euclidean distances: [n, Q, D] and [G, Q, D] -> [n, G]."""
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
     return (a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)[None, :]
 
@@ -122,7 +124,7 @@ def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def _caption_figures(
     split: str, pool: Sequence[Example], captions: Sequence[str], known: Sequence[Example]
 ) -> dict[str, Figure]:
-    """Exact matches of caption, role and tone. Chance is a guess among the training set's captions, roles, tones."""
+    """Exact matches of caption, role and tone. Chance is a uniform guess among the known captions, roles or tones."""
 
     def chance(values: set) -> float:
         return 1 / len(values)
@@ -147,9 +149,9 @@ def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str,
 
 
 def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:
-    """Share of the variance between the split's images that the generated embeddings explain; [n, Q, D] twice.
+    """Share of the variance between the split's images that the generated embeddings explain; both [n, Q, D].
 
-    Chance is 0: what the mean image of the split scores.
+    Chance is 0, the score of the split's mean embeddings.
     """
     error = np.square(generated - truth).sum((1, 2))  # [n]
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks import drawing
-from emu_jax.evaluate.benchmarks.drawing import COCO_DRAWING, real_images
+from emu_jax.evaluate.benchmarks import coco_drawing
+from emu_jax.evaluate.benchmarks.coco_drawing import BENCHMARK, real_images
 from emu_jax.evaluate.question import Question
 from tests.evaluate.benchmarks.editing import read
 from tests.evaluate.samples import HELD_OUT, VAL_IDS, people, write_sample
@@ -21,16 +21,16 @@ def test_one_caption_an_image_and_nothing_shown(tmp_path):
         assert question == Question(id=key, text=question.text) and question.text in captions[key].captions
 
 
-def test_fewer_prompts_are_the_first_of_more(tmp_path, monkeypatch):
+def test_fewer_captions_are_the_first_of_more(tmp_path, monkeypatch):
     """Of 300 images with two captions each."""
     images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(300)]
     annotations = [{"id": n, "image_id": n // 2, "caption": f"caption {n}"} for n in range(600)]
     path = tmp_path / "captions_val2014.json"
     path.write_text(json.dumps({"images": images, "annotations": annotations}))
-    every = COCO_DRAWING.read(tmp_path)
-    monkeypatch.setattr(drawing, "PROMPTS", 100)
+    every = BENCHMARK.read(tmp_path)
+    monkeypatch.setattr(coco_drawing, "CAPTIONS", 100)
     path.write_text(json.dumps({"images": images[::-1], "annotations": annotations[::-1]}))
-    assert COCO_DRAWING.read(tmp_path) == every[:100]
+    assert BENCHMARK.read(tmp_path) == every[:100]
     ids = [int(question.id) for question in every]
     assert sorted(ids) == list(range(300)) and ids != sorted(ids)
     second = [int(question.text.split()[1]) % 2 for question in every]
@@ -42,7 +42,7 @@ def test_real_images(tmp_path):
     write_sample("coco_drawing", tmp_path)
     names = [f"COCO_val2014_{image:012d}.jpg" for image in VAL_IDS]
     assert real_images(tmp_path) == [tmp_path / "val2014" / name for name in names]
-    questions = COCO_DRAWING.read(tmp_path)[:2]
+    questions = BENCHMARK.read(tmp_path)[:2]
     assert [path.name for path in real_images(tmp_path, questions)] == [
         f"COCO_val2014_{int(question.id):012d}.jpg" for question in questions
     ]
@@ -52,4 +52,4 @@ def test_real_images(tmp_path):
         (tmp_path / "val2014" / name).unlink()
     with pytest.raises(UserError, match=rf": no val2014/{names[1]} \(and 1 more\); coco_drawing expects there: "):
         real_images(tmp_path)
-    assert len(COCO_DRAWING.read(tmp_path)) == 4  # prompts need no image
+    assert len(BENCHMARK.read(tmp_path)) == 4  # prompts need no image

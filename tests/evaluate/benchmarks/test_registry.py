@@ -1,23 +1,28 @@
-"""What holds for every benchmark: its sample is read, and anything wrong with it is one line that names the file."""
+"""The registry; and for every benchmark: its sample is read, and any fault in it is one line that names the file."""
 
 import copy
+import importlib
 import json
 import random
 import shutil
 import string
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from emu_jax.cli.evaluate import BENCHMARK_NAMES
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS, find_benchmark
+from emu_jax.evaluate.benchmarks import registry
+from emu_jax.evaluate.benchmarks.benchmark import Scoring, Weights
+from emu_jax.evaluate.benchmarks.registry import OURS, benchmark_names, find_benchmark
 from tests.evaluate.benchmarks.editing import read, refused
 from tests.evaluate.samples import WRITERS, write_sample
 
-# The embedded images' have no files.
-FILED = [name for name, benchmark in BENCHMARKS.items() if benchmark.task != "embedded"]
+# Those of the embedded images need no files.
+FILED = [name for name in benchmark_names() if find_benchmark(name).tree]
 EVERY = pytest.mark.parametrize("name", FILED)
 
 
@@ -37,7 +42,95 @@ def sample(name, samples, tmp_path):
 
 def test_every_benchmark_has_a_sample():
     assert list(WRITERS) == FILED
-    assert list(BENCHMARKS) == [benchmark.name for benchmark in BENCHMARKS.values()] == list(BENCHMARK_NAMES)
+    assert benchmark_names() == [find_benchmark(name).name for name in benchmark_names()]
+    folder = Path(registry.__file__).parent
+    modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "benchmark", "registry"}
+    assert modules == {point.name for point in OURS}
+
+
+def test_names_cost_no_import_of_jax():
+    code = """
+import sys
+from emu_jax.evaluate.benchmarks.registry import benchmark_names
+assert "coco" in benchmark_names()
+print(sorted({"jax", "numpy", "emu_jax.evaluate.benchmarks.coco"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+MINE = """
+from emu_jax.evaluate import intervals
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark
+from emu_jax.evaluate.prompts import vqa
+from emu_jax.evaluate.question import Question
+
+BENCHMARK = Benchmark(
+    name="mine",
+    splits=("test",),
+    split="test",
+    tree=("mine.json",),
+    described="here",
+    reader=lambda files, split: [
+        Question(entry.text("id"), text=entry.text("asks"), answers=(entry.text("answer"),))
+        for entry in files.records("mine.json")
+    ],
+    prompt=vqa,
+    metrics=lambda said, questions, _: {
+        "right": intervals.share([text == q.answers[0] for text, q in zip(said, questions)])
+    },
+)
+"""
+
+
+@pytest.fixture
+def install(tmp_path, monkeypatch):
+    """Puts a package with the module `MINE` and some entry points where Python finds it."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def install(*points):
+        (tmp_path / "mine_for_emu.py").write_text(MINE)
+        package = tmp_path / "mine_for_emu-1.0.dist-info"
+        package.mkdir()
+        (package / "METADATA").write_text("Metadata-Version: 2.1\nName: mine-for-emu\nVersion: 1.0\n")
+        (package / "entry_points.txt").write_text("\n".join(["[emu_jax.benchmarks]", *points]))
+        importlib.invalidate_caches()
+
+    yield install
+    sys.modules.pop("mine_for_emu", None)
+
+
+def test_an_installed_package_adds_a_benchmark(install, tmp_path):
+    install("mine = mine_for_emu:BENCHMARK")
+    assert benchmark_names() == [*(point.name for point in OURS), "mine"]
+    benchmark = find_benchmark("mine")
+    (tmp_path / "mine.json").write_text('[{"id": "1", "asks": "what?", "answer": "this"}]')
+    questions = benchmark.read(tmp_path)
+    assert [(question.id, question.text) for question in questions] == [("1", "what?")]
+    figures = benchmark.score(questions, {"1": "this"}, Scoring(tmp_path, tmp_path, Weights(), emu=None))
+    assert figures["right"].value == 1.0
+
+
+@pytest.mark.parametrize(
+    ("point", "name", "message"),
+    [
+        ("mine = mine_for_emu:MISSING", "mine", "benchmark 'mine': mine_for_emu:MISSING cannot be imported (module"),
+        ("mine = not_there:BENCHMARK", "mine", "benchmark 'mine': not_there:BENCHMARK cannot be imported (No module"),
+        ("mine = mine_for_emu:Question", "mine", "benchmark 'mine': mine_for_emu:Question is <class"),
+        (
+            "other = mine_for_emu:BENCHMARK",
+            "other",
+            "benchmark 'other': mine_for_emu:BENCHMARK is Benchmark(name",
+        ),
+        ("coco = mine_for_emu:BENCHMARK", "coco", "benchmark 'coco' is defined by emu_jax.evaluate.benchmarks.coco:"),
+    ],
+    ids=["no attribute", "no module", "no benchmark", "another name", "ours"],
+)
+def test_entry_points_that_cannot_be_used(install, point, name, message):
+    install(point)
+    with pytest.raises(UserError) as caught:
+        find_benchmark(name)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_an_unknown_benchmark():
@@ -48,15 +141,16 @@ def test_an_unknown_benchmark():
 @EVERY
 def test_splits(name, samples):
     benchmark = find_benchmark(name)
-    assert benchmark.split in benchmark.splits and benchmark.shots in ("", *benchmark.splits)
+    assert benchmark.split in benchmark.splits and benchmark.few_shot_split in ("", *benchmark.splits)
     assert benchmark.read(samples / name) == benchmark.read(samples / name, benchmark.split)
     shown = {}
     for split in benchmark.splits:
         questions = read(name, samples / name, split)
         shown[split] = {path.read_bytes() for q in questions.values() for path in (*q.images, q.video) if path}
         assert all(q.text or q.images for q in questions.values())
-    if benchmark.shots:  # eight examples of as many images, none of which is asked about
-        assert len(shown[benchmark.shots]) >= 8 and not shown[benchmark.shots] & shown[benchmark.split]
+    if benchmark.few_shot_split:  # eight examples of as many images, none of which is asked about
+        pool = shown[benchmark.few_shot_split]
+        assert len(pool) >= 8 and not pool & shown[benchmark.split]
 
 
 @EVERY

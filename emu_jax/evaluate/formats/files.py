@@ -2,8 +2,8 @@
 
     Files(root, …).document("val.json") ─ Entry ─ .entries("images") ─ Entry ─ .text("caption"), .whole("id")
 
-Every error names the file, the place in it and what was expected there. File names in annotations are not trusted to
-stay in the folder. Each folder is listed once, so that a hundred thousand images cost no call an image.
+Every error names the file, the position in it and what was expected there. File names in annotations may not lead out
+of the folder. Each folder is listed once: a hundred thousand images need no system call each.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 class Entry:
-    """A JSON object, or a row of a table, that knows where it stands.
+    """A JSON object, or a row of a table, and its position in the file.
 
     Attributes:
       fields: its values by name.
       path: the file.
-      place: where in the file, such as "annotations[12]"; "" for the whole of it.
+      place: position in the file, such as "annotations[12]"; "" for the whole file.
     """
 
     __slots__ = ("fields", "path", "place")
@@ -71,12 +71,12 @@ class Entry:
         return tuple(map(float, items))
 
     def pluck(self, name: str, field: str) -> tuple[str, ...]:
-        """The texts `field` of a list of objects; equal texts are one object, as millions of answers say "yes"."""
+        """The texts `field` of a list of objects; equal texts are one object, because millions of answers say "yes"."""
         try:
             texts = tuple([sys.intern(item[field]) for item in self._list(name)])
             "".join(texts).encode()
             return texts
-        except (TypeError, KeyError, UnicodeEncodeError):  # the slow way tells where
+        except (TypeError, KeyError, UnicodeEncodeError):  # the slow path names the position
             return tuple(item.text(field) for item in self.entries(name))
 
     def wrong(self, name: str, expected: str) -> UserError:
@@ -113,7 +113,7 @@ class Entry:
 
 
 def unique(entries: Iterable[Entry], key: Callable[[Entry], Key], name: str) -> dict[Key, Entry]:
-    """Entries by what they are told apart by, which two of them must not share; `name` says what it is."""
+    """Indexes entries by a key that must be unique; `name` is what the key is called in errors."""
     found: dict[Key, Entry] = {}
     for entry in entries:
         identity = key(entry)
@@ -126,7 +126,7 @@ def unique(entries: Iterable[Entry], key: Callable[[Entry], Key], name: str) -> 
 
 
 def check_same(asked: Mapping[Key, Entry], answered: Mapping[Key, Entry], what: str, of: tuple[Path, Path]) -> None:
-    """Raises unless every question has an answer and every answer a question; `of` are their two files."""
+    """Raises unless questions and answers have the same keys; `of` are their two files."""
     if missing := [key for key in asked if key not in answered]:
         raise UserError(
             f"{of[1]}: has nothing of {what} {missing[0]!r}{more(missing)}, which {of[0]} has; "
@@ -145,7 +145,7 @@ def check_asked(asked: Container[Key], answered: Iterable[Key], what: str, of: t
 
 
 def more(items: Sequence) -> str:
-    """How many there are beside the one that a message names."""
+    """The number of items besides the one that a message names."""
     return f" (and {len(items) - 1} more)" if len(items) > 1 else ""
 
 
@@ -154,7 +154,7 @@ class Files:
 
     Attributes:
       root: the folder.
-      expected: what should stand in it, and where that is described; ends the errors of what is missing.
+      expected: what the folder should hold, and where that is described; the end of errors about missing files.
     """
 
     def __init__(self, root: Path, expected: str):
@@ -168,10 +168,10 @@ class Files:
     # ------------------------------------------------------------ annotations
 
     def find(self, *names: str) -> Path:
-        """The first of some files, relative to the folder, that is there.
+        """The first existing file among names relative to the folder.
 
         Raises:
-          UserError: none is.
+          UserError: none exists.
         """
         for name in names:
             if (path := self.root / name).is_file():
@@ -179,12 +179,12 @@ class Files:
         raise UserError(f"{self.root}: no {names[0]}; {self.expected}")
 
     def document(self, *names: str, keyed: bool = False) -> Entry:
-        """The JSON object of the first of some files; `keyed`: its names are ids, none of which may stand twice."""
+        """The JSON object of the first existing file; `keyed`: its names are ids, none of which may be repeated."""
         path = self.find(*names)
         return Entry(read_json(path, _once if keyed else None), path)
 
     def records(self, *names: str) -> list[Entry]:
-        """The objects of the JSON array of the first of some files."""
+        """The objects of the JSON array of the first existing file."""
         path = self.find(*names)
         items = read_json(path)
         if not isinstance(items, list):
@@ -194,24 +194,24 @@ class Files:
     # ------------------------------------------------------------ images and videos
 
     def shown(self, *names: str) -> Path:
-        """The first of some images or videos that is there; `check_shown` raises where there was none."""
+        """The first existing image or video; where none exists, `check_shown` will raise."""
         if (path := self._paths.get(names[0])) is not None:
             return path
         for name in names:
             self._check_inside(name)
-        name = next((name for name in names if self._is_there(name)), None)
+        name = next((name for name in names if self._exists(name)), None)
         if name is None:
             self._missing[names[0]] = None
         path = self._paths[names[0]] = self.root / (name or names[0])
         return path
 
     def check_shown(self) -> None:
-        """Raises unless every image and video that was asked for is there."""
+        """Raises unless `shown` found every image and video."""
         if self._missing:
             names = list(self._missing)
             raise UserError(f"{self.root}: no {_plain(names[0])}{more(names)}; {self.expected}")
 
-    def _is_there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         folder, _, file = name.rpartition("/")
         if folder not in self._listings:
             try:
@@ -232,7 +232,7 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     """The value of a JSON file; `pairs_hook` as json.load takes it.
 
     Raises:
-      UserError: it is none; says at which line and column.
+      UserError: the file is no JSON; names the line and column.
     """
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -267,7 +267,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _plain(text: str) -> str:
-    """A name from a file, which must not break an error's one line."""
+    """A name from a file, escaped where it would break an error's one line."""
     return text if text.isprintable() else ascii(text)[1:-1]
 
 

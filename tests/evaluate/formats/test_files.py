@@ -5,7 +5,7 @@ import json
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks.files import Entry, Files, check_same, read_json, unique
+from emu_jax.evaluate.formats.files import Entry, Files, check_same, read_json, unique
 
 
 def _message(call, *arguments) -> str:

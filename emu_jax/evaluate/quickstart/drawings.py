@@ -1,8 +1,7 @@
-"""Scores of a visual decoder on the embedded images: is the real image closest to a drawn one of the right kind?
+"""Scores of a visual decoder on the embedded images: do a drawn image's nearest real neighbours show the right thing?
 
-In: a model with a decoder. Out: `Drawings`: figures with intervals and chance, and images for the report. Images
-are drawn from held-out captions, and from held-out images' own embeddings (reconstruction); each is looked up among
-all images by squared distance of pixels, and of VGG features.
+Images are drawn from held-out captions, and from held-out images' own embeddings (reconstruction). Neighbours are
+searched among all images by squared distance of pixels and of VGG features.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, share
-from emu_jax.evaluate.pairs import in_batches, squared_distances
+from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
 from emu_jax.generate.model import Emu, GeneratedImage, GeneratedText
 
 log = logging.getLogger(__name__)
@@ -30,12 +29,12 @@ Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # images uint8 [H, W, 3
 SPLIT = "heldout_combinations"
 VGG = "VGG"
 SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
-TOP = 5  # places in which the role may stand
+TOP = 5  # nearest neighbours among which the role may be
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawing:
-    """One held-out image, drawn from its caption and from its own embeddings; uint8 [H, W, 3] each."""
+class DrawnExample:
+    """One held-out image, drawn from its caption and from its own embeddings: uint8 [H, W, 3] each."""
 
     example: Example
     drawn: np.ndarray
@@ -44,10 +43,15 @@ class Drawing:
 
 @dataclasses.dataclass(frozen=True)
 class Drawings:
-    """`blends`: two real images and what is drawn from both; `continued`: an image and the reply to it."""
+    """Figures by name, and images for the report.
+
+    Attributes:
+      blends: two real images, and the image drawn from both.
+      continued: an image, and the text and image that continue it.
+    """
 
     figures: dict[str, Figure]
-    drawings: list[Drawing]
+    examples: list[DrawnExample]
     blends: list[tuple[Example, Example, np.ndarray]]
     continued: list[tuple[Example, list[GeneratedText | GeneratedImage]]]
 
@@ -87,15 +91,16 @@ def score(emu: Emu) -> Drawings:
         (e, emu.continue_document([e.pixels], pattern=("text", "image"), **SETTINGS))
         for e in _spread(toned, 3, offset=2)
     ]
-    return Drawings(figures, [Drawing(*three) for three in zip(pool, drawn, rebuilt, strict=True)], blends, continued)
+    shown = [DrawnExample(*three) for three in zip(pool, drawn, rebuilt, strict=True)]
+    return Drawings(figures, shown, blends, continued)
 
 
 def feature_spaces() -> dict[str, Features]:
-    """What images are compared by: their pixels, and VGG features where the weights are installed."""
+    """Features that images are compared by: pixels, and VGG features where the weights are installed."""
     spaces: dict[str, Features] = {"pixels": lambda images: np.stack(images).astype(np.float32) / 255.0}
     file = vgg.find_weights()
     if file is None:
-        log.warning("no VGG features: install emu-jax[eval] to compare images by them as well")
+        log.warning("no VGG features: install emu-jax[eval] to compare images by them too")
     else:
         spaces[VGG] = functools.partial(vgg.features, vgg.load(file))
     return spaces
@@ -106,8 +111,11 @@ def neighbour_figures(
 ) -> dict[str, Figure]:
     """Role in the top 5 and tone in the top 1 of the real neighbours of drawn images.
 
-    drawn: their features [n, …], one an example of `pool`; known: the gallery's [G, …]. Chance: what five, or one, of
-    the gallery at random get.
+    Args:
+      drawn: features [n, …] of the images drawn for `pool`.
+      known: features [G, …] of the gallery.
+
+    Returns: shares; chance is that of five images of the gallery at random, or of one.
     """
     order = squared_distances(drawn, known).argsort(1)[:, :TOP]  # [n, 5]
     toned = [number for number, e in enumerate(pool) if has_one_tone(e)]

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
+from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import examples
 from emu_jax.errors import UserError
-from emu_jax.evaluate import drawings, vgg
-from emu_jax.evaluate.pairs import has_one_tone
+from emu_jax.evaluate import vgg
+from emu_jax.evaluate.quickstart import drawings
 
 
 @pytest.fixture(scope="module")
