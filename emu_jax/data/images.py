@@ -19,7 +19,7 @@ from PIL import ImageOps
 from emu_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
-JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
+JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
 
 
 class ImageError(UserError):
@@ -191,19 +191,27 @@ class Recoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredJpeg:
-    """A JPEG file that `Recoding` wrote, for a model that reads `size` pixels a side; `where` names it in errors."""
+class EncodedImage:
+    """An image file of a prepared record, for a model that reads `size` x `size` pixels.
+
+    The format is recognised by the first bytes: `Recoding` writes JPEG, the embedded set is WebP.
+
+    Attributes:
+      where: names the image in errors.
+    """
 
     data: bytes
     size: int
     where: str
 
     def __call__(self) -> np.ndarray:
-        """uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
+        """Decodes to uint8 [size, size, 3]; a JPEG is decoded at the smallest scale k/8 that is large enough.
 
         Raises:
           ImageError: the file is broken.
         """
+        if not self.data.startswith(JPEG):
+            return resize(decode_image(self.data, self.where), self.size)
         try:
             pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
         except ValueError as error:
@@ -211,17 +219,18 @@ class StoredJpeg:
         return resize(pixels, self.size)
 
     def into(self, out: np.ndarray) -> None:
-        """Decodes into a contiguous uint8 [size, size, 3]: a new array costs as much again, in pages to be mapped.
+        """Decodes into a contiguous uint8 [size, size, 3]; mapping the pages of a new array would double the time.
 
         Raises:
           ImageError: the file is broken; `out` is then black.
         """
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
-            if (height, width) == (self.size, self.size):
-                simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, buffer=out)
-            else:
-                out[...] = self()
+            if self.data.startswith(JPEG):
+                height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
+                if (height, width) == (self.size, self.size):
+                    simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, buffer=out)
+                    return
+            out[...] = self()
         except ValueError as error:
             out[...] = 0
             raise (error if isinstance(error, ImageError) else self._broken(error)) from error

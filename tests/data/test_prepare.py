@@ -14,7 +14,7 @@ from PIL import Image
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Text
-from emu_jax.data.images import ImageError, Recoding, StoredJpeg
+from emu_jax.data.images import EncodedImage, ImageError, Recoding
 from emu_jax.data.prepare import PrepareConfig, later_ones, prepare, recode
 from emu_jax.data.prepared import MANIFEST, Record, Records, StoredImage
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
@@ -177,7 +177,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_kind_of_image_becomes_rgb(mode):
-    pixels = StoredJpeg(Recoding(SIZE).recode(MODES[mode], mode), SIZE, mode)()
+    pixels = EncodedImage(Recoding(SIZE).recode(MODES[mode], mode), SIZE, mode)()
     assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert 100 < pixels.mean() < 156, "noise of all brightnesses keeps its mean"
 
@@ -188,7 +188,7 @@ def test_stored_images_are_what_the_model_would_read():
         stored = Recoding(112).recode(example.pixels, example.key)
         assert Image.open(io.BytesIO(stored)).size == (112, 112)
         straight = np.asarray(Image.fromarray(example.pixels).resize((112, 112), Image.Resampling.BICUBIC)).astype(int)
-        differences.append(np.abs(StoredJpeg(stored, 112, example.key)() - straight).mean())
+        differences.append(np.abs(EncodedImage(stored, 112, example.key)() - straight).mean())
     assert np.mean(differences) < 2, f"expected 1.5 levels of 255 or so, got {np.mean(differences):.2f}"
 
 
