@@ -1,6 +1,6 @@
 """The decoder's training data, precomputed: VAE latents of images and the embeddings that condition them.
 
-folder/ examples.array_record   one record per image (`records.py`): key, and float32 mean, deviation, condition, encoded
+folder/ examples.array_record   one record per image (`records.py`): key and float32 arrays, see `LatentExample`
         unconditional.npy       [Q, D], the model's embeddings for the empty prompt
         index.json              shapes, counts and provenance; written last
 """

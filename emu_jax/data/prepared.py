@@ -33,9 +33,7 @@ FEATURES = tfds.features.FeaturesDict(
         "kind": tfds.features.Text(doc=f"one of {', '.join(KINDS)}"),
         "layout": tfds.features.Text(doc="the order of the parts: T the next text, P the next image"),
         "texts": tfds.features.Sequence(tfds.features.Text()),
-        "roles": tfds.features.Sequence(
-            tfds.features.Text(), doc="the speaker of each text of a chat; otherwise empty"
-        ),
+        "roles": tfds.features.Sequence(tfds.features.Text(), doc="the speaker of each text of a chat, or empty"),
         # Without a format: `emu-jax prepare` writes JPEG, the embedded set is WebP. TFDS decodes by content.
         "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
         "scores": tfds.features.Sequence(np.float32, doc="CLIP similarity of each image to its text, or NaN"),

@@ -95,7 +95,7 @@ def test_faults_up_to_a_share(tmp_path):
         prepare(Numbers(count=200, broken=6), "numbers", "", out, config)
     assert str(error.value) == (
         "numbers: 6 faults in 200 documents, more than 2.0%; rejects: unreadable_image 6; see "
-        f"{out}/rejects.jsonl, mend the data or raise --max-faults"
+        f"{out}/rejects.jsonl, mend the data or raise max_faults"
     )
     assert not (out / MANIFEST).exists()
     # What a stopped preparation left is no obstacle to the next one.
@@ -114,7 +114,7 @@ def test_folders_that_cannot_be_written(tmp_path):
     prepare(Numbers(), "numbers", "", tmp_path / "done", config)
     with pytest.raises(UserError, match=r"done: it holds prepared data; name a new folder"):
         prepare(Numbers(), "numbers", "", tmp_path / "done", config)
-    with pytest.raises(UserError, match=r"--shards 99: too many for 40 documents"):
+    with pytest.raises(UserError, match=r"shards=99: too many for 40 documents"):
         prepare(Numbers(), "numbers", "", tmp_path / "new", dataclasses.replace(config, shards=99))
 
 
