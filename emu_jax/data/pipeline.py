@@ -511,7 +511,7 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
     """
     for name, value in own.items():
         if name not in but and saved.get(name) != value:
-            mend = ", or --reshard-data to go on near its place" if name in DIVISION else ""
+            mend = ", or pass reshard_data to resume near its position" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
                 f"use the same config.data, or a new work directory{mend}"

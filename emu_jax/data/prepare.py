@@ -46,8 +46,7 @@ RULE_REASONS = frozenset(
         "too_small",
     }
 )
-# Images that a web document may lack without a fault, because their server no longer had them. It is a fault if the whole
-# document is lost.
+# Images that web documents may lack because their server no longer had them: a fault only if the whole document is lost.
 MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 

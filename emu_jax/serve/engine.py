@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Callable
 from collections.abc import Sequence as Ordered
 from typing import Any, Generic, TypeVar
 
-from emu_jax.data.tokenizer import Spelling
+from emu_jax.data.tokenizer import IncrementalDetokenizer
 from emu_jax.generate.model import Emu, GeneratedImage, check_decoding
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, cut
@@ -175,7 +175,7 @@ class _Text:
     ticket: Ticket[str, Written]
     start: Start
     lane: int
-    spelling: Spelling
+    detokenizer: IncrementalDetokenizer
     until_image: bool
     ids: list[int] = dataclasses.field(default_factory=list)
     said: list[str] = dataclasses.field(default_factory=list)
@@ -306,8 +306,8 @@ class Engine:
         limit = sequence.room(self.plain.config.llama.context, settings.max_new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         start = Start(sequence, decoding, limit, settings.seed)
-        spelling = self.plain.tokenizer.spelling()
-        text = _Text(Ticket(self.limits.seconds), start, lane, spelling, settings.until_image)
+        detokenizer = self.plain.tokenizer.detokenizer()
+        text = _Text(Ticket(self.limits.seconds), start, lane, detokenizer, settings.until_image)
         self._submit(self._texts, text)
         return text.ticket
 
@@ -434,13 +434,13 @@ class Engine:
         text, tokenizer = self._writing[number][slot], self.plain.tokenizer
         ends = (tokenizer.eos_id, tokenizer.img_id) if text.until_image else self._lanes[number].model.ends
         ids, ended_by = cut(ids, ends)
-        silent = tokenizer.silent
-        pieces = [piece for id in ids if id not in silent for _, piece in text.spelling.add(id)]
+        non_text_ids = tokenizer.non_text_ids
+        pieces = [piece for id in ids if id not in non_text_ids for _, piece in text.detokenizer.add(id)]
         text.ids += ids
         self.counts.tokens += len(ids)
         over = ended_by != "length" or len(text.ids) >= text.start.limit
         if over:
-            pieces += [piece for _, piece in text.spelling.end()]
+            pieces += [piece for _, piece in text.detokenizer.end()]
         if said := "".join(pieces):
             text.said.append(said)
             text.ticket.tell(said)

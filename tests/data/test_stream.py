@@ -219,7 +219,7 @@ def test_going_on_with_another_division(folders, tokenizer):
     four = Pipeline(dataclasses.replace(data, batch_rows=4), tokenizer, **sizes)
     state = one.get_state()
     state["fingerprint"]["batch_rows"] = 4  # of a run that keeps its batch
-    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or --reshard-data to go on near"):
+    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or pass reshard_data to resume near"):
         four.set_state(state)
     four.reshard(state)
     for batch in read_all([four]):

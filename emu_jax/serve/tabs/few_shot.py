@@ -186,7 +186,7 @@ def spell(engine: Engine, sequence: sequences.Sequence) -> str:
 
     def flush() -> None:
         if words:
-            parts.append(html.escape("".join(piece for _, piece in tokenizer.spell(words))))
+            parts.append(html.escape("".join(piece for _, piece in tokenizer.pieces(words))))
             words.clear()
 
     for id, source in zip(sequence.tokens.tolist(), sequence.sources.tolist(), strict=True):
