@@ -1,37 +1,25 @@
-"""Images with a text each: img2dataset's folders and other tars of samples, parquet files that hold images, COCO.
+"""Images with one text each: img2dataset's folders, other tars of samples, and Parquet files that hold images.
 
-folder | *.tar | *.parquet     ─ ImageText ─ RawDocument("00012.tar/000120034", "pair", (RawImage, Text)) | Reject
-annotations/captions_*.json    ─ Coco      ─ …
+folder | *.tar | *.parquet ─ ImageText ─ RawDocument("00012.tar/000120034", "pair", (RawImage, Text)) | Reject
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import (
-    MAX_IMAGE_BYTES,
-    Skip,
-    check_folder,
-    clean_text,
-    find_shards,
-    parse_json,
-    read_image,
-    shard_name,
-)
+from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip, clean_text, find_shards, parse_json, shard_name
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.tar import RECORD_BYTES, Sample, read_samples
 from emu_jax.errors import UserError
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image", "image.bytes")
 CAPTIONS = ("txt", "caption", "TEXT", "text")
-ROWS = 64  # of a parquet file, held at a time
+PARQUET_ROWS = 64  # in memory at once
 TARS = ("*.tar", "*.tar.gz", "*.tgz")
-MAX_CHARACTERS = 10_000
 
 
 def _names(where: str, names: object) -> None:
@@ -39,32 +27,30 @@ def _names(where: str, names: object) -> None:
         raise UserError(f"{where}={names!r}; expected one or more names, as ('txt', 'caption')")
 
 
-def _pair(key: str, image: RawImage, caption: str) -> RawDocument:
-    return RawDocument(key, "pair", (image, Text(caption)))
-
-
 @dataclasses.dataclass(frozen=True)
 class ImageText:
-    """Image-text pairs in tars (img2dataset's, or any of webdataset's form) and in parquet files that hold images.
+    """Image-text pairs in tars (img2dataset's, or any in webdataset's form) and in Parquet files that hold images.
 
-    Of a sample's members, of the fields of its `json` and of a parquet's columns, the first of `images` and the first
-    of `caption` that holds something is taken; a list of captions counts as its first. LAION-COCO's own captions are
-    read by `caption=("top_caption", "TEXT")`. Beside img2dataset's tars lie parquet files without images: those are
-    passed over, and its counts are compared with what the tars hold.
+    A sample's image is the first of `images` that its members or columns have and that is not empty; its text is the
+    first such one of `caption`. Of a list of captions, the first is used. LAION-COCO's own captions are read by
+    `caption=("top_caption", "TEXT")`. img2dataset writes Parquet files without images beside its tars; they are
+    skipped, and its counts are compared with the contents of the tars.
 
     Attributes:
-      images: a member's extension or a parquet's column: the encoded image, or Hugging Face's {bytes, path}.
-      caption: a member's extension, a field of the member `json`, or a column.
+      images: extensions of members or names of columns with an encoded image, or with Hugging Face's {bytes, path}.
+      caption: extensions of members, fields of the member `json`, or names of columns.
       score: field or column with the similarity of image and text.
       max_characters: longer captions are left out.
       max_member_bytes: larger members of a tar are left out.
       record_bytes: see `read_samples`.
     """
 
+    about: ClassVar[str] = "images with captions: img2dataset's tars, or Parquet"
+    kind: ClassVar[str] = "pair"
     images: tuple[str, ...] = IMAGES
     caption: tuple[str, ...] = CAPTIONS
     score: str = "similarity"
-    max_characters: int = MAX_CHARACTERS
+    max_characters: int = 10_000
     max_member_bytes: int = MAX_IMAGE_BYTES
     record_bytes: int = RECORD_BYTES
 
@@ -77,7 +63,7 @@ class ImageText:
         tars = {shard.removesuffix(".tar") for shard in found if shard.endswith(".tar")}
         shards = [shard for shard in found if shard.removesuffix(".parquet") not in tars]
         if all(shard.endswith(".parquet") for shard in shards):
-            self._check_columns(shards[0])  # else the run would end with nothing but rejects
+            self._check_columns(shards[0])  # otherwise the run would end with nothing but rejects
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
@@ -115,12 +101,12 @@ class ImageText:
                 raise Skip("no_image", f"members {_listed(sample.members)}; expected one of {', '.join(self.images)}")
             caption = self._caption(lambda name: _member_text(sample.members, name, fields))
         except Skip as skip:
-            # A caption may have been in the broken JSON: that is then what is wrong.
+            # The caption may have been in the broken JSON, which is then the real fault.
             yield (broken if broken and skip.reason == "no_text" else skip).reject(key)
             return
-        if broken:  # the image's score or the better caption is lost, not the pair
+        if broken:  # only the score or a better caption is lost, not the pair
             yield broken.reject(f"{key}.json", whole=False)
-        yield _pair(key, RawImage(data, _score(fields.get(self.score))), caption)
+        yield RawDocument(key, self.kind, (RawImage(data, _score(fields.get(self.score))), Text(caption)))
 
     def _caption(self, get: Callable[[str], Any]) -> str:
         for name in self.caption:
@@ -129,15 +115,15 @@ class ImageText:
             for option in options:
                 if isinstance(option, str) and (text := clean_text(option, self.max_characters)):
                     return text
-        raise Skip("no_text", f"none of {', '.join(self.caption)} holds a text")
+        raise Skip("no_text", f"none of {', '.join(self.caption)} holds text")
 
     # ------------------------------------------------------------ parquet
 
     def _columns(self, file: Any) -> tuple[str, list[str]]:
-        """The image's column, and the others that are read."""
+        """The name of the column of images, and of the other columns that are read."""
         types = {field.name: str(field.type) for field in file.schema_arrow}
         names = list(types)
-        binary = ("binary", "large_binary", "fixed_size_binary", "struct")  # a column of paths or addresses is none
+        binary = ("binary", "large_binary", "fixed_size_binary", "struct")  # not columns of paths or addresses
         image = next((name for name in self.images if types.get(name, "").startswith(binary)), "")
         captions = [name for name in self.caption if name in names]
         if not image or not captions:
@@ -146,7 +132,8 @@ class ImageText:
                 f"columns {_listed(names)}; expected an image's bytes in one of {', '.join(self.images)} and a text "
                 f"in one of {', '.join(self.caption)}: name yours in the settings images and caption",
             )
-        return image, captions + [self.score] * (self.score in names and self.score not in captions)
+        scores = [self.score] if self.score in names and self.score not in captions else []
+        return image, captions + scores
 
     def _check_columns(self, shard: str) -> None:
         try:
@@ -179,11 +166,12 @@ class ImageText:
         if isinstance(value, dict):
             value = value.get("bytes")
         if not isinstance(value, bytes) or not value:
-            return Reject(key, "no_image", f"column {image} holds no bytes")
+            return Reject(key, "no_image", f"column {image} is empty")
         if len(value) > self.max_member_bytes:
             return Reject(key, "image_too_large", f"{len(value)} bytes; at most {self.max_member_bytes} are read")
         try:
-            return _pair(key, RawImage(value, _score(record.get(self.score))), self._caption(record.get))
+            image_part = RawImage(value, _score(record.get(self.score)))
+            return RawDocument(key, self.kind, (image_part, Text(self._caption(record.get))))
         except Skip as skip:
             return skip.reject(key)
 
@@ -193,20 +181,20 @@ def _open_parquet(shard: str) -> Any:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise UserError(f"{shard}: reading parquet needs pyarrow; pip install pyarrow") from error
+        raise UserError(f"{shard}: reading Parquet needs pyarrow; run `pip install 'emu-jax[prepare]'`") from error
     try:
         return parquet.ParquetFile(shard, buffer_size=1 << 20, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
-        raise Skip("cut_shard", f"{shard_name(shard)} is no whole parquet file ({_one_line(error)})") from error
+        raise Skip("cut_shard", f"{shard_name(shard)} is not a complete Parquet file ({_one_line(error)})") from error
 
 
 def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
     import pyarrow
 
     try:
-        yield from file.iter_batches(ROWS, columns=columns, use_threads=False)
+        yield from file.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False)
     except (OSError, pyarrow.ArrowException) as error:
-        raise Skip("cut_shard", f"the file cannot be read on ({_one_line(error)})") from error
+        raise Skip("cut_shard", f"the file cannot be read further ({_one_line(error)})") from error
 
 
 def _one_line(error: Exception) -> str:
@@ -231,98 +219,17 @@ def _score(value: object) -> float | None:
 
 
 def _compare_count(stats: Path, name: str, samples: int) -> Iterator[Reject]:
-    """img2dataset counts what it wrote: a tar with fewer samples lost some and still ends well."""
+    """Compares a tar with img2dataset's count: a tar can lose samples and still end properly."""
     if not stats.is_file():
         return
     try:
-        told = parse_json(stats.read_bytes())
-        told = told.get("successes", "no") if isinstance(told, dict) else "no"
+        content = parse_json(stats.read_bytes())
+        stated = content.get("successes", "no") if isinstance(content, dict) else "no"
     except Skip:
-        told = "no readable"
-    if told != samples:
-        detail = f"{samples} samples; {stats.name} tells of {told} successes"
+        stated = "no readable"
+    if stated != samples:
+        detail = f"{samples} samples; {stats.name} states {stated} successes"
         yield Reject(name, "count_differs", detail, whole=False)
 
 
-@dataclasses.dataclass(frozen=True)
-class Coco:
-    """COCO's captions: a JSON of `images` and `annotations`, read whole (COCO's have 90 MB), and a folder of images.
-
-    An image gives one document, whatever the number of its captions: `prepare` keeps an image once.
-
-    Attributes:
-      images: the images' folder, relative to the JSON's; "" looks for the last word of `captions_train2017.json`
-        beside the JSON and beside its folder, as COCO is laid out, and else takes the JSON's own folder.
-      captions: "first" takes an image's first caption, "all" joins them, a line each.
-      max_characters: longer captions are left out.
-    """
-
-    images: str = ""
-    captions: str = "first"
-    max_characters: int = MAX_CHARACTERS
-
-    def __post_init__(self):
-        if self.captions not in ("first", "all"):
-            raise UserError(f"Coco.captions={self.captions!r}; choose first or all")
-
-    def shards(self, path: str) -> list[str]:
-        shards = find_shards(path, ("captions_*.json",), "COCO's captions, as annotations/captions_train2017.json")
-        check_folder("Coco.images", shards, self.images)
-        return shards
-
-    def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        name = shard_name(shard)
-        try:
-            data = parse_json(Path(shard).read_bytes())
-            images, captions = _by_image(data)
-        except OSError as error:
-            raise UserError(f"{shard}: cannot be read ({error.strerror}); expected COCO's captions") from error
-        except Skip as skip:
-            yield skip.reject(name)
-            return
-        folder = self._folder(Path(shard))
-        seen = set()
-        for place, image in enumerate(images):
-            number = image.get("id") if isinstance(image, dict) else None
-            if not isinstance(number, int | str):
-                yield Reject(f"{name}/#{place}", "no_id", f"an image without an id: {json.dumps(image)[:80]}")
-                continue
-            key = f"{name}/{number}"
-            if number in seen:
-                yield Reject(key, "repeated_key", "an image of this id stands earlier in the file")
-                continue
-            seen.add(number)
-            try:
-                text = self._caption(captions.get(number, []))
-                yield _pair(key, RawImage(read_image(folder, image.get("file_name"))), text)
-            except Skip as skip:
-                yield skip.reject(key)
-        for number in (number for number in captions if number not in seen):
-            yield Reject(f"{name}/{number}", "missing_image", "annotations of an image that is not in the file")
-
-    def _caption(self, captions: list[object]) -> str:
-        texts = [caption for caption in captions if isinstance(caption, str) and caption.strip("\0 \t\r\n")]
-        text = clean_text(
-            "\n".join(text.strip() for text in texts[: 1 if self.captions == "first" else None]), self.max_characters
-        )
-        if not text:
-            raise Skip("no_text", f"{len(captions)} captions, none with a text")
-        return text
-
-    def _folder(self, file: Path) -> Path:
-        if self.images:
-            return file.parent / self.images
-        last = file.stem.rpartition("_")[2]
-        return next((f for f in (file.parent / last, file.parent.parent / last) if f.is_dir()), file.parent)
-
-
-def _by_image(data: object) -> tuple[list[Any], dict[Any, list[Any]]]:
-    """COCO's JSON -> its images, and captions by the image's id."""
-    images, annotations = (data.get(part) if isinstance(data, dict) else None for part in ("images", "annotations"))
-    if not isinstance(images, list) or not isinstance(annotations, list):
-        raise Skip("not_coco", "expected an object with the lists images and annotations")
-    captions: dict[Any, list[Any]] = {}
-    for annotation in annotations:
-        if isinstance(annotation, dict) and isinstance(number := annotation.get("image_id"), int | str):
-            captions.setdefault(number, []).append(annotation.get("caption"))
-    return images, captions
+READER = ImageText

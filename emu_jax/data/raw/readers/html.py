@@ -2,8 +2,8 @@
 
     site/guide/cats.html, site/images/cat.png ─ Html ─ Text("Cats\\nA cat:"), RawImage, Text("asleep")
 
-`page_text` tells what is read of a page. An image is left out as decoration where it is an icon by the size that the
-page states, or where many pages show it: arrows, logos, the signs of notes. Nothing outside the folder is read.
+`page_text` defines what is read of a page. An image is left out as decoration if the page states the size of an icon,
+or if many pages show it, such as arrows, logos and signs of notes. Nothing outside the folder is read.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import urllib.parse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip
@@ -26,26 +26,28 @@ from emu_jax.data.raw.web import Found, check_similarity, finish
 from emu_jax.errors import UserError
 
 MAX_PAGE_BYTES = 16 << 20
-SAMPLED_PAGES = 500  # to tell how many pages show an image, spread evenly
-FEWEST_PAGES = 5  # that show an image, before it can be a decoration
+SAMPLED_PAGES = 500  # pages, spread evenly, on which the repeated images are counted
+MIN_REPEATED_PAGES = 5  # pages that must show an image before it counts as repeated
 
 
 @dataclasses.dataclass(frozen=True)
 class Html:
-    """Pages of a folder, to any depth.
+    """One document per page of a folder, which is searched recursively.
 
     Attributes:
-      include, exclude: patterns of paths within the folder; `*` stands for slashes too, as in `*/de/*`.
-      drop: patterns of classes and ids whose elements are furniture of these pages.
-      decorations: patterns of paths of images that are decorations of these pages.
-      icon_side: images with a stated width or height up to it are icons, in pixels.
-      repeated: the share of pages above which an image that they show is a decoration.
+      include, exclude: patterns of paths within the folder; `*` also matches slashes, as in `*/de/*`.
+      drop: patterns of classes and ids whose elements are furniture, in addition to `page_text`'s.
+      decorations: patterns of paths of images that are decorations.
+      icon_side: images with a stated width or height of at most so many pixels are icons.
+      repeated: an image that more than this share of the pages show is a decoration.
       require_image: whether pages without images are left out.
-      pages_per_shard: how many pages are read at a time.
-      clip: a folder of CLIP weights: keeps the images whose similarity to the text behind them is at least
+      pages_per_shard: number of pages per shard.
+      clip: folder of CLIP weights, to leave out images whose similarity to the text after them is less than
         `min_similarity`; "" keeps all.
     """
 
+    about: ClassVar[str] = "web documents: HTML pages and their images"
+    kind: ClassVar[str] = "web"
     include: Sequence[str] = ("*.html", "*.htm", "*.xhtml")
     exclude: Sequence[str] = ()
     drop: Sequence[str] = ()
@@ -62,7 +64,7 @@ class Html:
             value = getattr(self, name)
             if isinstance(value, str):
                 raise UserError(f"Html.{name}={value!r}; expected a list of patterns, as [{value!r}]")
-            object.__setattr__(self, name, tuple(value))  # from a list in a file of settings
+            object.__setattr__(self, name, tuple(value))  # a list becomes hashable
         if self.pages_per_shard < 1:
             raise UserError(f"Html.pages_per_shard={self.pages_per_shard}; expected at least 1")
         if not 0.0 < self.repeated <= 1.0:
@@ -88,7 +90,7 @@ class Html:
 
     def _document(self, root: Path, page: str, decorations: frozenset[str]) -> Iterator[RawDocument | Reject]:
         page_text = _page_text()
-        key = page.encode("utf-8", "backslashreplace").decode()  # a file's name may be no UTF-8
+        key = page.encode("utf-8", "backslashreplace").decode()  # a file name may not be UTF-8
         try:
             tree = page_text.parse_page(_page_bytes(root, page))
         except Skip as skip:
@@ -125,27 +127,34 @@ class Html:
         )
 
     def _image(self, root: Path, page: str, base: str, source: str, decorations: frozenset[str]) -> bytes:
-        """Raises Skip where the image is not to be taken."""
+        """The image's bytes.
+
+        Raises:
+          Skip: it is a decoration, or not available.
+        """
         if source[:5].lower() == "data:":
             return data_address(source)
         path = locate(root, page, base, source)
         if path in decorations:
             raise Skip("decoration", f"{path} stands on more than {self.repeated:.0%} of the pages")
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.decorations):
-            raise Skip("decoration", f"{path} is one of the settings' decorations")
+            raise Skip("decoration", f"{path} matches the setting decorations")
         return _file_bytes(root / path, path, MAX_IMAGE_BYTES, "missing_image", "image_too_large")
 
 
 def locate(root: Path, page: str, base: str, source: str) -> str:
-    """Where an address on a page leads, as a path within the folder; what begins with / begins at the folder.
+    """The file that an address on a page refers to, as a path within the folder; a leading / means the folder.
+
+    Args:
+      base: what the page's addresses are relative to; "" is the page itself.
 
     Raises:
-      Skip: it leads elsewhere.
+      Skip: the address refers to something else.
     """
     try:
         address = urllib.parse.urlsplit(urllib.parse.urljoin(base, source) if base else source)
     except ValueError as error:
-        raise Skip("missing_image", f"{source[:200]}: no address ({error})") from error
+        raise Skip("missing_image", f"{source[:200]}: not an address ({error})") from error
     if address.scheme == "file":
         raise Skip("outside", f"{source[:200]} leads out of the folder")
     if address.scheme or address.netloc:
@@ -161,8 +170,8 @@ def locate(root: Path, page: str, base: str, source: str) -> str:
 
 
 def _leaves(root: Path, inside: str) -> bool:
-    """Whether a path within the folder is a link that leads out of it."""
-    # Path.resolve() raises where links turn in a circle.
+    """Whether a path within the folder is a symbolic link out of it."""
+    # Not Path.resolve(), which raises on circular links.
     return not Path(os.path.realpath(root / inside)).is_relative_to(os.path.realpath(root))
 
 
@@ -196,7 +205,7 @@ def _file_bytes(path: Path, name: str, most: int, missing: str, too_large: str) 
 
 @functools.lru_cache(maxsize=4)
 def _survey(html: Html, root: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """The folder's pages in order, and the images that many of them show; every process looks for itself."""
+    """The folder's pages in order, and the images that many of them show; computed once per process."""
     page_text = _page_text()
     pages = []
     for folder, folders, files in os.walk(root):
@@ -222,11 +231,14 @@ def _survey(html: Html, root: str) -> tuple[tuple[str, ...], frozenset[str]]:
             except Skip:
                 continue
         shown.update(paths)
-    least = max(FEWEST_PAGES - 1, html.repeated * len(sample))
+    least = max(MIN_REPEATED_PAGES - 1, html.repeated * len(sample))
     return pages, frozenset(path for path, count in shown.items() if count > least)
 
 
 def _takes(html: Html, path: str) -> bool:
-    """Whether the settings take a page, by its path in the folder."""
+    """Whether the settings include a page, by its path in the folder."""
     included = any(fnmatch.fnmatchcase(path, pattern) for pattern in html.include)
     return included and not any(fnmatch.fnmatchcase(path, pattern) for pattern in html.exclude)
+
+
+READER = Html

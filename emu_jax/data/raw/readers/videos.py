@@ -1,11 +1,11 @@
-"""Clips with a caption: a table of them and the files -> up to 24 frames each, then the text.
+"""Videos with a caption: a CSV of names and captions, and the files -> up to 24 frames each, then the text.
 
-The table is a CSV, or a folder of them, with a header of
+The table is a CSV, or a folder of several, with one of these headers:
 
-    videoid, name, page_dir, …     WebVid's: the clip is <folder>/<page_dir>/<videoid>.mp4 or <folder>/<videoid>.mp4
+    videoid, name, page_dir, …     WebVid's: the video is <folder>/<page_dir>/<videoid>.mp4 or <folder>/<videoid>.mp4
     file, text                     any: the file is relative to the folder; videos and animated WebP, GIF and PNG
 
-From WebVid's captions go the words that sell a clip and do not tell what is in it (`METADATA`).
+Words that sell a video and do not describe it are removed from WebVid's captions (`METADATA`).
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.frames import STORED, spread_indices
-from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
-from emu_jax.data.video import VideoError, read_frames
+from emu_jax.data.frames import STORED
+from emu_jax.data.raw.files import Skip
+from emu_jax.data.raw.reader import RawDocument, Reject
+from emu_jax.data.raw.video_files import stored_frames
 from emu_jax.errors import UserError
 
 # ---------------------------------------------------------------- captions
@@ -31,11 +33,11 @@ _MONTH = (
     r"nov(?:ember)?|dec(?:ember)?)\.?"
 )
 _DAY, _YEAR = r"\d{1,2}(?:st|nd|rd|th)?", r"(?:19|20)\d\d"
-_WHEN = r"(?:[-–]\s*|\b(?:on|in)\s+)?\b"  # what goes with a date
+_WHEN = r"(?:[-–]\s*|\b(?:on|in)\s+)?\b"  # what precedes a date
 _SIZE = r"\d{3,4}\s?[x×]\s?\d{3,4}p?|(?:720|1080|1440|2160)[pi]|(?:(?:ultra|full)[\s-]?)?u?hdr?|fhd|[468]k"
 
-# Inferred: that words of metadata were stripped by rules is published, the rules are not. How a clip was shot (slow
-# motion, time lapse, aerial, close up) can be seen in it and stays.
+# Inferred: it is published that rules stripped metadata words, but not which rules. How a video was shot (slow motion,
+# time lapse, aerial, close up) is visible in it and stays.
 METADATA: tuple[tuple[str, str], ...] = (
     ("use", r"\(?(?:for )?editorial use(?: only)?\)?|(?:model|property) released|royalty[\s-]free"),
     ("loop", r"(?:can be used as (?:an? )?)?\bloop item\b|\bloop(?:able|[\s-]ready)\b"),
@@ -67,7 +69,7 @@ METADATA: tuple[tuple[str, str], ...] = (
     ("number", r"\b(?:clip(?: id)?|footage id|version|ver\.)\s?[#:]?\s?\d+\b|#\s?\d+\b|\b\d{6,}\b"),
 )
 _PATTERNS = tuple(re.compile(pattern, re.IGNORECASE) for _, pattern in METADATA)
-# What stands around a word that is gone: brackets, commas in a row, ends.
+# Leftovers around a removed word: empty brackets, repeated commas, dangling prepositions.
 _TIDY = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -84,7 +86,7 @@ _TIDY = tuple(
 
 
 def strip_metadata(caption: str) -> str:
-    """A stock clip's caption without what does not tell what is in the clip; others come back as they are.
+    """Removes from a stock video's caption whatever does not describe the video; other captions are unchanged.
 
     >>> strip_metadata("Slow motion of a bee, 4k footage, shot on Sony A7")
     'Slow motion of a bee'
@@ -104,16 +106,18 @@ def strip_metadata(caption: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Videos:
-    """Reads clips and their captions.
+    """One document per row of the table.
 
     Attributes:
-      folder: where the files lie; "" is the CSV's own folder.
-      frames: stored of a clip, spread over it; all of a shorter one (`frames.spread_indices`). Training shows some of
-        them.
-      strip: whether `strip_metadata` goes over WebVid's captions; those of a table of file and text stay.
-      shard_rows: how many clips are read together.
+      folder: folder of the files; "" is the CSV's own.
+      frames: number of frames stored per video, spread over it; all of a shorter one (`frames.spread_indices`).
+        Training shows some of them.
+      strip: whether to apply `strip_metadata` to WebVid's captions; captions of a table of file and text are unchanged.
+      shard_rows: rows per shard.
     """
 
+    about: ClassVar[str] = "videos and animations with captions: a CSV, as WebVid's"
+    kind: ClassVar[str] = "video"
     folder: str = ""
     frames: int = STORED
     strip: bool = True
@@ -125,13 +129,13 @@ class Videos:
                 raise UserError(f"Videos: {name}={getattr(self, name)}; expected at least 1")
 
     def shards(self, path: str) -> list[str]:
-        """`<csv>@<byte where it begins>:<its first row>+<rows>`, of a CSV or of a folder's."""
+        """`<csv>@<first byte>:<first row>+<rows>`, for one CSV or all in a folder."""
         place = Path(path)
         tables = sorted(place.glob("*.csv")) if place.is_dir() else [place]
         if not tables or not tables[0].is_file():
             raise UserError(f"{path}: no CSV of videos here; expected a .csv file, or a folder that holds some")
         if self.folder and not Path(self.folder).is_dir():
-            raise UserError(f"{self.folder}: no such folder; expected the one that holds the videos of {path}")
+            raise UserError(f"{self.folder}: no such folder; expected the folder of the videos of {path}")
         shards = []
         for table in tables:
             with table.open("rb") as file:
@@ -145,7 +149,7 @@ class Videos:
                 if rows:
                     shards.append(f"{table}@{start}:{first}+{rows}")
         if not shards:
-            raise UserError(f"{path}: no rows below the header; expected a line for each video")
+            raise UserError(f"{path}: no rows below the header; expected one for each video")
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
@@ -158,13 +162,13 @@ class Videos:
             columns = _Columns.of(file, table)
             file.seek(int(start))
             for row in itertools.islice(_rows(file), int(rows)):
-                yield self._clip(f"{table.name}/{number:08d}", row, columns, folder)
+                yield self._document(f"{table.name}/{number:08d}", row, columns, folder)
                 number += 1
         if number < int(first) + int(rows):
             missing = f"row {number}, {int(first) + int(rows) - number} before the end"
             yield Reject(shard, "cut_shard", f"the table ends at {missing}", whole=False)
 
-    def _clip(self, key: str, row: list[str] | csv.Error, columns: _Columns, folder: Path) -> RawDocument | Reject:
+    def _document(self, key: str, row: list[str] | csv.Error, columns: _Columns, folder: Path) -> RawDocument | Reject:
         if isinstance(row, csv.Error) or len(row) != columns.count:
             found = f"{len(row)} columns" if isinstance(row, list) else f"{row}"
             return Reject(key, "unreadable_row", f"{found}; expected {columns.count} columns")
@@ -177,28 +181,25 @@ class Videos:
             return Reject(key, "no_text", "the caption is empty")
         names = [os.path.normpath(name) for name in columns.files(row)]
         if any(os.path.isabs(name) or name.startswith("..") for name in names):
-            return Reject(key, "missing_video", f"{names[0]} is not inside the folder of videos")
+            return Reject(key, "missing_video", f"{names[0]} is outside the folder of videos")
         path = next((folder / name for name in names if (folder / name).is_file()), None)
         if path is None:
             return Reject(key, "missing_video", f"no file {' or '.join(names)}")
         try:
-            frames = read_frames(path, self.frames, spread_indices)
-        except VideoError as error:
-            return Reject(key, error.reason, f"{path.name}: {error.detail}")
-        except OSError as error:
-            return Reject(key, "unreadable_video", f"{path.name}: {error.strerror}")
-        return RawDocument(key, "video", (*(RawImage(frame) for frame in frames), Text(text)))
+            return RawDocument(key, self.kind, (*stored_frames(path, self.frames), Text(text)))
+        except Skip as skip:
+            return skip.reject(key)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Columns:
-    """Where a table's columns stand."""
+    """The columns of a table, from its header."""
 
     names: tuple[str, ...]
 
     @classmethod
     def of(cls, file, table: Path) -> _Columns:
-        """From the header, and leaves `file` behind it."""
+        """Reads the header, and leaves `file` after it."""
         header = next(_rows(file), [])
         columns = cls(tuple(name.strip().lower() for name in header) if isinstance(header, list) else ())
         if not ({"file", "text"} <= set(columns.names) or columns.is_webvid):
@@ -221,7 +222,7 @@ class _Columns:
         return self.names.index("name" if self.is_webvid else "text")
 
     def files(self, row: list[str]) -> list[str]:
-        """Where the clip may lie, relative to the folder."""
+        """The paths at which the row's video may be, relative to the folder."""
         if not self.is_webvid:
             return [row[self.names.index("file")].strip()]
         name = row[self.names.index("videoid")].strip() + ".mp4"
@@ -230,10 +231,10 @@ class _Columns:
 
 
 def _rows(file) -> Iterator[list[str] | csv.Error]:
-    """The rows from where `file` stands, which is behind a row when it is given; empty lines are none."""
+    """The rows from the file's position on, without empty lines; the file's position is after each yielded row."""
 
     def lines() -> Iterator[str]:
-        # Longer ones are no table's: they end in a row that does not fit.
+        # A longer line is not a table's: it is divided into rows of the wrong number of columns.
         while line := file.readline(1 << 20):
             yield line.decode("utf-8", errors="replace").removeprefix("\ufeff")
 
@@ -248,3 +249,6 @@ def _rows(file) -> Iterator[list[str] | csv.Error]:
             continue
         if row:
             yield row
+
+
+READER = Videos

@@ -1,10 +1,10 @@
-"""OBELICS: rows of two parallel lists, of which one holds an image and the other a text -> web documents.
+"""OBELICS: rows of two parallel lists, one of images and one of texts -> web documents.
 
     {"images": [null, "https://a.example/cat.jpg", null], "texts": ["Cats", null, "asleep"]}
                                     ─ Obelics ─ Text("Cats"), RawImage, Text("asleep")
 
-Rows are Parquet, JSON lines or a JSON array. An image is an address, which `names` turns into a file's name; a file's
-name; its bytes, alone or as {"bytes": …, "path": …}; or a data: address.
+Rows are Parquet, JSON lines or a JSON array. An image is a URL, which `names` maps to a file name; a file name; its
+bytes, on their own or as {"bytes": …, "path": …}; or a data: URL.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
-from emu_jax.data.raw.image_files import Images, beside, check_beside, data_address
+from emu_jax.data.raw.files import Skip, clean_text, find_shards
+from emu_jax.data.raw.image_files import ImageFiles, beside, check_beside, data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.rows import PATTERNS, read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, finish
@@ -28,18 +28,20 @@ MAX_TEXT = 10_000_000  # characters
 
 @dataclasses.dataclass(frozen=True)
 class Obelics:
-    """OBELICS-like documents.
+    """One document per row.
 
     Attributes:
-      images: a folder or a plain .tar of the images; "" where rows hold bytes. A relative path starts at the
-        shard's folder, `{shard}` stands for the shard's name.
-      names: a JSON object from an image's address to its name in `images`, found likewise; "" where rows hold
-        names. It is kept in memory.
-      image_column, text_column: the columns of addresses (or bytes) and of texts.
-      clip: a folder of CLIP weights: keeps the images whose similarity to the text behind them is at least
+      images: folder or plain .tar of the images; "" if rows hold bytes. A relative path starts at the shard's folder;
+        `{shard}` stands for the shard's name.
+      names: JSON object that maps an image's URL to its name in `images`, with a path like that of `images`; "" if rows
+        hold names. It is kept in memory.
+      image_column, text_column: the columns of images and of texts.
+      clip: folder of CLIP weights, to leave out images whose similarity to the text after them is less than
         `min_similarity`; "" keeps all.
     """
 
+    about: ClassVar[str] = "web documents: lists of texts and images, as OBELICS's"
+    kind: ClassVar[str] = "web"
     images: str = ""
     names: str = ""
     image_column: str = "images"
@@ -68,9 +70,8 @@ class Obelics:
         if not self.images:
             yield from self._documents(shard, names, None)
             return
-        with Images(beside(shard, self.images)) as images:
-            if images.cut:
-                yield Reject(f"{shard_name(shard)}#images", "cut_shard", images.cut, whole=False)
+        with ImageFiles(beside(shard, self.images)) as images:
+            yield from images.faults(shard)
             yield from self._documents(shard, names, images)
 
     def _names(self, shard: str) -> Mapping[str, str]:
@@ -85,7 +86,9 @@ class Obelics:
             raise UserError(f"{path}: holds a {type(names).__name__}; expected a JSON object, address to name")
         return names
 
-    def _documents(self, shard: str, names: Mapping[str, str], images: Images | None) -> Iterator[RawDocument | Reject]:
+    def _documents(
+        self, shard: str, names: Mapping[str, str], images: ImageFiles | None
+    ) -> Iterator[RawDocument | Reject]:
         for row in read_rows(shard):
             if isinstance(row, Reject):
                 yield row
@@ -93,12 +96,12 @@ class Obelics:
                 yield from self._document(*row, names, images)
 
     def _document(
-        self, key: str, row: dict[str, Any], names: Mapping[str, str], images: Images | None
+        self, key: str, row: dict[str, Any], names: Mapping[str, str], images: ImageFiles | None
     ) -> Iterator[RawDocument | Reject]:
         cells, texts = row.get(self.image_column), row.get(self.text_column)
         if not isinstance(cells, list) or not isinstance(texts, list):
             column = self.text_column if isinstance(cells, list) else self.image_column
-            yield Reject(key, "unreadable_record", f"{column} is no list")
+            yield Reject(key, "unreadable_record", f"{column} is not a list")
             return
         if len(cells) != len(texts):
             yield Reject(key, "unreadable_record", f"{len(cells)} {self.image_column}, {len(texts)} {self.text_column}")
@@ -126,8 +129,12 @@ class Obelics:
         yield from finish(key, parts, clip=self.clip, least=self.min_similarity)
 
 
-def _image(cell: Any, names: Mapping[str, str], images: Images | None) -> bytes:
-    """A cell's image. Raises Skip where it is not at hand."""
+def _image(cell: Any, names: Mapping[str, str], images: ImageFiles | None) -> bytes:
+    """A cell's image, encoded.
+
+    Raises:
+      Skip: it is not available.
+    """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path")
     if isinstance(cell, bytes) and cell:
@@ -138,7 +145,10 @@ def _image(cell: Any, names: Mapping[str, str], images: Images | None) -> bytes:
         return data_address(cell)
     name = names.get(cell, cell)
     if isinstance(name, str) and "://" in name:
-        raise Skip("missing_image", f"{cell[:200]} is not at hand; `names` has no file for it")
+        raise Skip("missing_image", f"{cell[:200]} is not available; `names` has no file for it")
     if images is None:
-        raise Skip("missing_image", f"{cell[:200]}: no folder or tar of `images` is set")
+        raise Skip("missing_image", f"{cell[:200]}: `images` names no folder or tar")
     return images.read(name)
+
+
+READER = Obelics

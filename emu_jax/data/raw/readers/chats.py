@@ -12,7 +12,7 @@ import dataclasses
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import (
@@ -32,24 +32,26 @@ from emu_jax.errors import UserError
 
 PLACEHOLDER = "<image>"
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-PIECE_BYTES = 64 << 20  # of a JSONL, one shard each
+PIECE_BYTES = 64 << 20  # of a JSONL, per shard
 PIECE = re.compile(r"(.+)@(\d+)-(\d+)")
 
 
 @dataclasses.dataclass(frozen=True)
 class Chats:
-    """A document a conversation; every turn's texts carry its role.
+    """One document per conversation; the texts of a turn carry its role.
 
-    An image stands where its `<image>` stood, and belongs to the turn of the text after it. So a turn that ends in an
-    image is closed by an empty text of its role. A chat with one bad turn is left out whole.
+    An image takes the position of its `<image>`, and belongs to the turn of the text after it. A turn that ends in an
+    image therefore gets an empty text of its role at the end. A chat with one bad turn is left out completely.
 
     Attributes:
-      images: the images' folder, relative to the JSON's.
-      system: chats with images and without a system message begin with the paper's (`system_messages.py`).
+      images: folder of the images, relative to the JSON's.
+      system: whether chats with images and without a system message begin with the paper's (`system_messages.py`).
       max_characters: chats with a longer turn are left out.
-      piece_bytes: a longer JSONL is read in pieces of this many bytes, each of them a shard.
+      piece_bytes: a longer JSONL is divided into shards of this many bytes.
     """
 
+    about: ClassVar[str] = "conversations: LLaVA's, ShareGPT's, Alpaca's JSON"
+    kind: ClassVar[str] = "chat"
     images: str = "."
     system: bool = True
     max_characters: int = 100_000
@@ -92,7 +94,7 @@ class Chats:
                 yield skip.reject(name)
 
     def _lines(self, path: str, start: int, end: int | None) -> Iterator[RawDocument | Reject]:
-        """The lines that begin in [start, end). Keys are the lines' places, which no cutting into pieces changes."""
+        """The lines that begin in [start, end). A key is the byte at which its line begins, whatever the shards are."""
         name, folder = shard_name(path), Path(path).parent / self.images
         with open(path, "rb") as file:
             if start:
@@ -129,7 +131,7 @@ class Chats:
                 parts = self._instruction(record)
             else:
                 raise Skip("not_a_chat", "expected an object with conversations, or instruction and output")
-            return RawDocument(key, "chat", tuple(parts))
+            return RawDocument(key, self.kind, tuple(parts))
         except Skip as skip:
             return skip.reject(key)
 
@@ -148,12 +150,12 @@ class Chats:
         turns = [self._turn(turn, number) for number, turn in enumerate(_turns(record), 1)]
         places = sum(piece is None for _, pieces in turns for piece in pieces)
         if places != len(names):
-            raise Skip("images_differ", f"{places} places {PLACEHOLDER}, {len(names)} images")
+            raise Skip("images_differ", f"{places} x {PLACEHOLDER}, {len(names)} images")
         if not any(role == "assistant" for role, _ in turns):
-            raise Skip("no_answer", "no turn is the assistant's")
+            raise Skip("no_answer", "the assistant has no turn")
         images = (RawImage(read_image(folder, name)) for name in names)
-        given = names and self.system and not any(role == "system" for role, _ in turns)
-        parts: list[Text | RawImage] = [Text(IMAGE_SYSTEM, "system")] if given else []
+        add_system = names and self.system and not any(role == "system" for role, _ in turns)
+        parts: list[Text | RawImage] = [Text(IMAGE_SYSTEM, "system")] if add_system else []
         for role, pieces in turns:
             parts += [next(images) if piece is None else Text(piece, role) for piece in pieces]
             if pieces[-1] is None:
@@ -161,7 +163,7 @@ class Chats:
         return parts
 
     def _turn(self, turn: Any, number: int) -> tuple[str, list[str | None]]:
-        """The role, and texts with None between them where images stand."""
+        """The role, and the texts of a turn, with None at the position of each image."""
         if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
             raise Skip("empty_turn", f"turn {number} has no value")
         sender = turn.get("from")
@@ -170,9 +172,11 @@ class Chats:
             raise Skip("unknown_role", f"turn {number} is from {sender!a:.40}; known: {', '.join(ROLES)}")
         pieces: list[str | None] = []
         for n, text in enumerate(turn["value"].split(PLACEHOLDER)):
-            pieces += [None] * (n > 0)
-            # An image's own delimiters take the place of white space beside it.
-            pieces += [text] if (text := clean_text(text, self.max_characters)) else []
+            if n > 0:
+                pieces.append(None)
+            # White space beside an image is dropped: the image's delimiters separate it from the text.
+            if text := clean_text(text, self.max_characters):
+                pieces.append(text)
         if not pieces:
             raise Skip("empty_turn", f"turn {number} is empty")
         return role, pieces
@@ -181,12 +185,15 @@ class Chats:
 def _turns(record: dict[str, Any]) -> list[Any]:
     turns = record["conversations"]
     if not isinstance(turns, list) or not turns:
-        raise Skip("no_turns", "conversations is no list of turns, or an empty one")
+        raise Skip("no_turns", "conversations is not a list of turns, or is empty")
     system = record.get("system")
     return [{"from": "system", "value": system}, *turns] if system else turns
 
 
 def _skip_line(file: Any) -> None:
-    """Reads on to the next line, however far it is."""
+    """Reads to the start of the next line."""
     while (part := file.readline(1 << 20)) and not part.endswith(b"\n"):
         pass
+
+
+READER = Chats

@@ -1,25 +1,25 @@
-"""MMC4: JSON lines of sentences, and images that each belong to one of them -> web documents.
+"""MMC4: JSON lines of sentences and images, each image matched with one sentence -> web documents.
 
     docs_no_face_shard_0_v2.jsonl, images/d.jpg ─ Mmc4 ─ Text("A cat."), RawImage(…, 0.4), Text("A dog.")
 
     {"text_list": ["A cat.", "A dog."],
      "image_info": [{"image_name": "d.jpg", "matched_text_index": 1, "matched_sim": 0.4}]}
 
-Shards are read as published, packed in .zip. An image stands before its sentence; every sentence is a part of its own.
+Shards are read as published, in a .zip. An image comes before its sentence; every sentence is a part of its own.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from emu_jax.data.clip_scores import load_scorer, match
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import Skip, clean_text, find_shards, shard_name
-from emu_jax.data.raw.image_files import Images, beside, check_beside
+from emu_jax.data.raw.files import Skip, clean_text, find_shards
+from emu_jax.data.raw.image_files import ImageFiles, beside, check_beside
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.rows import read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, embed_found, finish, low_similarity
@@ -29,15 +29,17 @@ MAX_SENTENCE = 100_000  # characters
 
 @dataclasses.dataclass(frozen=True)
 class Mmc4:
-    """MMC4's documents.
+    """One document per line.
 
     Attributes:
-      images: a folder or a plain .tar of the images by `image_name`; a relative path starts at the shard's
-        folder, `{shard}` stands for the shard's name, as in `{shard}.tar`.
-      min_similarity: of an image to its sentence, that is kept.
-      clip: a folder of CLIP weights, for records without scores.
+      images: folder or plain .tar of the images, by `image_name`. A relative path starts at the shard's folder;
+        `{shard}` stands for the shard's name, as in `{shard}.tar`.
+      min_similarity: images with less CLIP similarity to their sentence are left out.
+      clip: folder of CLIP weights, for records without similarities.
     """
 
+    about: ClassVar[str] = "web documents: MMC4's JSONL and images"
+    kind: ClassVar[str] = "web"
     images: str = "images"
     min_similarity: float = 0.32
     clip: str = ""
@@ -52,22 +54,21 @@ class Mmc4:
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        with Images(beside(shard, self.images)) as images:
-            if images.cut:
-                yield Reject(f"{shard_name(shard)}#images", "cut_shard", images.cut, whole=False)
+        with ImageFiles(beside(shard, self.images)) as images:
+            yield from images.faults(shard)
             for row in read_rows(shard):
                 if isinstance(row, Reject):
                     yield row
                 else:
                     yield from self._document(*row, images)
 
-    def _document(self, key: str, record: dict[str, Any], images: Images) -> Iterator[RawDocument | Reject]:
+    def _document(self, key: str, record: dict[str, Any], images: ImageFiles) -> Iterator[RawDocument | Reject]:
         texts, infos = record.get("text_list"), record.get("image_info")
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-            yield Reject(key, "unreadable_record", "text_list is no list of texts")
+            yield Reject(key, "unreadable_record", "text_list is not a list of texts")
             return
         if not isinstance(infos, list) or not all(isinstance(info, dict) for info in infos):
-            yield Reject(key, "unreadable_record", "image_info is no list of objects")
+            yield Reject(key, "unreadable_record", "image_info is not a list of objects")
             return
         try:
             texts = [clean_text(text, MAX_SENTENCE) for text in texts]
@@ -117,7 +118,7 @@ class Mmc4:
 
     @staticmethod
     def _matches(matrix: Any, infos: list[dict[str, Any]], texts: int) -> list[tuple[int | None, float | None]]:
-        """Each image's sentence and similarity, as far as the record tells."""
+        """Each image's sentence and similarity; None for what the record does not state."""
         places = [_index(info.get("matched_text_index")) for info in infos]
         scores = [_number(info.get("matched_sim")) for info in infos]
         if None in places or None in scores:
@@ -135,7 +136,7 @@ class Mmc4:
     def _score(
         self, key: str, texts: list[str], images: list[Found], places: list[int | None]
     ) -> Iterator[tuple[int, Found] | Reject]:
-        """Images without scores: judged by CLIP, and matched with a sentence where the record names none."""
+        """Images without similarities: scored by CLIP, and matched with a sentence if the record names none."""
         good, vectors, bad = embed_found(images, key, self.clip)
         yield from bad
         if not good or not texts:
@@ -164,9 +165,12 @@ def _index(value: Any) -> int | None:
 
 
 def _matrix(value: Any, shape: tuple[int, int]) -> np.ndarray | None:
-    """Similarities [images, sentences]; None where the record has none of that shape."""
+    """Similarities [images, sentences]; None if the record has none of that shape."""
     try:
         matrix = np.array(value, np.float64)
-    except (TypeError, ValueError, OverflowError):  # ragged, or no numbers
+    except (TypeError, ValueError, OverflowError):  # ragged, or not numbers
         return None
     return matrix if matrix.shape == shape and matrix.size and np.isfinite(matrix).all() else None
+
+
+READER = Mmc4
