@@ -15,6 +15,7 @@ PAGES = sorted(
     for path in [
         *ROOT.glob("*.md"),
         *(path for part in ("configs", "launch", "tests", "notebooks") for path in (ROOT / part).glob("*.md")),
+        *(ROOT / "docs").rglob("*.md"),
     ]
 )
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))  # their docstrings have commands
