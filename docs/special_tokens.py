@@ -1,4 +1,4 @@
-"""A griffe extension: `</s>` and `<image>` in docstrings are shown as they are, where a browser would take them for tags."""
+"""A griffe extension: `</s>` and `<image>` in docstrings are shown as they are, not taken for tags by a browser."""
 
 from __future__ import annotations
 
