@@ -69,7 +69,7 @@ def mini() -> ConfigDict:
 
 
 def published() -> ConfigDict:
-    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 images at 512 x 512 ([N]: reproducing-the-paper.md)."""
+    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 images at 512 x 512 ([N]: docs/paper.md)."""
     config = mini()
     config.init.unet = "weights/stable-diffusion/unet"
     config.unet.update(

@@ -4,7 +4,7 @@ launch/mixture.sh                # gets the data, prepares them, shows them, tra
 emu-jax train --config configs/mixture.py --workdir runs/mixture
 emu-jax train --config configs/mixture.py:FOLDER/data --workdir FOLDER        # after launch/mixture.sh FOLDER
 
-data-formats.md says where the data come from. 300 steps take 5 to 8 minutes on 2 quiet CPU cores; the text loss of
+docs/data.md describes the sets. 300 steps take 5 to 8 minutes on 2 quiet CPU cores; the text loss of
 every source falls from about 7 to between 2.8 and 4.9, its regression loss to less than a half.
 """
 

@@ -2,11 +2,11 @@
 
 emu-jax convert --from LLaMA-13B                        --to weights/llama
 emu-jax convert --from EVA01_CLIP_g_14_plus_psz14_s11B.pt --to weights/vision
-emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the other four: data-formats.md
+emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the other four: docs/data-formats.md
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
     --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
 
-`emu-jax plan` says what fits which chips (the tables in launch/laptop-to-pod.md are of 8 images a row, not of this
+`emu-jax plan` says what fits which chips (the tables in docs/pods-and-plan.md are for 8 images a row, not for this
 config's 21). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
 
 10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=

@@ -9,8 +9,8 @@ The paper ablates the storyboards alone, with a 7B LLM: its numbers are in no_st
 on heldout_combinations: captions exactly right 0.29, 0.30 and 0.44, the right image in the top 5 of 3,372 for 0.26,
 0.14 and 0.26 of the names, autoregressive R2 0.49, 0.41 and 0.50 (seeds 0 to 2). The last two are of each model's own
 embeddings: where these tell less of an image, they are easier to predict, and R2 can be higher. The files beside this
-one have their figures in the same order, as means over three seeds (README.md has intervals). In all these runs every
-image of a storyboard was predicted and none was read, and all its pieces were read; they are to be repeated.
+one have their figures in the same order, as means over three seeds (docs/ablations.md has the intervals). In all these
+runs every image of a storyboard was predicted and none was read, and all its pieces were read; they are to be repeated.
 """
 
 from ml_collections import ConfigDict

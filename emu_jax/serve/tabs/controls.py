@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from emu_jax.errors import UserError
-from emu_jax.generate.samplers import SAMPLERS
+from emu_jax.generate.samplers import sampler_names
 from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp, Written
 
 # Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
@@ -154,7 +154,7 @@ class DrawControls:
     def show(cls, engine: Engine) -> DrawControls:
         """Adds them to the page."""
         limits = engine.limits
-        sampler = gr.Dropdown(list(SAMPLERS), value="pndm", label="Sampler")
+        sampler = gr.Dropdown(sampler_names(), value="pndm", label="Sampler")
         steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
         guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance", info="1: none")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
