@@ -11,9 +11,14 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.pages import ROOT
+from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.packing import build_row
+from emu_jax.data.sequence import tokenize_document
+from emu_jax.data.tokenizer import Tokenizer
+from tests.pages import ROOT, blocks
 
 README_LINES = 150
 
@@ -80,7 +85,29 @@ def test_images_of_the_notebooks_are_shown(site):
     assert "../notebooks/" not in text
 
 
-# ---------------------------------------------------------------- troubleshooting
+# ---------------------------------------------------------------- what pages say of the code
+
+
+def test_the_row_of_the_architecture_page_is_packed_so():
+    tokenizer = Tokenizer.train(["a cat", "hello"], vocab_size=6, model_type="word")
+    documents = [
+        Document((Text("a cat"), Image(np.zeros((4, 4, 3), np.uint8), "cat.png"))),
+        Document((Text("hello"),)),
+    ]
+    sequences = [
+        sequence
+        for document in documents
+        for sequence in tokenize_document(document, tokenizer, queries=2, row_tokens=12, row_images=1)
+    ]
+    row, _ = build_row(sequences, row_tokens=12, row_images=1, image_size=4, pad_id=tokenizer.pad_id)
+    (text,) = (block.text for block in blocks(Path("docs/architecture.md")) if block.text.startswith("tokens "))
+    shown = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
+    names = {tokenizer.pad_id: "[PAD]", tokenizer.img_id: "[IMG]", tokenizer.img_end_id: "[/IMG]"}
+    names |= {tokenizer.image_id: "<image>", tokenizer.bos_id: "<s>", tokenizer.eos_id: "</s>"}
+    found = {name: [f"{value:g}" for value in row[name]] for name in shown if name != "tokens"}
+    found["tokens"] = [names.get(int(id)) or tokenizer.decode([int(id)]) for id in row["tokens"]]
+    assert found == shown
+
 
 MESSAGE = re.compile(r"^\| (?:\[[^\]]*\] )?`([^`]+)` \|")
 
