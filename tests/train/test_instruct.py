@@ -118,7 +118,7 @@ def test_the_published_sets_weigh_their_samples():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """The records of the five sets in configs/data-formats.md, as `prepare` stores them, by its folders' names."""
+    """The records of the five sets in docs/data-formats.md, as `prepare` stores them, by its folders' names."""
     monkeypatch.chdir(tmp_path)
     found = {}
     for group in groups():
