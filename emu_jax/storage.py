@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and JSON objects that may be anything but."""
+"""Writes files and folders atomically, and reads JSON objects with errors for the user."""
 
 from __future__ import annotations
 

@@ -26,7 +26,6 @@ from emu_jax.checkpoints.convert.conversion import gather
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
 from emu_jax.checkpoints.store import (
     Checkpoint,
-    Holds,
     check_digests,
     check_leaves,
     check_weights,
@@ -318,7 +317,7 @@ def _restore(folder: Path, items: Mapping[str, Any]) -> dict[str, Any]:
         }
 
 
-def _check_holds(checkpoint: Checkpoint, expected: Holds) -> None:
+def _check_holds(checkpoint: Checkpoint, expected: str) -> None:
     holds = checkpoint.holds
     if holds != expected:
         hint = f"; training can begin from it, by config.init.{holds}" if holds in emu.PARTS else ""

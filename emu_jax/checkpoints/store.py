@@ -21,7 +21,7 @@ import functools
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,6 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
 FOLDER = "checkpoints"
-# What parameters are; a safety checker stays in diffusers' format.
-Holds = Literal["emu", "llama", "vision", "unet", "vae", "safety_checker"]
 # Which weights are read: the EMA if the checkpoint keeps one; the last step's parameters; the EMA, or an error.
 WEIGHTS = ("auto", "raw", "ema")
 EMA_PREFIX = "statistics/ema/"
@@ -172,8 +170,8 @@ class Checkpoint:
     ema: dict[str, str]
 
     @property
-    def holds(self) -> Holds:
-        """What its parameters are."""
+    def holds(self) -> str:
+        """What its parameters are: "emu", "llama", "vision", "unet", "vae", or what a user's task says."""
         return self.meta["holds"]
 
     @functools.cached_property

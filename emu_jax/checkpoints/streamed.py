@@ -20,7 +20,6 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
-from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.storage import partial_path, remove
 
@@ -126,7 +125,11 @@ class LeafWriter:
         return True
 
     def write(self, number: int, layer: int | None, values: Mapping[str, np.ndarray]) -> None:
-        """Writes the slices of one number, which are on disk when this returns: a layer or the whole of each leaf."""
+        """Writes one layer (None: all) of each of the leaves in `values`; it is on disk when this returns.
+
+        Args:
+          number: identifies the write; a resumed job skips those in `done`.
+        """
         shares = {}
         for name, value in values.items():
             shape, dtype = self.leaves[name]
@@ -157,7 +160,7 @@ class LeafWriter:
         }
         return ts.open(spec, open=True, create=True).result()
 
-    def finish(self, holds: Holds, meta: Mapping[str, Any], beside: Mapping[str, Path]) -> None:
+    def finish(self, holds: str, meta: Mapping[str, Any], beside: Mapping[str, Path]) -> None:
         """Adds the metadata, moves the folders `beside` in, and gives the folder its name.
 
         Args:

@@ -15,7 +15,6 @@ import orbax.checkpoint as ocp
 
 from emu_jax.checkpoints.store import (
     FOLDER,
-    Holds,
     check_digests,
     check_leaves,
     digests,
@@ -68,7 +67,7 @@ class Checkpoints:
         tokenizer: Tokenizer | None,
         iterator: Mapping[str, Any],
         *,
-        holds: Holds,
+        holds: str,
     ) -> None:
         """Starts an asynchronous save once the last one has ended; the state may be donated to the next step.
 

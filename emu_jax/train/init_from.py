@@ -23,19 +23,13 @@ from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.load import load_leaves
-from emu_jax.checkpoints.store import Checkpoint, Holds, open_checkpoint
+from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train.state import TrainState, ema_of
+from emu_jax.train.tasks.task import InitPart
 
-# Field of config.init -> (the config's group whose sizes must agree, what the checkpoint may hold).
-FIELDS: dict[str, tuple[str, tuple[Holds, ...]]] = {
-    "emu": ("model", ("emu",)),
-    "llama": ("model.llama", ("llama",)),
-    "vision": ("model.vision", ("vision", "emu")),
-    "unet": ("unet", ("unet",)),
-}
 ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # the parameters that init.vision takes from an Emu
 # Fields that may differ: a vocabulary can grow; the others do not change what the parameters mean.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
@@ -47,11 +41,15 @@ CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the
 
 
 def init_from_checkpoints(
-    state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[int]] | None = None
+    state: TrainState,
+    config: ConfigDict,
+    parts: Mapping[str, InitPart],
+    words: Mapping[int, Sequence[int]] | None = None,
 ) -> TrainState:
     """A fresh state with the parameters that `config.init` names, in the shardings of the fresh ones.
 
     Args:
+      parts: the fields that `config.init` may have (`Task.init_parts`).
       words: new token -> the old tokens whose mean it begins as (`Tokenizer.role_words`), instead of the mean of all.
 
     Raises:
@@ -60,7 +58,7 @@ def init_from_checkpoints(
     leaves = {f"params/{name}": value for name, value in flatten(state.params).items()}
     tracked = {name: value for name, value in state.statistics.items() if name != "ema"}
     leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
-    for field, checkpoint in _open_all(config).items():
+    for field, checkpoint in _open_all(config, parts).items():
         ours = {name: x for name, x in leaves.items() if field != "vision" or ENCODER.fullmatch(name)}
         leaves |= _load(checkpoint, ours, words or {})
     items = nest(leaves)
@@ -71,29 +69,28 @@ def init_from_checkpoints(
     return dataclasses.replace(state, params=items["params"], statistics=statistics)
 
 
-def check_init(config: ConfigDict) -> None:
+def check_init(config: ConfigDict, parts: Mapping[str, InitPart]) -> None:
     """Raises UserError if `config.init` has an unknown field, or names a checkpoint that is missing or does not fit."""
-    _open_all(config)
+    _open_all(config, parts)
 
 
-def _open_all(config: ConfigDict) -> dict[str, Checkpoint]:
+def _open_all(config: ConfigDict, parts: Mapping[str, InitPart]) -> dict[str, Checkpoint]:
     """The checkpoints by field of `config.init`, checked against the config."""
     init = config.get("init", None) or {}
-    known = [field for field, (group, _) in FIELDS.items() if group.split(".")[0] in config]
     for field in init:
-        if field not in known:
-            raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(known)}")
-    return {field: _open(field, Path(path), config) for field, path in init.items() if path}
+        if field not in parts:
+            raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts)}")
+    return {field: _open(field, parts[field], Path(path), config) for field, path in init.items() if path}
 
 
-def _open(field: str, path: Path, config: ConfigDict) -> Checkpoint:
+def _open(field: str, part: InitPart, path: Path, config: ConfigDict) -> Checkpoint:
     where = f"config.init.{field}={path}"
     if not path.is_dir():
         raise UserError(f"{where}: no such folder; expected one that `emu-jax convert` or `emu-jax train` wrote")
-    checkpoint, (group, expected) = open_checkpoint(path), FIELDS[field]
-    if checkpoint.holds not in expected:
-        raise UserError(f"{where}: holds {checkpoint.holds}; expected {' or '.join(expected)}")
-    _check_sizes(where, group, _group(checkpoint.config, group), _group(config, group))
+    checkpoint = open_checkpoint(path)
+    if checkpoint.holds not in part.holds:
+        raise UserError(f"{where}: holds {checkpoint.holds}; expected {' or '.join(part.holds)}")
+    _check_sizes(where, part.group, _group(checkpoint.config, part.group), _group(config, part.group))
     if field == "emu":
         theirs, ours = (c.model.causal.get("kind", "causal") for c in (checkpoint.config, config))
         if theirs != ours:

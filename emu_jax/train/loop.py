@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import functools
 import json
 import logging
 import sys
@@ -162,7 +161,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     check_workdir(workdir, config, RESHARDING if reshard_data else ())
     check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run no longer reads config.init
-        check_init(config)
+        check_init(config, task.init_parts)
     for remark in setup.inputs.remarks if first_process else ():
         print(remark, file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
@@ -174,13 +173,12 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
     ):
-        save = functools.partial(checkpoints.save, holds=task.holds)
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
             words = tokenizer.role_words if tokenizer is not None else {}
             state = create_state(task, setup.optimizer, settings.seed, mesh)
-            state = init_from_checkpoints(state, config, words)
+            state = init_from_checkpoints(state, config, task.init_parts, words)
         else:
             target = abstract_state(task, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)
@@ -209,7 +207,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             if first_process:
                 write_config(workdir, config)
-            save(state, to_json(config), tokenizer, distributed.merge_across_processes(stream.get_state()))
+            position = distributed.merge_across_processes(stream.get_state())
+            checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
@@ -242,7 +241,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 if writer is not None:
                     writer.flush()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
-                    save(state, to_json(config), tokenizer, distributed.merge_across_processes(stream.get_state()))
+                    position = distributed.merge_across_processes(stream.get_state())
+                    checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
                     if step == total or stopping:
                         checkpoints.wait()
                 goodput.write(step)

@@ -103,6 +103,16 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
     assert refused >= 4, f"{refused} of 8"
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused(trained, tmp_path):
+    folder = tmp_path / "2"
+    (folder / "meta").mkdir(parents=True)
+    meta = json.loads((newest_folder(trained) / "meta" / "metadata").read_text())
+    assert meta.pop("holds") == "emu"
+    (folder / "meta" / "metadata").write_text(json.dumps(meta))
+    with pytest.raises(UserError, match=rf"{folder}: a checkpoint of an earlier version, without `holds`"):
+        load_emu(folder)
+
+
 def test_a_foreign_tokenizer_is_refused(trained, golden):
     with pytest.raises(UserError, match=r"the tokenizer has 32\d+ tokens, the weights have \d+; load the tokenizer"):
         Emu.load(trained, tokenizer=golden / "llama_tokenizer.model")

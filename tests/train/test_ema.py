@@ -184,7 +184,7 @@ def test_a_run_begins_with_the_ema(averaged, documents):
     (task, inputs), mesh = make_task(config), make_mesh({})
     with jax.set_mesh(mesh):
         fresh = create_state(task, OptimizerConfig.from_dict(config.optimizer), 0, mesh)
-        state = init_from_checkpoints(fresh, inputs.config, inputs.tokenizer.role_words)
+        state = init_from_checkpoints(fresh, inputs.config, task.init_parts, inputs.tokenizer.role_words)
     begun, expected = flatten(state.params), parameters(averaged, "ema")
     for name, value in expected.items():
         if "embed/" not in name and "lm_head" not in name:  # which have new tokens

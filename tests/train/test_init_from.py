@@ -21,6 +21,7 @@ from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
+from emu_jax.train.tasks.decoder import TrainDecoder
 from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 
@@ -52,7 +53,7 @@ def begun(config: ConfigDict, mesh_sizes: dict | None = None):
     with jax.set_mesh(mesh):
         fresh = create_state(task, optimizer, 0, mesh)
         kept = jax.tree.map(np.asarray, fresh.params)
-        return kept, init_from_checkpoints(fresh, inputs.config, inputs.tokenizer.role_words)
+        return kept, init_from_checkpoints(fresh, inputs.config, task.init_parts, inputs.tokenizer.role_words)
 
 
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
@@ -125,6 +126,17 @@ def test_another_kind_of_causal_transformer_is_refused(trained, documents, tmp_p
         train(config, tmp_path / "run")
 
 
+def test_adapters_are_not_lost_without_a_word(instructed, documents, tmp_path):
+    with pytest.raises(UserError, match=r"config\.init\.emu=.*: holds LoRA beside its weights; convert it with merge"):
+        train(tiny.instruct_config(documents, instructed), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_part_is_not_a_model(parts):
+    with pytest.raises(UserError, match=r"holds llama; expected emu; training can begin from it, by config.init"):
+        load_emu(parts / "llama")
+
+
 def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})
@@ -189,7 +201,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     config = ConfigDict({"unet": dataclasses.asdict(theirs.config) | {"condition_dim": 16, "remat": "full"}})
     config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
     fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
-    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config)
+    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config, TrainDecoder.init_parts)
     found, before, expected = flatten(state.params), flatten(fresh), flatten({"unet": theirs.params})
     for name, value in expected.items():
         wide = "attn2/to_k/" in name or "attn2/to_v/" in name
@@ -197,7 +209,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
         np.testing.assert_array_equal(flatten(state.statistics["ema"])[name], found[name])
     config.unet.layers_per_block = 3
     with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
-        init_from_checkpoints(state, config)
+        init_from_checkpoints(state, config, TrainDecoder.init_parts)
 
 
 def test_the_published_configs_name_their_parts():

@@ -73,7 +73,7 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     capsys.readouterr()
     assert main([*export, str(tmp_path / "llama"), "--format", "llama", "--merge-lora"]) == 2
     error = capsys.readouterr().err
-    assert "export the checkpoint they were made from, and LoRA from here with --format peft" in error, error
+    assert "export the checkpoint they were made from, and the LoRA of this one in the format peft" in error, error
 
 
 def test_int8_weights_must_come_from_somewhere(documents):

@@ -1,4 +1,4 @@
-"""A conversion as data: which tensors of which files become which slices of which leaves.
+"""A conversion as data: it assigns tensors of files to slices of leaves.
 
 Every reader of a foreign format (`emu.py`, `llama.py`, `eva_clip.py`, `diffusers.py`) returns a `Conversion` once every
 key is accounted for. `gather` carries it out in memory; `stream.py` writes it to a checkpoint, one tensor at a time.
@@ -15,7 +15,6 @@ import numpy as np
 
 from emu_jax.checkpoints.convert.matching import Fault
 from emu_jax.checkpoints.convert.tensor_files import Tensors
-from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.models.paths import nest
 
@@ -38,7 +37,7 @@ class Conversion:
 
     Attributes:
       tensors: the source, where names are read.
-      holds: what the parameters are.
+      holds: what the parameters are (`store.Checkpoint.holds`), or "safety_checker".
       config: the groups of a config that describe the parameters.
       shapes: leaf, e.g. `params/llama/final_norm/scale`, -> shape.
       assignments: in the order of the leaves.
@@ -47,7 +46,7 @@ class Conversion:
     """
 
     tensors: Tensors
-    holds: Holds
+    holds: str
     config: dict[str, Any]
     shapes: dict[str, tuple[int, ...]]
     assignments: tuple[Assignment, ...]

@@ -22,7 +22,6 @@ from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, sourc
 from emu_jax.checkpoints.convert.matching import Fault, report
 from emu_jax.checkpoints.convert.tensor_files import Tensors, open_tensors
 from emu_jax.checkpoints.layout import SCHEDULER
-from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.models import clip, unet, vae
 from emu_jax.models.diffusion import Schedule
@@ -381,7 +380,7 @@ def _weights(folder: Path) -> Tensors:
     return tensors
 
 
-def _conversion(folder: Path, holds: Holds, target: Mapping[str, Any], config: dict[str, Any]) -> Conversion:
+def _conversion(folder: Path, holds: str, target: Mapping[str, Any], config: dict[str, Any]) -> Conversion:
     """Assigns the leaves `params/<holds>/…` from a folder's files."""
     tensors = _weights(folder)
     faults = [fault for fault in unreadable(tensors) if not UNUSED.search(fault.name)]

@@ -70,7 +70,7 @@ class Source:
             raise UserError(f"{self.path}: holds {self.checkpoint.holds}; expected emu")
         model = self.config["model"]
         if weights and model["llama"].get("int8"):
-            own = ", and its LoRA with the format peft" if self.has_lora() else ""
+            own = ", and the LoRA of this one in the format peft" if self.has_lora() else ""
             raise UserError(f"{self.path}: holds int8 weights; export the checkpoint they were made from{own}")
         return model
 
