@@ -293,7 +293,7 @@ def beam_search(
         parent, token = flat // vocabulary, flat % vocabulary
         is_over = is_end(token, ends)
         histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, M, N]
-        if len(ends) > 1:  # write the end that it is; </s> is the default
+        if len(ends) > 1:  # which end it was; </s> is the default
             histories = histories.at[:, :, s.count].set(token)
 
         # Hypotheses that end here count if they are among the K best; the K best finished ones are kept.
