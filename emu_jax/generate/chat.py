@@ -341,8 +341,8 @@ class Chat:
     # ------------------------------------------------------------ decoding
 
     def _answer(self, turn: _Prepared, count: int, decoding: Decoding, seed: int) -> Generator[str, None, None]:
-        ends, silent = self.model.ends, self.model.tokenizer.silent
-        spelling = self.model.tokenizer.spelling()
+        ends, non_text_ids = self.model.ends, self.model.tokenizer.non_text_ids
+        detokenizer = self.model.tokenizer.detokenizer()
         start = self._append(turn)
         first = len(self._tokens)
         read = first - self._slots_filled()
@@ -359,12 +359,12 @@ class Chat:
                     break
                 ids.append(token)
                 self._append_text([token])
-                piece = "" if token in silent else "".join(spelt for _, spelt in spelling.add(token))
+                piece = "" if token in non_text_ids else "".join(string for _, string in detokenizer.add(token))
                 if piece:
                     delivered = len(ids)
                     yield piece
             delivered, whole = len(ids), True
-            if piece := "".join(spelt for _, spelt in spelling.end()):
+            if piece := "".join(string for _, string in detokenizer.end()):
                 yield piece
         except Exception:  # whatever failed, the turn is taken back
             delivered = 0

@@ -18,8 +18,8 @@ from typing import Any
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
-from emu_jax.generate.batches import padded_batches
 from emu_jax.generate.model import Emu, GeneratedImage
 
 log = logging.getLogger(__name__)

@@ -24,7 +24,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 from PIL.Image import Image as PILImage
 
-from emu_jax.checkpoints.store import check_weights, is_checkpoint, load_for_inference, weights_of_parts
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import weights_of_parts
 from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
@@ -114,53 +115,37 @@ class Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
         Args:
-          path: a work directory or checkpoint; or published files: a folder with multimodal_encoder/pytorch_model.bin,
-            or a .pt, .bin or .safetensors file (LoRA is merged). Of a run that trained adapters they stay beside
-            the weights; `merged` adds them up.
-          tokenizer: SentencePiece .model; needed by published files alone.
-          vision_head_dim: of published files, where it differs from the published model's 88.
-          decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, where it has them.
-          safety_checker: whether a `safety_checker` folder beside those looks at what is drawn.
+          path: a work directory or checkpoint (adapters that were trained stay beside their kernels; `merged` adds them
+            up); or published files, whose LoRA is merged: a folder with multimodal_encoder/pytorch_model.bin, or a .pt,
+            .bin or .safetensors file.
+          tokenizer: SentencePiece .model; needed only for weights without a stored tokenizer, such as published files.
+          vision_head_dim: published files: head width of the vision encoder, if it differs from the published 88.
+          decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, if it has them.
+          safety_checker: whether to check drawn images, if the decoder's folder has a `safety_checker`.
           mesh: axes of a mesh of this process's devices, e.g. {"data": 4, "tensor": 2}; checkpoints are restored split.
-          weights: of a run with `config.optimizer.ema_decay`, "raw" are the last step's parameters and "ema" is their
-            exponential moving average; "auto" is the EMA where the run keeps one. The decoder's are raw with "raw".
+          weights: "raw" for the last step's parameters, "ema" for their exponential moving average, "auto" for the EMA
+            if the run keeps one. The decoder's parameters are raw with "raw", and "auto" otherwise.
 
         Raises:
-          UserError: nothing to load there, or the parts do not fit each other.
+          UserError: there is nothing to load, or the parts do not fit together.
         """
         path = Path(path)
-        check_weights(weights)
-        if not path.exists():
-            raise UserError(
-                f"{path}: no such file or folder; expected a work directory, a checkpoint or published weights"
-            )
         if decoder is None and Decoder.exists(path):
             decoder = path
-        draws = (
-            None
-            if decoder is None
-            else Decoder.load(Path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
-        )
+        draws = None
+        if decoder is not None:
+            draws = Decoder.load(Path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
-        if is_checkpoint(path):
-            fields, params, statistics, own = load_for_inference(path, place, weights)
-            config = emu.EmuConfig.from_dict(fields.model)
-            if tokenizer is not None:
-                own = _tokenizer_of(config, tokenizer)
-            if own is None:
-                raise UserError(f"{path}: holds no tokenizer; give tokenizer=…, LLaMA's SentencePiece .model")
-            return cls(config, params, statistics, own, draws, place)
-
-        from emu_jax.checkpoints.convert.emu import VISION_HEAD_DIM, find_weights, load
-
-        find_weights(path)
-        if weights == "ema":
-            raise UserError(f"{path}: published weights have no EMA, and weights=ema asks for one; take raw ones")
-        if tokenizer is None:
-            raise UserError(f"{path}: published weights need tokenizer=…, the path of LLaMA's SentencePiece .model")
-        fields, params, _ = load(path, vision_head_dim=vision_head_dim or VISION_HEAD_DIM)
-        config = emu.EmuConfig.from_dict(fields)
-        return cls(config, params, emu.initial_statistics(config), _tokenizer_of(config, tokenizer), draws, place)
+        loaded = load_emu(
+            path,
+            tokenizer=tokenizer,
+            require_tokenizer=True,
+            mesh=place,
+            weights=weights,
+            vision_head_dim=vision_head_dim,
+        )
+        assert loaded.tokenizer is not None  # it is required
+        return cls(loaded.config, loaded.params, loaded.statistics, loaded.tokenizer, draws, place)
 
     @property
     def ends(self) -> Ends:
@@ -471,12 +456,6 @@ class Emu:
         width = words.shape[1]
         images = self.encode_images(batch.images).reshape(-1, width) if len(batch.images) else np.zeros((1, width))
         return _embed(words, batch.tokens, images, batch.embedding_index)
-
-
-def _tokenizer_of(config: emu.EmuConfig, path: Path | str) -> Tokenizer:
-    """The tokenizer in a file, with [USER] and [ASSISTANT] where the weights have rows for them."""
-    instruct = Tokenizer.load(path, instruct=True)
-    return instruct if config.llama.vocab_size == instruct.vocab_size else Tokenizer.load(path)
 
 
 @jax.jit

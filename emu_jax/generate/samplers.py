@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 from typing import no_type_check
 
@@ -148,12 +149,39 @@ def _dpmpp(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     return rows
 
 
-SAMPLERS: dict[str, Callable[[Schedule, int], dict[str, np.ndarray]]] = {
+Sampler = Callable[[Schedule, int], dict[str, np.ndarray]]  # schedule and steps -> the fields of `Table`
+SAMPLERS: dict[str, Sampler] = {
     "pndm": _pndm,
     "ddim": _ddim,
     "euler": _euler,
     "dpmpp": _dpmpp,
 }
+ENTRY_POINTS = "emu_jax.samplers"  # the group in which an installed package names its own samplers
+
+
+def sampler_names() -> list[str]:
+    """The names of all samplers, those of installed packages last."""
+    return list(dict.fromkeys([*SAMPLERS, *importlib.metadata.entry_points(group=ENTRY_POINTS).names]))
+
+
+def find_sampler(name: str) -> Sampler:
+    """One of `SAMPLERS`, or the sampler of an installed package.
+
+    Raises:
+      UserError: there is no such sampler, or it cannot be imported.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    added = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name not in added.names:
+        raise UserError(f"sampler={name!r} is unknown; did you mean {nearest(name, sampler_names())}?")
+    try:
+        return added[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"sampler={name!r}: {added[name].value} cannot be imported ({error}); expected a function of a schedule "
+            "and a number of steps"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
@@ -171,12 +199,11 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     Raises:
       UserError: an unknown sampler, or more steps than it has timesteps.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler={sampler!r} is unknown; did you mean {nearest(sampler, SAMPLERS)}?")
+    fields = find_sampler(sampler)
     most = schedule.train_steps - schedule.offset
     if not 1 <= steps <= most:
         raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
-    rows = {name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()}
+    rows = {name: value.astype(np.float32) for name, value in fields(schedule, steps).items()}
     return Table(**rows)  # type: ignore[arg-type]  # NumPy arrays until the compiled loop takes them
 
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from emu_jax.data.tokenizer import Spelling
+from emu_jax.data.tokenizer import IncrementalDetokenizer
 from emu_jax.generate.model import Emu, GeneratedImage
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at_end
@@ -173,7 +173,7 @@ class _TextJob:
     ticket: Ticket[str, Completion]
     request: TextRequest
     lane: int
-    spelling: Spelling
+    detokenizer: IncrementalDetokenizer
     until_image: bool
     ids: list[int] = dataclasses.field(default_factory=list)
     pieces: list[str] = dataclasses.field(default_factory=list)
@@ -304,8 +304,8 @@ class Engine:
         max_new_tokens = prompt.max_new_tokens(self.plain.config.llama.context, settings.max_new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         request = TextRequest(prompt, decoding, max_new_tokens, settings.seed)
-        spelling = self.plain.tokenizer.spelling()
-        job = _TextJob(Ticket(self.limits.seconds), request, lane, spelling, settings.until_image)
+        detokenizer = self.plain.tokenizer.detokenizer()
+        job = _TextJob(Ticket(self.limits.seconds), request, lane, detokenizer, settings.until_image)
         self._submit(self._text_queue, job)
         return job.ticket
 
@@ -430,13 +430,13 @@ class Engine:
         job, tokenizer = self._texts[lane][slot], self.plain.tokenizer
         ends = (tokenizer.eos_id, tokenizer.img_id) if job.until_image else self._lanes[lane].model.ends
         ids, ended_by = truncate_at_end(ids, ends)
-        silent = tokenizer.silent
-        pieces = [piece for id in ids if id not in silent for _, piece in job.spelling.add(id)]
+        non_text_ids = tokenizer.non_text_ids
+        pieces = [piece for id in ids if id not in non_text_ids for _, piece in job.detokenizer.add(id)]
         job.ids += ids
         self.counts.tokens += len(ids)
         finished = ended_by != "length" or len(job.ids) >= job.request.max_new_tokens
         if finished:
-            pieces += [piece for _, piece in job.spelling.end()]
+            pieces += [piece for _, piece in job.detokenizer.end()]
         if text := "".join(pieces):
             job.pieces.append(text)
             job.ticket.emit(text)

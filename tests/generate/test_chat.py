@@ -322,7 +322,7 @@ def test_pieces_joined_are_the_answer_whatever_the_bytes(spelling, seed):
     answer = chat.history[-1].answer
     assert "".join(pieces) == answer.text == spelling.tokenizer.decode(answer.token_ids)
     assert len(pieces) > 4
-    assert any(spelling.tokenizer._pieces.is_byte(id) for id in answer.token_ids if id < spelling.tokenizer.pad_id)
+    assert any(spelling.tokenizer._model.is_byte(id) for id in answer.token_ids if id < spelling.tokenizer.pad_id)
     check_last(chat, [CAT], 60, temperature=3.0, seed=seed, min_length=60)
 
 

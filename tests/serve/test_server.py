@@ -162,8 +162,8 @@ def test_what_is_not_there(client, served):
 
 
 def test_the_pages_example(served, capsys):
-    """The README's, with this server's address, name and size of context."""
-    (text,) = (block.text for block in blocks(Path("README.md")) if "from openai" in block.text)
+    """The one in docs/serving.md, with this server's address, name and size of context."""
+    (text,) = (block.text for block in blocks(Path("docs/serving.md")) if "from openai" in block.text)
     changes = {
         "http://127.0.0.1:7860": served.address,
         'model="quickstart"': 'model="tiny"',

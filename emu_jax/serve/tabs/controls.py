@@ -15,7 +15,7 @@ import gradio as gr
 from gradio.events import Dependency
 
 from emu_jax.errors import UserError
-from emu_jax.generate.samplers import SAMPLERS
+from emu_jax.generate.samplers import sampler_names
 from emu_jax.serve.engine import Busy, Completion, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
 
 # Settings of every event: no concurrency limit, because the engine's queue has one; not part of a documented API.
@@ -156,7 +156,7 @@ class DrawControls:
     def show(cls, engine: Engine) -> DrawControls:
         """Adds the widgets to the page."""
         limits = engine.limits
-        sampler = gr.Dropdown(list(SAMPLERS), value="pndm", label="Sampler")
+        sampler = gr.Dropdown(sampler_names(), value="pndm", label="Sampler")
         steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
         guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance scale", info="1: no guidance")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")

@@ -201,7 +201,7 @@ def show_tokens(engine: Engine, prompt: EncodedPrompt) -> str:
 
     def flush() -> None:
         if words:
-            parts.append(html.escape("".join(piece for _, piece in tokenizer.spell(words))))
+            parts.append(html.escape("".join(piece for _, piece in tokenizer.pieces(words))))
             words.clear()
 
     for id, index in zip(prompt.tokens.tolist(), prompt.embedding_index.tolist(), strict=True):

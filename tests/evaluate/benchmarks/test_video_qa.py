@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from emu_jax.evaluate.benchmarks.video_qa import EXTRA
+from emu_jax.evaluate.benchmarks.nextqa import EXTRA
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.messages import Video, read_video
 from tests.evaluate.benchmarks.editing import edit, read, refused
