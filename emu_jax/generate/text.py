@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ def check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_
         raise UserError(f"num_beams={num_beams} and temperature={temperature}; beams do not sample, choose one of them")
 
 
+@no_type_check  # JAX builds pytrees with leaves of any type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -235,6 +236,7 @@ def _embed(llama: Llama, tokens: Int[Array, "B T"], config: emu.EmuConfig) -> Fl
     return llama.embed(tokens).astype(config.dtype)
 
 
+@no_type_check  # JAX builds pytrees with leaves of any type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class _Beams:
@@ -289,13 +291,13 @@ def beam_search(
         # The barrier keeps XLA from pulling later slices into top_k, which would make it a full sort on CPUs.
         best, flat = jax.lax.optimization_barrier(jax.lax.top_k(step_scores.reshape(rows, -1), candidates))  # [B, M]
         parent, token = flat // vocabulary, flat % vocabulary
-        over = is_end(token, ends)
+        is_over = is_end(token, ends)
         histories = jnp.take_along_axis(s.tokens, parent[..., None], axis=1)  # [B, M, N]
-        if len(ends) > 1:  # which of them; </s> is there already
+        if len(ends) > 1:  # which end it was; </s> is the default
             histories = histories.at[:, :, s.count].set(token)
 
-        # Hypotheses that end here, if they are among the K best; of all finished ones the K best are kept.
-        ended = jnp.where(over & (jnp.arange(candidates) < beams), penalised(best, length), -jnp.inf)
+        # Hypotheses that end here count if they are among the K best; the K best finished ones are kept.
+        ended = jnp.where(is_over & (jnp.arange(candidates) < beams), penalised(best, length), -jnp.inf)
         pool = jnp.concatenate([s.finished_scores, jnp.where(s.done[:, None], -jnp.inf, ended)], axis=1)
         finished_scores, kept = jax.lax.top_k(pool, beams)
         finished_tokens = jnp.take_along_axis(
@@ -304,8 +306,8 @@ def beam_search(
         # A prompt is done when no running beam, at its present length, could beat its worst finished one.
         done = s.done | (finished_scores.min(1) >= penalised(best[:, 0], length))
 
-        # The K best that go on.
-        order = jnp.argsort(over, axis=1, stable=True)[:, :beams]  # [B, K]
+        # The K best unfinished hypotheses are extended.
+        order = jnp.argsort(is_over, axis=1, stable=True)[:, :beams]  # [B, K]
         scores = jnp.take_along_axis(best, order, axis=1)
         parent = jnp.take_along_axis(parent, order, axis=1)
         token = jnp.take_along_axis(token, order, axis=1)
