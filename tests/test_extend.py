@@ -45,7 +45,7 @@ SMALL_VAE = ("--config.image_size=16", "--config.vae.block_channels=(8, 8)", "--
 ADDED = {
     ("source", "prepare"): ("--image-size=16",),
     ("source", "train"): TINY,
-    ("loss", "train"): TINY,
+    ("loss", "train"): (*TINY, "--config.tokenizer.vocab_size=400"),
     ("task", "train"): (*SMALL_VAE, "--config.data.batch=4", *SHORT),
 }
 
