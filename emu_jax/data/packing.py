@@ -130,10 +130,10 @@ class BuiltRow(NamedTuple):
     """One row. A tuple of arrays, because Grain moves the arrays of tuples between processes through shared memory.
 
     Attributes:
-      arrays: the fields of `models.emu.Batch` without their leading axis: tokens, segments, slots, source_ids int32 [S];
-        text_weights, visual_weights float32 [S]; images uint8 [I, H, W, 3], unless the row was built without.
-      cuts: int32 [S]. At a document's first position: `CONTINUES` if it continues a document that was cut, plus `CUT` if
-        a later piece follows. 0 elsewhere.
+      arrays: the fields of `models.emu.Batch` without their leading axis: tokens, segments, slots, source_ids int32
+        [S]; text_weights, visual_weights float32 [S]; images uint8 [I, H, W, 3], unless the row was built without.
+      cuts: int32 [S]. At a document's first position: `CONTINUES` if it continues a document that was cut, plus `CUT`
+        if a later piece follows. 0 elsewhere.
       faults: (number of the source, what is wrong) for each document with an unreadable image.
     """
 

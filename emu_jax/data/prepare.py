@@ -46,7 +46,8 @@ RULE_REASONS = frozenset(
         "too_small",
     }
 )
-# Images that web documents may lack because their server no longer had them: a fault only if the whole document is lost.
+# Images that a web document may lack because their server no longer had them; only the loss of a whole document counts
+# as a fault.
 MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.samples import Samples
 from emu_jax.data.windows import Row, make_windows
 from emu_jax.errors import UserError
-
-if TYPE_CHECKING:
-    from emu_jax.data.pipeline import DataConfig
 
 MEASURED_RECORDS = 512  # of a source
 UNCUT_SHARE = 0.95  # of the samples must have no more images than a row has slots

@@ -10,17 +10,15 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Document
 from emu_jax.data.sequence import TokenizedDocument, tokenize_document
 from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from emu_jax.data.pipeline import DataConfig
 
 MEASURED_RECORDS = 2048  # of a source, spread evenly over it
 

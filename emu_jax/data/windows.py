@@ -7,18 +7,14 @@ A window is a pure function of its number, whatever was read before, and the sam
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import grain
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.mixture import mix
 from emu_jax.data.packing import pack_window
 from emu_jax.data.samples import Samples
 from emu_jax.data.sequence import TokenizedDocument
-
-if TYPE_CHECKING:
-    from emu_jax.data.pipeline import DataConfig
 
 Row = list[TokenizedDocument]
 

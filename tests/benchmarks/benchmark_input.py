@@ -48,9 +48,10 @@ import simplejpeg
 from PIL import Image as PIL
 
 from emu_jax.data import fluent_emoji
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
 from emu_jax.data.images import Recoding, decode_image
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.prepared import Record, Records, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.records import write_records
 from emu_jax.data.sources import PairOrder

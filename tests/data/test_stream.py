@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.data.prepared import Record, StoredImage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError

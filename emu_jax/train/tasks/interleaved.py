@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.store import is_checkpoint, read_tokenizer
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.samples import Samples
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
