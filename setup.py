@@ -27,6 +27,7 @@ EXTRAS = {
         "pyarrow",
         "pytest",
         "hypothesis",
+        "import-linter",  # the floors of docs/architecture.md
         "mypy",
         "pytest-xdist",
         "ruff",
