@@ -2,8 +2,8 @@
 
 Weights 8 : 4 : 1 give a repeated pattern of 13 records, spread as evenly as possible. If weights count samples or
 tokens, a source's share of the records is its weight divided by the mean number per record (measured by `samples.py`).
-Each source is shuffled as a whole, anew in every epoch. A source with a number of epochs ends after them, and the others
-continue by their weights; the stream ends with the last source.
+Each source is shuffled as a whole, anew in every epoch. A source with a number of epochs ends after them, and the
+others continue by their weights; the stream ends with the last source.
 """
 
 from __future__ import annotations

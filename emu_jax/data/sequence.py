@@ -1,8 +1,8 @@
 """Documents -> token sequences, cut if a document is longer than a row.
 
 A document becomes `<s> text [IMG] <image>*Q [/IMG] text … </s>`; a chat becomes
-`<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …`. Cuts teach nothing false: `</s>` is only present where the
-document or an answer really ends, and every learnt answer comes after its question and images.
+`<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …`. Cuts teach nothing false: `</s>` is only present where
+the document or an answer really ends, and every learnt answer comes after its question and images.
 """
 
 from __future__ import annotations

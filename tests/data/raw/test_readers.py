@@ -102,5 +102,5 @@ def test_settings_that_are_refused(setting, message):
 
 
 def test_documents_of_an_unknown_kind():
-    with pytest.raises(UserError, match="a: kind 'chats' is unknown; did you mean chat?"):
+    with pytest.raises(UserError, match=r"a: kind 'chats' is unknown; did you mean chat\?"):
         RawDocument("a", "chats", ())
