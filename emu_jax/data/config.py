@@ -121,7 +121,7 @@ class DataConfig:
             if not entry.source:
                 raise UserError(
                     f"config.data.mixture.{name}.source is empty; name a folder of `emu-jax prepare`, set "
-                    f"config.data.mixture.{name}.weight=0 to leave it out, or config.data.source to read only that one"
+                    f"config.data.mixture.{name}.weight=0 to leave it out, or name one source in config.data.source"
                 )
         if not self.source and not self.mixture:
             raise UserError(

@@ -46,8 +46,7 @@ RULE_REASONS = frozenset(
         "too_small",
     }
 )
-# Images that a web document may lack because their server no longer had them; only the loss of a whole document counts
-# as a fault.
+# Images that web documents may lack because their server no longer had them: a fault only if a whole document is lost.
 MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 

@@ -145,7 +145,7 @@ class Records:
             if size != file["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
-                    f"{path}: {found}, its manifest tells of {file['bytes']:,}; copy it again or prepare the data again"
+                    f"{path}: {found}, its manifest states {file['bytes']:,}; copy it again or prepare the data again"
                 )
         self._reader: ArrayRecordDataSource | None = None
         self._count = sum(file["records"] for file in self._files.values())

@@ -116,7 +116,7 @@ class Prepared:
         if stored is not None and stored < image_size:
             raise UserError(
                 f"{records.folder}: its images were prepared for models that read {stored} pixels, this one reads "
-                f"{image_size}; prepare it again with --image-size {image_size}"
+                f"{image_size}; prepare it again with image_size={image_size}"
             )
         self.fingerprint = records.fingerprint
         self._keep = keep

@@ -3,7 +3,7 @@
     <nav>…</nav><h1>Cats</h1><p>A <b>cat</b>:<img src="cat.png">asleep</p>
         ─ read_page ─ "Cats⏎A cat:", image, "asleep"
 
-White space collapses as in a browser: blocks are on separate lines, cells of a table are separated by tabs, `pre` is
+White space collapses as in a browser: blocks are on lines of their own, table cells are separated by tabs, `pre` is
 kept. The following is left out, in this order:
 
 1. Everything outside the main part, if the page marks one: its only `main` or role="main", or its only `article`.

@@ -136,7 +136,7 @@ class Html:
             return data_address(source)
         path = locate(root, page, base, source)
         if path in decorations:
-            raise Skip("decoration", f"{path} stands on more than {self.repeated:.0%} of the pages")
+            raise Skip("decoration", f"{path} is on more than {self.repeated:.0%} of the pages")
         if any(fnmatch.fnmatchcase(path, pattern) for pattern in self.decorations):
             raise Skip("decoration", f"{path} matches the setting decorations")
         return _file_bytes(root / path, path, MAX_IMAGE_BYTES, "missing_image", "image_too_large")

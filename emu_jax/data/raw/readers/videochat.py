@@ -15,7 +15,7 @@ from emu_jax.data.raw.video_chats import Turn, VideoChats, make_turn
 
 @dataclasses.dataclass(frozen=True)
 class VideoChat(VideoChats):
-    """VideoChat's chats; `i` of the first question is an instruction before it, or stands for it."""
+    """VideoChat's chats; `i` of the first question is an instruction that precedes or replaces it."""
 
     about: ClassVar[str] = "conversations about videos: VideoChat's JSON"
 
