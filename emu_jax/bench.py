@@ -1,12 +1,12 @@
-"""How fast the project runs on the devices at hand: input, decoding, drawing, training; with random weights.
+"""How fast input, decoding, drawing and training run on this machine's devices, with random weights.
 
-In: an experiment's config. Out: `Timing`s. Decoding and drawing run on one device, training on the config's mesh over
-the devices of this one process.
+In: a config. Out: `Timing`s. Decoding and drawing run on one device, training on the config's mesh over the devices of
+this process.
 
-    input          batches from the config's own pipeline, from its first on: images are decoded as they come
-    decode         text from embedded prompts with a KV cache, greedily, </s> forbidden
+    input          the first batches of the config's pipeline, image decoding included
+    decode         greedy text generation from embedded prompts with a KV cache; </s> is forbidden
     draw           guided PNDM steps of the U-Net, without the VAE
-    train step     what the loop runs: `compile_step`, its state donated, on a batch of the pipeline
+    train step     the loop's compiled step on a batch of the pipeline; the state is donated
 """
 
 from __future__ import annotations
@@ -29,35 +29,36 @@ from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
-from emu_jax.models.flops import forward_flops
+from emu_jax.models.flops import forward_flops, unet_forward_flops
 from emu_jax.plan.topology import peak_flops
 from emu_jax.sharding import make_mesh
-from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.metrics import COUNTED
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import compile_step
+from emu_jax.train.tasks.task import Inputs, Task, make_task
 
-# The U-Net's config, and the latents' size: images of 64 and 512 pixels.
-DRAWINGS = {"quickstart": ("configs/decoder.py", 8), "sd15": ("configs/decoder.py:published", 64)}
-LATENT_CHANNELS, STEPS, GUIDANCE = 4, 50, 7.5
-BATCHES = (1, 8)  # prompts decoded, images drawn at a time
-TOKENS = 64  # of a prompt, and again of its continuation, unless the model's context is shorter
-INPUT_BATCHES = 16  # timed together: the pipeline reads ahead
-SECONDS = 0.2  # a repetition takes at least: short calls are run several times, without waiting in between
+# The U-Net's config and the side of its latents, for images of 64 and of 512 pixels.
+UNETS = {"quickstart": ("configs/decoder.py", 8), "sd15": ("configs/decoder.py:published", 64)}
+LATENT_CHANNELS, SAMPLER_STEPS, GUIDANCE = 4, 50, 7.5
+BATCH_SIZES = (1, 8)  # of prompts decoded and of images drawn
+TOKENS = 64  # tokens of a prompt and of its continuation, unless the model's context is shorter
+INPUT_BATCHES = 16  # batches timed together, because the pipeline reads ahead
+REPETITION_SECONDS = 0.2  # least length of a repetition: short calls run several times, without waiting in between
 
 
 @dataclasses.dataclass(frozen=True)
 class Timing:
-    """One thing that was timed.
+    """Timings of one kind of call.
 
     Attributes:
-      seconds: of one call, a repetition each.
-      units: what a call gets done, as in {"tokens": 64.0}.
-      flops: of a call, over all devices; 0 where they are not counted. devices: that worked on it.
-      peak_flops: of a device; 0 where it is not known.
-      memory: bytes, the most that any device has held since the process began; 0 where devices do not tell.
+      seconds: seconds of a call, one value per repetition.
+      units: results of a call, as in {"tokens": 64.0}.
+      flops: FLOPs of a call over all devices; 0 where they are not counted.
+      devices: number of devices in use.
+      peak_flops: bfloat16 peak of a device, FLOP/s; 0 where it is not known.
+      memory: most bytes that any device has held since the process started; 0 where devices do not report it.
     """
 
     name: str
@@ -75,7 +76,7 @@ class Timing:
 
     @property
     def rates(self) -> dict[str, float]:
-        """Units a second."""
+        """Units per second."""
         return {unit: count / self.median for unit, count in self.units.items()}
 
     @property
@@ -84,7 +85,7 @@ class Timing:
 
     @property
     def mfu(self) -> float:
-        """Counted FLOPs over what the devices could do in that time in bfloat16; 0 where that is not known."""
+        """Model FLOPs utilisation: counted FLOPs over the devices' bfloat16 peak; 0 where that is not known."""
         return self.flops_per_s / (self.devices * self.peak_flops) if self.peak_flops else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -93,41 +94,35 @@ class Timing:
 
 
 def bench(config: ConfigDict, *, size: str = "quickstart", repetitions: int = 5) -> list[Timing]:
-    """Times everything that a config can run; decoding and drawing belong to pretraining alone.
+    """Times input and training step of a config's task, and what else the task can time (`Task.timings`).
 
     Args:
-      size: of the U-Net that draws, one of `DRAWINGS`; its condition is the config's model's.
+      size: the U-Net to draw with, one of `UNETS`; its condition is as wide as the model's embeddings.
 
     Raises:
       UserError: a setting cannot work.
     """
     if repetitions < 1:
-        raise UserError(f"--repetitions {repetitions}; expected at least 1")
-    if size not in DRAWINGS:
-        raise UserError(f"--size {size} is unknown; choose one of {', '.join(DRAWINGS)}")
-    spec, latent = DRAWINGS[size]
-    drawing = load_config(spec)
-    experiment = make_experiment(config)
+        raise UserError(f"repetitions={repetitions}; expected at least 1")
+    if size not in UNETS:
+        raise UserError(f"size={size} is unknown; choose one of {', '.join(UNETS)}")
+    task, inputs = make_task(config)
     try:
-        # Training comes last, for it needs the most memory.
-        found = [_input(experiment, repetitions)]
-        if config.objective == "pretrain":
-            model = emu.EmuConfig.from_dict(config.model)
-            params = emu.init(model, jax.random.key(0))
-            found += [_decode(model, params, rows, repetitions) for rows in BATCHES]
-            del params
-            found += _draw(drawing, latent, model, repetitions)
-        return [*found, _train(config, experiment, repetitions)]
+        # Training comes last, because it needs the most memory.
+        found = [_input(inputs, repetitions)]
+        for name in task.timings:
+            found += TIMINGS[name](task, size, repetitions)
+        return [*found, _train(task, inputs, repetitions)]
     finally:
-        experiment.stream.close()
+        inputs.stream.close()
 
 
 def timed(run: Callable[[], Any], repetitions: int) -> tuple[float, ...]:
-    """Seconds of a call, a repetition each, after two that compile and fault pages in."""
+    """Seconds of a call for each repetition, after two calls that compile and fault pages in."""
     jax.block_until_ready(run())
     started = time.perf_counter()
     jax.block_until_ready(run())
-    calls = math.ceil(SECONDS / (time.perf_counter() - started))
+    calls = math.ceil(REPETITION_SECONDS / (time.perf_counter() - started))
     seconds = []
     for _ in range(repetitions):
         started = time.perf_counter()
@@ -138,13 +133,13 @@ def timed(run: Callable[[], Any], repetitions: int) -> tuple[float, ...]:
     return tuple(seconds)
 
 
-def _input(experiment: Experiment, repetitions: int) -> Timing:
-    """What each unit of a batch is, is counted over all batches seen: rows are packed to different degrees."""
+def _input(inputs: Inputs, repetitions: int) -> Timing:
+    """Times batches; their tokens and images are means over all batches, because rows are not equally full."""
     counts, seconds = [], []
     for number in range(repetitions + 1):
         started = time.perf_counter()
-        batches = [(next(experiment.stream), experiment.stream.describe()) for _ in range(INPUT_BATCHES)]
-        if number:  # the first one starts threads or processes
+        batches = [(next(inputs.stream), inputs.stream.describe()) for _ in range(INPUT_BATCHES)]
+        if number:  # the first repetition starts threads or processes
             seconds.append((time.perf_counter() - started) / INPUT_BATCHES)
         counts += [count for _, count in batches]
     units = {name: float(np.mean([count[name] for count in counts])) for name in COUNTED if name in counts[0]}
@@ -152,32 +147,40 @@ def _input(experiment: Experiment, repetitions: int) -> Timing:
     return Timing("input", f"{rows} rows", tuple(seconds), {"rows": float(rows)} | units)
 
 
-def _decode(config: emu.EmuConfig, params: emu.Params, rows: int, repetitions: int) -> Timing:
+def _decode(task: Any, size: str, repetitions: int) -> list[Timing]:
+    config: emu.EmuConfig = task.model
+    params = emu.init(config, jax.random.key(0))
     tokens = min(TOKENS, config.llama.context // 4)
-    inputs = jax.random.normal(jax.random.key(1), (rows, tokens, config.llama.width))
-    valid = jnp.ones((rows, tokens), bool)
-    static = {"config": config, "ends": (0,), "max_new_tokens": tokens}
-    decoding = text.Decoding(min_length=tokens + 2)  # never </s>: every row writes all its tokens
+    found = []
+    for rows in BATCH_SIZES:
+        inputs = jax.random.normal(jax.random.key(1), (rows, tokens, config.llama.width))
+        valid = jnp.ones((rows, tokens), bool)
+        static = {"config": config, "ends": (0,), "max_new_tokens": tokens}
+        decoding = text.Decoding(min_length=tokens + 2)  # never </s>: every row writes all its tokens
 
-    def run() -> Any:
-        return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
+        def run(inputs: Any = inputs, valid: Any = valid, decoding: Any = decoding, static: Any = static) -> Any:
+            return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
 
-    # The LLM over prompt and continuation, and the token head over the continuation alone.
-    forward = forward_flops(config, 0, rows, 2 * tokens)
-    flops = forward["llama"] + forward["adapters"] + forward["attention"]
-    flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
-    shape = f"{rows} x {tokens} tokens after {tokens}"
-    units = {"tokens": float(rows * tokens)}
-    return _measured("decode", shape, timed(run, repetitions), units, flops, jax.devices()[:1])
+        # The language model over prompt and continuation, and the token head over the continuation only.
+        forward = forward_flops(config, 0, rows, 2 * tokens)
+        flops = forward["llama"] + forward["adapters"] + forward["attention"]
+        flops += 2.0 * rows * tokens * config.llama.width * config.llama.vocab_size
+        shape = f"{rows} x {tokens} tokens after {tokens}"
+        units = {"tokens": float(rows * tokens)}
+        found.append(_measured("decode", shape, timed(run, repetitions), units, flops, jax.devices()[:1]))
+    return found
 
 
-def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: int) -> list[Timing]:
+def _draw(task: Any, size: str, repetitions: int) -> list[Timing]:
+    model: emu.EmuConfig = task.model
+    spec, latent = UNETS[size]
+    drawing = load_config(spec)
     drawing.unet.update({"latent_channels": LATENT_CHANNELS, "condition_dim": model.llama.width})
     config = unet.UNetConfig.from_dict(drawing.unet)
     params = unet.init(config, jax.random.key(0))
-    table = make_table("pndm", Schedule.from_dict(drawing.schedule), STEPS)
+    table = make_table("pndm", Schedule.from_dict(drawing.schedule), SAMPLER_STEPS)
     found = []
-    for images in BATCHES:
+    for images in BATCH_SIZES:
         noise = jax.random.normal(jax.random.key(1), (images, latent, latent, LATENT_CHANNELS))
         shape = (2, images, model.causal.queries, model.llama.width)
         condition, unconditional = jax.random.normal(jax.random.key(2), shape)
@@ -186,22 +189,26 @@ def _draw(drawing: ConfigDict, latent: int, model: emu.EmuConfig, repetitions: i
             return sample(params, table, noise, condition, other, GUIDANCE, config=config)
 
         calls = len(table.timestep)  # each of both halves, with and without the condition
-        flops = calls * sum(unet.forward_flops(config, 2 * images, latent, model.causal.queries).values())
-        what = f"{images} of {latent} x {latent}, {STEPS} steps"
+        flops = calls * sum(unet_forward_flops(config, 2 * images, latent, model.causal.queries).values())
+        what = f"{images} of {latent} x {latent}, {SAMPLER_STEPS} steps"
         units = {"images": float(images)}
         found.append(_measured("draw", what, timed(run, repetitions), units, flops, jax.devices()[:1]))
     return found
 
 
-def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timing:
-    objective, optimizer = experiment.objective, OptimizerConfig.from_dict(config.optimizer)
+# What a task may name in `Task.timings`: (task, size, repetitions) -> timings.
+TIMINGS: dict[str, Callable[[Any, str, int], list[Timing]]] = {"decode": _decode, "draw": _draw}
+
+
+def _train(task: Task, inputs: Inputs, repetitions: int) -> Timing:
+    config, optimizer = inputs.config, OptimizerConfig.from_dict(inputs.config.optimizer)
     mesh = make_mesh(config.train.mesh)
-    arrays = next(experiment.stream)
-    counts = experiment.stream.describe()
+    arrays = next(inputs.stream)
+    counts = inputs.stream.describe()
     with jax.set_mesh(mesh):
-        state = create_state(objective, optimizer, config.train.seed, mesh)
-        batch = objective.batch(**jax.device_put(arrays, batch_shardings(mesh, arrays)))
-        step = compile_step(objective, optimizer, config.train.seed, state, batch)
+        state = create_state(task, optimizer, config.train.seed, mesh)
+        batch = task.batch(**jax.device_put(arrays, batch_shardings(mesh, arrays)))
+        step = compile_step(task, optimizer, config.train.seed, state, batch)
 
         def run() -> Any:
             nonlocal state
@@ -211,9 +218,8 @@ def _train(config: ConfigDict, experiment: Experiment, repetitions: int) -> Timi
         seconds = timed(run, repetitions)
     units = {name: counts[name] for name in COUNTED if name in counts}
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
-    return _measured(
-        "train step", f"{experiment.rows} rows, {shape}", seconds, units, experiment.flops, list(mesh.devices.flat)
-    )
+    flops = sum(task.flops().values())
+    return _measured("train step", f"{task.rows} rows, {shape}", seconds, units, flops, list(mesh.devices.flat))
 
 
 def _measured(

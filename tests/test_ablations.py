@@ -103,8 +103,8 @@ def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
     assert embeddings.shape == (1, 4, 16) and np.isfinite(embeddings).all()
     assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "emu"), "--format", "emu"]) == 2
     assert capsys.readouterr().err == (
-        f"emu-jax export: --from {workdir}: its model.causal.kind is pooled, and the published layout holds causal "
-        "alone; --format llama exports its language model\n"
+        f"emu-jax export: {workdir}: its model.causal.kind is pooled, and the published layout holds only causal; the "
+        "format llama exports its language model\n"
     )
     assert not (tmp_path / "emu").exists()
     assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "llama"), "--format", "llama"]) == 0

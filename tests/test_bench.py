@@ -15,8 +15,8 @@ from tests.train import tiny
 
 
 def test_a_table_of_consistent_figures(documents, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "STEPS", 3)
-    monkeypatch.setattr(bench, "SECONDS", 0.01)
+    monkeypatch.setattr(bench, "SAMPLER_STEPS", 3)
+    monkeypatch.setattr(bench, "REPETITION_SECONDS", 0.01)
     monkeypatch.setattr(bench, "load_config", lambda spec: tiny.decoder_config(Path(spec)))
     out = tmp_path / "speed.json"
     command = ["bench", "--config", tiny.__file__, f"--config.data.source={documents}"]
@@ -51,8 +51,9 @@ def test_a_table_of_consistent_figures(documents, tmp_path, capsys, monkeypatch)
 
     # Three forward passes over the batch, of the vocabulary that the tokenizer turned out to have.
     config = load_config(tiny.__file__, [f"--config.data.source={documents}"])
-    bench.make_experiment(config).stream.close()
-    model = emu.EmuConfig.from_dict(config.model)
+    _, inputs = bench.make_task(config)
+    inputs.stream.close()
+    model = emu.EmuConfig.from_dict(inputs.config.model)
     assert timings[5]["flops"] == 3 * sum(forward_flops(model, 8 * 8, 8, 64).values())
 
 
@@ -90,8 +91,8 @@ def test_peaks(kind, peak):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--repetitions", "0"), "--repetitions 0; expected at least 1"),
-        (("--size", "big"), "--size big is unknown; choose one of quickstart, sd15"),
+        (("--repetitions", "0"), "repetitions=0; expected at least 1"),
+        (("--size", "big"), "size=big is unknown; choose one of quickstart, sd15"),
         (("--json", "gone/speed.json"), "--json gone/speed.json: no such folder gone; make it, or name another"),
     ],
 )

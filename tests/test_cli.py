@@ -129,7 +129,7 @@ def test_settings_that_cannot_work(documents, tmp_path, capsys, flag, expected):
 def test_a_bucket_is_no_work_directory(documents, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("train", "--config", tiny.__file__, "--workdir", "gs://bucket/run", f"--config.data.source={documents}")
-    assert "--workdir gs:/bucket/run: expected a folder; mount the bucket" in refused(capsys, *command)
+    assert "workdir=gs:/bucket/run: expected a folder; mount the bucket" in refused(capsys, *command)
     assert not (tmp_path / "gs:").exists()
 
 
@@ -137,7 +137,7 @@ def test_a_work_directory_of_another_config(trained, documents, capsys):
     before = files(trained)
     command = ("train", "--config", tiny.__file__, "--workdir", str(trained), f"--config.data.source={documents}")
     line = refused(capsys, *command, "--config.model.llama.width=32")
-    assert f"--workdir {trained}: it belongs to another config: model.llama.width is 16 there and 32 here" in line
+    assert f"workdir={trained}: it belongs to another config: model.llama.width is 16 there and 32 here" in line
     assert files(trained) == before
 
 

@@ -25,7 +25,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Prompt
 from emu_jax.evaluate.question import Question
-from emu_jax.generate.chat import Video, read_video
+from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, read_image
 

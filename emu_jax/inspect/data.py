@@ -1,7 +1,7 @@
-"""`emu-jax inspect-data`: what a run would read, counted and shown before it is trained.
+"""What a run would read, counted and shown before it is trained: `emu-jax inspect-data`.
 
-In: a config of documents (objectives pretrain and instruct). Out: a text of tables, and one line of advice; where a
-file is named, a page (`rows_page.py`) that draws packed rows as a person reads them.
+In: a config whose task packs documents. Out: tables as text, with one line of advice; on request a page
+(`rows_page.py`) that shows packed rows in a readable form.
 """
 
 from __future__ import annotations
@@ -16,9 +16,7 @@ from emu_jax.data.prepared import Records
 from emu_jax.errors import UserError
 from emu_jax.inspect.rows_page import draw_page
 from emu_jax.inspect.survey import Survey, Table, survey
-from emu_jax.train.experiment import make_model_config, make_tokenizer
-
-OBJECTIVES = ("pretrain", "instruct")
+from emu_jax.train.tasks.task import find_task
 
 
 def inspect(
@@ -30,62 +28,51 @@ def inspect(
     verify: bool,
     counts: Path | None = None,
 ) -> str:
-    """Reads `batches` batches of what the config would train on, and tells what they hold.
+    """Reads the first `batches` batches of a run, and describes what they hold.
 
     Args:
-      out: a page of histograms and of the first `rows` packed rows.
-      verify: of prepared folders, compare every file with its digest first.
-      counts: a JSON file of what was counted (`Survey.counts`).
+      out: HTML file to write: histograms, and the first `rows` packed rows.
+      verify: first compare every file of prepared folders with its digest.
+      counts: JSON file to write: the counts (`Survey.counts`).
 
     Raises:
       UserError: the config or its data cannot be read, a file is damaged, or the page cannot be written.
     """
-    kind = config.get("objective", None)
-    if kind not in OBJECTIVES:
+    documents = find_task(config.get("objective", None)).documents(config)
+    if documents is None:
         raise UserError(
-            f"config.objective={kind!r}: inspect-data shows packed documents; expected a config whose objective is "
-            f"{' or '.join(OBJECTIVES)}, such as configs/quickstart.py"
+            f"config.objective={config.objective!r}: inspect-data shows packed documents; expected a config that is "
+            "trained on some, such as configs/quickstart.py"
         )
     if batches < 1 or rows < 0:
-        raise UserError(f"--batches {batches} --rows {rows}; expected at least 1 batch, and 0 rows or more")
-    for flag, file, what in (("--out", out, "an HTML"), ("--json", counts, "a JSON")):
+        raise UserError(f"batches={batches}, rows={rows}; expected at least 1 batch, and 0 rows or more")
+    for name, file, what in (("out", out, "an HTML"), ("counts", counts, "a JSON")):
         if file is not None and (file.is_dir() or not file.parent.is_dir()):
             found = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
-            raise UserError(f"{flag} {file}: {found}; name {what} file in a folder that exists")
-    data = DataConfig.from_dict(config.data)
-    verified = _verify(data, config.model.vision.image_size) if verify else []
-    tokenizer = make_tokenizer(config, data)
-    model = make_model_config(config, tokenizer)
-    found = survey(
-        data,
-        tokenizer,
-        queries=model.causal.queries,
-        image_size=model.vision.image_size,
-        batches=batches,
-        rows=0 if out is None else rows,
-        learn_image_token=model.learn_image_token,
-    )
+            raise UserError(f"{name}={file}: {found}; name {what} file in a folder that exists")
+    verified = _verify(documents.data, documents.image_size) if verify else []
+    found = survey(documents, batches=batches, rows=0 if out is None else rows)
     lines = [*verified, *([""] if verified else []), describe(found)]
     if counts is not None:
-        _write("--json", counts, json.dumps(found.counts(), indent=2) + "\n")
+        _write("counts", counts, json.dumps(found.counts(), indent=2) + "\n")
     if out is not None:
-        _write("--out", out, draw_page(found))
+        _write("out", out, draw_page(found))
         lines += ["", f"{out}: {len(found.rows)} rows"]
     return "\n".join(lines)
 
 
-def _write(flag: str, file: Path, text: str) -> None:
+def _write(name: str, file: Path, text: str) -> None:
     partial = file.with_name(file.name + ".partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(file)
     except OSError as error:
-        raise UserError(f"{flag} {file}: cannot be written ({error.strerror}); name a file elsewhere") from error
+        raise UserError(f"{name}={file}: cannot be written ({error.strerror}); name a file elsewhere") from error
 
 
 def _verify(data: DataConfig, image_size: int) -> list[str]:
-    """A line for every source: whole, or nothing to compare with."""
-    data.open(image_size)  # names what is missing
+    """A line for every source: its files are intact, or have no digests."""
+    data.open(image_size)  # raises for a source that is missing
     lines = []
     for name, entry in data.sources.items():
         if Path(entry.source).is_dir():
@@ -99,7 +86,7 @@ def _verify(data: DataConfig, image_size: int) -> list[str]:
 
 
 def describe(found: Survey) -> str:
-    """The survey as it is printed."""
+    """The survey as text."""
     remarks = found.remarks()
     width = max(len(name) for name, _ in remarks)
     return "\n\n".join(
@@ -113,12 +100,12 @@ def describe(found: Survey) -> str:
 
 
 def _aligned(table: Table) -> str:
-    """Columns of words, then of numbers."""
+    """A table as text; the first column is aligned left, the others right."""
     widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         "  ".join(
-            f"{cell:{'>' if place else '<'}{width}}"
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
+            f"{cell:{'>' if column else '<'}{width}}"
+            for column, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
         for line in table
     )

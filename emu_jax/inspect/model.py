@@ -1,4 +1,4 @@
-"""What a config's model is made of: parts, parameter counts and shapes, as text, without allocating any of it."""
+"""A config's model as text: its parts, parameters and shapes; no parameter is allocated."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from emu_jax.models.flops import forward_flops
 
 
 def describe(config: ConfigDict) -> str:
-    """A table of `config.model`: each parameter, the parts' totals, forward FLOPs of one image and one row."""
+    """A table of `config.model`: every parameter, totals by part, and forward FLOPs of one image and one row."""
     model = emu.EmuConfig.from_dict(config.model)
     tree = emu.abstract(model)
     axes = emu.logical_axes(model)

@@ -1,7 +1,7 @@
-"""A survey as one self-contained HTML page: tables, histograms, and packed rows as a person reads them.
+"""A survey as one self-contained HTML page: tables, histograms, and packed rows in a readable form.
 
-In: `survey.Survey`. Out: HTML with its style, its images and its drawings inside. Texts are anybody's: everything is
-escaped, and the page's own policy lets nothing run and nothing load.
+In: `survey.Survey`. Out: HTML that contains its style and its images. Texts come from the data and are not trusted:
+everything is escaped, and the page's policy forbids scripts and loading.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from emu_jax.data.packing import CONTINUES
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.inspect.survey import PackedRow, Survey, Table
 
-HUES = (212, 28, 145, 275, 345, 182, 52, 318)  # of documents, in turn: neighbours are far apart
-SOURCES = ("#3466a8", "#c2601f", "#3c8a57", "#8557a3", "#a88420", "#2f8b94", "#b04566", "#6b7280")
-LOSSLESS = 96  # pixels of a side up to which images are PNG files
-BARS = 24  # of a histogram, at most
+HUES = (212, 28, 145, 275, 345, 182, 52, 318)  # of documents in turn; neighbours differ most
+SOURCE_COLOURS = ("#3466a8", "#c2601f", "#3c8a57", "#8557a3", "#a88420", "#2f8b94", "#b04566", "#6b7280")
+PNG_SIDE = 96  # pixels of a side up to which images are PNG, otherwise JPEG
+MAX_BARS = 24  # of a histogram
 
 STYLE = """
 *{box-sizing:border-box}
@@ -85,10 +85,10 @@ def draw_page(found: Survey) -> str:
 <meta name="viewport" content="width=device-width"><title>What the model reads: {html.escape(names)}</title>
 <style>{STYLE}{hues}</style></head><body><h1>What the model reads</h1>
 <p class="sub">{html.escape(found.title)}</p>
-<p>The model learns from documents, in which texts and images take turns. A text is cut into tokens: words, or parts
+<p>The model learns from documents, in which texts and images alternate. A text is split into tokens: words, or parts
 of words; an image takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,}
-positions with at most {d.row_images:,} images, and {d.batch_rows:,} rows make a batch. A document sees nothing of its
-neighbours in the row.</p>
+positions with at most {d.row_images:,} images, and {d.batch_rows:,} rows make a batch. A document does not see
+its neighbours in the row.</p>
 <h2>Sources</h2>
 <div class="tables">{_table(found.source_table(), found.names)}{_table(found.document_table(), [])}</div>
 <dl>{"".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in found.remarks())}</dl>
@@ -108,20 +108,22 @@ def _table(table: Table, names: Sequence[str]) -> str:
 
 
 def _dot(source: int) -> str:
-    return f'<i class="dot" style="background:{SOURCES[source % len(SOURCES)]}"></i>'
+    return f'<i class="dot" style="background:{SOURCE_COLOURS[source % len(SOURCE_COLOURS)]}"></i>'
 
 
 # ---------------------------------------------------------------- histograms
 
 
 def _plots(found: Survey) -> Iterator[str]:
-    """Tokens and images of every source's documents side by side, on the sources' common scales; then rows."""
+    """Histograms: tokens and images of every source's documents, on common scales; then those of rows."""
     d = found.documents
     for number, name in enumerate(found.names):
         mine = d.sources == number
         for what, values in (("Tokens", d.tokens), ("Images", d.images)):
             caption = f"{_dot(number)}{what} of a document, <b>{html.escape(name)}</b>"
-            yield _histogram(values[mine], int(values.max()), caption, SOURCES[number % len(SOURCES)], "documents")
+            yield _histogram(
+                values[mine], int(values.max()), caption, SOURCE_COLOURS[number % len(SOURCE_COLOURS)], "documents"
+            )
     for what, values, limit in (
         ("Tokens", found.row_tokens, found.data.row_tokens),
         ("Images", found.row_images, found.data.row_images),
@@ -129,9 +131,9 @@ def _plots(found: Survey) -> Iterator[str]:
         yield _histogram(values, limit, f"{what} in a row, of {limit:,}", "#55616f", "rows")
 
 
-def _histogram(values: np.ndarray, most: int, caption: str, colour: str, of: str) -> str:
-    """Bars of whole numbers 0…most; the text beside a bar tells its range and count."""
-    step = max(1, -(-(most + 1) // BARS))
+def _histogram(values: np.ndarray, most: int, caption: str, colour: str, counted: str) -> str:
+    """A histogram of whole numbers 0…most; the tooltip of a bar gives its range and count."""
+    step = max(1, -(-(most + 1) // MAX_BARS))
     counts = np.bincount(values // step, minlength=most // step + 1)
     width, height, left, top, base = 540, 132, 44, 8, 112
     pitch = min((width - left - 6) / len(counts), 48)
@@ -143,7 +145,7 @@ def _histogram(values: np.ndarray, most: int, caption: str, colour: str, of: str
         span = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         marks.append(
             f'<rect x="{left + number * pitch + 0.5:.1f}" y="{base - tall:.1f}" width="{max(pitch - 1.5, 1):.1f}" '
-            f'height="{tall:.1f}" rx="1" fill="{colour}"><title>{span}: {count:,} {of}</title></rect>'
+            f'height="{tall:.1f}" rx="1" fill="{colour}"><title>{span}: {count:,} {counted}</title></rect>'
         )
     every = -(-len(counts) // 6)
     for number in range(0, len(counts), every):
@@ -165,20 +167,20 @@ def _histogram(values: np.ndarray, most: int, caption: str, colour: str, of: str
 def _legend(found: Survey) -> str:
     q = found.queries
     entries = [
-        '<span class="doc d0">a document</span> has one colour; shades part its tokens',
+        '<span class="doc d0">a document</span> has one colour; shades separate its tokens',
         '<span class="d0"><span class="t w1">a text</span></span> that the model learns to write; <span class="d0">'
         '<span class="t w2">thin</span></span>: with less weight',
         '<span class="t w0">a text</span> that it only reads',
         f'<span class="pic"></span>an image (×{q} positions) whose embeddings it learns to predict',
         f'<span class="pic v0"></span>an image (×{q} positions) that it only sees',
-        '<span class="tag">&lt;s&gt;</span><span class="tag">[IMG]</span> tokens that are no text; '
+        '<span class="tag">&lt;s&gt;</span><span class="tag">[IMG]</span> tokens that are not text; '
         '<span class="tag v1">[/IMG]</span> predicted with its image',
     ]
     lines = "".join(f'<span class="line">{entry}</span>' for entry in entries)
     return (
-        '<p class="sub">Each is drawn as the model reads it: first a bar of all its positions (dark: images, grey: '
-        "padding), then its documents in order. Images are the pixels that the model is given; a number "
-        f'after # is their place in the row.</p><div class="legend">{lines}</div>'
+        '<p class="sub">Each row is shown as the model reads it: first a bar of all its positions (dark: images, grey: '
+        "padding), then its documents in order. Images are the pixels that the model gets; the number after # is "
+        f'the image slot in the row.</p><div class="legend">{lines}</div>'
     )
 
 
@@ -200,7 +202,7 @@ def _row(row: PackedRow, number: int, found: Survey) -> str:
 
 
 def _strip(row: PackedRow) -> str:
-    """All positions as a bar: light where a document has text, dark where it has images."""
+    """All positions as a bar: light for text, dark for images."""
     marks = []
     for (segment, slot), run in itertools.groupby(zip(row.segments.tolist(), row.slots.tolist(), strict=True)):
         if segment == 0:
@@ -212,11 +214,11 @@ def _strip(row: PackedRow) -> str:
 
 
 def _document(row: PackedRow, number: int, found: Survey) -> str:
-    """A document of a row: what it is, and its tokens in order."""
-    places = np.flatnonzero(row.segments == number)
-    start, stop = int(places[0]), int(places[-1]) + 1
+    """A document of a row: its description, and its tokens in order."""
+    positions = np.flatnonzero(row.segments == number)
+    start, stop = int(positions[0]), int(positions[-1]) + 1
     images = int((row.slots[start:stop] >= 0).sum()) // found.queries
-    source = int(row.sources[start])
+    source = int(row.source_ids[start])
     about = f"{_dot(source)}<b>{html.escape(found.names[source])}</b> · {_count(stop - start, 'token')}"
     about += f" · {_count(images, 'image')}"
     text, visual = float(row.text_weights[start:stop].max()), float(row.visual_weights[start:stop].max())
@@ -233,10 +235,10 @@ def _document(row: PackedRow, number: int, found: Survey) -> str:
 def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iterator[str]:
     special = tokenizer.special
 
-    def kind(place: int) -> tuple[str, int]:
-        if row.slots[place] >= 0:
-            return "image", int(row.slots[place])
-        return ("tag", place) if int(row.tokens[place]) in special else ("text", 0)
+    def kind(position: int) -> tuple[str, int]:
+        if row.slots[position] >= 0:
+            return "image", int(row.slots[position])
+        return ("tag", position) if int(row.tokens[position]) in special else ("text", 0)
 
     for (what, number), run in itertools.groupby(range(start, stop), kind):
         positions = list(run)
@@ -253,14 +255,14 @@ def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iter
                 f"<small>#{number + 1} ×{len(positions)}</small></span>"
             )
         else:
-            for ids, text in tokenizer.spell(row.tokens[first : positions[-1] + 1].tolist()):
+            for ids, text in tokenizer.pieces(row.tokens[first : positions[-1] + 1].tolist()):
                 weight = _weight(row.text_weights[first])
                 first += len(ids)
                 yield f'<span class="t {weight}" title="{" ".join(map(str, ids))}">{html.escape(text)}</span>'
 
 
 def _weight(weight: float) -> str:
-    """The class of a token that is learnt, learnt less, or not."""
+    """The CSS class of a token by its loss weight."""
     return "w1" if weight >= 1 else "w2" if weight > 0 else "w0"
 
 
@@ -269,8 +271,8 @@ def _count(number: int, thing: str) -> str:
 
 
 def _data_url(pixels: np.ndarray) -> str:
-    """uint8 [H, W, 3] -> a data URL; exact where it is small."""
-    kind, settings = ("png", {}) if len(pixels) <= LOSSLESS else ("jpeg", {"quality": 88})
+    """uint8 [H, W, 3] -> a data URL; lossless for small images."""
+    kind, settings = ("png", {}) if len(pixels) <= PNG_SIDE else ("jpeg", {"quality": 88})
     file = io.BytesIO()
     PIL.fromarray(pixels).save(file, kind, **settings)
     return f"data:image/{kind};base64,{base64.b64encode(file.getvalue()).decode()}"

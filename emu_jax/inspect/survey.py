@@ -1,7 +1,7 @@
-"""A run's first batches, counted: documents, tokens and images of every source, how full rows are.
+"""Counts over a run's first batches: documents, tokens and images of every source, and how full rows are.
 
-In: `config.data`, a tokenizer, Q and pixels of a side. Out: a `Survey`, whose tables and remarks are strings that
-`inspect-data` prints and draws. Batches come from the run's own `Pipeline`: the same ones in the same order.
+In: a task's documents (`PackedDocuments`). Out: a `Survey`, whose tables and remarks are strings to print and to draw.
+Batches come from the run's own `Pipeline`: the same ones in the same order.
 """
 
 from __future__ import annotations
@@ -14,26 +14,30 @@ from typing import Any
 import numpy as np
 
 from emu_jax.data.packing import CONTINUES, CUT
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.pipeline import DataConfig
 from emu_jax.data.row_sizes import fitting_images
 from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.train.tasks.interleaved import PackedDocuments
 
-SAMPLED = 256  # records of a source whose documents are counted
+SAMPLED_RECORDS = 256  # records of a source whose documents are counted
 PERCENTILES = (10, 50, 90, 100)
 
-Table = list[list[str]]  # the first line is its head
+Table = list[list[str]]  # the first line is the header
 
 
 @dataclasses.dataclass(frozen=True)
 class Documents:
-    """D packed documents, in order; a piece of a cut one is one of its own.
+    """D packed documents in order; every piece of a cut document counts as one.
 
     Attributes:
-      sources: int [D], number of the source. tokens, images: int [D]. continues: bool [D], a later piece. cut: bool
-        [D], the document has more to say than this piece. text_targets, visual_targets, learnt_ends: int [D], positions
-        that are classified, that are regressed, and </s> among the former.
+      sources: index of the source, int [D].
+      tokens, images: counts, int [D].
+      continues: whether this is a later piece, bool [D].
+      cut: whether the document ends before its end, bool [D].
+      text_targets, visual_targets: counts of positions that are classified and regressed, int [D].
+      learnt_ends: count of </s> among the text targets, int [D].
     """
 
     sources: np.ndarray
@@ -51,13 +55,13 @@ class PackedRow:
     """A row of a batch: the fields of `models.emu.Batch` without their leading axis.
 
     Attributes:
-      cuts: int32 [S], at each document's first position how it was cut (`packing.build_row`).
+      cuts: at each document's first position, how the document was cut (`packing.build_row`), int32 [S].
     """
 
     tokens: np.ndarray
     segments: np.ndarray
     slots: np.ndarray
-    sources: np.ndarray
+    source_ids: np.ndarray
     text_weights: np.ndarray
     visual_weights: np.ndarray
     cuts: np.ndarray
@@ -69,11 +73,10 @@ class Survey:
     """What `batches` batches hold.
 
     Attributes:
-      records, documents_a_record, faults: of every source, by name and in order.
-      documents: all of them.
-      row_tokens, row_images: int [batches * B], tokens and image slots in use of every row.
-      rows: the first ones.
-      ended: whether the stream did.
+      ended: whether the stream ended with them.
+      records, documents_a_record, faults: figures of every source, by name and in order.
+      row_tokens, row_images: tokens and image slots in use of every row, int [batches * B].
+      rows: the first rows.
     """
 
     data: DataConfig
@@ -92,12 +95,12 @@ class Survey:
 
     @property
     def names(self) -> list[str]:
-        """Of the sources, by number."""
+        """The names of the sources, by index."""
         return list(self.records)
 
     @property
     def title(self) -> str:
-        """What was counted, in one line."""
+        """One line that says what was counted."""
         d = self.data
         end = ", where the stream ends" if self.ended else ""
         return (
@@ -106,7 +109,7 @@ class Survey:
         )
 
     def source_table(self) -> Table:
-        """Shares of each source."""
+        """Counts and shares of each source."""
         d = self.documents
         table = [["source", "records", "weight", "documents", "images", "tokens", "share", "epochs/1,000 batches"]]
         for number, name in enumerate(self.names):
@@ -121,13 +124,13 @@ class Survey:
         return table
 
     def _epochs(self, name: str) -> float:
-        """Passes over a source in 1,000 batches: whole documents, as records, by how many records it has."""
+        """Passes over a source in 1,000 batches: its documents, counted as records, over its records."""
         d = self.documents
         whole = ((d.sources == self.names.index(name)) & ~d.continues).sum()
         return 1000 * whole / self.batches / self.documents_a_record[name] / self.records[name]
 
     def document_table(self) -> Table:
-        """Means and percentiles of a document's tokens and images."""
+        """Means and percentiles of tokens and images per document."""
         d = self.documents
         table = [["a document's", "mean", *(f"{p}%" for p in PERCENTILES[:-1]), "most"]]
         for what, values in (("tokens", d.tokens), ("images", d.images)):
@@ -139,7 +142,7 @@ class Survey:
         return table
 
     def remarks(self) -> list[tuple[str, str]]:
-        """Whatever else is worth knowing, and its name."""
+        """Other findings: pairs of a name and a text."""
         rows = len(self.row_tokens)
         positions, slots = rows * self.data.row_tokens, rows * self.data.row_images
         cut = int(self.documents.continues.sum())
@@ -157,11 +160,11 @@ class Survey:
         ]
 
     def counts(self) -> dict[str, Any]:
-        """What was counted, JSON-serialisable: of everything, and of each source.
+        """The counts over all sources and of each one, JSON-serialisable.
 
-        `padding` and `empty_image_slots` are shares; `document_ends` are documents of which nothing follows, and
-        `learnt_eos` the </s> that are learnt: as many, and in chats one more for each earlier answer. `cut_documents`
-        are those that a cut ends early, be it for good or for a later piece.
+        `padding` and `empty_image_slots` are shares. `document_ends` counts documents that are not cut, `learnt_eos`
+        the </s> among the labels: as many, and in chats one more for each earlier answer. `cut_documents` counts
+        documents that a cut ends early, whether the rest follows as a later piece or is dropped.
         """
         d = self.documents
         rows = len(self.row_tokens)
@@ -191,11 +194,11 @@ class Survey:
         }
 
     def advice(self) -> str:
-        """How many image slots a row should have, so that its tokens and its slots run out together."""
+        """The number of image slots with which a row's tokens and slots would run out together."""
         images, tokens = int(self.row_images.sum()), int(self.row_tokens.sum())
         now, length = self.data.row_images, self.data.row_tokens
         if not images:
-            return f"no image was seen; config.data.row_images={now} could be 1"
+            return f"there was no image; config.data.row_images={now} could be 1"
         best = fitting_images(tokens, images, length)
         verdict = "fits" if best == now else f"would fit better than {now}"
         most = int(self.documents.images.max())
@@ -204,23 +207,15 @@ class Survey:
         return f"{ratio}: config.data.row_images={best} {verdict} for row_tokens={length}{cut}"
 
 
-def survey(
-    data: DataConfig,
-    tokenizer: Tokenizer,
-    *,
-    queries: int,
-    image_size: int,
-    batches: int,
-    rows: int = 0,
-    learn_image_token: bool = False,
-) -> Survey:
+def survey(packed: PackedDocuments, *, batches: int, rows: int = 0) -> Survey:
     """Reads up to `batches` batches and keeps the first `rows` rows.
 
     Raises:
       UserError: a source cannot be read, or all of them do not fill a batch.
     """
-    opened = data.open(image_size)
-    pipeline = Pipeline(data, tokenizer, queries=queries, image_size=image_size, learn_image_token=learn_image_token)
+    queries, image_size, tokenizer = packed.model.causal.queries, packed.image_size, packed.tokenizer
+    opened = packed.data.open(image_size)
+    pipeline = packed.pipeline()
     data = pipeline.data
     documents: list[Documents] = []
     row_tokens: list[np.ndarray] = []
@@ -228,7 +223,7 @@ def survey(
     shown: list[PackedRow] = []
     try:
         for batch in itertools.islice(pipeline, batches):
-            batch = {"sources": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
+            batch = {"source_ids": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
             batch["cuts"] = pipeline.cuts
             documents.append(count_documents(batch, queries, tokenizer.eos_id))
             row_tokens.append((batch["segments"] > 0).sum(1))
@@ -241,7 +236,7 @@ def survey(
     if not documents:
         raise UserError(
             f"config.data: all sources together do not fill a batch of config.data.batch_rows={data.batch_rows} rows; "
-            "make it smaller, or the epochs of the sources more"
+            "set fewer rows, or more epochs of the sources"
         )
     return Survey(
         data=data,
@@ -276,7 +271,7 @@ def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> 
 
     cuts, learnt = batch["cuts"].ravel()[first], batch["text_weights"] > 0
     return Documents(
-        sources=batch["sources"].ravel()[first],
+        sources=batch["source_ids"].ravel()[first],
         tokens=count(live),
         images=count(batch["slots"] >= 0) // queries,
         continues=(cuts & CONTINUES) > 0,
@@ -288,7 +283,7 @@ def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> 
 
 
 def _documents_a_record(source: Source, seed: int) -> float:
-    """Mean over a sample that is spread evenly over the source; its images are not decoded."""
+    """Mean over records that are spread evenly over the source; no image is decoded."""
     rng = np.random.default_rng(seed)
-    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED)).astype(int))
+    sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED_RECORDS)).astype(int))
     return float(np.mean([len(source.documents(int(index), rng)) for index in sample]))

@@ -1,1 +1,1 @@
-"""What a step takes on devices that are not rented yet."""
+"""What a step takes on devices that you do not have yet."""

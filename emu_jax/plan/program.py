@@ -1,7 +1,10 @@
-"""What a compiled step costs a device: the compiler's own counts, and what only the program's text tells.
+"""The cost of a compiled step per device: the compiler's counts, and what only the program's text shows.
 
-In: an executable and its optimised program. Out: a `Cost`, which can be added and subtracted: the compiler counts a
-loop's body once, so that a layer's cost is the difference of two programs.
+In: an executable and its optimised program (HLO). Out: a `Cost`, which can be added and subtracted: the compiler counts
+the body of a loop once, so that a layer's cost is the difference of two programs.
+
+Experimental: collectives and attention kernels are read from the HLO text by regular expressions. The text's format is
+the compiler's own and may change with any release, and no real pod has confirmed the figures yet.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from jax.sharding import Mesh
 COLLECTIVE = re.compile(
     r"= (?P<result>.*?)\s(?P<kind>all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute)(?:-start)?\("
 )
-# Groups of devices, as the compiler writes them: {{0,1},{2,3}}; [groups,size]<=[4,2]T(1,0); mesh['a'=4,'b'=2] {'a'}.
+# Notations for groups of devices: {{0,1},{2,3}}; [groups,size]<=[4,2]T(1,0); mesh['a'=4,'b'=2] {'a'}.
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{\{(?P<first>[\d,]+)\}")
 COUNTED = re.compile(
     r"replica_groups=\[(?P<groups>\d+),(?P<size>\d+)\]<=\[(?P<sizes>[\d,]+)\](?:T\((?P<order>[\d,]+)\))?"
@@ -37,20 +40,20 @@ LOOP = re.compile(r" while\(.*condition=%?(?P<condition>[\w.\-]+)")
 LIMIT = re.compile(r"= s32\[\]\S* constant\((?P<count>\d+)\)")
 ARRAY = re.compile(r"(?P<dtype>pred|s8|u8|bf16|f16|s32|u32|f32|f64)\[(?P<shape>[\d,]*)\]")
 BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
-# Splash attention's kernels, which the compiler cannot count, with the products of [queries, keys] that each makes:
-# scores and mixture forwards; scores again and four gradients backwards.
+# Splash attention's kernels, which the compiler cannot count, and how many products of size [queries, keys] each has:
+# scores and weighted values in the forward pass; scores again and four gradients in the backward pass.
 KERNEL = re.compile(r"%splash_mha_(?P<phase>fwd|dkv|dq)(?P<name>\S*) = \((?P<results>.*?)\) custom-call\(")
 PRODUCTS = {"fwd": 2, "dkv": 5, "dq": 3}
 
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Of a step, a device.
+    """Cost of a step per device.
 
     Attributes:
-      flops, traffic, seconds: as the compiler counts them: operations, bytes of HBM, a sum of rooflines. Seconds are
-        not a number, or fewer than the operations take, where it gave none. Attention kernels are in none of them.
-      kernel_flops: of attention kernels, blocks above the diagonal left out.
+      flops, traffic, seconds: the compiler's counts of operations and of bytes of HBM, and its sum of rooflines, all
+        without attention kernels. If the compiler gives no time, seconds are NaN or fewer than the operations take.
+      kernel_flops: FLOPs of attention kernels, without blocks above the diagonal.
       collectives: bytes sent, by "axes kind", e.g. "fsdp all-gather" or "data+fsdp all-reduce".
     """
 
@@ -82,11 +85,11 @@ class Cost:
 
 
 def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:
-    """Of an executable and its program's text."""
+    """The cost of an executable, given its program's text."""
     found: Any = executable.cost_analysis()
     seconds = found.get("optimal_seconds", math.nan)
     if seconds < 0:
-        # libtpu takes off a second for every call that it cannot cost: on v5e, changes of layout that take no time.
+        # libtpu subtracts a second for every call that it cannot cost: on v5e, changes of layout that take no time.
         seconds += len(UNCOSTED.findall(program))
     return Cost(
         flops=found.get("flops", 0.0),
@@ -98,9 +101,9 @@ def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:
 
 
 def kernel_flops(program: str, context: int) -> float:
-    """FLOPs of the attention kernels in a program's text, with queries split over `context` devices, a device.
+    """FLOPs per device of the attention kernels in a program's text, with queries split over `context` devices.
 
-    Attention within segments is causal here: blocks above the diagonal are not computed.
+    Attention with segments is causal here: blocks above the diagonal are not computed.
     """
     total = 0.0
     for line in program.splitlines():
@@ -108,9 +111,9 @@ def kernel_flops(program: str, context: int) -> float:
         if match is None:
             continue
         shapes = [[int(n) for n in array["shape"].split(",") if n] for array in ARRAY.finditer(match["results"])]
-        *rows, block, _ = shapes[0]  # scratch memory first; a single row has no axis
+        *rows, block, _ = shapes[0]  # scratch memory comes first; a single row has no axis
         *_, heads, length, head_dim = next(shape for shape in shapes if len(shape) == len(shapes[0]) + 1)
-        if match["phase"] != "dkv":  # queries, a device's share of the row
+        if match["phase"] != "dkv":  # the queries are a device's share of the row
             length *= context
         blocks = length // block
         computed = (blocks + 1) / (2 * blocks) if "segmented" in match["name"] else 1.0
@@ -120,12 +123,11 @@ def kernel_flops(program: str, context: int) -> float:
 
 
 def collectives(program: str, mesh: Mesh) -> dict[str, float]:
-    """Bytes that a device sends, by mesh axes and kind of collective, of a compiled program's text.
+    """Bytes that a device sends in a compiled program, by mesh axes and kind of collective.
 
-    A loop's body counts as often as the loop runs; a collective that is written in pieces, to run beside other work,
-    counts once. A ring of n passes (n - 1) / n of a gathered or scattered array
-    through every device, twice for a sum. A sum of which every device keeps its own part is a reduce-scatter, however
-    it is written.
+    The body of a loop counts as often as the loop runs; a collective that is split into pieces, to overlap with other
+    work, counts once. A ring of n devices passes (n - 1) / n of a gathered or scattered array through every device,
+    twice for an all-reduce. An all-reduce of which every device keeps only its own part counts as a reduce-scatter.
     """
     found: dict[str, tuple[str, float]] = {}
     times = _executions(program)
@@ -141,10 +143,10 @@ def collectives(program: str, mesh: Mesh) -> dict[str, float]:
             math.prod(int(size) for size in array["shape"].split(",") if size) * BYTES[array["dtype"]]
             for array in ARRAY.finditer(match["result"])
         ]
-        # Several arrays may go together; what starts one alone lists what goes in, too.
+        # One collective may move several arrays; an asynchronous start also lists its inputs.
         size = float(max(arrays, default=0) if "-start(" in match[0] else sum(arrays))
         if kind == "reduce-scatter":
-            size *= n  # its result is a device's part
+            size *= n  # its result is one device's part
         if kind == "all-reduce" and "reduce-scatter" in computation:
             kind = "reduce-scatter"
         share = 1.0 if kind == "collective-permute" else (n - 1) / n
@@ -158,7 +160,7 @@ def collectives(program: str, mesh: Mesh) -> dict[str, float]:
 
 
 def _instructions(program: str) -> Iterator[tuple[str, str]]:
-    """Every line of a program after its header, with the name of the computation that it stands in."""
+    """Every line of a program after its header, with the name of its computation."""
     computation = ""
     for line in program.splitlines():
         if line.endswith("{") and not line.startswith(" "):
@@ -168,9 +170,9 @@ def _instructions(program: str) -> Iterator[tuple[str, str]]:
 
 
 def _executions(program: str) -> dict[str, float]:
-    """How often each computation runs; a branch as often as its conditional.
+    """How often each computation runs; a branch counts as often as its conditional.
 
-    A loop runs until its counter, from 0, reaches the constant in its condition: the only kind that `scan` makes.
+    Loops are those of `scan`: a counter from 0 to the constant in the condition.
     """
     callers: dict[str, list[tuple[str, float]]] = {}
     limits: dict[str, float] = {}
@@ -195,7 +197,7 @@ def _executions(program: str) -> dict[str, float]:
 
 
 def _group(line: str, devices: int) -> list[int]:
-    """The first of the groups of devices that a collective runs in, as positions in the mesh."""
+    """The first group of devices of a collective, as positions in the mesh."""
     if match := LISTED.search(line):
         return [int(n) for n in match["first"].split(",")]
     if match := COUNTED.search(line):
@@ -213,5 +215,5 @@ def _group(line: str, devices: int) -> list[int]:
 
 def _axes(group: list[int], mesh: Mesh) -> str:
     """The mesh axes along which a group's devices differ, e.g. "fsdp" or "data+fsdp"."""
-    places = np.stack(np.unravel_index(group, [*mesh.shape.values()]))  # [axes, devices of the group]
-    return "+".join(axis for axis, place in zip(mesh.shape, places, strict=True) if len(set(place)) > 1)
+    indices = np.stack(np.unravel_index(group, [*mesh.shape.values()]))  # [axes, devices of the group]
+    return "+".join(axis for axis, index in zip(mesh.shape, indices, strict=True) if len(set(index)) > 1)

@@ -1,4 +1,4 @@
-"""Plans for people: a page of text, a ranking, a chart, and the hint that would help most."""
+"""Plans as text and charts: a page, a ranking, and a hint at what would help most."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.plan.plan import AGREEMENT, KERNEL_EFFICIENCY, Plan
+from emu_jax.plan.plan import AGREEMENT, DECODE, KERNEL_EFFICIENCY, Plan
 
 GIB = float(1 << 30)
 
 
 def describe(plan: Plan) -> str:
-    """The plan as a page of text; every time in it is an estimate, and says so."""
+    """The plan as a page of text, which says of every time that it is an estimate."""
     sent = [f"{name} {_scaled(size, 'B')}" for name, size in sorted(plan.cost.collectives.items()) if size >= 1e6]
     lines = [
         f"{plan.kind} on {plan.topology}: {plan.chips} chips, mesh {_mesh(plan)}, "
@@ -40,7 +40,7 @@ def describe(plan: Plan) -> str:
             for part, cost in plan.by_part.items()
         ),
     ]
-    if plan.kind != "decode":
+    if plan.kind != DECODE:
         lines.append(f"counted FLOPs are {plan.agreement:.3f} of the model's (a small step without remat)")
         if not plan.trusted:
             return "\n".join([*lines, f"no MFU: they should agree within {AGREEMENT:.0%}"])
@@ -48,9 +48,9 @@ def describe(plan: Plan) -> str:
         return "\n".join([*lines, "no time: the compiler does not cost every operation of the step on these devices"])
     lines += ["", f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):"]
     for name, seconds in plan.times.items():
-        share = "" if plan.kind == "decode" else f"{plan.mfu(seconds):8.1%} MFU"
+        share = "" if plan.kind == DECODE else f"{plan.mfu(seconds):8.1%} MFU"
         lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{share}")
-    if plan.kind == "decode":
+    if plan.kind == DECODE:
         read = plan.memory["weights read"] + plan.memory["cache"]
         bound = read / plan.bandwidth
         lines += [
@@ -78,10 +78,10 @@ def _rate(plan: Plan, seconds: float) -> str:
 
 
 def hint(plan: Plan) -> str:
-    """What would help most, as far as the figures tell."""
+    """The change that would help most, by the figures."""
     if not plan.fits:
         return "it does not fit: fewer rows, remat full, or more chips along fsdp or tensor"
-    if plan.kind == "decode":
+    if plan.kind == DECODE:
         return "every token reads all weights: more sequences at a time, int8 weights, or more chips along tensor"
     room = plan.capacity - plan.peak
     compute = plan.cost.flops / plan.peak_flops
@@ -95,14 +95,14 @@ def hint(plan: Plan) -> str:
     if worst == "recomputation":
         return f"{took}: remat dots keeps the products' results, if they fit in {room / GIB:.0f} GiB"
     if room > plan.memory["activations and workspace"]:
-        return f"{took}, and there is room for twice the rows: --rows-per-device"
+        return f"{took}, and there is room for twice the rows_per_device"
     if worst == "interconnect":
         return f"{took}, if none of it overlaps: a shorter fsdp axis beside data, or more rows with more remat"
     return f"{took} beyond the products: more rows a device, if memory allows"
 
 
 def describe_comparison(ranking: list[tuple[dict[str, str], Plan | UserError]]) -> str:
-    """A ranking as a table, fastest first, what does not fit last."""
+    """A ranking as a table: the fastest first, those that do not fit last."""
     lines = [f"{'GiB':>7s}{'roofline':>10s}{'kernels':>9s}{'exposed':>9s}{'rows/s':>9s}  settings"]
     for choice, plan in ranking:
         settings = " ".join(f"{field}={value}" for field, value in choice.items())
@@ -121,7 +121,7 @@ def describe_comparison(ranking: list[tuple[dict[str, str], Plan | UserError]]) 
 
 
 def chart(plans: list[tuple[str, Plan]], file: Path) -> None:
-    """Memory by kind and time by part, one bar a plan, as a PNG."""
+    """A PNG of memory by kind and time by part, with a bar for each plan."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -131,7 +131,7 @@ def chart(plans: list[tuple[str, Plan]], file: Path) -> None:
     names = [name for name, _ in plans]
     _bars(left, names, [{kind: size / GIB for kind, size in plan.memory.items()} for _, plan in plans])
     left.axvline(plans[0][1].capacity / GIB, color="black", linestyle="--", linewidth=1)
-    left.set_xlabel("memory of a device, GiB (dashed: what it has)")
+    left.set_xlabel("memory of a device, GiB (dashed: its capacity)")
     _bars(right, names, [_seconds(plan) for _, plan in plans])
     right.set_xlabel("estimated time of a step, s, if nothing overlaps")
     right.set_yticklabels([])

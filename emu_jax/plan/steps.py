@@ -1,15 +1,12 @@
-"""The steps that can be planned, each as something that compiles at any depth: training any objective, decoding.
+"""The steps that can be planned: training of a task, and decoding.
 
-In: a config and a mesh of devices, described or real. Out: a `Step`. `shallow` makes the small configs from which
-costs are read: one layer a part, written out, the loss in one chunk, so that no work hides in a loop.
+In: a config or a task, and a mesh of devices, real or described. Out: a `PlannedStep`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,34 +19,33 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError
-from emu_jax.models import diffusion, emu, unet
+from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
-from emu_jax.models.paths import flatten
 from emu_jax.plan.program import Cost, cost
 from emu_jax.sharding import ROWS, replicated, sharding, tree_shardings
-from emu_jax.train import objective
 from emu_jax.train.compiler import compiler_options
-from emu_jax.train.experiment import step_flops
 from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 from emu_jax.train.step import compile_step
-
-VOCABULARY = 32_004  # LLaMA's 32,000 and four special tokens, where the config leaves it to the tokenizer
-IDS = emu.SpecialIds(pad=0, img=1, img_end=2, image=3)
+from emu_jax.train.tasks.interleaved import VOCABULARY
+from emu_jax.train.tasks.task import Task, find_task
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class PlannedStep:
     """A step ready to be compiled.
 
     Attributes:
-      rows, row_name: of a batch over all devices. tokens: of a batch; 0 where images are what counts.
-      flops: useful FLOPs by part over all devices, analytically. attention_flops: of them, in the language model's
-        attention, which a kernel may compute unseen by the compiler.
-      held: bytes a device of what lives from step to step, by kind. moving: of gradients, at their most.
-      batch: its arrays, described. compile: the compiler's options -> the step's executable.
+      rows, row_name: rows of a batch over all devices, and what a row is called.
+      tokens: tokens of a batch; 0 where only rows count.
+      flops: useful FLOPs by part over all devices, analytically.
+      attention_flops: those of them in attention that a kernel may compute, which the compiler does not count.
+      held: bytes per device of what is kept between steps, by kind.
+      moving: bytes per device of gradients, at their most.
+      batch: ShapeDtypeStructs of a batch.
+      compile: the compiler's options -> the step's executable.
     """
 
     rows: int
@@ -64,189 +60,103 @@ class Step:
     mesh: Mesh
 
     def build(self) -> tuple[jax.stages.Compiled, Cost]:
-        """Compiles; returns the executable and the cost of its program (loops' bodies counted once)."""
+        """Compiles; returns the executable and the cost of its program (the body of a loop counts once)."""
         with jax.set_mesh(self.mesh), tempfile.TemporaryDirectory() as folder:
-            # The executable's own text is refused for large programs; the compiler's dump is not.
+            # `Compiled.as_text` fails for large programs; the compiler's dump does not.
             executable = self.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
             names = sorted(Path(folder).glob("*after_optimizations.txt"))
             return executable, cost(executable, names[-1].read_text(encoding="utf-8"), self.mesh)
 
 
 def size(tree: Any) -> float:
-    """Bytes of a device's parts of described arrays."""
+    """Bytes per device of described arrays."""
     leaves = jax.tree.leaves(tree)
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
 
 
 def placed(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """Described arrays with the shardings that the table gives them."""
-    places = tree_shardings(mesh, axes, shapes)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    """Described arrays with the shardings of the logical axis rules."""
+    shardings = tree_shardings(mesh, axes, shapes)
+    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
 
 
-def _rows(mesh: Mesh) -> int:
-    return math.prod(mesh.shape[axis] for axis in ROWS)
+# ---- training ------------------------------------------------------------------------------------------------------
 
 
-def _batch(mesh: Mesh, shapes: dict[str, tuple[tuple[int, ...], Any]]) -> dict[str, jax.ShapeDtypeStruct]:
-    arrays = {name: jax.ShapeDtypeStruct(*shape) for name, shape in shapes.items()}
-    places = batch_shardings(mesh, arrays)
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=places[name]) for name, x in arrays.items()}
+def planned_task(config: ConfigDict, mesh: Mesh, rows_per_device: int = 0) -> Task:
+    """The config's task, made without its data.
+
+    Args:
+      rows_per_device: rows of a batch for every data-parallel device, in place of the config's batch.
+
+    Raises:
+      UserError: the task cannot be planned, or a size is known only from the data.
+    """
+    kind = find_task(config.get("objective", None))
+    data_parallel = math.prod(mesh.shape[axis] for axis in ROWS)
+    return kind(kind.resolve_without_data(config, rows_per_device * data_parallel))
 
 
-def _training_step(
-    goal: objective.Objective, config: ConfigDict, mesh: Mesh, batch: dict[str, jax.ShapeDtypeStruct], **fields: Any
-) -> Step:
+def training_step(task: Task, mesh: Mesh) -> PlannedStep:
+    """The step that `emu-jax train` compiles."""
+    config = task.config
     optimizer = OptimizerConfig.from_dict(config.optimizer)
-    state = abstract_state(goal, optimizer, mesh)
-    arguments = goal.batch(**batch)
+    state = abstract_state(task, optimizer, mesh)
+    shapes = task.batch_shapes()
+    shardings = batch_shardings(mesh, shapes)
+    arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in shapes.items()}
+    batch, flops = task.batch(**arrays), task.flops()
     ema = size(state.statistics.get("ema", {}))
     tuned = compiler_options(mesh.devices.flat[0].device_kind, config.train.get("tuned", False))
-    return Step(
+
+    def compile(options: dict[str, Any]) -> jax.stages.Compiled:
+        return compile_step(task, optimizer, config.train.seed, state, batch, tuned | options)
+
+    return PlannedStep(
+        rows=task.rows,
+        row_name=task.row_name,
+        tokens=task.tokens,
+        flops=flops,
+        attention_flops=flops.get("attention", 0.0),
         held={
             "parameters": size(state.params),
             "optimizer": size(state.opt_state),
             **({"EMA": ema} if ema else {}),
-            "batch and statistics": size(batch) + size(state.statistics) - ema,
+            "batch and statistics": size(arrays) + size(state.statistics) - ema,
         },
-        moving=size(goal.split(state.params)[0]),
-        batch=arguments,
-        compile=functools.partial(_compile, goal, optimizer, config.train.seed, state, arguments, tuned),
+        moving=size(task.split(state.params)[0]),
+        batch=batch,
+        compile=compile,
         mesh=mesh,
-        **fields,
-    )
-
-
-def _compile(
-    goal: objective.Objective,
-    optimizer: OptimizerConfig,
-    seed: int,
-    state: Any,
-    batch: Any,
-    tuned: dict[str, str],
-    options: dict[str, Any],
-) -> jax.stages.Compiled:
-    return compile_step(goal, optimizer, seed, state, batch, tuned | options)
-
-
-# ---- pretraining and instruction tuning ----------------------------------------------------------------------------
-
-
-def pretrain(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
-    """The step of `configs/pretrain.py`."""
-    return _emu_step(config, mesh, rows_per_device)
-
-
-def instruct(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
-    """The step of `configs/instruct.py`."""
-    return _emu_step(config, mesh, rows_per_device)
-
-
-def _emu_step(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
-    model, goal = _emu(config), _goal(config)
-    data = config.data
-    for name, size in (("row_images", data.row_images), ("batch_rows", rows_per_device or data.batch_rows)):
-        if not size:
-            raise UserError(
-                f"config.data.{name}=0 is measured from the data when a run begins; name a number to plan with, as "
-                f"`emu-jax inspect-data` or a run's config.json tells it: --config.data.{name}=…"
-            )
-    rows = rows_per_device * _rows(mesh) if rows_per_device else data.batch_rows
-    length, side = data.row_tokens, model.vision.image_size
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        name: ((rows, length), jnp.int32) for name in ("tokens", "segments", "slots")
-    }
-    shapes |= {name: ((rows, length), jnp.float32) for name in ("text_weights", "visual_weights")}
-    shapes["images"] = ((rows, data.row_images, side, side, 3), jnp.uint8)
-    goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    flops = step_flops(model, rows, data.row_images, length, goal.trains)
-    return _training_step(
-        goal,
-        config,
-        mesh,
-        _batch(mesh, shapes),
-        rows=rows,
-        row_name="rows",
-        tokens=rows * length,
-        flops=flops,
-        attention_flops=flops["attention"],
-    )
-
-
-def _emu(config: ConfigDict) -> emu.EmuConfig:
-    config = config.copy_and_resolve_references()
-    config.model.llama.vocab_size = config.model.llama.vocab_size or VOCABULARY
-    return emu.EmuConfig.from_dict(config.model)
-
-
-def _goal(config: ConfigDict) -> objective.Objective:
-    """What the config trains, nothing frozen yet."""
-    goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    return goals[config.objective](_emu(config), IDS)
-
-
-def _frozen_wholes(config: ConfigDict) -> tuple:
-    """Groups that freeze what the config's groups freeze as a whole, layer numbers or not."""
-    goal = _goal(config)
-    frozen = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    paths = [path for path in flatten(goal.split(goal.logical_axes)[0]) if not frozen.trains(path)]
-    return tuple((re.escape(path), 1.0, None, True) for path in paths)
-
-
-# ---- the visual decoder --------------------------------------------------------------------------------------------
-
-
-def decoder(config: ConfigDict, mesh: Mesh, rows_per_device: int) -> Step:
-    """The step of `configs/decoder.py`; sizes that follow from the examples are the published ones where they are 0."""
-    config = config.copy_and_resolve_references()
-    side, queries = config.latent_size or 64, config.queries or 32
-    config.unet.latent_channels = config.unet.latent_channels or 4
-    config.unet.condition_dim = config.unet.condition_dim or 5120
-    model = unet.UNetConfig.from_dict(config.unet)
-    rows = rows_per_device * _rows(mesh) if rows_per_device else config.data.batch
-    condition = (rows, queries, model.condition_dim)
-    shapes = {
-        "latents": ((rows, side, side, model.latent_channels), jnp.float32),
-        "condition": (condition, jnp.float32),
-        "encoded": (condition, jnp.float32),
-    }
-    goal = objective.train_decoder(
-        model,
-        diffusion.Schedule.from_dict(config.schedule),
-        objective.DecoderLossConfig(**config.loss),
-        jnp.zeros(condition[1:]),
-    )
-    goal = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    flops = unet.forward_flops(model, rows, side, queries)
-    return _training_step(
-        goal,
-        config,
-        mesh,
-        _batch(mesh, shapes),
-        rows=rows,
-        row_name="images",
-        tokens=0,
-        flops={part: 3.0 * count for part, count in flops.items()},
-        attention_flops=3.0 * flops["attention"],
     )
 
 
 # ---- decoding ------------------------------------------------------------------------------------------------------
 
 
-def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
-    """One token for each of `rows` sequences with a full cache of `config.model.llama.context` slots.
+def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> PlannedStep:
+    """Decodes one token for each of `rows` sequences whose cache of `config.model.llama.context` slots is full.
 
-    `unroll` layers are written out in the loop over depth.
+    Args:
+      unroll: layers that an iteration of the loop over depth computes.
+
+    Raises:
+      UserError: the config's task trains no Emu.
     """
+    if find_task(config.get("objective", None)).holds != "emu":
+        raise UserError(
+            f"config.objective={config.objective!r}: only Emu decodes text; expected a config with a model, such as "
+            "configs/pretrain.py"
+        )
     config = config.copy_and_resolve_references()
-    config.model.param_dtype = config.model.dtype  # what is served
-    model = _emu(config)
+    config.model.param_dtype = config.model.dtype  # as served
+    config.model.llama.vocab_size = config.model.llama.vocab_size or VOCABULARY
+    model = emu.EmuConfig.from_dict(config.model)
     llama = model.llama
     params = placed(mesh, emu.logical_axes(model), emu.abstract(model))
     cached = (llama.layers, rows, llama.heads, llama.context, llama.head_dim)
-    place = sharding(mesh, ("layers", "batch", "heads", None, None), cached)
-    keys = jax.ShapeDtypeStruct(cached, model.dtype, sharding=place)
+    where = sharding(mesh, ("layers", "batch", "heads", None, None), cached)
+    keys = jax.ShapeDtypeStruct(cached, model.dtype, sharding=where)
     by_row = {
         name: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding(mesh, ("batch", None), shape))
         for name, shape, dtype in (
@@ -264,21 +174,21 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
         return network.logits(hidden).argmax(-1).astype(jnp.int32), cache
 
     def compile(options: dict[str, Any]) -> jax.stages.Compiled:
-        # The compiler lays the cache out, as it does where this step is the body of a loop (`generate/text.py`).
-        free = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), (by_row["tokens"], cache))
+        # The compiler chooses the cache's layout, as it does for the body of the loop in `generate/text.py`.
+        chosen = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), (by_row["tokens"], cache))
         fixed = jax.tree.map(lambda leaf: leaf.sharding, params)
-        wrapped = jax.jit(step, donate_argnums=2, in_shardings=(fixed, *free), out_shardings=free)
+        wrapped = jax.jit(step, donate_argnums=2, in_shardings=(fixed, *chosen), out_shardings=chosen)
         return wrapped.lower(params, by_row["tokens"], cache).compile(compiler_options=options)
 
     matmuls = llama.layers * (4 * llama.width**2 + 3 * llama.width * llama.mlp_dim) + llama.width * llama.vocab_size
     attention = 2 * llama.layers * llama.width * llama.context
-    # The regression head and, but for the rows looked up, the token embedding are held and not read; of a token head
-    # that does not divide, each device needs its part.
+    # The regression head is never read, and of the token embedding only a few rows. Each device reads its share of the
+    # token head, even where the head does not divide over the devices and every device holds all of it.
     weights = params["llama"]
     head = weights["lm_head"]["kernel"]
     read = size(weights) - size(weights["regress_head"]) - size(weights["embed"]) - size(head)
     read += math.prod(head.shape) * head.dtype.itemsize / mesh.shape["tensor"]
-    return Step(
+    return PlannedStep(
         rows=rows,
         row_name="sequences",
         tokens=rows,
@@ -294,40 +204,3 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Step:
         compile=compile,
         mesh=mesh,
     )
-
-
-# ---- all of them ---------------------------------------------------------------------------------------------------
-
-# The parts that are scanned over depth, and whose layers' cost is a difference of two programs.
-PARTS = ("vision", "causal", "llama")
-SCANNED = {pretrain: PARTS, instruct: PARTS, decoder: ()}
-
-
-def scanned(kind: Callable[..., Step], config: ConfigDict) -> tuple[str, ...]:
-    """The scanned parts of a config's step; pooled patches have no layers."""
-    return tuple(part for part in SCANNED[kind] if config.model[part].get("kind", "") != "pooled")
-
-
-def shallow(config: ConfigDict, depths: dict[str, int]) -> ConfigDict:
-    """The config with so many layers a part, nothing in a loop."""
-    config = config.copy_and_resolve_references()
-    if depths:
-        config.model.unroll = True
-        config.model.loss_chunk = config.data.row_tokens
-        config.optimizer.groups = _frozen_wholes(config)  # layers that are not there cannot be named
-    for part, layers in depths.items():
-        config.model[part].layers = layers
-    return config
-
-
-def step_kind(config: ConfigDict) -> Callable[[ConfigDict, Mesh, int], Step]:
-    """The step that a config trains.
-
-    Raises:
-      UserError: it cannot be planned.
-    """
-    kinds = {"pretrain": pretrain, "instruct": instruct, "decoder": decoder}
-    kind = config.get("objective")
-    if kind not in kinds:
-        raise UserError(f"config.objective={kind!r} cannot be planned; expected one of {sorted(kinds)}")
-    return kinds[kind]

@@ -1,15 +1,15 @@
 """Several processes as one job: they start together, watch one another, and end together.
 
-On Cloud TPU VMs, GKE, Slurm and Open MPI they find one another; elsewhere the environment says who is who:
+On Cloud TPU VMs, GKE, Slurm and Open MPI the processes find one another. Elsewhere environment variables describe them:
 
-    EMU_JAX_COORDINATOR=host:port   where process 0 is reached      EMU_JAX_PROCESSES=N   EMU_JAX_PROCESS=0 … N-1
+    EMU_JAX_COORDINATOR=host:port   address of process 0      EMU_JAX_PROCESSES=N   EMU_JAX_PROCESS=0 … N-1
     EMU_JAX_TIMEOUT=90              seconds after which a silent process, or a step that does not end, ends the job;
-                                    three times as long the processes may wait for one another at the start
+                                    at the start, processes wait for one another three times as long
 
-A process alone is left alone: nothing of this starts.
+A single process starts none of this.
 
-Every process tells the others, through JAX's coordination service, that it lives and where it stands. So each can
-say which one was lost, or hangs, and end: a collective operation that waits for the lost one would never return.
+Every process publishes a heartbeat and its phase in JAX's coordination service. So each process can name the one that
+is lost or hangs, and exit: a collective operation that waits for a lost process would never return.
 """
 
 from __future__ import annotations
@@ -36,31 +36,32 @@ from jax.experimental import multihost_utils
 from emu_jax.errors import UserError
 from emu_jax.train import exit_watchdog
 
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM would be 143.
+EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM exits with 143.
 EXIT_LOST = 69  # EX_UNAVAILABLE: another process was lost, hung or failed
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
 TIMEOUT = "EMU_JAX_TIMEOUT"
-BEATS = "emu_jax/beats/"  # in the coordination service
+HEARTBEATS = "emu_jax/heartbeats/"  # key prefix in the coordination service
 HOST = socket.gethostname()
-# What a process does, in this order.
-STARTING, READING, COMPUTING, SAVING = PLACES = ("starting", "reading data", "computing", "saving")
-PATIENT = (STARTING, SAVING)  # they may take longer than the timeout
-JAX_WAITS_LONGER = 20  # seconds: JAX ends a process without naming the lost one
+# Phases of a process, in the order of a step.
+STARTING, READING, COMPUTING, SAVING = PHASES = ("starting", "reading data", "computing", "saving")
+UNTIMED_PHASES = (STARTING, SAVING)  # they may take longer than the timeout
+# JAX's own timeout is longer by these seconds: JAX exits without naming the lost process.
+JAX_TIMEOUT_MARGIN = 20
 
 
 class Preempted(Exception):
-    """The run was asked to stop, and has saved its state."""
+    """SIGTERM stopped the run, and its state is saved."""
 
 
-# ---- who is in the job -----------------------------------------------------------------------------------------------
+# ---- the processes of a job ------------------------------------------------------------------------------------------
 
 
 def find_job(environment: Mapping[str, str]) -> dict[str, Any] | None:
-    """Arguments of `jax.distributed.initialize` where this is one process of several, else None.
+    """Arguments of `jax.distributed.initialize` where this is one process of several, otherwise None.
 
     Raises:
-      UserError: a variable is missing or cannot be what it says.
+      UserError: a variable is missing or malformed.
     """
     given = [name for name in VARIABLES if name in environment]
     if not given:
@@ -93,8 +94,8 @@ def _whole_number(environment: Mapping[str, str], name: str, what: str, low: int
 
 
 def _find_cluster() -> dict[str, Any] | None:
-    """JAX's own detection, asked first how many processes there are: a TPU VM alone needs no cluster."""
-    # JAX tells of a cluster only while it joins it. Kubernetes without TPUs is left out: any pod looks like a cluster.
+    """JAX's own detection of clusters, for more than one process: a single TPU VM needs no cluster."""
+    # JAX has no public function for it. Kubernetes without TPUs is left out: every pod looks like a cluster.
     from jax._src.clusters import GceTpuCluster, GkeTpuCluster, OmpiCluster, SlurmCluster
 
     for cluster in (OmpiCluster, SlurmCluster, GkeTpuCluster, GceTpuCluster):
@@ -111,7 +112,7 @@ def _timeout(environment: Mapping[str, str]) -> float:
 
 
 def _await_coordinator(address: str, seconds: float) -> None:
-    """Returns once process 0 answers; JAX itself ends the process without an error that could be caught."""
+    """Returns once process 0 answers. If it never does, JAX ends the process without an exception to catch."""
     host, _, port = address.rpartition(":")
     until = time.monotonic() + seconds
     while True:
@@ -134,12 +135,12 @@ _watch: Watch | None = None
 
 @contextlib.contextmanager
 def job() -> Iterator[None]:
-    """Joins the other processes, where there are any, and leaves with them.
+    """Joins the job's other processes, if there are any, and leaves together with them.
 
-    An error inside ends all processes: this one with 2 (UserError) or 1, the others with `EXIT_LOST`.
+    An error inside ends all processes: this one exits with 2 (UserError) or 1, the others with `EXIT_LOST`.
 
     Raises:
-      UserError: the environment is wrong, or the others did not come.
+      UserError: the environment is wrong, or the other processes did not join in time.
     """
     global _watch
     settings, timeout = find_job(os.environ), _timeout(os.environ)
@@ -153,7 +154,7 @@ def job() -> Iterator[None]:
         jax.distributed.initialize(
             **settings,
             initialization_timeout=join_timeout,
-            heartbeat_timeout_seconds=int(timeout) + JAX_WAITS_LONGER,
+            heartbeat_timeout_seconds=int(timeout) + JAX_TIMEOUT_MARGIN,
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes ({str(error).splitlines()[0][:200]})") from error
@@ -168,70 +169,70 @@ def job() -> Iterator[None]:
     _watch.close()
 
 
-def at(place: str, step: int) -> None:
-    """Notes which of `PLACES` this process is at: for others to read, and not to stay there too long."""
+def heartbeat(phase: str, step: int) -> None:
+    """Records which of `PHASES` this process enters; the others read it, and the timeout starts anew."""
     if _watch is not None:
-        _watch.at(place, step)
+        _watch.heartbeat(phase, step)
 
 
-def agreed(value: int) -> int:
-    """Process 0's value, on all of them."""
+def broadcast_from_process_0(value: int) -> int:
+    """Process 0's value, on every process."""
     return int(multihost_utils.broadcast_one_to_all(np.int32(value))) if jax.process_count() > 1 else value
 
 
-def gathered(value: int) -> list[int]:
-    """Everyone's value, in order of the processes."""
+def allgather(value: int) -> list[int]:
+    """The value of every process, in their order, on every process."""
     return [int(v) for v in multihost_utils.process_allgather(np.int32(value))] if jax.process_count() > 1 else [value]
 
 
-def joined(tree: dict[str, Any]) -> dict[str, Any]:
-    """Everyone's nested dicts as one, on all processes: keys of all; of equal keys, the first process's value."""
+def merge_across_processes(tree: dict[str, Any]) -> dict[str, Any]:
+    """The nested dicts of all processes merged into one, on every process; the lowest process wins where keys clash."""
     if jax.process_count() == 1:
         return tree
     data = np.frombuffer(json.dumps(tree).encode(), np.uint8)
-    sizes = gathered(len(data))
+    sizes = allgather(len(data))
     padded = np.zeros(max(sizes), np.uint8)
     padded[: len(data)] = data
-    everyone = multihost_utils.process_allgather(padded)  # [processes, bytes]
+    rows = multihost_utils.process_allgather(padded)  # [processes, bytes]
     result: dict[str, Any] = {}
-    for row, size in zip(everyone, sizes, strict=True):
-        _add(result, json.loads(row[:size].tobytes()))
+    for row, size in zip(rows, sizes, strict=True):
+        _merge(result, json.loads(row[:size].tobytes()))
     return result
 
 
-def _add(tree: dict[str, Any], other: dict[str, Any]) -> None:
+def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
     for key, value in other.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
-            _add(tree[key], value)
+            _merge(tree[key], value)
         else:
             tree.setdefault(key, value)
 
 
 class Preemption:
-    """Whether the run was asked to stop, by SIGTERM; of several processes it is enough to ask one.
+    """Stops a run after SIGTERM; it is enough to signal one process of several.
 
-    Several processes agree on the step after which they stop. JAX catches the signal for them.
+    Several processes agree on the step after which they stop. There JAX catches the signal.
     """
 
     def __enter__(self) -> Preemption:
-        self._asked = False
-        # Python lets the main thread alone handle signals; a notebook's thread is not asked to stop.
+        self._signalled = False
+        # Only Python's main thread can handle signals; elsewhere, as in a notebook's thread, none are handled.
         self._handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._handles:
-            self._before = signal.signal(signal.SIGTERM, self._ask)
+            self._before = signal.signal(signal.SIGTERM, self._on_signal)
         return self
 
     def __exit__(self, *error: object) -> None:
         if self._handles:
             signal.signal(signal.SIGTERM, self._before)
 
-    def _ask(self, *signal_and_frame: object) -> None:
-        self._asked = True
+    def _on_signal(self, *signal_and_frame: object) -> None:
+        self._signalled = True
 
     def reached(self, step: int) -> bool:
-        """Whether to stop after this step; to be asked after every step."""
+        """Whether to stop after this step; must be called after every step."""
         if jax.process_count() == 1:
-            return self._asked
+            return self._signalled
         return multihost_utils.reached_preemption_sync_point(step)
 
 
@@ -240,16 +241,19 @@ class Preemption:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Where a process stands, as the others read it.
+    """A process's heartbeat, as the others read it.
 
     Attributes:
-      beat: counts up. place, step, seconds: what it does, and for how long. failure: why it is about to end.
+      beat: count of its heartbeats.
+      phase, step, seconds: one of `PHASES`, its step, and the time since the process entered it.
+      failure: why the process is about to exit; "" while it runs.
+      ended: whether it has left the job in order.
     """
 
     process: int
     host: str
     beat: int
-    place: str
+    phase: str
     step: int
     seconds: float
     failure: str
@@ -257,37 +261,37 @@ class Report:
 
 
 class Watch:
-    """A thread that reports this process and reads the others' reports.
+    """A thread that publishes this process's reports and reads those of the others.
 
     Args:
-      timeout: seconds of silence, or at one place of a step, after which a process counts as lost.
+      timeout: seconds of silence, or in one phase of a step, after which a process counts as lost.
     """
 
     def __init__(self, timeout: float):
-        from jax._src.distributed import global_state  # the only way to the service that JAX has started
+        from jax._src.distributed import global_state  # the only access to the service that JAX has started
 
         self._client: Any = global_state.client
         self._timeout = timeout
         self._process, self._count = jax.process_index(), jax.process_count()
-        # Everyone reads everyone's reports: the more there are, the rarer.
+        # Every process reads all reports: the more processes, the longer the interval.
         self._interval = min(timeout / 20, max(1.0, self._count / 64))
-        self._place = (STARTING, 0, time.monotonic())
+        self._phase = (STARTING, 0, time.monotonic())
         self._failure, self._ended, self._beat = "", False, 0
-        self._heard: dict[int, tuple[int, float]] = {}  # newest beat of a process, and when it came
-        self._failed: dict[int, float] = {}  # when a process told of its failure
+        self._heard: dict[int, tuple[int, float]] = {}  # newest beat of each process, and when it was read
+        self._failed: dict[int, float] = {}  # when the failure of a process was read
         self._stopping = threading.Event()
         names = [str(self._process), str(self._count), str(global_state.coordinator_address)]
-        self._last_words = subprocess.Popen(
+        self._exit_watchdog = subprocess.Popen(
             [sys.executable, "-S", exit_watchdog.__file__, *names], stdin=subprocess.PIPE, start_new_session=True
         )
         self._thread = threading.Thread(target=self._run, name="emu-jax-watch", daemon=True)
         self._thread.start()
 
-    def at(self, place: str, step: int) -> None:
-        self._place = (place, step, time.monotonic())
+    def heartbeat(self, phase: str, step: int) -> None:
+        self._phase = (phase, step, time.monotonic())
 
     def close(self) -> None:
-        """Leaves when all others do."""
+        """Leaves the job together with all other processes."""
         self._ended = True
         self._stopping.set()
         self._thread.join()
@@ -295,16 +299,16 @@ class Watch:
         self._say_goodbye()
 
     def fail(self, error: BaseException) -> None:
-        """Ends this process, and tells the others why."""
+        """Publishes why this process fails, and exits."""
         code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            # Most likely another process is lost, and the thread is about to know which one: it ends this process then.
+            # Most likely another process is lost; the thread is about to find out which one and to end this process.
             time.sleep(self._timeout + 3 * self._interval)
         if code == 1:
             traceback.print_exception(error)
         text = str(error) if code == 2 else f"{type(error).__name__}: {error}"
         self._failure = text.splitlines()[0][:300]
-        time.sleep(4 * self._interval)  # for the others to read it: process 0 takes the service with it
+        time.sleep(4 * self._interval)  # so that the others read it: the service ends with process 0
         self._leave(text, code)
 
     def _run(self) -> None:
@@ -316,52 +320,52 @@ class Watch:
                     self._failure = fate
                     self._exchange()
                     time.sleep(3 * self._interval)
-                    self._leave(f"{fate}; start the job again, it goes on from the last checkpoint", EXIT_LOST)
-            self._exchange()  # that it has ended
+                    self._leave(f"{fate}; start the job again to resume from the last checkpoint", EXIT_LOST)
+            self._exchange()  # publishes that it has ended
         except jax.errors.JaxRuntimeError as error:
             reason = str(error).splitlines()[0][:200]
             self._leave(
                 f"process 0 of {self._count} is lost: its coordination service does not answer ({reason}); start the "
-                "job again, it goes on from the last checkpoint",
+                "job again to resume from the last checkpoint",
                 EXIT_LOST,
             )
 
     def _exchange(self) -> list[Report]:
-        """Tells where this process stands, and reads where all stand."""
+        """Publishes this process's report, and reads all reports."""
         self._beat += 1
-        place, step, began = self._place
+        phase, step, began = self._phase
         seconds = time.monotonic() - began
-        own = Report(self._process, HOST, self._beat, place, step, seconds, self._failure, self._ended)
+        own = Report(self._process, HOST, self._beat, phase, step, seconds, self._failure, self._ended)
         text = json.dumps(dataclasses.asdict(own))
-        self._client.key_value_set(f"{BEATS}{self._process}", text, allow_overwrite=True)
-        return [Report(**json.loads(value)) for _, value in self._client.key_value_dir_get(BEATS)]
+        self._client.key_value_set(f"{HEARTBEATS}{self._process}", text, allow_overwrite=True)
+        return [Report(**json.loads(value)) for _, value in self._client.key_value_dir_get(HEARTBEATS)]
 
     def _judge(self, reports: list[Report]) -> str | None:
-        """Which process the job has to end for, in words."""
+        """Why the job has to end, naming the process; None while it need not."""
         now = time.monotonic()
         for report in reports:
             beat, when = self._heard.get(report.process, (0, now))
             if report.beat != beat:
                 self._heard[report.process] = report.beat, now
-            # A failure that this process shares, such as a wrong setting, it had rather tell itself.
+            # If this process is about to fail in the same way (a wrong setting, say), it should report that itself.
             if report.failure and now - self._failed.setdefault(report.process, now) > 1.5 * self._interval:
                 return f"{self._name(report)} ended: {report.failure}"
             if report.beat == beat and now - when > self._timeout and not (report.ended or report.failure):
                 silent = f"no sign of life for {now - when:.0f} s"
-                return f"{self._name(report)} is lost: {silent}, last seen {report.place}, step {report.step}"
-        # Who waits for another is not to blame: it is the one behind all others, of equals the one that came last.
-        last = min(reports, key=lambda report: (report.step, PLACES.index(report.place), report.seconds))
-        if last.seconds > self._timeout and last.place not in PATIENT:
-            return f"{self._name(last)} hangs {last.place}, step {last.step}, for more than {self._timeout:g} s"
+                return f"{self._name(report)} is lost: {silent}, last seen {report.phase}, step {report.step}"
+        # The others wait for the process that is furthest behind; among equals, for the one that got there last.
+        last = min(reports, key=lambda report: (report.step, PHASES.index(report.phase), report.seconds))
+        if last.seconds > self._timeout and last.phase not in UNTIMED_PHASES:
+            return f"{self._name(last)} hangs {last.phase}, step {last.step}, for more than {self._timeout:g} s"
         return None
 
     def _name(self, report: Report) -> str:
         return f"process {report.process} of {self._count} ({report.host})"
 
     def _say_goodbye(self) -> None:
-        self._last_words.communicate(exit_watchdog.GOODBYE.encode())
+        self._exit_watchdog.communicate(exit_watchdog.GOODBYE.encode())
 
     def _leave(self, message: str, code: int) -> None:
-        print(f"\nemu-jax train: {message}", file=sys.stderr, flush=True)  # a progress bar may stand in the line
+        print(f"\nemu-jax train: {message}", file=sys.stderr, flush=True)  # a progress bar may fill the line
         self._say_goodbye()
-        os._exit(code)  # an orderly exit would wait for the lost one
+        os._exit(code)  # an orderly exit would wait for the lost process

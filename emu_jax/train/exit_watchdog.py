@@ -1,7 +1,7 @@
-"""What is said for a process that ends without a word, as JAX ends one at once when it loses process 0.
+"""Prints why a process ended, where it could not print that itself: JAX ends a process at once when process 0 is lost.
 
-Run as a file, because that starts at once: `python exit_watchdog.py PROCESS COUNT HOST:PORT` (address of process 0). It
-reads standard input, which the process keeps open, and says nothing after `GOODBYE`.
+`python exit_watchdog.py PROCESS COUNT HOST:PORT` (address of process 0); run as a file, because that starts fastest. It
+reads standard input, which the watched process keeps open, and prints nothing if it reads `GOODBYE` there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ GOODBYE = "goodbye"
 
 def main() -> None:
     process, count, coordinator = sys.argv[1:]
-    if GOODBYE in sys.stdin.read():  # returns when the process has ended, whatever ended it
+    if GOODBYE in sys.stdin.read():  # returns when the process has ended
         return
     cause = "a signal or a crash ended it"
     if process != "0":
@@ -24,8 +24,8 @@ def main() -> None:
         except OSError:
             cause = f"process 0 of {count} is lost: nothing answers at {coordinator}"
     print(
-        f"emu-jax train: process {process} of {count} ended: {cause}; start the job again, it goes on from the last "
-        "checkpoint",
+        f"emu-jax train: process {process} of {count} ended: {cause}; start the job again to resume from the "
+        "last checkpoint",
         file=sys.stderr,
         flush=True,
     )

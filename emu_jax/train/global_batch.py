@@ -1,4 +1,4 @@
-"""Which rows of a global batch each process reads, and the global arrays they become."""
+"""Which rows of a global batch each process reads, and how they become global arrays."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _check_rows(mesh: Mesh, rows: int) -> None:
 
 
 def own_rows(mesh: Mesh, rows: int) -> list[int]:
-    """The rows of a batch that this process's devices hold, in order; a row may be several processes' own.
+    """The rows of a batch that this process's devices hold, in order; several processes may hold the same row.
 
     Raises:
       UserError: the rows do not divide over the devices.
@@ -37,18 +37,22 @@ def own_rows(mesh: Mesh, rows: int) -> list[int]:
 
 
 def batch_shardings(mesh: Mesh, batch: Any) -> Any:
-    """Rows over `ROWS`: the leading axis of every field of a global batch; error when the rows do not divide."""
+    """Shardings of a global batch: the leading axis of every field over the mesh axes `ROWS`.
+
+    Raises:
+      UserError: the rows do not divide over the devices.
+    """
     _check_rows(mesh, jax.tree.leaves(batch)[0].shape[0])
     return jax.tree.map(lambda leaf: sharding(mesh, ("batch", *(None,) * (leaf.ndim - 1)), leaf.shape), batch)
 
 
 def put_rows(values: np.ndarray, own: Sequence[int], rows: int, where: NamedSharding) -> jax.Array:
-    """This process's rows of an array [rows, …], in the order of `own` -> the global array."""
+    """The global array [rows, …] from this process's rows of it, which are in the order of `own`."""
 
     def piece(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None  # the array has an axis
         start, stop, _ = index[0].indices(rows)
-        first = bisect.bisect_left(own, start)  # a device's rows are a run, and all are in `own`
+        first = bisect.bisect_left(own, start)  # a device's rows are consecutive, and all are in `own`
         return values[first : first + stop - start]
 
     return jax.make_array_from_callback((rows, *values.shape[1:]), where, piece)

@@ -1,7 +1,7 @@
 """The learning rate and weight decay of every parameter, and what is frozen: `config.optimizer.groups`.
 
-In: entries, and the parameters' logical axes and shapes by path. Out: `Hyperparameters` of each. Whether by an entry or
-by the learning rate of its part, a parameter that is frozen has learning rate 0.
+In: entries, and the parameters' logical axes and shapes by path. Out: the `Hyperparameters` of each. A frozen parameter
+has learning rate 0, whether an entry or the learning rate of its part freezes it.
 
     llama/lm_head/kernel               a parameter
     vision/blocks/attn/qkv/kernel      all layers of a stack's parameter, stored as one array [layers, …]
@@ -21,22 +21,15 @@ import numpy as np
 
 from emu_jax.errors import UserError
 
-# Top level of the parameters -> the part whose learning rate it takes.
-PARTS = {
-    "vision": "vision",
-    "ln_visual": "vision",
-    "causal": "causal",
-    "llama": "llama",
-    "unet": "unet",
-    "vae": "vae",
-}
+# Top levels of the parameters that take another one's learning rate: every other one is a part of its own.
+SHARED_PARTS = {"ln_visual": "vision"}
 
-# Norm scales, biases and tables that are looked up (positions, tokens, queries, relative bias) do not decay.
+# Norm scales, biases and embeddings (positions, tokens, queries, relative bias) have no weight decay.
 UNDECAYED = frozenset(
     {"scale", "bias", "q_bias", "v_bias", "cls_token", "pos_embed", "queries", "relative_bias", "embedding"}
 )
 
-STACK = "/blocks/"  # in the path of every parameter of a stack; a layer's number is written behind it
+STACK = "/blocks/"  # in the path of every stacked parameter; patterns put a layer's number after it
 ROWS = re.compile(r"(.*)\[(-?\d+)?:(-?\d+)?\]")
 
 Axes = Mapping[str, Sequence[str | None]]  # path -> logical axes
@@ -44,17 +37,18 @@ Shapes = Mapping[str, tuple[int, ...]]  # path -> shape
 
 
 def part_of(path: str) -> str:
-    """The part of a parameter.
+    """The part of a parameter, which has a learning rate.
 
-    >>> part_of("ln_visual/scale")
-    'vision'
+    >>> part_of("llama/final_norm/scale"), part_of("ln_visual/scale")
+    ('llama', 'vision')
     """
-    return PARTS[path.partition("/")[0]]
+    top = path.partition("/")[0]
+    return SHARED_PARTS.get(top, top)
 
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """One entry of `config.optimizer.groups`; `OptimizerConfig` says what it means."""
+    """An entry of `config.optimizer.groups`; `OptimizerConfig` explains it."""
 
     pattern: str
     learning_rate: float
@@ -63,10 +57,10 @@ class Group:
 
     @classmethod
     def make(cls, entry: Any, where: str) -> Group:
-        """Checks an entry: a tuple, or a list as JSON has it.
+        """A group from a tuple, or from a list as JSON has it.
 
         Raises:
-          UserError: it is none, or one of its values cannot be.
+          UserError: the entry or one of its values is malformed.
         """
         if not isinstance(entry, tuple | list) or len(entry) != 4:
             raise UserError(
@@ -86,28 +80,28 @@ class Group:
         try:
             re.compile(group.expression)
         except re.error as error:
-            raise UserError(f"{where}: {pattern} is no regular expression ({error}); correct it") from error
+            raise UserError(f"{where}: {pattern} is not a regular expression ({error}); correct it") from error
         return group
 
     @property
     def expression(self) -> str:
-        """The pattern without its token rows."""
+        """The pattern without its slice of token rows."""
         found = ROWS.fullmatch(self.pattern)
         return found[1] if found else self.pattern
 
     @property
     def rows(self) -> slice | None:
-        """The token rows it is restricted to."""
+        """The token rows that the pattern is restricted to; None: all."""
         found = ROWS.fullmatch(self.pattern)
         return slice(*(None if limit is None else int(limit) for limit in found.groups()[1:])) if found else None
 
     @property
-    def trains(self) -> bool:
-        """Whether it asks for a learning rate above 0."""
+    def trainable(self) -> bool:
+        """Whether its parameters have a learning rate above 0."""
         return not self.frozen and self.learning_rate > 0
 
     def matches(self, path: str, axes: Sequence[str | None], shape: Sequence[int]) -> np.ndarray:
-        """Which layers or token rows of a parameter it matches: bool [n] along `axis_of`, or [1]."""
+        """The layers or token rows of a parameter that the pattern matches: bool [n] along `axis_of`, or [1]."""
         axis = axis_of(axes)
         count = 1 if axis is None else shape[axis]
         if re.fullmatch(self.expression, path):
@@ -136,7 +130,7 @@ def axis_of(axes: Sequence[str | None]) -> int | None:
 
 @dataclasses.dataclass(frozen=True)
 class Hyperparameters:
-    """Of one parameter: its peak learning rate, 0 where it is frozen, and its weight decay.
+    """Peak learning rate (0 where frozen) and weight decay of a parameter.
 
     Each is a number, or an array that broadcasts against the parameter along its layers or its tokens.
     """
@@ -146,40 +140,41 @@ class Hyperparameters:
 
     @property
     def frozen(self) -> bool:
-        """Whether all of it is."""
+        """Whether the whole parameter is frozen."""
         return not np.any(self.learning_rate)
 
     @property
-    def trained(self) -> np.ndarray | None:
-        """What of it is not frozen, as a bool array that broadcasts; None: all of it."""
-        trained = np.asarray(self.learning_rate) > 0
-        return None if trained.all() else trained
+    def trainable(self) -> np.ndarray | None:
+        """Where the parameter is not frozen, as a bool array that broadcasts; None: everywhere."""
+        trainable = np.asarray(self.learning_rate) > 0
+        return None if trainable.all() else trainable
 
 
 def resolve(
     groups: Sequence[Group], rates: Mapping[str, float], weight_decay: float, axes: Axes, shapes: Shapes
 ) -> dict[str, Hyperparameters]:
-    """The hyperparameters of every parameter, by path: of each layer and token row, the first entry that matches it.
+    """The hyperparameters of every parameter, by path. The first entry that matches a layer or a token row counts.
 
     Args:
-      rates: the peak learning rate of every part. weight_decay: of what decays and no entry gives another.
+      rates: peak learning rate of every part.
+      weight_decay: default for parameters that decay.
     """
     found = {}
     for path, names in axes.items():
         shape, axis = shapes[path], axis_of(names)
         winners = _winners([group.matches(path, names, shape) for group in groups])
         rate, decay = rates[part_of(path)], 0.0 if path.rpartition("/")[2] in UNDECAYED else weight_decay
-        # One more, for what no entry matches: winner -1.
-        of_groups = [rate * group.learning_rate if group.trains else 0.0 for group in groups] + [rate]
+        # The last value, at index -1, is for slices that no entry matches.
+        by_group = [rate * group.learning_rate if group.trainable else 0.0 for group in groups] + [rate]
         decays = [decay if group.weight_decay is None else group.weight_decay for group in groups] + [decay]
         found[path] = Hyperparameters(
-            *(_along(np.array(values)[winners], axis, len(shape)) for values in (of_groups, decays))
+            *(_along(np.array(values)[winners], axis, len(shape)) for values in (by_group, decays))
         )
     return found
 
 
 def _winners(matches: Sequence[np.ndarray]) -> np.ndarray:
-    """The number of the first entry that matches each slice, int [n]; -1 where none does."""
+    """The index of the first entry that matches each slice, int [n]; -1 where none does."""
     if not matches:
         return np.full(1, -1)
     stacked = np.stack(matches)  # [groups, n]
@@ -187,14 +182,14 @@ def _winners(matches: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _along(values: np.ndarray, axis: int | None, ndim: int) -> float | np.ndarray:
-    """One value of all of a parameter's slices as a number, several as an array that broadcasts along `axis`."""
+    """A number where all slices of a parameter have the same value, otherwise an array that broadcasts along `axis`."""
     if axis is None or (values == values[0]).all():
         return float(values[0])
     return values.astype(np.float32).reshape([-1 if i == axis else 1 for i in range(ndim)])
 
 
 def check(groups: Sequence[Group], rates: Mapping[str, float], axes: Axes, shapes: Shapes) -> None:
-    """Raises UserError where an entry changes nothing, or nothing would learn."""
+    """Raises UserError where an entry has no effect, or every parameter is frozen."""
     matches = {path: [group.matches(path, axes[path], shapes[path]) for group in groups] for path in axes}
     winners = {path: _winners(matched) for path, matched in matches.items()}
     for number, group in enumerate(groups):
@@ -208,7 +203,7 @@ def check(groups: Sequence[Group], rates: Mapping[str, float], axes: Axes, shape
                 "it before them, or remove it"
             )
         parts = sorted({part_of(path) for path in won})
-        if group.trains and not any(rates[part] for part in parts):
+        if group.trainable and not any(rates[part] for part in parts):
             raise UserError(
                 f"{where} trains nothing, because config.optimizer.learning_rate.{parts[0]} is 0; set it above 0, and "
                 f"freeze the rest of {parts[0]} by a later entry with frozen=True"
@@ -218,7 +213,7 @@ def check(groups: Sequence[Group], rates: Mapping[str, float], axes: Axes, shape
 
 
 def _hint(group: Group, axes: Axes, shapes: Shapes) -> str:
-    """What to write instead of a pattern that matches nothing."""
+    """A mend for a pattern that matches nothing."""
     whole = dataclasses.replace(group, pattern=group.expression)
     named = [path for path in axes if whole.matches(path, axes[path], shapes[path]).any()]
     if not named:

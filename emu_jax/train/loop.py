@@ -25,27 +25,26 @@ from ml_collections import ConfigDict
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
+from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
 from emu_jax.train import distributed
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
-from emu_jax.train.experiment import Experiment, make_experiment
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
-from emu_jax.train.init_from import begin, check_init
-from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, NoWriter, Trace, next_batch_of, plot_metrics
-from emu_jax.train.objective import Batch
+from emu_jax.train.init_from import check_init, init_from_checkpoints
+from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import compile_step
+from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
 from emu_jax.workdir import CONFIG_FILE, OBSERVING
 
 log = logging.getLogger(__name__)
 
-# Fields that may differ beside `OBSERVING` when a run is resumed with its data divided anew.
-RESHARDING = ("data.shards", "data.workers")
+RESHARDING = ("data.shards", "data.workers")  # fields that may also change when a run is resumed with reshard_data
 MEASURED_STEPS = 24  # timed to turn minutes into steps
 
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
+CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +52,13 @@ class TrainConfig:
     """`config.train`.
 
     Attributes:
-      steps, minutes: how long to train; `steps` wins where it is not 0. `minutes` count from the call of `train`
-        (compiling included) and are turned into a number of steps once, before the first one.
-      log_every, checkpoint_every: in steps; the last step is always logged and saved.
-      mesh: sizes of the mesh axes (`mesh.make_mesh`).
-      tuned: give the compiler the options of `compiler.py`.
+      steps, minutes: length of the run; `minutes` count only where `steps` is 0. They start with the call of `train`
+        (compilation included) and are turned into a number of steps once, before the first step.
+      seed: seed of fresh parameters, dropout and noise.
+      log_every, checkpoint_every: intervals in steps; the last step is always logged and saved.
+      keep_checkpoints: number of newest checkpoints to keep.
+      mesh: sizes of the mesh axes (`sharding.make_mesh`).
+      tuned: pass the options of `compiler.py` to the compiler.
     """
 
     steps: int
@@ -86,17 +87,17 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What follows from a config alone; everything that can be refused is refused while it is made.
+    """Everything that follows from a config; `make` refuses all settings that cannot work.
 
     Attributes:
-      first: the first batch, this process's rows; it says what the step is compiled for. position: before it.
+      first: this process's rows of the first batch, for whose shapes the step is compiled.
     """
 
     settings: TrainConfig
     optimizer: OptimizerConfig
     mesh: Mesh
-    experiment: Experiment
-    position: dict[str, Any]
+    task: Task
+    inputs: Inputs
     first: dict[str, np.ndarray]
 
     @classmethod
@@ -104,67 +105,68 @@ class Setup:
         settings = TrainConfig.from_dict(config.train)
         optimizer = OptimizerConfig.from_dict(config.optimizer)
         mesh = make_mesh(settings.mesh)
-        experiment = make_experiment(config, mesh)
-        if experiment.rows % optimizer.accumulate_steps:
+        task, inputs = make_task(config, mesh)
+        if task.rows % optimizer.accumulate_steps:
             raise UserError(
-                f"the batch of {experiment.rows} rows does not divide by "
+                f"the batch of {task.rows} rows does not divide by "
                 f"config.optimizer.accumulate_steps={optimizer.accumulate_steps}"
             )
-        position = experiment.stream.get_state()
-        first = next_batch_of(experiment.stream)  # refuses images that cannot be read
-        experiment.stream.set_state(position)
-        return cls(settings, optimizer, mesh, experiment, position, first)
+        position = inputs.stream.get_state()
+        first = next_batch_of(inputs.stream)  # refuses images that cannot be read
+        inputs.stream.set_state(position)
+        return cls(settings, optimizer, mesh, task, inputs, first)
 
     def placed(self, batch: dict[str, np.ndarray]) -> Batch:
         """This process's rows of a batch -> global arrays on the mesh."""
-        rows, own = self.experiment.rows, own_rows(self.mesh, self.experiment.rows)
+        rows, own = self.task.rows, own_rows(self.mesh, self.task.rows)
         shapes = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
         shardings = batch_shardings(self.mesh, shapes)
-        return self.experiment.objective.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
+        return self.task.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
 
     def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
         options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
-        return compile_step(self.experiment.objective, self.optimizer, self.settings.seed, state, batch, options)
+        return compile_step(self.task, self.optimizer, self.settings.seed, state, batch, options)
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), reshard_data: bool = False) -> TrainState:
-    """Trains `config` in `workdir`, or continues there from its newest checkpoint.
+    """Trains `config` in `workdir`, or resumes the run there from its newest checkpoint.
 
-    Where a run starts, first that applies:
-      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the
-         number of steps in all), on whatever mesh; a finished run is left as it is;
-      2. parameters of the parts that config.init names (`init_from.py`), the others fresh;
+    A run starts from the first of these that there is:
+      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the total
+         number of steps), on any mesh; a finished run is left as it is;
+      2. the parts that config.init names (`init_from.py`), the other parameters fresh;
       3. fresh parameters from config.train.seed.
 
-    Of several processes (`distributed.py`) all call it, and the first writes everything but its checkpoints' parts.
+    Every process calls it (`distributed.py`). The first one writes all files, except that each writes its own part of
+    the checkpoints.
 
     Args:
       profile: steps to trace for xprof, into workdir/profile.
-      reshard_data: go on near the place in the data where a run with other `data.shards` or `data.workers` stopped.
+      reshard_data: resume a run that had other `data.shards` or `data.workers`, near its position in the data.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
-      distributed.Preempted: the run was asked to stop by SIGTERM, and has saved its state.
+      distributed.Preempted: SIGTERM stopped the run, and its state is saved.
     """
     began = time.time()
     first_process = jax.process_index() == 0
     # ---- settings: refused before anything is written ---------------------------------------------------------------
     setup = Setup.make(config)
-    settings, objective, stream = setup.settings, setup.experiment.objective, setup.experiment.stream
-    tokenizer, mesh = setup.experiment.tokenizer, setup.mesh
+    settings, task, mesh, config = setup.settings, setup.task, setup.mesh, setup.inputs.config
+    stream, tokenizer = setup.inputs.stream, setup.inputs.tokenizer
     if settings.steps and profile and profile[-1] > settings.steps:
         raise UserError(
-            f"--profile-steps {profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
+            f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
     check_workdir(workdir, config, RESHARDING if reshard_data else ())
     check_writable(workdir)
-    if not (workdir / CONFIG_FILE).exists():  # a resumed run needs its beginnings no more
-        check_init(config)
-    for remark in setup.experiment.remarks if first_process else ():
+    if not (workdir / CONFIG_FILE).exists():  # a resumed run no longer reads config.init
+        check_init(config, task.init_parts)
+    for remark in setup.inputs.remarks if first_process else ():
         print(remark, file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
-    # Leaving this block waits for the last save: a full disk shows nowhere else.
+    # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
@@ -175,9 +177,10 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
             words = tokenizer.role_words if tokenizer is not None else {}
-            state = begin(create_state(objective, setup.optimizer, settings.seed, mesh), config, words)
+            state = create_state(task, setup.optimizer, settings.seed, mesh)
+            state = init_from_checkpoints(state, config, task.init_parts, words)
         else:
-            target = abstract_state(objective, setup.optimizer, mesh)
+            target = abstract_state(task, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)
             if reshard_data:
                 stream.reshard(position)
@@ -197,45 +200,49 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         compile_seconds = time.monotonic() - started
         log.info("compiled the step in %.1f s", compile_seconds)
 
-        # ---- how long: a run keeps the number of steps that it once measured ---------------------------------------
+        # ---- length: a run keeps the number of steps that its first start has set ----------------------------------
         if fresh:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
-            total = distributed.agreed(total)  # every process has timed the steps by its own clock
+            total = distributed.broadcast_from_process_0(total)  # each process has timed the steps by its own clock
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             if first_process:
                 write_config(workdir, config)
-            checkpoints.save(state, to_json(config), tokenizer, distributed.joined(stream.get_state()))
+            position = distributed.merge_across_processes(stream.get_state())
+            checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
-        # ---- train: the device is given a step before the results of the one before it are read --------------------
-        writer = MetricsWriter(workdir, start=start, total=total) if first_process else NoWriter()
+        # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
+        losses = task.plots.get("losses", ())
+        writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
         trace = Trace(workdir / "profile", profile if first_process else range(0))
-        interval = Interval(setup.experiment.flops)
+        interval = Interval(sum(task.flops().values()))
         previous = None
         goodput.start(start)
         for step in range(start + 1, total + 1):
-            distributed.at(distributed.READING, step)
+            distributed.heartbeat(distributed.READING, step)
             trace.begin(step)
             with goodput.losing("input_wait_s"):
                 batch = interval.next_batch(stream)
-            distributed.at(distributed.COMPUTING, step)
+            distributed.heartbeat(distributed.COMPUTING, step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = compiled(state, setup.placed(batch))
-            jax.block_until_ready(previous)  # else batches would pile up on the device
+            jax.block_until_ready(previous)  # otherwise batches would pile up on the device
             previous = metrics
             trace.end(step, metrics)
-            writer.flush()
-            writer.note(metrics)
-            writer.advance()
+            row = None
             if step % settings.log_every == 0 or step == total:
-                writer.hold(step, metrics, interval.finish() | {"compile_s": compile_seconds})
+                row = interval.finish() | {"compile_s": compile_seconds}
+            if writer is not None:
+                writer.add(step, metrics, row)
             stopping = preemption.reached(step) and step < total
             if step % settings.checkpoint_every == 0 or step == total or stopping:
-                distributed.at(distributed.SAVING, step)
-                writer.flush()  # a checkpoint's rows are on disk before it is
+                distributed.heartbeat(distributed.SAVING, step)
+                if writer is not None:
+                    writer.flush()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
-                    checkpoints.save(state, to_json(config), tokenizer, distributed.joined(stream.get_state()))
+                    position = distributed.merge_across_processes(stream.get_state())
+                    checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
                     if step == total or stopping:
                         checkpoints.wait()
                 goodput.write(step)
@@ -243,36 +250,37 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 break
 
         trace.close()
-        writer.close()
+        if writer is not None:
+            writer.close()
 
     if stopping:
-        raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run again to go on")
+        raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run it again to resume")
 
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
     if first_process:
-        plot_metrics(workdir)
+        plot_metrics(workdir, task.plots)
     return state
 
 
 def compile_only(config: ConfigDict, workdir: Path) -> str:
-    """Compiles the step that `train` would run, and describes it; writes nothing.
+    """Compiles the step that `train` would run; returns its time and memory as text, and writes nothing.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
     setup = Setup.make(config)
-    check_workdir(workdir, config)
-    with contextlib.closing(setup.experiment.stream), jax.set_mesh(setup.mesh):
-        state = abstract_state(setup.experiment.objective, setup.optimizer, setup.mesh)
+    check_workdir(workdir, setup.inputs.config)
+    with contextlib.closing(setup.inputs.stream), jax.set_mesh(setup.mesh):
+        state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)
         started = time.monotonic()
         memory = setup.compile(state, batch).memory_analysis()
         seconds = time.monotonic() - started
     if memory is None:
-        raise UserError("--compile-only: this platform's compiler does not tell what memory a program needs")
+        raise UserError("this platform's compiler does not report the memory of a program; train without compile_only")
     parts = {
         "arguments": memory.argument_size_in_bytes,
-        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most take the arguments' place
+        "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most reuse the arguments' memory
         "temporary": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
@@ -284,53 +292,68 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
 
 
 def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
-    """The newest checkpoint's step; raises where processes see different ones."""
+    """The newest checkpoint's step.
+
+    Raises:
+      UserError: processes see different checkpoints.
+    """
     newest = checkpoints.latest_step()
-    steps = distributed.gathered(-1 if newest is None else newest)
+    steps = distributed.allgather(-1 if newest is None else newest)
     if len(set(steps)) > 1:
         process = next(i for i, step in enumerate(steps) if step != steps[0])
         raise UserError(
-            f"--workdir {workdir}: its newest checkpoint is of step {steps[0]} for process 0, of step {steps[process]} "
-            f"for process {process} (-1: none); expected one folder that all processes share"
+            f"workdir={workdir}: process 0 sees step {steps[0]} as its newest checkpoint, process {process} step "
+            f"{steps[process]} (-1: none); expected one folder that all processes share"
         )
     return newest
 
 
-def check_workdir(workdir: Path, config: ConfigDict, free: Sequence[str] = ()) -> None:
-    """Raises when the work directory belongs to another experiment; writes nothing. Fields of `free` may differ."""
+def check_workdir(workdir: Path, config: ConfigDict, changeable: Sequence[str] = ()) -> None:
+    """Checks that the work directory is this experiment's, or new; writes nothing.
+
+    Args:
+      changeable: fields that may differ, beside `OBSERVING`.
+
+    Raises:
+      UserError: it belongs to another experiment, or is no folder.
+    """
     if workdir.parts[:1] and workdir.parts[0].endswith(":"):  # as in gs://…, which would become a folder here
-        raise UserError(f"--workdir {workdir}: expected a folder; mount the bucket or a file share, and name that")
+        raise UserError(f"workdir={workdir}: expected a folder; mount the bucket or a file share, and name that")
     if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir {workdir}: a file of that name exists; name a folder")
+        raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
     file = workdir / CONFIG_FILE
     if not file.exists():
         return
     try:
-        old = _flat(json.loads(file.read_text(encoding="utf-8")))
+        old = _fields(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); expected the config that `emu-jax train` wrote") from error
-    new = _flat(json.loads(to_json(config)))
+    new = _fields(json.loads(to_json(config)))
     for name in sorted(old.keys() | new.keys()):
-        observing = any(name == field or name.startswith(field + ".") for field in (*OBSERVING, *free))
-        if old.get(name) != new.get(name) and not observing:
+        may_change = any(name == field or name.startswith(field + ".") for field in (*OBSERVING, *changeable))
+        if old.get(name) != new.get(name) and not may_change:
             raise UserError(
-                f"--workdir {workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
+                f"workdir={workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
                 f"{new.get(name)!r} here; use a new work directory"
-                + (", or --reshard-data to go on near its place in the data" if name in RESHARDING else "")
+                + (", or reshard_data to resume near its position in the data" if name in RESHARDING else "")
             )
 
 
 def check_writable(workdir: Path) -> None:
-    """Raises where nothing can be written in the work directory, or it cannot be made; leaves nothing there."""
+    """Checks that the work directory can be made and written to; leaves nothing there.
+
+    Raises:
+      UserError: it cannot.
+    """
     for folder in (workdir, workdir / FOLDER):
         while not folder.exists():
             folder = folder.parent
-        try:  # asks the file system itself: permissions do not tell all, least of all to root
+        try:  # asks the file system: permissions alone do not decide, least of all for root
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
             raise UserError(
-                f"--workdir {workdir}: nothing can be written in {folder} ({error.strerror}); name a folder where you "
+                f"workdir={workdir}: nothing can be written in {folder} ({error.strerror}); name a folder where you "
                 "may write"
             ) from error
 
@@ -343,15 +366,13 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     partial.replace(file)
 
 
-def _flat(tree: dict, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
+def _fields(tree: dict) -> dict[str, Any]:
+    """A config's fields by their names with dots."""
+    return {name.replace("/", "."): value for name, value in flatten(tree).items()}
 
 
-def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
-    """How many steps fill `seconds` since `began` (a time.time()): times real steps on a copy of the state."""
+def measure_steps(compiled: CompiledStep, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
+    """The number of steps that fill `seconds` since `began` (a time.time()); times steps on a copy of the state."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
     times = []
     for _ in range(MEASURED_STEPS):
@@ -360,5 +381,5 @@ def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: floa
         jax.block_until_ready(metrics)
         times.append(time.monotonic() - started)
     left = seconds - (time.time() - began)
-    # The mean of the later half: what the steps really take on a shared machine, without the first ones' page faults.
+    # The mean of the later half is the real rate on a shared machine; the first steps have page faults.
     return max(MEASURED_STEPS, int(left / np.mean(times[MEASURED_STEPS // 2 :])))

@@ -1,6 +1,6 @@
 """Where a run's numbers go: metrics.jsonl, TensorBoard events, a progress bar, and curves as PNG at the end.
 
-Beside them goodput.jsonl, which tells where the time went, and an xprof trace of some steps for who asks for it.
+Also goodput.jsonl, which accounts for the run's time, and on request an xprof trace of some steps.
 """
 
 from __future__ import annotations
@@ -26,34 +26,26 @@ from emu_jax.workdir import METRICS_FILE, read_metrics
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+# Figures of every run, beside those of its task (`Task.plots`).
 PLOTS = {
-    "losses": ("text_loss", "regression_loss", "absolute_error", "squared_error", "kl", "noise_error"),
-    "collapse": ("variance_fraction", "effective_rank"),
     "optimisation": ("grad_norm", "update_norm", "param_norm", "learning_rate", "ema_decay"),
     "speed": ("step_ms", "input_wait_ms", "images_per_s", "tokens_per_s", "model_gflop_per_s"),
-    "packing": ("pad_fraction", "slot_occupancy"),
 }
 
-COUNTED = ("tokens", "images")  # of a batch: reported by the second
-
-
-def is_of_source(name: str) -> bool:
-    """Whether a metric is one source's share of a loss; other metrics with a "/" are of a part of the model.
-
-    >>> is_of_source("text_loss/laion_2b"), is_of_source("grad_norm/vision")
-    (True, False)
-    """
-    kind, _, source = name.partition("/")
-    return bool(source) and kind in PLOTS["losses"]
+COUNTED = ("tokens", "images")  # counts of a batch that are reported per second
 
 
 class MetricsWriter:
-    """Appends rows of numbers; after a resume it first forgets rows that the run will write again.
+    """Appends rows of numbers; after a resume it first removes the rows that the run will write again.
 
-    A row has the metrics of its own step, but losses by source, which are means over all steps since the last row.
+    A row has the metrics of its own step, except losses by source, which are means over all steps since the last row.
+
+    Args:
+      losses: names of the losses; "name/source" is one source's. Other metrics with a "/" are of a part of the model.
     """
 
-    def __init__(self, workdir: Path, *, start: int, total: int):
+    def __init__(self, workdir: Path, *, start: int, total: int, losses: Sequence[str]):
+        self._losses = tuple(losses)
         self._path = workdir / METRICS_FILE
         rows = read_metrics(self._path) if self._path.exists() else []
         _replace_rows(self._path, [row for row in rows if row["step"] <= start])
@@ -61,26 +53,38 @@ class MetricsWriter:
         self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
-        self._sources: list[dict[str, jax.Array]] = []  # losses by source, of the steps since the last row
+        self._by_source: list[dict[str, jax.Array]] = []  # losses by source of the steps since the last row
+
+    def _is_by_source(self, name: str) -> bool:
+        loss, _, source = name.partition("/")
+        return bool(source) and loss in self._losses
+
+    def add(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float] | None) -> None:
+        """Takes a step's metrics, and what else its row has; None: the step has no row."""
+        self.flush()
+        self.note(metrics)
+        self._bar.update()
+        if row is not None:
+            self.hold(step, metrics, row)
 
     def note(self, metrics: Mapping[str, jax.Array]) -> None:
-        """A step's losses by source: a rare one has none in most batches, so rows tell their means over all steps."""
-        self._sources.append({name: value for name, value in metrics.items() if is_of_source(name)})
+        """Takes a step's losses by source. Most batches have none of a rare source, so a row averages over steps."""
+        self._by_source.append({name: value for name, value in metrics.items() if self._is_by_source(name)})
 
     def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None:
-        """One row, of which `metrics` are still being computed; `flush` waits for them."""
+        """Takes a row whose `metrics` are still being computed; `flush` waits for them."""
         self.flush()
         self._held = step, metrics, row
 
     def flush(self) -> None:
-        """Writes the row that is held, if any; it is on disk when this returns."""
+        """Writes the row that was taken last, unless it is written; it is on disk when this returns."""
         if self._held is not None:
             step, metrics, row = self._held
             self._held = None
             computed = jax.device_get(metrics).items()
-            values = {name: float(value) for name, value in computed if not is_of_source(name)}
-            noted = jax.device_get(self._sources)
-            self._sources = []
+            values = {name: float(value) for name, value in computed if not self._is_by_source(name)}
+            noted = jax.device_get(self._by_source)
+            self._by_source = []
             for name in noted[0] if noted else ():
                 found = [float(values[name]) for values in noted if not np.isnan(values[name])]
                 values |= {name: sum(found) / len(found)} if found else {}
@@ -91,10 +95,7 @@ class MetricsWriter:
         self._file.flush()
         for name, value in row.items():
             self._events.add_scalar(name, value, step)
-        self._bar.set_postfix({name: f"{row[name]:.3f}" for name in PLOTS["losses"] if name in row}, refresh=False)
-
-    def advance(self) -> None:
-        self._bar.update()
+        self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
 
     def close(self) -> None:
         self.flush()
@@ -103,32 +104,18 @@ class MetricsWriter:
         self._file.close()
 
 
-class NoWriter:
-    """Stands for `MetricsWriter` on all processes but the first: one of them writes what all of them compute."""
-
-    def note(self, metrics: Mapping[str, jax.Array]) -> None: ...
-
-    def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def advance(self) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def next_batch_of(batches: Stream) -> dict[str, np.ndarray]:
     """The next batch.
 
     Raises:
-      UserError: the data have ended, as those of sources with a number of epochs do.
+      UserError: the data have ended, as they do where every source has a number of epochs.
     """
     try:
         return next(batches)
     except StopIteration:
         raise UserError(
             "config.data: every source has had its epochs, and the run has not had its steps; lower "
-            "config.train.steps, or set epochs=0 for sources to be read for ever"
+            "config.train.steps, or set epochs=0, which reads a source for ever"
         ) from None
 
 
@@ -136,7 +123,7 @@ class Interval:
     """Times and batch statistics between two logged steps.
 
     Args:
-      flops: of one step, analytically.
+      flops: useful FLOPs of a step, analytically; 0 where they are not counted.
     """
 
     def __init__(self, flops: float):
@@ -148,7 +135,7 @@ class Interval:
         self._batches: list[dict[str, float]] = []
 
     def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
-        """The next batch, timing how long it is waited for.
+        """The next batch; times how long the loop waits for it.
 
         Raises:
           UserError: the data have ended.
@@ -160,7 +147,7 @@ class Interval:
         return batch
 
     def finish(self) -> dict[str, float]:
-        """Means over the interval, which then starts anew."""
+        """Means over the interval; a new one starts."""
         seconds, count = time.monotonic() - self._start, len(self._batches)
         mean = {name: float(np.mean([b[name] for b in self._batches])) for name in self._batches[0]}
         counted = {name: mean.pop(name) for name in COUNTED if name in mean}
@@ -176,15 +163,16 @@ class Interval:
 
 
 class Goodput:
-    """What a run's time was spent on, over all its starts: a row at every start and checkpoint.
+    """Accounts for a run's time over all its starts: a row at every start and checkpoint.
 
-    A row: `step`, `time` (seconds since 1970), and in seconds, counted from the first start: `startup_s`, `compile_s`,
-    `input_wait_s`, `checkpoint_s` (what the loop waited for them), `restart_s` (from the last row of a run that was
-    ended to its next start: steps that were lost, and the pause), `training_s` (all else). They add up to the time
-    since the first start; `goodput` is the share of `training_s`.
+    A row has `step`, `time` (seconds since 1970), and in seconds, counted from the first start: `startup_s`,
+    `compile_s`, `input_wait_s`, `checkpoint_s` (how long the loop waited for checkpoints), `restart_s` (from the last
+    row before an interruption to the next start: lost steps, and the pause) and `training_s` (the remaining time). They
+    add up to the time since the first start; `goodput` is the share of `training_s`.
 
     Args:
-      path: of the file; None writes none. began: when this start was.
+      path: the file; None writes none.
+      began: time of this start, in seconds since 1970.
     """
 
     LOSSES = ("startup_s", "compile_s", "input_wait_s", "checkpoint_s", "restart_s")
@@ -201,7 +189,7 @@ class Goodput:
         self._lost[what] += time.time() - started
 
     def start(self, step: int) -> None:
-        """Training begins behind `step`; rows of later steps, which it repeats, are forgotten."""
+        """Training starts after `step`; rows of later steps, which it repeats, are removed."""
         self._lost["startup_s"] = time.time() - self._began - sum(self._lost.values())
         if self._path is None:
             return
@@ -232,19 +220,19 @@ class Goodput:
 
 
 def parse_steps(text: str) -> range:
-    """`--profile-steps`: FIRST:LAST.
+    """Steps as FIRST:LAST.
 
     >>> parse_steps("10:15")
     range(10, 16)
     """
     match = re.fullmatch(r"(\d{1,9}):(\d{1,9})", text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f"--profile-steps {text}: expected FIRST:LAST, steps counted from 1, as in 10:15")
+        raise UserError(f"profile_steps={text}: expected FIRST:LAST, steps counted from 1, as in 10:15")
     return range(int(match[1]), int(match[2]) + 1)
 
 
 class Trace:
-    """An xprof trace of some steps, in `folder`; none where a run begins behind their first."""
+    """An xprof trace of some steps, in `folder`; none where a run starts after the first of them."""
 
     def __init__(self, folder: Path, steps: range):
         self._folder, self._steps, self._running = folder, steps, False
@@ -260,7 +248,7 @@ class Trace:
             self.close()
 
     def close(self) -> None:
-        """Writes what a run that stops earlier has traced."""
+        """Writes the trace of a run that stops before the last of the steps."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False
@@ -273,7 +261,7 @@ def _replace_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def lines_of(name: str, known: Collection[str]) -> list[str]:
-    """The metrics that one plot shows: the one of this name, and those of sources or parts.
+    """The metrics that one plot shows: the one of this name, and its sources' or parts'.
 
     >>> lines_of("grad_norm", {"grad_norm/vision", "grad_norm/causal", "grad_norm", "loss"})
     ['grad_norm', 'grad_norm/causal', 'grad_norm/vision']
@@ -281,14 +269,18 @@ def lines_of(name: str, known: Collection[str]) -> list[str]:
     return sorted(found for found in known if found == name or found.startswith(f"{name}/"))
 
 
-def plot_metrics(workdir: Path) -> list[Path]:
-    """Draws metrics.jsonl as `workdir/plots/<group>.png`; sources and parts of the model are lines of one plot."""
+def plot_metrics(workdir: Path, plots: Mapping[str, Sequence[str]]) -> list[Path]:
+    """Plots metrics.jsonl as `workdir/plots/<figure>.png`; sources and parts of the model are lines of one plot.
+
+    Args:
+      plots: metrics by figure, beside `PLOTS`.
+    """
     rows = read_metrics(workdir / METRICS_FILE)
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
     paths = []
     known = {name for row in rows for name in row}
-    for group, wanted in PLOTS.items():
+    for title, wanted in (PLOTS | dict(plots)).items():
         lines = {name: lines_of(name, known) for name in wanted}
         names = [name for name in wanted if lines[name]]
         if not names:
@@ -305,7 +297,7 @@ def plot_metrics(workdir: Path) -> list[Path]:
             axis.set_title(name)
             axis.set_xlabel("step")
             axis.grid(alpha=0.25)
-        paths.append(folder / f"{group}.png")
+        paths.append(folder / f"{title}.png")
         figure.savefig(paths[-1], dpi=110)
         plt.close(figure)
     return paths

@@ -1,7 +1,7 @@
-"""AdamW with a learning rate and weight decay for each parameter, clipping, and the exponential moving average.
+"""AdamW with a learning rate and weight decay per parameter, gradient clipping, and the exponential moving average.
 
-optax turns gradients into directions; the step multiplies them by learning rates, which depend on the step and the
-total number of steps as traced values: a run that fixes its length after measuring itself compiles only once.
+optax turns gradients into directions; the step multiplies them by the learning rates. These depend on the step and on
+the total number of steps as traced values, so that a run that sets its length after timing itself compiles only once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import optax
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train import groups
-from emu_jax.train.groups import PARTS, Group, Hyperparameters, part_of
+from emu_jax.train.groups import Group, Hyperparameters, part_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,29 +27,30 @@ class OptimizerConfig:
     """`config.optimizer`.
 
     Attributes:
-      learning_rate: peak for each part the objective trains: vision (with ln_visual), causal and llama; unet; or vae.
-        0 freezes a part: it has no gradient, which also leaves it out of the clipped norm, and no optimizer state.
-      weight_decay: of matrices; norm scales, biases and tables that are looked up have none (`groups.UNDECAYED`).
-      warmup_fraction: of all steps, linear from 0. final_fraction: of the peak, where the cosine ends.
-      clip_norm: of the global gradient norm; 0 turns clipping off.
-      accumulate_steps: micro-batches a step, along the rows.
-      drops: pairs (fraction of all steps, factor of the peak): a staircase instead of the cosine.
-      ema_decay: of the exponential moving average (EMA) of the trainable parameters; 0 keeps none. `ema_weight` says
-        how it starts. What loads, exports or begins with a run takes its EMA where it keeps one (`checkpoint.WEIGHTS`).
-      groups: parameters treated otherwise than their part, as tuples (pattern, learning rate factor, weight decay,
+      learning_rate: peak for each part that the objective trains: vision (with ln_visual), causal and llama; unet; or
+        vae. 0 freezes a part: it has no gradient, so that it is not in the clipped norm, and no optimizer state.
+      b1, b2, eps: Adam's.
+      weight_decay: decay of matrices; norm scales, biases and embeddings have none (`groups.UNDECAYED`).
+      clip_norm: clipping threshold for the global gradient norm; 0 turns clipping off.
+      warmup_fraction: share of all steps with a linear warm-up from 0.
+      final_fraction: where the cosine schedule ends, as a fraction of the peak.
+      accumulate_steps: gradient accumulation: micro-batches per step, along the rows.
+      drops: pairs (fraction of all steps, factor of the peak): a staircase schedule instead of the cosine.
+      ema_decay: decay of the exponential moving average (EMA) of the trainable parameters; 0 keeps none. `ema_weight`
+        describes its start. Loading, exporting and `config.init` use the EMA of a run that keeps one.
+      groups: parameters with other settings than their part's, as tuples (pattern, learning rate factor, weight decay,
         frozen). The pattern is a regular expression that must match a parameter's whole path (`re.fullmatch`), as
-        `emu-jax inspect` prints it; of the entries that match, the first one counts.
+        `emu-jax inspect` prints it; the first entry that matches counts.
 
             llama/lm_head/kernel           a parameter
             .*norm.*/scale                 every norm's scale
             vision/blocks/3/.*             layer 3 of a stack, counted from 0; vision/blocks/.* is all of them
             llama/embed/embedding[32000:]  token rows from 32,000 on; [-4:] are the last four
 
-        The factor multiplies the learning rate of the part. The weight decay is None for what the parameter would have
-        anyway; a number holds for exactly what the pattern matches, norms and biases among it. What is frozen, by True
-        or by a factor of 0, stays as it is bit for bit: a whole parameter has no gradient and no optimizer state; of
-        one that is frozen in part, the frozen layers or rows have a gradient of 0, before clipping too. A parameter
-        that no entry matches has the factor 1.
+        The factor multiplies the learning rate of the part; a parameter that no entry matches has the factor 1. A
+        weight decay of None keeps the default; a number holds for everything that the pattern matches, norms and biases
+        included. Frozen parameters (True, or a factor of 0) stay the same bit for bit. A whole frozen parameter has no
+        gradient and no optimizer state; frozen layers or token rows have a gradient of 0, already before clipping.
 
             frozen language model, trained heads and four new token rows
                 (("llama/(lm_head|regress_head)/kernel", 1.0, None, False),
@@ -75,12 +76,8 @@ class OptimizerConfig:
 
     def __post_init__(self):
         rates = dict(self.learning_rate)
-        unknown = set(rates) - set(PARTS.values())
-        if unknown or not rates:
-            raise UserError(
-                f"config.optimizer.learning_rate has {sorted(unknown or rates)}; expected some of "
-                f"{', '.join(sorted(set(PARTS.values())))}"
-            )
+        if not rates:
+            raise UserError("config.optimizer.learning_rate is empty; expected one for each part that is trained")
         ranges = {
             **{f"learning_rate.{part}": (rate, rate >= 0.0, "0 or more") for part, rate in rates.items()},
             "b1": (self.b1, 0.0 <= self.b1 < 1.0, "0 to below 1"),
@@ -118,17 +115,21 @@ class OptimizerConfig:
         return frozenset(part for part, rate in self.learning_rate if not rate)
 
     def hyperparameters(self, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> dict[str, Hyperparameters]:
-        """Of every parameter, by path. In: its logical axes, and anything with its shape, as trees."""
+        """The hyperparameters of every parameter, by path.
+
+        Args:
+          axes, shapes: trees of the parameters' logical axes, and of leaves with their shapes.
+        """
         described = flatten(axes), {path: leaf.shape for path, leaf in flatten(shapes).items()}
         return groups.resolve(self.groups, dict(self.learning_rate), self.weight_decay, *described)
 
     def check(self, axes: Mapping[str, Any], shapes: Mapping[str, Any]) -> None:
-        """Raises UserError unless these settings are for parameters like these, which the objective trains.
+        """Raises UserError unless these settings fit the parameters that the objective trains.
 
-        There must be a learning rate for each part of them, and for no other but 0; every entry of `groups` must change
-        something, and something must learn.
+        Each part of them needs a learning rate; other parts may only have 0. Every entry of `groups` must have an
+        effect, and at least one parameter must be trained.
         """
-        expected, named = {PARTS[name] for name in axes}, {name for name, _ in self.learning_rate}
+        expected, named = {part_of(name) for name in axes}, {name for name, _ in self.learning_rate}
         if named == self.frozen:
             raise UserError("config.optimizer.learning_rate is 0 for every part; nothing would learn")
         if not named - self.frozen <= expected <= named:
@@ -141,13 +142,13 @@ class OptimizerConfig:
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
-    """Gradients -> Adam's directions; `updates` adds the weight decay and multiplies by the learning rate."""
+    """Clipping and Adam: gradients -> directions. `updates` adds weight decay and multiplies by the learning rate."""
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     return optax.chain(clip, optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps))
 
 
 def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -> jax.Array:
-    """Factor of the peak at `step` of `total_steps`, float32 []: linear warm-up, then cosine or drops."""
+    """The learning-rate schedule: factor of the peak at `step`, float32 []; linear warm-up, then cosine or drops."""
     progress = (step.astype(jnp.float32) + 1.0) / total_steps.astype(jnp.float32)
     warm = jnp.maximum(config.warmup_fraction, 1e-9)
     cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip((progress - warm) / (1.0 - warm), 0.0, 1.0)))
@@ -160,11 +161,11 @@ def schedule(config: OptimizerConfig, step: jax.Array, total_steps: jax.Array) -
 
 
 def mask(tree: dict, hyperparameters: Mapping[str, Hyperparameters]) -> dict:
-    """A tree like the parameters, with 0 at the layers and token rows that are frozen."""
+    """A tree like the parameters, with 0 at frozen layers and token rows."""
 
     def masked(path: str, leaf: jax.Array) -> jax.Array:
-        trained = hyperparameters[path].trained
-        return leaf if trained is None else jnp.where(trained, leaf, jnp.zeros_like(leaf))
+        trainable = hyperparameters[path].trainable
+        return leaf if trainable is None else jnp.where(trainable, leaf, jnp.zeros_like(leaf))
 
     return nest({path: masked(path, leaf) for path, leaf in flatten(tree).items()})
 
@@ -173,7 +174,7 @@ def updates(directions: dict, params: dict, factor: jax.Array, hyperparameters: 
     """What is subtracted from the parameters: learning rate * (direction + weight decay * parameter).
 
     Args:
-      factor: of the peak learning rates (`schedule`).
+      factor: factor of the peak learning rates (`schedule`).
     """
 
     def update(path: str, direction: jax.Array, param: jax.Array) -> jax.Array:
@@ -188,7 +189,7 @@ def updates(directions: dict, params: dict, factor: jax.Array, hyperparameters: 
 
 
 def norms(tree: dict) -> dict[str, jax.Array]:
-    """The L2 norm of each part's leaves, float32 [], by part."""
+    """The L2 norm of each part, float32 []."""
     squares: dict[str, jax.Array] = {}
     for path, leaf in flatten(tree).items():
         square = jnp.square(leaf.astype(jnp.float32)).sum()
@@ -197,13 +198,13 @@ def norms(tree: dict) -> dict[str, jax.Array]:
 
 
 def ema_weight(decay: float, step: jax.Array) -> jax.Array:
-    """Weight of the parameters after update `step` = 0, 1, … in their EMA, float32 []: (1 - d) / (1 - d^(step + 1)).
+    """Weight in the EMA of the parameters after update `step` = 0, 1, …, float32 []: (1 - d) / (1 - d^(step + 1)).
 
-    This is the bias correction of Adam's moments: with it the EMA is the exponential kernel d^age over the steps there
-    are, normalised. It begins at 1, which leaves the initial parameters no weight, and falls to 1 - d. The decay of the
-    EMA at `step` is 1 minus this.
+    This is the bias correction of Adam's moments: the EMA is the normalised exponential kernel d^age over the steps so
+    far. The weight starts at 1, so that the initial parameters have none, and falls to 1 - d. The EMA's decay at `step`
+    is 1 minus the weight.
     """
-    # 1 - d^n for a d near 1 and any n, without cancellation.
+    # 1 - d^n without cancellation, for d near 1 and any n.
     grown = -jnp.expm1((step.astype(jnp.float32) + 1.0) * math.log(decay))
     return jnp.where(step == 0, 1.0, jnp.minimum((1.0 - decay) / grown, 1.0))
 
@@ -211,7 +212,7 @@ def ema_weight(decay: float, step: jax.Array) -> jax.Array:
 def ema_update(ema: dict, params: dict, weight: jax.Array) -> dict:
     """The EMA, float32, after one more step: ema + weight * (params - ema).
 
-    In this form it has no bias: decay and weight, each rounded to float32, would not add up to 1.
+    decay * ema + weight * params would be biased: rounded to float32, decay and weight do not add up to 1.
     """
 
     def update(old: jax.Array, new: jax.Array) -> jax.Array:

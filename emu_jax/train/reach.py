@@ -1,7 +1,7 @@
-"""Which parts of Emu the documents of a run can teach: a part without any gradient is refused before the run begins.
+"""The parts of Emu that get a gradient from a run's documents; a trainable part without any is refused at start.
 
-The encoder and the Causal Transformer learn through an image's input embeddings, from what is learnt behind them. An
-input whose gradient is stopped (`model.stop_target_inputs`, at regression targets) passes nothing on.
+The encoder and the Causal Transformer get theirs through an image's input embeddings, from labels after the image.
+`model.stop_target_inputs` stops the gradient of inputs that are regression targets.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from emu_jax.data.sequence import TokenizedDocument
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig
 
-LOOKED_AT = 64  # records of a source
+MEASURED_RECORDS = 64  # of each source
 ENCODERS = ("vision", "causal")
 
 
 def check_reach(trained: Collection[str], samples: Samples, model: EmuConfig) -> None:
-    """Raises unless a document reaches each of the parts that are trained (`groups.PARTS`).
+    """Checks that some document gives a gradient to each trained part (`groups.part_of`).
 
     Args:
-      samples: of the run's sources; some records of each are looked at.
+      samples: samples of the run's sources; some records of each are read.
 
     Raises:
-      UserError: a part that nothing teaches, by name.
+      UserError: a part has no gradient.
     """
-    records = (samples.measure(source, LOOKED_AT) for source in range(len(samples.lengths)))
+    records = (samples.measure(source, MEASURED_RECORDS) for source in range(len(samples.lengths)))
     documents = [document for source in records for record in source for document in record]
     found = {part for document in documents for part in reached(document, model)}
     missing = [part for part in (*ENCODERS, "llama") if part in trained and part not in found]
@@ -43,7 +43,7 @@ def check_reach(trained: Collection[str], samples: Samples, model: EmuConfig) ->
         why = "all their images are predicted, and model.stop_target_inputs keeps the gradient out of those"
         mend = "set config.data.predicted_share below 1, so that the images of some are read"
     else:
-        why = "nothing that is learnt follows an image that is read"
+        why = "no label follows an image that is read"
         mend = "see config.data.pairs and the weights of the losses"
     raise UserError(
         f"config.optimizer.learning_rate.{part} is above 0, but no document gives {part} a gradient: of "
@@ -52,17 +52,17 @@ def check_reach(trained: Collection[str], samples: Samples, model: EmuConfig) ->
 
 
 def reached(document: TokenizedDocument, model: EmuConfig) -> set[str]:
-    """The parts that get a gradient from a document."""
-    learnt = np.zeros(len(document), bool)
+    """The parts to which a document gives a gradient."""
+    labels = np.zeros(len(document), bool)
     if model.text_loss_weight:
-        learnt |= document.text_weights > 0
+        labels |= document.text_weights > 0
     if model.regression_loss_weight:
-        learnt |= document.visual_weights > 0
-    if not learnt.any():
+        labels |= document.visual_weights > 0
+    if not labels.any():
         return set()
     live = document.slots >= 0
     if model.stop_target_inputs:
         live &= document.visual_weights == 0
     # A label at position t is predicted from the inputs before t.
-    reads = live.any() and learnt[np.argmax(live) + 1 :].any()
+    reads = live.any() and labels[np.argmax(live) + 1 :].any()
     return {"llama", *ENCODERS} if reads else {"llama"}

@@ -11,52 +11,56 @@ import optax
 from jax.sharding import Mesh
 
 from emu_jax.sharding import replicated, tree_shardings
-from emu_jax.train.objective import Objective
 from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu_jax.train.tasks.task import Task
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class TrainState:
-    """A pytree; `total_steps` is data so that the schedule's length needs no recompilation.
+    """A pytree.
 
-    The optimizer's state is of the parameters that the objective trains. `statistics` are the objective's, and where
-    the optimizer keeps one, `ema`: the trained parameters' exponential moving average, float32 whatever their dtype,
-    because a change of bfloat16 by a ten-thousandth is no change.
+    Attributes:
+      step: steps done, int32 [].
+      total_steps: length of the schedule, int32 []; data, so that another length needs no compilation.
+      params: all parameters, frozen ones included.
+      opt_state: optax state of the trainable parameters.
+      statistics: the task's. With `optimizer.ema_decay` also `ema`, the exponential moving average of the trainable
+        parameters: float32 whatever their dtype, because bfloat16 rounds away a change of a ten-thousandth.
     """
 
-    step: jax.Array  # int32 []
-    total_steps: jax.Array  # int32 []
+    step: jax.Array
+    total_steps: jax.Array
     params: dict[str, Any]
     opt_state: Any
     statistics: dict[str, Any]
 
 
-def ema_of(trained: dict[str, Any]) -> dict[str, Any]:
-    """The EMA of parameters that have not moved yet: a copy in float32."""
-    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trained)
+def ema_of(trainable: dict[str, Any]) -> dict[str, Any]:
+    """The EMA of parameters before their first update: a copy in float32."""
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.float32, copy=True), trainable)
 
 
-def _fresh(objective: Objective, config: OptimizerConfig, seed: int) -> TrainState:
-    params, statistics = objective.init(jax.random.key(seed))
-    trained, _ = objective.split(params)
+def _fresh(task: Task, config: OptimizerConfig, seed: int) -> TrainState:
+    params, statistics = task.init(jax.random.key(seed))
+    trainable, _ = task.split(params)
     if config.ema_decay:
-        statistics = statistics | {"ema": ema_of(trained)}
+        statistics = statistics | {"ema": ema_of(trainable)}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         total_steps=jnp.ones((), jnp.int32),
         params=params,
-        opt_state=make_optimizer(config).init(trained),
+        opt_state=make_optimizer(config).init(trainable),
         statistics=statistics,
     )
 
 
-def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) -> TrainState:
-    """ShapeDtypeStructs with shardings: parameters, moments and EMA by the table, everything else whole."""
-    shapes = jax.eval_shape(lambda: _fresh(objective, config, 0))
-    params = tree_shardings(mesh, objective.logical_axes, shapes.params)
-    trained, _ = objective.split(params)
-    whole: Any = replicated(mesh)  # shardings stand where arrays will
+def abstract_state(task: Task, config: OptimizerConfig, mesh: Mesh) -> TrainState:
+    """ShapeDtypeStructs with shardings: parameters, moments and EMA by the logical axis rules, the rest replicated."""
+    shapes = jax.eval_shape(lambda: _fresh(task, config, 0))
+    params = tree_shardings(mesh, task.logical_axes, shapes.params)
+    trainable, _ = task.split(params)
+    whole: Any = replicated(mesh)  # a sharding in the place of an array
     statistics = jax.tree.map(lambda _: whole, shapes.statistics)
     shardings = TrainState(
         step=whole,
@@ -66,15 +70,15 @@ def abstract_state(objective: Objective, config: OptimizerConfig, mesh: Mesh) ->
             make_optimizer(config),
             lambda _, sharding: sharding,
             shapes.opt_state,
-            trained,
+            trainable,
             transform_non_params=lambda _: replicated(mesh),
         ),
-        statistics=statistics | ({"ema": trained} if config.ema_decay else {}),
+        statistics=statistics | ({"ema": trainable} if config.ema_decay else {}),
     )
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 
 
-def create_state(objective: Objective, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainState:
-    """Fresh state, created already split over the mesh: it never exists whole on one device."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(objective, config, mesh))
-    return jax.jit(lambda: _fresh(objective, config, seed), out_shardings=shardings)()
+def create_state(task: Task, config: OptimizerConfig, seed: int, mesh: Mesh) -> TrainState:
+    """A fresh state, initialised in its shardings: no device ever holds all of it."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state(task, config, mesh))
+    return jax.jit(lambda: _fresh(task, config, seed), out_shardings=shardings)()

@@ -25,14 +25,13 @@ import numpy as np
 
 from configs import quickstart
 from emu_jax import Emu
-from emu_jax.data.pipeline import DataConfig
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.predict import predict, read_images
 from emu_jax.evaluate.prompts import CAPTION, ModelCall
 from emu_jax.evaluate.question import Question
 from emu_jax.models import emu
-from emu_jax.train.experiment import make_model_config, make_tokenizer
+from emu_jax.train.tasks.task import find_task
 
 QUESTIONS = 48
 TURNS = 5
@@ -42,8 +41,8 @@ BEAMS, TOKENS = CAPTION["num_beams"], CAPTION["max_new_tokens"]
 def random_model() -> Emu:
     """The quick start's model, untrained."""
     config = quickstart.get_config()
-    tokenizer = make_tokenizer(config, DataConfig.from_dict(config.data))
-    model = make_model_config(config, tokenizer)
+    documents = find_task(config.objective).documents(config)
+    model, tokenizer = documents.model, documents.tokenizer
     return Emu(model, emu.init(model, jax.random.key(0)), emu.initial_statistics(model), tokenizer)
 
 

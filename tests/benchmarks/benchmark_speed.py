@@ -29,11 +29,10 @@ from emu_jax.generate import text
 from emu_jax.models import emu
 from emu_jax.models.emu import Batch, EmuConfig, SpecialIds
 from emu_jax.sharding import make_mesh
-from emu_jax.train import objective
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
-from emu_jax.train.step import make_train_step
 from tests.benchmarks.torch_emu import TorchEmu, torch_state
+from tests.train.tasks import interleaved, step_of
 
 VOCABULARY = 1828  # of the quick start's tokenizer
 IDS = SpecialIds(pad=1824, img=1825, img_end=1826, image=1827)
@@ -74,7 +73,7 @@ def synthetic_batch(
 
 def torch_batch(batch: Batch) -> list[torch.Tensor]:
     """The six fields as tensors, in `TorchEmu.forward`'s order; the sources are for reports alone."""
-    names = [field.name for field in dataclasses.fields(batch) if field.name != "sources"]
+    names = [field.name for field in dataclasses.fields(batch) if field.name != "source_ids"]
     tensors = [torch.from_numpy(np.asarray(getattr(batch, name))) for name in names]
     return [x if x.dtype in (torch.uint8, torch.float32) else x.long() for x in tensors]
 
@@ -99,12 +98,12 @@ def medians(contestants: dict[str, Callable[[], object]], rounds: int = ROUNDS) 
 def training_step(config: EmuConfig, data: DataConfig, settings: OptimizerConfig) -> dict[str, float]:
     """Seconds of a step of ours, of eager PyTorch and of torch.compile."""
     batch = synthetic_batch(config, IDS, rows=data.batch_rows, row_tokens=data.row_tokens, row_images=data.row_images)
-    goal = objective.pretrain(config, IDS)
-    state = create_state(goal, settings, 0, make_mesh({}))
+    task = interleaved(config, IDS, settings)
+    state = create_state(task, settings, 0, make_mesh({}))
     state = dataclasses.replace(state, total_steps=jnp.asarray(1000))
     initial = jax.tree.map(np.asarray, state.params)
     device_batch = jax.tree.map(jnp.asarray, batch)
-    step = jax.jit(make_train_step(goal, settings, 0), donate_argnums=0)
+    step = jax.jit(step_of(task, settings), donate_argnums=0)
 
     def ours() -> None:
         nonlocal state

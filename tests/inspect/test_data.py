@@ -262,9 +262,9 @@ def test_errors_are_one_line(tmp_path):
             inspect(config, out, rows=rows, batches=batches, verify=False)
         assert expected in str(error.value) and "\n" not in str(error.value), str(error.value)
 
-    refused("--batches 0 --rows 1; expected at least 1 batch", batches=0)
-    refused("--batches 1 --rows -1; expected at least 1 batch, and 0 rows or more", rows=-1)
-    refused(f"--out {tmp_path}: is a folder; name an HTML file", out=tmp_path)
+    refused("batches=0, rows=1; expected at least 1 batch", batches=0)
+    refused("batches=1, rows=-1; expected at least 1 batch, and 0 rows or more", rows=-1)
+    refused(f"out={tmp_path}: is a folder; name an HTML file", out=tmp_path)
     refused(f"there is no folder {tmp_path / 'none'}", out=tmp_path / "none" / "page.html")
     few = config.copy_and_resolve_references()
     few.data.batch_rows = 8
@@ -319,5 +319,5 @@ def test_json_counts(tmp_path):
     everything = {name: pairs[name] + web[name] for name in pairs}
     assert {name: counts[name] for name in everything} == everything
     assert counts["padding"] == pytest.approx(1 - 104 / 128) and counts["empty_image_slots"] == 1 - 2 / 8
-    with pytest.raises(UserError, match=r"--json nowhere/x\.json: there is no folder nowhere; name a JSON file in a"):
+    with pytest.raises(UserError, match=r"counts=nowhere/x\.json: there is no folder nowhere; name a JSON file in a"):
         inspect(config, None, rows=0, batches=1, verify=False, counts=Path("nowhere/x.json"))

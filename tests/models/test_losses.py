@@ -14,11 +14,10 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.losses import SourceWeights, source_scales
 from emu_jax.sharding import make_mesh
-from emu_jax.train import objective
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
-from emu_jax.train.step import make_train_step
 from tests.train import tiny
+from tests.train.tasks import interleaved, step_of
 
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 CONFIG = emu.EmuConfig.from_dict(models.debug())
@@ -49,7 +48,7 @@ def of_sources(
     text, visual = (np.array([getattr(source, kind) for source in weights]) for kind in ("text", "visual"))
     return dataclasses.replace(
         batch,
-        sources=jnp.asarray(numbers, jnp.int32),
+        source_ids=jnp.asarray(numbers, jnp.int32),
         text_weights=jnp.asarray(batch.text_weights * text[numbers] * scale, jnp.float32),
         visual_weights=jnp.asarray(batch.visual_weights * visual[numbers] * scale, jnp.float32),
     )
@@ -154,14 +153,14 @@ def test_accumulated_micro_batches_are_the_whole_batch():
     rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[0]]
     numbers = np.array([0, 1, 2, 0])[:, None].repeat(LENGTH, 1)
     some = of_sources(batch(rows), numbers, WEIGHTED, np.array([[1.0], [1.0], [2.0], [0.5]]))
-    goal = objective.pretrain(SOURCES, IDS, WEIGHTED)
     found = []
     for count in (1, 2):
         fields = tiny.get_config().optimizer
         fields.accumulate_steps = count
         config = OptimizerConfig.from_dict(fields)
-        state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
-        found.append(jax.jit(make_train_step(goal, config, 0))(state, some))
+        task = interleaved(SOURCES, IDS, config, sources=WEIGHTED)
+        state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
+        found.append(jax.jit(step_of(task, config))(state, some))
     (expected, metrics), (got, metrics_parts) = found
     names = ["loss", "text_loss", "regression_loss", "grad_norm", "text_loss/web", "text_loss/pairs", "text_loss/chats"]
     for name in [*names, "regression_loss/web", "regression_loss/pairs"]:

@@ -14,7 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 from emu_jax.models.quantise import is_quantised, quantise, quantise_params
-from emu_jax.train.objective import pretrain
+from tests.train.tasks import interleaved
 
 
 def test_columns_are_scaled_apart():
@@ -66,4 +66,4 @@ def test_it_cannot_be_trained():
     fields = models.debug().to_dict()
     fields["llama"]["int8"] = True
     with pytest.raises(UserError, match=r"config\.model\.llama\.int8=True: integers are not trained"):
-        pretrain(emu.EmuConfig.from_dict(fields), emu.SpecialIds(0, 1, 2, 3))
+        interleaved(emu.EmuConfig.from_dict(fields))

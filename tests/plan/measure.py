@@ -15,12 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from emu_jax.config import load_config
-from emu_jax.models import emu
 from emu_jax.plan.plan import make_plan
-from emu_jax.plan.steps import IDS, pretrain
+from emu_jax.plan.steps import planned_task, training_step
 from emu_jax.plan.topology import describe
 from emu_jax.sharding import make_mesh
-from emu_jax.train import objective
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 
@@ -42,13 +40,13 @@ def main() -> None:
     config = load_config(sys.argv[1], sys.argv[2:])
     plan = make_plan(config, describe("here"))
     mesh = make_mesh(config.train.mesh)
-    step = pretrain(config, mesh, 0)
-    goal = objective.pretrain(emu.EmuConfig.from_dict(config.model), IDS)
+    task = planned_task(config, mesh)
+    step = training_step(task, mesh)
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     with jax.set_mesh(mesh):
         executable = step.compile({})
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), step.batch)
-        state = jax.block_until_ready(create_state(goal, optimizer, 0, mesh))
+        state = jax.block_until_ready(create_state(task, optimizer, 0, mesh))
         held = sum(x.nbytes for x in jax.tree.leaves((state, batch)))
         state, metrics = jax.block_until_ready(executable(state, batch))  # threads and their stacks come once
         settle()

@@ -105,5 +105,5 @@ def test_a_small_step_is_planned(capsys, topology, tuned):
 
 @needs_libtpu
 def test_slices_that_the_compiler_does_not_know():
-    with pytest.raises(UserError, match=r"--topology v5p:3x5x7: the TPU compiler knows no such slice"):
+    with pytest.raises(UserError, match=r"topology=v5p:3x5x7: the TPU compiler knows no such slice"):
         describe("v5p:3x5x7")

@@ -31,12 +31,13 @@ def config():
 )
 def test_groups_of_a_small_step(config, groups, frozen):
     config.optimizer.groups = groups
-    small = steps.shallow(config, {"vision": 1, "causal": 1, "llama": 1})
-    entries = small.optimizer.groups
+    mesh = make_mesh({}, jax.devices()[:1])
+    task = steps.planned_task(config, mesh)
+    small = task.shallow({"vision": 1, "causal": 1, "llama": 1})
+    entries = small.config.optimizer.groups
     assert {pattern.replace("\\", "") for pattern, *_ in entries} == frozen
     assert all(rest == [1.0, None, True] for _, *rest in entries)
-    mesh = make_mesh({}, jax.devices()[:1])
-    whole, part = steps.pretrain(config, mesh, 0), steps.pretrain(small, mesh, 0)
+    whole, part = steps.training_step(task, mesh), steps.training_step(small, mesh)
     assert (whole.moving - part.moving) > 0, "two layers' gradients and one's"
 
 
@@ -44,9 +45,9 @@ def test_an_ema_is_held_beside_the_parameters(config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.optimizer.ema_decay = 0.999
     config.optimizer.groups = (("llama/.*", 1.0, None, True),)
-    held = steps.pretrain(config, mesh, 0).held
-    parameters = steps.pretrain(config, mesh, 0).moving  # of what is trained, float32 both
+    step = steps.training_step(steps.planned_task(config, mesh), mesh)
+    held, parameters = step.held, step.moving  # of what is trained, float32 both
     print(held)
     assert held["EMA"] == parameters < held["parameters"]
     config.optimizer.ema_decay = 0.0
-    assert "EMA" not in steps.pretrain(config, mesh, 0).held
+    assert "EMA" not in steps.training_step(steps.planned_task(config, mesh), mesh).held

@@ -26,9 +26,8 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten, nest
-from emu_jax.train import objective
-from emu_jax.train.groups import PARTS
-from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.groups import part_of
+from emu_jax.train.tasks.task import find_task
 from tests.data.folders import image, write_folder
 
 ROOT = Path(__file__).parents[2]
@@ -102,8 +101,7 @@ def norms(spec: str, kind: str, source: Path) -> dict[str, float | None]:
     config.data.mixture = ConfigDict({kind: {"source": str(source), "subsequences": kind == "web"}})
     model = emu.EmuConfig.from_dict(config.model)
     ids = emu.SpecialIds(words.pad_id, words.img_id, words.img_end_id, words.image_id)
-    goals = {"pretrain": objective.pretrain, "instruct": objective.instruct}
-    goal = objective.freeze(goals[config.objective](model, ids), OptimizerConfig.from_dict(config.optimizer))
+    task = find_task(config.objective)(config)
     pipeline = Pipeline(
         DataConfig.from_dict(config.data),
         words,
@@ -116,7 +114,7 @@ def norms(spec: str, kind: str, source: Path) -> dict[str, float | None]:
     grads = flatten(_gradients(emu.init(model, jax.random.key(0)), batch, model, ids))
     found: dict[str, float | None] = {}
     for part in (*ENCODERS, "llama"):
-        mine = {n: g for n, g in grads.items() if PARTS[n.partition("/")[0]] == part and goal.trains(n)}
+        mine = {n: g for n, g in grads.items() if part_of(n) == part and task.is_trainable(n)}
         found[part] = float(optax.tree.norm(nest(mine))) if mine else None
     return found
 

@@ -26,9 +26,9 @@ from emu_jax.data.pipeline import Stream
 from emu_jax.sharding import make_mesh
 from emu_jax.train import distributed, loop
 from emu_jax.train.checkpoint import Checkpoints
-from emu_jax.train.experiment import make_experiment
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
+from emu_jax.train.tasks.task import make_task
 
 
 def signal_at(step: int, name: str, process: int) -> None:
@@ -83,10 +83,10 @@ def train(config: ConfigDict, options: argparse.Namespace) -> dict:
         result["ema"] = describe(state.statistics["ema"])
     if options.restore:
         mesh = make_mesh(config.train.mesh)
-        experiment = make_experiment(config, mesh)
-        target = abstract_state(experiment.objective, OptimizerConfig.from_dict(config.optimizer), mesh)
+        task, inputs = make_task(config, mesh)
+        target = abstract_state(task, OptimizerConfig.from_dict(config.optimizer), mesh)
         with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
-            restored, _ = checkpoints.restore(target, experiment.tokenizer)
+            restored, _ = checkpoints.restore(target, inputs.tokenizer)
         result["restored"] = describe(restored.params) | {"digests": digests({"params": restored.params})}
     return result
 

@@ -12,17 +12,17 @@ import pytest
 from ml_collections import ConfigDict
 
 from emu_jax import Emu
-from emu_jax.checkpoints.store import load_for_inference
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.train.experiment import make_experiment
-from emu_jax.train.init_from import begin
+from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig, ema_update, ema_weight
 from emu_jax.train.state import create_state
+from emu_jax.train.tasks.task import make_task
 from emu_jax.workdir import read_metrics
 from tests.train import tiny
 
@@ -93,7 +93,7 @@ def averaged(tmp_path_factory, documents) -> Path:
 
 
 def parameters(path: Path, weights: str) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in flatten(load_for_inference(path, weights=weights)[1]).items()}
+    return {name: np.asarray(leaf) for name, leaf in flatten(load_emu(path, weights=weights).params).items()}
 
 
 def same(one: dict, other: dict) -> bool:
@@ -181,10 +181,10 @@ def test_a_run_begins_with_the_ema(averaged, documents):
     """Adapters on it: the EMA in its place; their own EMA is of them alone, and of the initial ones as they are."""
     config = tiny.instruct_config(documents, averaged)
     config.optimizer.ema_decay = 0.9
-    experiment, mesh = make_experiment(config), make_mesh({})
+    (task, inputs), mesh = make_task(config), make_mesh({})
     with jax.set_mesh(mesh):
-        fresh = create_state(experiment.objective, OptimizerConfig.from_dict(config.optimizer), 0, mesh)
-        state = begin(fresh, config, experiment.tokenizer.role_words)
+        fresh = create_state(task, OptimizerConfig.from_dict(config.optimizer), 0, mesh)
+        state = init_from_checkpoints(fresh, inputs.config, task.init_parts, inputs.tokenizer.role_words)
     begun, expected = flatten(state.params), parameters(averaged, "ema")
     for name, value in expected.items():
         if "embed/" not in name and "lm_head" not in name:  # which have new tokens

@@ -18,13 +18,12 @@ from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.train import objective
-from emu_jax.train.experiment import step_flops
 from emu_jax.train.groups import Group, resolve
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
-from emu_jax.train.step import make_train_step
+from emu_jax.train.tasks.interleaved import step_flops
 from tests.train import tiny
+from tests.train.tasks import interleaved, step_of
 from tests.train.test_step import DOCUMENTS, IDS, batch_of, model
 
 FROZEN_LLM = (
@@ -267,7 +266,7 @@ def test_entries_that_cannot_be(text, message):
 )
 def test_groups_that_do_not_fit_the_model(text, overrides, message):
     with pytest.raises(UserError, match=r"^config\.optimizer\." + message):
-        objective.freeze(objective.pretrain(model(), IDS), groups(text, *overrides))
+        interleaved(model(), IDS, groups(text, *overrides))
 
 
 def test_a_run_with_such_groups_writes_nothing(documents, tmp_path):
@@ -282,23 +281,24 @@ def test_a_run_with_such_groups_writes_nothing(documents, tmp_path):
 def test_an_entry_for_a_part_that_is_partly_frozen_elsewhere_stands():
     """Norms of a part with rate 0 are frozen anyway; those of the others are what the entry is for."""
     config = groups('((".*norm.*", 0.5, None, False),)', "--config.optimizer.learning_rate.vision=0")
-    goal = objective.freeze(objective.pretrain(model(), IDS), config)
-    assert not any(goal.trains(path) for path in flatten(goal.logical_axes) if path.startswith(("vision", "ln_visual")))
+    task = interleaved(model(), IDS, config)
+    encoder = [path for path in flatten(task.logical_axes) if path.startswith(("vision", "ln_visual"))]
+    assert encoder and not any(map(task.is_trainable, encoder))
 
 
 # ---------------------------------------------------------------- what is frozen
 
 
 def steps(config: OptimizerConfig, count: int = 3, document: str = "image first"):
-    """The goal, the first state and the last one, and the metrics of each step."""
-    goal = objective.freeze(objective.pretrain(model(), IDS), config)
-    first = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    """The task, the first state and the last one, and the metrics of each step."""
+    task = interleaved(model(), IDS, config)
+    first = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
     first = dataclasses.replace(first, total_steps=jnp.asarray(10))
-    step, state, rows = jax.jit(make_train_step(goal, config, 0)), first, []
+    step, state, rows = jax.jit(step_of(task, config)), first, []
     for _ in range(count):
         state, metrics = step(state, batch_of(DOCUMENTS[document]))
         rows.append({name: float(value) for name, value in metrics.items()})
-    return goal, first, state, rows
+    return task, first, state, rows
 
 
 def config_with(text: str, **fields) -> OptimizerConfig:
@@ -339,11 +339,11 @@ def test_frozen_slices_stay_bit_for_bit():
 def test_the_gradient_of_a_frozen_slice_is_left_out_before_clipping():
     """The norm that clips is that of the rest: what is trained moves as if the frozen rows had no gradient at all."""
     text = '(("llama/lm_head/kernel[:-4]", 1.0, None, True),)'
-    goal, first, last, rows = steps(config_with(text, clip_norm=1e-3), count=1)
+    task, first, last, rows = steps(config_with(text, clip_norm=1e-3), count=1)
     batch = batch_of(DOCUMENTS["image first"])
 
     def loss(params):
-        return goal.loss(params, first.statistics, batch, jax.random.key(0), goal.normalisers(batch))[0]
+        return task.loss(params, first.statistics, batch, jax.random.key(0), task.normalisers(batch))[0]
 
     grads = {path: np.array(leaf, np.float64) for path, leaf in flatten(jax.jit(jax.grad(loss))(first.params)).items()}
     whole = np.sqrt(sum(np.square(leaf).sum() for leaf in grads.values()))
@@ -361,7 +361,7 @@ def test_frozen_by_an_entry_or_by_the_rate_of_the_part_is_the_same():
     by_rate = steps(config_with("()", learning_rate=rates), count=2)
     jax.tree.map(np.testing.assert_array_equal, by_entry[2], by_rate[2])
     paths = list(flatten(by_rate[0].logical_axes))
-    assert [by_entry[0].trains(path) for path in paths] == [by_rate[0].trains(path) for path in paths]
+    assert [by_entry[0].is_trainable(path) for path in paths] == [by_rate[0].is_trainable(path) for path in paths]
 
 
 def test_a_factor_is_of_the_learning_rate():
@@ -391,9 +391,9 @@ def test_the_decay_of_an_entry_is_what_is_subtracted():
 
 def flops(text: str, *overrides: str) -> dict[str, float]:
     """Of a step over those of forward passes, by part."""
-    goal = objective.freeze(objective.pretrain(model(), IDS), groups(text, *overrides))
+    task = interleaved(model(), IDS, groups(text, *overrides))
     forward = forward_flops(model(), 4, 2, 32)
-    found = step_flops(model(), 2, 2, 32, goal.trains)
+    found = step_flops(model(), 2, 2, 32, task.is_trainable)
     return {part: round(value / forward[part], 3) for part, value in found.items() if forward[part]}
 
 

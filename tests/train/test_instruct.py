@@ -23,12 +23,13 @@ from emu_jax.models.layers import rope_tables
 from emu_jax.models.llama import PROJECTIONS
 from emu_jax.models.packed_attention import packed_attention
 from emu_jax.models.paths import flatten, join, nest, split
-from emu_jax.train import objective
-from emu_jax.train.experiment import step_flops
 from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.tasks.instruct import Instruct
+from emu_jax.train.tasks.interleaved import step_flops
 from tests.data.folders import RECODING, SIZE, write_folder
 from tests.test_data_formats import groups, options_of, write
 from tests.train import tiny
+from tests.train.tasks import interleaved, step_of
 from tests.train.test_step import DOCUMENTS, IDS, batch_of, model
 
 
@@ -43,15 +44,13 @@ def trained() -> tuple:
     """A state before and after two steps on one document."""
     from emu_jax.sharding import make_mesh
     from emu_jax.train.state import create_state
-    from emu_jax.train.step import make_train_step
 
     fields = tiny.get_config().optimizer
     fields.learning_rate = {"llama": 1e-2}
     config = OptimizerConfig.from_dict(fields)
-    goal = objective.instruct(adapted(), IDS)
-    goal = objective.freeze(goal, config)
-    before = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
-    step = jax.jit(make_train_step(goal, config, 0))
+    task = interleaved(adapted(), IDS, config, kind=Instruct)
+    before = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
+    step = jax.jit(step_of(task, config))
     after = before
     losses = []
     for _ in range(2):
@@ -92,7 +91,7 @@ def test_adapters_equal_merged_weights(trained):
 
 def test_without_adapters_there_is_nothing_to_train():
     with pytest.raises(UserError, match=r"config\.model\.llama\.lora_rank=0; the objective instruct trains adapters"):
-        objective.instruct(model(), IDS)
+        interleaved(model(), IDS, kind=Instruct)
 
 
 def test_the_config_trains_what_the_objective_does():
@@ -100,9 +99,8 @@ def test_the_config_trains_what_the_objective_does():
     config.model.llama.vocab_size = 32_004
     llama = config.model.llama
     assert (llama.lora_rank, llama.lora_alpha, llama.lora_dropout) == (16, 16.0, 0.05), "the reference's adapters"
-    goal = objective.instruct(emu.EmuConfig.from_dict(config.model), IDS)
-    frozen = objective.freeze(goal, OptimizerConfig.from_dict(config.optimizer))
-    trained = {path.rpartition("/")[0] for path in flatten(goal.shapes) if frozen.trains(path)}
+    task = Instruct(config)
+    trained = {path.rpartition("/")[0] for path in flatten(task.shapes) if task.is_trainable(path)}
     assert trained == {f"llama/blocks/attn/{name}" for name in "qkvo"}
 
 
@@ -120,7 +118,7 @@ def test_the_published_sets_weigh_their_samples():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """The records of the five sets in configs/data-formats.md, as `prepare` stores them, by its folders' names."""
+    """The records of the five sets in docs/data-formats.md, as `prepare` stores them, by its folders' names."""
     monkeypatch.chdir(tmp_path)
     found = {}
     for group in groups():
@@ -160,7 +158,7 @@ def test_the_five_sets_are_one_stream(prepared):
         for row in range(data.batch_rows):
             for segment in range(1, batch["segments"][row].max() + 1):
                 inside = batch["segments"][row] == segment
-                name = stream.sources[batch["sources"][row][inside][0]]
+                name = stream.sources[batch["source_ids"][row][inside][0]]
                 seen[name] += 1
                 images.add((name, len({*batch["slots"][row][inside]} - {-1})))
     stream.close()

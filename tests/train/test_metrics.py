@@ -33,7 +33,7 @@ def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(t
         {"loss": 3.0, "grad_norm": 5.0, "grad_norm/vision": 4.0, "text_loss/rare": math.nan, "text_loss/often": 1.0},
         {"loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "text_loss/rare": 7.0, "text_loss/often": 2.0},
     ]
-    writer = MetricsWriter(tmp_path, start=0, total=2)
+    writer = MetricsWriter(tmp_path, start=0, total=2, losses=("text_loss",))
     for row in rows:
         writer.note({name: jnp.asarray(value) for name, value in row.items()})
     writer.hold(2, {name: jnp.asarray(value) for name, value in rows[-1].items()}, {"step_ms": 1.5})
@@ -79,4 +79,5 @@ def test_plots_show_the_whole_and_its_parts(trained, tmp_path):
         parts = [f"{name}/{part}" for part in ("causal", "llama", "vision")]
         assert lines_of(name, known) == (["grad_norm", *parts] if name == "grad_norm" else parts)
     (tmp_path / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
-    assert tmp_path / "plots" / "optimisation.png" in plot_metrics(tmp_path)
+    assert tmp_path / "plots" / "optimisation.png" in plot_metrics(tmp_path, {"losses": ("text_loss",)})
+    assert (tmp_path / "plots" / "losses.png").exists()

@@ -68,7 +68,7 @@ def test_norms_are_of_parts():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"learning_rate": {"head": 1.0}}, r"config\.optimizer\.learning_rate has \['head'\]; expected some of causal"),
+        ({"learning_rate": {}}, r"config\.optimizer\.learning_rate is empty; expected one for each part"),
         ({"drops": ((0.5, 0.1), (0.2, 0.5))}, r"config\.optimizer\.drops=.*; expected rising fractions"),
         ({"ema_decay": 1.0}, r"config\.optimizer\.ema_decay=1\.0; expected 0 to below 1"),
         ({"warmup_fraction": 1.0}, r"config\.optimizer\.warmup_fraction=1\.0; expected 0 to below 1"),
@@ -97,5 +97,9 @@ def test_every_part_that_learns_has_a_rate():
         check(settings, "llama")
     with pytest.raises(UserError, match=r"learning_rate has \['llama'\]; this objective trains causal, llama"):
         check(config(learning_rate={"llama": 1e-3}), "causal", "llama")
+    with pytest.raises(
+        UserError, match=r"config\.optimizer\.learning_rate has \['head'\]; this objective trains llama"
+    ):
+        check(config(learning_rate={"head": 1.0}), "llama")
     with pytest.raises(UserError, match=r"config\.optimizer\.learning_rate is 0 for every part; nothing would learn"):
         check(config(learning_rate=dict.fromkeys(rates, 0.0)), *parts)

@@ -13,8 +13,8 @@ from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig
-from emu_jax.train.experiment import make_experiment
 from emu_jax.train.reach import reached
+from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 from tests.train.gradients import CONFIGS, ENCODERS, kinds_of, norms, write_sources
 
@@ -73,7 +73,7 @@ def test_parts_that_a_document_reaches(document, switches, expected):
 def _experiment(source: Path, **model) -> None:
     config = load_config(tiny.__file__, [f"--config.data.source={source}"])
     config.model.update(model)
-    make_experiment(config).stream.close()
+    make_task(config)[1].stream.close()
 
 
 def test_a_config_that_teaches_a_part_nothing_is_refused(tmp_path, documents):
@@ -91,7 +91,5 @@ def test_a_config_that_teaches_a_part_nothing_is_refused(tmp_path, documents):
         UserError, match=expected + r"none shows an image; set config\.optimizer\.learning_rate\.vision=0"
     ):
         _experiment(texts)
-    with pytest.raises(
-        UserError, match=r"learning_rate\.vision is above 0, .* nothing that is learnt follows an image"
-    ):
+    with pytest.raises(UserError, match=r"learning_rate\.vision is above 0, .* no label follows an image"):
         _experiment(tiny.pairs(documents), text_loss_weight=0.0, regression_loss_weight=4.0, stop_target_inputs=True)

@@ -80,7 +80,7 @@ def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
         .err.strip()
         .endswith(
             "run: it belongs to another config: data.shards is 1 there and 2 here; use a new work directory, or "
-            "--reshard-data to go on near its place in the data"
+            "reshard_data to resume near its position in the data"
         )
     )
     assert main([*more, "--reshard-data"]) == 0
@@ -133,14 +133,14 @@ def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--profile-steps", "5:3"], "--profile-steps 5:3: expected FIRST:LAST, steps counted from 1, as in 10:15"),
-        (["--profile-steps", "0:3"], "--profile-steps 0:3: expected FIRST:LAST"),
-        (["--profile-steps", "ten"], "--profile-steps ten: expected FIRST:LAST"),
-        (["--profile-steps", "5:9"], "--profile-steps 5:9: the run ends after config.train.steps=8"),
+        (["--profile-steps", "5:3"], "profile_steps=5:3: expected FIRST:LAST, steps counted from 1, as in 10:15"),
+        (["--profile-steps", "0:3"], "profile_steps=0:3: expected FIRST:LAST"),
+        (["--profile-steps", "ten"], "profile_steps=ten: expected FIRST:LAST"),
+        (["--profile-steps", "5:9"], "profile_steps=5:9: the run ends after config.train.steps=8"),
         (["--compilation-cache", "/dev/null/cache"], "--compilation-cache /dev/null/cache: cannot be written (Not a"),
-        (["--workdir", "/dev/null/run"], "--workdir /dev/null/run: nothing can be written in /dev/null (Not a"),
+        (["--workdir", "/dev/null/run"], "workdir=/dev/null/run: nothing can be written in /dev/null (Not a"),
         # Root may write everywhere but where the file system itself refuses.
-        (["--workdir", "/proc/run"], "--workdir /proc/run: nothing can be written in /proc ("),
+        (["--workdir", "/proc/run"], "workdir=/proc/run: nothing can be written in /proc ("),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(documents, tmp_path, capsys, options, expected):
@@ -162,8 +162,8 @@ def test_a_run_says_what_it_wastes_and_what_it_does_not_read(tmp_path, documents
     train(config, tmp_path / "run")
     lines = capsys.readouterr().err.splitlines()
     assert (
-        f"config.data.source={documents} is read alone, not config.data.mixture (mine); --config.data.source= mixes"
-        in (line.removesuffix(" those") for line in lines)
+        f"config.data.source={documents} is read on its own, not config.data.mixture (mine); --config.data.source= "
+        in (line.removesuffix("reads the mixture") for line in lines)
     )
     (wasted,) = [line for line in lines if line.startswith("config.data: ")]
     assert "% of the image slots are empty; row_images=" in wasted and "would fit better than 30" in wasted

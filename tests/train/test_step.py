@@ -14,11 +14,10 @@ from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.models import emu
 from emu_jax.sharding import make_mesh
-from emu_jax.train import objective
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
-from emu_jax.train.step import make_train_step
 from tests.train import tiny
+from tests.train.tasks import interleaved, step_of
 
 TOKENIZER = Tokenizer.train(["a red square", "a blue bar", "words before and after"], vocab_size=300, model_type="bpe")
 IDS = emu.SpecialIds(TOKENIZER.pad_id, TOKENIZER.img_id, TOKENIZER.img_end_id, TOKENIZER.image_id)
@@ -35,9 +34,8 @@ def make_step(accumulate_steps: int = 1) -> tuple:
     fields = tiny.get_config().optimizer
     fields.accumulate_steps = accumulate_steps
     config = OptimizerConfig.from_dict(fields)
-    goal = objective.pretrain(model(), IDS)
-    step = make_train_step(goal, config, 0)
-    return jax.jit(step), create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    task = interleaved(model(), IDS, config)
+    return jax.jit(step_of(task, config)), create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
 
 
 def image(number: int) -> Image:
@@ -50,8 +48,8 @@ def batch_of(document: Document, rows: int = 2) -> emu.Batch:
     queries = model().causal.queries
     pieces = tokenize_document(document, TOKENIZER, queries=queries, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES)
     size = model().vision.image_size
-    row, _ = build_row(pieces, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES, image_size=size, pad_id=TOKENIZER.pad_id)
-    row.pop("cuts")
+    sizes = {"row_tokens": ROW_TOKENS, "row_images": ROW_IMAGES, "image_size": size}
+    row = build_row(pieces, **sizes, pad_id=TOKENIZER.pad_id).arrays
     return emu.Batch(**{name: jnp.asarray(np.stack([value] * rows)) for name, value in row.items()})
 
 
@@ -91,15 +89,14 @@ def test_accumulated_micro_batches_are_the_whole_batch():
 def test_a_frozen_part_does_not_move_and_has_no_gradient_and_no_moments():
     """Its share of the gradient's norm, which is clipped, is gone."""
     fields = tiny.get_config().optimizer
-    whole = objective.pretrain(model(), IDS)
     news, rows = {}, {}
     for name, rate in (("all", 1.2e-3), ("frozen", 0.0)):
         fields.learning_rate.vision = rate
         config = OptimizerConfig.from_dict(fields)
-        goal = objective.freeze(whole, config)
-        state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+        task = interleaved(model(), IDS, config)
+        state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
         state = dataclasses.replace(state, total_steps=jnp.asarray(10))
-        news[name], rows[name] = jax.jit(make_train_step(goal, config, 0))(state, batch_of(DOCUMENTS["image first"]))
+        news[name], rows[name] = jax.jit(step_of(task, config))(state, batch_of(DOCUMENTS["image first"]))
     new: TrainState = news["frozen"]
     moved = {
         part: any(bool((a != b).any()) for a, b in zip(*map(jax.tree.leaves, pair), strict=True))
@@ -117,12 +114,12 @@ def test_a_frozen_part_does_not_move_and_has_no_gradient_and_no_moments():
 def test_norms_by_part_are_those_of_a_plain_computation():
     """Of the gradient before it is clipped, of the parameters before the step, and of what the step takes from them."""
     config = OptimizerConfig.from_dict(tiny.get_config().optimizer.to_dict() | {"clip_norm": 0.01})
-    goal = objective.freeze(objective.pretrain(model(), IDS), config)
-    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    task = interleaved(model(), IDS, config)
+    state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
     state = dataclasses.replace(state, total_steps=jnp.asarray(10))
     batch = batch_of(DOCUMENTS["image last"])
-    new, metrics = jax.jit(make_train_step(goal, config, 0))(state, batch)
-    grads = jax.grad(lambda p: goal.loss(p, state.statistics, batch, jax.random.key(0), goal.normalisers(batch))[0])
+    new, metrics = jax.jit(step_of(task, config))(state, batch)
+    grads = jax.grad(lambda p: task.loss(p, state.statistics, batch, jax.random.key(0), task.normalisers(batch))[0])
     moved = jax.tree.map(lambda a, b: np.float64(a) - np.float64(b), state.params, new.params)
     trees = {"grad_norm": jax.jit(grads)(state.params), "update_norm": moved, "param_norm": state.params}
     tops = {"vision": ("vision", "ln_visual"), "causal": ("causal",), "llama": ("llama",)}
@@ -143,10 +140,10 @@ def test_a_part_without_a_gradient_shows(document, stopped):
     """Where every image is a regression target and `stop_target_inputs` stops it, the encoder's norm is 0."""
     fields = model().to_dict() | {"stop_target_inputs": True}
     config = OptimizerConfig.from_dict(tiny.get_config().optimizer)
-    goal = objective.freeze(objective.pretrain(emu.EmuConfig.from_dict(fields), IDS), config)
-    state = create_state(goal, config, 0, make_mesh({}, jax.devices()[:1]))
+    task = interleaved(emu.EmuConfig.from_dict(fields), IDS, config)
+    state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
     batch = batch_of(DOCUMENTS[document])
     if not stopped:
         batch.visual_weights = jnp.zeros_like(batch.visual_weights)
-    _, metrics = jax.jit(make_train_step(goal, config, 0))(state, batch)
+    _, metrics = jax.jit(step_of(task, config))(state, batch)
     assert (float(metrics["grad_norm/vision"]) == 0.0) is stopped

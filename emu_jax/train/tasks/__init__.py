@@ -1,0 +1,1 @@
+"""The kinds of run, one file each."""

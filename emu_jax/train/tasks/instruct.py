@@ -1,0 +1,38 @@
+"""Instruction tuning: low-rank adapters of Emu's language model on chats and documents (`interleaved.py`)."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from emu_jax.errors import UserError
+from emu_jax.models import emu, lora
+from emu_jax.train.tasks.interleaved import Interleaved, PackedInputs
+from emu_jax.train.tasks.task import OwnRows
+
+
+class Instruct(Interleaved):
+    """Trains adapters beside the language model's kernels; every other parameter is frozen, as in the paper.
+
+    The kernels may be int8 (`quantise.py`), as in QLoRA: gradients flow through them but are never taken with respect
+    to them.
+    """
+
+    instruct = True
+
+    @classmethod
+    def open(cls, config: ConfigDict, own: OwnRows) -> PackedInputs:
+        if config.model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
+            raise UserError(
+                "config.model.llama.int8=True: adapters on int8 weights need weights to begin with; name a checkpoint "
+                "of `emu-jax convert --int8` in config.init.emu"
+            )
+        return super().open(config, own)
+
+    def check_model(self, model: emu.EmuConfig) -> None:
+        if model.llama.lora_rank == 0:
+            raise UserError(
+                "config.model.llama.lora_rank=0; the objective instruct trains adapters, expected 1 or more"
+            )
+
+    def may_train(self, path: str) -> bool:
+        return lora.is_adapter(path)
