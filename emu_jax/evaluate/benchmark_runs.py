@@ -27,6 +27,7 @@ from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
+from emu_jax.storage import replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +171,4 @@ def _write_scores(file: Path, run: predictions.RunIdentity, figures: dict[str, F
         "run": dataclasses.asdict(run),
         "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
     }
-    partial = file.with_suffix(".json.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    partial.replace(file)
+    replace_text(file, json.dumps(record, indent=2) + "\n")

@@ -25,9 +25,11 @@ from matplotlib import pyplot as plt
 
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.paths import flatten
+from emu_jax.storage import read_json_object, replace_text, write_atomically
 from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, OBSERVING, read_metrics
 
 SEED = "train.seed"
+WRITTEN = "the config that `emu-jax train` wrote"
 LOSSES = ("text_loss", "regression_loss")
 # The default figures: names in scores.json or, as "last …", in metrics.jsonl.
 FIGURES = (
@@ -140,13 +142,13 @@ def read_run(path: Path) -> Run:
     file = path / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"{path}: no {CONFIG_FILE} in it; expected a work directory of `emu-jax train`")
-    config = _flat(_read_json(file))
+    config = _flat(read_json_object(file, WRITTEN))
     if not isinstance(config.get(SEED), int):
-        raise UserError(f"{file}: has no {SEED}; expected the config that `emu-jax train` wrote")
+        raise UserError(f"{file}: has no {SEED}; expected {WRITTEN}")
     rows = read_metrics(path / METRICS_FILE) if (path / METRICS_FILE).is_file() else []
     figures: dict[str, float] = {}
     if (scores := path / "scores.json").is_file():
-        entries: Any = _read_json(scores).get("figures")
+        entries: Any = read_json_object(scores, "what `emu-jax evaluate` wrote").get("figures")
         try:
             figures = {name: float(entry["value"]) for name, entry in entries.items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -156,16 +158,6 @@ def read_run(path: Path) -> Run:
         figures |= {f"last {name}": sum(values) / len(values)} if values else {}
     step = int(rows[-1]["step"]) if rows else 0
     return Run(path, config, _key(config), config[SEED], step, rows, figures)
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: cannot be read as JSON ({error}); train or evaluate the run again") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{file}: holds no JSON object; train or evaluate the run again")
-    return value
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -183,7 +175,7 @@ def _key(config: Mapping[str, Any]) -> str:
 
     def meaning(name: str, value: Any) -> Any:
         if name.startswith("init.") and value and (file := Path(value) / CONFIG_FILE).is_file():
-            return _key(_flat(_read_json(file)))
+            return _key(_flat(read_json_object(file, WRITTEN)))
         return value
 
     return json.dumps({name: meaning(name, config[name]) for name in sorted(config) if name != SEED})
@@ -285,9 +277,7 @@ def write(comparison: Comparison, folder: Path, *, markdown: bool = False) -> li
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, text in contents.items():
-            partial = folder / f"{name}.partial"
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(folder / name)
+            replace_text(folder / name, text)
         _plot(comparison, folder / "compare.png")
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
@@ -341,10 +331,9 @@ def _plot(comparison: Comparison, path: Path) -> None:
             axis.set_yscale("log")
             axis.grid(alpha=0.25)
         parts[1].legend(*axes[0].get_legend_handles_labels(), fontsize=7, loc="outside right center")
-    partial = path.with_suffix(".partial.png")
-    canvas.savefig(partial, dpi=110)
+    with write_atomically(path) as partial:
+        canvas.savefig(partial, format="png", dpi=110)
     plt.close(canvas)
-    partial.replace(path)
 
 
 def _curve(runs: Sequence[Sequence[Mapping[str, float]]], loss: str) -> np.ndarray:

@@ -24,6 +24,7 @@ from emu_jax.evaluate.predict import ChooseExamples, read_images
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu as emu_model
+from emu_jax.storage import write_atomically
 
 BATCH = 64  # images encoded at a time
 TEXT_EXAMPLES = 2  # as in the paper's runs marked *
@@ -91,9 +92,8 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
     if not file.exists():
         found = _encoded([questions[number] for number in first.values()], features)
         folder.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial.npy")
-        np.save(partial, found)
-        partial.replace(file)
+        with write_atomically(file) as partial, partial.open("wb") as stream:
+            np.save(stream, found)
     found = np.load(file)
     if len(found) != len(first):
         raise UserError(f"{file}: holds {len(found)} features, expected {len(first)}; delete it")

@@ -28,6 +28,7 @@ from emu_jax.evaluate.question import Question
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, read_image
+from emu_jax.storage import write_atomically
 
 READERS = 4  # threads
 AHEAD = 2  # batches of questions whose images are read before they are needed
@@ -205,8 +206,7 @@ def _draw(emu: Emu, some: Sequence[_Pending], filled: Sequence[_Pending], drawin
     names = []
     for pending, result in zip(some, drawn, strict=False):
         name = f"{pending.question.id}.png"
-        partial = drawing.folder / f"{name}.partial"
-        result.image.save(partial, "PNG")
-        partial.replace(drawing.folder / name)
+        with write_atomically(drawing.folder / name) as partial:
+            result.image.save(partial, "PNG")
         names.append(name)
     return names

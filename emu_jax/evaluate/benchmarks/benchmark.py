@@ -7,7 +7,6 @@ Each benchmark's module defines one of these as `BENCHMARK`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
+from emu_jax.storage import replace_text
 
 # A submission's answer: a text, or the rank of every candidate, in the candidates' order, 1 for the best.
 Answer = str | Sequence[int]
@@ -147,14 +147,10 @@ class Benchmark:
         self._check_answers(questions, answers)
         text = json.dumps(self.submission(questions, answers))
         path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(path)
+            replace_text(path, text + "\n")
         except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
             raise UserError(f"{path}: cannot be written ({error.strerror}); expected a file's path") from error
 
     def _check_complete(self, questions: Sequence[Question], predictions: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Names of the embedded images, asked as the quick start's captions are; it needs no files."""
+"""Names of the embedded images, asked for in the quick start's form; it needs no files."""
 
 from __future__ import annotations
 

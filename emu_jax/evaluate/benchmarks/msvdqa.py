@@ -46,7 +46,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
             case [clip, name] if name not in clips:
                 clips[name] = clip
             case [_, name]:
-                raise UserError(f"{path}: line {number} has {name!a} again; expected every number once")
+                raise UserError(f"{path}: line {number} has {name!a} again; expected each number once")
             case _:
                 raise UserError(f"{path}: line {number} is {line[:60]!a}; expected a clip and its number: …_5_15 vid1")
     return clips

@@ -79,7 +79,7 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[Entry]:
                 if None in fields or None in fields.values():
                     count = len(reader.fieldnames or ())
                     raise UserError(
-                        f"{path}: line {reader.line_num} has not the {count} cells of the header; "
+                        f"{path}: line {reader.line_num} does not have the {count} cells of the header; "
                         "expected the file as it is published, so fetch it again"
                     )
                 rows.append(Entry(fields, path, f"line {reader.line_num}"))

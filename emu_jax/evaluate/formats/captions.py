@@ -21,7 +21,7 @@ KARPATHY = {"train": ("train", "restval"), "val": ("val",), "test": ("test",)}
 
 
 def coco_names(folder: str, file: str) -> tuple[str, str]:
-    """Where COCO's images are stored: beside the annotations, or under images/."""
+    """Where COCO's images are stored: next to the annotations, or under images/."""
     return f"{folder}/{file}", f"images/{folder}/{file}"
 
 
@@ -39,7 +39,7 @@ def captioned(document: Entry) -> list[tuple[Entry, list[Entry]]]:
         found[key].append(annotation)
     if bare := [key for key, captions in found.items() if not captions]:
         raise UserError(
-            f"{document.path}: no caption of image {bare[0]}{more(bare)}; expected some of every image of the file"
+            f"{document.path}: no caption of image {bare[0]}{more(bare)}; expected at least one for each image"
         )
     return [(images[key], captions) for key, captions in found.items()]
 

@@ -33,7 +33,7 @@ class Entry:
 
     def __init__(self, fields: Any, path: Path, place: str = ""):
         if not isinstance(fields, dict):
-            raise UserError(f"{path}: {place or 'the whole'} is {_short(fields)}; expected a JSON object")
+            raise UserError(f"{path}: {place or 'the file'} is {_short(fields)}; expected a JSON object")
         self.fields, self.path, self.place = fields, path, place
 
     def __contains__(self, name: str) -> bool:
@@ -120,7 +120,7 @@ def unique(entries: Iterable[Entry], key: Callable[[Entry], Key], name: str) -> 
         if (earlier := found.setdefault(identity, entry)) is not entry:
             raise UserError(
                 f"{entry.path}: {entry.place} has the {name} {identity!r} again, after {earlier.place}; "
-                "expected every one once"
+                "expected each once"
             )
     return found
 
@@ -129,8 +129,8 @@ def check_same(asked: Mapping[Key, Entry], answered: Mapping[Key, Entry], what: 
     """Raises unless questions and answers have the same keys; `of` are their two files."""
     if missing := [key for key in asked if key not in answered]:
         raise UserError(
-            f"{of[1]}: has nothing of {what} {missing[0]!r}{more(missing)}, which {of[0]} has; "
-            "expected both files of one release and split, and whole"
+            f"{of[1]}: has no {what} {missing[0]!r}{more(missing)}, which {of[0]} has; "
+            "expected two complete files of one release and split"
         )
     check_asked(asked, answered, what, of)
 
@@ -139,8 +139,8 @@ def check_asked(asked: Container[Key], answered: Iterable[Key], what: str, of: t
     """Raises unless every answer has a question."""
     if strange := [key for key in answered if key not in asked]:
         raise UserError(
-            f"{of[1]}: has {what} {strange[0]!r}{more(strange)}, which {of[0]} has not; "
-            "expected both files of one release and split, and whole"
+            f"{of[1]}: has {what} {strange[0]!r}{more(strange)}, which {of[0]} lacks; "
+            "expected two complete files of one release and split"
         )
 
 
@@ -188,7 +188,7 @@ class Files:
         path = self.find(*names)
         items = read_json(path)
         if not isinstance(items, list):
-            raise UserError(f"{path}: the whole is {_short(items)}; expected a JSON array")
+            raise UserError(f"{path}: the file is {_short(items)}; expected a JSON array")
         return [Entry(item, path, f"[{n}]") for n, item in enumerate(items)]
 
     # ------------------------------------------------------------ images and videos

@@ -30,6 +30,7 @@ from emu_jax.evaluate.quickstart.captions import Answer, Scores
 from emu_jax.evaluate.quickstart.chat import Chats
 from emu_jax.evaluate.quickstart.drawings import Drawings
 from emu_jax.generate.model import GeneratedText
+from emu_jax.storage import replace_text, write_atomically
 
 IMAGE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out images shown with their captions
@@ -75,17 +76,11 @@ def write_report(
         "workdir": workdir.name,
         "versions": _versions(),
     }
-    _write(out / "scores.json", json.dumps(summary, indent=2) + "\n")
-    _write(out / "report.html", _page(workdir, scores, figures, drawings, chats))
+    replace_text(out / "scores.json", json.dumps(summary, indent=2) + "\n")
+    replace_text(out / "report.html", _page(workdir, scores, figures, drawings, chats))
     if drawings:
         _drawings_image(out / "drawings.png", drawings)
     return out / "report.html"
-
-
-def _write(path: Path, text: str) -> None:
-    partial = path.with_suffix(path.suffix + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
 
 
 def _versions() -> dict[str, str]:
@@ -196,10 +191,9 @@ def _drawings_image(path: Path, drawings: Drawings) -> None:
                 axis.set_ylabel(name, fontsize=8)
             if row == 0:
                 axis.set_title(textwrap.fill(drawn.example.caption, 20), fontsize=7)
-    partial = path.with_suffix(".partial.png")
-    figure.savefig(partial, dpi=110)
+    with write_atomically(path) as partial:
+        figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
-    partial.replace(path)
 
 
 def _card(rows: Sequence[Sequence[np.ndarray]], about: str) -> str:

@@ -46,7 +46,7 @@ def test_real_images(tmp_path):
     assert [path.name for path in real_images(tmp_path, questions)] == [
         f"COCO_val2014_{int(question.id):012d}.jpg" for question in questions
     ]
-    with pytest.raises(UserError, match=r"the questions: has question 'v1_0', which .*captions_val2014.json has not; "):
+    with pytest.raises(UserError, match=r"the questions: has question 'v1_0', which .*captions_val2014.json lacks; "):
         real_images(tmp_path, [Question(id="v1_0")])
     for name in names[1:3]:
         (tmp_path / "val2014" / name).unlink()

@@ -50,14 +50,14 @@ def test_errors_name_the_place(entry):
     assert _message(entry.pluck, "ranks", "answer") == f"{where}.ranks[0] is 1; expected a JSON object"
     assert _message(entry.wholes, "ranks") == f"{where}.ranks[2] is '3'; expected a whole number"
     assert _message(entry.shares, "answers") == f"{where}.answers[0] is a JSON object; expected a number from 0 to 1"
-    assert _message(Entry, [1, 2], entry.path) == f"{entry.path}: the whole is a list of 2; expected a JSON object"
+    assert _message(Entry, [1, 2], entry.path) == f"{entry.path}: the file is a list of 2; expected a JSON object"
 
 
 def test_unique(tmp_path):
     entries = [Entry({"id": number}, tmp_path / "a.json", f"[{n}]") for n, number in enumerate((5, 6, 5))]
     assert list(unique(entries[:2], lambda entry: entry.whole("id"), "id")) == [5, 6]
     assert _message(unique, entries, lambda entry: entry.whole("id"), "id") == (
-        f"{tmp_path}/a.json: [2] has the id 5 again, after [0]; expected every one once"
+        f"{tmp_path}/a.json: [2] has the id 5 again, after [0]; expected each once"
     )
 
 
@@ -65,11 +65,11 @@ def test_questions_and_answers_must_pair(tmp_path):
     of = (tmp_path / "asked.json", tmp_path / "answered.json")
     check_same({1: None}, {1: None}, "question", of)
     assert _message(check_same, {1: 0, 2: 0, 3: 0}, {1: 0}, "question", of) == (
-        f"{of[1]}: has nothing of question 2 (and 1 more), which {of[0]} has; "
-        "expected both files of one release and split, and whole"
+        f"{of[1]}: has no question 2 (and 1 more), which {of[0]} has; "
+        "expected two complete files of one release and split"
     )
     assert _message(check_same, {1: 0}, {1: 0, 2: 0}, "question", of) == (
-        f"{of[1]}: has question 2, which {of[0]} has not; expected both files of one release and split, and whole"
+        f"{of[1]}: has question 2, which {of[0]} lacks; expected two complete files of one release and split"
     )
 
 
@@ -103,9 +103,9 @@ def test_a_list_for_an_object(tmp_path):
     (tmp_path / "list.json").write_text("[1]")
     (tmp_path / "object.json").write_text("{}")
     files = Files(tmp_path, "expected")
-    assert _message(files.document, "list.json").endswith("list.json: the whole is a list of 1; expected a JSON object")
+    assert _message(files.document, "list.json").endswith("list.json: the file is a list of 1; expected a JSON object")
     assert _message(files.records, "object.json").endswith(
-        "object.json: the whole is a JSON object; expected a JSON array"
+        "object.json: the file is a JSON object; expected a JSON array"
     )
     assert _message(files.records, "list.json").endswith("list.json: [0] is 1; expected a JSON object")
 
