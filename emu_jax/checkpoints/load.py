@@ -129,7 +129,9 @@ def _adapter_fields(path: Path, about: Mapping[str, Any], adapters: Mapping[str,
     """The fields of `config.model.llama` that describe the adapters of published files."""
     elsewhere = [name for name in flatten(adapters) if not name.startswith(published.BLOCKS)]
     if len(about["ranks"]) > 1 or elsewhere:
-        what = f"an adapter of {elsewhere[0].rpartition('/')[0]}" if elsewhere else f"adapters of ranks {about['ranks']}"
+        what = (
+            f"an adapter of {elsewhere[0].rpartition('/')[0]}" if elsewhere else f"adapters of ranks {about['ranks']}"
+        )
         raise UserError(
             f"{path}: holds {what}; only adapters of LLaMA's blocks, all of one rank, can stay beside the weights; "
             "merge them"

@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.generate.console import Console, converse, converse_at_terminal
-    from emu_jax.generate.model import Emu, check_decoding
+    from emu_jax.generate.model import Emu
+    from emu_jax.generate.text import check_decoding
 
     settings = decoding(options) | {"max_new_tokens": options.max_new_tokens, "seed": options.seed}
     tokens = 1 if options.max_new_tokens is None else options.max_new_tokens

@@ -8,21 +8,16 @@ from pathlib import Path
 
 from emu_jax.cli.options import add_mesh, add_model, add_sampling, figures_table, mesh, whole
 from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmarks.registry import benchmark_names
 
 ABOUT = "Evaluate a model: on benchmarks, or without --benchmark write the report of a run."
 EXAMPLE = "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4"
-
-# evaluate/benchmarks/names.py, which takes seconds to import
-BENCHMARK_NAMES = (
-    *("coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "nextqa", "mmvet"),
-    *("coco_drawing", "fluent", "fluent_qa"),
-)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--out", type=Path, help="folder for the report or the scores (default: the work directory)")
-    parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(BENCHMARK_NAMES)}")
+    parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
     parser.add_argument("--data", type=Path, help="folder with one folder of files for each benchmark")
     parser.add_argument(
         "--split", default="", help="(default: the latest with published answers; for a report, all splits)"
@@ -55,18 +50,17 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 def report(options: argparse.Namespace) -> int:
     from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
-    from emu_jax.evaluate import drawings, pairs, tuning
-    from emu_jax.evaluate.report import write_report
+    from emu_jax.evaluate.quickstart import captions, chat, drawings
+    from emu_jax.evaluate.quickstart.report import write_report
     from emu_jax.generate.model import TUNED, Emu
 
     emu = Emu.load(options.model, weights=options.weights)
-    scores = pairs.score(emu, options.split.split(",") if options.split else pairs.SPLITS)
+    scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     out, tuned = options.out or options.model, options.model / TUNED
     chats = None
     if is_checkpoint(tuned):
-        chat = Emu.load(tuned, weights=weights_of_parts(options.weights))
-        chats = tuning.score(emu, chat, out / "benchmarks")
+        chats = chat.score(emu, Emu.load(tuned, weights=weights_of_parts(options.weights)), out / "benchmarks")
     path = write_report(out, options.model, scores, drawn, chats)
     print(figures_table(scores.figures | (drawn.figures if drawn else {}) | (chats.figures if chats else {})))
     print(path)
@@ -74,18 +68,18 @@ def report(options: argparse.Namespace) -> int:
 
 
 def run_benchmarks(options: argparse.Namespace) -> int:
-    from emu_jax.evaluate.benchmark_runs import Request, evaluate
-    from emu_jax.evaluate.scores import Weights
+    from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
+    from emu_jax.evaluate.benchmarks.benchmark import Weights
     from emu_jax.generate.model import Emu
 
     out = options.out or options.model / "benchmarks"
     if not options.out and not options.model.is_dir():
         raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
-    request = Request(
+    config = EvaluationConfig(
         benchmarks=options.benchmark.split(","),
         data=options.data,
         split=options.split,
-        shots=[whole(word, "--shots") for word in options.shots.split(",")],
+        few_shot=[whole(word, "--shots") for word in options.shots.split(",")],
         text_examples=options.text_examples,
         limit=options.limit,
         batch=options.batch,
@@ -102,7 +96,7 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         decoder=options.decoder,
         mesh=mesh(options.mesh),
     )
-    for result in evaluate(emu, request, out):
+    for result in evaluate(emu, config, out):
         print(result.folder)
         if result.waits:
             print("  this part is predicted; the process that finishes last scores")

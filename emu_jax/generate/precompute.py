@@ -17,13 +17,14 @@ from emu_jax.checkpoints.store import weights_of_parts
 from emu_jax.data.document import Image, Text
 from emu_jax.data.images import resize
 from emu_jax.data.latents import INDEX, LatentExample, write_latents
+from emu_jax.data.padding import padded_batches
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import encode_latents
 from emu_jax.generate.model import Emu
 
 BATCH = 32
-TEXT_LIMIT = 150  # characters; pairs with longer texts are dropped (from one set of notes on the paper)
+TEXT_LIMIT = 150  # characters; images after longer texts are dropped (from one set of notes on the paper)
 
 
 def precompute(
@@ -51,7 +52,7 @@ def precompute(
       UserError: `out` exists already, or no image of the source has a short text before it.
     """
     if (out / INDEX).exists():
-        raise UserError(f"{out}: it holds precomputed examples; name another folder, or remove it")
+        raise UserError(f"out={out}: the folder holds precomputed examples; name another folder, or remove it")
     emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
     autoencoder = load_part(vae, LoadedVAE, weights_of_parts(weights))
     size = image_size or autoencoder.image_size or 512
@@ -63,15 +64,14 @@ def precompute(
         raise UserError(f"source={source}: no image has a text of at most {TEXT_LIMIT} characters before it")
 
     def examples() -> Iterator[LatentExample]:
-        for start in tqdm(range(0, len(parts), BATCH), desc="precompute", unit="batch"):
-            some = parts[start : start + BATCH]
-            filled = some + [some[-1]] * (BATCH - len(some))  # one shape, one program
+        batches = -(-len(parts) // BATCH)
+        for batch, filled in tqdm(padded_batches(parts, BATCH), desc="precompute", unit="batch", total=batches):
             images = np.stack([image.pixels for _, image in filled])
             seen = np.stack([resize(image, emu.config.vision.image_size) for image in images])
             encoded = emu.encode_images(seen)
             condition = emu.generate_embeddings([prompt for prompt, _ in filled])
             mean, deviation = encode_latents(autoencoder.params, images, config=autoencoder.config)
-            for i, (_, image) in enumerate(some):
+            for i, (_, image) in enumerate(batch):
                 yield LatentExample(image.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i])
 
     about = {
@@ -87,7 +87,7 @@ def precompute(
 
 
 def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
-    """(everything before an image in its document, the image), for every image that has something before it."""
+    """Yields (everything before the image in its document, image) for every image that has something before it."""
     for index in range(len(source)):
         for document in source.documents(index, np.random.default_rng(index)):
             before: list[str | np.ndarray] = []

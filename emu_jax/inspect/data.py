@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from emu_jax.data.pipeline import DataConfig
+from emu_jax.data.config import DataConfig
 from emu_jax.data.prepared import Records
 from emu_jax.errors import UserError
 from emu_jax.inspect.rows_page import draw_page

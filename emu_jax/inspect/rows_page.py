@@ -255,7 +255,7 @@ def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iter
                 f"<small>#{number + 1} ×{len(positions)}</small></span>"
             )
         else:
-            for ids, text in tokenizer.spell(row.tokens[first : positions[-1] + 1].tolist()):
+            for ids, text in tokenizer.pieces(row.tokens[first : positions[-1] + 1].tolist()):
                 weight = _weight(row.text_weights[first])
                 first += len(ids)
                 yield f'<span class="t {weight}" title="{" ".join(map(str, ids))}">{html.escape(text)}</span>'

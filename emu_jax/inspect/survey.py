@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.packing import CONTINUES, CUT
-from emu_jax.data.pipeline import DataConfig
 from emu_jax.data.row_sizes import fitting_images
 from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer

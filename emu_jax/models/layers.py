@@ -11,7 +11,7 @@ H head, F hidden, V vocabulary. Tests check them at run time (`tests/array_types
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,10 @@ from jaxtyping import Bool, Float, Int
 
 from emu_jax.errors import UserError
 
-Array = jax.Array
+if TYPE_CHECKING:
+    Array = jax.Array
+else:
+    Array = jax.Array | np.ndarray  # outside jit, run-time checks accept numpy arrays wherever JAX does
 
 _policies = jax.checkpoint_policies
 # What is saved of a block for its backward pass; everything else is recomputed.

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int8
 
+from emu_jax.models.layers import Array
 from emu_jax.models.parameters import Params
 
 SCALE = "scale"  # the leaf beside a quantised kernel
@@ -30,7 +31,7 @@ def is_quantised(path: str) -> bool:
 
 
 def quantise(
-    kernel: Float[np.ndarray, "*layers D F"],
+    kernel: Float[np.ndarray | Array, "*layers D F"],
 ) -> tuple[Int8[np.ndarray, "*layers D F"], Float[np.ndarray, "*layers F"]]:
     """Integers and float32 scales; a column of zeros has scale 1."""
     kernel = np.asarray(kernel, np.float32)

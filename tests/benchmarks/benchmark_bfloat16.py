@@ -29,7 +29,8 @@ import numpy as np
 
 from configs import quickstart
 from emu_jax import Emu
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.evaluate.compare import Mean, mean_over
 from emu_jax.models import emu
 from emu_jax.workdir import read_metrics

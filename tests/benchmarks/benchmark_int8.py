@@ -17,7 +17,8 @@ import numpy as np
 
 from emu_jax.checkpoints.load import load_emu
 from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 from emu_jax.models.quantise import quantise_params

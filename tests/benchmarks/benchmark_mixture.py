@@ -18,9 +18,9 @@ import argparse
 
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.mixture import SourceConfig
-from emu_jax.data.pipeline import DataConfig
 from emu_jax.data.row_sizes import RowFill, size_rows
 from emu_jax.data.samples import Samples
 from emu_jax.data.sources import PairOrder, subsequences

@@ -28,10 +28,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Image
 from emu_jax.data.mixture import SourceConfig, mix, pattern
 from emu_jax.data.packing import pack_window
-from emu_jax.data.pipeline import DataConfig, train_tokenizer
+from emu_jax.data.pipeline import train_tokenizer
 from emu_jax.data.sequence import TokenizedDocument, tokenize_document
 from emu_jax.data.sources import PairOrder
 from emu_jax.errors import UserError

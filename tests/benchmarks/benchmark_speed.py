@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 from configs import quickstart
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.generate import embeddings as image
 from emu_jax.generate import text
 from emu_jax.models import emu

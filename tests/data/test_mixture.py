@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_jax.config import load_config
+from emu_jax.data.config import DataConfig
 from emu_jax.data.mixture import Selection, SourceConfig, mix, pattern
-from emu_jax.data.pipeline import DataConfig
 from emu_jax.errors import UserError
 
 FIELDS = {"source": "folder"}

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer

@@ -58,7 +58,7 @@ def test_fifty_cuts_are_found(tmp_path):
         file = chance.choice(files)
         cut = chance.randrange(len(whole[file]))
         file.write_bytes(whole[file][:cut])
-        with pytest.raises(UserError, match=f"{file.name}: has {cut:,} bytes, its manifest tells of"):
+        with pytest.raises(UserError, match=f"{file.name}: has {cut:,} bytes, its manifest states"):
             Records(folder, "train")
         file.write_bytes(whole[file])
     assert len(Records(folder, "train")) == 40

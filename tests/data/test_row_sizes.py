@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.row_sizes import RowFill
 from emu_jax.data.sources import PairOrder
 from emu_jax.errors import UserError

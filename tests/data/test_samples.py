@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.mixture import SourceConfig
-from emu_jax.data.pipeline import DataConfig
 from emu_jax.data.samples import Samples, read_or_predicted
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer

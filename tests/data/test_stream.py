@@ -7,8 +7,9 @@ import hashlib
 import numpy as np
 import pytest
 
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.data.prepared import Record, StoredImage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -97,7 +98,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
         for index in range(len(source)):
             for document in source.documents(index, np.random.default_rng(0)):
                 for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
-                    row, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
+                    row, _, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
                     found.update(documents_of({name: np.asarray(value)[None] for name, value in row.items()}))
     return found
@@ -219,7 +220,7 @@ def test_going_on_with_another_division(folders, tokenizer):
     four = Pipeline(dataclasses.replace(data, batch_rows=4), tokenizer, **sizes)
     state = one.get_state()
     state["fingerprint"]["batch_rows"] = 4  # of a run that keeps its batch
-    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or --reshard-data to go on near"):
+    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or pass reshard_data to resume near"):
         four.set_state(state)
     four.reshard(state)
     for batch in read_all([four]):

@@ -19,8 +19,9 @@ from ml_collections import ConfigDict
 
 from configs import models
 from emu_jax.config import load_config
+from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
-from emu_jax.data.pipeline import DataConfig, Pipeline
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.data.prepared import Record
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer

@@ -11,8 +11,9 @@ from jax.interpreters import partial_eval as pe
 
 from configs import instruct
 from emu_jax.config import load_config
+from emu_jax.data.config import DataConfig
 from emu_jax.data.mixture import SourceConfig
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.prepare import recode
 from emu_jax.data.raw.readers import make_reader
 from emu_jax.data.sources import PairOrder
@@ -118,7 +119,7 @@ def test_the_published_sets_weigh_their_samples():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """The records of the five sets in configs/data-formats.md, as `prepare` stores them, by its folders' names."""
+    """The records of the five sets in docs/data-formats.md, as `prepare` stores them, by its folders' names."""
     monkeypatch.chdir(tmp_path)
     found = {}
     for group in groups():

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.store import is_checkpoint, read_tokenizer
-from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.samples import Samples
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -58,8 +59,10 @@ class PackedDocuments:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The one at `config.tokenizer.path` (a .model file or a checkpoint), otherwise one that is trained on the texts
-        of this run's sources and of those in `config.tokenizer.also`."""
+        """The tokenizer at `config.tokenizer.path` (a .model file or a checkpoint), or a new one.
+
+        A new one is trained on the texts of this run's sources and of those in `config.tokenizer.also`.
+        """
         settings = self._config.tokenizer
         if settings.path and is_checkpoint(Path(settings.path)):
             return Tokenizer(read_tokenizer(Path(settings.path)).proto, instruct=self._instruct)

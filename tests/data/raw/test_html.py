@@ -10,9 +10,9 @@ import pytest
 from PIL import Image as PIL
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.html import Html
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
+from emu_jax.data.raw.readers.html import Html
 from emu_jax.errors import UserError
 
 
@@ -135,7 +135,7 @@ def test_what_many_pages_show(tmp_path):
     assert documents == [RawDocument(f"p{number}.html", "web", parts) for number in range(6)]
     rejects = [(f"p{number}.html#0", "decoration", False) for number in range(8)]
     assert [reject for reject in _rejects(got) if not reject[2]] == rejects
-    assert got[0].detail == "sign.png stands on more than 75% of the pages"
+    assert got[0].detail == "sign.png is on more than 75% of the pages"
     assert not any(isinstance(document, RawDocument) for document in _all(tmp_path, Html(repeated=0.7)))
 
 

@@ -46,7 +46,7 @@ def test_coco_itself(coco):
     [
         (
             lambda d: d["images"][1].update(cocoid=42),
-            "images[1] has the cocoid 42 again, after images[0]; expected every",
+            "images[1] has the cocoid 42 again, after images[0]; expected each",
         ),
         (
             lambda d: d["images"][2].update(sentences=[]),
@@ -75,7 +75,7 @@ def test_wrong_karpathy(coco, change, expected):
         (lambda d: d["annotations"][7].update(image_id=5), "annotations[7].image_id is 5; expected the id of one of"),
         (
             lambda d: d.update(annotations=d["annotations"][:5] + d["annotations"][15:]),
-            "no caption of image 73 (and 1 more); expected some of every image of the file",
+            "no caption of image 73 (and 1 more); expected at least one for each image",
         ),
         (lambda d: d.pop("annotations"), "the file has no annotations"),
     ],

@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from emu_jax.evaluate.benchmarks.video_qa import EXTRA
+from emu_jax.evaluate.benchmarks.nextqa import EXTRA
 from emu_jax.evaluate.question import Question
-from emu_jax.generate.chat import Video, read_video
+from emu_jax.generate.messages import Video, read_video
 from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
 
@@ -67,7 +67,7 @@ def test_msvd_as_the_authors_code_has_it(msvd):
     ("line", "expected"),
     [
         ("-5Cv_1_2", "line 14 is '-5Cv_1_2'; expected a clip and its number: …_5_15 vid1"),
-        ("-5Cv_1_2 vid3", "line 14 has 'vid3' again; expected every number once"),
+        ("-5Cv_1_2 vid3", "line 14 has 'vid3' again; expected each number once"),
     ],
 )
 def test_wrong_mapping(msvd, line, expected):
@@ -79,7 +79,7 @@ def test_wrong_mapping(msvd, line, expected):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        (lambda d: d[1].update(id=36000), "[1] has the id 36000 again, after [0]; expected every one once"),
+        (lambda d: d[1].update(id=36000), "[1] has the id 36000 again, after [0]; expected each once"),
         (lambda d: d[1].pop("answer"), "[1] has no answer"),
         (lambda d: d[1].update(video_id="vid1"), "[1].video_id is 'vid1'; expected a whole number"),
         (
@@ -156,11 +156,11 @@ def test_the_numbers_that_train_gives_twice(nextqa):
     assert found["3606518674/0/again"].text == "how does the person get to the right"
     _rewrite(nextqa / "train.csv", lambda rows: rows.append(rows[1]))
     assert refused("nextqa", nextqa, "train") == (
-        "train.csv: line 29 has the video and qid '3606518674/0' again, after line 2; expected every one once"
+        "train.csv: line 29 has the video and qid '3606518674/0' again, after line 2; expected each once"
     )
     _rewrite(nextqa / "test.csv", change)
     assert refused("nextqa", nextqa) == (
-        "test.csv: line 4 has the video and qid '4924794333/0' again, after line 2; expected every one once"
+        "test.csv: line 4 has the video and qid '4924794333/0' again, after line 2; expected each once"
     )
 
 
@@ -175,8 +175,14 @@ def _set(row, column, value):
         (_set(2, 5, ""), "line 3.answer is ''; expected an answer"),
         (_set(2, 7, "XX"), "line 3.type is 'XX'; expected one of CW, CH, TN, TP, TC, DB, DC, DL, DO"),
         (_set(2, 0, "77"), "line 3.video is '77'; expected a video that map_vid_vidorID.json knows"),
-        (lambda rows: rows[2].pop(), "line 3 has not the 8 cells of the header; expected the file as it is published"),
-        (lambda rows: rows[2].append("x"), "line 3 has not the 8 cells of the header; expected the file as it is"),
+        (
+            lambda rows: rows[2].pop(),
+            "line 3 does not have the 8 cells of the header; expected the file as it is published",
+        ),
+        (
+            lambda rows: rows[2].append("x"),
+            "line 3 does not have the 8 cells of the header; expected the file as it is",
+        ),
         (
             lambda rows: rows.__delitem__(slice(1, None)),
             "no rows; expected a CSV of video, question, answer, qid, type",
@@ -197,6 +203,6 @@ def test_a_second_reference_without_a_question(nextqa):
     second = {"4924794333": {"0": "a", "9": "b"}, "5": {"1": "c"}}
     (nextqa / "add_reference_answer_test.json").write_text(json.dumps(second))
     assert refused("nextqa", nextqa) == (
-        "add_reference_answer_test.json: has video and qid '4924794333/9' (and 1 more), which test.csv has not; "
-        "expected both files of one release and split, and whole"
+        "add_reference_answer_test.json: has video and qid '4924794333/9' (and 1 more), which test.csv lacks; "
+        "expected two complete files of one release and split"
     )

@@ -7,7 +7,7 @@ from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
 
 FILE, DENSE = "visdial_1.0_val.json", "visdial_1.0_val_dense_annotations.json"
-PAIR = "expected both files of one release and split, and whole"
+PAIR = "expected two complete files of one release and split"
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def _round(number):
         (
             FILE,
             lambda d: d["data"]["dialogs"].append(d["data"]["dialogs"][2]),
-            "data.dialogs[4] has the image_id 574189 again, after data.dialogs[2]; expected every one once",
+            "data.dialogs[4] has the image_id 574189 again, after data.dialogs[2]; expected each once",
         ),
         (
             FILE,
@@ -104,22 +104,22 @@ def _round(number):
         (
             FILE,
             lambda d: _round(1)(d).update(gt_index=0),
-            "data.dialogs[0].dialog[1].gt_index is 0; expected the place of the answer, 'no', among the options",
+            "data.dialogs[0].dialog[1].gt_index is 0; expected the index of the answer, 'no', among the options",
         ),
         (
             DENSE,
             lambda d: d.pop(1),
-            f"has nothing of image_id 284024, which {FILE} has; {PAIR}",
+            f"has no image_id 284024, which {FILE} has; {PAIR}",
         ),
         (
             DENSE,
             lambda d: d[1].update(image_id=7),
-            f"has nothing of image_id 284024, which {FILE} has; {PAIR}",
+            f"has no image_id 284024, which {FILE} has; {PAIR}",
         ),
         (
             DENSE,
             lambda d: d.append({**d[1], "image_id": 7}),
-            f"has image_id 7, which {FILE} has not; {PAIR}",
+            f"has image_id 7, which {FILE} lacks; {PAIR}",
         ),
         (DENSE, lambda d: d[1].update(round_id=4), "[1].round_id is 4; expected a round of the dialogue, 1 to 3"),
         (

@@ -54,25 +54,24 @@ def test_the_layout_of_the_official_code(vqav2):
         (
             ASKED,
             lambda d: d["questions"][4].update(question_id=42000),
-            f"{ASKED}: questions[4] has the question_id 42000 again, after questions[0]; expected every one once",
+            f"{ASKED}: questions[4] has the question_id 42000 again, after questions[0]; expected each once",
         ),
         (
             ANSWERED,
             lambda d: d["annotations"].append(d["annotations"][1]),
-            f"{ANSWERED}: annotations[12] has the question_id 42001 again, after annotations[1]; "
-            "expected every one once",
+            f"{ANSWERED}: annotations[12] has the question_id 42001 again, after annotations[1]; expected each once",
         ),
         (
             ANSWERED,
             lambda d: d.update(annotations=d["annotations"][2:]),
-            f"{ANSWERED}: has nothing of question 42000 (and 1 more), which {ASKED} has; "
-            "expected both files of one release and split, and whole",
+            f"{ANSWERED}: has no question 42000 (and 1 more), which {ASKED} has; "
+            "expected two complete files of one release and split",
         ),
         (
             ASKED,
             lambda d: d["questions"].pop(3),
-            f"{ANSWERED}: has question 73000, which {ASKED} has not; "
-            "expected both files of one release and split, and whole",
+            f"{ANSWERED}: has question 73000, which {ASKED} lacks; "
+            "expected two complete files of one release and split",
         ),
         (
             ANSWERED,
@@ -134,7 +133,7 @@ def test_vizwiz(tmp_path):
     [
         (
             lambda d: d.append(d[1]),
-            "[4] has the image 'VizWiz_val_00000001.jpg' again, after [1]; expected every one once",
+            "[4] has the image 'VizWiz_val_00000001.jpg' again, after [1]; expected each once",
         ),
         (lambda d: d[2].pop("answers"), "[2] has no answers"),
         (lambda d: d[2].update(answers=[]), "[2].answers is a list of 0; expected at least one answer"),

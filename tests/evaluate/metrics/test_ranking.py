@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from emu_jax.errors import UserError
 from emu_jax.evaluate.metrics import ranking
 from emu_jax.evaluate.question import Question
-from tests.generate.test_golden import IMAGE, as_prompt, case  # noqa: F401  (a fixture)
+from tests.generate.test_golden import PLACEHOLDER, as_prompt, case  # noqa: F401  (a fixture)
 
 CANDIDATES = ("yes", "no", "two", "a dog")
 
@@ -18,7 +18,7 @@ CANDIDATES = ("yes", "no", "two", "a dog")
 def test_ranks_are_the_references(case):  # noqa: F811
     model, reference, _, images = case
     expected = reference["candidates"]
-    prompt = as_prompt(expected["prompt"], IMAGE, images, iter(expected["image_indices"]))
+    prompt = as_prompt(expected["prompt"], PLACEHOLDER, images, iter(expected["image_indices"]))
     ranks = ranking.ranks(model.score_candidates(prompt, expected["candidates"]))
     by_rank = np.argsort(ranks).tolist()
     assert by_rank == expected["rank"], f"best first: {by_rank}, expected {expected['rank']}"
