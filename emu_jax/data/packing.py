@@ -132,8 +132,8 @@ class BuiltRow(NamedTuple):
     Attributes:
       arrays: the fields of `models.emu.Batch` without their leading axis: tokens, segments, slots, sources int32 [S];
         text_weights, visual_weights float32 [S]; images uint8 [I, H, W, 3], unless the row was built without.
-      cuts: int32 [S]. At a document's first position: `CONTINUES` if it continues a document that was cut, plus `CUT` if
-        a later piece follows. 0 elsewhere.
+      cuts: int32 [S]. At a document's first position, `CONTINUES` if it continues a document that was cut, plus `CUT`
+        if a later piece follows; 0 elsewhere.
       faults: (number of the source, what is wrong) for each document with an unreadable image.
     """
 
