@@ -2,7 +2,7 @@
 
 Functions under `jax.jit` are checked once, while they are traced. Not checked are functions without array types, whose
 mappings may be ConfigDicts and whose values `UserError`s describe, and `__init__`: JAX builds dataclass pytrees
-(`emu.Batch`, `KVCache`) with shardings or specifications in place of arrays.
+(`emu.Batch`, `KVCache`, `Table`) with shardings or specifications in place of arrays.
 """
 
 import typing
@@ -12,7 +12,7 @@ from typing import Any
 from beartype import BeartypeConf, beartype
 from jaxtyping import AbstractArray, install_import_hook
 
-CHECKED = ["emu_jax.models"]
+CHECKED = ["emu_jax.models", "emu_jax.generate", "emu_jax.serve"]
 _check = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int serves as a float
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +58,6 @@ IMAGE_BATCH = 8  # images encoded by one call, as many as a video has frames; th
 Message = str | Sequence[str | ImageLike | Video]
 
 
-@runtime_checkable
 class ChatModel(Protocol):
     """What a chat needs of a model; `Emu` provides it."""
 

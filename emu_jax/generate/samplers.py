@@ -24,7 +24,6 @@ import dataclasses
 import functools
 import importlib.metadata
 from collections.abc import Callable
-from typing import no_type_check
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +37,6 @@ from emu_jax.models.diffusion import Schedule
 HISTORY = 4  # model outputs that a step may use, its own included
 
 
-@no_type_check  # JAX builds pytrees with leaves of any type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:

@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Sequence
-from typing import Literal, no_type_check
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -59,7 +59,6 @@ def check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_
         raise UserError(f"num_beams={num_beams} and temperature={temperature}; beams do not sample, choose one of them")
 
 
-@no_type_check  # JAX builds pytrees with leaves of any type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
@@ -236,7 +235,6 @@ def _embed(llama: Llama, tokens: Int[Array, "B T"], config: emu.EmuConfig) -> Fl
     return llama.embed(tokens).astype(config.dtype)
 
 
-@no_type_check  # JAX builds pytrees with leaves of any type
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class _Beams:
