@@ -98,8 +98,8 @@ def partition_spec(
         names = (axes,) if isinstance(axes, str) else axes or ()
         while names and not uneven and size % math.prod(mesh.shape[axis] for axis in names):
             names = names[:-1]
-        split = math.prod(mesh.shape[axis] for axis in names) > 1
-        entries.append((names if len(names) > 1 else names[0]) if split else None)
+        sharded = math.prod(mesh.shape[axis] for axis in names) > 1
+        entries.append((names if len(names) > 1 else names[0]) if sharded else None)
     return PartitionSpec(*entries)
 
 

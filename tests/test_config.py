@@ -100,7 +100,7 @@ def test_json_round_trip(file):
 
 
 def test_a_config_in_a_folder_of_configs(tmp_path):
-    """configs/ablations/x.py imports `configs.…` like those beside the folder."""
+    """configs/ablations/x.py imports `configs.…` like the files of the parent folder."""
     folder = tmp_path / "configs" / "ablations"
     folder.mkdir(parents=True)
     (folder / "mine.py").write_text("import sys\ndef get_config():\n    return list(sys.path)\n")

@@ -41,7 +41,7 @@ def cross_entropy(
     and padding cost no logits. The gradients are computed in the forward pass, from the same logits; the backward pass
     neither stores nor recomputes them.
     """
-    head = _unsplit_width(head, hidden)
+    head = _gather_width(head, hidden)
     order, inverse = _labelled_first(weights)
     pieces = jax.tree.map(lambda x: _to_chunks(x, order, min(chunk, x.shape[1])), (hidden, labels, weights))
 
@@ -68,7 +68,7 @@ def _chunk_cross_entropy(
 
 
 def _cross_entropy_forward(hidden: Array, head: Array, labels: Array, weights: Array, chunk: int) -> tuple:
-    kernel = _unsplit_width(head, hidden)
+    kernel = _gather_width(head, hidden)
     rows, length, _ = hidden.shape
     groups = num_shards("batch", rows)
     order, inverse = _labelled_first(weights)
@@ -107,7 +107,7 @@ def _cross_entropy_backward(chunk: int, gradients: tuple[Array, Array], cotangen
 cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
-def _unsplit_width(head: Array, hidden: Array) -> Array:
+def _gather_width(head: Array, hidden: Array) -> Array:
     """The head [D, V] in the compute dtype, with all of D on every device.
 
     If D stayed sharded, the compiler would all-reduce partial logits of all rows instead of gathering the head: 67 GB a

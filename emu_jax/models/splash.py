@@ -76,10 +76,10 @@ def splash_attention(
     q, k, v = (jnp.pad(x, padding) for x in (q * scale, k, v))
     segment_ids = () if segments is None else (segments, segments)
     if not mesh.empty and mesh.size > 1:
-        split = partition_spec(("batch", "heads", "sequence", None), q.shape, mesh)
-        whole = PartitionSpec(*split[:2], None, None)
-        segment_specs = (PartitionSpec(split[0], split[2]), PartitionSpec(split[0], None))
-        blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(split[1], split[2])))
-        in_specs = (blocks, split, whole, whole, *segment_specs[: len(segment_ids)])
-        rows = jax.shard_map(rows, in_specs=in_specs, out_specs=split, check_vma=False)
+        spec = partition_spec(("batch", "heads", "sequence", None), q.shape, mesh)
+        key_spec = PartitionSpec(*spec[:2], None, None)
+        segment_specs = (PartitionSpec(spec[0], spec[2]), PartitionSpec(spec[0], None))
+        kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(spec[1], spec[2])))
+        in_specs = (kernel_spec, spec, key_spec, key_spec, *segment_specs[: len(segment_ids)])
+        rows = jax.shard_map(rows, in_specs=in_specs, out_specs=spec, check_vma=False)
     return rows(kernel, q, k, v, *segment_ids)[..., :head_dim]

@@ -38,7 +38,7 @@ def test_distant_keys_share_the_last_bucket():
 
 
 def test_a_query_sees_no_later_query():
-    """Replacing query 2 of 4 leaves the embeddings of queries 0 and 1 as they were."""
+    """Replacing query 2 of 4 does not change the embeddings of queries 0 and 1."""
     params = emu.init(CONFIG, jax.random.key(0))
     features = jax.random.normal(jax.random.key(1), (1, CONFIG.vision.patches + 1, CONFIG.vision.width))
     before = emu.bind(CONFIG, params).causal(features)
@@ -54,7 +54,7 @@ def test_buckets_of_both_directions():
 
 
 def test_bidirectional_queries_see_later_ones():
-    """Replacing query 2 of 4 changes the embeddings of all four; the parameters are those of causal queries."""
+    """Replacing query 2 of 4 changes the embeddings of all four; the parameters have the shapes of the causal model."""
     config = of_kind("bidirectional")
     params = emu.init(config, jax.random.key(0))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, emu.abstract(CONFIG))
@@ -76,12 +76,12 @@ def test_bidirectional_queries_see_later_ones():
     ],
 )
 def test_pooling(queries, side, expected):
-    """Four times the weights of the four patches, a row an embedding."""
+    """Four times the weights of the four patches; one row for each embedding."""
     np.testing.assert_array_equal(4 * pooling(queries, side), expected)
 
 
 def test_eight_groups_of_a_four_by_four_grid():
-    """As the mini model has them: the group of each patch, where the grid shows it."""
+    """The mini model's pooling: the embedding of each patch, at its place in the grid."""
     groups = pooling(8, 4).argmax(0).reshape(4, 4)
     np.testing.assert_array_equal(groups, [[0, 1, 2, 3], [0, 1, 2, 3], [4, 5, 6, 7], [4, 5, 6, 7]])
     assert np.count_nonzero(pooling(32, 16), axis=1).tolist() == [8] * 32, "the published sizes: 32 groups of 8 of 256"
@@ -123,7 +123,7 @@ def test_pooled_patches_have_a_projection_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_forward_flops_are_those_of_the_compiled_encoder(kind):
-    """Of all kinds, counted by the compiler within 5%: products dominate in a wide model."""
+    """For every kind, within 6% of the compiler's count: products dominate in a wide model."""
     fields = models.debug()
     fields.vision.update({"image_size": 64, "width": 128, "layers": 1, "heads": 4, "mlp_dim": 256})
     fields.causal.update({"kind": kind, "queries": 16, "width": 128, "heads": 4, "head_dim": 32, "mlp_dim": 256})

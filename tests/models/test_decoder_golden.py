@@ -20,7 +20,7 @@ CASES = {
 
 
 def close(found, expected, what: str) -> None:
-    """Within 2e-4 of the largest magnitude, the golden files' tolerance."""
+    """Asserts that values agree within 2e-4 of the largest magnitude, the golden files' tolerance."""
     worst = np.abs(np.asarray(found) - expected).max() / np.abs(expected).max()
     assert worst < 2e-4, f"{what}: off by {worst:.1e} of the largest magnitude, expected below 2e-4"
     print(f"{what}: off by {worst:.1e}")

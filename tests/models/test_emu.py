@@ -28,7 +28,7 @@ def random_images(count: int, seed: int = 0) -> np.ndarray:
 
 
 def make_batch(rows: list[list[list[int]]], images: np.ndarray, length: int) -> emu.Batch:
-    """rows of documents of token ids; images [B, I, H, W, 3]."""
+    """A batch of rows of documents of token ids, with images [B, I, height, width, 3]."""
     tokens = np.full((len(rows), length), IDS.pad, np.int32)
     segments = np.zeros((len(rows), length), np.int32)
     for row, documents in enumerate(rows):
@@ -94,7 +94,7 @@ def test_regression_is_exactly_zero_without_images():
 
 
 def test_regression_targets_receive_no_gradient():
-    """With the text loss off and predictions cut, nothing flows to the encoder through the targets."""
+    """Without the text loss and with predictions of 0, no gradient flows to the encoder through the targets."""
     batch = make_batch([[FIRST]], random_images(1)[None], 16)
     config = dataclasses.replace(CONFIG, text_loss_weight=0.0)
     params = jax.tree.map(lambda leaf: leaf, PARAMS)
@@ -150,7 +150,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
 
 
 def test_logits_of_the_whole_batch_never_exist():
-    """No float32 [B, S, V] anywhere in the compiled gradient, whatever the compiler did."""
+    """The compiled gradient has no float32 [B, S, V]."""
     batch = make_batch([[FIRST, SECOND]] * 4, np.stack([random_images(3)] * 4), 48)
     gradient = jax.grad(emu.loss, has_aux=True)
     text = jax.jit(lambda p: gradient(p, STATISTICS, batch, config=CONFIG, ids=IDS)).lower(PARAMS).compile().as_text()

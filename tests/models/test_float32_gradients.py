@@ -1,4 +1,4 @@
-"""`model.float32_gradients`: weight gradients that are not rounded to bfloat16, in a product and over devices."""
+"""`model.float32_gradients`: weight gradients that are never rounded to bfloat16, in a product or over devices."""
 
 import dataclasses
 import os
@@ -22,7 +22,7 @@ from emu_jax.train.global_batch import batch_shardings
 ROOT = Path(__file__).parents[2]
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 ROW = [1, 5, 9, IDS.img, *[IDS.image] * 4, IDS.img_end, 12, 30, 31, 2]
-# Their gradients are float32 as it is: norms compute in it, the token head sums chunks, words come from a table.
+# Gradients that are always float32: norms compute in float32, the token head sums chunks, tokens are looked up.
 ALWAYS_FLOAT32 = re.compile(r".*norm.*|ln_visual/.*|llama/(lm_head/kernel|embed/embedding)|causal/relative_bias")
 
 
@@ -41,7 +41,7 @@ def batch(rows: int) -> emu.Batch:
 
 
 def gradients(c: emu.EmuConfig) -> tuple[float, dict[str, np.ndarray]]:
-    """The loss, and its gradients by path, rounded where the program says so: CPUs' compiler may leave that out."""
+    """The loss and its gradients by path, rounded wherever the program rounds: the CPU compiler may skip that."""
     params = jax.tree.map(lambda leaf: leaf + 0.01, emu.init(c, jax.random.key(0)))  # adapters of 0 have no gradient
     arguments = params, emu.initial_statistics(c), batch(2)
     objective = jax.jit(jax.value_and_grad(emu.loss, has_aux=True), static_argnames=("config", "ids"))
@@ -55,7 +55,7 @@ def rounded(value: np.ndarray) -> np.ndarray:
 
 
 def test_a_product_s_gradient_beside_float64():
-    """2,048 positions: bfloat16 keeps 8 bits of their sum, float32 all that its additions leave."""
+    """Over 2,048 positions: bfloat16 keeps 8 bits of the sum, float32 as many as its additions preserve."""
     rng = np.random.default_rng(0)
     x, gradient = (jnp.asarray(rng.normal(1.0, 1.0, (4, 512, 24)), jnp.bfloat16) for _ in range(2))
     kernel, bias = jnp.asarray(rng.normal(size=(24, 24)), jnp.float32), jnp.zeros(24)
@@ -70,7 +70,7 @@ def test_a_product_s_gradient_beside_float64():
     assert error(lambda kernel: project_float32(x, kernel), kernel, wide_x.T @ wide) < 1e-5
     assert error(lambda bias: x + bias.astype(jnp.bfloat16), bias, wide.sum(0)) > 1e-3
     assert error(lambda bias: add_float32(x, bias), bias, wide.sum(0)) < 1e-5
-    # What passes through it, and the product itself, are as they were.
+    # The gradient of x and the product itself do not change.
     for one, other in zip(
         jax.vjp(lambda x: project_float32(x, kernel), x)[1](gradient),
         jax.vjp(lambda x: project(x, kernel.astype(jnp.bfloat16)), x)[1](gradient),
@@ -94,7 +94,7 @@ def test_gradients_of_the_model_are_the_same_but_not_rounded():
 
 
 def test_what_remat_keeps_stays_the_same():
-    """As many products in the gradient of either, under a policy that looks for them."""
+    """Both gradients have the same number of products, under a policy that saves products."""
     counts = []
     for on in (False, True):
         c = config(on, remat="dots")
@@ -106,7 +106,7 @@ def test_what_remat_keeps_stays_the_same():
 
 
 def partitioned(on: bool) -> None:
-    """Compiles the gradient for eight devices under fsdp; what XLA_FLAGS dump of it is looked at."""
+    """Compiles the gradient for eight devices under FSDP; the caller reads the program that XLA_FLAGS dump."""
     c = dataclasses.replace(config(on), unroll=True)
     mesh = make_mesh({"fsdp": 8})
     params, some = emu.abstract(c), jax.eval_shape(lambda: batch(8))
@@ -124,8 +124,8 @@ def partitioned(on: bool) -> None:
 
 
 @pytest.mark.parametrize("on", [False, True])
-def test_devices_add_their_gradients_in_that_dtype(on, tmp_path):
-    """What the partitioner wrote: CPUs' later passes widen what is bfloat16, accelerators' do not."""
+def test_gradients_are_reduced_over_devices_in_that_dtype(on, tmp_path):
+    """Reads the partitioner's output: later passes widen bfloat16 on CPUs, but not on accelerators."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     flags += f" --xla_dump_to={tmp_path} --xla_dump_hlo_pass_re=spmd-partitioning"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"}

@@ -78,7 +78,7 @@ def test_every_gradient(case):
 
 
 def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
-    """The same tensors of the reference from both, 1e-5 between them, and the file's weights back by unmerging."""
+    """Both give the reference's tensors and agree within 1e-5; unmerging restores the file's weights."""
     path = golden / FILES["instruct"]
     reference = load_file(golden / "mini-a" / "instruct" / "reference.safetensors")
     images = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
@@ -107,4 +107,4 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     for name, value in flatten(plain).items():
         np.testing.assert_allclose(back[name], value, atol=1e-6, err_msg=name)
     kernel = "llama/blocks/attn/q/kernel"
-    assert np.abs(flatten(merged)[kernel] - flatten(plain)[kernel]).max() > 1e-3, "adapters that do something"
+    assert np.abs(flatten(merged)[kernel] - flatten(plain)[kernel]).max() > 1e-3, "the adapters change the weights"

@@ -1,7 +1,7 @@
-"""Fresh weights: drawn as the reference draws them, beside its own modules; and as they were, for what is scaled.
+"""Initial weights have the distributions of the reference's own modules; `init="scaled"` differs where it should.
 
-The reference's Causal Transformer is transformers' T5 decoder, whose cross-attention reads images of another width. It
-is made here from torch's and transformers' own classes, and its initialisation is compared with ours, key by key:
+The reference's Causal Transformer is transformers' T5 decoder, whose cross-attention reads images of another width. The
+tests build it from torch's and transformers' own classes and compare its initialisation with ours, key by key:
 
     python -m pytest -s tests/models/test_init.py        # prints the table
 """
@@ -20,12 +20,12 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 
-DRAWS = 100_000  # values of a parameter that are compared, at most
-ALIKE = 1e-4  # the least probability of two samples of one distribution that is believed
+DRAWS = 100_000  # maximum number of values of a parameter that are compared
+ALIKE = 1e-4  # p-value below which two samples are taken to be of different distributions
 
 
 def stand_in(**fields) -> emu.EmuConfig:
-    """The published model but two layers deep, and narrow outside the Causal Transformer."""
+    """The published model with two layers, and narrow outside the Causal Transformer."""
     config = models.emu_14b()
     config.vision.update({"image_size": 28, "width": 352, "layers": 1, "heads": 4, "mlp_dim": 64})
     config.causal.layers = 2
@@ -34,7 +34,7 @@ def stand_in(**fields) -> emu.EmuConfig:
 
 
 def ours(config: emu.EmuConfig) -> dict[str, np.ndarray]:
-    """Fresh parameters by published key, without those that the reference loads: EVA-CLIP's and LLaMA's."""
+    """Initial parameters by published key, without those that the reference loads: EVA-CLIP's and LLaMA's."""
     params = jax.jit(emu.init, static_argnums=0)(config, jax.random.key(5))
     fresh = ("cformer.", "decoder.lm.stu_regress_head.")
     return {key: value for key, value in published.to_published(params, config) if key.startswith(fresh)}
@@ -42,7 +42,7 @@ def ours(config: emu.EmuConfig) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def theirs() -> dict[str, np.ndarray]:
-    """Fresh parameters of the reference's modules, as Emu1/models/causal_former.py and modeling_llama.py make them."""
+    """Initial parameters of the reference's modules, built as in Emu1/models/causal_former.py and modeling_llama.py."""
     torch = pytest.importorskip("torch", reason="install .[convert]")
     transformers = pytest.importorskip("transformers", reason="install .[test]")
     torch.manual_seed(0)
@@ -76,7 +76,7 @@ def theirs() -> dict[str, np.ndarray]:
 
 
 def differing(got: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> list[str]:
-    """The keys whose values are not of one distribution, by Kolmogorov and Smirnov's test."""
+    """The keys whose values have different distributions by the Kolmogorov-Smirnov test."""
     found = []
     for key in sorted(expected):
         a, b = (np.random.default_rng(1).permutation(x[key].ravel())[:DRAWS] for x in (got, expected))
@@ -90,7 +90,7 @@ def describe(value: np.ndarray) -> str:
 
 
 def test_fresh_weights_are_the_reference_s(theirs):
-    """Every key and shape of its modules, and the distribution of every one; printed with mean, std, bound and norm."""
+    """Keys, shapes and distributions are equal; prints mean, std, bound and norm of each."""
     got = ours(stand_in())
     assert {key: value.shape for key, value in got.items()} == {key: value.shape for key, value in theirs.items()}
     columns = f"{'mean':>9} {'std':>9} {'largest':>9} {'norm':>9}"
@@ -101,7 +101,7 @@ def test_fresh_weights_are_the_reference_s(theirs):
 
 
 def test_scaled_weights_differ_where_causal_py_says_so(theirs):
-    """Which also shows that the comparison tells distributions apart."""
+    """This also shows that the comparison distinguishes distributions."""
     cross = [
         f"cformer.cformer.block.{layer}.layer.1.EncDecAttention.{name}.weight" for layer in (0, 1) for name in "kv"
     ]
@@ -111,7 +111,7 @@ def test_scaled_weights_differ_where_causal_py_says_so(theirs):
 
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 def test_published_statistics(kind):
-    """The reference's numbers, within five standard errors of the sample's size; bounds of what is uniform."""
+    """The reference's standard deviations within five standard errors, and the bounds of uniform parameters."""
     config = stand_in()
     config = dataclasses.replace(config, causal=dataclasses.replace(config.causal, kind=kind))
     params = flatten(jax.jit(emu.init, static_argnums=0)(config, jax.random.key(2)))

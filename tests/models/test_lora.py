@@ -1,4 +1,4 @@
-"""Adapters: beside the projections that are named, dropout before them alone, and sums with the kernels and back."""
+"""LoRA adapters: their target projections, dropout of their inputs only, merging and unmerging."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def plain(config: emu.EmuConfig) -> emu.EmuConfig:
 
 
 def grown(config: emu.EmuConfig) -> emu.Params:
-    """Fresh parameters whose adapters do something: `lora_b` starts as 0."""
+    """Initial parameters with random `lora_b`, which is initially 0."""
     params = flatten(emu.init(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(params))
     drawn = {
@@ -43,7 +43,7 @@ def grown(config: emu.EmuConfig) -> emu.Params:
 
 
 def batch() -> emu.Batch:
-    """Two rows of words without an image."""
+    """Two rows of text without an image."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(1, 60, (2, 12)), jnp.int32)
     return emu.Batch.from_tokens(jnp.zeros((2, 1, 16, 16, 3), jnp.uint8), tokens, jnp.ones_like(tokens), IDS)
 
@@ -55,12 +55,12 @@ def logits(params: emu.Params, config: emu.EmuConfig) -> np.ndarray:
     return np.asarray(found["logits"])
 
 
-# ---------------------------------------------------------------- which projections
+# ---------------------------------------------------------------- target projections
 
 
 @settings(max_examples=15)
 @given(st.sets(st.sampled_from(PROJECTIONS), min_size=1))
-def test_adapters_stand_beside_the_named_projections_alone(targets):
+def test_only_the_target_projections_have_adapters(targets):
     config = adapted(lora_targets=sorted(targets))
     shapes = {path: leaf.shape for path, leaf in flatten(emu.abstract(config)).items()}
     sizes = {name: (16, 16) for name in "qkvo"} | {"gate": (16, 24), "up": (16, 24), "down": (24, 16)}
@@ -107,7 +107,7 @@ def test_bad_fields(fields, message):
 
 
 def test_the_adapter_s_input_alone_is_dropped():
-    """As PEFT does it: x W + alpha / r * dropout(x) A B."""
+    """As in PEFT: x W + alpha / r * dropout(x) A B."""
     linear = layers.Linear(layers.nnx.Rngs(params=0), 8, 8, ("embed", "mlp"), "float32", adapter=(4, 2.0, 0.25))
     linear.lora_b[...] = jax.random.normal(jax.random.key(1), (4, 8))
     x, key = jax.random.normal(jax.random.key(2), (5, 8)), jax.random.key(3)
@@ -120,7 +120,7 @@ def test_the_adapter_s_input_alone_is_dropped():
 
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_layer_and_projection_draws_its_own_mask(monkeypatch, remat):
-    """The keys as they are used while the program runs, backward pass included."""
+    """Records the keys that the running program uses, backward pass included."""
     config = adapted(lora_targets=PROJECTIONS, lora_dropout=0.5)
     params, seen, dropout = grown(config), [], layers.dropout
 
@@ -162,7 +162,7 @@ def test_dropout_follows_the_key_and_is_off_without_one():
     assert first == again and len({first, other, float(off)}) == 3
 
 
-# ---------------------------------------------------------------- sums
+# ---------------------------------------------------------------- merging
 
 
 def test_unmerging_is_the_inverse_of_merging():
@@ -196,7 +196,7 @@ def test_a_merged_model_says_the_same(targets, int8):
     print(f"off by {off:.1e} of the largest logit")
     assert off < 1e-5
     bare, _ = lora.separate(params)
-    assert np.abs(beside - logits(bare, plain(config))).max() > 1e-2, "adapters that do something"
+    assert np.abs(beside - logits(bare, plain(config))).max() > 1e-2, "the adapters change the output"
 
 
 def test_a_model_without_adapters_is_merged_already():

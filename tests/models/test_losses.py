@@ -1,4 +1,4 @@
-"""Means over tokens and over sources, beside plain numpy over the model's own logits and predictions."""
+"""Means over tokens and over sources, against plain numpy on the model's own logits and predictions."""
 
 import dataclasses
 
@@ -44,7 +44,7 @@ def batch(rows: list[list[int]] = ROWS) -> emu.Batch:
 def of_sources(
     batch: emu.Batch, numbers: np.ndarray, weights: tuple[SourceWeights, ...], scale: np.ndarray
 ) -> emu.Batch:
-    """Positions [B, S] of these sources, by whose weights the batch's are multiplied, as the pipeline does it."""
+    """The batch with positions [B, S] of these sources and position weights times theirs, as in the pipeline."""
     text, visual = (np.array([getattr(source, kind) for source in weights]) for kind in ("text", "visual"))
     return dataclasses.replace(
         batch,
@@ -56,7 +56,7 @@ def of_sources(
 
 @pytest.fixture(scope="module")
 def terms() -> tuple[np.ndarray, np.ndarray]:
-    """What every position costs, [B, S]: -log p of its token, and the squared distance of its embedding."""
+    """The loss of every position, [B, S]: -log p of its token, and the squared distance of its embedding."""
     found = emu.intermediates(PARAMS, STATISTICS, batch(), config=CONFIG, ids=IDS)
     logits, tokens = np.asarray(found["logits"], np.float64)[:, :-1], np.asarray(batch().tokens)[:, 1:]
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
@@ -66,7 +66,7 @@ def terms() -> tuple[np.ndarray, np.ndarray]:
 
 
 def oracle(values: np.ndarray, weights: np.ndarray, numbers: np.ndarray, factors: list[float]) -> float:
-    """The factors' mean over the sources that are there of their own weighted means."""
+    """The mean of the present sources' own weighted means, weighted by their factors."""
     total, present = 0.0, 0.0
     for number, factor in enumerate(factors):
         own = weights * (numbers == number)
@@ -80,7 +80,7 @@ def oracle(values: np.ndarray, weights: np.ndarray, numbers: np.ndarray, factors
 @hypothesis.settings(max_examples=40)
 @hypothesis.given(data=st.data())
 def test_each_source_s_own_mean(terms, weights, data):
-    """Any assignment of documents to sources, of which some are absent, and any weights of documents."""
+    """For any assignment of documents to sources, some of them absent, and any weights of documents."""
     numbers = np.array([data.draw(st.integers(0, 2)) for _ in ROWS])[:, None].repeat(LENGTH, 1)
     scale = np.array([data.draw(st.sampled_from([0.0, 0.25, 1.0, 3.0])) for _ in ROWS])[:, None]
     some = of_sources(batch(), numbers, weights, scale)
@@ -121,7 +121,7 @@ def test_the_metrics_of_sources_are_the_same_under_either_mean():
 
 @pytest.mark.parametrize("sources", [(), (SourceWeights("one", 0.3, 0.7),)])
 def test_one_source_is_the_mean_over_tokens(sources):
-    """Bitwise, gradients too; batches of one source tell none."""
+    """Bitwise, including gradients; batches of one source have no source ids."""
     some = batch()
     if sources:
         some = of_sources(some, np.zeros((3, LENGTH), int), sources, np.ones((3, 1)))
@@ -134,7 +134,7 @@ def test_one_source_is_the_mean_over_tokens(sources):
 
 
 def test_a_source_of_weight_0_teaches_nothing():
-    """The gradient is that of the batch without its document, whose source then has nothing."""
+    """The gradient is that of the batch without the source's document."""
     weights = (SourceWeights("web"), SourceWeights("off", 0.0, 0.0))
     numbers = np.array([0, 1, 0])[:, None].repeat(LENGTH, 1)
     with_it = of_sources(batch(), numbers, weights, np.ones((3, 1)))
@@ -149,7 +149,7 @@ def test_a_source_of_weight_0_teaches_nothing():
 
 
 def test_accumulated_micro_batches_are_the_whole_batch():
-    """Divided by the whole batch's sums, though a source is in one micro-batch alone."""
+    """Losses are divided by the whole batch's totals, even when a source is in only one micro-batch."""
     rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[0]]
     numbers = np.array([0, 1, 2, 0])[:, None].repeat(LENGTH, 1)
     some = of_sources(batch(rows), numbers, WEIGHTED, np.array([[1.0], [1.0], [2.0], [0.5]]))
@@ -170,7 +170,7 @@ def test_accumulated_micro_batches_are_the_whole_batch():
 
 
 def test_image_tokens_may_be_labels(terms):
-    """Where [IMG] has a weight it is classified as any token; the gradient is that of the plain cross-entropy."""
+    """[IMG] with a weight is a label like any token; the gradient is that of the plain cross-entropy."""
     some = batch()
     learnt = np.asarray(some.tokens == IDS.img)
     weights = np.asarray(some.text_weights) + 0.5 * learnt

@@ -1,4 +1,4 @@
-"""Packed attention: who sees whom, and the TPU kernel against plain attention, alone and split over a mesh."""
+"""Packed attention: the mask, and the TPU kernel against plain attention, on one device and sharded over a mesh."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ def test_segment_mask_is_block_diagonal_and_causal():
 
 
 def results(kernel: str, head_dim: int = 128) -> dict[str, np.ndarray]:
-    """What attention gives at real positions of uneven segments, and the gradients of a function of it."""
+    """Attention's output at the real positions of uneven segments, and the gradients of a function of it."""
     length = 256
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, length, head_dim))
     cuts = jnp.array([[60, 100, 230], [128, 129, length]])
@@ -46,7 +46,7 @@ def test_the_tpu_kernel_equals_plain_attention(head_dim):
         np.testing.assert_allclose(splash[name], expected, atol=2e-5, err_msg=name)
 
 
-SPLIT = """
+SHARDED = """
 import sys
 import jax, numpy as np
 from emu_jax.sharding import make_mesh
@@ -57,19 +57,19 @@ with jax.set_mesh(make_mesh({sys.argv[1]: 2})):
 
 
 @pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
-def test_the_tpu_kernel_is_split_over_a_mesh(axis, tmp_path):
+def test_the_tpu_kernel_is_sharded_over_a_mesh(axis, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
-    file = tmp_path / "split.npz"
+    file = tmp_path / "sharded.npz"
     done = subprocess.run(
-        [sys.executable, "-c", SPLIT, axis, file], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-c", SHARDED, axis, file], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     for name, expected in results("plain").items():
         np.testing.assert_allclose(np.load(file)[name], expected, atol=2e-5, err_msg=f"{axis}: {name}")
 
 
-def test_rows_that_the_tpu_kernel_cannot_take():
+def test_rows_that_the_tpu_kernel_does_not_support():
     with pytest.raises(
         UserError,
         match=r"config\.model\.llama\.attention=splash: rows of 100 positions over context=1; it needs a multiple of "

@@ -1,4 +1,4 @@
-"""int8 kernels: rounding within half a step, and a model that says nearly what it said before."""
+"""int8 kernels: rounding within half a step, and a model whose output hardly changes."""
 
 import dataclasses
 
