@@ -99,7 +99,8 @@ def test_the_row_of_the_architecture_page_is_packed_so():
         for document in documents
         for sequence in tokenize_document(document, tokenizer, queries=2, row_tokens=12, row_images=1)
     ]
-    row, _ = build_row(sequences, row_tokens=12, row_images=1, image_size=4, pad_id=tokenizer.pad_id)
+    sizes = {"row_tokens": 12, "row_images": 1, "image_size": 4}
+    row = build_row(sequences, **sizes, pad_id=tokenizer.pad_id).arrays
     (text,) = (block.text for block in blocks(Path("docs/architecture.md")) if block.text.startswith("tokens "))
     shown = {line.split()[0]: line.split()[1:] for line in text.splitlines()}
     names = {tokenizer.pad_id: "[PAD]", tokenizer.img_id: "[IMG]", tokenizer.img_end_id: "[/IMG]"}
