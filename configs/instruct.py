@@ -1,4 +1,4 @@
-"""Instruction tuning as the paper did it: low-rank adapters on the attention of the language model, all else frozen.
+"""Instruction tuning as in the paper: low-rank adapters on the language model's attention, everything else frozen.
 
 emu-jax prepare chats --in sharegpt --out data/sharegpt
 emu-jax prepare chats --in alpaca --out data/alpaca
@@ -10,16 +10,16 @@ emu-jax train --config configs/instruct.py --workdir runs/emu-i --config.tokeniz
     --config.data.mixture.llava.source=data/llava --config.data.mixture.videochat.source=data/videochat \\
     --config.data.mixture.video_chatgpt.source=data/video_chatgpt
 
-A set that you do not have: `--config.data.mixture.NAME.weight=0`. One of yours: `--config.data.mixture.mine.source=…`
-and its weight, or `--config.data.source=…` for that one in place of all.
+To leave out a set that you do not have, set `--config.data.mixture.NAME.weight=0`. To add your own, set
+`--config.data.mixture.mine.source=…` and its weight; `--config.data.source=…` uses that one instead of the mixture.
 
-That these are the sets has two sources [X]. How the paper mixed them is not published: here each is read as often as it
-has samples [I], see `SETS`. Rank 16, alpha 16, dropout 0.05 are the reference's [C]; batch 128, 10,000 steps, rate 1e-5
-and 500 steps of warm-up are from memory, unverified [M]; clipping at 1.0, and pretraining's betas, eps and decay, are
-inferred [I]. A step has as many packed rows as hold 128 samples on average.
+Two sources name these five sets [X]. How the paper mixed them is not published; here a set's weight is its number of
+samples [I] (`SETS`). Rank 16, alpha 16 and dropout 0.05 are the reference's [C]. Batch 128, 10,000 steps, learning rate
+1e-5 and 500 warm-up steps are from memory and unverified [M]. Clipping at 1.0 and pretraining's betas, eps and weight
+decay are inferred [I]. A step has as many packed rows as hold 128 samples on average.
 
-Of chats the answers are learnt, of other documents all text. Over int8 weights: `emu-jax convert --int8`, and
-`--config.model.llama.int8=True` here.
+In chats only the answers are learnt; in other documents all text is. To tune over int8 weights, convert with
+`emu-jax convert --int8` and set `--config.model.llama.int8=True` here.
 """
 
 from ml_collections import ConfigDict
@@ -29,11 +29,11 @@ from emu_jax.config import choose
 
 # Thousands of samples of each set: 10,000 steps of 128 samples are 3.1 passes over every one.
 SETS = {
-    "sharegpt": 90,  # conversations [I]: copies have 52 to 125, the one that is passed on most 90; the paper's: unknown
+    "sharegpt": 90,  # conversations [I]: copies have 52 to 125, the most common copy 90; the paper's is unknown
     "alpaca": 52,  # instructions; its authors' page and lists of such sets count 52,002 [X]
     "llava": 158,  # chats about an image: 58 + 23 + 77 on its authors' page; others count 157,712 in the file [X]
     "videochat": 11,  # 7 descriptions and 4 chats on its authors' page; a survey counts 11 [X]
-    "video_chatgpt": 100,  # questions about a video, each a sample (turns=1); its paper, and a survey [X]
+    "video_chatgpt": 100,  # questions about a video, one sample each (turns=1): its paper and a survey [X]
 }
 
 
@@ -55,12 +55,13 @@ def published() -> ConfigDict:
 
 
 def mini() -> ConfigDict:
-    """The quick start's model on chats about the embedded images, named by its work directory:
+    """Tunes the quick start's model on chats about the embedded images:
 
     emu-jax train --config configs/instruct.py:mini --workdir runs/quickstart/chat \\
         --config.init.emu=runs/quickstart --config.tokenizer.path=runs/quickstart
 
-    Adapters on all projections of the language model: a small model that has never read a question has more to learn.
+    The adapters are on all projections of the language model, because a small model that has never read a question has
+    more to learn.
     """
     config = quickstart.get_config()
     config.objective = "instruct"

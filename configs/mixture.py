@@ -1,11 +1,11 @@
-"""All kinds of documents in one run: pairs, two sets of web pages, clips, storyboards; from scratch, on a laptop.
+"""All kinds of documents in one run on a laptop: pairs, two sets of web pages, video clips, storyboards.
 
-launch/mixture.sh                # gets the data, prepares them, shows them, trains
+launch/mixture.sh                # downloads and prepares the data, shows them, trains
 emu-jax train --config configs/mixture.py --workdir runs/mixture
 emu-jax train --config configs/mixture.py:FOLDER/data --workdir FOLDER        # after launch/mixture.sh FOLDER
 
-data-formats.md says where the data come from. 300 steps take 5 to 8 minutes on 2 quiet CPU cores; the text loss of
-every source falls from about 7 to between 2.8 and 4.9, its regression loss to less than a half.
+docs/data.md describes the sets. 300 steps take 5 to 8 minutes on 2 quiet CPU cores. The text loss of every
+source falls from about 7 to between 2.8 and 4.9, and its regression loss to less than half.
 """
 
 from ml_collections import ConfigDict
@@ -36,5 +36,5 @@ def get_config(folder: str = "runs/mixture/data") -> ConfigDict:
 
 
 def source(folder: str, weight: float, subsequences: bool = False) -> dict:
-    """A folder of `emu-jax prepare`, read for ever."""
+    """A folder of `emu-jax prepare`, repeated without end."""
     return {"source": folder, "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}

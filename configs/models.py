@@ -1,7 +1,7 @@
 """Sizes of the model: `debug` (tests), `mini` (quick start), `7b` (the paper's ablations), `14b` (published).
 
-Each function returns the `model` part of an experiment's config. `emu-jax inspect --config configs/models.py:14b`
-prints the parts, shapes and counts of one of them.
+Each function returns the `model` group of a config. `emu-jax inspect --config configs/models.py:14b` prints the parts,
+shapes and parameter counts.
 """
 
 from ml_collections import ConfigDict
@@ -60,11 +60,11 @@ def emu_14b() -> ConfigDict:
             "remat": "full",
             "unroll": False,
             "loss_chunk": 256,
-            # The weight of the two losses is published nowhere; 1 : 1 is inferred.
+            # The weights of the two losses are not published; 1 : 1 is inferred.
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,
             "loss_mean": "tokens",
-            "learn_image_token": False,  # published: the model never learns when to begin an image
+            "learn_image_token": False,  # as published: the model never learns when to begin an image
             "standardise": False,
             "stop_target_inputs": False,
             "pixel_mean": CLIP_MEAN,
@@ -87,7 +87,7 @@ def mini() -> ConfigDict:
     model.causal.update(
         {"queries": 8, "width": 128, "layers": 2, "heads": 4, "head_dim": 32, "mlp_dim": 512, "dropout": 0.0}
     )
-    # The vocabulary is the tokenizer's; `configs/quickstart.py` sets both.
+    # `configs/quickstart.py` takes the vocabulary size from the tokenizer.
     model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
     model.update({"dtype": "float32", "remat": "none", "unroll": True, "loss_chunk": 48})
     model.update({"init": "scaled", "standardise": True, "stop_target_inputs": True})
@@ -95,7 +95,7 @@ def mini() -> ConfigDict:
 
 
 def debug() -> ConfigDict:
-    """A few thousand parameters, for tests: every mechanism at its smallest."""
+    """A few thousand parameters for tests, with every mechanism at its smallest."""
     model = mini()
     model.vision.update({"image_size": 16, "patch_size": 8, "width": 16, "layers": 2, "heads": 2, "mlp_dim": 24})
     model.causal.update({"queries": 4, "width": 16, "layers": 2, "heads": 2, "head_dim": 4, "mlp_dim": 24})
@@ -108,5 +108,5 @@ SIZES = {"debug": debug, "mini": mini, "7b": emu_7b, "14b": emu_14b}
 
 
 def get_config(size: str = "mini") -> ConfigDict:
-    """A config that holds a model alone, for `emu-jax inspect`."""
+    """A config with only a model, for `emu-jax inspect`."""
     return ConfigDict({"model": choose(SIZES, size, __file__)})

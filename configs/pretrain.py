@@ -1,17 +1,17 @@
-"""Pretraining as the paper did it: from LLaMA and EVA-CLIP, with a fresh Causal Transformer and new token rows.
+"""Pretraining as in the paper: from LLaMA and EVA-CLIP, with a fresh Causal Transformer and new token rows.
 
 emu-jax convert --from LLaMA-13B                        --to weights/llama
 emu-jax convert --from EVA01_CLIP_g_14_plus_psz14_s11B.pt --to weights/vision
-emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the other four: data-formats.md
+emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the other four sources: docs/data-formats.md
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
-    --config.data.mixture.laion_coco.source=data/laion_coco …       # or --config.data.source=mine.jsonl alone
+    --config.data.mixture.laion_coco.source=data/laion_coco …       # or only --config.data.source=mine.jsonl
 
-`emu-jax plan` says what fits which chips (the tables in launch/laptop-to-pod.md are of 8 images a row, not of this
-config's 21). `config.optimizer.accumulate_steps` keeps the batch on fewer chips.
+`emu-jax plan` shows which chips it fits. The tables in docs/pods-and-plan.md were made with 8 images a row; this config
+has 21. `config.optimizer.accumulate_steps` keeps the global batch on fewer chips.
 
-10,000 steps were about 2 days on 128 A100-80G. `--config.init.emu=weights/emu --config.init.llama=
---config.init.vision=` goes on from the published Emu instead. Values marked [N] come from one set of notes on the
-paper, [I] is inferred.
+The paper's 10,000 steps took about 2 days on 128 A100-80G. To continue from the published Emu instead, set
+`--config.init.emu=weights/emu --config.init.llama= --config.init.vision=`. Values marked [N] come from one set of notes
+on the paper; values marked [I] are inferred.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +21,7 @@ from emu_jax.config import choose
 
 
 def source(weight: float, subsequences: bool = False) -> dict:
-    """A folder of `emu-jax prepare`, named by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
+    """A folder of `emu-jax prepare`, set by `--config.data.mixture.<name>.source=…`; weight 0 leaves it out."""
     return {"source": "", "split": "train", "weight": float(weight), "epochs": 0, "subsequences": subsequences}
 
 
@@ -37,17 +37,17 @@ def pretrain_14b() -> ConfigDict:
             "init": {"emu": "", "llama": "weights/llama", "vision": "weights/vision"},
             "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe", "also": ()},
             "data": {
-                "source": "",  # one source in place of the mixture: a prepared folder, or a JSONL of documents
+                "source": "",  # a single source instead of the mixture: a prepared folder or a JSONL of documents
                 "split": "train",
                 "seed": 0,
                 "row_tokens": 2048,
-                # As many as the paper's mixture shows in 2,048 tokens (tests/benchmarks/benchmark_packing.py);
-                # `emu-jax inspect-data` tells what fits yours, 0 measures it.
+                # As many as the paper's mixture has in 2,048 tokens (tests/benchmarks/benchmark_packing.py).
+                # `emu-jax inspect-data` shows what fits your data; 0 measures it.
                 "row_images": 21,
-                # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, here a multiple of 1,024 chips.
+                # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, rounded to a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
-                # Up to 64 hosts read records of their own; a host with the rows of several shards reads all of theirs.
+                # Up to 64 hosts read different records; a host with rows of several shards reads all their records.
                 "shards": 64,
                 "workers": 1,
                 "max_faults": 0.02,
@@ -56,8 +56,8 @@ def pretrain_14b() -> ConfigDict:
                 "predicted_share": 1.0,  # every image is read and predicted
                 "chat_cut": "turn",
                 "video_frames": 8,
-                "frame_sampling": "random",  # [M]; the reference's fixed rule is known of inference alone
-                # The paper's batch sizes [N]. MMC4's images were chosen by similarity when they were prepared.
+                "frame_sampling": "random",  # [M]; the reference's fixed rule is known for inference only
+                # The paper's batch sizes [N]. `emu-jax prepare` chose MMC4's images by similarity.
                 "mixture_unit": "samples",
                 "mixture": {
                     "laion_2b": source(128),
@@ -66,7 +66,7 @@ def pretrain_14b() -> ConfigDict:
                     "webvid": source(16),
                     "storyboard": source(16),
                 },
-                # The image stands before or after its text at random, p = 0.5 [I].
+                # The image comes before or after its text at random, p = 0.5 [I].
                 "pairs": {
                     "order": "random",
                     "image_first_probability": 0.5,
@@ -95,10 +95,10 @@ def pretrain_14b() -> ConfigDict:
                 "log_every": 10,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
-                # 16 chips hold one copy, 11 of 95 GB on v5p: its compiler gathers parameters over part of a torus and
-                # sums them over a whole one, at twice the traffic.
+                # FSDP over 16 chips takes 11 of 95 GB on v5p. Over part of a torus its compiler all-gathers parameters;
+                # over a whole torus it sums them instead, at twice the traffic.
                 "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},
-                "tuned": False,  # True: 1 to 2% faster on v5p and v5e, and minutes to compile (compiler.py)
+                "tuned": False,  # True: steps are 1 to 2% faster on v5p and v5e, compiling takes minutes (compiler.py)
             },
         }
     )

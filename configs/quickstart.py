@@ -3,9 +3,9 @@
 emu-jax train --config configs/quickstart.py --workdir runs/quickstart
 emu-jax evaluate --model runs/quickstart
 
-7 minutes of training on 2 CPU cores are 4,100 to 8,300 steps. Expect on heldout_combinations: captions exactly right
-0.76 to 0.84, the right image in the top 5 of 3,372 for 0.95 to 0.99 of the names, autoregressive R2 0.67 to 0.78
-(five runs). `--config.train.minutes=60`, 30,000 steps: 0.89, 1.00 and 0.79.
+7 minutes of training on 2 CPU cores are 4,100 to 8,300 steps. Expected scores on heldout_combinations (five runs):
+captions exactly right 0.76 to 0.84, right image in the top 5 of 3,372 for 0.95 to 0.99 of the names, autoregressive R2
+0.67 to 0.78. With `--config.train.minutes=60` (30,000 steps): 0.89, 1.00 and 0.79.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +14,12 @@ from configs import models
 
 
 def get_config() -> ConfigDict:
-    """One checkpoint that captions and embeds; see the module's docstring for time and scores."""
+    """A model that captions images and generates embeddings; the module's docstring has times and scores."""
     model = models.mini()
-    model.llama.vocab_size = 0  # the tokenizer's
-    # The clipped gradient is shared: at 1 captions learn first and the embeddings' R2 stays below a half.
+    model.llama.vocab_size = 0  # taken from the tokenizer
+    # Both losses share one clipped gradient: at weight 1, captions are learnt first and R2 stays below one half.
     model.regression_loss_weight = 4.0
-    model.learn_image_token = True  # a name alone is followed by its image, a caption by </s>
+    model.learn_image_token = True  # after a name on its own the model begins an image, after a caption it ends
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -43,11 +43,11 @@ def get_config() -> ConfigDict:
                 "frame_sampling": "random",
                 "mixture": {},
                 "mixture_unit": "samples",
-                # Of documents of any kind: the images of half are predicted, those of the others read.
+                # The images of half of the documents are predicted, those of the other half are read.
                 "predicted_share": 0.5,
                 "chat_cut": "turn",
-                # Every image is captioned; every other one is also drawn from its caption, which teaches the
-                # regression. Regressing in caption order too would make the encoder's outputs predictable, not useful.
+                # Every image is captioned; half of them are also predicted from their caption, which teaches the
+                # regression. In caption order too it would make the encoder's outputs predictable, not useful.
                 "pairs": {
                     "order": "both",
                     "image_first_probability": 0.5,

@@ -1,4 +1,4 @@
-"""A small VAE from scratch, where no Stable Diffusion weights are at hand: 64 x 64 images to 8 x 8 latents.
+"""A small VAE from scratch, for use without Stable Diffusion weights: 64 x 64 images to 8 x 8 latents.
 
 emu-jax train --config configs/vae.py --workdir runs/quickstart/vae
 
@@ -9,7 +9,10 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """Stable Diffusion's VAE, narrow. Eight latent channels are sharper, but a U-Net learns them more slowly."""
+    """A narrow version of Stable Diffusion's VAE.
+
+    Eight latent channels give sharper images, but a U-Net learns them more slowly.
+    """
     return ConfigDict(
         {
             "objective": "vae",
@@ -19,7 +22,7 @@ def get_config() -> ConfigDict:
                 "latent_channels": 4,
                 "layers_per_block": 1,
                 "groups": 8,
-                "scale": 1.0,  # measured in training, and used from then on
+                "scale": 1.0,  # measured during training and used afterwards
             },
             "loss": {"squared_weight": 1.0, "kl_weight": 1e-3},
             "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8},

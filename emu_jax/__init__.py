@@ -1,10 +1,15 @@
 """Emu (Generative Pretraining in Multimodality) in JAX: `from emu_jax import Emu`."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from emu_jax.generate.model import Emu
+
+__all__ = ["Emu"]
 
 
 def __getattr__(name: str) -> Any:
-    # Deferred: `import emu_jax.errors` should not pay for JAX.
+    # Lazy: `import emu_jax.errors` should not import JAX.
     if name == "Emu":
         from emu_jax.generate.model import Emu
 

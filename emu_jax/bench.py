@@ -29,7 +29,7 @@ from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
-from emu_jax.models.flops import forward_flops
+from emu_jax.models.flops import forward_flops, unet_forward_flops
 from emu_jax.plan.topology import peak_flops
 from emu_jax.sharding import make_mesh
 from emu_jax.train.global_batch import batch_shardings
@@ -189,7 +189,7 @@ def _draw(task: Any, size: str, repetitions: int) -> list[Timing]:
             return sample(params, table, noise, condition, other, GUIDANCE, config=config)
 
         calls = len(table.timestep)  # each of both halves, with and without the condition
-        flops = calls * sum(unet.forward_flops(config, 2 * images, latent, model.causal.queries).values())
+        flops = calls * sum(unet_forward_flops(config, 2 * images, latent, model.causal.queries).values())
         what = f"{images} of {latent} x {latent}, {SAMPLER_STEPS} steps"
         units = {"images": float(images)}
         found.append(_measured("draw", what, timed(run, repetitions), units, flops, jax.devices()[:1]))

@@ -1,11 +1,11 @@
 """Experiment configs: `configs/quickstart.py:variant` and `--config.a.b=c` overrides -> a validated ConfigDict.
 
-A config file holds `get_config(variant: str = …) -> ConfigDict`. Values given on the command line are
-read as Python literals (plain words as strings) and must be of the field's type. An override sets a field that the
-config has; in the groups of `OPEN_GROUPS` it may also add an entry, or a field to an entry.
+A config file defines `get_config(variant: str = …) -> ConfigDict`. Values of overrides are parsed as Python literals
+(plain words as strings) and must have the field's type. An override sets an existing field; in the groups of
+`OPEN_GROUPS` it may also add an entry, or a field of an entry.
 
-An installed wheel carries the project's `configs` (setup.py): where the user has no file `configs/quickstart.py`, its
-own is taken, and a config of one's own may begin with `from configs import quickstart` there too.
+An installed wheel contains the project's `configs` (setup.py). They are used where the user has no such file, and a
+user's own config can also import them (`from configs import quickstart`).
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError, nearest
 
-# Groups whose entries the user names. What an entry holds is checked by who reads the group: this module does not know
-# its fields.
+# Groups whose entries the user names. The entries' fields are checked by the reader of the group, not here.
 OPEN_GROUPS = (("data", "mixture"),)
-SHIPPED = Path(__file__).with_name("shipped")  # holds `configs` in a wheel; a checkout has them at its root
+SHIPPED = Path(__file__).with_name("shipped")  # contains `configs` in a wheel; a checkout has them at its root
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -35,7 +34,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     10
 
     Raises:
-      UserError: the file is missing, the variant or a field is unknown, or a value has another type.
+      UserError: the file is missing, the variant or a field is unknown, or a value has the wrong type.
     """
     path, _, variant = spec.partition(":")
     file = Path(path)
@@ -43,7 +42,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         file = SHIPPED / path
     if not file.is_file():
         raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
-    # Config files import one another as `configs.models`, whatever the current directory.
+    # Config files import one another as `configs.models`, from any current directory.
     folders = file.resolve().parents
     root = str(next((folder for folder in folders if folder.name == "configs"), folders[0]).parent)
     if root not in sys.path:
@@ -64,7 +63,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file: str) -> ConfigDict:
-    """The config of one variant; config files with several end in `return choose(VARIANTS, variant, __file__)`."""
+    """The config of one variant: files with several variants end in `return choose(VARIANTS, variant, __file__)`."""
     if variant not in variants:
         raise UserError(f"--config {Path(file).name}:{variant}: no such variant; choose one of {', '.join(variants)}")
     return variants[variant]()
@@ -82,7 +81,7 @@ def override(config: ConfigDict, text: str) -> None:
     Traceback (most recent call last):
     emu_jax.errors.UserError: --config.data.shard: config.data has no field 'shard'; did you mean shards?
 
-    Entries of `OPEN_GROUPS` may be new:
+    In `OPEN_GROUPS`, entries may be new:
 
     >>> override(config, "--config.data.mixture.mine.source=data/mine")
     >>> override(config, "--config.data.mixture.mine.weight=16")
@@ -100,7 +99,7 @@ def override(config: ConfigDict, text: str) -> None:
         if isinstance(node, ConfigDict) and part not in node and depth >= open_from:
             if len(path) == open_from + 1:
                 raise UserError(
-                    f"{flag}: {where} has no {part!r} to set; a new one is made by setting a field of it, as in "
+                    f"{flag}: {where} has no {part!r} to set; create it by setting one of its fields, as in "
                     f"--config.{'.'.join(path[:open_from])}.mine.<field>=<value>"
                 )
             value = _literal(text)
@@ -125,7 +124,7 @@ def override(config: ConfigDict, text: str) -> None:
 
 
 def _literal(text: str) -> Any:
-    """A Python literal, true or false, or else the text itself."""
+    """The Python literal, true or false that the text spells, otherwise the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -133,7 +132,7 @@ def _literal(text: str) -> Any:
 
 
 def _parse(flag: str, text: str, old: Any) -> Any:
-    """A value of the old one's type."""
+    """The value in `text`, with the type of the old value."""
     value = _literal(text)
     if isinstance(old, str):
         return text

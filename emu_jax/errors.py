@@ -1,4 +1,4 @@
-"""Errors that a user can cause. The command line prints them as one line and exits with code 2."""
+"""Errors that a user can cause; the command line prints them as one line and exits with code 2."""
 
 from __future__ import annotations
 
@@ -6,17 +6,18 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 SCALARS = (bool, int, float, str)
+Built = TypeVar("Built")
 
 
 class UserError(ValueError):
-    """One line that names the thing, the place, what was expected and what to do."""
+    """One line that names the thing, the place, what was expected and how to mend it."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The known name closest to a mistyped one, or all of them when none is close.
+    """The known name closest to a mistyped one, or all names when none is close.
 
     >>> nearest("stpes", ["steps", "minutes"])
     'steps'
@@ -28,11 +29,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return close[0] if close else " | ".join(names)
 
 
-def check_fields(cls: type, where: str, fields: Mapping[str, Any]) -> None:
-    """Raises unless `fields` are exactly what the dataclass `cls`, configured at `where`, takes.
+def build(cls: type[Built], where: str, fields: Mapping[str, Any]) -> Built:
+    """The dataclass `cls` from a group of fields at `where`, which `check_fields` checks; lists become tuples.
 
-    A bool, int, float or str must be one; an int is taken for a float. What a field of another type holds is checked
-    by who builds it.
+    Raises:
+      UserError: a field is unknown, missing or of another type, or `cls` refuses its value.
+    """
+    check_fields(cls, where, fields)
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in dict(fields).items()})
+
+
+def check_fields(cls: type, where: str, fields: Mapping[str, Any]) -> None:
+    """Raises unless `fields` are exactly those of the dataclass `cls`, which is configured at `where`.
+
+    A bool, int, float or str must have that type; an int also serves as a float. Other types are left to the caller.
 
     >>> @dataclasses.dataclass
     ... class Loss:
@@ -60,6 +70,6 @@ def check_fields(cls: type, where: str, fields: Mapping[str, Any]) -> None:
 
 
 def _is_scalar(value: object, expected: type) -> bool:
-    if isinstance(value, bool):  # which Python also takes for an int
+    if isinstance(value, bool):  # a subclass of int
         return expected is bool
     return isinstance(value, (int, float) if expected is float else expected)

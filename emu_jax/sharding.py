@@ -1,7 +1,7 @@
-"""The device mesh, and the one table from logical axis names to mesh axes.
+"""The device mesh, and the logical axis rules that map logical axis names to mesh axes.
 
-Models and states name logical axes only ("embed", "heads", "batch", …). In: `config.train.mesh` and the devices at
-hand. Out: a mesh, shardings for trees of arrays, and `with_logical_constraint` for activations.
+Models and states only name logical axes ("embed", "heads", "batch", …). In: `config.train.mesh` and the available
+devices. Out: a mesh, shardings for trees of arrays, and `with_logical_constraint` for activations.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from emu_jax.errors import UserError
 
-# `slice` runs over the slow network between TPU slices, all others over the fast one within a slice.
+# Mesh axes. `slice` is data parallel over the slow network between TPU slices; the others (data parallel, FSDP, tensor
+# parallel, context parallel) use the fast network within a slice.
 AXES = ("slice", "data", "fsdp", "tensor", "context")
-ROWS = ("slice", "data", "fsdp")  # the axes that a batch's rows are split over
+ROWS = ("slice", "data", "fsdp")  # the axes that shard a batch's rows
 
-# Parameters are split over `fsdp` along their embedding axis and over `tensor` along heads, MLP and vocabulary; every
-# slice holds them all, so that only gradients cross between slices. Activations are split over rows, and over
-# `context` along the sequence; images are spread over all of these devices whatever row they belong to.
+# FSDP shards parameters along their embedding axis, tensor parallelism along heads, MLP and vocabulary. They are
+# replicated over slices, so that only gradients cross between slices. Activations are sharded by rows, and under
+# context parallelism along the sequence. Images are sharded over all of these devices, independently of their rows.
 LOGICAL_AXIS_RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "batch": ROWS,
     "image": (*ROWS, "context"),
@@ -45,37 +46,40 @@ LOGICAL_AXIS_RULES: dict[str | None, str | tuple[str, ...] | None] = {
 
 
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1}; a missing axis is 1, -1 takes what is left.
+    """A mesh with `AXES` from sizes such as {"data": 1, "fsdp": -1}: -1 takes the remaining devices, no size means 1.
 
-    On several TPU slices the axis `slice` must be their number; elsewhere it cuts the devices in equal runs.
+    With several TPU slices, the axis `slice` must be their number; otherwise it divides the devices into equal groups.
+
+    Raises:
+      UserError: an axis is unknown, or the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
     for name in sizes:
         if name not in AXES:
-            raise UserError(f"config.train.mesh.{name} is no mesh axis; choose among {', '.join(AXES)}")
+            raise UserError(f"config.train.mesh.{name} is not a mesh axis; choose among {', '.join(AXES)}")
     shape = [int(sizes.get(name, 1)) for name in AXES]
     named = ", ".join(f"{name}={size}" for name, size in zip(AXES, shape, strict=True))
     if shape.count(-1) > 1 or any(size == 0 or size < -1 for size in shape):
-        raise UserError(f"config.train.mesh ({named}): sizes are 1 or more, and at most one is -1 (what is left)")
+        raise UserError(f"config.train.mesh ({named}): sizes are 1 or more, and at most one is -1 (all other devices)")
     if -1 in shape:
         fixed = math.prod(size for size in shape if size != -1)
         shape[shape.index(-1)] = len(devices) // fixed if len(devices) % fixed == 0 else 0
     if math.prod(shape) != len(devices):
-        raise UserError(f"config.train.mesh ({named}) does not multiply to the {len(devices)} devices at hand")
+        raise UserError(f"config.train.mesh ({named}) does not multiply to the {len(devices)} available devices")
     by_slice: dict[int, list[jax.Device]] = {}
     for device in devices:
         by_slice.setdefault(getattr(device, "slice_index", None) or 0, []).append(device)
     count = shape[0]
     if len(by_slice) > 1 and len(by_slice) != count:
         raise UserError(
-            f"config.train.mesh ({named}): the devices are in {len(by_slice)} slices; set config.train.mesh.slice so"
+            f"config.train.mesh ({named}): the devices are in {len(by_slice)} slices; set config.train.mesh.slice to it"
         )
     size = len(devices) // count
     groups = (
         list(by_slice.values()) if len(by_slice) > 1 else [devices[i * size : (i + 1) * size] for i in range(count)]
     )
     types = (AxisType.Auto,) * len(AXES)
-    # TPU chips are ordered so that neighbours in the mesh are neighbours on the wires, as far as axes can be cut so.
+    # Orders TPU chips so that neighbours in the mesh are physical neighbours, as far as the axes allow.
     within = [mesh_utils.create_device_mesh(shape[1:], group, allow_split_physical_axes=True) for group in groups]
     return Mesh(np.stack(within), AXES, axis_types=types)
 
@@ -83,10 +87,10 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 def partition_spec(
     logical: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh, *, uneven: bool = False
 ) -> PartitionSpec:
-    """The table's mesh axes for one array.
+    """The mesh axes of one array by the logical axis rules.
 
-    A dimension that they do not divide is split over as many of the first of them as do, and else whole everywhere;
-    `uneven` splits it all the same.
+    A dimension that its mesh axes do not divide is sharded over as many of the first ones as do, or replicated. With
+    `uneven` it is sharded over all of them.
     """
     entries = []
     for name, size in zip(logical, shape, strict=True):
@@ -105,7 +109,7 @@ def sharding(mesh: Mesh, logical: Sequence[str | None], shape: Sequence[int]) ->
 
 
 def tree_shardings(mesh: Mesh, logical: Any, shapes: Any) -> Any:
-    """Shardings for a tree of arrays or ShapeDtypeStructs and a like tree of logical-axis tuples."""
+    """Shardings for a tree of arrays or ShapeDtypeStructs, from a tree of the same structure with logical axes."""
     return jax.tree.map(
         lambda names, leaf: sharding(mesh, names, leaf.shape),
         logical,
@@ -115,14 +119,14 @@ def tree_shardings(mesh: Mesh, logical: Any, shapes: Any) -> Any:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """One whole copy on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def with_logical_constraint(x: jax.Array, logical: Sequence[str | None], *, uneven: bool = False) -> jax.Array:
-    """Asks the compiler to lay activations out by the table; nothing outside `jax.set_mesh`.
+    """`jax.lax.with_sharding_constraint` by the logical axis rules; no effect outside `jax.set_mesh`.
 
-    Results may be split unevenly, with the last devices holding less; arguments of a program may not.
+    Intermediate values may be sharded unevenly (`uneven`), with less on the last devices; program arguments may not.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or math.prod(mesh.shape.values()) == 1:
@@ -131,7 +135,7 @@ def with_logical_constraint(x: jax.Array, logical: Sequence[str | None], *, unev
 
 
 def num_shards(logical: str, size: int) -> int:
-    """In how many parts the mesh in use splits a dimension of that name and size; 1 outside `jax.set_mesh`."""
+    """Number of shards of a dimension with this logical axis and size on the current mesh; 1 outside `jax.set_mesh`."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -140,6 +144,6 @@ def num_shards(logical: str, size: int) -> int:
 
 
 def platform() -> str:
-    """Of the devices that the mesh in use is made of, described or real: "tpu", "cpu" or "gpu"; else JAX's default."""
+    """Platform of the current mesh's devices, real or abstract: "tpu", "cpu" or "gpu"; JAX's default without one."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return jax.default_backend() if device is None else device.platform

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The ablation table at `mini` size: every config of configs/ablations with three seeds, trained and scored on the
-# embedded pairs and the storyboards of Big Buck Bunny, then one table of them all in FOLDER/compare.{json,md,png}.
-# Needs Python 3.11+ alone; 58 MB come down. Runs that have scores are not repeated, and one that was ended goes on from
-# its last checkpoint. 33 runs of 1,500 steps: about 3 hours on 2 CPU cores.
+# The ablation table at `mini` size: trains and evaluates every config of configs/ablations with three seeds, on the
+# embedded pairs and the storyboards of Big Buck Bunny, then writes one table to FOLDER/compare.{json,md,png}.
+# Needs only Python 3.11+ and downloads 58 MB. Finished runs are skipped; an interrupted run resumes from its last
+# checkpoint. 33 runs of 1,500 steps take about 3 hours on 2 CPU cores.
 #
-#   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        FOLDER: runs/ablations unless named
+#   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        default FOLDER: runs/ablations
 #   STEPS=500 SEEDS='0 1' ABLATIONS='base no_storyboards' launch/ablations.sh        fewer of each
 set -euo pipefail
 script="$(basename "$0")"
@@ -14,7 +14,7 @@ read_words "$@"
 cd "$(dirname "$0")/.."
 folder="${folder:-runs/ablations}"
 
-# Name of a run without its seed -> its config.
+# Name of a run, without its seed -> config.
 declare -A configs=(
   [base]=base.py:mini
   [no_storyboards]=no_storyboards.py:mini
@@ -28,17 +28,17 @@ declare -A configs=(
   [regression_weight_1]=regression_weight.py:mini-1
   [regression_weight_16]=regression_weight.py:mini-16
 )
-# The base first: the others are compared with it, and its encoder is the one that is frozen.
+# The base comes first: the others are compared with it, and frozen_vision takes its encoder.
 all='base no_storyboards no_regression no_causal_transformer bidirectional_queries regression_weight_1'
 all="$all regression_weight_16 frozen_vision frozen_vision_random queries_32 queries_64"
 read -ra names <<< "${ABLATIONS:-$all}"
 read -ra seeds <<< "${SEEDS:-0 1 2}"
 for name in "${names[@]}"; do
-  [ -n "${configs[$name]:-}" ] || refuse "ABLATIONS: '$name' is none; choose among $all"
+  [ -n "${configs[$name]:-}" ] || refuse "ABLATIONS: '$name' is unknown; choose among $all"
 done
 for number in "${seeds[@]}" ${STEPS:+"$STEPS"}; do
   case "$number" in
-    *[!0-9]*) refuse "SEEDS, STEPS: '$number' is no whole number" ;;
+    *[!0-9]*) refuse "SEEDS, STEPS: '$number' is not a whole number" ;;
   esac
 done
 
@@ -57,7 +57,7 @@ if [ ! -e "$folder/data/bunny/manifest.json" ]; then
   run emu-jax prepare storyboards --in "$folder/raw/bunny" --out "$folder/data/bunny" --image-size 64
 fi
 
-# ---- runs: what one has compiled, the others do not compile again ----------------------------------------------------
+# ---- runs; they share a compilation cache ----------------------------------------------------------------------------
 run export JAX_COMPILATION_CACHE_DIR="$folder/cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
 runs=()
 for name in "${names[@]}"; do

@@ -1,13 +1,13 @@
 # shellcheck shell=bash
-# Sourced by the scripts that have --dry-run; they set `script`, their name, and `dry_run`, yes or no, or call
-# `read_words`, which sets the latter.
+# Sourced by the scripts with --dry-run. They set `script` (their name) and `dry_run` (yes or no); `read_words` can set
+# `dry_run` for them.
 
 refuse() {
   echo "launch/${script:?}: $1" >&2
   exit 2
 }
 
-# The words as a shell reads them back.
+# Quotes words for a shell.
 quoted() {
   local word line='' quote="'" escaped="'\\''"
   for word; do
@@ -19,7 +19,7 @@ quoted() {
   echo "${line# }"
 }
 
-# Refuses to go on without a program, unless commands are only printed.
+# Refuses to continue without a program, unless commands are only printed.
 need_program() {
   [ "${dry_run:?}" = yes ] || command -v "$1" > /dev/null ||
     refuse "$1 is not on the PATH; install it, or look at the commands with --dry-run"
@@ -31,12 +31,12 @@ run() {
   if [ "$dry_run" = yes ]; then quoted "$@"; else "$@"; fi
 }
 
-# The same for a line of shell.
+# Runs a line of shell, or prints it.
 run_line() {
   if [ "$dry_run" = yes ]; then echo "$1"; else bash -o pipefail -c "$1"; fi
 }
 
-# read_words WORD…: sets dry_run, folder (from where the user is; empty: not named) and overrides, or refuses.
+# read_words WORD…: sets dry_run, folder (absolute; empty if not given) and overrides, or refuses.
 read_words() {
   dry_run=no
   folder=''
@@ -46,7 +46,7 @@ read_words() {
     case "$word" in
       --dry-run) dry_run=yes ;;
       --config.*=*) overrides+=("$word") ;;
-      '' | -*) refuse "'$word' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]" ;;
+      '' | -*) refuse "'$word' is not an argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]" ;;
       *)
         [ -z "$folder" ] || refuse "'$word' is a second folder, after $folder; expected one"
         case "$word" in
@@ -58,13 +58,13 @@ read_words() {
   done
 }
 
-# fetch WHAT LINE HINT: runs a line of shell that makes WHAT in `partial`, and keeps WHAT in `download` when it is whole.
+# fetch WHAT LINE HINT: runs a line of shell that makes WHAT in `partial`, then moves the complete file to `download`.
 fetch() {
   [ -e "${download:?}/$1" ] || run_line "cd $(quoted "${partial:?}") && $2 && mv $1 .." ||
-    refuse "no $1 came down; $3"
+    refuse "$1 was not downloaded; $3"
 }
 
-# Big Buck Bunny, 58 MB: the source package alone holds the video.
+# Big Buck Bunny, 58 MB: only the source package holds the video.
 fetch_video() {
   fetch moviepy-2.2.1.tar.gz "python -m pip download --quiet --no-deps --no-binary=moviepy moviepy==2.2.1" \
     "see pip's message above"

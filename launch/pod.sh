@@ -1,6 +1,6 @@
 # shellcheck shell=bash
-# Sourced by tpu-vm.sh and gke.sh: reads `[--dry-run] [--env FILE] COMMAND`, one of `commands`, and the environment
-# file, and checks both. Leaves `command`, `commit`, `train` (the words after `emu-jax train`), and these functions.
+# Sourced by tpu-vm.sh and gke.sh: reads and checks `[--dry-run] [--env FILE] COMMAND` (one of `commands`) and the
+# environment file. Sets `command`, `commit` and `train` (the arguments of `emu-jax train`).
 
 # shellcheck source=launch/commands.sh
 source "$(dirname "$0")/commands.sh"
@@ -31,7 +31,7 @@ while [ $# -gt 0 ]; do
 done
 command="${1:-}"
 [[ $# -eq 1 && " ${commands:?} " == *" $command "* ]] ||
-  refuse "'$*' is no command; expected [--dry-run] [--env FILE] and one of: $commands"
+  refuse "'$*' is not a command; expected [--dry-run] [--env FILE] and one of: $commands"
 
 # ---- the environment file --------------------------------------------------------------------------------------------
 cd "$(dirname "$0")/.." || exit
@@ -52,15 +52,15 @@ commit="$(git rev-parse --verify --quiet --short=12 "$COMMIT^{commit}")" ||
   refuse "COMMIT='$COMMIT'; expected a commit of this repository; set it in $env_file"
 git cat-file -e "$commit:${CONFIG%%:*}" 2> /dev/null ||
   refuse "CONFIG='$CONFIG'; expected a file of commit $commit; commit it, or set CONFIG in $env_file"
-for word in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do # the form that old bashes take where there are none
+for word in ${ARGUMENTS[@]+"${ARGUMENTS[@]}"}; do # works for empty arrays in old bashes
   [[ "$word" == --config.*=* ]] ||
     refuse "ARGUMENTS has '$word'; expected words like --config.a.b=value; set it in $env_file, in quotes where it has spaces"
 done
 train=(--config "$CONFIG" --workdir "$WORKDIR" ${ARGUMENTS[@]+"${ARGUMENTS[@]}"})
 [ "$SLICES" = 1 ] || train+=("--config.train.mesh.slice=$SLICES")
 
-# Says so when what is here is not what will run there.
+# Warns about changes that the pod will not get.
 warn_of_changes() {
   [ "$COMMIT" != HEAD ] || git diff --quiet HEAD ||
-    echo "launch/$script: changes that are not committed stay here; the pod gets commit $commit" >&2
+    echo "launch/$script: uncommitted changes stay on this machine; the pod gets commit $commit" >&2
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Trains a small Emu on the embedded images, then a VAE and a U-Net that draw from its embeddings, tunes it to chat, and
-# writes runs/quickstart/report.html. Needs Python 3.11+ alone. DECODER_STEPS=N shortens the last three to N steps each.
-# Arguments go to `emu-jax train`, e.g. launch/quickstart.sh --config.train.minutes=60
+# Trains a small Emu on the embedded images, trains a VAE and a U-Net that draw from its embeddings, tunes it to chat,
+# and writes runs/quickstart/report.html. Needs only Python 3.11+. DECODER_STEPS=N limits the last three trainings to N
+# steps each. Arguments go to the first `emu-jax train`, e.g. launch/quickstart.sh --config.train.minutes=60
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/environment.sh

@@ -5,5 +5,5 @@ cd "$(dirname "$0")/.."
 # shellcheck source=launch/environment.sh
 source launch/environment.sh
 install_emu_jax '.[test,convert,eval]'
-# Who has nothing left takes over what others still have to do.
+# Idle workers take over tests of busy ones.
 python -m pytest -n auto --maxprocesses=4 --dist worksteal "$@"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Trains on Cloud TPU VMs: one slice or several, at once or queued. launch/pod.env says what and where.
+# Trains on Cloud TPU VMs: one or more slices, created at once or queued. launch/pod.env holds the settings.
 #
 #   launch/tpu-vm.sh [--dry-run] [--env FILE] COMMAND
-#     create    asks for the slices and waits until they are there
-#     install   brings every worker the repository at COMMIT and what it needs; ends the job
-#     run       starts training on every worker; it goes on from WORKDIR's last checkpoint
-#     resume    after a death or a preemption: makes the slices anew if they are gone, and runs
-#     status    state of the slices, and of every worker's job
+#     create    requests the slices and waits for them
+#     install   stops the job and installs the repository at COMMIT on every worker
+#     run       starts training on every worker; it resumes from WORKDIR's last checkpoint
+#     resume    after a crash or a preemption: recreates lost slices and starts training
+#     status    shows the state of the slices and of every worker's job
 #     logs      follows the first worker's log
-#     stop      ends the job on every worker
-#     delete    gives the slices back
+#     stop      stops the job on every worker
+#     delete    deletes the slices
 set -euo pipefail
 commands="create install run resume status logs stop delete"
 # shellcheck source=launch/pod.sh
@@ -18,7 +18,7 @@ need RUNTIME_VERSION '[a-z0-9][-a-z0-9.]*' 'a TPU runtime version such as v2-alp
 need QUEUED 'yes|no' 'yes or no'
 need ARCHIVES 'gs://[^/]+(/.+)?' 'a folder in a bucket, gs://…'
 [ "$QUEUED" = yes ] || [ "$SLICES" = 1 ] ||
-  refuse "SLICES=$SLICES with QUEUED=no; expected QUEUED=yes, as several slices need; set it in $env_file"
+  refuse "SLICES=$SLICES with QUEUED=no; expected QUEUED=yes, which several slices need; set it in $env_file"
 
 where=("--project=$PROJECT" "--zone=$ZONE")
 if [ "$QUEUED" = yes ]; then
@@ -51,7 +51,7 @@ state() {
   run "${tpu[@]}" describe "$NAME" "${where[@]}" "--format=value($state_field)"
 }
 
-# A queued request may wait for days until there are chips; one that failed waits for ever.
+# A queued request may wait for days for chips; a failed one would wait forever.
 await() {
   local now
   if [ "$dry_run" = yes ]; then
@@ -73,7 +73,7 @@ await() {
 
 delete() {
   local flags=(--quiet)
-  [ "$QUEUED" = no ] || flags+=(--force) # its slices too
+  [ "$QUEUED" = no ] || flags+=(--force) # deletes its slices too
   run "${tpu[@]}" delete "$NAME" "${where[@]}" "${flags[@]}"
 }
 
@@ -93,7 +93,7 @@ install() {
 && emu_jax/launch/worker.sh install"
 }
 
-# A worker that was rebooted has lost its mount.
+# A rebooted worker has lost its mount.
 start() {
   on_all "${MOUNT:+{ $MOUNT; \} && }emu_jax/launch/worker.sh start $(quoted "${train[@]}")"
 }
@@ -103,7 +103,7 @@ stop() {
 }
 
 resume() {
-  local now=SUSPENDED # the most there can be to do, for --dry-run
+  local now=SUSPENDED # --dry-run prints the longest path
   if [ "$dry_run" = yes ]; then state; else now="$(state 2> /dev/null)" || now=''; fi
   if [[ "$now" =~ ^(ACTIVE|READY)$ ]]; then
     stop

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# What launch/tpu-vm.sh runs on every worker: install | start ARGUMENTS | status | log | stop.
+# launch/tpu-vm.sh runs this on every worker: install | start ARGUMENTS | status | log | stop.
 # The job is `emu-jax train ARGUMENTS`; its log and process id are in ~/emu_jax_job.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 job="$HOME/emu_jax_job"
 mkdir -p "$job"
 
-# Whether the job lives; after a reboot another process may have its id.
+# Whether the job runs; after a reboot another process may have its id.
 running() {
   [ -s "$job/pid" ] && grep -qas emu-jax "/proc/$(cat "$job/pid")/cmdline"
 }
@@ -22,13 +22,13 @@ install() {
 
 start() {
   if running; then
-    echo "launch/worker.sh: $(hostname): a job runs already, process $(cat "$job/pid"); stop it first" >&2
+    echo "launch/worker.sh: $(hostname): a job is already running, process $(cat "$job/pid"); stop it first" >&2
     exit 2
   fi
-  # A session of its own outlives the connection, and can be ended as a whole.
+  # A separate session outlives the connection and can be stopped as a whole.
   # shellcheck disable=SC2016  # expanded there
   PATH="$PWD/.venv/bin:$PATH" setsid bash -c '
-    trap : TERM # emu-jax saves first, and this waits for it
+    trap : TERM # emu-jax saves before it exits
     echo "--- $(date -u +%FT%TZ) emu-jax train $*"
     emu-jax train "$@" && code=0 || code=$?
     echo "--- $(date -u +%FT%TZ) ended with exit code $code"
@@ -41,7 +41,7 @@ status() {
   if running; then
     echo "$(hostname): running, process $(cat "$job/pid")"
   else
-    echo "$(hostname): no job runs"
+    echo "$(hostname): no job is running"
   fi
   [ ! -e "$job/log" ] || tail -n 1 "$job/log"
 }
@@ -50,7 +50,7 @@ log() {
   tail -n 100 -F "$job/log"
 }
 
-# Ends the job and waits for it to save, 10 minutes at most: a TPU serves one process at a time.
+# Stops the job and waits at most 10 minutes for it to save: a TPU serves one process at a time.
 stop() {
   local group
   running || return 0
@@ -66,7 +66,7 @@ stop() {
 case "${1:-}" in
   install | start | status | log | stop) "$@" ;;
   *)
-    echo "launch/worker.sh: '${1:-}' is no command; expected install, start ARGUMENTS, status, log or stop" >&2
+    echo "launch/worker.sh: '${1:-}' is not a command; expected install, start ARGUMENTS, status, log or stop" >&2
     exit 2
     ;;
 esac

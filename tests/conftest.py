@@ -6,6 +6,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests import array_types  # noqa: F401  (before the modules that it checks are imported)
+
 # Set before jax is imported, and inherited by the processes that tests start: what one of them has compiled, none
 # compiles again.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))

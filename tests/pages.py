@@ -15,6 +15,7 @@ PAGES = sorted(
     for path in [
         *ROOT.glob("*.md"),
         *(path for part in ("configs", "launch", "tests", "notebooks") for path in (ROOT / part).glob("*.md")),
+        *(ROOT / "docs").rglob("*.md"),
     ]
 )
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))  # their docstrings have commands
@@ -23,7 +24,7 @@ COMMAND = re.compile(r"(launch/\S+\.sh|emu-jax|python|pip|ruff|git|cp)( |$)")
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """A fenced block: the words behind its opening fence, its lines, and the headings that it stands under."""
+    """A fenced block: its language and title, its lines, and the headings above it."""
 
     page: Path
     line: int
@@ -44,7 +45,8 @@ def blocks(page: Path) -> list[Block]:
             if fence is None:
                 fence, inside = (number, line[3:].strip()), []
             else:
-                language, _, about = fence[1].partition(" ")
+                language, _, title = fence[1].partition(" ")
+                about = title.removeprefix('title="').removesuffix('"')
                 found.append(Block(page, fence[0], language, about, "\n".join(inside), tuple(headings)))
                 fence = None
         elif fence is not None:

@@ -10,8 +10,8 @@ import pytest
 from emu_jax.cli import main
 from emu_jax.config import load_config, to_json
 from emu_jax.errors import UserError
-from emu_jax.evaluate import pairs
 from emu_jax.evaluate.compare import differing
+from emu_jax.evaluate.quickstart import captions
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
@@ -113,9 +113,9 @@ def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
 def test_scores_of_some_splits_alone(trained):
     """The right image is looked for among all images, whichever split is scored; another one is refused."""
     model = Emu.load(trained)
-    scores = pairs.score(model, ["heldout_concepts"])
+    scores = captions.score(model, ["heldout_concepts"])
     assert {name.partition(":")[0] for name in scores.figures} == {"heldout_concepts"}
     assert {answer.split for answer in scores.answers} == {"heldout_concepts"}
     assert (len(scores.answers), scores.gallery) == (40, 3372)
-    with pytest.raises(UserError, match=r"--split test: no such split; choose among train, heldout"):
-        pairs.score(model, ["test"])
+    with pytest.raises(UserError, match=r"split 'test': no such split; choose among train, heldout"):
+        captions.score(model, ["test"])

@@ -64,8 +64,8 @@ def test_variants(file):
         ("--config.data.mixture.web=x", r"is a group of fields \(source, weight\); set one of them"),
         (
             "--config.data.mixture.mine=x",
-            r"--config\.data\.mixture\.mine: config\.data\.mixture has no 'mine' to set; a new one is made by setting "
-            r"a field of it, as in --config\.data\.mixture\.mine\.<field>=<value>",
+            r"--config\.data\.mixture\.mine: config\.data\.mixture has no 'mine' to set; create it by setting "
+            r"one of its fields, as in --config\.data\.mixture\.mine\.<field>=<value>",
         ),
         ("--config.data.mixture.web.source.x=2", r"config\.data\.mixture\.web\.source has no field 'x'"),
         ("--config.data.mixture.web.weight=x", r"mixture\.web\.weight=x: expected float like 64\.0, got str"),
@@ -77,7 +77,7 @@ def test_overrides_that_cannot_be(file, override, message):
 
 
 def test_entries_of_a_mixture_may_be_new(file):
-    """And so may fields of an entry; what they hold is a Python literal, or a text."""
+    """So may the fields of an entry; their values are Python literals, or texts."""
     overrides = (
         "mine.source=data/mine",
         "mine.weight=16",

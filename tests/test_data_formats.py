@@ -1,11 +1,12 @@
-"""Every record of configs/data-formats.md, written to its path and read with the reader it belongs to.
+"""Writes every record of docs/data-formats.md to its path and reads it with the reader of its section.
 
-What the page says a record becomes is compared with what it did become. Images are embedded ones, videos show one.
-`python -m tests.test_data_formats` writes the comparison into the page, for those who change a record.
+The result is compared with the page's block "becomes". Images are embedded ones; videos show one of them.
+`python -m tests.test_data_formats` updates these blocks after a record was changed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import os
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.cli import _parser
+from emu_jax.cli import make_parser
 from emu_jax.data.document import Document, Text
 from emu_jax.data.images import Recoding
 from emu_jax.data.prepare import PrepareConfig, prepare
@@ -29,14 +30,14 @@ from emu_jax.data.raw.reader import RawDocument
 from emu_jax.data.raw.readers import READERS, make_reader
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.benchmarks.registry import benchmark_names, find_benchmark
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
 from tests.evaluate.samples import HELD_OUT, people
 from tests.pages import ROOT, Block, blocks, commands
 from tests.videos import write_video
 
-PAGE = Path("configs/data-formats.md")
+PAGE = Path("docs/data-formats.md")
 BECOMES, RECORD = "becomes", "record"
 SYSTEM = {IMAGE_SYSTEM: "the paper's message for images", VIDEO_SYSTEM: "the paper's message for videos"}
 
@@ -111,7 +112,7 @@ def become(group: list[Block], folder: Path) -> str:
     if group[-1].about == RECORD:
         return stored_record(folder)
     if group[-1].headings[1] == "Benchmarks":
-        questions = BENCHMARKS[section].read(folder / "benchmarks" / section)
+        questions = find_benchmark(section).read(folder / "benchmarks" / section)
         return "\n".join(line for question in questions for line in told_question(question))
     if section == "JSONL":
         source = open_source("mine.jsonl", "train", 64, PairOrder("image_first"))
@@ -133,7 +134,7 @@ def options_of(group: list[Block]):
     """The one command of a group."""
     lines = {block.line for block in group}
     (words,) = [words for number, words in commands(PAGE) if number - 1 in lines]
-    return _parser().parse_known_args(words[1:])[0]
+    return make_parser().parse_known_args(words[1:])[0]
 
 
 def told_parts(document: RawDocument | Document) -> Iterator[str]:
@@ -203,7 +204,7 @@ def test_every_source_and_benchmark_is_on_the_page():
     raw = [group for group in groups() if group[-1].headings[1].startswith("Raw data")]
     assert {options_of(group).source for group in raw} == set(READERS)
     benchmarks = {group[-1].headings[-1] for group in groups() if group[-1].headings[1] == "Benchmarks"}
-    assert benchmarks == set(BENCHMARKS) - {"fluent", "fluent_qa"}  # which need no files
+    assert benchmarks == {name for name in benchmark_names() if find_benchmark(name).tree}
     compared = [block for group in groups() for block in group]
     assert [block.about for block in blocks(PAGE) if block not in compared] == []
 
@@ -217,8 +218,20 @@ def test_settings_that_the_page_names():
         make_reader(source, settings.split())
 
 
+def test_settings_of_each_source_are_listed():
+    """The table of a source's section has a row for each field of its reader, and no other."""
+    raw = (ROOT / PAGE).read_text(encoding="utf-8").partition("\n## Benchmarks")[0]  # one of which is a coco, too
+    sections = {section.partition("\n")[0]: section for section in re.split(r"^##+ ", raw, flags=re.MULTILINE)}
+    for source in READERS:
+        listed = re.findall(r"^\| `(\w+)` \|", sections[source], flags=re.MULTILINE)
+        if source == "video_chatgpt":
+            assert "[videochat](#videochat)" in sections[source] and not listed
+            listed = re.findall(r"^\| `(\w+)` \|", sections["videochat"], flags=re.MULTILINE)
+        assert listed == [field.name for field in dataclasses.fields(make_reader(source))], source
+
+
 def fill() -> None:
-    """Writes into the page what its records become."""
+    """Writes the results into the page."""
     lines = (ROOT / PAGE).read_text(encoding="utf-8").splitlines()
     for group in reversed(groups()):
         with tempfile.TemporaryDirectory() as folder:

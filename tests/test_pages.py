@@ -2,11 +2,12 @@
 
 `RUNS` says what runs each command. `launch/test.sh -m slow tests/test_pages.py` runs those marked HERE, as they stand,
 in a folder that holds what they name: the quick start's run (made by the page's own commands, in few steps), embedded
-images, the records of configs/data-formats.md, and a small model in place of the published weights.
+images, the records of docs/data-formats.md, and a small model in place of the published weights.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -21,7 +22,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.cli import EXAMPLES, _parser, main
+from emu_jax.cli import COMMANDS, main, make_parser
 from emu_jax.config import load_config
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
@@ -40,7 +41,7 @@ BENCHMARKS = "tests/evaluate/test_benchmark_runs.py"
 CONVERT = "tests/checkpoints/convert"
 LLAMA = f"{CONVERT}/test_llama.py"
 TUNED = "tests/train/test_instruct.py::test_the_five_sets_are_one_stream"
-PLANNED = "launch/laptop-to-pod.md::4. A plan, before anything is rented"
+PLANNED = "docs/pods-and-plan.md"
 # The first pattern that is found in a command -> what runs it: HERE, a test, a line of .ci/run, or a documented check.
 RUNS = {
     r"^launch/quickstart\.sh$": ".ci/run",
@@ -55,7 +56,8 @@ RUNS = {
     r"^emu-jax convert --from LLaMA-13B ": f"{LLAMA}::test_sharded_safetensors_have_transformers_logits",
     r"^emu-jax convert --from EVA01": f"{LLAMA}::test_eva_clips_visual_tower",
     r"^emu-jax convert --from stable-diffusion": f"{CONVERT}/test_diffusers.py::test_every_name_comes_back",
-    r"^pip install -e ": "launch/environment.sh",
+    r"^pip install (-e )?\.(\[[a-z,]+\])?$": "launch/environment.sh",
+    r"^python -m mkdocs build --strict$": "tests/test_docs.py::test_the_site_builds",
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve ": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",
@@ -69,6 +71,7 @@ RUNS = {
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",
     r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_images",
     r"^emu-jax evaluate .*nextqa": f"{BENCHMARKS}::test_what_a_metric_lacks_costs_no_prediction",
+    r"^emu-jax .*(my_emu/|albums|colours|trailing|runs/diverse)": "tests/test_extend.py::follow",
     r"^emu-jax (prepare|inspect-data|train|precompute|generate|chat|evaluate|inspect|bench|export) ": HERE,
 }
 # Words that are added to a command that is run here, so that it takes seconds.
@@ -82,7 +85,14 @@ SMALLER = {
     r"^emu-jax evaluate .*--data": ("--limit=2",),
     r"^emu-jax evaluate ": ("--split=heldout_concepts",),
 }
-PATH = re.compile(r"`((?:emu_jax|configs|launch|tests|notebooks|\.ci)/[\w./*-]+)(?::[\w.]+)*`")
+PATH = re.compile(r"`((?:emu_jax|configs|docs|launch|tests|notebooks|\.ci)/[\w./*-]+)(?::[\w.]+)*`")
+# A file of the package, with something that it defines: `train/step.py:train_step`.
+PACKAGES = "|".join(path.name for path in sorted((ROOT / "emu_jax").iterdir()) if path.is_dir())
+MODULE = re.compile(rf"`((?:(?:{PACKAGES})/[\w/]+|sharding|config|errors|workdir|bench)\.py)(?::(\w+))?`")
+# Named by the pages, and written beside them; a file that is there leaves this set.
+COMING = {f"train/tasks/{name}.py" for name in ("task", "pretrain", "instruct", "vae", "decoder")}
+COMING |= {"checkpoints/load.py"}
+EXTRA = re.compile(r"(?:\.|emu-jax)\[([a-z,]+)\]")
 
 
 def everything() -> list[tuple[str, list[str]]]:
@@ -104,7 +114,7 @@ def runs(words: list[str]) -> str:
 def parse(words: list[str]):
     """Options and overrides, as the command line reads them."""
     elided = ["--workdir", "elided"] if "…" in words and words[1] == "train" and "--workdir" not in words else []
-    options, rest = _parser().parse_known_args([word for word in words[1:] if word != "…"] + elided)
+    options, rest = make_parser().parse_known_args([word for word in words[1:] if word != "…"] + elided)
     assert [word for word in rest if not word.startswith("--config.")] == []
     return options, rest
 
@@ -114,7 +124,7 @@ def parse(words: list[str]):
 
 def test_there_are_pages_and_commands():
     names = {str(page) for page in PAGES}
-    assert {"README.md", "CONTRIBUTING.md", "configs/data-formats.md", "launch/laptop-to-pod.md"} <= names
+    assert {"README.md", "CONTRIBUTING.md", "docs/index.md", "docs/data-formats.md", "docs/extend/source.md"} <= names
     assert len(everything()) > 80
 
 
@@ -128,7 +138,10 @@ def test_every_command_is_known(where, words):
             assert (ROOT / file).exists(), f"{where}: {word}"
     if words[0] == "emu-jax":
         options, overrides = parse(words)
-        if "config" in options:
+        if "config" in options and options.config.startswith("my_emu/"):  # a file of the page itself
+            page = Path(where.partition(":")[0])
+            assert options.config in {block.about for block in blocks(page)}, f"{where}: {options.config}"
+        elif "config" in options:
             load_config(str(ROOT / options.config), overrides)
 
 
@@ -148,7 +161,8 @@ def test_what_the_table_names_is_there():
 
 
 def test_examples_of_the_command_line_parse():
-    for line in EXAMPLES.values():
+    for name in COMMANDS:
+        line = importlib.import_module(f"emu_jax.cli.{name.replace('-', '_')}").EXAMPLE
         parse(shlex.split(line))
 
 
@@ -167,9 +181,23 @@ def test_links_and_paths_lead_somewhere(page):
             assert fragment in headings, f"{page}: {link}"
     text = (ROOT / page).read_text(encoding="utf-8")
     for path in PATH.findall(re.sub(r"\[`[^\]]*\]", "", text)):  # what is a link is relative to the page
-        assert list(ROOT.glob(path)) or path == "launch/pod.env", f"{page}: {path}"
-    for module in re.findall(r"`python -m ([\w.]+)", text):
-        assert module in ("mypy", "pytest") or (ROOT / f"{module.replace('.', '/')}.py").is_file(), f"{page}: {module}"
+        known = path == "launch/pod.env" or path.removeprefix("emu_jax/") in COMING or list(ROOT.glob(path))
+        assert known, f"{page}: {path}"
+    for module in re.findall(r"`python -m\s+([\w.]+)", text):
+        known = module.startswith(("mypy", "mkdocs", "nltk.")) or (ROOT / f"{module.replace('.', '/')}.py").is_file()
+        assert known, f"{page}: {module}"
+    for file, name in MODULE.findall(re.sub(r"\[`[^\]]*\]", "", text)):
+        assert file in COMING or (ROOT / "emu_jax" / file).is_file(), f"{page}: {file}"
+        if name:
+            code = (ROOT / "emu_jax" / file).read_text(encoding="utf-8")
+            assert re.search(rf"^\s*(?:def|class) {name}\b|^{name}\b", code, re.MULTILINE), f"{page}: {file}:{name}"
+    for extras in EXTRA.findall(text):
+        setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+        assert all(f'"{extra}": [' in setup for extra in extras.split(",")), f"{page}: [{extras}]"
+
+
+def test_what_is_there_is_not_coming():
+    assert [file for file in COMING if (ROOT / "emu_jax" / file).exists()] == []
 
 
 @pytest.mark.parametrize("folder", ["configs", "launch"])
@@ -181,15 +209,21 @@ def test_every_file_of_a_folder_is_in_its_readme(folder):
         assert name in ("README.md", "pod.env") or f"({name})" in text, f"{folder}/README.md does not tell of {name}"
 
 
-def test_the_map_names_every_module():
-    """By its name or, where it is one of a folder's, by the folder."""
+def test_the_map_names_every_package():
+    """And the modules that are in none; the architecture's floors have them too, and the extras are listed."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     lines = text[text.index("## Map") :]
-    folders = {"benchmarks", "metrics", "tabs"}
-    for path in (ROOT / "emu_jax").rglob("*.py"):
-        folder = path.parent.relative_to(ROOT)
-        known = path.name in lines or f"{folder}/ " in lines or folder.name in folders
-        assert known or path.name == "__init__.py", path
+    architecture = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    floors = architecture[architecture.index("## The floors") : architecture.index("## The life")]
+    for path in (ROOT / "emu_jax").iterdir():
+        if path.name == "commands.py" or path.name.startswith("__") or path.name in ("py.typed", "shipped"):
+            continue
+        assert f"{path.stem}/" in lines or f"emu_jax/{path.stem}" in lines or f" {path.name} " in lines, path
+        assert f"`{path.stem}`" in floors, path
+    setup = (ROOT / "setup.py").read_text(encoding="utf-8")
+    index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
+    for extra in re.findall(r'^    "(\w+)": \[', setup, re.MULTILINE):
+        assert f"| `{extra}` |" in index, extra
 
 
 def test_python_blocks_compile():
@@ -269,10 +303,10 @@ def run(words: list[str]) -> None:
 
 @pytest.mark.slow
 def test_commands_of_the_pages_run(stage, monkeypatch):
-    """Page by page, the path from the laptop to the pod first: its commands make the quick start's run."""
+    """Page by page, the quick start first: its commands make the run that the others use."""
     monkeypatch.chdir(stage)
     monkeypatch.setattr(sys, "stdin", io.StringIO("what is this?\n"))
-    first = Path("launch/laptop-to-pod.md")
+    first = Path("docs/quick-start.md")
     done: set[str] = set()
     for page in [first, *(page for page in PAGES if page != first)]:
         shutil.rmtree("runs/mine", ignore_errors=True)  # which pages train on data of their own
@@ -303,7 +337,7 @@ def test_python_of_the_pages_runs(stage, monkeypatch):
         "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
         "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
     }
-    for page in PAGES:
+    for page in (page for page in PAGES if page.parent.name != "extend"):  # tests/test_extend.py runs those
         python = [block.text for block in blocks(page) if block.language == "python"]
         # What asks a server is run by tests/serve/test_server.py, against one.
         if snippets := [text for text in python if "from openai" not in text]:

@@ -1,4 +1,4 @@
-"""The table of logical axes, and meshes that do not fit."""
+"""The logical axis rules, and meshes that do not fit."""
 
 import jax
 import numpy as np
@@ -16,13 +16,13 @@ def abstract_mesh(data: int, fsdp: int, tensor: int, context: int = 1, slices: i
     return AbstractMesh((slices, data, fsdp, tensor, context), AXES, axis_types=(AxisType.Auto,) * 5)
 
 
-def test_axes_map_through_the_table():
+def test_axes_map_by_the_logical_axis_rules():
     mesh = abstract_mesh(2, 4, 2)
     assert partition_spec(("layers", "embed", "mlp"), (3, 64, 128), mesh) == PartitionSpec(None, "fsdp", "tensor")
     assert partition_spec(("batch", "sequence"), (16, 128), mesh) == PartitionSpec(("slice", "data", "fsdp"), None)
     mesh = abstract_mesh(1, 4, 1, context=2, slices=2)
     assert partition_spec(("batch", "sequence"), (16, 128), mesh) == PartitionSpec(("slice", "data", "fsdp"), "context")
-    assert partition_spec(("embed", "mlp"), (64, 128), mesh) == PartitionSpec("fsdp", None), "every slice has them all"
+    assert partition_spec(("embed", "mlp"), (64, 128), mesh) == PartitionSpec("fsdp", None), "replicated over slices"
 
 
 def test_images_spread_over_as_many_devices_as_divide_them():
@@ -34,7 +34,7 @@ def test_images_spread_over_as_many_devices_as_divide_them():
 
 
 class Chip:
-    """What a TPU device says of itself, as far as meshes ask."""
+    """The attributes of a TPU device that meshes use."""
 
     def __init__(self, number: int, slice_index: int):
         self.id, self.slice_index, self.platform, self.device_kind = number, slice_index, "cpu", "cpu"
@@ -46,16 +46,16 @@ def test_slices_are_the_outermost_axis():
     mesh = make_mesh({"slice": 2, "fsdp": -1}, chips)
     assert mesh.devices.shape == (2, 1, 4, 1, 1)
     assert [{chip.slice_index for chip in part.flat} for part in mesh.devices] == [{0}, {1}]
-    with pytest.raises(UserError, match=r"the devices are in 2 slices; set config\.train\.mesh\.slice so"):
+    with pytest.raises(UserError, match=r"the devices are in 2 slices; set config\.train\.mesh\.slice to it"):
         make_mesh({"fsdp": -1}, chips)
 
 
-def test_what_does_not_divide_stays_whole():
+def test_a_dimension_that_does_not_divide_is_replicated():
     assert partition_spec(("embed", "mlp"), (6, 128), abstract_mesh(1, 4, 2)) == PartitionSpec(None, "tensor")
 
 
 def test_the_published_model_splits_64_ways():
-    """Every large parameter of the 14 B model divides over fsdp=16 x tensor=4; little of it stays whole."""
+    """Every large parameter of the 14 B model is sharded over fsdp=16 x tensor=4; little is replicated."""
     config = emu.EmuConfig.from_dict(models.emu_14b())
     mesh = abstract_mesh(1, 16, 4)
     leaves = jax.tree.leaves(emu.abstract(config))
@@ -73,7 +73,10 @@ def test_the_published_model_splits_64_ways():
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"model": 2}, r"config\.train\.mesh\.model is no mesh axis; choose among slice, data, fsdp, tensor, context"),
+        (
+            {"model": 2},
+            r"config\.train\.mesh\.model is not a mesh axis; choose among slice, data, fsdp, tensor, context",
+        ),
         ({"data": -1, "fsdp": -1}, r"at most one is -1"),
         ({"data": 0}, r"sizes are 1 or more"),
         (

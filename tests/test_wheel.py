@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.data.sources import FluentEmoji, PairOrder
+from emu_jax.data.fluent_emoji import examples
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("emu_jax", "configs", "setup.py", "pyproject.toml", "README.md", "LICENSE")
@@ -85,7 +85,7 @@ def test_it_works_from_an_empty_folder(installed, tmp_path):
         *settings,
         folder=tmp_path,
     )
-    pixels = FluentEmoji("heldout_concepts", 64, PairOrder())[0][0].pixels
+    pixels = examples("heldout_concepts", 64)[0].pixels
     PIL.fromarray(pixels).save(tmp_path / "image.png")
     run(installed / "emu-jax", "generate", "--model", "run", "--prompt", "image.png", folder=tmp_path)
     assert "14.182 B parameters" in run(

@@ -1,9 +1,9 @@
-"""Queries that see one another both ways, not only those before them.
+"""Queries that attend to all queries, not only to earlier ones.
 
 emu-jax train --config configs/ablations/bidirectional_queries.py:mini …
 
-The relative-position bias is T5's for encoders: half of its buckets for what comes later. No parameter more or less.
-The paper has no numbers for this; expect of `mini` 0.37, 0.25 and 0.49 (the base: 0.35, 0.22 and 0.47).
+The relative-position bias is the one of T5's encoder, with half of its buckets for later positions. The number of
+parameters stays the same. The paper has no numbers; `mini` gives 0.37, 0.25 and 0.49 (base: 0.35, 0.22 and 0.47).
 """
 
 from ml_collections import ConfigDict

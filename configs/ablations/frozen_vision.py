@@ -1,13 +1,13 @@
-"""A vision encoder (with ln_visual) that does not learn: no gradient, no decay, no optimizer state.
+"""A frozen vision encoder (with ln_visual): no gradient, no weight decay, no optimizer state.
 
 emu-jax train --config configs/ablations/frozen_vision.py:mini --config.init.vision=runs/ablations/base-0 …
 emu-jax train --config configs/ablations/frozen_vision.py:mini-random …
-emu-jax train --config configs/ablations/frozen_vision.py:7b …        # EVA-CLIP's, as the base begins with
+emu-jax train --config configs/ablations/frozen_vision.py:7b …        # EVA-CLIP, like the base
 
-A frozen encoder must have learnt elsewhere. At `mini` size there is no EVA-CLIP: the encoder is that of a finished run
-of the base, and the rest begins afresh. So it has seen these very images and their names, for as many steps again;
-`mini-random` freezes one that has learnt nothing. The paper has no numbers for this; expect of `mini` 0.56, 0.48 and
-0.49, of `mini-random` 0.54, 0.15 and 0.26 (the base: 0.35, 0.22 and 0.47).
+A frozen encoder must have been trained before. At `mini` size there is no EVA-CLIP, so the encoder comes from a
+finished run of the base and the rest starts fresh. That encoder has already seen these images and names for a whole
+run. `mini-random` freezes an untrained encoder. The paper has no numbers; `mini` gives 0.56, 0.48 and 0.49,
+`mini-random` 0.54, 0.15 and 0.26 (base: 0.35, 0.22 and 0.47).
 """
 
 from ml_collections import ConfigDict
@@ -17,14 +17,14 @@ from emu_jax.config import choose
 
 
 def mini() -> ConfigDict:
-    """The encoder of a run of the base."""
+    """The encoder of a finished base run."""
     config = random("mini")
     config.init.vision = "runs/ablations/base-0"
     return config
 
 
 def random(size: str = "mini") -> ConfigDict:
-    """The encoder as it is drawn; at `7b` the base names EVA-CLIP's."""
+    """The encoder as initialised; at `7b` that is EVA-CLIP."""
     config = base.get_config(size)
     config.optimizer.learning_rate.vision = 0.0
     return config

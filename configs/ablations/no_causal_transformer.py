@@ -1,9 +1,9 @@
-"""Without the Causal Transformer: patches are pooled into as many groups as there were queries, and projected linearly.
+"""Without the Causal Transformer: patches are pooled into Q groups and projected linearly.
 
 emu-jax train --config configs/ablations/no_causal_transformer.py:mini …
 
-At `mini` size 8 groups of 2 patches, at `7b` 32 of 8. The paper has no numbers for this; expect of `mini` 0.60, 0.23
-and 0.32 (the base: 0.35, 0.22 and 0.47).
+`mini` has 8 groups of 2 patches, `7b` has 32 groups of 8. The paper has no numbers; `mini` gives 0.60, 0.23 and 0.32
+(base: 0.35, 0.22 and 0.47).
 """
 
 from ml_collections import ConfigDict

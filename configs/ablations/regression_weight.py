@@ -1,9 +1,9 @@
-"""The weight of the regression loss beside the text loss's 1; which one the paper used is published nowhere.
+"""The weight of the regression loss, with a text loss weight of 1; the paper's value is not published.
 
 emu-jax train --config configs/ablations/regression_weight.py:mini-1 …     # or mini-16; the base has 4
 emu-jax train --config configs/ablations/regression_weight.py:7b-0.25 …    # or 7b-4; the base has 1 (inferred)
 
-Expect of `mini-1` 0.52, 0.09 and 0.29, of `mini-16` 0.02, 0.05 and 0.51 (the base: 0.35, 0.22 and 0.47).
+`mini-1` gives 0.52, 0.09 and 0.29, `mini-16` 0.02, 0.05 and 0.51 (base: 0.35, 0.22 and 0.47).
 """
 
 import functools

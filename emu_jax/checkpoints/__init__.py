@@ -1,1 +1,1 @@
-"""Weights: the store that runs write, what foreign files convert to, and the one loader of both."""
+"""Weights: the store that runs write to, the conversion of foreign files, and the one loader of both (`load.py`)."""

@@ -1,5 +1,5 @@
-"""Names of the folders of a visual decoder, ours and diffusers' alike."""
+"""Folder names of a visual decoder's parts, the same in our folders and in diffusers'."""
 
 UNET, VAE = "unet", "vae"
-SCHEDULER = "scheduler"  # beside a diffusers U-Net; the configs of our runs hold the schedule
+SCHEDULER = "scheduler"  # beside a diffusers U-Net; our checkpoints keep the schedule in their config
 SAFETY_CHECKER = "safety_checker"  # optional

@@ -1,1 +1,1 @@
-"""From records to packed rows: documents, tokenizer, packing, sources and the Grain pipeline."""
+"""From raw data to batches: readers, prepared folders, documents, tokenizer, packing and the Grain pipeline."""

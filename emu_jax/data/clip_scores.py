@@ -1,7 +1,7 @@
-"""How well images and texts fit by CLIP: pixels uint8 [H, W, 3] and texts -> unit vectors -> cosines in [-1, 1].
+"""CLIP similarity of images and texts: pixels uint8 [H, W, 3] and texts -> unit vectors -> cosines in [-1, 1].
 
-The rule that keeps images of web documents is stated in these scores. Weights are the user's own: a folder in the
-layout of Hugging Face, with config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
+Images of web documents are kept or left out by these scores. The user provides the weights: a folder in the layout of
+Hugging Face, with config.json, model.safetensors, the tokenizer's files and preprocessor_config.json.
 """
 
 from __future__ import annotations
@@ -16,14 +16,17 @@ import numpy as np
 
 from emu_jax.errors import UserError
 
-BATCH = 32
+BATCH = 32  # images or texts per forward pass
 
 
 class ClipScorer:
-    """A CLIP on the processor.
+    """A CLIP model on the CPU.
 
     Args:
-      folder: of the weights; pickled ones are not read.
+      folder: folder of the weights; pickles are not read.
+
+    Raises:
+      UserError: the weights or their libraries are missing.
     """
 
     def __init__(self, folder: str):
@@ -44,16 +47,16 @@ class ClipScorer:
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             line = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"clip={folder!r}: cannot be loaded ({line}); expected CLIP weights") from error
-        if loading["missing_keys"]:  # they would be random
+        if loading["missing_keys"]:  # they would be initialised at random
             raise UserError(
                 f"clip={folder!r}: {len(loading['missing_keys'])} weights are missing, {min(loading['missing_keys'])} "
-                "the first; expected the weights of a whole CLIP, its text and vision models"
+                "the first; expected the weights of a complete CLIP, both text and vision"
             )
         self._torch, self._model = torch, model.eval()
         self._max_tokens = model.config.text_config.max_position_embeddings
 
     def embed_images(self, images: Iterable[np.ndarray]) -> np.ndarray:
-        """Pixels -> float32 [P, D], each of length 1; `BATCH` images are in memory at a time."""
+        """Pixels -> float32 unit vectors [P, D]; `BATCH` images are in memory at a time."""
         model, vectors = self._model, []
         for batch in _batched(images):
             pixels = self._processor(images=batch, return_tensors="pt")["pixel_values"]
@@ -63,7 +66,7 @@ class ClipScorer:
         return self._unit(vectors)
 
     def embed_texts(self, texts: Iterable[str]) -> np.ndarray:
-        """Texts, cut to what the model takes -> float32 [T, D], each of length 1."""
+        """Texts, truncated to the model's context -> float32 unit vectors [T, D]."""
         model, vectors = self._model, []
         for batch in _batched(texts):
             tokens = self._tokenizer(
@@ -87,13 +90,16 @@ def _batched(items: Iterable) -> Iterable[list]:
 
 @functools.lru_cache(maxsize=1)
 def load_scorer(folder: str) -> ClipScorer:
-    """The scorer of a folder, loaded once a process."""
+    """The scorer of a folder, loaded once per process."""
     return ClipScorer(folder)
 
 
 def match(similarity: np.ndarray) -> np.ndarray:
-    """Cosines [P, T] -> int [P], each image's text: the assignment of the largest sum in which no text has two
-    images, as MMC4 was made; where there are more images than texts, the others take the text they fit best."""
+    """Assigns a text to each image, as MMC4 was made: cosines [P, T] -> int [P].
+
+    The assignment has the largest sum of cosines in which no text has two images. With more images than texts, each
+    remaining image gets its most similar text.
+    """
     from scipy.optimize import linear_sum_assignment
 
     texts = similarity.argmax(axis=1)

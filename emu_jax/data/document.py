@@ -1,4 +1,4 @@
-"""A document: texts and images in the order in which they are read."""
+"""A document: texts and images in reading order."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from emu_jax.data.images import StoredJpeg
+from emu_jax.data.images import EncodedImage
 from emu_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A piece of text; a training document's text never contains special tokens, whatever it spells.
+    """A piece of text. Names of special tokens in it stay ordinary text (see `system_messages.py` for the exception).
 
     Attributes:
-      role: who says it in a chat, "system", "user" or "assistant"; "" elsewhere.
+      role: the speaker in a chat: "system", "user" or "assistant"; "" in other documents.
     """
 
     text: str
@@ -28,26 +28,26 @@ class Image:
     """An image; images of one packed row that share a key are encoded once.
 
     Attributes:
-      source: uint8 [H, W, 3], or what reads them: rows are planned by every host, but a host decodes only the images
+      content: uint8 [H, W, 3], or a function that reads them: every host plans all rows, but decodes only the images
         of its own rows.
     """
 
-    source: np.ndarray | Callable[[], np.ndarray]
+    content: np.ndarray | Callable[[], np.ndarray]
     key: str
 
     @property
     def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3]; read anew each time where `source` is a function."""
-        return self.source() if callable(self.source) else self.source
+        """uint8 [H, W, 3]; read again on each access if `content` is a function."""
+        return self.content() if callable(self.content) else self.content
 
     def into(self, out: np.ndarray) -> None:
         """Reads the pixels into a contiguous uint8 [H, W, 3].
 
         Raises:
-          UserError: they have another shape or type.
+          UserError: the pixels have another shape or type.
         """
-        if isinstance(self.source, StoredJpeg) and out.shape == (self.source.size, self.source.size, 3):
-            self.source.into(out)
+        if isinstance(self.content, EncodedImage) and out.shape == (self.content.size, self.content.size, 3):
+            self.content.into(out)
             return
         pixels = self.pixels
         # The type is checked because NumPy would cast floats in [0, 1] to a black image.
@@ -61,17 +61,17 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """Texts and images in order.
+    """Texts and images in reading order.
 
     >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
     >>> Document((Text("A cat:"), cat, Text("asleep"))).parts[2].text
     'asleep'
 
     Attributes:
-      text_weight: scales the cross-entropy of the document's tokens.
-      visual_weight: scales the regression of its images; 0: they are only read.
-      max_tokens: where its sequence ends; 0: where its parts do.
-      window: where it is longer than a row, a visit reads one piece of at most a row, which begins at random.
+      text_weight: weight of the cross-entropy of its tokens.
+      visual_weight: weight of the regression of its images; with 0 they are only inputs.
+      max_tokens: length at which its sequence is truncated; 0 does not truncate.
+      window: if it is longer than a row, each epoch reads one random window of at most a row instead of all pieces.
     """
 
     parts: tuple[Text | Image, ...]
@@ -81,11 +81,11 @@ class Document:
     window: bool = False
 
     def read_only(self) -> Document:
-        """The same, with images that are read and not predicted."""
+        """The same document with images that are inputs only, not regression targets."""
         return dataclasses.replace(self, visual_weight=0.0)
 
     @property
     def is_read(self) -> bool:
-        """Whether something that is learnt follows an image: only then an image can be read."""
+        """Whether learnt text follows an image; otherwise nothing is learnt from the image as an input."""
         first = next((place for place, part in enumerate(self.parts) if isinstance(part, Image)), len(self.parts))
         return self.text_weight > 0 and any(isinstance(part, Text) and part.text for part in self.parts[first:])

@@ -1,7 +1,7 @@
-"""A Grain pipeline of examples that all have one shape: shuffled, batched, with exact resume.
+"""A Grain pipeline of examples that all have one shape: shuffled, batched, and resumed exactly.
 
-In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of those arrays stacked.
-Several hosts read the rows of one host's batches, each its own; a state does not depend on their number.
+In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of these arrays, stacked.
+Each host reads its own rows of every batch; batches and states do not depend on the number of hosts.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class ExamplesConfig:
     """`config.data` of the objectives vae and decoder.
 
     Attributes:
-      source: vae: as `config.data.source` of pretraining; decoder: a folder of `emu-jax precompute`.
-      split: of the source.
-      batch: examples a step, over all hosts.
+      source: for vae, as in pretraining (`DataConfig.source`); for decoder, a folder of `emu-jax precompute`.
+      split: the source's split.
+      batch: examples per step, over all hosts.
     """
 
     source: str
@@ -45,7 +45,7 @@ class ExamplesConfig:
 
 
 class ExampleSource(Protocol):
-    """What the pipeline reads from."""
+    """What the pipeline needs from a source of examples."""
 
     fingerprint: str
 
@@ -55,7 +55,7 @@ class ExampleSource(Protocol):
 
 
 class Images:
-    """The images of a source of documents, {"pixels": uint8 [S, S, 3]}; of several in a record, one at random."""
+    """The images of a source of documents, one per record, drawn at random: {"pixels": uint8 [H, W, 3]}."""
 
     def __init__(self, source: str, split: str, image_size: int):
         self._source = open_source(source, split, image_size, PairOrder("image_first"))
@@ -69,12 +69,14 @@ class Images:
         parts = [part for document in self._source.documents(index, rng) for part in document.parts]
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
-            raise UserError(f"config.data.source {self._name}: record {index} holds no image; a VAE learns from images")
+            raise UserError(
+                f"config.data.source {self._name}: record {index} holds no image; expected images, to train a VAE"
+            )
         return {"pixels": images[rng.integers(len(images))].pixels}
 
 
 class _Share(grain.MapDataset):
-    """Of every `batch` elements the ones at `own`."""
+    """The elements at the indices `own` of every `batch` elements."""
 
     def __init__(self, parent: grain.MapDataset, batch: int, own: Sequence[int]):
         super().__init__(parent)
@@ -84,23 +86,23 @@ class _Share(grain.MapDataset):
         return len(self._parent) // self._batch * len(self._own)
 
     def __getitem__(self, index: int) -> Any:
-        batch, place = divmod(index, len(self._own))
-        return self._parent[batch * self._batch + self._own[place]]
+        batch, number = divmod(index, len(self._own))
+        return self._parent[batch * self._batch + self._own[number]]
 
 
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
     Args:
-      own: this host's rows of every batch (`train.mesh.own_rows`); None: all.
+      own: the indices of this host's rows in every batch; None means all rows.
     """
 
     def __init__(self, source: ExampleSource, data: ExamplesConfig, *, own: Sequence[int] | None = None):
         self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "stream": STREAM}
-        del self.fingerprint["source"]  # a path may move; what it holds is what counts
+        del self.fingerprint["source"]  # the folder may be moved
         records = (
             grain.MapDataset.range(len(source))
-            .seed(data.seed)[:]  # as in `pipeline.py`
+            .seed(data.seed)[:]  # as in `mixture.mix`
             .shuffle()
             .repeat()
             .random_map(lambda index, rng: source.example(int(index), rng))
@@ -120,16 +122,16 @@ class ExamplePipeline:
         return {"images": float(self._batch)}
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable: where the stream stands, and a fingerprint of what it is."""
+        """The position and the fingerprint of the stream, JSON-serialisable."""
         return {"fingerprint": self.fingerprint, "iterator": self._iterator.get_state()}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly behind the batch after which the state was taken."""
+        """Continues exactly after the batch at which the state was saved."""
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
     def reshard(self, state: Mapping[str, Any]) -> None:
-        """The stream is not divided: continues exactly."""
+        """Continues exactly, because this stream is not divided."""
         self.set_state(state)
 
     def close(self) -> None:

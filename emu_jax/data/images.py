@@ -1,7 +1,7 @@
-"""Images from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files that prepared records hold.
+"""Images from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files of prepared records.
 
-An image's header is read before its pixels: what would decode to more than `MAX_PIXELS` is refused. Where a codec can
-decode at a reduced scale, and the image is wanted small, it does.
+The header is read before the pixels, and images of more than `MAX_PIXELS` are refused. If a codec can decode at a
+reduced scale and a small image is wanted, it does.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from PIL import ImageOps
 from emu_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
-JPEG = b"\xff\xd8\xff"  # how a JPEG file begins
+JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
 
 
 class ImageError(UserError):
-    """An image that cannot be used; `reason` is one word, or a few joined by `_`."""
+    """An image that cannot be used; `reason` is one word, or several joined by `_`."""
 
     def __init__(self, reason: str, message: str):
         super().__init__(message)
@@ -34,15 +34,16 @@ def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
     """Encoded bytes -> uint8 [H, W, 3]; `where` names the image in errors.
 
     Args:
-      at_least: pixels that a side must keep: a large JPEG may come at 1/2, 1/4 or 1/8 of its size. 0: full size.
+      at_least: pixels that each side must keep: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. 0 decodes
+        at full size.
 
     Raises:
-      ImageError: too large, broken, or not an image.
+      ImageError: the data are too large, broken, or not an image.
     """
     try:
         image = _open(data, where)
         if at_least:
-            image.draft("RGB", (at_least, at_least))  # JPEG alone heeds it
+            image.draft("RGB", (at_least, at_least))  # only JPEG supports it
         image.load()
         return flatten(image)
     except ImageError:
@@ -50,17 +51,17 @@ def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise ImageError(
             "unreadable_image",
-            f"{where}: not a readable image ({error}); expected a whole PNG, JPEG or WebP file",
+            f"{where}: not a readable image ({error}); expected a complete PNG, JPEG or WebP file",
         ) from error
 
 
 def _open(data: bytes, where: str) -> PIL.Image:
-    """Reads the header alone."""
+    """Reads only the header."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
             image = PIL.open(io.BytesIO(data))
-    except PIL.DecompressionBombError as error:  # from Pillow's own limit, before it tells the size
+    except PIL.DecompressionBombError as error:  # from Pillow's own limit, which is checked first
         raise ImageError(
             "too_many_pixels",
             f"{where}: {error.args[0].split(', ')[0]}; expected at most {MAX_PIXELS // 1_000_000} megapixels, "
@@ -80,14 +81,14 @@ def _check_size(image: PIL.Image, where: str) -> None:
 
 
 def flatten(image: PIL.Image) -> np.ndarray:
-    """PIL image -> uint8 [H, W, 3], upright by its EXIF tag, transparency on white; of an animation, this frame.
+    """PIL image -> uint8 [H, W, 3], rotated by its EXIF tag, with transparency on white; the current frame.
 
     >>> glass = PIL.new("RGBA", (2, 1), (255, 0, 0, 0))
     >>> flatten(glass).tolist()
     [[[255, 255, 255], [255, 255, 255]]]
     """
     image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel: Pillow would cut at 255 what it should scale
+    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
         wide = np.asarray(image).astype(np.int64)
         return np.repeat(np.clip(wide >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
@@ -112,7 +113,7 @@ def load_image(image: PIL.Image | np.ndarray | Path) -> np.ndarray:
 
 
 def resize(pixels: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic and straight (no crop), as the reference does.
+    """uint8 [H, W, 3] -> uint8 [size, size, 3], bicubic and without cropping, as the reference does.
 
     >>> resize(np.full((40, 60, 3), 7, np.uint8), 16).shape
     (16, 16, 3)
@@ -128,13 +129,13 @@ def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Recoding:
-    """How images are judged and stored, once, for all training runs.
+    """How images are checked and stored, once for all training runs.
 
     Attributes:
-      image_size: pixels of a side that models will read.
-      quality: of the JPEG files.
-      min_side: pixels; smaller images are icons and rules.
-      max_aspect: longer over shorter side; more would be squeezed beyond recognition.
+      image_size: pixels of a side of the models' images.
+      quality: quality of the JPEG files, 1 to 100.
+      min_side: shortest side in pixels; smaller images are icons and rules.
+      max_aspect: largest ratio of the longer to the shorter side; others would be distorted beyond recognition.
     """
 
     image_size: int = 224
@@ -149,7 +150,7 @@ class Recoding:
             )
 
     def recode(self, image: bytes | np.ndarray, where: str) -> bytes:
-        """An image file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` squared, straight (no crop).
+        """An image file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` x `image_size`, without cropping.
 
         >>> stored = Recoding(image_size=64).recode(np.zeros((100, 80, 3), np.uint8), "black.png")
         >>> decode_image(stored, "black.png").shape
@@ -159,9 +160,9 @@ class Recoding:
         emu_jax.data.images.ImageError: icon.png: 16 x 16 pixels; expected 32 or more a side
 
         Raises:
-          ImageError: broken, too large, too small, or too long and narrow.
+          ImageError: the image is broken, too large, too small, or too long and narrow.
         """
-        # Not a little larger: a codec decodes 256 pixels at 7/8 in twice the time that it takes for 224 as they are.
+        # Not slightly larger: decoding 256 pixels at 7/8 takes twice as long as decoding 224 at full scale.
         size = self.image_size
         if isinstance(image, np.ndarray):
             height, width = image.shape[:2]
@@ -171,7 +172,7 @@ class Recoding:
             try:
                 header = _open(image, where)
             except (OSError, SyntaxError, ValueError, EOFError):
-                header = None  # decoding says what is wrong
+                header = None  # decoding reports the fault
             if header is not None:
                 self._check_shape(*header.size, where)
             pixels = decode_image(image, where, at_least=2 * size)
@@ -191,19 +192,27 @@ class Recoding:
 
 
 @dataclasses.dataclass(frozen=True)
-class StoredJpeg:
-    """A JPEG file that `Recoding` wrote, for a model that reads `size` pixels a side; `where` names it in errors."""
+class EncodedImage:
+    """An image file of a prepared record, for a model that reads `size` x `size` pixels.
+
+    The format is recognised by the first bytes: `Recoding` writes JPEG, the embedded set is WebP.
+
+    Attributes:
+      where: names the image in errors.
+    """
 
     data: bytes
     size: int
     where: str
 
     def __call__(self) -> np.ndarray:
-        """uint8 [size, size, 3], decoded at the least of the scales k/8 that does.
+        """Decodes to uint8 [size, size, 3]; a JPEG is decoded at the smallest scale k/8 that is large enough.
 
         Raises:
           ImageError: the file is broken.
         """
+        if not self.data.startswith(JPEG):
+            return resize(decode_image(self.data, self.where), self.size)
         try:
             pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
         except ValueError as error:
@@ -211,17 +220,18 @@ class StoredJpeg:
         return resize(pixels, self.size)
 
     def into(self, out: np.ndarray) -> None:
-        """Decodes into a contiguous uint8 [size, size, 3]: a new array costs as much again, in pages to be mapped.
+        """Decodes into a contiguous uint8 [size, size, 3]; mapping the pages of a new array would double the time.
 
         Raises:
           ImageError: the file is broken; `out` is then black.
         """
         try:
-            height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
-            if (height, width) == (self.size, self.size):
-                simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, buffer=out)
-            else:
-                out[...] = self()
+            if self.data.startswith(JPEG):
+                height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
+                if (height, width) == (self.size, self.size):
+                    simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, buffer=out)
+                    return
+            out[...] = self()
         except ValueError as error:
             out[...] = 0
             raise (error if isinstance(error, ImageError) else self._broken(error)) from error

@@ -1,8 +1,8 @@
-"""What the decoder trains on, computed once: latents of images beside the embeddings that condition them.
+"""The decoder's training data, precomputed: VAE latents of images and the embeddings that condition them.
 
-folder/ examples.array_record   a record an image: JSON header, then float32 mean, deviation, condition, encoded
-        unconditional.npy       [Q, D], the model's own embeddings for the empty prompt
-        index.json              shapes, counts and where it all came from; written last
+folder/ examples.array_record   one record per image (`records.py`): key and float32 arrays, see `LatentExample`
+        unconditional.npy       [Q, D], the model's embeddings for the empty prompt
+        index.json              shapes, counts and provenance; written last
 """
 
 from __future__ import annotations
@@ -21,25 +21,32 @@ from emu_jax.data.records import pack_record, unpack_record, write_records
 from emu_jax.errors import UserError
 
 INDEX, EXAMPLES, UNCONDITIONAL = "index.json", "examples.array_record", "unconditional.npy"
+ARRAYS = ("mean", "deviation", "condition", "encoded")
 
 
 @dataclasses.dataclass(frozen=True)
 class LatentExample:
-    """One image: latents' mean and standard deviation [h, w, C], scaled; condition and encoded [Q, D]; float32."""
+    """One image, as float32 arrays.
+
+    Attributes:
+      mean, deviation: [h, w, C], the latents' Gaussian, scaled as the U-Net reads them.
+      condition: [Q, D], embeddings generated from everything before the image.
+      encoded: [Q, D], embeddings of the image itself.
+    """
 
     key: str
     mean: np.ndarray
     deviation: np.ndarray
-    condition: np.ndarray  # generated from what stands before the image
-    encoded: np.ndarray  # the image's own embeddings
+    condition: np.ndarray
+    encoded: np.ndarray
 
     def record(self) -> bytes:
-        arrays = (self.mean, self.deviation, self.condition, self.encoded)
-        return pack_record({"key": self.key}, b"".join(np.asarray(a, np.float32).tobytes() for a in arrays))
+        arrays = {name: [np.asarray(getattr(self, name), np.float32).tobytes()] for name in ARRAYS}
+        return pack_record({"key": [self.key.encode("utf-8", "replace")]} | arrays)
 
 
 class Latents:
-    """Reads a folder; `example` draws latents from their Gaussian."""
+    """Reads a folder of `emu-jax precompute`; `example` samples latents from their Gaussian."""
 
     def __init__(self, folder: Path):
         file = folder / INDEX
@@ -57,22 +64,18 @@ class Latents:
         return len(self._records)
 
     def __getitem__(self, index: int) -> LatentExample:
-        where = f"{self._folder / EXAMPLES}[{index}]"
-        header, data = unpack_record(self._records[index], where)
-        values = np.frombuffer(data, np.float32)
-        latents, condition = np.prod(self.latent_shape), np.prod(self.condition_shape)
-        if len(values) != 2 * (latents + condition):
+        shapes = (self.latent_shape, self.latent_shape, self.condition_shape, self.condition_shape)
+        try:
+            fields = unpack_record(self._records[index])
+            arrays = [
+                np.frombuffer(fields[name][0], np.float32).reshape(shape)
+                for name, shape in zip(ARRAYS, shapes, strict=True)
+            ]
+            return LatentExample(fields["key"][0].decode(), *arrays)
+        except (ValueError, KeyError, IndexError) as error:
             raise UserError(
-                f"{where}: {len(values)} numbers, expected {2 * (latents + condition)}; run `emu-jax precompute` again"
-            )
-        mean, deviation, generated, encoded = np.split(values, np.cumsum([latents, latents, condition]))
-        return LatentExample(
-            header["key"],
-            mean.reshape(self.latent_shape),
-            deviation.reshape(self.latent_shape),
-            generated.reshape(self.condition_shape),
-            encoded.reshape(self.condition_shape),
-        )
+                f"{self._folder / EXAMPLES}[{index}]: not a record of `emu-jax precompute` ({error}); run it again"
+            ) from error
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         e = self[index]
@@ -81,9 +84,14 @@ class Latents:
 
 
 def write_latents(
-    folder: Path, examples: Iterable[LatentExample], unconditional: np.ndarray, source: dict[str, Any]
+    folder: Path, examples: Iterable[LatentExample], unconditional: np.ndarray, provenance: dict[str, Any]
 ) -> None:
-    """Writes a folder; `source` says where the examples came from and enters the index."""
+    """Writes a folder.
+
+    Args:
+      unconditional: [Q, D], embeddings for the empty prompt.
+      provenance: further entries of the index: where the examples come from.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(np.ascontiguousarray(unconditional, np.float32).tobytes())
     shapes: dict[str, list[int]] = {}
@@ -97,7 +105,7 @@ def write_latents(
 
     count = write_records(folder / EXAMPLES, records())
     np.save(folder / UNCONDITIONAL, np.asarray(unconditional, np.float32))
-    index = {"examples": count, **shapes, "fingerprint": digest.hexdigest(), **source}
+    index = {"examples": count, **shapes, "fingerprint": digest.hexdigest(), **provenance}
     partial = folder / (INDEX + ".partial")
     partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     partial.replace(folder / INDEX)

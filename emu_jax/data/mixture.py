@@ -1,9 +1,9 @@
-"""Several sources as one stream: which source the n-th record comes from, and which of its records that is.
+"""Several sources as one stream: the source of the n-th record, and the record's index in that source.
 
-Weights 8 : 4 : 1 give 13 records in a fixed pattern, over and over, as evenly spread as can be. Where weights count
-samples or tokens, a source's share of the records is its weight divided by what its records hold on average
-(`samples.py` measures it). Each source is shuffled as a whole, anew in every epoch. A source with a number of epochs
-ends there, and the others continue by their weights; when all have ended, the stream ends.
+Weights 8 : 4 : 1 give a repeated pattern of 13 records, spread as evenly as possible. If weights count samples or
+tokens, a source's share of the records is its weight divided by the mean number per record (measured by `samples.py`).
+Each source is shuffled as a whole, anew in every epoch. A source with a number of epochs ends after them, and the others
+continue by their weights; the stream ends with the last source.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ class SourceConfig:
     """`config.data.mixture.<name>`: one source of several.
 
     Attributes:
-      source, split: as `config.data.source` and `split`.
-      weight: its share beside the other sources' weights, in units of `config.data.mixture_unit`; 0 leaves it out.
-      epochs: passes over it; 0 never ends.
-      subsequences: of web documents, take MMC4's two sequences in place of the whole (`sources.subsequences`).
-      text_weight, visual_weight: scale the two losses of its documents.
+      source, split: like `config.data.source` and `config.data.split`.
+      weight: share relative to the other sources' weights, in units of `config.data.mixture_unit`; 0 leaves it out.
+      epochs: number of passes over the source; 0 never ends.
+      subsequences: whether to cut web documents into MMC4's two sequences (`sources.subsequences`).
+      text_weight, visual_weight: weights of the two losses of its documents.
       pairs: fields of `config.data.pairs` that differ for this source.
     """
 
@@ -63,15 +63,15 @@ class SourceConfig:
 
 
 def pattern(weights: Sequence[float]) -> list[int]:
-    """Sources in turn, each as often as its weight says: [2, 1] -> [0, 1, 0].
+    """The order in which sources take turns, each as often as its weight: [2, 1] -> [0, 1, 0].
 
-    Weights that repeat only after more than `LONGEST_PATTERN` records are rounded to that many.
+    Weights whose pattern would be longer than `LONGEST_PATTERN` are rounded to a pattern of that length.
 
     >>> pattern([4, 2, 1])
     [0, 1, 0, 2, 0, 1, 0]
 
     Raises:
-      UserError: a weight of less than one record in so many.
+      UserError: a weight is less than one record in `LONGEST_PATTERN`.
     """
     exact = [Fraction(weight).limit_denominator(LONGEST_PATTERN) for weight in weights]
     scale = math.lcm(*(fraction.denominator for fraction in exact))
@@ -83,27 +83,27 @@ def pattern(weights: Sequence[float]) -> list[int]:
         if 0 in counts:
             raise UserError(
                 f"config.data.mixture: of {LONGEST_PATTERN:,} records, weights {list(weights)} give a source none; "
-                "expected weights that are nearer to one another, or 0 to leave a source out"
+                "expected weights that are closer together, or 0 to leave a source out"
             )
-    # The k-th of n stands at (k + 1/2) / n of the pattern.
+    # Record k of n is at the fraction (k + 1/2) / n of the pattern.
     places = [((k + 0.5) / count, source) for source, count in enumerate(counts) for k in range(count)]
     return [source for _, source in sorted(places)]
 
 
 class _Phase:
-    """The stretch of a stream in which the same sources take turns."""
+    """The part of a stream in which the same sources take turns."""
 
     def __init__(self, sources: Sequence[int], weights: Sequence[float], used: Sequence[int]):
         self._pattern = [sources[i] for i in pattern([weights[source] for source in sources])]
         self._used = list(used)  # records of each source before this phase
         self._counts = dict.fromkeys(sources, 0)
-        self._ranks = []  # of each place in the pattern: which of its source's places it is
+        self._ranks = []  # for each position in the pattern: its rank among the positions of its source
         for source in self._pattern:
             self._ranks.append(self._counts[source])
             self._counts[source] += 1
 
     def index_of(self, source: int, number: int) -> int:
-        """Where the source's `number`-th record of this phase stands."""
+        """The position in this phase of the source's record number `number`."""
         turn, rank = divmod(number, self._counts[source])
         place = next(i for i, s in enumerate(self._pattern) if s == source and self._ranks[i] == rank)
         return turn * len(self._pattern) + place
@@ -125,7 +125,7 @@ class Selection(grain.transforms.DatasetSelectionMap):
     """Index in the stream -> (source, index in that source's own stream of `lengths[source]` records)."""
 
     def __init__(self, lengths: Sequence[int], weights: Sequence[float]):
-        self._phases: list[tuple[int, _Phase]] = []  # where it begins
+        self._phases: list[tuple[int, _Phase]] = []  # (first position, phase)
         used, start = [0] * len(lengths), 0
         while left := [source for source in range(len(lengths)) if used[source] < lengths[source]]:
             phase = _Phase(left, weights, used)
@@ -157,13 +157,13 @@ def mix(
     """A stream of (number of the source, index of its record).
 
     Args:
-      lengths: records of each source, by name and in order.
-      per_record: how many units, in which weights count, a record of each source holds on average; None: weights count
+      lengths: number of records of each source, by name and in order.
+      per_record: mean number of weighted units (samples or tokens) per record of each source; None if weights count
         records.
     """
     streams = []
     for number, (name, length) in enumerate(lengths.items()):
-        # Grain's seeds count the slice `[:]`: without it, the seeds of earlier runs would mean other streams.
+        # Grain's seeds depend on the slice `[:]`: without it, the seeds of earlier runs would give other streams.
         stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(name.encode()))[:].shuffle()
         stream = stream.repeat(sources[name].epochs or None)
         streams.append(stream.map(functools.partial(_numbered, number)))

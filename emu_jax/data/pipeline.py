@@ -1,15 +1,14 @@
 """The Grain pipeline: sources -> mixture -> documents -> tokens -> packed rows -> batches of fixed shape.
 
-In: `config.data`, a tokenizer and what the model expects of an image. Out: an iterator of dicts with the fields of
-`models.emu.Batch`, the same for the same seed, whose state is saved and restored with the model.
+In: `config.data`, a tokenizer, and the size of the model's images. Out: an iterator of dicts with the fields of
+`models.emu.Batch`, which is the same for the same seed, and whose state is saved and restored with the model.
 
-    windows of packed rows (windows.py) ─ K shards ─ rows ─ batch
-    (any of them can be computed alone)    (state: window, row in it)
+    windows of packed rows (windows.py)            ─ K shards ─ rows ─ batch
+    (each can be computed without those before it)    (state: window, row in it)
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
-hold, and of their rows decodes the images of its own alone. So the batches depend on K, not on the number of hosts,
-and a state is one for any number of them: with K = 1 every host plans all rows; with as many shards as hosts, each
-reads its own records and no other's.
+hold, and decodes only the images of its own rows. So batches and states depend on K but not on the number of hosts.
+With K = 1 every host plans all rows; with one shard per host, each host reads only its own records.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ import collections
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import grain
 import numpy as np
@@ -26,7 +25,7 @@ from absl import flags
 
 from emu_jax.data.frames import FRAMES, FrameSampling
 from emu_jax.data.mixture import UNITS, SourceConfig
-from emu_jax.data.packing import CONTINUES, batch_metrics, build_row
+from emu_jax.data.packing import CONTINUES, BuiltRow, batch_metrics, build_row
 from emu_jax.data.row_sizes import size_rows
 from emu_jax.data.samples import Samples
 from emu_jax.data.sequence import CHAT_CUTS, TokenizedDocument
@@ -35,18 +34,19 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError, check_fields
 
-STREAM = 5  # counts up when the same settings begin to give other batches, or a state to say something else
-DESCRIBING = ("slots", "segments", "sources", "cuts", "visual_weights")  # what the batch's own description is made of
-ENOUGH = 1000  # documents of a source after which its share of faults is judged
+STREAM = 5  # increases when the same settings give other batches, or when a state's meaning changes
+FIELDS = ("images", "tokens", "segments", "slots", "text_weights", "visual_weights")  # of a batch; see `Pipeline`
+DESCRIBED = ("slots", "segments", "source_ids", "visual_weights")  # arrays from which a batch is described
+MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least so many documents
 
 
 class Stream(Protocol):
-    """An iterator of batches whose position can be taken and given back."""
+    """An iterator of batches whose position can be saved and restored."""
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def describe(self) -> dict[str, float]:
-        """What is worth logging of the newest batch: counts of images and tokens, shares."""
+        """Metrics of the newest batch to log, such as counts of images and tokens."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -54,7 +54,7 @@ class Stream(Protocol):
     def set_state(self, state: Mapping[str, Any]) -> None: ...
 
     def reshard(self, state: Mapping[str, Any]) -> None:
-        """Goes on near a state's position where the stream is divided in another way."""
+        """Resumes near a state's position if the stream is now divided differently."""
         ...
 
     def close(self) -> None: ...
@@ -66,22 +66,24 @@ class DataConfig:
 
     Attributes:
       source, split: a folder of `emu-jax prepare` and its split, `fluent_emoji` and one of its splits, or a .jsonl file
-        (its split is not read).
-      mixture: where `source` is empty, several by name, with their weights.
-      mixture_unit: what these weights count: samples (packed sequences), records, or tokens.
-      predicted_share: share of documents whose images are predicted; those of the others are only read. With 1 and
-        without `model.stop_target_inputs`, as published, every image is both.
-      chat_cut: what becomes of a chat behind a cut: "turn" repeats the system message and the images so far before the
-        next question, "drop" leaves the rest out.
-      row_tokens, row_images, batch_rows: S, I and B of a batch, over all hosts. row_images 0: as many as fit the
-        documents, measured at start.
-      batch_samples: where batch_rows is 0, samples of a batch on average, of which batch_rows follows at start.
-      max_padding: share of padding above which a run is refused; 1 refuses none.
-      packing_window: records that are packed together; more fill rows better and cost memory.
-      shards: K; it divides batch_rows. Another number gives another stream.
+        (its split is ignored).
+      mixture: several sources by name, with their weights; used if `source` is empty.
+      mixture_unit: unit of these weights: samples (packed sequences), records, or tokens.
+      predicted_share: share of documents whose images are regression targets; images of the others are only inputs.
+        With 1 and without `model.stop_target_inputs`, as published, every image is both.
+      chat_cut: how a chat that is longer than a row continues: "turn" repeats the system message and the images so far
+        before the next question, "drop" leaves the rest out.
+      row_tokens, row_images, batch_rows: S, I and B of a batch over all hosts. With row_images=0, I is measured at
+        start so that it fits the documents.
+      batch_samples: mean number of samples per batch, from which B follows at start; used if batch_rows is 0.
+      max_padding: share of padding above which a run is refused; 1 never refuses.
+      packing_window: records that are packed together; more of them fill rows better and need more memory.
+      shards: K, which must divide batch_rows. Another number gives another stream.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
-      max_faults: share of a source's documents that may have unreadable images; they are left out of the loss.
-      video_frames, frame_sampling: how many of a prepared video's frames a sample shows, and which (`FrameSampling`).
+      max_faults: share of a source's documents that may have unreadable images; such documents are left out of the
+        loss.
+      video_frames, frame_sampling: number of a prepared video's frames that a sample shows, and their choice
+        (`FrameSampling`).
     """
 
     source: str
@@ -105,8 +107,8 @@ class DataConfig:
     frame_sampling: str = "random"
 
     def __post_init__(self):
-        _ = self.frames  # raises where they are wrong
-        # Grain cannot count the windows of an endless stream where each is one record.
+        _ = self.frames  # raises if its settings are wrong
+        # Grain cannot count the windows of an endless stream if each is one record, so a window has at least 2.
         for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least {least}")
@@ -116,13 +118,13 @@ class DataConfig:
             )
         if min(self.batch_rows, self.batch_samples) < 0 or not self.batch_rows + self.batch_samples:
             raise UserError(
-                f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows of a "
-                "batch, or 0 and the samples that its rows hold on average"
+                f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows per "
+                "batch, or 0 and the mean number of samples per batch"
             )
         if self.batch_rows % self.shards:
             raise UserError(
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
-                "expected as many rows of every shard"
+                "expected the same number of rows from every shard"
             )
         for name in ("max_faults", "predicted_share", "max_padding"):
             if not 0 <= getattr(self, name) <= 1:
@@ -145,25 +147,28 @@ class DataConfig:
 
     @property
     def frames(self) -> FrameSampling:
-        """Which frames of a video a sample shows."""
+        """The choice of a video's frames."""
         return FrameSampling(self.video_frames, self.frame_sampling)
 
     @property
     def sources(self) -> dict[str, SourceConfig]:
-        """All of them by name; the only one is called after what it is."""
+        """All sources by name. A single source has its own path as its name."""
         return dict(self.mixture) or {self.source: SourceConfig(self.source, self.split)}
 
     def open(self, image_size: int) -> dict[str, Source]:
-        """Their records.
+        """Opens all sources, by name.
+
+        Args:
+          image_size: pixels of a side of the model's images.
 
         Raises:
-          UserError: a source is not named, or not there.
+          UserError: a source is not set, or does not exist.
         """
         for name, entry in self.mixture.items():
             if not entry.source:
                 raise UserError(
                     f"config.data.mixture.{name}.source is empty; name a folder of `emu-jax prepare`, set "
-                    f"config.data.mixture.{name}.weight=0 to leave it out, or config.data.source for that one alone"
+                    f"config.data.mixture.{name}.weight=0 to leave it out, or config.data.source to read only that source"
                 )
         if not self.source and not self.mixture:
             raise UserError(
@@ -183,27 +188,40 @@ class DataConfig:
         }
 
 
-Built = tuple[dict[str, np.ndarray], list[tuple[int, str]]]  # a row's arrays, and its faults
-Build = Callable[[list[TokenizedDocument], int], Built]  # of a row's documents, and its place in a batch
+Build = Callable[[list[TokenizedDocument], int], BuiltRow]  # (a row's documents, its index in the part) -> the row
+
+
+class _Part(NamedTuple):
+    """A shard's part of a batch.
+
+    Attributes:
+      arrays: the fields of the batch, for this host's rows.
+      described: `DESCRIBED` and the rows' cuts, for all rows of the part.
+      faults: those of all rows, as `BuiltRow` has them.
+    """
+
+    arrays: dict[str, np.ndarray]
+    described: dict[str, np.ndarray]
+    faults: list[tuple[int, str]]
 
 
 class _Builder:
     """Builds a shard's rows.
 
-    Where one process builds all of them, the rows of a batch share one array of images: it needs no copying together.
+    If one process builds them all, the rows of a batch share one array of images, so that they need not be copied.
 
     Args:
-      places: of the shard's part of a batch, the rows that this host decodes.
+      own: the rows of the shard's part of a batch whose images this host decodes.
     """
 
-    def __init__(self, data: DataConfig, image_size: int, pad_id: int, places: Sequence[int]):
+    def __init__(self, data: DataConfig, image_size: int, pad_id: int, own: Sequence[int]):
         self._sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images, "image_size": image_size}
-        self._pad_id, self._numbers = pad_id, {place: number for number, place in enumerate(places)}
+        self._pad_id, self._numbers = pad_id, {row: number for number, row in enumerate(own)}
         self._shared = data.workers == 0
         self._images: np.ndarray | None = None
 
-    def __call__(self, documents: list[TokenizedDocument], place: int) -> Built:
-        number, images = self._numbers.get(place), None
+    def __call__(self, documents: list[TokenizedDocument], row: int) -> BuiltRow:
+        number, images = self._numbers.get(row), None
         if self._shared and number is not None:
             if number == 0:
                 size = self._sizes["image_size"]
@@ -215,14 +233,14 @@ class _Builder:
 
 
 def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
-    """[…] each -> [B, …]: the array whose rows they are, or else a copy."""
+    """Stacks arrays; returns the array that they are all the rows of, if there is one, and otherwise a copy."""
     whole = arrays[0].base
     if whole is not None and len(whole) == len(arrays) and all(array.base is whole for array in arrays):
         return whole
     return np.stack(arrays)
 
 
-_worker = (0, 1)  # which of how many processes that prepare rows this one is
+_worker = (0, 1)  # index of this process among the workers that prepare rows, and their number
 
 
 def _become_worker(index: int, count: int) -> None:
@@ -231,7 +249,7 @@ def _become_worker(index: int, count: int) -> None:
 
 
 class _BuiltRows(grain.IterDataset):
-    """Rows of documents -> built rows, knowing which place of a batch they will take."""
+    """Rows of documents -> built rows, whose index in the batch is known in advance."""
 
     def __init__(self, parent: grain.IterDataset, build: Build, batch_rows: int):
         super().__init__(parent)
@@ -247,10 +265,10 @@ class _RowBuilder(grain.DatasetIterator):
         self._build, self._batch_rows = build, batch_rows
         self._count = 0  # rows that this process has built
 
-    def __next__(self) -> Built:
+    def __next__(self) -> BuiltRow:
         documents = next(self._parent)
         worker, workers = _worker
-        number = self._count * workers + worker  # Grain takes a row of every worker in turn
+        number = self._count * workers + worker  # Grain takes rows from the workers in turn
         self._count += 1
         return self._build(documents, number % self._batch_rows)
 
@@ -263,25 +281,34 @@ class _RowBuilder(grain.DatasetIterator):
 
 
 class _Shard:
-    """The rows of one shard: an iterator of its parts of batches, whose position can be taken and given back.
+    """One shard: an iterator of its parts of batches, whose position can be saved and restored.
 
     Args:
-      windows: those that are this shard's.
-      places: of the shard's part of a batch, the rows that this host decodes.
+      windows: the shard's windows.
+      own: the rows of the shard's part of a batch whose images this host decodes.
+      fields: names of the arrays of a batch.
     """
 
-    def __init__(self, windows: grain.MapDataset, data: DataConfig, build: Build, rows: Rows, places: list[int]):
+    def __init__(
+        self,
+        windows: grain.MapDataset,
+        data: DataConfig,
+        build: Build,
+        rows: Rows,
+        own: list[int],
+        fields: Sequence[str],
+    ):
         per_batch = data.batch_rows // data.shards
 
-        def assemble(built: list[Built]) -> dict[str, Any]:
-            part: dict[str, Any] = {
-                name: _stacked([built[place][0][name] for place in places]) for name in built[places[0]][0]
-            }
-            part["whole"] = {name: np.stack([row[name] for row, _ in built]) for name in DESCRIBING}
-            part["faults"] = [fault for _, faults in built for fault in faults]
-            return part
+        def assemble(built: list[BuiltRow]) -> _Part:
+            described = {name: np.stack([row.arrays[name] for row in built]) for name in DESCRIBED}
+            return _Part(
+                arrays={name: _stacked([built[row].arrays[name] for row in own]) for name in fields},
+                described=described | {"cuts": np.stack([row.cuts for row in built])},
+                faults=[fault for row in built for fault in row.faults],
+            )
 
-        # One thread reads ahead by two windows: enough to hide the packing, little enough to forget.
+        # One thread reads ahead by two windows: enough to hide the packing, and cheap to discard.
         stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
         stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, per_batch)
         if data.workers:
@@ -289,13 +316,13 @@ class _Shard:
                 flags.FLAGS.mark_as_parsed()
             options = grain.multiprocessing.MultiprocessingOptions(num_workers=data.workers)
             stream = stream.mp_prefetch(options, worker_init_fn=_become_worker)
-        # Batching comes after the processes: a batch never depends on how many rows a worker has left.
+        # Batches are formed after the worker processes, so that they never depend on how many rows a worker has left.
         stream = stream.batch(per_batch, drop_remainder=True, batch_fn=assemble)
         # Another thread decodes the next batch's images.
         self._iterator = iter(grain.experimental.ThreadPrefetchIterDataset(stream, prefetch_buffer_size=1))
         self.counts: collections.Counter[str] = collections.Counter()
 
-    def __next__(self) -> dict[str, Any]:
+    def __next__(self) -> _Part:
         return next(self._iterator)
 
     def get_state(self) -> dict[str, Any]:
@@ -310,14 +337,21 @@ class _Shard:
 
 
 class Pipeline:
-    """An iterator of batches whose state can be taken and given back; endless unless every source has its epochs.
+    """An iterator of batches whose state can be saved and restored; endless unless all sources have finite epochs.
+
+    A batch has the arrays of `FIELDS`, and `sources` if there are several sources.
 
     Args:
-      data: `config.data`; sizes of rows that it leaves open are measured and chosen.
-      tokenizer: its vocabulary is the model's.
-      queries, image_size: Q and pixels of a side, as the model reads images.
-      own: rows of a batch -> this host's of them (`train.mesh.own_rows`), in order; None: all.
+      data: `config.data`; row sizes of 0 are measured and chosen.
+      tokenizer: the model's tokenizer.
+      queries, image_size: Q and pixels of a side of the model's images.
+      own: maps the number of rows of a batch to the indices of this host's rows, ascending; None means all rows.
       learn_image_token: label [IMG], so that the model learns when an image comes.
+
+    Attributes:
+      sources: names of the sources, by number.
+      data: the config with its row sizes filled in.
+      fill: how full the first rows are.
     """
 
     def __init__(
@@ -331,7 +365,8 @@ class Pipeline:
         learn_image_token: bool = False,
     ):
         sources = data.open(image_size)
-        self.sources = list(sources)  # their names, by number
+        self.sources = list(sources)
+        self._fields = FIELDS if len(sources) == 1 else (*FIELDS, "source_ids")
         samples = Samples(sources, tokenizer, data, queries, learn_image_token)
         self.data, self.fill = size_rows(data, samples, queries)
         self.samples = samples.with_rows(self.data)
@@ -339,21 +374,21 @@ class Pipeline:
         self._tokenizer, self._image_size = tokenizer, image_size
         self._windows = make_windows(self.samples, self.data)
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
-        self._whole: dict[str, np.ndarray] = {}  # the newest batch's `DESCRIBING`
+        self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
         self._shards: dict[int, _Shard] = {}
         self._start(0)
 
     def _start(self, offset: int) -> None:
-        """Makes the shards anew, from the window `offset` of the stream on."""
+        """Creates the shards anew; the stream starts at window `offset`."""
         data, rows = self.data, Rows(self.data)
         windows = self._windows[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         per_batch = data.batch_rows // data.shards
         for shard in sorted({row // per_batch for row in self._own}):
-            places = [row - shard * per_batch for row in self._own if row // per_batch == shard]
-            build = _Builder(data, self._image_size, self._tokenizer.pad_id, places)
-            self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, places)
+            own = [row - shard * per_batch for row in self._own if row // per_batch == shard]
+            build = _Builder(data, self._image_size, self._tokenizer.pad_id, own)
+            self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, own, self._fields)
 
     def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
         return self
@@ -362,27 +397,21 @@ class Pipeline:
         parts = []
         for shard in self._shards.values():
             part = next(shard)
-            faults = part.pop("faults")
-            whole = part["whole"]
-            shard.counts["split_documents"] += int((whole["cuts"] & CONTINUES).sum())
+            shard.counts["split_documents"] += int((part.described["cuts"] & CONTINUES).sum())
             for source, name in enumerate(self.sources):
-                documents = _documents(whole, source)
-                shard.counts[f"documents/{name}"] += documents
-                shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in faults)
+                shard.counts[f"documents/{name}"] += _documents(part.described, source)
+                shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in part.faults)
             parts.append(part)
-            self._judge(faults)
-        wholes = [part.pop("whole") for part in parts]
-        batch, self._whole = _join(parts), _join(wholes)
-        del batch["cuts"]
-        if len(self.sources) == 1:
-            del batch["sources"]
-        return batch
+            self._check_faults(part.faults)
+        self._described = _join([part.described for part in parts])
+        return _join([part.arrays for part in parts])
 
-    def _judge(self, faults: list[tuple[int, str]]) -> None:
+    def _check_faults(self, faults: list[tuple[int, str]]) -> None:
+        """Raises if a source with a new fault has too many."""
         for source, message in faults:
             name = self.sources[source]
             found, documents = self.count(f"faults/{name}"), self.count(f"documents/{name}")
-            if found > self.data.max_faults * max(documents, ENOUGH):
+            if found > self.data.max_faults * max(documents, MIN_JUDGED_DOCUMENTS):
                 raise UserError(
                     f"config.data source {name}: {found} of its first {documents} documents have unreadable images, "
                     f"more than config.data.max_faults={self.data.max_faults}; the last: {message}"
@@ -390,21 +419,25 @@ class Pipeline:
 
     @property
     def cuts(self) -> np.ndarray:
-        """int32 [B, S], of the newest batch's rows: at each document's first position how it was cut (`build_row`)."""
-        return self._whole["cuts"]
+        """The newest batch's `BuiltRow.cuts`, int32 [B, S]."""
+        return self._described["cuts"]
 
     def count(self, name: str) -> int:
-        """Of all batches so far: `split_documents` (cuts through over-long ones), `documents/…` and `faults/…` of a
-        source. Documents and cuts are those of the shards that this host reads; faults, of the rows that it decodes."""
+        """A count over all batches so far.
+
+        Args:
+          name: `split_documents` (cuts through documents longer than a row), `documents/<source>` or `faults/<source>`.
+            Documents and cuts are counted in the shards that this host reads, faults in the rows that it decodes.
+        """
         return sum(shard.counts[name] for shard in self._shards.values())
 
     def describe(self) -> dict[str, float]:
         """Counts and shares of the newest batch, and counts of the whole run so far."""
         faults = sum(self.count(f"faults/{name}") for name in self.sources)
-        described = batch_metrics(self._whole, self.data.row_images)
+        described = batch_metrics(self._described, self.data.row_images)
         described |= {"split_documents": self.count("split_documents"), "faulty_documents": faults}
         if len(self.sources) > 1:
-            described |= {f"documents_{name}": _documents(self._whole, i) for i, name in enumerate(self.sources)}
+            described |= {f"documents_{name}": _documents(self._described, i) for i, name in enumerate(self.sources)}
         return described
 
     def close(self) -> None:
@@ -413,13 +446,19 @@ class Pipeline:
             shard.close()
 
     def get_state(self) -> dict[str, Any]:
-        """JSON-serialisable: where the stream stands, and a fingerprint of what it is. Of this host's shards: the
-        states of several hosts are joined by their keys."""
+        """The position and the fingerprint of the stream, JSON-serialisable.
+
+        It covers the shards of this host; the states of several hosts can be merged by their keys.
+        """
         shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
         return {"fingerprint": self.fingerprint, "offset": self._offset, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly behind the batch after which the state was taken."""
+        """Continues exactly after the batch at which the state was saved.
+
+        Raises:
+          UserError: the state is of another stream.
+        """
         check_fingerprint(self.fingerprint, state["fingerprint"])
         if state["offset"] != self._offset:
             self._start(state["offset"])
@@ -427,23 +466,23 @@ class Pipeline:
             shard.set_state(state["shards"][str(number)])
 
     def reshard(self, state: Mapping[str, Any]) -> None:
-        """Goes on where another division into shards or workers was left, window by window.
+        """Resumes a stream that was divided into other shards or workers, at the granularity of windows.
 
-        As many windows as were begun count as read. Of this epoch are left out: the rest of each old shard's (and
-        worker's) last window, and what a shard was behind the others by; what one was ahead by comes twice.
+        All windows that were begun count as read. The rest of each old shard's current window is skipped for this
+        epoch. Where shards had drifted apart, some windows are skipped or repeated.
         """
         check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
         begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
         self._start(state["offset"] + begun)
 
 
-DIVISION = ("shards", "workers")  # fields that decide who reads which window, not what stands in it
+DIVISION = ("shards", "workers")  # fields that decide which process reads a window, not what it contains
 
 
 def _windows(state: Any) -> int:
-    """Windows that a Grain iterator has begun, all workers' together.
+    """Number of windows that a Grain iterator has begun, over all its workers.
 
-    Its MapDataset's `next_index` is the window that is being read, from which `next_index_in_buffer` rows are gone.
+    `next_index` of its MapDataset is the window being read, of which `next_index_in_buffer` rows have been yielded.
     """
     if isinstance(state, Mapping):
         own = int(state.get("next_index", 0)) + (int(state.get("next_index_in_buffer", 0)) > 0)
@@ -452,26 +491,30 @@ def _windows(state: Any) -> int:
 
 
 def _join(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Parts of a batch -> all of it; of one part nothing is copied."""
+    """Concatenates parts of a batch; a single part is not copied."""
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _documents(whole: Mapping[str, np.ndarray], source: int) -> int:
-    """Documents of a source in rows [B, S]."""
-    first = np.diff(whole["segments"], prepend=0, axis=1) > 0
-    return int((first & (whole["sources"] == source)).sum())
+def _documents(described: Mapping[str, np.ndarray], source: int) -> int:
+    """Number of documents of a source in rows [B, S]."""
+    first = np.diff(described["segments"], prepend=0, axis=1) > 0
+    return int((first & (described["source_ids"] == source)).sum())
 
 
 def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
-    """Raises unless a saved state is of the same stream: Grain itself accepts one of another seed without a word."""
+    """Raises unless a saved state is of the same stream; Grain itself would silently accept one of another seed.
+
+    Args:
+      but: names of entries that may differ.
+    """
     for name, value in own.items():
         if name not in but and saved.get(name) != value:
-            way = ", or --reshard-data to go on near its place" if name in DIVISION else ""
+            mend = ", or pass reshard_data to resume near its position" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
-                f"use the same config.data, or a new work directory{way}"
+                f"use the same config.data, or a new work directory{mend}"
             )
 
 
@@ -483,7 +526,7 @@ def _fingerprint(
     image_size: int,
     learn_image_token: bool,
 ) -> dict[str, Any]:
-    """Everything that decides which batch comes when, by name. Paths may move; what they hold is what counts."""
+    """Everything that determines the batches, by name. Paths are not included, because folders may be moved."""
     fields = dataclasses.asdict(data)
     del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
     for entry in fields["mixture"].values():
@@ -496,7 +539,7 @@ def _fingerprint(
         "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
-    if not data.mixture:  # its only source is named by its path
+    if not data.mixture:  # a single source has its path as its name
         more["records"] = next(iter(more["records"].values()))
     return json.loads(json.dumps(fields | more))
 
@@ -504,7 +547,11 @@ def _fingerprint(
 def train_tokenizer(
     data: DataConfig, image_size: int, *, vocab_size: int, model_type: str, also: Sequence[str] = ()
 ) -> Tokenizer:
-    """A tokenizer from the sources' own texts, each counted once, and those of the sources in `also`, read later."""
+    """Trains a tokenizer on the distinct texts of all sources.
+
+    Args:
+      also: further sources, which the model will read later.
+    """
     sources = [*data.open(image_size).values(), *(open_source(name, "train", image_size, data.pairs) for name in also)]
     texts = [text for source in sources for text in source.texts()]
     return Tokenizer.train(list(dict.fromkeys(texts)), vocab_size=vocab_size, model_type=model_type)

@@ -1,12 +1,11 @@
-"""`emu-jax prepare`: raw data of one kind -> a folder of records (`prepared.py`), by Apache Beam.
+"""`emu-jax prepare`: raw data of one format -> a prepared folder (`prepared.py`), by Apache Beam.
 
-    shards ─ read ─┬─ images judged, stored once ─┬─ duplicates out ─ grouped by hash of the key ─ ArrayRecord files
-                   └─ rejects ──────────────────────┴──────── rejects ─ rejects.jsonl
+    shards ─ read ─┬─ images checked and re-encoded ─┬─ deduplicated ─ grouped by hash of the key ─ ArrayRecord files
+                   └─ rejects ───────────────────────┴─ rejects ─ rejects.jsonl
 
-The same pipeline runs in this process, in several here, or on Dataflow, Flink or Spark; input and output are folders
-that every worker sees. The same input and settings give the same bytes, however many workers there are. That is why
-records are written here and not by a TFDS builder, whose serialised bytes differ from run to run; TFDS reads what is
-written.
+The same pipeline runs in one process, in several on one machine, or on Dataflow, Flink or Spark; all workers must see
+the folders of input and output. The same input and settings give the same bytes for any number of workers. A TFDS
+builder does not, because its serialised bytes differ from run to run; TFDS can read the result.
 """
 
 from __future__ import annotations
@@ -24,17 +23,18 @@ from typing import Any
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import ImageError, Recoding
-from emu_jax.data.prepared import CHATS, MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
+from emu_jax.data.kinds import KINDS
+from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 
 SHARD_BYTES = 256 << 20
-REJECTS_A_FILE = 1_000_000
-BEGUN = "begun.partial"  # there from a preparation's beginning to its end
-ENTRIES, REASONS = "entries.partial", "reasons.partial"  # what workers tell the process that began
-# Left out by rule. Every other reason is a fault of the data, and too many faults stop a preparation.
-RULES = frozenset(
+REJECTS_PER_FILE = 1_000_000
+BEGUN = "begun.partial"  # exists while a preparation runs
+ENTRIES, REASONS = "entries.partial", "reasons.partial"  # results that workers pass to the starting process
+# Reasons that follow from a rule. Every other one is a fault of the data, and too many faults fail the preparation.
+RULE_REASONS = frozenset(
     {
         "decoration",
         "duplicate",
@@ -46,18 +46,21 @@ RULES = frozenset(
         "too_small",
     }
 )
-# What web documents lose without a fault: images that their server no longer had. A document lost by it is one.
-PARTS_MISSING = frozenset({"missing_image", "outside", "no_similarity"})
+# Images that web documents may lack because their server no longer had them: a fault only if the whole document is lost.
+MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 
 @dataclasses.dataclass(frozen=True)
 class PrepareConfig:
-    """How a source is prepared.
+    """How a data set is prepared.
 
     Attributes:
-      name, split: of the data set, as TFDS calls it. shards: of its files; 0: about 256 MB each.
+      name, split: the data set's name and split in TFDS.
+      shards: number of record files; 0 makes files of about 256 MB.
       max_faults: share of the documents that may be faulty.
-      runner, workers, beam: Beam's runner; processes of the local one; further arguments of Beam.
+      runner: Beam's runner.
+      workers: processes of the local runner.
+      beam: further command-line arguments for Beam.
     """
 
     name: str
@@ -80,7 +83,7 @@ class PrepareConfig:
 
 
 def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Reject]:
-    """A document with its images as they are stored, and what had to be left out."""
+    """A document with its images as they are stored, and rejects for what had to be left out."""
     parts: list[Text | StoredImage] = []
     lost: list[Reject] = []
     images = 0
@@ -95,8 +98,7 @@ def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Rejec
         except ImageError as error:
             lost.append(Reject(where, error.reason, str(error), whole=False))
     kept = sum(isinstance(part, StoredImage) for part in parts)
-    # A pair, a video or a chat means nothing without its images; a web document is read on without one.
-    if lost and (document.kind not in ("web", "storyboard") or not kept):
+    if lost and not (kept and KINDS[document.kind].optional_images):
         yield Reject(document.key, lost[0].reason, lost[0].detail)
         return
     yield from lost
@@ -104,22 +106,20 @@ def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Rejec
 
 
 def occurrences(record: Record) -> Iterator[tuple[bytes, tuple[str, int]]]:
-    """(digest, (key, n)) of what must not be in the data twice: a web document's images, else all images together.
-
-    Chats may share an image: each asks something else about it.
-    """
+    """(digest, (key, n)) of everything that must not occur twice, by `Kind.unique`; n counts within the document."""
     images = [part.data for part in record.parts if isinstance(part, StoredImage)]
-    if record.kind in CHATS or not images:
+    unique = KINDS[record.kind].unique
+    if not unique or not images:
         return
     digests = [hashlib.sha256(image).digest() for image in images]
-    if record.kind != "web":
+    if unique == "documents":
         digests = [hashlib.sha256(b"".join(digests)).digest()]
     for number, digest in enumerate(digests):
         yield digest, (record.key, number)
 
 
 def later_ones(group: tuple[bytes, Iterable[tuple[str, int]]]) -> Iterator[tuple[str, tuple[int, str]]]:
-    """All occurrences but the first, in order of keys: (key, (n, where the first is))."""
+    """All occurrences of a digest but the first, in order of keys: (key, (n, name of the first))."""
     (first, number), *others = sorted(group[1])
     for key, n in others:
         yield key, (n, f"{first}#{number}")
@@ -128,9 +128,9 @@ def later_ones(group: tuple[bytes, Iterable[tuple[str, int]]]) -> Iterator[tuple
 def without_duplicates(
     group: tuple[str, Mapping[str, Iterable[Any]]],
 ) -> Iterator[Record | Reject]:
-    """(key, {records, duplicates}) -> the record without what is elsewhere too."""
+    """(key, {records, duplicates}) -> the record without its duplicates, and rejects for them."""
     key, found = group
-    # Two documents of one key cannot both be named: the first by its bytes stays.
+    # Of documents that share a key, the first by its bytes is kept.
     record, *others = sorted(found["records"], key=Record.serialise)
     for _ in others:
         yield Reject(key, "duplicate_key", f"{key}: another document has this key")
@@ -138,7 +138,7 @@ def without_duplicates(
     if not duplicates:
         yield record
         return
-    if record.kind != "web":
+    if KINDS[record.kind].unique == "documents":
         yield Reject(key, "duplicate", f"{key}: the same images as {duplicates[0]}")
         return
     parts: list[Text | StoredImage] = []
@@ -158,7 +158,7 @@ def without_duplicates(
 
 
 def _place(key: str) -> int:
-    """A fixed pseudo-random number of a key: its file, and its place there."""
+    """A fixed pseudo-random number for a key, which decides its file and its position there."""
     return int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8], "big")
 
 
@@ -169,7 +169,8 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
       source: the reader's name, for the manifest and errors.
 
     Raises:
-      UserError: nothing to read, `out` is in use, or more than `config.max_faults` of the documents are faulty.
+      UserError: there is nothing to read, `out` is in use, or more than `config.max_faults` of the documents are
+        faulty.
     """
     try:
         import apache_beam as beam
@@ -182,7 +183,7 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
     if config.runner == "DirectRunner":
         mode = "multi_processing" if config.workers > 1 else "in_memory"
         arguments += ["--direct_num_workers", str(config.workers), "--direct_running_mode", mode]
-        arguments += ["--default_sdk_harness_log_level", "ERROR"]  # it warns of itself
+        arguments += ["--default_sdk_harness_log_level", "ERROR"]  # it warns about itself
         logging.getLogger("apache_beam").setLevel(logging.ERROR)
     try:
         options = PipelineOptions(arguments)
@@ -192,7 +193,7 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
     try:
         with beam.Pipeline(options=options) as pipeline:
             _build(pipeline, reader, shards, out, config)
-    except Exception as error:  # a runner wraps whatever a worker raised, with its traceback as text
+    except Exception as error:  # a runner wraps a worker's exception, with its traceback as text
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise UserError(
             f"{source}: {config.runner} stopped ({reason[:300]}); nothing is complete, run it again"
@@ -210,7 +211,7 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
         | "SpreadShards" >> beam.Reshuffle()
         | "Read" >> beam.FlatMap(_Read(reader))
     )
-    # The records go on without their images' originals; fusing keeps those out of any shuffle.
+    # Records no longer hold the original images; fusing keeps the originals out of every shuffle.
     recoded = read | "Recode" >> beam.FlatMap(_Recode(config.recoding))
     records = recoded | "Records" >> beam.Filter(_is_record)
     duplicates = (
@@ -243,7 +244,7 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
     count = rejects | "CountRejects" >> beam.combiners.Count.Globally()
     (
         rejects
-        | "AssignRejects" >> beam.Map(_assign, 0, REJECTS_A_FILE, beam.pvalue.AsSingleton(count))
+        | "AssignRejects" >> beam.Map(_assign, 0, REJECTS_PER_FILE, beam.pvalue.AsSingleton(count))
         | "GroupRejects" >> beam.GroupByKey()
         | "WriteRejects" >> beam.Map(_WriteRejects(str(out)))
         | "Reasons" >> beam.combiners.ToList()
@@ -252,22 +253,20 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
 
 
 def _make_folder(out: Path) -> None:
-    """Makes the folder, or empties what a preparation left that was stopped: it is known by `BEGUN`."""
+    """Makes the folder; a folder that a stopped preparation left, recognised by `BEGUN`, is emptied first."""
     if (out / MANIFEST).exists():
-        raise UserError(f"--out {out}: it holds prepared data; name a new folder")
+        raise UserError(f"{out}: it holds prepared data; name a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
         found = sorted(out.iterdir())
         if found and not (out / BEGUN).exists():
-            raise UserError(f"--out {out}: it holds {found[0].name}; name a new folder")
+            raise UserError(f"{out}: it holds {found[0].name}; name a new folder")
         (out / BEGUN).touch()
         for stale in found:
             if stale.name != BEGUN:
                 stale.unlink()
     except OSError as error:
-        raise UserError(
-            f"--out {out}: cannot be written ({error.strerror}); name a new folder where you may write"
-        ) from error
+        raise UserError(f"{out}: cannot be written ({error.strerror}); name a folder that you may write to") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,7 +310,11 @@ def _size(record: tuple[str, bytes]) -> int:
 
 
 def _assign(element: tuple[str, Any], fixed: int, most: int, total: int) -> tuple[tuple[int, int], tuple[int, Any]]:
-    """((file, files), (place, value)) of (key, value)."""
+    """(key, value) -> ((file, files), (position, value)).
+
+    Args:
+      fixed: number of files; 0 makes files of at most about `most` units, of which there are `total`.
+    """
     files = fixed or max(1, math.ceil(total / most))
     place = _place(element[0])
     return (place % files, files), (place // files, element[1])
@@ -345,10 +348,10 @@ class _WriteRejects:
                 file.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
         partial.replace(path)
         reasons: dict[str, list[int]] = {}
-        for reject in rejects:  # [all, whole documents]
-            told = reasons.setdefault(reject.reason, [0, 0])
-            told[0] += 1
-            told[1] += reject.whole
+        for reject in rejects:
+            counts = reasons.setdefault(reject.reason, [0, 0])  # all, whole documents
+            counts[0] += 1
+            counts[1] += reject.whole
         return reasons
 
 
@@ -357,38 +360,40 @@ def _write_json(value: Any, path: str) -> None:
 
 
 def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> dict[str, Any]:
-    """Weighs the rejects, checks the files, and completes the folder."""
+    """Checks the number of faults and files, and completes the folder."""
     entries = dict(json.loads((out / ENTRIES).read_text(encoding="utf-8")))
     reasons: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"rejects": 0, "documents": 0})
-    for told in json.loads((out / REASONS).read_text(encoding="utf-8")):
-        for reason, (count, whole) in told.items():
+    for file_reasons in json.loads((out / REASONS).read_text(encoding="utf-8")):
+        for reason, (count, whole) in file_reasons.items():
             reasons[reason]["rejects"] += count
             reasons[reason]["documents"] += whole
     records = sum(entry["records"] for entry in entries.values())
-    documents = records + sum(told["documents"] for told in reasons.values())
+    documents = records + sum(counts["documents"] for counts in reasons.values())
     faults = sum(
-        told["documents" if reason in PARTS_MISSING else "rejects"]
-        for reason, told in reasons.items()
-        if reason not in RULES
+        counts["documents" if reason in MISSING_PART_REASONS else "rejects"]
+        for reason, counts in reasons.items()
+        if reason not in RULE_REASONS
     )
     listed = ", ".join(f"{reason} {counts['rejects']:,}" for reason, counts in sorted(reasons.items())) or "none"
     if faults > config.max_faults * documents:
         raise UserError(
             f"{source}: {faults:,} faults in {documents:,} documents, more than {config.max_faults:.1%}; rejects: "
-            f"{listed}; see {out}/rejects.jsonl, mend the data or raise --max-faults"
+            f"{listed}; see {out}/rejects.jsonl, mend the data or raise max_faults"
         )
     if not records:
-        raise UserError(f"{source}: no document is left of {documents:,}; rejects: {listed}; see {out}/rejects.jsonl")
+        raise UserError(
+            f"{source}: none of {documents:,} documents is left; rejects: {listed}; see {out}/rejects.jsonl"
+        )
     if config.shards and len(entries) != config.shards:
-        raise UserError(f"--shards {config.shards}: too many for {records} documents; ask for fewer, or for none")
+        raise UserError(f"shards={config.shards}: too many for {records} documents; choose fewer, or 0")
     settings = {"reader": dataclasses.asdict(reader), "images": dataclasses.asdict(config.recoding)}
-    told = {
+    details = {
         "source": source,
         "documents_read": documents,
         "rejects": dict(sorted(reasons.items())),
         "settings": settings,
     }
-    manifest = write_manifest(out, config.name, {config.split: entries}, told)
+    manifest = write_manifest(out, config.name, {config.split: entries}, details)
     for name in (ENTRIES, REASONS, BEGUN):
         (out / name).unlink()
     return manifest

@@ -1,11 +1,11 @@
 """Prepared data: folders of ArrayRecord files that `emu-jax prepare` writes and training streams.
 
     folder/ <name>-<split>.array_record-00000-of-00004   records
-            dataset_info.json  features.json              TFDS's: `tfds.builder_from_directory(folder)` reads it
+            dataset_info.json  features.json              for TFDS: `tfds.builder_from_directory(folder)` reads it
             rejects.jsonl                                 what was left out, and why
-            manifest.json                                 counts, a digest a file, settings; written last
+            manifest.json                                 counts, settings and a digest of every file; written last
 
-A record is a document, as a `tf.train.Example`; neither reading nor writing one needs TensorFlow.
+A record is one document, stored as a `tf.train.Example`.
 """
 
 from __future__ import annotations
@@ -19,25 +19,23 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_data_source import ArrayRecordDataSource
-from google.protobuf.message import DecodeError
-from tensorflow_datasets.proto import tf_example_pb2
 
 from emu_jax.data.document import Text
+from emu_jax.data.kinds import KINDS
+from emu_jax.data.records import pack_record, unpack_record
 from emu_jax.errors import UserError
 
 MANIFEST = "manifest.json"
-SCHEMA = 1  # counts up when records change
-# Kinds whose images are all frames of one video: training shows some of them (`frames.py`).
-VIDEOS = ("video", "video_chat")
-CHATS = ("chat", "video_chat")
+SCHEMA = 1  # increases when the format of records changes
 FEATURES = tfds.features.FeaturesDict(
     {
         "key": tfds.features.Text(doc="unique within the data set"),
-        "kind": tfds.features.Text(doc="pair, video, web, storyboard, chat or video_chat"),
+        "kind": tfds.features.Text(doc=f"one of {', '.join(KINDS)}"),
         "layout": tfds.features.Text(doc="the order of the parts: T the next text, P the next image"),
         "texts": tfds.features.Sequence(tfds.features.Text()),
-        "roles": tfds.features.Sequence(tfds.features.Text(), doc="who says each text of a chat; else empty"),
-        "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg")),
+        "roles": tfds.features.Sequence(tfds.features.Text(), doc="the speaker of each text of a chat, or empty"),
+        # Without a format: `emu-jax prepare` writes JPEG, the embedded set is WebP. TFDS decodes by content.
+        "images": tfds.features.Sequence(tfds.features.Image(shape=(None, None, 3))),
         "scores": tfds.features.Sequence(np.float32, doc="CLIP similarity of each image to its text, or NaN"),
     }
 )
@@ -45,7 +43,7 @@ FEATURES = tfds.features.FeaturesDict(
 
 @dataclasses.dataclass(frozen=True)
 class StoredImage:
-    """An encoded image, and its CLIP similarity to its text where the source told it."""
+    """An encoded image, and its CLIP similarity to its text if the raw data states one."""
 
     data: bytes
     score: float | None = None
@@ -53,7 +51,7 @@ class StoredImage:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """A document as it is stored."""
+    """A document as it is stored; `kind` is a name in `kinds.KINDS`."""
 
     key: str
     kind: str
@@ -63,41 +61,35 @@ class Record:
         """The same bytes on every machine and run."""
         texts = [part for part in self.parts if isinstance(part, Text)]
         images = [part for part in self.parts if isinstance(part, StoredImage)]
+        layout = "".join("T" if isinstance(part, Text) else "P" for part in self.parts)
         strings = {
             "key": [self.key],
             "kind": [self.kind],
-            "layout": ["T" if isinstance(part, Text) else "P" for part in self.parts],
+            "layout": [layout],
             "texts": [text.text for text in texts],
             "roles": [text.role for text in texts],
         }
-        strings["layout"] = ["".join(strings["layout"])]
-        example = tf_example_pb2.Example()
-        fields = example.features.feature
-        for name, values in strings.items():
-            fields[name].bytes_list.value.extend(value.encode("utf-8", "replace") for value in values)
-        fields["images"].bytes_list.value.extend(image.data for image in images)
+        encoded = {name: [value.encode("utf-8", "replace") for value in values] for name, values in strings.items()}
         scores = [float("nan") if image.score is None else image.score for image in images]
-        fields["scores"].float_list.value.extend(scores)
-        return example.SerializeToString(deterministic=True)
+        return pack_record(encoded | {"images": [image.data for image in images]}, {"scores": scores})
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Record:
         """The inverse of `serialise`; `where` names the record in errors."""
         try:
-            fields = tf_example_pb2.Example.FromString(data).features.feature
-            texts = zip(fields["texts"].bytes_list.value, fields["roles"].bytes_list.value, strict=True)
-            images = zip(fields["images"].bytes_list.value, fields["scores"].float_list.value, strict=True)
+            fields = unpack_record(data)
+            texts = zip(fields["texts"], fields["roles"], strict=True)
+            images = zip(fields["images"], fields["scores"], strict=True)
             parts: list[Text | StoredImage] = []
-            for letter in fields["layout"].bytes_list.value[0]:
+            for letter in fields["layout"][0]:
                 if letter == ord("T"):
                     text, role = next(texts)
                     parts.append(Text(text.decode(), role.decode()))
                 else:
                     image, score = next(images)
-                    parts.append(StoredImage(image, None if score != score else score))
-            key, kind = fields["key"].bytes_list.value[0], fields["kind"].bytes_list.value[0]
-            return cls(key.decode(), kind.decode(), tuple(parts))
-        except (DecodeError, ValueError, IndexError, StopIteration) as error:
+                    parts.append(StoredImage(image, None if score != score else score))  # NaN means no score
+            return cls(fields["key"][0].decode(), fields["kind"][0].decode(), tuple(parts))
+        except (ValueError, KeyError, IndexError, StopIteration) as error:
             raise UserError(
                 f"{where}: not a record of `emu-jax prepare` ({error or type(error).__name__}); prepare the data again"
             ) from error
@@ -110,10 +102,10 @@ def digest(path: Path) -> str:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A prepared folder's manifest.
+    """The manifest of a prepared folder.
 
     Raises:
-      UserError: it is no such folder, or its preparation did not end.
+      UserError: the folder is not a prepared one, or its preparation did not finish.
     """
     file = folder / MANIFEST
     if not file.is_file():
@@ -132,17 +124,20 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 class Records:
-    """The records of a folder's split, by index.
+    """The records of one split of a prepared folder, by index.
 
-    Sizes of all files are compared with the manifest at once, so that a cut file is found before training; `verify`
-    reads every byte.
+    The constructor compares the size of every file with the manifest, which finds truncated files before training;
+    `verify` reads every byte.
+
+    Attributes:
+      fingerprint: changes when any byte of the records does.
     """
 
     def __init__(self, folder: Path, split: str):
         self.manifest = read_manifest(folder)
         if split not in self.manifest["splits"]:
             raise UserError(f"{folder}: no split {split!r}; it has {', '.join(sorted(self.manifest['splits']))}")
-        self._folder, self._split = folder, split
+        self.folder, self.split = folder, split
         self._files: dict[str, dict[str, Any]] = self.manifest["splits"][split]["files"]
         for name, file in self._files.items():
             path = folder / name
@@ -152,7 +147,7 @@ class Records:
                 raise UserError(
                     f"{path}: {found}, its manifest tells of {file['bytes']:,}; copy it again or prepare the data again"
                 )
-        self._source: ArrayRecordDataSource | None = None
+        self._reader: ArrayRecordDataSource | None = None
         self._count = sum(file["records"] for file in self._files.values())
         joined = "".join(file["sha256"] for _, file in sorted(self._files.items()))
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
@@ -161,11 +156,11 @@ class Records:
         return self._count
 
     def __getitem__(self, index: int) -> Record:
-        if self._source is None:  # opened by the process that reads: a forked one must not share file handles
-            self._source = ArrayRecordDataSource([str(self._folder / name) for name in sorted(self._files)])
-        where = f"{self._folder} {self._split}[{index}]"
+        if self._reader is None:  # opened on first use, because a forked process must not share file handles
+            self._reader = ArrayRecordDataSource([str(self.folder / name) for name in sorted(self._files)])
+        where = f"{self.folder} {self.split}[{index}]"
         try:
-            data = self._source[index]
+            data = self._reader[index]
         except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord's C++ raises on damage
             raise UserError(
                 f"{where}: damaged ({str(error).partition(chr(10))[0][:120]}); `emu-jax inspect-data --verify` names "
@@ -174,31 +169,37 @@ class Records:
         return Record.parse(data, where)
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_source": None}
+        return self.__dict__ | {"_reader": None}
+
+    def image_key(self, record: Record, part: int) -> str:
+        """The key of the image that is the given part of a record; unique among all sources of a run."""
+        return f"{self.fingerprint[:8]}/{record.key}#{part}"
 
     def verify(self) -> None:
-        """Reads every file whole.
+        """Reads every file completely.
 
         Raises:
-          UserError: a file's digest is not its manifest's.
+          UserError: a file's digest differs from its manifest's.
         """
         for name, file in self._files.items():
-            if digest(self._folder / name) != file["sha256"]:
-                raise UserError(f"{self._folder / name}: damaged, its SHA-256 is not the manifest's; copy it again")
+            if digest(self.folder / name) != file["sha256"]:
+                raise UserError(f"{self.folder / name}: damaged, its SHA-256 is not the manifest's; copy it again")
 
 
 def file_entry(path: Path, records: int) -> dict[str, Any]:
-    """What a manifest tells of a file."""
+    """A file's entry in the manifest."""
     return {"records": records, "bytes": path.stat().st_size, "sha256": digest(path)}
 
 
 def write_manifest(
-    folder: Path, name: str, splits: dict[str, dict[str, dict[str, Any]]], told: dict[str, Any]
+    folder: Path, name: str, splits: dict[str, dict[str, dict[str, Any]]], details: dict[str, Any]
 ) -> dict[str, Any]:
-    """Completes a folder whose files are written, TFDS's metadata first; returns the manifest.
+    """Completes a folder whose record files are written, TFDS's metadata first; returns the manifest.
 
     Args:
-      splits: split -> file name -> `file_entry`. told: what else the manifest says.
+      splits: split -> file name -> `file_entry`.
+      details: further entries of the manifest. `settings.images.image_size` is the largest side that images were
+        reduced to, in pixels, or None if they have the size of their originals.
     """
     template = tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=name, filetype_suffix="array_record")
     infos = [
@@ -217,7 +218,7 @@ def write_manifest(
         split: {"records": sum(file["records"] for file in files.values()), "files": dict(sorted(files.items()))}
         for split, files in splits.items()
     }
-    manifest = {"schema": SCHEMA, "name": name, **told, "splits": counts}
+    manifest = {"schema": SCHEMA, "name": name, **details, "splits": counts}
     partial = folder / (MANIFEST + ".partial")
     partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(folder / MANIFEST)
@@ -225,5 +226,5 @@ def write_manifest(
 
 
 def shard_name(name: str, split: str, index: int, count: int) -> str:
-    """TFDS's name of a file."""
+    """A record file's name, as TFDS expects it."""
     return f"{name}-{split}.array_record-{index:05d}-of-{count:05d}"

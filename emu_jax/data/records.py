@@ -1,44 +1,47 @@
-"""Records of an ArrayRecord file: a JSON header and the bytes of one encoded image.
+"""ArrayRecord files of `tf.train.Example`s: the format of prepared data and of precomputed latents.
 
-4 bytes little-endian length of the header | header, UTF-8 JSON | image as PNG, JPEG or WebP
+Reading and writing them needs TFDS's protocol buffers, but not TensorFlow.
 """
 
 from __future__ import annotations
 
-import json
-import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
-
-from emu_jax.errors import UserError
-
-
-def pack_record(header: dict[str, Any], image: bytes) -> bytes:
-    """Header and encoded image -> one record."""
-    text = json.dumps(header, ensure_ascii=False, sort_keys=True).encode()
-    return struct.pack("<I", len(text)) + text + image
+from google.protobuf.message import DecodeError
+from tensorflow_datasets.proto import tf_example_pb2
 
 
-def unpack_record(record: bytes, where: str) -> tuple[dict[str, Any], bytes]:
-    """The inverse of `pack_record`; `where` names the record in errors."""
-    if len(record) >= 4:
-        (length,) = struct.unpack_from("<I", record)
-        try:
-            return json.loads(record[4 : 4 + length]), record[4 + length :]
-        except ValueError:
-            pass
-    raise UserError(
-        f"{where}: not an emu_jax record; expected a JSON header and an image (see emu_jax/data/records.py)"
-    )
+def pack_record(strings: Mapping[str, Iterable[bytes]], floats: Mapping[str, Iterable[float]] | None = None) -> bytes:
+    """Lists of byte strings and of float32 numbers, by name -> one record, the same bytes on every machine and run."""
+    example = tf_example_pb2.Example()
+    fields = example.features.feature
+    for name, values in strings.items():
+        fields[name].bytes_list.value.extend(values)
+    for name, numbers in (floats or {}).items():
+        fields[name].float_list.value.extend(numbers)
+    return example.SerializeToString(deterministic=True)
+
+
+def unpack_record(record: bytes) -> dict[str, Sequence[Any]]:
+    """The inverse of `pack_record`: every list by name.
+
+    Raises:
+      ValueError: the bytes are not a record.
+    """
+    try:
+        fields = tf_example_pb2.Example.FromString(record).features.feature
+    except DecodeError as error:
+        raise ValueError(str(error)) from error
+    return {name: field.bytes_list.value or field.float_list.value for name, field in fields.items()}
 
 
 def write_records(path: Path, records: Iterable[bytes]) -> int:
-    """Writes an ArrayRecord file that appears whole or not at all; returns the number of records."""
+    """Writes an ArrayRecord file, which appears only when it is complete; returns the number of records."""
     partial = path.with_suffix(path.suffix + ".partial")
-    # group_size:1 makes every record its own compression block: random access reads no neighbours.
+    # group_size:1 makes every record its own compression block: random access then reads no neighbours.
     writer = ArrayRecordWriter(str(partial), "group_size:1")
     count = 0
     for record in records:

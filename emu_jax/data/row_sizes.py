@@ -1,7 +1,7 @@
-"""How large rows are where the config leaves it open, and how full they get: measured before a run begins.
+"""Row sizes that the config leaves open, and how full rows are, measured before a run starts.
 
-`config.data.row_images=0` is chosen so that rows run out of tokens and of image slots together;
-`config.data.batch_rows=0` so that a batch holds `config.data.batch_samples` samples on average.
+`config.data.row_images=0` is replaced such that tokens and image slots of rows run out together, and
+`config.data.batch_rows=0` such that a batch holds `config.data.batch_samples` samples on average.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from emu_jax.errors import UserError
 if TYPE_CHECKING:
     from emu_jax.data.pipeline import DataConfig
 
-MEASURED = 512  # records of a source
-UNCUT = 0.95  # share of the samples that must not be cut for want of image slots
-MUCH_PADDING, MANY_EMPTY = 0.2, 0.3  # shares above which a run says so
+MEASURED_RECORDS = 512  # of a source
+UNCUT_SHARE = 0.95  # of the samples must have no more images than a row has slots
+HIGH_PADDING, HIGH_EMPTY_SLOTS = 0.2, 0.3  # shares above which a run prints a remark
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,10 @@ class RowFill:
     """How full the rows of a run's first window are.
 
     Attributes:
-      samples, rows: how many.
-      padding: share of the positions. empty_slots: share of the image slots.
-      fitting: the number of images of a row with which tokens and images run out together.
+      samples, rows: counts.
+      padding: share of the positions that are padding.
+      empty_slots: share of the image slots that are empty.
+      fitting: number of image slots per row with which tokens and slots would run out together.
     """
 
     samples: int
@@ -42,12 +43,12 @@ class RowFill:
 
     @property
     def waste(self) -> float:
-        """1 for as much padding as a run says something of, or as many empty slots."""
-        return self.padding / MUCH_PADDING + self.empty_slots / MANY_EMPTY
+        """Padding and empty slots, each relative to the share above which a run prints a remark."""
+        return self.padding / HIGH_PADDING + self.empty_slots / HIGH_EMPTY_SLOTS
 
     def remark(self, data: DataConfig) -> str:
-        """What a run says at start of rows that waste much; "" of others."""
-        if self.padding <= MUCH_PADDING and self.empty_slots <= MANY_EMPTY:
+        """A line for the start of a run whose rows are wasteful; "" for other runs."""
+        if self.padding <= HIGH_PADDING and self.empty_slots <= HIGH_EMPTY_SLOTS:
             return ""
         return f"config.data: {self.describe()}; {self.advice(data)}"
 
@@ -57,25 +58,26 @@ class RowFill:
         )
 
     def advice(self, data: DataConfig) -> str:
-        """What would fit better."""
+        """Row sizes that would be less wasteful."""
         if self.fitting != data.row_images:
             return f"row_images={self.fitting} would fit better than {data.row_images} for row_tokens={data.row_tokens}"
         return f"larger rows than row_tokens={data.row_tokens}, row_images={data.row_images} would be fuller"
 
 
 def fitting_images(tokens: int, images: int, row_tokens: int) -> int:
-    """Images of a row, at least 1, of data with so many tokens and images."""
+    """Image slots per row, at least 1, that fit data with this ratio of tokens to images."""
     return max(1, round(row_tokens * images / max(tokens, 1)))
 
 
 def size_rows(data: DataConfig, samples: Samples, queries: int) -> tuple[DataConfig, RowFill]:
-    """The config with its row sizes filled in, and how full rows are.
+    """Fills in row sizes that the config leaves open; returns the config, and how full its rows are.
 
     Args:
-      samples: of the same config. queries: Q, embeddings of an image.
+      samples: the samples of the same config.
+      queries: Q, embeddings per image.
 
     Raises:
-      UserError: more padding than `data.max_padding`.
+      UserError: padding exceeds `data.max_padding`, or no document fits a row.
     """
     if data.row_images:
         fill = _first_rows(data, samples)
@@ -85,8 +87,8 @@ def size_rows(data: DataConfig, samples: Samples, queries: int) -> tuple[DataCon
         best = min(fills, key=lambda choice: fills[choice].waste)
         data, fill = dataclasses.replace(data, row_images=best), dataclasses.replace(fills[best], fitting=best)
     if not data.batch_rows:
-        shares = data.batch_samples * fill.rows / fill.samples / data.shards
-        data = dataclasses.replace(data, batch_rows=max(1, round(shares)) * data.shards)
+        rows_per_shard = data.batch_samples * fill.rows / fill.samples / data.shards
+        data = dataclasses.replace(data, batch_rows=max(1, round(rows_per_shard)) * data.shards)
     if fill.padding > data.max_padding:
         raise UserError(
             f"config.data.max_padding={data.max_padding}: {fill.describe()}; {fill.advice(data)}, "
@@ -100,8 +102,8 @@ def _first_rows(data: DataConfig, samples: Samples) -> RowFill:
     rows: list[Row] = make_windows(samples.with_rows(data), data)[0]
     if not rows:
         raise UserError(
-            f"config.data: the first {data.packing_window} records give no sample; expected documents of which "
-            f"something fits a row of row_tokens={data.row_tokens}"
+            f"config.data: the first {data.packing_window} records give no sample; expected documents that fit "
+            f"at least partly into a row of row_tokens={data.row_tokens}"
         )
     tokens = sum(len(document) for row in rows for document in row)
     images = sum(len({image.key for document in row for image in document.images}) for row in rows)
@@ -115,14 +117,16 @@ def _first_rows(data: DataConfig, samples: Samples) -> RowFill:
 
 
 def _row_images(data: DataConfig, samples: Samples, queries: int) -> list[int]:
-    """Images of a row worth trying: as many as the mixture shows in its tokens, rounded down and up, and no fewer than
-    nearly all samples show."""
+    """Numbers of image slots per row to try: the mixture's mean for a row's tokens, rounded down and up.
+
+    None is less than what nearly all samples need.
+    """
     most = data.row_tokens // (queries + 2)
-    rates = samples.per_record(data.mixture_unit, most, MEASURED) or {}
+    rates = samples.per_record(data.mixture_unit, most, MEASURED_RECORDS) or {}
     tokens = images = 0.0
-    shown: list[tuple[int, float]] = []  # images of a sample, and how often there is one
+    shown: list[tuple[int, float]] = []  # (images of a sample, frequency of that sample)
     for number, (name, entry) in enumerate(data.sources.items()):
-        records = samples.measure(number, MEASURED, most)
+        records = samples.measure(number, MEASURED_RECORDS, most)
         rate = entry.weight / rates.get(name, 1.0) / len(records)
         for record in records:
             tokens += rate * sum(map(len, record))
@@ -130,6 +134,6 @@ def _row_images(data: DataConfig, samples: Samples, queries: int) -> list[int]:
             shown += [(len(document.images), rate) for document in record]
     counts, often = (np.array(values) for values in zip(*sorted(shown), strict=True)) if shown else ([0], [1.0])
     share = np.cumsum(often) / np.sum(often)
-    nearly_all = int(counts[np.searchsorted(share, UNCUT)])
+    nearly_all = int(counts[np.searchsorted(share, UNCUT_SHARE)])
     exact = data.row_tokens * images / max(tokens, 1.0)
     return sorted({min(max(1, nearly_all, way(exact)), most) for way in (math.floor, math.ceil)})

@@ -1,8 +1,8 @@
-"""A record -> its samples: documents with their weights, as sequences of at most a row; and how many records give.
+"""A record -> its samples: weighted documents as sequences of at most a row; and the mean number of samples per record.
 
-For each document it is drawn whether its images are *predicted* (regression targets) or only *read* (inputs of the text
-behind them). Where `model.stop_target_inputs` keeps the gradient out of predicted images, the encoder learns from those
-that are read.
+For each document, it is drawn at random whether its images are *predicted* (regression targets) or only *read* (inputs
+of the text after them). If `model.stop_target_inputs` keeps gradients out of predicted images, the encoder learns from
+the images that are read.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from emu_jax.data.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from emu_jax.data.pipeline import DataConfig
 
-MEASURED = 2048  # records of a source that are measured, spread evenly over it
+MEASURED_RECORDS = 2048  # of a source, spread evenly over it
 
 
 class Samples:
     """Grain transform: (source, record index) -> the record's samples.
 
     Args:
-      sources: opened, in the order of `data.sources`.
-      queries: Q, embeddings of an image.
+      sources: the opened sources, in the order of `data.sources`.
+      queries: Q, embeddings per image.
       learn_image_token: label [IMG], so that the model learns when an image comes.
     """
 
@@ -44,7 +44,7 @@ class Samples:
     ):
         self._sources, self._tokenizer, self._data = list(sources.values()), tokenizer, data
         self._entries = list(data.sources.values())
-        self.lengths = {name: len(source) for name, source in sources.items()}  # in records
+        self.lengths = {name: len(source) for name, source in sources.items()}  # records per source
         self._means: dict[tuple[str, int, int], dict[str, float]] = {}
         self._fixed: dict[str, Any] = {
             "queries": queries,
@@ -56,7 +56,7 @@ class Samples:
         return self.cut(place, rng, self._data.row_images)
 
     def cut(self, place: tuple[int, int], rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
-        """The samples for rows of another number of images."""
+        """The samples of record `place`, (number of the source, index), for rows of `row_images` images."""
         source, index = place
         entry, row_tokens = self._entries[source], self._data.row_tokens
         samples = []
@@ -72,7 +72,7 @@ class Samples:
         return samples
 
     def with_rows(self, data: DataConfig) -> Samples:
-        """The same for rows of other sizes."""
+        """The same samples for rows of other sizes."""
         other = copy.copy(self)
         other._data = data
         return other
@@ -80,7 +80,8 @@ class Samples:
     def measure(self, source: int, most: int, row_images: int | None = None) -> list[list[TokenizedDocument]]:
         """The samples of up to `most` records of a source, spread evenly over it; the same on every host.
 
-        `row_images` is that of rows, where it is not the config's.
+        Args:
+          row_images: images of a row; None uses the config's.
         """
         row_images = row_images or self._data.row_images
         count = len(self._sources[source])
@@ -90,8 +91,13 @@ class Samples:
             for index in indices
         ]
 
-    def per_record(self, unit: str, row_images: int, most: int = MEASURED) -> dict[str, float] | None:
-        """How many samples, or tokens, a record of each source gives on average; None where weights count records."""
+    def per_record(self, unit: str, row_images: int, most: int = MEASURED_RECORDS) -> dict[str, float] | None:
+        """The mean number of samples, or tokens, per record of each source; None if not needed.
+
+        Args:
+          unit: `config.data.mixture_unit`; with records, or with a single source, nothing is measured.
+          most: number of records to measure.
+        """
         if unit == "records" or len(self.lengths) == 1:
             return None
         key = (unit, row_images, most)
@@ -106,9 +112,9 @@ class Samples:
 
 
 def read_or_predicted(document: Document, predicted_share: float, rng: np.random.Generator) -> Document:
-    """The document with images that are predicted, with this probability, or only read.
+    """The document, with images that are predicted with probability `predicted_share` and otherwise only read.
 
-    Images that no learnt text follows stay predicted: nothing could read them.
+    Images without learnt text after them stay predicted, because nothing would be learnt from reading them.
     """
     if predicted_share == 1.0 or not document.visual_weight or not document.is_read:
         return document

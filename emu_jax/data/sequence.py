@@ -1,8 +1,8 @@
-"""Documents -> token sequences, cut where a document is longer than a row.
+"""Documents -> token sequences, cut if a document is longer than a row.
 
-A document reads `<s> text [IMG] <image>*Q [/IMG] text … </s>`; a chat reads
-`<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …`. Cuts teach nothing false: `</s>` is written, and
-learnt, only where the document or an answer really ends; every learnt answer has its question and images before it.
+A document becomes `<s> text [IMG] <image>*Q [/IMG] text … </s>`; a chat becomes
+`<s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …`. Cuts teach nothing false: `</s>` is only present where the
+document or an answer really ends, and every learnt answer comes after its question and images.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from emu_jax.data.system_messages import SYSTEM_MESSAGES
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 
-LEARNT = ("", "assistant")  # the roles whose texts are learnt, and whose images are regression targets
+LEARNT_ROLES = ("", "assistant")  # roles whose texts are learnt and whose images are regression targets
 CHAT_CUTS = ("turn", "drop")
 
 
@@ -27,13 +27,13 @@ class TokenizedDocument:
 
     Attributes:
       tokens: int32 [T].
-      text_weights: float32 [T], of classifying this token from the position before it; 0 for the first token and for
-        [PAD], <image>, [/IMG], and for [IMG] unless it is learnt.
-      visual_weights: float32 [T], of regressing this position's input embedding; at every <image> and [/IMG].
+      text_weights: float32 [T], weight of classifying this token from the position before it; 0 for the first token,
+        [PAD], <image> and [/IMG], and for [IMG] unless it is learnt.
+      visual_weights: float32 [T], weight of regressing this position's input embedding; 0 except at <image> and [/IMG].
       slots: int32 [T], index into `images` at every <image>, -1 elsewhere.
       continues: whether this is a later piece of a document that was cut.
-      cut: whether the document has more to say than this piece.
-      source: number of the source that the document is from.
+      cut: whether something of the document after this piece was cut off.
+      source: number of the document's source.
     """
 
     tokens: np.ndarray
@@ -51,12 +51,14 @@ class TokenizedDocument:
 
 @dataclasses.dataclass(frozen=True)
 class _Span:
-    """A text, which is divided only where nothing else helps, or an image, which never is.
+    """A text, which is divided only if it is longer than a row, or an image, which is never divided.
 
     Attributes:
-      mark: tokens of the mark that begins a turn here, such as `[USER]:`; never left without what follows them.
-      learnt, target: whether each token is classified, and regressed.
-      role: who says it. opens: whether an exchange, a question with its answer, begins here.
+      mark: tokens of the mark that begins a turn here, such as `[USER]:`; kept together with the first token after it.
+      learnt: whether each token is a target of the classification.
+      target: whether each token is a target of the regression.
+      role: the speaker.
+      opens: whether an exchange, a question with its answer, begins here.
     """
 
     mark: list[int]
@@ -71,12 +73,12 @@ class _Span:
         return len(self.mark) + len(self.tokens)
 
     def part(self, first: int, last: int) -> _Span:
-        """Some of its tokens; the first of several parts keeps the mark."""
+        """The span of tokens [first, last); the first of several parts keeps the mark."""
         fields = {name: getattr(self, name)[first:last] for name in ("tokens", "learnt", "target")}
         return dataclasses.replace(self, mark=[] if first else self.mark, **fields)
 
     def followed_by(self, token: int, learnt: bool) -> _Span:
-        """With one more token."""
+        """The span with one more token."""
         return dataclasses.replace(
             self, tokens=[*self.tokens, token], learnt=[*self.learnt, learnt], target=[*self.target, False]
         )
@@ -96,7 +98,7 @@ class _Sequence:
         return len(self.tokens)
 
     def add(self, span: _Span, before: Iterable[_Span] = ()) -> None:
-        """Appends a span; `before` stand between its mark and itself."""
+        """Appends a span; the spans `before` are put between its mark and its tokens."""
         self._append(span.mark, [False] * len(span.mark), [False] * len(span.mark), None)
         for image in before:
             self._append(image.tokens, image.learnt, image.target, image.image)
@@ -135,7 +137,7 @@ def tokenize_document(
     learn_image_token: bool = False,
     rng: np.random.Generator | None = None,
 ) -> list[TokenizedDocument]:
-    """A document -> one sequence, or several when it is longer than a row; none where nothing of it can be learnt.
+    """A document -> one sequence, several if it is longer than a row, or none if nothing of it can be learnt.
 
     >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
     >>> cat = Image(np.zeros((4, 4, 3), np.uint8), "cat.png")
@@ -148,22 +150,25 @@ def tokenize_document(
     [0, 0, 1, 1, 1, 0, 0, 0]
 
     A document is cut between texts and images, as late as possible; only a text that is longer than a row is cut
-    between tokens. Every piece begins with <s>; the last one alone ends in </s>. A document with a `window` gives one
-    piece of at most a row, which begins at random. `max_tokens` cuts likewise, and drops the rest.
+    between tokens. Every piece begins with <s>; only the last one ends in </s>. A document with a `window` gives one
+    piece of at most a row, which begins at random. `max_tokens` truncates a document in the same way.
 
-    A chat is cut only before a [USER] mark. A later piece repeats the system message and, behind its first [USER] mark,
-    all images of the chat so far, which its questions may refer to. An answer that is longer than a row is truncated,
-    without </s>. A question that does not fit a row with its images is left out, with its answer; so is a question
-    without an answer that does not fit the piece before it. (The reference's prompts; that every answer ends in </s> is
-    inferred, and so are the rules for cuts.)
+    A chat is cut only before a [USER] mark. A later piece repeats the system message and, after its first [USER] mark,
+    all images of the chat so far, because its questions may refer to them. An answer that is longer than a row is
+    truncated, without </s>. A question that does not fit a row with its images is left out together with its answer. A
+    question without an answer is left out if it does not fit the piece before it. (The prompts are the reference's; the
+    </s> after every answer and the rules for cuts are inferred.)
 
     Args:
-      queries: Q, embeddings of an image.
-      row_tokens, row_images: S and I, what a row holds.
+      queries: Q, embeddings per image.
+      row_tokens, row_images: S and I, the capacity of a row.
       source: number of the document's source.
-      chat_cut: "turn" as told; "drop" leaves out whatever comes after the first cut of a chat.
+      chat_cut: "turn" cuts chats as described; "drop" leaves out everything after the first cut.
       learn_image_token: label [IMG] from the position before it, so that the model learns when an image comes.
       rng: draws the window of a document that has one.
+
+    Raises:
+      UserError: a row cannot hold one image, or the tokenizer lacks the tokens of chats.
     """
     if row_tokens < queries + 4 or row_images < 1:
         raise UserError(
@@ -187,13 +192,13 @@ def tokenize_document(
 
 
 def _spans(document: Document, tokenizer: Tokenizer, queries: int, learn_image_token: bool) -> list[_Span]:
-    """Everything between <s> and the end, which the last span holds."""
+    """The spans after <s>; the last one includes the final </s>."""
     spans: list[_Span] = []
     turns, role, asked, learns = _turns(document), "", False, True
     for index, part in enumerate(document.parts):
         role = turns[index] or role
         asked |= role == "user"
-        learns = role in LEARNT and (asked or not role)  # no answer without its question
+        learns = role in LEARNT_ROLES and (asked or not role)  # no answer without its question
         mark = tokenizer.turn_ids(turns[index]) if turns[index] else []
         if isinstance(part, Text):
             ids = _text_ids(document, index, part, tokenizer)
@@ -213,7 +218,7 @@ def _spans(document: Document, tokenizer: Tokenizer, queries: int, learn_image_t
 
 
 def _text_ids(document: Document, index: int, part: Text, tokenizer: Tokenizer) -> list[int]:
-    """Ids of `part`, the text at `index`, stripped beside an image as the reference strips beside special tokens."""
+    """Ids of `part`, the text at `index`. Like the reference, it strips white space beside images."""
     text, role = part.text, part.role
     if role == "system" and text in SYSTEM_MESSAGES:
         return tokenizer.encode(text, add_bos=False)
@@ -225,7 +230,7 @@ def _text_ids(document: Document, index: int, part: Text, tokenizer: Tokenizer) 
 
 
 def _turns(document: Document) -> list[str]:
-    """The role that begins a turn at each part, or "". An image belongs to the turn of the text after it."""
+    """For each part, the role whose turn begins there, or "". An image belongs to the turn of the text after it."""
     roles, role = [], ""
     for part in reversed(document.parts):
         role = part.role if isinstance(part, Text) else role
@@ -240,7 +245,7 @@ def _turns(document: Document) -> list[str]:
 def _cut_plain(
     spans: list[_Span], tokenizer: Tokenizer, row: tuple[int, int], max_tokens: int, rng: np.random.Generator | None
 ) -> tuple[list[_Sequence], list[bool]]:
-    """Pieces of a document without turns, and whether more follows each. With `rng`, one of them, begun at random."""
+    """Pieces of a document without turns, and whether something was cut off after each. `rng` draws one window."""
     row_tokens, row_images = row
     truncated = False
     if max_tokens:
@@ -262,7 +267,7 @@ def _cut_plain(
 
 
 def _truncated(spans: list[_Span], room: int) -> tuple[list[_Span], bool]:
-    """The first `room` tokens, without an image that they would cut; and whether something was left out."""
+    """The first `room` tokens, without an image that would be divided; and whether something was left out."""
     kept: list[_Span] = []
     for span in spans:
         if len(span) > room:
@@ -277,7 +282,7 @@ def _truncated(spans: list[_Span], room: int) -> tuple[list[_Span], bool]:
 
 
 def _divided(span: _Span, room: int) -> list[_Span]:
-    """A text that is longer than a row, in parts that are not; its </s> never alone."""
+    """Divides a text that is longer than a row into parts that fit; its </s> is never a part on its own."""
     parts, first = [], 0
     while len(span.tokens) - first > room:
         last = first + room - (len(span.tokens) - first == room + 1)
@@ -287,7 +292,7 @@ def _divided(span: _Span, room: int) -> list[_Span]:
 
 
 def _last_window(spans: Sequence[_Span], room: int, row_images: int) -> int:
-    """The first span from which on all fits a row."""
+    """The index of the first span from which the rest of the document fits a row."""
     for place in range(len(spans) - 1, -1, -1):
         room -= len(spans[place])
         row_images -= spans[place].image is not None
@@ -299,13 +304,17 @@ def _last_window(spans: Sequence[_Span], room: int, row_images: int) -> int:
 def _cut_chat(
     spans: list[_Span], tokenizer: Tokenizer, row: tuple[int, int], *, once: bool
 ) -> tuple[list[_Sequence], list[bool]]:
-    """Pieces of a chat, cut before [USER] marks, and whether more follows each; `once`: nothing after the first cut."""
+    """Pieces of a chat, cut before [USER] marks, and whether something was cut off after each.
+
+    Args:
+      once: leave out everything after the first cut.
+    """
     row_tokens, row_images = row
     opening = [place for place, span in enumerate(spans) if span.opens]
     system = [span for span in spans[: opening[0]] if span.role == "system"]
     shown = [_bare(span) for span in spans[: opening[0]] if span.image is not None]
     pieces: list[_Sequence] = []
-    piece: _Sequence | None = None  # the last one, while it can take more
+    piece: _Sequence | None = None  # the last piece, while it can be extended
     missing = False  # whether something was left out since the last piece began
     for first, last in zip(opening, [*opening[1:], len(spans)], strict=True):
         exchange = spans[first:last]
@@ -331,7 +340,7 @@ def _cut_chat(
 def _opened(
     exchange: list[_Span], shown: list[_Span], system: list[_Span], tokenizer: Tokenizer, row: tuple[int, int]
 ) -> tuple[_Sequence | None, bool]:
-    """A piece that begins with this exchange, and whether it holds all of it; None where no answer fits."""
+    """A piece that begins with this exchange, and whether it holds all of it; None if no answer fits."""
     row_tokens, row_images = row
     answer = next((place for place, span in enumerate(exchange) if span.role == "assistant"), len(exchange))
     piece = _Sequence(system, tokenizer)
@@ -353,6 +362,6 @@ def _opened(
 
 
 def _bare(span: _Span) -> _Span:
-    """An image again, in front of a later question: read, not learnt."""
+    """An image that is repeated before a later question: an input, not a target."""
     nothing = [False] * len(span.tokens)
     return dataclasses.replace(span, mark=[], learnt=nothing, target=nothing)

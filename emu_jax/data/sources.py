@@ -1,7 +1,7 @@
-"""Where documents come from: prepared data, the embedded images, or a JSONL of one's own pairs and documents.
+"""Where a run's documents come from: prepared folders, the embedded images, or a JSONL file of pairs and documents.
 
-A source is random access (`len`, `source[i] -> record`) and turns a record into documents with a generator that
-depends on the seed and the position alone, so that any position of the stream can be computed again.
+A source is random access (`len`, `source[i] -> record`). It turns a record into documents with a generator that depends
+only on the seed and the position in the stream, so any position can be computed again.
 """
 
 from __future__ import annotations
@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
-from emu_jax.data.images import StoredJpeg, decode_image, load_image, resize
-from emu_jax.data.prepared import VIDEOS, Record, Records, StoredImage
-from emu_jax.data.records import unpack_record
+from emu_jax.data.images import EncodedImage, load_image, resize
+from emu_jax.data.kinds import KINDS
+from emu_jax.data.prepared import Record, Records, StoredImage
 from emu_jax.errors import UserError
 
-# Of web documents (from one set of notes on the paper).
+# MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
 RANDOM_IMAGES, RANDOM_TOKENS = 5, 512
 ORDERS = ("image_first", "text_first", "random", "both")
@@ -33,13 +32,13 @@ ORDERS = ("image_first", "text_first", "random", "both")
 
 @dataclasses.dataclass(frozen=True)
 class PairOrder:
-    """On which side of its text an image stands, and what each order teaches.
+    """Whether an image comes before or after its text, and what is learnt in each order.
 
     Attributes:
       order: image_first (captioning), text_first (drawing), random (the paper's pretraining), or both: every
-        image gives an image-first document and, with probability `text_first_probability`, a text-first one that
-        shares its encoding.
-      image_first_probability: of image_first when the order is random (0.5 is inferred).
+        image gives an image-first document and, with probability `text_first_probability`, also a text-first one. The
+        two share the image's encoding.
+      image_first_probability: probability of image_first when the order is random (0.5 is inferred).
       text_first_text_weight: weight of the text loss in text-first documents.
       image_first_visual_weight: weight of the regression in image-first documents.
     """
@@ -58,7 +57,7 @@ class PairOrder:
                 raise UserError(f"config.data.pairs.{name}={getattr(self, name)}; expected a probability")
 
     def documents(self, images: Sequence[Image], text: str, rng: np.random.Generator) -> list[Document]:
-        """An image, or a video's frames, and their text -> one or two documents.
+        """An image, or the frames of a video, and their text -> one or two documents.
 
         >>> image = Image(np.zeros((4, 4, 3), np.uint8), "a.png")
         >>> (first,) = PairOrder("text_first").documents([image], "a cat", np.random.default_rng(0))
@@ -77,7 +76,7 @@ class PairOrder:
 
 
 class Source(Protocol):
-    """What the pipeline needs of a source."""
+    """What the pipeline needs from a source."""
 
     fingerprint: str  # changes when the records do
 
@@ -86,7 +85,7 @@ class Source(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """The documents of record `index`; their images, once read, have the model's size."""
+        """The documents of record `index`; their images have the model's size when they are read."""
         ...
 
     def texts(self) -> list[str]:
@@ -94,42 +93,78 @@ class Source(Protocol):
         ...
 
 
-class FluentEmoji:
-    """Pairs of the embedded data set. Decoded images are kept: 64 x 64 ones take 40 MB in all."""
+class Prepared:
+    """One split of a folder of `emu-jax prepare`. An image is decoded by the process that reads its pixels.
 
-    def __init__(self, split: str, image_size: int, order: PairOrder):
-        paths = fluent_emoji.shards(split)
-        self._source = ArrayRecordDataSource([str(path) for path in paths])
-        self._split, self._size, self._order = split, image_size, order
-        self._pairs: dict[int, tuple[Image, str]] = {}
-        self._decoded: dict[int, np.ndarray] = {}
-        self.fingerprint = fluent_emoji.digest(split)
+    Args:
+      keep: keep all records and decoded images in memory; for small data sets.
+    """
+
+    def __init__(
+        self,
+        records: Records,
+        image_size: int,
+        order: PairOrder,
+        *,
+        subsequences: bool = False,
+        frames: FrameSampling = EIGHT_AT_RANDOM,
+        keep: bool = False,
+    ):
+        self._records = records
+        self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
+        stored = records.manifest["settings"]["images"]["image_size"]
+        if stored is not None and stored < image_size:
+            raise UserError(
+                f"{records.folder}: its images were prepared for models that read {stored} pixels, this one reads "
+                f"{image_size}; prepare it again with --image-size {image_size}"
+            )
+        self.fingerprint = records.fingerprint
+        self._keep = keep
+        self._kept_records: dict[int, Record] = {}
+        self._kept_pixels: dict[str, np.ndarray] = {}
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[Image, str]:
-        if index not in self._pairs:
-            header, data = unpack_record(self._source[index], f"fluent_emoji {self._split}[{index}]")
-            pixels = functools.partial(self._decode, index, data, header["key"])
-            self._pairs[index] = Image(pixels, header["key"]), header["text"]
-        return self._pairs[index]
-
-    def _decode(self, index: int, data: bytes, key: str) -> np.ndarray:
-        if index not in self._decoded:
-            self._decoded[index] = resize(decode_image(data, key), self._size)
-        return self._decoded[index]
+    def __getitem__(self, index: int) -> Record:
+        if not self._keep:
+            return self._records[index]
+        if index not in self._kept_records:
+            self._kept_records[index] = self._records[index]
+        return self._kept_records[index]
 
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        image, text = self[index]
-        return self._order.documents([image], text, rng)
+        record = self[index]
+        kind = KINDS[record.kind]
+        stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
+        shown = self._frames.choose(stored, rng) if kind.one_video else stored
+        parts: list[Text | Image] = []
+        for number, part in enumerate(record.parts):
+            if isinstance(part, Text):
+                parts.append(part)
+            elif number in shown:
+                key = self._records.image_key(record, number)
+                encoded = EncodedImage(part.data, self._size, record.key)
+                parts.append(Image(functools.partial(self._decode_once, key, encoded) if self._keep else encoded, key))
+        if kind.either_order:
+            text = " ".join(part.text for part in parts if isinstance(part, Text))
+            return self._order.documents([part for part in parts if isinstance(part, Image)], text, rng)
+        if kind.subsequences and self._subsequences:
+            return subsequences(parts, rng)
+        return [Document(tuple(parts), window=kind.window)]
+
+    def _decode_once(self, key: str, encoded: EncodedImage) -> np.ndarray:
+        if key not in self._kept_pixels:
+            self._kept_pixels[key] = encoded()
+        return self._kept_pixels[key]
 
     def texts(self) -> list[str]:
-        return [self[index][1] for index in range(len(self))]
+        records = (self[index] for index in range(len(self)))
+        return [part.text for record in records for part in record.parts if isinstance(part, Text)]
 
 
 class Jsonl:
-    """A file of documents, a JSON object a line; image paths are relative to the file.
+    """A file of documents, one JSON object per line; image paths are relative to the file.
 
     {"image": "cat.png", "text": "a cat"}                                        a pair
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
@@ -167,6 +202,7 @@ class Jsonl:
         return len(self._records)
 
     def __getitem__(self, index: int) -> tuple[bool, list[tuple[str, str]]]:
+        """Whether the record is a pair, and its parts as (text or image, value)."""
         return self._records[index]
 
     def _image(self, name: str) -> Image:
@@ -183,64 +219,12 @@ class Jsonl:
         return [value for _, parts in self._records for kind, value in parts if kind == "text"]
 
 
-class Prepared:
-    """A folder of `emu-jax prepare`. Images are decoded when they are asked for, by who asks."""
-
-    def __init__(
-        self,
-        folder: Path,
-        split: str,
-        image_size: int,
-        order: PairOrder,
-        *,
-        subsequences: bool = False,
-        frames: FrameSampling = EIGHT_AT_RANDOM,
-    ):
-        self._records = Records(folder, split)
-        self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
-        stored = self._records.manifest["settings"]["images"]["image_size"]
-        if stored < image_size:
-            raise UserError(
-                f"{folder}: its images were prepared for models that read {stored} pixels, this one reads "
-                f"{image_size}; prepare it again with --image-size {image_size}"
-            )
-        self.fingerprint = self._records.fingerprint
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Record:
-        return self._records[index]
-
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        record = self._records[index]
-        stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
-        shown = self._frames.choose(stored, rng) if record.kind in VIDEOS else stored
-        parts: list[Text | Image] = []
-        for number, part in enumerate(record.parts):
-            if isinstance(part, StoredImage):
-                if number not in shown:
-                    continue
-                key = f"{self.fingerprint[:8]}/{record.key}#{number}"
-                parts.append(Image(StoredJpeg(part.data, self._size, record.key), key))
-            else:
-                parts.append(part)
-        if record.kind in ("pair", "video"):
-            text = " ".join(part.text for part in parts if isinstance(part, Text))
-            return self._order.documents([part for part in parts if isinstance(part, Image)], text, rng)
-        if record.kind == "web" and self._subsequences:
-            return subsequences(parts, rng)
-        return [Document(tuple(parts), window=record.kind == "storyboard")]
-
-    def texts(self) -> list[str]:
-        records = (self._records[index] for index in range(len(self)))
-        return [part.text for record in records for part in record.parts if isinstance(part, Text)]
-
-
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
-    """The two sequences that the paper takes of each MMC4 document: from its beginning, 1,024 tokens with
-    the first five images; and 512 tokens of five images at random, each with the sentence that follows it (of pages
-    that do not tell sentences apart, the paragraph)."""
+    """The two sequences that the paper takes from each MMC4 document.
+
+    The first is the document's beginning: 1,024 tokens with the first five images. The second is 512 tokens of five
+    random images, each with the sentence that follows it (or the paragraph, if the page does not separate sentences).
+    """
     places = [place for place, part in enumerate(parts) if isinstance(part, Image)]
     later = set(places[FIRST_IMAGES:])
     beginning = tuple(part for place, part in enumerate(parts) if place not in later)
@@ -262,16 +246,20 @@ def open_source(
     subsequences: bool = False,
     frames: FrameSampling = EIGHT_AT_RANDOM,
 ) -> Source:
-    """`fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`."""
-    if name == "fluent_emoji":
-        return FluentEmoji(split, image_size, order)
+    """Opens `fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`.
+
+    Raises:
+      UserError: there is no such source or split, or its images are smaller than `image_size`.
+    """
+    if name == fluent_emoji.NAME:
+        return Prepared(fluent_emoji.records(split), image_size, order, keep=True)
     if name == embedded_chats.NAME:
         return embedded_chats.FluentChats(split, image_size)
     if name.endswith(".jsonl"):
         return Jsonl(Path(name), image_size, order)
     if Path(name).is_dir():
-        return Prepared(Path(name), split, image_size, order, subsequences=subsequences, frames=frames)
+        return Prepared(Records(Path(name), split), image_size, order, subsequences=subsequences, frames=frames)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
-        f"fluent_emoji or {embedded_chats.NAME}"
+        f"{fluent_emoji.NAME} or {embedded_chats.NAME}"
     )

@@ -1,9 +1,9 @@
-"""What stands in front of chats about an image or a video, as Emu-I was tuned with.
+"""The system messages of chats about an image or a video that Emu-I was tuned with.
 
     <s> You will be presented with an image: [IMG] ImageContent [/IMG] . You … [USER] : [IMG] <image>… [/IMG] What …
 
-The delimiters in the messages are those of images, as the reference's tokenizer reads them; the word between them is
-a word. Tuning and generation must write the same, so that both take it from here.
+The delimiters in the messages become special tokens, as in the reference's tokenizer; the word between them is text.
+Tuning and generation use the same messages.
 """
 
 from __future__ import annotations
@@ -17,5 +17,5 @@ VIDEO_SYSTEM = (
     "[IMG]ImageContent[/IMG]. You will be able to see the video after I provide it to you. Please answer my questions "
     "based on the given video."
 )
-# Texts of training data in which names of special tokens stand for the tokens; in all others they are ordinary text.
+# The only texts of training data in which names of special tokens become these tokens.
 SYSTEM_MESSAGES = frozenset({IMAGE_SYSTEM, VIDEO_SYSTEM})

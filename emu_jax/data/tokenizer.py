@@ -1,9 +1,9 @@
-"""SentencePiece with Emu's special tokens: text <-> ids, with the reference's slow, legacy LLaMA rules.
+"""SentencePiece with Emu's special tokens: text <-> ids, by the rules of the reference's slow, legacy LLaMA tokenizer.
 
-A SentencePiece model of n pieces gives ids 0…n-1; [PAD], [IMG], [/IMG], <image> follow as n…n+3 and, for
+A SentencePiece model of n pieces has ids 0…n-1; [PAD], [IMG], [/IMG], <image> follow as n…n+3 and, for
 instruction-tuned models, [USER], [ASSISTANT] as n+4, n+5. A legacy quirk is kept because the published weights were
-trained with it: white space beside a special token is stripped, and every piece of text between special tokens is
-encoded alone, so it begins with "▁" ("[USER]:" -> 32004, 584).
+trained with it: white space beside a special token is stripped, and each piece of text between special tokens is
+encoded on its own, so it begins with "▁" ("[USER]:" -> 32004, 584).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ADDED_INSTRUCT = (*ADDED, USER, ASSISTANT)
 
 
 class Tokenizer:
-    """Wraps a SentencePiece model; `instruct` adds [USER] and [ASSISTANT].
+    """A SentencePiece model with special tokens; `instruct` adds [USER] and [ASSISTANT].
 
     >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
     >>> tokenizer.vocab_size, tokenizer.added
@@ -40,24 +40,28 @@ class Tokenizer:
     def __init__(self, proto: bytes, *, instruct: bool = False, where: str = "tokenizer"):
         self.proto = proto
         self.instruct = instruct
-        self._pieces = sentencepiece.SentencePieceProcessor()
+        self._model = sentencepiece.SentencePieceProcessor()
         try:
-            self._pieces.LoadFromSerializedProto(proto)  # the constructor would take empty bytes for "load nothing"
+            self._model.LoadFromSerializedProto(proto)  # the constructor would accept empty bytes
         except RuntimeError as error:
             raise UserError(f"{where}: not a SentencePiece model; expected the bytes of a .model file") from error
-        self.unk_id, self.bos_id, self.eos_id = self._pieces.unk_id(), self._pieces.bos_id(), self._pieces.eos_id()
+        self.unk_id, self.bos_id, self.eos_id = self._model.unk_id(), self._model.bos_id(), self._model.eos_id()
         if min(self.bos_id, self.eos_id) < 0:
             raise UserError(f"{where}: the SentencePiece model has no <s> or </s>; train it with both")
-        base = self._pieces.get_piece_size()
+        base = self._model.get_piece_size()
         names = ADDED_INSTRUCT if instruct else ADDED
         self.added = {name: base + offset for offset, name in enumerate(names)}
-        control = {self._pieces.id_to_piece(id): id for id in (self.unk_id, self.bos_id, self.eos_id)}
+        control = {self._model.id_to_piece(id): id for id in (self.unk_id, self.bos_id, self.eos_id)}
         self._special = control | self.added
         self._pattern = re.compile("(" + "|".join(map(re.escape, self._special)) + ")")
 
     @classmethod
     def load(cls, path: Path | str, *, instruct: bool = False) -> Tokenizer:
-        """Reads any SentencePiece `.model` file."""
+        """Reads any SentencePiece `.model` file.
+
+        Raises:
+          UserError: it does not exist, or is not such a file.
+        """
         path = Path(path)
         if not path.is_file():
             raise UserError(f"tokenizer {path}: no such file; expected a SentencePiece .model")
@@ -65,10 +69,16 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> Tokenizer:
-        """A small tokenizer from captions: at most `vocab_size` pieces (fewer when the texts hold no more).
+        """Trains a small tokenizer of at most `vocab_size` pieces; fewer if the texts contain no more.
 
-        `model_type` is bpe or unigram, which spell what the texts lack in bytes and give every text back as it was,
-        or word, where rare and unseen words become <unk> and white space is folded. The same texts give the same model.
+        The same texts give the same model.
+
+        Args:
+          model_type: bpe or unigram encode unseen characters as bytes and are lossless. With word, rare and unseen
+            words become <unk> and white space is collapsed.
+
+        Raises:
+          UserError: the texts are empty, or `vocab_size` is too small for them.
         """
         if model_type not in ("bpe", "unigram", "word"):
             raise UserError(f"config.tokenizer.model_type={model_type!r}; choose bpe, unigram or word")
@@ -78,7 +88,7 @@ class Tokenizer:
         lossless = model_type != "word"
         lines = [line for text in texts for line in text.splitlines() if line.strip()]
         model = io.BytesIO()
-        # BPE stops with an error when the texts hold fewer merges than asked for; it names how many they hold.
+        # BPE fails if the texts contain fewer merges than requested; the error states how many they contain.
         for _ in range(2):
             try:
                 sentencepiece.SentencePieceTrainer.train(
@@ -91,7 +101,7 @@ class Tokenizer:
                     normalization_rule_name="identity" if lossless else "nmt_nfkc",
                     remove_extra_whitespaces=not lossless,
                     character_coverage=1.0,
-                    max_sentence_length=1 << 20,  # bytes; SentencePiece leaves out longer lines without a word
+                    max_sentence_length=1 << 20,  # bytes; SentencePiece silently skips longer lines
                     unk_id=0,
                     bos_id=1,
                     eos_id=2,
@@ -115,7 +125,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        return self._pieces.get_piece_size() + len(self.added)
+        return self._model.get_piece_size() + len(self.added)
 
     @property
     def pad_id(self) -> int:
@@ -134,34 +144,34 @@ class Tokenizer:
         return self.added[IMAGE]
 
     def turn_ids(self, role: str) -> list[int]:
-        """What begins a turn of a chat, `[USER]:` or `[ASSISTANT]:`; a system message has nothing in front.
+        """Ids that begin a turn of a chat, `[USER]:` or `[ASSISTANT]:`; none for a system message.
 
         Raises:
-          UserError: this tokenizer has no such tokens.
+          UserError: this tokenizer lacks these tokens.
         """
         if role == "system":
             return []
         name = {"user": USER, "assistant": ASSISTANT}[role]
         if name not in self.added:
             raise UserError(
-                f"a chat needs the token {name}, which the tokenizer of pretraining has not; train on chats with "
+                f"a chat needs the token {name}, which a tokenizer for pretraining does not have; train on chats with "
                 "config.objective=instruct"
             )
-        return [self.added[name], *self._pieces.encode(":")]
+        return [self.added[name], *self._model.encode(":")]
 
     @property
     def role_words(self) -> dict[int, list[int]]:
-        """Of [USER] and [ASSISTANT], where there are any: the ids that spell the word they stand for."""
+        """The ids of [USER] and [ASSISTANT], if they exist, with the ids of the words "user" and "assistant"."""
         words = {USER: "user", ASSISTANT: "assistant"}
-        return {self.added[name]: self._pieces.encode(word) for name, word in words.items() if name in self.added}
+        return {self.added[name]: self._model.encode(word) for name, word in words.items() if name in self.added}
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the model and the special tokens' names: equal when ids mean the same."""
+        """SHA-256 of the model and the special tokens' names; equal if all ids mean the same."""
         return hashlib.sha256(self.proto + "".join(self.added).encode()).hexdigest()
 
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """Text in which special tokens' names stand for themselves (prompts) -> ids."""
+        """Encodes a prompt, in which the names of special tokens become these tokens."""
         ids = [self.bos_id] if add_bos else []
         chunks = self._pattern.split(text)  # text, special, text, special, …, text
         for number, chunk in enumerate(chunks):
@@ -172,73 +182,73 @@ class Tokenizer:
                 chunk = chunk.lstrip()
             if number < len(chunks) - 1:
                 chunk = chunk.rstrip()
-            ids += self._pieces.encode(chunk)
+            ids += self._model.encode(chunk)
         return ids
 
     def encode_plain(self, text: str) -> list[int]:
-        """Training text -> ids without <s>; names of special tokens in it stay ordinary text."""
-        return self._pieces.encode(text)
+        """Encodes training text, without <s>; names of special tokens in it stay ordinary text."""
+        return self._model.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Ids -> text; special tokens leave nothing."""
-        return self._pieces.decode([int(id) for id in ids if id not in self.silent])
+        """Decodes ids to text, without special tokens."""
+        return self._model.decode([int(id) for id in ids if id not in self.non_text_ids])
 
     @functools.cached_property
-    def silent(self) -> set[int]:
-        """Ids that `decode` leaves out."""
+    def non_text_ids(self) -> set[int]:
+        """Ids that `decode` skips."""
         return {self.bos_id, self.eos_id, *self.added.values()}
 
     @property
     def special(self) -> dict[int, str]:
-        """Ids that spell no text, and their names."""
+        """The names of all special tokens, <unk> included, by id."""
         return {id: name for name, id in self._special.items()}
 
-    def spell(self, ids: Sequence[int]) -> list[tuple[list[int], str]]:
-        """Ids of a text -> which of them spell what: each its piece, but bytes together a character.
+    def pieces(self, ids: Sequence[int]) -> list[tuple[list[int], str]]:
+        """Ids of a text -> (ids, their text) for each piece; the bytes of one character form one piece.
 
-        The spellings, joined, are `decode(ids)`; "▁" is a space, and none where SentencePiece adds it in front.
+        The texts, joined, are `decode(ids)`. "▁" becomes a space, except the one that SentencePiece adds in front.
         """
-        spelling = Spelling(self._pieces)
-        spelt = [group for id in ids for group in spelling.add(int(id))]
-        return spelt + spelling.end()
+        detokenizer = self.detokenizer()
+        found = [piece for id in ids for piece in detokenizer.add(int(id))]
+        return found + detokenizer.end()
 
-    def spelling(self) -> Spelling:
-        """`spell` for ids that come one by one."""
-        return Spelling(self._pieces)
+    def detokenizer(self) -> IncrementalDetokenizer:
+        """`pieces` for ids that arrive one by one."""
+        return IncrementalDetokenizer(self._model)
 
 
-class Spelling:
-    """Ids of a text, one by one -> what is spelt so far: bytes wait until they are a character.
+class IncrementalDetokenizer:
+    """Decodes the ids of a text one by one; bytes are held back until they form a character.
 
-    Special tokens that were added to the SentencePiece model spell nothing and must be left out.
+    Special tokens that were added to the SentencePiece model must be left out.
     """
 
-    def __init__(self, pieces: sentencepiece.SentencePieceProcessor):
-        self._pieces = pieces
+    def __init__(self, model: sentencepiece.SentencePieceProcessor):
+        self._model = model
         self._waiting: list[int] = []
-        self._silent: list[int] | None = []  # ids that have spelt nothing; None once one has
+        self._empty: list[int] | None = []  # leading ids whose text is empty; None once there was text
 
     def add(self, id: int) -> list[tuple[list[int], str]]:
-        """The groups of ids that are finished with this one, and their texts."""
-        is_byte = self._pieces.is_byte(id)
-        spelt = [] if is_byte else self.end()
+        """The pieces that this id completes, as (ids, text)."""
+        is_byte = self._model.is_byte(id)
+        pieces = [] if is_byte else self.end()
         self._waiting.append(id)
-        if is_byte and not _is_text(bytes(int(self._pieces.id_to_piece(byte)[3:-1], 16) for byte in self._waiting)):
-            return spelt
-        return spelt + self.end()
+        if is_byte and not _is_text(bytes(int(self._model.id_to_piece(byte)[3:-1], 16) for byte in self._waiting)):
+            return pieces
+        return pieces + self.end()
 
     def end(self) -> list[tuple[list[int], str]]:
-        """What waits still, as no more comes."""
+        """The piece that is held back, if any, because no more ids follow."""
         if not self._waiting:
             return []
         group, self._waiting = self._waiting, []
-        if self._silent is not None:
-            text = self._pieces.decode(self._silent + group)  # which leaves out the space in front
-            self._silent = None if text else self._silent + group
-        elif self._pieces.is_byte(group[0]) or self._pieces.is_unknown(group[0]) or self._pieces.is_control(group[0]):
-            text = self._pieces.decode(group)
+        if self._empty is not None:
+            text = self._model.decode(self._empty + group)  # without the space in front
+            self._empty = None if text else self._empty + group
+        elif self._model.is_byte(group[0]) or self._model.is_unknown(group[0]) or self._model.is_control(group[0]):
+            text = self._model.decode(group)
         else:
-            text = self._pieces.id_to_piece(group[0]).replace("▁", " ")
+            text = self._model.id_to_piece(group[0]).replace("▁", " ")
         return [(group, text)]
 
 

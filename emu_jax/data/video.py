@@ -1,8 +1,7 @@
-"""Frames of videos and animations: a file -> uint8 [H, W, 3] frames, by a rule of `frames.py`, in the order of time.
+"""Frames of videos and animations: a file -> uint8 [H, W, 3] frames, chosen by a rule of `frames.py`, in order of time.
 
-PyAV reads videos (mp4, webm, …), Pillow reads animated GIF, WebP and APNG; the first bytes of a file tell which it is.
-Only the wanted frames of a video are held in memory. A file that ends too early is refused, because its frames would be
-different ones.
+PyAV reads videos (mp4, webm, …), Pillow reads animated GIF, WebP and APNG; the first bytes of a file decide. Only the
+wanted frames of a video are held in memory. A truncated file is refused, because other frames of it would be chosen.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from emu_jax.data.images import MAX_PIXELS, flatten
 MAX_BYTES = 2 << 30
 MAX_FRAMES = 1_000_000  # of one video: eleven hours
 
-Choose = Callable[[int], list[int]]  # frames of a video -> indices of the wanted ones, ascending
+Choose = Callable[[int], list[int]]  # number of frames -> indices of the wanted ones, ascending
 
-# Those that tell how long the file is. Playlists and the like would make the reader open other files, and addresses.
+# Formats that state how long the file is. Playlists and the like would make the reader open other files and URLs.
 _FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi"
 
 
 class VideoError(ValueError):
-    """A file without the wanted frames.
+    """A file whose wanted frames cannot be read.
 
     Attributes:
       reason: no_frames, cut_video, unreadable_video or too_large.
-      detail: what is wrong, for a person.
+      detail: what is wrong, for people.
     """
 
     def __init__(self, reason: str, detail: str):
@@ -50,13 +49,15 @@ class VideoError(ValueError):
 def read_frames(
     source: Path | bytes, count: int = FRAMES, rule: Callable[[int, int], list[int]] = frame_indices
 ) -> list[np.ndarray]:
-    """Frames of a file or its bytes, uint8 [H, W, 3] each; a frame wanted twice is the same array twice.
+    """Frames of a file or its bytes, uint8 [H, W, 3] each; a frame that is wanted twice is the same array twice.
 
     Args:
-      rule: (frames of the video, count) -> indices of the wanted ones, ascending: `frame_indices` or `spread_indices`.
+      count: number of frames.
+      rule: (number of frames of the video, count) -> indices of the wanted ones, ascending: `frame_indices` or
+        `spread_indices`.
 
     Raises:
-      VideoError: the file is none, is cut, holds no frames or is too large.
+      VideoError: the file is not a video, is truncated, has no frames or is too large.
     """
 
     def choose(frames: int) -> list[int]:
@@ -93,7 +94,7 @@ def _check_pixels(width: int, height: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Packet:
-    """Where a compressed frame stands, in the stream's unit of time."""
+    """The times of a compressed frame, in the stream's unit."""
 
     shown: int | None  # pts
     decoded: int | None  # dts
@@ -108,7 +109,7 @@ def _video(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
         indices = choose(len(packets))
         found = _by_time(container, packets, sorted(set(indices)))
     if found is None:
-        # Some packets show nothing (hidden frames of VP8) or carry no time: then only decoding tells the frames.
+        # Some packets show nothing (hidden frames of VP8) or have no time: then all frames must be decoded.
         total = sum(1 for _ in _decode(file))
         if not total:
             raise VideoError("no_frames", "no frame of it can be decoded")
@@ -136,7 +137,7 @@ def _open(file: BinaryIO) -> av.container.InputContainer:
     except VideoError:
         container.close()
         raise
-    context.thread_count = 1  # a machine reads many videos at once
+    context.thread_count = 1  # many videos are read in parallel
     return container
 
 
@@ -144,7 +145,7 @@ def _packets(container: av.container.InputContainer) -> list[_Packet]:
     """Every compressed frame, in the order of the file; nothing is decoded.
 
     Raises:
-      VideoError: fewer than the file's header promises.
+      VideoError: there are fewer than the file's header states.
     """
     stream = container.streams.video[0]
     packets: list[_Packet] = []
@@ -168,7 +169,7 @@ def _packets(container: av.container.InputContainer) -> list[_Packet]:
 def _by_time(
     container: av.container.InputContainer, packets: Sequence[_Packet], indices: Sequence[int]
 ) -> dict[int, np.ndarray] | None:
-    """The frames at `indices` (ascending), found by the times of their packets; None where these do not tell."""
+    """The frames at `indices` (ascending), found by the times of their packets; None if the times do not suffice."""
     times = sorted(packet.shown for packet in packets if packet.shown is not None)
     if len(set(times)) < len(packets):
         return None
@@ -180,13 +181,13 @@ def _by_time(
     stream = container.streams.video[0]
     found: dict[int, np.ndarray] = {}
     frames: Iterator[av.VideoFrame] | None = None
-    position = -1  # in `keys`, of the one behind which the decoder is
+    position = -1  # index in `keys` of the last key frame that the decoder passed
     try:
         for index in indices:
             nearest = bisect.bisect_right(keys, times[index], key=lambda key: key[0]) - 1
             if nearest < 0:
                 return None
-            if frames is None or nearest > position:  # what stands between is not decoded
+            if frames is None or nearest > position:  # skips the frames between
                 container.seek(keys[nearest][1], stream=stream)
                 frames, position = container.decode(stream), nearest
             frame = next((frame for frame in frames if frame.pts is None or frame.pts >= times[index]), None)
@@ -199,7 +200,7 @@ def _by_time(
 
 
 def _decode(file: BinaryIO) -> Iterator[av.VideoFrame]:
-    """Every frame, front to back."""
+    """Every frame, in order."""
     with _open(file) as container:
         for frame in container.decode(container.streams.video[0]):
             if frame.is_corrupt:
@@ -208,15 +209,15 @@ def _decode(file: BinaryIO) -> Iterator[av.VideoFrame]:
 
 
 def _pixels(frame: av.VideoFrame) -> np.ndarray:
-    """uint8 [H, W, 3], upright by the turn that the file asks for."""
+    """uint8 [H, W, 3], with the rotation that the file states."""
     _check_pixels(frame.width, frame.height)
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)))
 
 
 def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
-    """Whether a video is shorter than its outermost boxes say; False of formats that are not known here.
+    """Whether a video is shorter than its outermost boxes state; False for other formats.
 
-    Of a webm that was written as it was recorded and of an mp4 in fragments nothing tells a missing last piece.
+    A missing end is not detected in a WebM of unknown length or in a fragmented mp4.
     """
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"wide"):  # mp4; QuickTime's need not begin with ftyp
         position, names = 0, set()
@@ -226,13 +227,13 @@ def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
             length = int.from_bytes(header[:4], "big")
             if length == 1:
                 length = int.from_bytes(header[8:16], "big")
-            if length == 0:  # the last box, to the end
+            if length == 0:  # the last box extends to the end
                 length = size - position
             if length < 8 or position + length > size:
                 return True
             names.add(header[4:8])
             position += length
-        return b"moov" not in names  # what describes the video; often written last
+        return b"moov" not in names  # the index of the video, often written last
     if head[:4] == b"RIFF":
         return int.from_bytes(head[4:8], "little") + 8 > size
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment
@@ -241,12 +242,12 @@ def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
             file.seek(position)
             length, width = _ebml_length(file.read(8))
             position += width + (length if skip else 0) + (4 if skip else 0)
-        return length != (1 << 7 * width) - 1 and position + length > size  # all ones: unknown
+        return length != (1 << 7 * width) - 1 and position + length > size  # all ones mean unknown
     return False
 
 
 def _ebml_length(data: bytes) -> tuple[int, int]:
-    """EBML's number: as many leading zero bits as bytes follow, a one, the number -> it, its bytes."""
+    """Decodes an EBML number, whose leading zero bits state its length; returns it and its length in bytes."""
     width = 9 - data[0].bit_length() if data else 1
     return int.from_bytes(data[:width], "big") & ((1 << 7 * width) - 1), width
 
@@ -269,7 +270,7 @@ def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
             for index in sorted(set(indices)):
                 image.seek(index)
                 found[index] = flatten(image)
-            # A GIF does not tell its frames: only its end shows that none is missing.
+            # A GIF does not state its number of frames: only its end shows that none is missing.
             image.seek(total - 1)
             image.load()
             if image.format == "GIF":
@@ -281,5 +282,5 @@ def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
         raise
     except PIL.DecompressionBombError as error:
         raise VideoError("too_large", f"{error}") from error
-    except Exception as error:  # Pillow raises IndexError, struct.error and more where a file is cut
-        raise VideoError("unreadable_video", f"not a whole animation ({error})") from error
+    except Exception as error:  # Pillow raises IndexError, struct.error and more for truncated files
+        raise VideoError("unreadable_video", f"not a complete animation ({error})") from error

@@ -1,8 +1,8 @@
-"""Sources -> windows of packed rows: mixed, as samples, packed a window of records at a time.
+"""Sources -> windows of packed rows: records are mixed, turned into samples, and packed one window at a time.
 
     records ─ mixture.py ─ samples.py ─ windows of `packing_window` records ─ packing.py ─ rows
 
-A window is a pure function of its number: whatever was read before, and on every host.
+A window is a pure function of its number, whatever was read before, and the same on every host.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Row = list[TokenizedDocument]
 
 
 class Rows:
-    """Grain transform: a window of records' samples -> rows of them, in an order that hides how full they are."""
+    """Grain transform: a window of records' samples -> packed rows, shuffled because the fullest are packed first."""
 
-    max_fan_out = 1_000_000  # asked for by Grain; a window never gives more rows than samples
+    max_fan_out = 1_000_000  # required by Grain; a window never gives more rows than samples
 
     def __init__(self, data: DataConfig):
         self._data = data
@@ -41,7 +41,7 @@ class Rows:
 
 
 def make_windows(samples: Samples, data: DataConfig) -> grain.MapDataset:
-    """The stream of windows, each a list of rows; rows have `data.row_images`."""
+    """The stream of windows, each a list of rows. `data.row_images` must be set."""
     rates = samples.per_record(data.mixture_unit, data.row_images)
     return (
         mix(samples.lengths, data.sources, data.seed, rates)

@@ -1,10 +1,10 @@
-"""Benchmarks over one model: predictions, scores and submissions in a folder that a killed run goes on with.
+"""Benchmarks over one model: predictions, scores and submissions in a folder from which a killed run resumes.
 
 OUT/coco-test-4shot/0-of-1.jsonl       predictions (predictions.py)
-OUT/coco-test-4shot/scores.json        figures with intervals, and what they are of
-OUT/coco-test-4shot/submission.json    in the format of the benchmark's server, where it has one
+OUT/coco-test-4shot/scores.json        figures with intervals, and the run that they belong to
+OUT/coco-test-4shot/submission.json    in the format of the benchmark's server, if it has one
 OUT/coco_drawing-val2014-0shot/drawn   PNG files
-OUT/features/                          of the images that examples are chosen by
+OUT/features/                          features of the images that few-shot examples are chosen by
 """
 
 from __future__ import annotations
@@ -19,39 +19,38 @@ from typing import Any
 import numpy as np
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate import few_shot as shots
-from emu_jax.evaluate import predictions
-from emu_jax.evaluate.benchmarks.benchmark import Benchmark
-from emu_jax.evaluate.benchmarks.names import find_benchmark
+from emu_jax.evaluate import few_shot, predictions
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
+from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.ranking import ranks
-from emu_jax.evaluate.predict import Drawing, predict
-from emu_jax.evaluate.prompts import PROMPTS
+from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question
-from emu_jax.evaluate.scores import Weights, score
 from emu_jax.generate.model import Emu
-
-TASK_PROMPTS = {"video_qa": "vqa", "open": "open_ended"}  # others are called as their task
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class EvaluationConfig:
     """What to evaluate.
 
     Attributes:
-      benchmarks: names. data: folder that holds each benchmark's files, in a folder of its name or themselves.
-      split: "" for each benchmark's own. shots: numbers of examples, each a run.
-      text_examples: whether two text-only examples stand in front (the paper's *).
-      limit: of questions, the first ones; 0 for all.
-      batch: prompts at a time. part: this process's number, and how many there are.
+      benchmarks: names in the registry.
+      data: folder of the benchmarks' files: either it has a folder of each benchmark's name, or it is that folder.
+      split: "" for each benchmark's default split.
+      few_shot: numbers of few-shot examples; each is a run.
+      text_examples: whether two text-only examples start each prompt (the paper's *).
+      limit: use only this many questions, the first ones; 0 for all.
+      batch: prompts at a time.
+      part: this process's number, and the number of processes.
       rices: folder of a CLIP to choose examples by; None: by the model's own encoder.
+      weights: files that some metrics need.
       drawing: settings of `Emu.generate_images`.
     """
 
     benchmarks: Sequence[str]
     data: Path | None = None
     split: str = ""
-    shots: Sequence[int] = (0,)
+    few_shot: Sequence[int] = (0,)
     text_examples: bool = False
     limit: int = 0
     batch: int = 16
@@ -63,42 +62,46 @@ class Request:
     def __post_init__(self):
         for name in self.benchmarks:
             benchmark = find_benchmark(name)
-            if self.data is None and benchmark.task != "embedded":
+            if self.data is None and benchmark.tree:
                 raise UserError(
-                    f"--benchmark {name}: give --data, a folder with {'; '.join(benchmark.tree)} (official files: "
-                    f"{benchmark.described})"
+                    f"benchmark {name}: data is missing; give a folder with {'; '.join(benchmark.tree)} (official "
+                    f"files: {benchmark.described})"
                 )
-            if (any(self.shots) or self.text_examples) and not benchmark.shots:
-                raise UserError(f"--benchmark {name}: has no split to take examples from; use --shots 0 alone")
-        if min(self.shots, default=-1) < 0 or self.limit < 0 or self.batch < 1:
-            raise UserError(f"--shots {list(self.shots)} --limit {self.limit} --batch {self.batch}: expected 0 or more")
+            if (any(self.few_shot) or self.text_examples) and not benchmark.few_shot_split:
+                raise UserError(f"benchmark {name}: has no split to take few-shot examples from; ask for 0 examples")
+        if min(self.few_shot, default=-1) < 0 or self.limit < 0 or self.batch < 1:
+            raise UserError(
+                f"few_shot={list(self.few_shot)} limit={self.limit} batch={self.batch}: expected 0 or more examples "
+                "and questions, and a batch of 1 or more"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One run's figures; {} where other processes still predict, or only the benchmark's server can score."""
+    """One run's figures; {} if other processes still predict (`waits`), or if only the benchmark's server scores."""
 
-    run: predictions.Run
+    run: predictions.RunIdentity
     figures: dict[str, Figure]
     folder: Path
     waits: bool = False
 
 
-def evaluate(emu: Emu, request: Request, out: Path) -> Iterator[Result]:
-    """Runs every benchmark with every number of examples, and yields each when it is scored."""
-    for name in request.benchmarks:
+def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
+    """Runs every benchmark with every number of few-shot examples, and yields each run when it is scored."""
+    for name in config.benchmarks:
         benchmark = find_benchmark(name)
-        root = folder_of(benchmark, request.data)
-        if benchmark.task == "drawing":
-            emu.check_drawing(*(request.drawing[field] for field in ("sampler", "steps", "guidance")))
-        questions = benchmark.read(root, request.split)[: request.limit or None]
-        pool = benchmark.read(root, benchmark.shots) if any(request.shots) or request.text_examples else []
-        for count in request.shots:
-            yield _run(emu, benchmark, questions, pool, count, request, root, out)
+        root = find_root(benchmark, config.data)
+        if benchmark.predicts == "image":
+            emu.check_drawing(*(config.drawing[field] for field in ("sampler", "steps", "guidance")))
+        questions = benchmark.read(root, config.split)[: config.limit or None]
+        shows_examples = any(config.few_shot) or config.text_examples
+        pool = benchmark.read(root, benchmark.few_shot_split) if shows_examples else []
+        for count in config.few_shot:
+            yield _run(emu, benchmark, questions, pool, count, config, root, out)
 
 
-def folder_of(benchmark: Benchmark, data: Path | None) -> Path:
-    """The benchmark's folder in `data`, or `data` itself."""
+def find_root(benchmark: Benchmark, data: Path | None) -> Path:
+    """The folder of the benchmark's name in `data` or, if there is none, `data` itself."""
     data = data or Path()
     return data / benchmark.name if (data / benchmark.name).is_dir() else data
 
@@ -109,52 +112,51 @@ def _run(
     questions: Sequence[Question],
     pool: Sequence[Question],
     count: int,
-    request: Request,
+    config: EvaluationConfig,
     root: Path,
     out: Path,
 ) -> Result:
-    features: shots.Features | None = None
+    features: few_shot.Features | None = None
     if count:
-        features = shots.EncoderFeatures(emu) if request.rices is None else shots.ClipFeatures(request.rices)
-    shown = count or request.text_examples
-    run = predictions.Run(
+        features = few_shot.EncoderFeatures(emu) if config.rices is None else few_shot.ClipFeatures(config.rices)
+    shown = count or config.text_examples
+    run = predictions.RunIdentity(
         benchmark=benchmark.name,
-        split=request.split or benchmark.split,
+        split=config.split or benchmark.split,
         shots=count,
-        # Without examples it does not matter which there are: 0 shots are one run, alone or beside 4.
+        # Zero-shot predictions do not depend on the pool, which is empty if no other run shows examples.
         examples=f"{features.name if features else ''} {_digest(pool) if pool and shown else ''}".strip(),
-        text_examples=request.text_examples,
+        text_examples=config.text_examples,
         chat=emu.tokenizer.instruct,
         model=emu.fingerprint,
         questions=_digest(questions),
-        drawing=_told(request.drawing) if benchmark.task == "drawing" else "",
+        drawing=_describe(config.drawing) if benchmark.predicts == "image" else "",
     )
     folder = out / run.name
-    choose = shots.choose_examples(
-        pool, questions, count, features, out / "features", text_examples=request.text_examples
+    choose = few_shot.choose_examples(
+        pool, questions, count, features, out / "features", text_examples=config.text_examples
     )
-    prompt = PROMPTS["vizwiz" if benchmark.name == "vizwiz" else TASK_PROMPTS.get(benchmark.task, benchmark.task)]
-    drawing = Drawing(folder / "drawn", request.drawing)
-    settings: dict[str, Any] = {"choose": choose, "batch": request.batch, "part": request.part, "drawing": drawing}
-    found = predict(emu, questions, prompt, folder, run, **settings)
-    found |= predictions.read(folder, run, [question.id for question in questions])  # others' that came meanwhile
+    drawing = DrawingOutput(folder / "drawn", config.drawing)
+    settings: dict[str, Any] = {"choose": choose, "batch": config.batch, "part": config.part, "drawing": drawing}
+    found = predict(emu, questions, benchmark.prompt, folder, run, **settings)
+    found |= predictions.read(folder, run, [question.id for question in questions])  # other processes' since then
     if any(question.id not in found for question in questions):
         return Result(run, {}, folder, waits=True)
     if benchmark.submission is not None:
-        ranked = benchmark.task == "dialogue"
+        ranked = benchmark.predicts == "scores"
         answers = {id: ranks(np.asarray(p)).tolist() for id, p in found.items()} if ranked else found
         benchmark.write_submission(folder / "submission.json", questions, answers)
-    figures = score(benchmark, questions, found, root=root, weights=request.weights, emu=emu, drawn=folder / "drawn")
+    figures = benchmark.score(questions, found, Scoring(root, folder / "drawn", config.weights, emu))
     _write_scores(folder / "scores.json", run, figures)
     return Result(run, figures, folder)
 
 
-def _told(settings: Mapping[str, Any]) -> str:
+def _describe(settings: Mapping[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in settings.items())
 
 
 def _digest(questions: Sequence[Question]) -> str:
-    """Tells sets of questions apart: SHA-256 over ids, texts, answers and names of images."""
+    """Fingerprint of a set of questions: SHA-256 over ids, texts, answers and names of images."""
     digest = hashlib.sha256()
     for q in questions:
         images = [p.name if isinstance(p, Path) else hashlib.sha256(p.tobytes()).hexdigest() for p in q.images]
@@ -163,7 +165,7 @@ def _digest(questions: Sequence[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_scores(file: Path, run: predictions.Run, figures: dict[str, Figure]) -> None:
+def _write_scores(file: Path, run: predictions.RunIdentity, figures: dict[str, Figure]) -> None:
     record = {
         "run": dataclasses.asdict(run),
         "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},

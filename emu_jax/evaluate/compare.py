@@ -1,10 +1,10 @@
-"""Several runs beside one another: what differs between their configs, and how they score.
+"""Compares runs: the differences between their configs, and their scores.
 
-In: work directories with config.json, metrics.jsonl and, where `emu-jax evaluate` has been there, scores.json. Out: a
-`Comparison`: runs whose configs agree in all but train.seed are a group, with means over its seeds. Written as
-`compare.json` and `compare.png`, printed as a table of text or Markdown.
+In: work directories with config.json, metrics.jsonl and, after `emu-jax evaluate`, scores.json. Out: a `Comparison`, in
+which runs whose configs differ only in train.seed form a group, with means over its seeds. Written as `compare.json`
+and `compare.png`, printed as a table of text or Markdown.
 
-A run that begins with another one (`config.init`) is told by that run's config, whatever its seed, not by its path.
+A run initialised from another one (`config.init`) is identified by that run's config, whatever its seed, not its path.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, OBSERVING, read_metrics
 
 SEED = "train.seed"
 LOSSES = ("text_loss", "regression_loss")
-# Of scores.json and, as "last …", of metrics.jsonl: what is shown where nothing is asked for.
+# The default figures: names in scores.json or, as "last …", in metrics.jsonl.
 FIGURES = (
     "heldout_combinations: caption exactly right",
     "heldout_combinations: embeddings from text, right image in top 5",
     "heldout_combinations: embeddings from text, autoregressive R2",
     *(f"last {name}" for name in LOSSES),
 )
-LAST = 0.1  # share of the logged rows that "last …" is the mean of
-CURVE_POINTS = 30  # of a loss curve in the plot
-MARK = "*"
+LAST = 0.1  # "last …" is the mean over this share of the logged rows
+CURVE_POINTS = 30  # in the plot of a loss
+STAR = "*"
 
 
 @dataclasses.dataclass(frozen=True)
 class Mean:
-    """A mean over runs: values by run (None: the run has none), 95% interval by Student's t (None: under two values).
+    """A mean over runs: values by run (None: missing), 95% interval by Student's t (None: fewer than two values).
 
-    `difference` is from the first group, its interval by Welch's t; None for that group itself.
+    `difference` is from the first group's mean, its interval by Welch's t; None for the first group itself.
     """
 
     values: tuple[float | None, ...]
@@ -56,7 +56,7 @@ class Mean:
 
     @property
     def differs(self) -> bool:
-        """Whether the interval of the difference leaves out 0."""
+        """Whether the interval of the difference excludes 0."""
         return self.difference_interval is not None and not (
             self.difference_interval[0] <= 0 <= self.difference_interval[1]
         )
@@ -68,7 +68,7 @@ class Run:
 
     path: Path
     config: Mapping[str, Any]
-    key: str  # the same for runs that differ in their seed alone
+    key: str  # equal for runs that differ only in their seeds
     seed: int
     step: int
     rows: Sequence[Mapping[str, float]]
@@ -77,7 +77,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one config. `fields`: where it differs from the first group's, as (there, here)."""
+    """Runs of one config. `fields`: its differences from the first group's config, as (first group's, this group's)."""
 
     name: str
     runs: tuple[Run, ...]
@@ -87,7 +87,7 @@ class Group:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Groups in the order their first runs were named; the first is what the others are compared with."""
+    """Groups in the order in which their first runs were named; the others are compared with the first."""
 
     figures: tuple[str, ...]
     groups: tuple[Group, ...]
@@ -100,13 +100,13 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     """Reads work directories and groups them.
 
     Args:
-      figures: names as in scores.json, or "last <name>" of metrics.jsonl (default: those of `FIGURES` that are there).
+      figures: names as in scores.json, or "last <name>" of metrics.jsonl (default: those of `FIGURES` that exist).
 
     Raises:
       UserError: fewer than two runs, one that cannot be read, the same config and seed twice, or an unknown figure.
     """
     if len(paths) < 2:
-        raise UserError(f"{' '.join(map(str, paths))}: one run alone; expected two work directories or more")
+        raise UserError(f"{' '.join(map(str, paths))}: only one run; expected two work directories or more")
     runs = [read_run(path) for path in paths]
     members: dict[str, list[Run]] = {}
     for run in runs:
@@ -119,7 +119,7 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     known = dict.fromkeys(name for run in runs for name in run.figures)
     for name in figures:
         if name not in known:
-            raise UserError(f"--figures {name!r}: no run has it; did you mean {nearest(name, known)}?")
+            raise UserError(f"figure {name!r}: no run has it; did you mean {nearest(name, known)}?")
     shown = tuple(figures) or tuple(name for name in FIGURES if name in known)
     if not shown:
         raise UserError(f"{paths[0]} and the others: nothing to compare; run `emu-jax evaluate --model RUN` on each")
@@ -136,7 +136,7 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
 
 
 def read_run(path: Path) -> Run:
-    """One work directory."""
+    """Reads one work directory."""
     file = path / CONFIG_FILE
     if not file.is_file():
         raise UserError(f"{path}: no {CONFIG_FILE} in it; expected a work directory of `emu-jax train`")
@@ -169,7 +169,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
-    """By dotted field, without what changes no result."""
+    """Values by dotted field, without the fields that change no result."""
     fields = {name.replace("/", "."): value for name, value in flatten(config).items()}
     return {name: value for name, value in fields.items() if not _observes(name)}
 
@@ -179,7 +179,7 @@ def _observes(name: str) -> bool:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """What two runs have in common that differ only in their seeds, or in the seeds of the runs they began with."""
+    """Identifies a config up to its seed, and up to the seeds of the runs that it was initialised from."""
 
     def meaning(name: str, value: Any) -> Any:
         if name.startswith("init.") and value and (file := Path(value) / CONFIG_FILE).is_file():
@@ -190,13 +190,13 @@ def _key(config: Mapping[str, Any]) -> str:
 
 
 def differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted fields, but the seed, that are not alike in two configs, as (in the first, in the other)."""
+    """Dotted fields, except the seed, that differ between two configs, as (in the first, in the other)."""
     names = sorted((first.keys() | other.keys()) - {SEED})
     return {n: (first.get(n), other.get(n)) for n in names if first.get(n) != other.get(n)}
 
 
 def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
-    """What the folders of a group's runs are called without their seeds: base-0 and base-1 are `base`."""
+    """Names of groups: their folders' names without seeds (base-0 and base-1 are `base`)."""
     names = []
     for runs in groups:
         folders = [run.path.resolve().name for run in runs]
@@ -209,21 +209,21 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
 
 
 def mean_over(values: Sequence[float | None], base: Sequence[float | None] | None = None) -> Mean:
-    """Mean of the values that are there, and its difference from the mean of `base`'s."""
-    there = np.array([value for value in values if value is not None], np.float64)
-    if not len(there):
+    """Mean of the values that are not None, and its difference from the mean of `base`."""
+    known = np.array([value for value in values if value is not None], np.float64)
+    if not len(known):
         return Mean(tuple(values), None, None)
-    mean, variance = float(there.mean()), _variance_of_mean(there)
-    interval = None if variance is None else _interval(mean, variance, len(there) - 1)
+    mean, variance = float(known.mean()), _variance_of_mean(known)
+    interval = None if variance is None else _interval(mean, variance, len(known) - 1)
     other = np.array([value for value in base or () if value is not None], np.float64)
     if not len(other):
         return Mean(tuple(values), mean, interval)
-    difference, its = mean - float(other.mean()), _variance_of_mean(other)
-    if variance is None or its is None:
+    difference, other_variance = mean - float(other.mean()), _variance_of_mean(other)
+    if variance is None or other_variance is None:
         return Mean(tuple(values), mean, interval, difference)
-    total = variance + its
-    parts = variance**2 / (len(there) - 1) + its**2 / (len(other) - 1)
-    freedom = total**2 / parts if parts else 1.0  # Welch's; without any variance the interval is a point
+    total = variance + other_variance
+    parts = variance**2 / (len(known) - 1) + other_variance**2 / (len(other) - 1)
+    freedom = total**2 / parts if parts else 1.0  # Welch's; with zero variance the interval is a point
     return Mean(tuple(values), mean, interval, difference, _interval(difference, total, freedom))
 
 
@@ -240,7 +240,7 @@ def _interval(centre: float, variance: float, freedom: float) -> tuple[float, fl
 
 
 def table(comparison: Comparison, *, markdown: bool = False) -> str:
-    """Means with intervals, a group a line; then what each figure is, and which fields differ."""
+    """Means with intervals, one line for each group; then the figures' names, and the fields that differ."""
     letters = [chr(ord("A") + i % 26) * (1 + i // 26) for i in range(len(comparison.figures))]
     head = ["", "seeds", "steps", *(comparison.figures if markdown else letters)]
     lines = [head]
@@ -254,11 +254,11 @@ def table(comparison: Comparison, *, markdown: bool = False) -> str:
         for group in comparison.groups[1:]
     ]
     note = (
-        f"means over seeds with 95% intervals by Student's t; {MARK}: the interval of the difference from {first} by "
+        f"means over seeds with 95% intervals by Student's t; {STAR}: the interval of the difference from {first} by "
         "Welch's t leaves out 0"
     )
     if markdown:
-        note = note.replace(MARK, f"\\{MARK}")
+        note = note.replace(STAR, f"\\{STAR}")
         rows = [f"| {' | '.join(cells)} |" for cells in lines]
         rows.insert(1, "|" + " --- |" * len(head))
         return "\n".join([*rows, "", note[0].upper() + note[1:] + ".", "", *(f"- {line}" for line in fields)]) + "\n"
@@ -272,13 +272,13 @@ def _cell(mean: Mean, markdown: bool) -> str:
     if mean.mean is None:
         return "-"
     value = f"{mean.mean:.3f}"
-    mark = (f"\\{MARK}" if markdown else MARK) if mean.differs else ""
+    mark = (f"\\{STAR}" if markdown else STAR) if mean.differs else ""
     low, high = mean.interval or (None, None)
     return value + mark + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
 
 def write(comparison: Comparison, folder: Path, *, markdown: bool = False) -> list[Path]:
-    """Writes compare.json and compare.png, and compare.md where asked; each whole or not at all."""
+    """Writes compare.json, compare.png and, if asked, compare.md; each completely or not at all."""
     contents = {"compare.json": json.dumps(_to_json(comparison), indent=2) + "\n"}
     if markdown:
         contents["compare.md"] = table(comparison, markdown=True)
@@ -290,9 +290,7 @@ def write(comparison: Comparison, folder: Path, *, markdown: bool = False) -> li
             partial.replace(folder / name)
         _plot(comparison, folder / "compare.png")
     except OSError as error:
-        raise UserError(
-            f"--out {folder}: cannot be written ({error.strerror or error}); name another folder"
-        ) from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); name another folder") from error
     return [folder / name for name in (*contents, "compare.png")]
 
 
@@ -310,7 +308,7 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def _plot(comparison: Comparison, path: Path) -> None:
-    """A panel a figure: every run as a dot, means with intervals; below, the losses while training."""
+    """A panel for each figure: runs as dots, means with intervals; below, the losses in training."""
     groups, figures = comparison.groups, comparison.figures
     curves = [name for name in LOSSES if any(name in row for g in groups for run in g.runs for row in run.rows)]
     colours = plt.get_cmap("tab20")
@@ -318,14 +316,14 @@ def _plot(comparison: Comparison, path: Path) -> None:
     canvas = plt.figure(figsize=(3.4 * max(len(figures), len(curves), 1) + 1.6, sum(heights)), layout="constrained")
     parts = canvas.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axis, figure in zip(parts[0].subplots(1, max(len(figures), 1), squeeze=False)[0], figures, strict=False):
-        for place, group in enumerate(groups):
-            found, colour = group.figures[figure], colours(place % 20)
-            there = [value for value in found.values if value is not None]
-            axis.plot(there, [place] * len(there), ".", color=colour, alpha=0.6)
+        for row, group in enumerate(groups):
+            found, colour = group.figures[figure], colours(row % 20)
+            known = [value for value in found.values if value is not None]
+            axis.plot(known, [row] * len(known), ".", color=colour, alpha=0.6)
             if found.interval is not None:
-                axis.plot(found.interval, [place, place], "-", color=colour, linewidth=1.5)
+                axis.plot(found.interval, [row, row], "-", color=colour, linewidth=1.5)
             if found.mean is not None:
-                axis.plot([found.mean], [place], "D", color=colour, markersize=5)
+                axis.plot([found.mean], [row], "D", color=colour, markersize=5)
         axis.set_yticks(
             range(len(groups)), [group.name for group in groups] if figure == figures[0] else [""] * len(groups)
         )
@@ -335,9 +333,9 @@ def _plot(comparison: Comparison, path: Path) -> None:
     if curves:
         axes = parts[1].subplots(1, len(curves), squeeze=False)[0]
         for axis, loss in zip(axes, curves, strict=True):
-            for place, group in enumerate(groups):
+            for number, group in enumerate(groups):
                 points = _curve([run.rows for run in group.runs], loss)
-                axis.plot(points[:, 0], points[:, 1], color=colours(place % 20), linewidth=1, label=group.name)
+                axis.plot(points[:, 0], points[:, 1], color=colours(number % 20), linewidth=1, label=group.name)
             axis.set_title(f"{loss} while training", fontsize=8)
             axis.set_xlabel("step", fontsize=8)
             axis.set_yscale("log")
@@ -350,7 +348,7 @@ def _plot(comparison: Comparison, path: Path) -> None:
 
 
 def _curve(runs: Sequence[Sequence[Mapping[str, float]]], loss: str) -> np.ndarray:
-    """A loss by step, meaned over runs and over neighbouring rows: [n, 2], n at most about CURVE_POINTS."""
+    """A loss by step, averaged over runs and over neighbouring rows: [n, 2], n at most about CURVE_POINTS."""
     by_step: dict[float, list[float]] = {}
     for row in (row for rows in runs for row in rows if loss in row):
         by_step.setdefault(row["step"], []).append(row[loss])

@@ -13,7 +13,7 @@ Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One score: its value, 95% interval, what guessing gets (None: not known), and how many items it was taken on."""
+    """One score: its value, 95% interval, the score of guessing (None: unknown), and the number of items."""
 
     value: float
     interval: tuple[float, float]
@@ -33,7 +33,7 @@ def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None) -> Fig
 
 
 def mean(values: Sequence[float] | np.ndarray, chance: float | None = None) -> Figure:
-    """A mean over items, such as of accuracies between 0 and 1.
+    """A mean over items, for example of accuracies between 0 and 1.
 
     >>> mean([1.0, 0.0, 1.0, 1.0]).value
     0.75
@@ -45,7 +45,7 @@ def mean(values: Sequence[float] | np.ndarray, chance: float | None = None) -> F
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """Wilson's score interval of a share; [0, 1] when nothing was tried.
+    """Wilson's score interval of a share; [0, 1] for 0 trials.
 
     >>> [round(end, 3) for end in wilson(118, 140)]
     [0.774, 0.894]

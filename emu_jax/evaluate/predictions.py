@@ -1,11 +1,11 @@
-"""Predictions on disk: a JSON object a line, appended as they are made: a killed run loses none and repeats none.
+"""Predictions on disk: a JSON object a line, appended batch by batch: a killed run loses none and repeats none.
 
     FOLDER/0-of-2.jsonl    {"run": {"benchmark": "coco", "split": "test", "shots": 4, …}}
                            {"id": "391895", "prediction": "a man riding a motorcycle", "said": ["a man riding …"]}
     FOLDER/1-of-2.jsonl    the other process's
 
-The first line says what they are predictions of. A last line that was cut by a kill is taken away; every other line is
-whole, for a batch is flushed to disk before the next one begins.
+The first line identifies the run. A last line that a kill cut off is removed; every other line is complete, because a
+batch is flushed to disk before the next one begins.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 from emu_jax.errors import UserError
 
-# What predictions must share to be one set, and how a person calls it.
+# Fields that predictions of one run share, and their names in error messages.
 CHECKED = {
     "benchmark": "the benchmark",
     "split": "the split",
-    "shots": "the number of examples",
+    "shots": "the number of few-shot examples",
     "examples": "what chose the examples",
     "text_examples": "text-only examples",
     "chat": "the kind of prompts",
@@ -34,14 +34,15 @@ CHECKED = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """What predictions are of; every field is of JSON.
+class RunIdentity:
+    """What predictions must share to be of one run; the fields' names are those of the files.
 
     Attributes:
+      shots: number of few-shot examples.
       questions, model, examples: fingerprints of the benchmark's questions, of the model, and of what chose examples.
-      text_examples: whether two text-only examples stand in front (the paper's *).
+      text_examples: whether two text-only examples start each prompt (the paper's *).
       chat: whether prompts are the instruction-tuned model's.
-      drawing: settings of the images that are drawn, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are.
+      drawing: settings of drawn images, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are drawn.
     """
 
     benchmark: str
@@ -60,11 +61,11 @@ class Run:
         return f"{self.benchmark}-{self.split}-{self.shots}shot" + ("-text" if self.text_examples else "")
 
 
-def read(folder: Path, run: Run, ids: Sequence[str]) -> dict[str, Any]:
-    """Predictions by id of all the folder's files; {} where there is none.
+def read(folder: Path, run: RunIdentity, ids: Sequence[str]) -> dict[str, Any]:
+    """Predictions by id of all the folder's files; {} where there are no files.
 
     Raises:
-      UserError: they are of something else, one comes twice, or a line is not one.
+      UserError: a file is of another run, a question has two predictions, or a line is no prediction.
     """
     found: dict[str, Any] = {}
     known = set(ids)
@@ -78,7 +79,7 @@ def read(folder: Path, run: Run, ids: Sequence[str]) -> dict[str, Any]:
                 id, prediction = record["id"], record["prediction"]
             except (KeyError, TypeError) as error:
                 raise UserError(
-                    f'{where}: expected {{"id": …, "prediction": …}}; delete the file to start anew'
+                    f'{where}: expected {{"id": …, "prediction": …}}; delete the file to start again'
                 ) from error
             if id in found:
                 raise UserError(f"{where}: a second prediction for {id}; delete one of the two")
@@ -89,40 +90,40 @@ def read(folder: Path, run: Run, ids: Sequence[str]) -> dict[str, Any]:
 
 
 def _lines(file: Path) -> list[Any]:
-    """Every whole line's JSON."""
+    """The JSON of every complete line."""
     data = file.read_bytes()
     records = []
     for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
         try:
             records.append(json.loads(line))
         except ValueError as error:
-            raise UserError(f"{file}:{number}: not JSON ({error}); delete the file to start anew") from error
+            raise UserError(f"{file}:{number}: not JSON ({error}); delete the file to start again") from error
     return records
 
 
-def _check_run(file: Path, record: Any, run: Run) -> None:
+def _check_run(file: Path, record: Any, run: RunIdentity) -> None:
     theirs = record.get("run") if isinstance(record, dict) else None
     if not isinstance(theirs, Mapping):
-        raise UserError(f'{file}:1: expected {{"run": …}} as the first line; delete the file to start anew')
+        raise UserError(f'{file}:1: expected {{"run": …}} as the first line; delete the file to start again')
     for name, about in CHECKED.items():
         if theirs.get(name) != getattr(run, name):
             raise UserError(
                 f"{file}: predictions for another run: {about} was {theirs.get(name)!r}, is {getattr(run, name)!r}; "
-                "name another --out, or delete the file"
+                "write to another folder, or delete the file"
             )
 
 
 class Writer:
     """Appends to one file; use as a context manager."""
 
-    def __init__(self, file: Path, run: Run):
+    def __init__(self, file: Path, run: RunIdentity):
         file.parent.mkdir(parents=True, exist_ok=True)
         data = file.read_bytes() if file.exists() else b""
-        whole = data.rfind(b"\n") + 1
+        complete = data.rfind(b"\n") + 1
         self._file = file.open("r+b" if file.exists() else "wb")
-        self._file.truncate(whole)  # a line that a kill has cut
-        self._file.seek(whole)
-        if not whole:
+        self._file.truncate(complete)  # removes a line that a kill cut off
+        self._file.seek(complete)
+        if not complete:
             self.write([{"run": dataclasses.asdict(run)}])
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:

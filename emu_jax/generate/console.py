@@ -1,9 +1,9 @@
-"""Lines that a person types -> a chat's answers, streamed; a line that begins with / is a command.
+"""Lines typed by a user -> a chat's answers, streamed; a line that begins with / is a command.
 
-/image cat.png     shows an image with the next message
-/video clip.mp4    shows a video with it
-/undo   /reset     take back the last turn, or all
-/quit              ends, as the end of the input does
+/image cat.png     show an image with the next message
+/video clip.mp4    show a video with the next message
+/undo   /reset     take back the last turn, or all turns
+/quit              quit, like the end of the input
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Any, TextIO
 
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError, nearest
-from emu_jax.generate.chat import Chat, Video, read_video
+from emu_jax.generate.chat import Chat
+from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.prompt import ImageLike
 
 COMMANDS = {"/image": "PATH", "/video": "PATH", "/undo": "", "/reset": "", "/quit": ""}
@@ -25,9 +26,10 @@ HELP = " ".join(f"{name} {argument}".strip() + "," for name, argument in COMMAND
 
 
 class Console:
-    """A chat that is led by lines; images that were shown go with the next message.
+    """A chat driven by lines; shown images and videos go with the next message.
 
-    `settings` are `Chat.say`'s. Beams do not stream: with them an answer is written once it is whole.
+    Args:
+      settings: as in `Chat.say`. Beam search does not stream: the answer is written once it is complete.
     """
 
     def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any]):
@@ -35,18 +37,18 @@ class Console:
         self._shown: list[ImageLike | Video] = []
 
     def show(self, path: Path, *, video: bool) -> None:
-        """Reads an image or a video, for the next message.
+        """Reads an image or a video for the next message.
 
         Raises:
-          UserError: it cannot be read.
+          UserError: the file cannot be read.
         """
         self._shown.append(Video(read_video(Video(path))) if video else load_image(path))
 
     def take(self, line: str) -> bool:
-        """Does what a line says; whether the conversation goes on.
+        """Executes one line; returns whether the conversation continues.
 
         Raises:
-          UserError: the line cannot be done, and changed nothing.
+          UserError: the line cannot be executed; nothing has changed.
         """
         line = line.strip()
         if not line:
@@ -56,7 +58,7 @@ class Console:
             return True
         name, _, argument = line.partition(" ")
         if name not in COMMANDS:
-            raise UserError(f"{name} is no command; did you mean {nearest(name, COMMANDS)}? There are {HELP}")
+            raise UserError(f"{name} is no command; did you mean {nearest(name, COMMANDS)}? The commands are {HELP}")
         if bool(argument.strip()) != bool(COMMANDS[name]):
             raise UserError(f"{line}: expected {name} {COMMANDS[name]}".rstrip())
         if name in ("/image", "/video"):
@@ -71,18 +73,18 @@ class Console:
     def _say(self, message: str) -> None:
         parts, settings = [*self._shown, message], self.settings
         if settings.get("num_beams", 1) > 1:
-            with _interruption() as asked:
+            with _interruption() as interrupts:
                 self._write(self.chat.say(parts, **settings).text)
         else:
             settings = {name: settings[name] for name in settings.keys() - {"num_beams", "length_penalty"}}
-            with _interruption() as asked, contextlib.closing(self.chat.stream(parts, **settings)) as pieces:
+            with _interruption() as interrupts, contextlib.closing(self.chat.stream(parts, **settings)) as pieces:
                 for piece in pieces:
                     self._write(piece)
-                    if asked:
+                    if interrupts:
                         break
         self._shown = []
         self._write("\n")
-        if asked:
+        if interrupts:
             raise KeyboardInterrupt
 
     def _write(self, text: str) -> None:
@@ -92,34 +94,37 @@ class Console:
 
 @contextlib.contextmanager
 def _interruption() -> Iterator[list[int]]:
-    """Ctrl-C fills the list, to be looked at between pieces: JAX is best not interrupted at any place. Twice, it is."""
-    asked: list[int] = []
+    """Ctrl-C fills the list, which is checked between pieces, because JAX should not be interrupted inside a call.
 
-    def ask(number: int, frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
+    A second Ctrl-C interrupts at once.
+    """
+    interrupts: list[int] = []
+
+    def handler(number: int, frame: Any) -> None:
+        interrupts.append(number)
+        if len(interrupts) > 1:
             raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, ask)
+    before = signal.signal(signal.SIGINT, handler)
     try:
-        yield asked
+        yield interrupts
     finally:
         signal.signal(signal.SIGINT, before)
 
 
 def converse(console: Console, lines: Iterator[str] | Sequence[str]) -> None:
-    """All lines, or those up to /quit. What cannot be done ends it, with UserError."""
+    """Executes lines up to /quit or the end. A line that cannot be executed raises UserError."""
     for line in lines:
         if not console.take(line):
             return
 
 
 def converse_at_terminal(console: Console) -> None:
-    """Asks for lines. What cannot be done is told, and it goes on; Ctrl-C stops an answer or drops a line, Ctrl-D
-    ends it all."""
+    """Prompts for lines. Errors are printed, and the chat continues; Ctrl-C stops an answer or discards a line, and
+    Ctrl-D quits."""
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  (gives `input` editing and a history)
-    print(f"{HELP}; Ctrl-C stops an answer, Ctrl-D ends", file=console.out)
+        import readline  # noqa: F401  (adds line editing and a history to `input`)
+    print(f"{HELP}; Ctrl-C stops an answer, Ctrl-D quits", file=console.out)
     while True:
         try:
             if not console.take(input("> ")):

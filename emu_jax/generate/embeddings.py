@@ -1,6 +1,6 @@
-"""Visual embeddings, one after the other: hidden state -> regression head -> next input, Q times after [IMG].
+"""Visual embeddings, generated autoregressively: hidden state -> regression head -> next input, Q times after [IMG].
 
-The prefix is read once; every further step costs one position (the reference recomputes the whole prefix).
+The prompt is prefilled once, and each further step costs one position (the reference recomputes the whole prefix).
 """
 
 from __future__ import annotations
@@ -9,32 +9,32 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
 
+from emu_jax.generate.text import prefill
 from emu_jax.models import emu
-from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def generate_embeddings(params: emu.Params, inputs: Array, valid: Array, *, config: emu.EmuConfig) -> Array:
-    """Continues prefixes that end in [IMG].
+def generate_embeddings(
+    params: emu.Params, inputs: Float[Array, "B T D"], valid: Bool[Array, "B T"], *, config: emu.EmuConfig
+) -> Float[Array, "B Q D"]:
+    """The next image's embeddings in float32, for prompts that end in [IMG].
 
-    inputs [B, T, D] (embedded prompts, left-padded), valid bool [B, T] -> float32 [B, Q, D].
+    Args:
+      inputs: embedded prompts, left-padded. valid: False at padding.
     """
     llama = emu.bind(config, params).llama
-    rows, length = inputs.shape[:2]
     count = config.causal.queries
-    positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)  # [B, T]
-    cache = llama.init_cache(rows, length + count, config.dtype)
-    hidden, cache = llama.decode(inputs.astype(config.dtype), positions, cache, valid)
+    hidden, cache, position = prefill(llama, inputs, valid, count, config)
 
-    def step(carry: tuple[Array, KVCache], offset: Array) -> tuple[tuple[Array, KVCache], Array]:
+    def step(carry: tuple[Array, KVCache], offset: Int[Array, ""]) -> tuple[tuple[Array, KVCache], Array]:
         hidden, cache = carry
         embedding = llama.regress_head(hidden)  # [B, D]
-        position = positions[:, -1:] + 1 + offset  # [B, 1]
-        hidden, cache = llama.decode(embedding[:, None], position, cache)
+        hidden, cache = llama.decode(embedding[:, None], (position + offset)[:, None], cache)
         return (hidden[:, 0], cache), embedding
 
-    (hidden, _), embeddings = jax.lax.scan(step, (hidden[:, -1], cache), jnp.arange(count - 1))
+    (hidden, _), embeddings = jax.lax.scan(step, (hidden, cache), jnp.arange(count - 1))
     embeddings = jnp.concatenate([embeddings, llama.regress_head(hidden)[None]])  # [Q, B, D]
     return embeddings.swapaxes(0, 1).astype(jnp.float32)

@@ -1,6 +1,6 @@
-"""Requests for images -> PNG files that say how they were made.
+"""Drawing requests -> PNG files that record how they were made.
 
-A request is a prompt, a seed and a file; many come from a JSONL, a JSON object a line, paths relative to it:
+A request is a prompt, a seed and a file. A JSONL holds many, one JSON object per line, with paths relative to it:
 
     {"prompt": ["a dog wearing glasses"], "out": "dog.png", "seed": 3}
     {"prompt": [{"image": "cat.png"}, {"image": "tiger.png"}], "out": "blend.png"}
@@ -18,6 +18,7 @@ from typing import Any
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
+from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
 from emu_jax.generate.model import Emu, GeneratedImage
 
@@ -25,7 +26,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class Request:
+class DrawingRequest:
     """One image to draw; `prompt` holds texts and paths of images."""
 
     prompt: tuple[str | Path, ...]
@@ -33,25 +34,25 @@ class Request:
     out: Path
 
 
-def with_seeds(prompt: Sequence[str | Path], seeds: Sequence[int], out: Path) -> list[Request]:
-    """One request a seed; several are numbered: blend.png -> blend-0.png, blend-1.png."""
+def with_seeds(prompt: Sequence[str | Path], seeds: Sequence[int], out: Path) -> list[DrawingRequest]:
+    """One request per seed; several files are numbered by seed: blend.png -> blend-0.png, blend-1.png."""
     name = "{stem}-{seed}{suffix}" if len(seeds) > 1 else "{stem}{suffix}"
     return [
-        Request(tuple(prompt), seed, out.with_name(name.format(stem=out.stem, seed=seed, suffix=out.suffix)))
+        DrawingRequest(tuple(prompt), seed, out.with_name(name.format(stem=out.stem, seed=seed, suffix=out.suffix)))
         for seed in seeds
     ]
 
 
-def read_requests(file: Path) -> list[Request]:
-    """The requests of a JSONL.
+def read_requests(file: Path) -> list[DrawingRequest]:
+    """Reads a JSONL of requests.
 
     Raises:
-      UserError: naming the file and the line.
+      UserError: the file cannot be read, or a line is no request; names the file and the line.
     """
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"--prompts {file}: cannot be read ({error.strerror}); expected a JSONL") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a JSONL") from error
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -61,22 +62,22 @@ def read_requests(file: Path) -> list[Request]:
             prompt = tuple(
                 file.parent / part["image"] if isinstance(part, dict) else str(part) for part in record["prompt"]
             )
-            requests.append(Request(prompt, int(record.get("seed", 0)), file.parent / record["out"]))
+            requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), file.parent / record["out"]))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{file}:{number}: expected {{"prompt": ["text", {{"image": "a.png"}}], "out": "b.png", "seed": 0}} '
                 f"({type(error).__name__}: {error})"
             ) from error
     if not requests:
-        raise UserError(f"--prompts {file}: the file holds no requests")
+        raise UserError(f"{file}: the file holds no requests")
     return requests
 
 
-def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: dict[str, Any]) -> Iterator[Path]:
-    """Draws all requests, `batch` at a time, and yields each file once it is whole on disk.
+def draw_files(emu: Emu, requests: Sequence[DrawingRequest], *, batch: int, settings: dict[str, Any]) -> Iterator[Path]:
+    """Draws all requests, `batch` at a time, and yields each file once it is complete on disk.
 
     Raises:
-      UserError: two requests name one file, or a file is there already; before anything is drawn.
+      UserError: two requests name the same file, or a file exists already; before anything is drawn.
     """
     for request in requests:
         if request.out.exists():
@@ -90,11 +91,9 @@ def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: d
     emu.check_drawing(**settings)
     batch = min(batch, len(requests))
     with tqdm(total=len(requests), desc="draw", unit="image") as bar:
-        for start in range(0, len(requests), batch):
-            some = list(requests[start : start + batch])
-            filled = some + [some[-1]] * (batch - len(some))  # one shape, one program
+        for chunk, filled in padded_batches(requests, batch):
             drawn = emu.generate_images([r.prompt for r in filled], seeds=[r.seed for r in filled], **settings)
-            for request, result in zip(some, drawn, strict=False):
+            for request, result in zip(chunk, drawn, strict=False):
                 save(result, request, settings)
                 if result.flagged:
                     log.warning("%s: black, the safety checker flagged it", request.out)
@@ -102,8 +101,8 @@ def draw_files(emu: Emu, requests: Sequence[Request], *, batch: int, settings: d
                 yield request.out
 
 
-def about(result: GeneratedImage, prompt: Sequence[str], settings: dict[str, Any]) -> PngInfo:
-    """Prompt, seed, settings and what a safety checker said, as text chunks of a PNG."""
+def png_metadata(result: GeneratedImage, prompt: Sequence[str], settings: dict[str, Any]) -> PngInfo:
+    """Prompt, seed, settings and the safety checker's result, as text chunks of a PNG."""
     chunks = PngInfo()
     chunks.add_itxt("prompt", json.dumps(list(prompt), ensure_ascii=False))
     chunks.add_itxt("seed", str(result.seed))
@@ -112,8 +111,8 @@ def about(result: GeneratedImage, prompt: Sequence[str], settings: dict[str, Any
     return chunks
 
 
-def save(result: GeneratedImage, request: Request, settings: dict[str, Any]) -> None:
-    """Writes a PNG, whole or not at all, with `about` it in text chunks."""
+def save(result: GeneratedImage, request: DrawingRequest, settings: dict[str, Any]) -> None:
+    """Writes a PNG with its metadata, completely or not at all."""
     partial = request.out.with_name(request.out.name + ".partial")
-    result.image.save(partial, "PNG", pnginfo=about(result, [str(part) for part in request.prompt], settings))
+    result.image.save(partial, "PNG", pnginfo=png_metadata(result, [str(part) for part in request.prompt], settings))
     partial.replace(request.out)

@@ -1,7 +1,7 @@
-"""What the decoder trains on, computed once: a frozen model and a VAE over a source of documents -> `data/latents.py`.
+"""Precomputes the visual decoder's training examples: documents, a frozen model and a VAE -> `data/latents.py`.
 
-For every image with something before it: the embeddings that the model generates from that, one after the other
-(what conditions the U-Net when it draws), the image's own embeddings, and its latents.
+For every image with content before it: the embeddings that the model generates from that content (the condition of the
+U-Net when it draws), the image's own embeddings, and its latents.
 """
 
 from __future__ import annotations
@@ -12,17 +12,19 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from emu_jax.checkpoints.load import LoadedVAE, load_part
 from emu_jax.checkpoints.store import weights_of_parts
 from emu_jax.data.document import Image, Text
 from emu_jax.data.images import resize
 from emu_jax.data.latents import INDEX, LatentExample, write_latents
+from emu_jax.data.padding import padded_batches
 from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.errors import UserError
-from emu_jax.generate.decoder import encode_latents, load_vae
+from emu_jax.generate.decoder import encode_latents
 from emu_jax.generate.model import Emu
 
 BATCH = 32
-TEXT_LIMIT = 150  # characters; pairs with longer texts are dropped (from one set of notes on the paper)
+TEXT_LIMIT = 150  # characters; images after longer texts are dropped (from one set of notes on the paper)
 
 
 def precompute(
@@ -40,36 +42,36 @@ def precompute(
     """Writes `out`; returns the number of examples.
 
     Args:
-      model, tokenizer, vision_head_dim, weights: as `Emu.load` takes them.
-      vae: a work directory of the objective vae, or a diffusers folder.
-      source, split: as `config.data` of pretraining.
-      image_size: pixels of a side of the images to draw (default: what the VAE was trained on, else 512).
+      model, tokenizer, vision_head_dim, weights: as in `Emu.load`.
+      vae: a work directory, a checkpoint, or a diffusers folder.
+      source, split: as in `config.data` of pretraining.
+      image_size: height and width in pixels of the images to draw; by default the VAE's size in training, or 512 if it
+        is not known.
 
     Raises:
-      UserError: `out` is there already, or nothing in the source has a text before an image.
+      UserError: `out` exists already, or no image of the source has a short text before it.
     """
     if (out / INDEX).exists():
-        raise UserError(f"--out {out}: it holds precomputed examples; name another folder, or remove it")
+        raise UserError(f"out={out}: the folder holds precomputed examples; name another folder, or remove it")
     emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
-    vae_config, vae_params, trained_size = load_vae(vae, weights_of_parts(weights))
-    size = image_size or trained_size or 512
-    if size % vae_config.reduction:
-        raise UserError(f"--image-size {size}; this VAE needs a multiple of {vae_config.reduction}")
+    autoencoder = load_part(vae, LoadedVAE, weights_of_parts(weights))
+    size = image_size or autoencoder.image_size or 512
+    if size % autoencoder.config.reduction:
+        raise UserError(f"image_size={size}; this VAE needs a multiple of {autoencoder.config.reduction}")
     records = open_source(source, split, size, PairOrder("text_first"))
     parts = list(_conditioned_images(records))
     if not parts:
-        raise UserError(f"--source {source}: no image has a text of at most {TEXT_LIMIT} characters before it")
+        raise UserError(f"source={source}: no image has a text of at most {TEXT_LIMIT} characters before it")
 
     def examples() -> Iterator[LatentExample]:
-        for start in tqdm(range(0, len(parts), BATCH), desc="precompute", unit="batch"):
-            some = parts[start : start + BATCH]
-            filled = some + [some[-1]] * (BATCH - len(some))  # one shape, one program
+        batches = -(-len(parts) // BATCH)
+        for batch, filled in tqdm(padded_batches(parts, BATCH), desc="precompute", unit="batch", total=batches):
             images = np.stack([image.pixels for _, image in filled])
             seen = np.stack([resize(image, emu.config.vision.image_size) for image in images])
             encoded = emu.encode_images(seen)
             condition = emu.generate_embeddings([prompt for prompt, _ in filled])
-            mean, deviation = encode_latents(vae_params, images, config=vae_config)
-            for i, (_, image) in enumerate(some):
+            mean, deviation = encode_latents(autoencoder.params, images, config=autoencoder.config)
+            for i, (_, image) in enumerate(batch):
                 yield LatentExample(image.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i])
 
     about = {
@@ -85,7 +87,7 @@ def precompute(
 
 
 def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
-    """(everything before an image in its document, the image), for every image that has something before it."""
+    """Yields (everything before the image in its document, image) for every image that has something before it."""
     for index in range(len(source)):
         for document in source.documents(index, np.random.default_rng(index)):
             before: list[str | np.ndarray] = []

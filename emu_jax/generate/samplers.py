@@ -1,57 +1,59 @@
-"""Samplers: from noise to latents by calling the U-Net at falling timesteps; one signature, one compiled loop.
+"""Samplers: noise -> latents by calls of the U-Net at falling timesteps; one signature, one compiled loop.
 
-Every sampler here is linear in what it has seen, so each is a table of coefficients with one row a U-Net call:
+Every sampler here is linear in its model outputs, so each is a table of coefficients with one row per U-Net call:
 
-    eps    = guided(unet(scale * x, timestep))         one call on the conditional and the unconditional half together
+    eps    = guided(unet(scale * x, timestep))         classifier-free guidance (CFG): one call on both halves, the
+                                                       conditional and the unconditional one
     model  = from_x * x + from_eps * eps               eps itself, or the image that it implies
     x      = x_coef * x + sum_k history_coef[k] * model[k calls ago]
 
-`lax.scan` runs down the table. Guidance, seed, and even the sampler are data: only another number of rows compiles.
+`lax.scan` runs down the table. Guidance scale, seed, and even the sampler are data: only a new number of rows compiles.
 
     pndm   Liu et al. 2022 (arXiv 2202.09778), pseudo linear multistep, no Runge-Kutta steps; steps + 1 calls
     ddim   Song et al. 2021 (arXiv 2010.02502), eta = 0
     euler  Karras et al. 2022 (arXiv 2206.00364), algorithm 2 without churn
     dpmpp  Lu et al. 2022 (arXiv 2211.01095), DPM-Solver++ 2M, midpoint, last step of first order
 
-Timesteps are a whole number apart and shifted by the schedule's offset ("leading"); dpmpp's are spread from the last
-timestep down ("linspace"), as the reference implementations' defaults have them.
+Timesteps are a whole number apart and shifted by the schedule's offset ("leading"); dpmpp's are spread evenly from the
+last timestep down ("linspace"). Both are the reference implementations' defaults.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Float, Real
 
 from emu_jax.errors import UserError, nearest
 from emu_jax.models import unet
 from emu_jax.models.diffusion import Schedule
-from emu_jax.models.layers import Array
 
-HISTORY = 4  # model outputs a step may look back on, its own included
+HISTORY = 4  # model outputs that a step may use, its own included
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A sampler for a number of steps; float32 arrays with one row a U-Net call, and what noise is multiplied by."""
+    """A sampler for a number of steps, in float32: one row per U-Net call, and the scale of the initial noise."""
 
-    timestep: Array  # [R]
-    scale: Array  # [R], of the U-Net's input
-    from_x: Array  # [R]
-    from_eps: Array  # [R]
-    x_coef: Array  # [R]
-    history_coef: Array  # [R, HISTORY], newest first
-    remember: Array  # [R], 1 where the model output enters the history
-    initial_scale: Array  # []
+    timestep: Float[Array, " R"]
+    scale: Float[Array, " R"]  # of the U-Net's input
+    from_x: Float[Array, " R"]
+    from_eps: Float[Array, " R"]
+    x_coef: Float[Array, " R"]
+    history_coef: Float[Array, "R K"]  # K = HISTORY, newest first
+    remember: Float[Array, " R"]  # 1 where the model output enters the history
+    initial_scale: Float[Array, ""]
 
 
 def _rows(timesteps: np.ndarray) -> dict[str, np.ndarray]:
-    """A table of rows that change nothing."""
+    """A table whose rows leave x unchanged."""
     count = len(timesteps)
     one, zero = np.ones(count), np.zeros(count)
     return {
@@ -72,7 +74,7 @@ def _leading(schedule: Schedule, steps: int) -> np.ndarray:
 
 
 def _transfer(schedule: Schedule, start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x(end) = a * x(start) + b * eps, for timesteps of which negative ones mean the first: (a, b)."""
+    """(a, b) of x(end) = a * x(start) + b * eps; a negative timestep stands for the first one."""
     now, then = (schedule.alphas_bar[np.maximum(t, 0)] for t in (start, end))
     a = np.sqrt(then / now)
     return a, np.sqrt(1.0 - then) - a * np.sqrt(1.0 - now)
@@ -112,7 +114,7 @@ def _pndm(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
 
 
 def _sigmas(schedule: Schedule, timesteps: np.ndarray) -> np.ndarray:
-    """Noise over signal at the timesteps and, at the end, 0; [R + 1]."""
+    """Ratio of noise to signal at the timesteps, then 0 for the end; [R + 1]."""
     alphas_bar = schedule.alphas_bar[timesteps]
     return np.append(np.sqrt((1.0 - alphas_bar) / alphas_bar), 0.0)
 
@@ -145,17 +147,44 @@ def _dpmpp(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     return rows
 
 
-SAMPLERS: dict[str, Callable[[Schedule, int], dict[str, np.ndarray]]] = {
+Sampler = Callable[[Schedule, int], dict[str, np.ndarray]]  # schedule and steps -> the fields of `Table`
+SAMPLERS: dict[str, Sampler] = {
     "pndm": _pndm,
     "ddim": _ddim,
     "euler": _euler,
     "dpmpp": _dpmpp,
 }
+ENTRY_POINTS = "emu_jax.samplers"  # the group in which an installed package names its own samplers
+
+
+def sampler_names() -> list[str]:
+    """The names of all samplers, those of installed packages last."""
+    return list(dict.fromkeys([*SAMPLERS, *importlib.metadata.entry_points(group=ENTRY_POINTS).names]))
+
+
+def find_sampler(name: str) -> Sampler:
+    """One of `SAMPLERS`, or the sampler of an installed package.
+
+    Raises:
+      UserError: there is no such sampler, or it cannot be imported.
+    """
+    if name in SAMPLERS:
+        return SAMPLERS[name]
+    added = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    if name not in added.names:
+        raise UserError(f"sampler={name!r} is unknown; did you mean {nearest(name, sampler_names())}?")
+    try:
+        return added[name].load()
+    except (ImportError, AttributeError) as error:
+        raise UserError(
+            f"sampler={name!r}: {added[name].value} cannot be imported ({error}); expected a function of a schedule "
+            "and a number of steps"
+        ) from error
 
 
 @functools.lru_cache(maxsize=64)
 def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
-    """The sampler's table.
+    """The table of a sampler.
 
     >>> make_table("ddim", Schedule(), 4).timestep.tolist()
     [751.0, 501.0, 251.0, 1.0]
@@ -166,77 +195,80 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     emu_jax.errors.UserError: sampler='eulr' is unknown; did you mean euler?
 
     Raises:
-      UserError: no such sampler, or more steps than it has timesteps.
+      UserError: an unknown sampler, or more steps than it has timesteps.
     """
-    if sampler not in SAMPLERS:
-        raise UserError(f"sampler={sampler!r} is unknown; did you mean {nearest(sampler, SAMPLERS)}?")
+    fields = find_sampler(sampler)
     most = schedule.train_steps - schedule.offset
     if not 1 <= steps <= most:
         raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
-    rows = {name: value.astype(np.float32) for name, value in SAMPLERS[sampler](schedule, steps).items()}
-    return Table(**rows)  # type: ignore[arg-type]  # NumPy's until the compiled loop takes them
+    rows = {name: value.astype(np.float32) for name, value in fields(schedule, steps).items()}
+    return Table(**rows)  # type: ignore[arg-type]  # NumPy arrays until the compiled loop takes them
 
 
-def empty_history(shape: tuple[int, ...]) -> Array:
-    """What `advance` remembers before the first row, of latents [N, h, w, C]: [HISTORY - 1, N, h, w, C]."""
+def empty_history(shape: tuple[int, ...]) -> Float[Array, "K N h w C"]:
+    """The history before the first row, for latents of this shape [N, h, w, C]; K = HISTORY - 1."""
     return jnp.zeros((HISTORY - 1, *shape), jnp.float32)
 
 
 def advance(
     params: unet.Params,
     row: Table,
-    x: Array,
-    history: Array,
-    both: Array,
-    guidance: float | Array,
+    x: Float[Array, "N h w C"],
+    history: Float[Array, "K N h w C"],
+    conditions: Float[Array, "2*N Q D"],
+    guidance: float | Real[Array, " ..."],
     *,
     config: unet.UNetConfig,
-) -> tuple[Array, Array]:
-    """One row of a table: x [N, h, w, C] and history [HISTORY - 1, N, h, w, C], newest first, one U-Net call later.
+) -> tuple[Float[Array, "N h w C"], Float[Array, "K N h w C"]]:
+    """Advances latents and history by one row of a table, i.e. one U-Net call.
 
-    both [2N, Q, D]: unconditional, then conditional. The fields of `row` and the guidance may also be [N, …]: rows of N
-    tables, of images that have nothing to do with one another.
+    Args:
+      row: scalars; or fields [N, …], one row for each of N independent images with tables of their own.
+      history: the last HISTORY - 1 model outputs, newest first.
+      conditions: embeddings, the unconditional half first.
+      guidance: guidance scale, one for all images or one per image.
     """
     count = len(x)
 
-    def each(value: float | Array) -> Array:
-        """[] or [N] -> [N, 1, 1, 1]."""
+    def per_image(value: float | Array) -> Float[Array, "N 1 1 1"]:
         return jnp.broadcast_to(jnp.asarray(value), count)[:, None, None, None]
 
-    inputs = each(row.scale) * x
+    inputs = per_image(row.scale) * x
     timesteps = jnp.broadcast_to(row.timestep, count)
     eps = unet.apply(
-        params, jnp.concatenate([inputs, inputs]), jnp.concatenate([timesteps, timesteps]), both, config=config
+        params, jnp.concatenate([inputs, inputs]), jnp.concatenate([timesteps, timesteps]), conditions, config=config
     )
-    without, given = jnp.split(eps, 2)
-    eps = without + each(guidance) * (given - without)
-    model = each(row.from_x) * x + each(row.from_eps) * eps
-    seen = jnp.concatenate([model[None], history])  # [HISTORY, N, h, w, C]
-    x = each(row.x_coef) * x + jnp.einsum("nk,knhwc->nhwc", jnp.broadcast_to(row.history_coef, (count, HISTORY)), seen)
-    return x, jnp.where(each(row.remember)[None] > 0, seen[:-1], history)
+    unconditional, conditional = jnp.split(eps, 2)
+    eps = unconditional + per_image(guidance) * (conditional - unconditional)
+    model = per_image(row.from_x) * x + per_image(row.from_eps) * eps
+    outputs = jnp.concatenate([model[None], history])  # [HISTORY, N, h, w, C]
+    coefficients = jnp.broadcast_to(row.history_coef, (count, HISTORY))
+    x = per_image(row.x_coef) * x + jnp.einsum("nk,knhwc->nhwc", coefficients, outputs)
+    return x, jnp.where(per_image(row.remember)[None] > 0, outputs[:-1], history)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "trajectory"))
 def sample(
     params: unet.Params,
     table: Table,
-    noise: Array,
-    condition: Array,
-    unconditional: Array,
-    guidance: float | Array,
+    noise: Float[Array, "N h w C"],
+    condition: Float[Array, "N Q D"],
+    unconditional: Float[Array, "N Q D"],
+    guidance: float | Real[Array, ""],
     *,
     config: unet.UNetConfig,
     trajectory: bool = False,
-) -> Array:
-    """noise [N, h, w, C] of variance 1, condition and unconditional [N, Q, D] -> latents [N, h, w, C] in float32.
+) -> Float[Array, "N h w C"] | Float[Array, "R N h w C"]:
+    """Latents from noise of variance 1, in float32.
 
-    guidance: eps = unconditional + guidance * (conditional - unconditional). `trajectory` also keeps what stands after
-    every row: [R, N, h, w, C] instead.
+    Args:
+      guidance: guidance scale, in eps = unconditional + guidance * (conditional - unconditional).
+      trajectory: return the latents after every row of the table.
     """
-    both = jnp.concatenate([unconditional, condition])  # [2N, Q, D]
+    conditions = jnp.concatenate([unconditional, condition])  # [2N, Q, D]
 
     def step(carry: tuple[Array, Array], row: Table) -> tuple[tuple[Array, Array], Array | None]:
-        x, history = advance(params, row, *carry, both, guidance, config=config)
+        x, history = advance(params, row, *carry, conditions, guidance, config=config)
         return (x, history), (x if trajectory else None)
 
     x = table.initial_scale * noise.astype(jnp.float32)

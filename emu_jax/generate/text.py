@@ -1,12 +1,12 @@
-"""Text from embedded prompts: greedy, sampled or by beam search; one compiled program a shape.
+"""Decoding text from embedded prompts: greedy, by sampling or by beam search; one compiled program per shape.
 
 In: embedded prompts [B, T, D], left-padded. Out: token ids [B, N] and scores [B]. Numbers such as the temperature or
 the length penalty are traced: changing them compiles nothing.
 
-A text ends with one of `ends`: </s>, which stands first and fills what is behind the end, and of a model that learns it
-(`EmuConfig.learn_image_token`) [IMG], where an image begins.
+A text ends at the first of the `ends`. The first end is </s>, which also pads finished rows. A model that has learnt to
+begin images (`EmuConfig.learn_image_token`) has [IMG] as a second end.
 
-Lengths count a placeholder <s> before the first generated token, as the reference's decoding from embeddings does: in
+Lengths count a placeholder <s> before the first new token, as the reference's decoding from embeddings does: both in
 `min_length` and in score = sum of log p / length ** length_penalty.
 """
 
@@ -20,27 +20,56 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
 
+from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache, Llama
 
-NEVER = -1e9  # score of a beam that does not exist
+DEAD_BEAM_SCORE = -1e9  # log p of a beam that does not exist yet
 
-Ends = tuple[int, ...]  # token ids with which a text ends, </s> first
+Ends = tuple[int, ...]  # token ids that end a text, </s> first
 EndedBy = Literal["eos", "image", "length"]
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedText:
+    """A continuation.
+
+    Attributes:
+      token_ids: new tokens, without <s> and without the token that ended the text.
+      score: sum of log p / length ** length_penalty.
+      ended_by: "eos" at </s>, "image" where the model began an image, "length" at `max_new_tokens`, "closed" where the
+        consumer closed a chat's stream.
+    """
+
+    text: str
+    token_ids: list[int]
+    score: float
+    ended_by: EndedBy | Literal["closed"]
+
+
+def check_decoding(num_beams: int, max_new_tokens: int, temperature: float, top_p: float) -> None:
+    """Raises UserError for settings that cannot work."""
+    if num_beams < 1 or max_new_tokens < 1:
+        raise UserError(f"num_beams={num_beams}, max_new_tokens={max_new_tokens}; expected at least 1 of each")
+    if temperature < 0 or not 0 < top_p <= 1:
+        raise UserError(f"temperature={temperature}, top_p={top_p}; expected temperature >= 0 and 0 < top_p <= 1")
+    if num_beams > 1 and temperature > 0:
+        raise UserError(f"num_beams={num_beams} and temperature={temperature}; beams do not sample, choose one of them")
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How to choose tokens; scalars, or [B] of each row; traced.
+    """How tokens are chosen; scalars, or arrays [B] with one value per row; traced.
 
     Attributes:
-      min_length: what ends a text is forbidden while the length is below it.
+      min_length: a text shorter than this cannot end.
       length_penalty: exponent; above 0 favours long texts, below 0 short ones.
-      temperature: 0 takes the likeliest token (beam search ignores temperature, top_k, top_p).
-      top_k: sample among so many tokens; 0 for all. top_p: among the likeliest of total probability p.
+      temperature: 0 takes the likeliest token (beam search ignores temperature, top_k and top_p).
+      top_k: number of likeliest tokens to sample from; 0 for all.
+      top_p: total probability of the likeliest tokens to sample from.
     """
 
     min_length: int | Array = 1
@@ -50,42 +79,50 @@ class Decoding:
     top_p: float | Array = 1.0
 
 
-def is_end(token: Array, ends: Ends) -> Array:
-    """Which tokens end a text: bool of the same shape."""
+def is_end(token: Int[Array, " ..."], ends: Ends) -> Bool[Array, " ..."]:
+    """Whether each token ends a text."""
     return functools.reduce(operator.or_, (token == end for end in ends))
 
 
-def cut(ids: Sequence[int], ends: Ends) -> tuple[list[int], EndedBy]:
-    """A row's tokens up to its end, and what that was.
+def truncate_at_end(ids: Sequence[int], ends: Ends) -> tuple[list[int], EndedBy]:
+    """The tokens of one row before its end, and how it ended.
 
-    >>> cut([7, 8, 2, 2], (2, 5)), cut([7, 5, 2, 2], (2, 5)), cut([7, 8, 8, 8], (2, 5))
-    (([7, 8], 'eos'), ([7], 'image'), ([7, 8, 8, 8], 'length'))
+    >>> truncate_at_end([7, 8, 2, 2], (2, 5)), truncate_at_end([7, 5, 2, 2], (2, 5))
+    (([7, 8], 'eos'), ([7], 'image'))
+    >>> truncate_at_end([7, 8, 8, 8], (2, 5))
+    ([7, 8, 8, 8], 'length')
     """
-    place = next((place for place, id in enumerate(ids) if id in ends), None)
-    if place is None:
+    end = next((index for index, id in enumerate(ids) if id in ends), None)
+    if end is None:
         return list(ids), "length"
-    return list(ids[:place]), "eos" if ids[place] == ends[0] else "image"
+    return list(ids[:end]), "eos" if ids[end] == ends[0] else "image"
 
 
-def _prefill(
-    llama: Llama, inputs: Array, valid: Array, new_slots: int, config: emu.EmuConfig
-) -> tuple[Array, KVCache, Array]:
-    """Reads the prompts: last hidden state [B, D], cache with `new_slots` free, next RoPE position [B]."""
+def prefill(
+    llama: Llama, inputs: Float[Array, "B T D"], valid: Bool[Array, "B T"], new_slots: int, config: emu.EmuConfig
+) -> tuple[Float[Array, "B D"], KVCache, Int[Array, " B"]]:
+    """Prefills a cache with left-padded prompts.
+
+    Returns:
+      The last hidden state, a cache with `new_slots` free slots, and the next RoPE position.
+    """
     positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
     cache = llama.init_cache(inputs.shape[0], inputs.shape[1] + new_slots, config.dtype)
     hidden, cache = llama.decode(inputs.astype(config.dtype), positions, cache, valid)
     return hidden[:, -1], cache, positions[:, -1] + 1
 
 
-def _log_probabilities(llama: Llama, hidden: Array, length: Array, decoding: Decoding, ends: Ends) -> Array:
-    """[…, D] -> log p [..., V] float32, with ends forbidden below the minimal length."""
+def _log_probabilities(
+    llama: Llama, hidden: Float[Array, "*rows D"], length: Int[Array, " ..."], decoding: Decoding, ends: Ends
+) -> Float[Array, "*rows V"]:
+    """Log p of the next token in float32; -inf for ends while the text is shorter than `min_length`."""
     scores = jax.nn.log_softmax(llama.logits(hidden).astype(jnp.float32), axis=-1)
     forbidden = is_end(jnp.arange(scores.shape[-1]), ends) & jnp.expand_dims(length < decoding.min_length, -1)
     return jnp.where(forbidden, -jnp.inf, scores)
 
 
-def _filtered(scores: Array, decoding: Decoding) -> Array:
-    """log p [B, V] -> logits to sample from: temperature, then top-k, then top-p (the likeliest token always stays)."""
+def _filtered(scores: Float[Array, "B V"], decoding: Decoding) -> Float[Array, "B V"]:
+    """Log p -> logits to sample from: temperature, then top-k, then top-p (the likeliest token always stays)."""
     temperature, top_k, top_p = (  # [B, 1] each
         jnp.broadcast_to(value, len(scores))[:, None]
         for value in (decoding.temperature, decoding.top_k, decoding.top_p)
@@ -103,9 +140,14 @@ def _filtered(scores: Array, decoding: Decoding) -> Array:
 
 
 def choose(
-    llama: Llama, hidden: Array, count: Array, key: Array, decoding: Decoding, ends: Ends
-) -> tuple[Array, Array]:
-    """hidden [B, D] after `count` new tokens -> the next one int32 [B], and its log p [B]."""
+    llama: Llama,
+    hidden: Float[Array, "B D"],
+    count: Int[Array, ""],
+    key: Key[Array, ""],
+    decoding: Decoding,
+    ends: Ends,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """The next token after `count` new ones, and its log p."""
     scores = _log_probabilities(llama, hidden, count + 1, decoding, ends)  # [B, V]
     token = jax.lax.cond(
         decoding.temperature > 0,
@@ -116,11 +158,16 @@ def choose(
 
 
 def choose_each(
-    llama: Llama, hidden: Array, counts: Array, keys: Array, decoding: Decoding, ends: Ends
-) -> tuple[Array, Array]:
-    """`choose` for rows that have nothing to do with one another: counts, keys and the fields of `decoding` are [B].
+    llama: Llama,
+    hidden: Float[Array, "B D"],
+    counts: Int[Array, " B"],
+    keys: Key[Array, " B"],
+    decoding: Decoding,
+    ends: Ends,
+) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
+    """`choose` for independent rows: the fields of `decoding` are [B].
 
-    Each row's token is the one that `choose` takes for it alone.
+    Each row's token is the one that `choose` returns for that row on its own.
     """
     scores = _log_probabilities(llama, hidden, counts + 1, decoding, ends)  # [B, V]
 
@@ -135,21 +182,25 @@ def choose_each(
 @functools.partial(jax.jit, static_argnames=("config", "ends", "max_new_tokens"))
 def generate(
     params: emu.Params,
-    inputs: Array,
-    valid: Array,
-    key: Array,
+    inputs: Float[Array, "B T D"],
+    valid: Bool[Array, "B T"],
+    key: Key[Array, ""],
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
     ends: Ends,
     max_new_tokens: int,
-) -> tuple[Array, Array]:
-    """Greedy or sampled text.
+) -> tuple[Int[Array, "B N"], Float[Array, " B"]]:
+    """Greedy decoding or sampling.
 
-    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N], its end among them and </s> after it, scores [B].
+    Args:
+      inputs: embedded prompts, left-padded. valid: False at padding.
+
+    Returns:
+      N = max_new_tokens ids per row, which include the token that ended the text and are </s> after it; and the scores.
     """
     llama = emu.bind(config, params).llama
-    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens, config)
+    hidden, cache, position = prefill(llama, inputs, valid, max_new_tokens, config)
     rows = inputs.shape[0]
 
     def unfinished(carry: tuple) -> Array:
@@ -180,7 +231,7 @@ def generate(
     return tokens, total / length.astype(jnp.float32) ** decoding.length_penalty
 
 
-def _embed(llama: Llama, tokens: Array, config: emu.EmuConfig) -> Array:
+def _embed(llama: Llama, tokens: Int[Array, "B T"], config: emu.EmuConfig) -> Float[Array, "B T D"]:
     return llama.embed(tokens).astype(config.dtype)
 
 
@@ -189,46 +240,46 @@ def _embed(llama: Llama, tokens: Array, config: emu.EmuConfig) -> Array:
 class _Beams:
     """State of a beam search over B prompts with K beams and N new tokens."""
 
-    count: Array  # int32 [], tokens generated so far
-    hidden: Array  # [B, K, D]
-    cache: KVCache  # T prompt slots, then K slots a step
-    origin: Array  # int32 [B, K, N], which of the step's K slots belongs to this beam's history
-    tokens: Array  # int32 [B, K, N]
-    scores: Array  # [B, K], summed log p
-    finished_tokens: Array  # int32 [B, K, N], </s> after the end
-    finished_scores: Array  # [B, K], divided by the length penalty; -inf where there is none yet
-    done: Array  # bool [B]
+    count: Int[Array, ""]  # tokens generated so far
+    hidden: Float[Array, "B K D"]
+    cache: KVCache  # T prompt slots, then K slots per step
+    origin: Int[Array, "B K N"]  # which of a step's K slots belongs to this beam's history
+    tokens: Int[Array, "B K N"]
+    scores: Float[Array, "B K"]  # summed log p
+    finished_tokens: Int[Array, "B K N"]  # </s> after the end
+    finished_scores: Float[Array, "B K"]  # with the length penalty; -inf where there is no finished beam yet
+    done: Bool[Array, " B"]
 
 
 @functools.partial(jax.jit, static_argnames=("config", "ends", "max_new_tokens", "beams"))
 def beam_search(
     params: emu.Params,
-    inputs: Array,
-    valid: Array,
+    inputs: Float[Array, "B T D"],
+    valid: Bool[Array, "B T"],
     decoding: Decoding,
     *,
     config: emu.EmuConfig,
     ends: Ends,
     max_new_tokens: int,
     beams: int,
-) -> tuple[Array, Array]:
-    """Beam search as Hugging Face's `generate` does it (early_stopping off), which the reference used.
+) -> tuple[Int[Array, "B N"], Float[Array, " B"]]:
+    """Beam search as in Hugging Face's `generate` with early_stopping off, which the reference used.
 
-    The prompt's keys and values stand in the cache once, whatever the number of beams, and no cache is ever copied:
-    each step appends one slot a beam, and a beam attends to the slots of its own history (`origin`).
+    The cache holds the prompt's keys and values once, however many beams there are, and is never copied: each step
+    appends one slot per beam, and a beam attends to the slots of its own history (`origin`).
 
-    inputs [B, T, D], valid bool [B, T] -> tokens int32 [B, N], its end among them and </s> after it, scores [B].
+    Args and returns: as `generate`.
     """
     llama = emu.bind(config, params).llama
     rows, prompt, _ = inputs.shape
-    hidden, cache, position = _prefill(llama, inputs, valid, max_new_tokens * beams, config)
+    hidden, cache, position = prefill(llama, inputs, valid, max_new_tokens * beams, config)
     padded = jnp.pad(valid, ((0, 0), (0, max_new_tokens * beams)))  # [B, C]
-    slot_step = (jnp.arange(padded.shape[1]) - prompt) // beams  # of every slot, negative in the prompt
+    slot_step = (jnp.arange(padded.shape[1]) - prompt) // beams  # step that filled each slot; negative in the prompt
     slot_beam = (jnp.arange(padded.shape[1]) - prompt) % beams
 
-    candidates = (1 + len(ends)) * beams  # of a step: if every beam may end in every way, K are left that go on
+    candidates = (1 + len(ends)) * beams  # per step: even if every beam ends in every way, K unfinished ones are left
 
-    def penalised(scores: Array, length: Array) -> Array:
+    def penalised(scores: Float[Array, " ..."], length: Int[Array, ""]) -> Float[Array, " ..."]:
         return scores / length.astype(jnp.float32) ** decoding.length_penalty
 
     def step(s: _Beams) -> _Beams:
@@ -264,12 +315,12 @@ def beam_search(
         history = jnp.take(origin, jnp.maximum(slot_step, 0), axis=2)  # [B, K, C]
         own = (slot_step >= 0) & (slot_step <= s.count) & (history == slot_beam)
         mask = own | padded[:, None, :]  # [B, K, C]
-        places = jnp.broadcast_to((position + s.count)[:, None], (rows, beams))
-        hidden, cache = llama.decode(_embed(llama, token, config), places, s.cache, mask=mask)
+        positions = jnp.broadcast_to((position + s.count)[:, None], (rows, beams))
+        hidden, cache = llama.decode(_embed(llama, token, config), positions, s.cache, mask=mask)
         return _Beams(s.count + 1, hidden, cache, origin, tokens, scores, finished_tokens, finished_scores, done)
 
     blank = jnp.full((rows, beams, max_new_tokens), ends[0], jnp.int32)
-    first = jnp.where(jnp.arange(beams) == 0, 0.0, NEVER)  # all beams start alike: only one may go on
+    first = jnp.where(jnp.arange(beams) == 0, 0.0, DEAD_BEAM_SCORE)  # all beams start equal: only one may be extended
     state = _Beams(
         count=jnp.zeros((), jnp.int32),
         hidden=jnp.broadcast_to(hidden[:, None], (rows, beams, hidden.shape[-1])),
@@ -292,33 +343,41 @@ def beam_search(
 
 @functools.partial(jax.jit, static_argnames="config")
 def score_candidates(
-    params: emu.Params, inputs: Array, valid: Array, candidates: Array, *, config: emu.EmuConfig
-) -> Array:
-    """Summed negative log-likelihood of each candidate after its prompt.
+    params: emu.Params,
+    inputs: Float[Array, "B T D"],
+    valid: Bool[Array, "B T"],
+    candidates: Int[Array, "B M N"],
+    *,
+    config: emu.EmuConfig,
+) -> Float[Array, "B M"]:
+    """Summed negative log-likelihood of each candidate after its prompt, in float32.
 
-    inputs [B, T, D], valid bool [B, T]; candidates int32 [B, M, N], -1 at padding -> float32 [B, M].
-    A prompt is read once; every candidate attends to it and to itself.
+    Each prompt is prefilled once; every candidate attends to its prompt and to itself.
+
+    Args:
+      inputs: embedded prompts, left-padded. valid: False at padding.
+      candidates: token ids, -1 at padding.
     """
     llama = emu.bind(config, params).llama
     rows, count, length = candidates.shape
-    hidden, cache, position = _prefill(llama, inputs, valid, count * length, config)
+    hidden, cache, position = prefill(llama, inputs, valid, count * length, config)
     prompt = inputs.shape[1]
     tokens = jnp.maximum(candidates, 0).reshape(rows, -1)  # [B, M*N]
     number = jnp.repeat(jnp.arange(count), length)  # [M*N]
-    place = jnp.tile(jnp.arange(length), count)
-    own = (number[:, None] == number[None, :]) & (place[:, None] >= place[None, :])  # [M*N, M*N]
+    offset = jnp.tile(jnp.arange(length), count)
+    own = (number[:, None] == number[None, :]) & (offset[:, None] >= offset[None, :])  # [M*N, M*N]
     own = jnp.broadcast_to(own, (rows, *own.shape))
     sees_prompt = jnp.broadcast_to(valid[:, None, :], (rows, count * length, prompt))
     mask = jnp.concatenate([sees_prompt, own], axis=2)  # [B, M*N, C]
-    states, _ = llama.decode(_embed(llama, tokens, config), position[:, None] + place[None], cache, mask=mask)
+    states, _ = llama.decode(_embed(llama, tokens, config), position[:, None] + offset[None], cache, mask=mask)
     states = states.reshape(rows, count, length, -1)
     first = jnp.broadcast_to(hidden[:, None, None], (rows, count, 1, hidden.shape[-1]))
-    before = jnp.concatenate([first, states[:, :, :-1]], axis=2)  # [B, M, N, D], what predicts each token
+    before = jnp.concatenate([first, states[:, :, :-1]], axis=2)  # [B, M, N, D], the state that predicts each token
 
-    def picked(before: Array, labels: Array) -> Array:
-        """A row's [M, N, D] and [M, N] -> log p of the labels: float32 logits of one row live at a time."""
+    def label_log_p(before: Float[Array, "M N D"], labels: Int[Array, "M N"]) -> Float[Array, "M N"]:
+        """One row's log p of the labels: only one row's float32 logits exist at a time."""
         scores = jax.nn.log_softmax(llama.logits(before).astype(jnp.float32), axis=-1)
         return jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
 
-    found = jax.lax.map(lambda row: picked(*row), (before, candidates))  # [B, M, N]
-    return -jnp.where(candidates >= 0, found, 0.0).sum(2)
+    log_p = jax.lax.map(lambda row: label_log_p(*row), (before, candidates))  # [B, M, N]
+    return -jnp.where(candidates >= 0, log_p, 0.0).sum(2)

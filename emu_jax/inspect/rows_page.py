@@ -218,7 +218,7 @@ def _document(row: PackedRow, number: int, found: Survey) -> str:
     positions = np.flatnonzero(row.segments == number)
     start, stop = int(positions[0]), int(positions[-1]) + 1
     images = int((row.slots[start:stop] >= 0).sum()) // found.queries
-    source = int(row.sources[start])
+    source = int(row.source_ids[start])
     about = f"{_dot(source)}<b>{html.escape(found.names[source])}</b> · {_count(stop - start, 'token')}"
     about += f" · {_count(images, 'image')}"
     text, visual = float(row.text_weights[start:stop].max()), float(row.visual_weights[start:stop].max())
@@ -255,7 +255,7 @@ def _tokens(row: PackedRow, start: int, stop: int, tokenizer: Tokenizer) -> Iter
                 f"<small>#{number + 1} ×{len(positions)}</small></span>"
             )
         else:
-            for ids, text in tokenizer.spell(row.tokens[first : positions[-1] + 1].tolist()):
+            for ids, text in tokenizer.pieces(row.tokens[first : positions[-1] + 1].tolist()):
                 weight = _weight(row.text_weights[first])
                 first += len(ids)
                 yield f'<span class="t {weight}" title="{" ".join(map(str, ids))}">{html.escape(text)}</span>'

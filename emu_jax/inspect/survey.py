@@ -61,7 +61,7 @@ class PackedRow:
     tokens: np.ndarray
     segments: np.ndarray
     slots: np.ndarray
-    sources: np.ndarray
+    source_ids: np.ndarray
     text_weights: np.ndarray
     visual_weights: np.ndarray
     cuts: np.ndarray
@@ -223,7 +223,7 @@ def survey(packed: PackedDocuments, *, batches: int, rows: int = 0) -> Survey:
     shown: list[PackedRow] = []
     try:
         for batch in itertools.islice(pipeline, batches):
-            batch = {"sources": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
+            batch = {"source_ids": np.zeros_like(batch["tokens"])} | batch  # which a single source goes without
             batch["cuts"] = pipeline.cuts
             documents.append(count_documents(batch, queries, tokenizer.eos_id))
             row_tokens.append((batch["segments"] > 0).sum(1))
@@ -271,7 +271,7 @@ def count_documents(batch: Mapping[str, np.ndarray], queries: int, eos: int) -> 
 
     cuts, learnt = batch["cuts"].ravel()[first], batch["text_weights"] > 0
     return Documents(
-        sources=batch["sources"].ravel()[first],
+        sources=batch["source_ids"].ravel()[first],
         tokens=count(live),
         images=count(batch["slots"] >= 0) // queries,
         continues=(cuts & CONTINUES) > 0,

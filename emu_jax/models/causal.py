@@ -1,19 +1,20 @@
-"""Causal Transformer: image features [N, P + 1, Dv] -> causal embeddings [N, Q, Dl] in the LLM's width.
+"""Causal Transformer: image features [I, P + 1, Dv] -> causal embeddings [I, Q, D] in the language model's width.
 
-A T5-v1 decoder (12 blocks of 768 in the published model) whose inputs are Q learned queries: causal
-self-attention with T5's relative-position bias, cross-attention to the image, ReLU feed-forward; scores are
-not scaled by 1/sqrt(H). A linear map with bias then projects to the LLM's width.
+A T5-v1 decoder (12 blocks of width 768 in the published model) whose inputs are Q learned queries: causal
+self-attention with T5's relative-position bias, cross-attention to the image, ReLU feed-forward. Scores are not scaled
+by 1/sqrt(H). A linear map with bias then projects to the language model's width.
 
-Parameters start as T5's initialisation has them, but for these, where `EmuConfig.init` chooses between the reference's
-values and values that suit any width:
+Initial parameters follow T5, except these, for which `EmuConfig.init` chooses between the reference's values and values
+that suit any width (W is the Causal Transformer's own):
 
                   reference                        scaled
     queries       normal, std 0.02                 normal, std 1
-    cross k, v    normal, std W^-0.5               normal, std Dv^-0.5, their own input's width
-    projection    uniform within W^-0.5, as bias   normal, std W^-0.5; bias 0
+    cross k, v    normal, std W^-0.5               normal, std Dv^-0.5, for the width of their input
+    projection    uniform in [-1, 1] W^-0.5        normal, std W^-0.5
+      its bias    uniform in [-1, 1] W^-0.5        0
 
-Two others can take its place, for ablations (`configs/ablations`): queries that see one another both ways, and no
-transformer at all, only pooled patches and a linear map.
+For ablations (`configs/ablations`) there are two alternatives: bidirectional self-attention among the queries, and
+pooled patches with a linear map and no transformer.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import (
@@ -49,11 +51,11 @@ KINDS = ("causal", "bidirectional", "pooled")
 
 @dataclasses.dataclass(frozen=True)
 class CausalConfig:
-    """Sizes of the Causal Transformer. T5's heads need not fill the width: `head_dim` is its own field.
+    """Sizes of the Causal Transformer. As in T5, `head_dim` is independent of the width.
 
     Attributes:
       kind: "causal", as published; "bidirectional", where every query sees all others; or "pooled", no transformer
-        (`PooledPatches`), which reads of these fields `queries` alone.
+        (`PooledPatches`), which uses only the field `queries`.
     """
 
     queries: int
@@ -81,9 +83,9 @@ class CausalConfig:
 
 
 def relative_buckets(length: int, buckets: int, max_distance: int, *, bidirectional: bool = False) -> np.ndarray:
-    """T5's buckets [length, length] for (query, key): exact up to buckets/2, then logarithmic.
+    """T5's buckets [length, length] of (query, key) distances: exact up to buckets/2, then logarithmic.
 
-    With buckets=4, max_distance=8 and length=5 (keys after the query fall into bucket 0 and are masked):
+    With buckets=4, max_distance=8 and length=5 (keys after the query have bucket 0 and are masked):
 
         0 0 0 0 0
         1 0 0 0 0
@@ -91,7 +93,7 @@ def relative_buckets(length: int, buckets: int, max_distance: int, *, bidirectio
         2 2 1 0 0
         3 2 2 1 0
 
-    Bidirectional, half of the buckets are for keys after the query. With buckets=8, max_distance=8 and length=4:
+    If bidirectional, half of the buckets are for keys after the query. With buckets=8, max_distance=8 and length=4:
 
         0 5 6 6
         1 0 5 6
@@ -110,11 +112,11 @@ def relative_buckets(length: int, buckets: int, max_distance: int, *, bidirectio
 
 
 class CausalAttention(nnx.Module):
-    """T5 attention without biases or scaling: x [N, Q, W] attends to memory [N, T, M] -> [N, Q, W]."""
+    """T5's attention of x to a memory, without biases or scaling."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str, init: str):
         inner = c.heads * c.head_dim
-        # T5 draws k and v for memories of its own width; the reference kept that for images of another.
+        # T5 initialises k and v for memories of its own width; the reference kept that for images of another width.
         gain = (memory / c.width) ** 0.5 if init == "reference" else 1.0
         self.q = Linear(rngs, c.width, inner, ("embed", "heads"), dtype, gain=c.head_dim**-0.5)
         self.k = Linear(rngs, memory, inner, ("embed", "heads"), dtype, gain=gain)
@@ -122,7 +124,14 @@ class CausalAttention(nnx.Module):
         self.o = Linear(rngs, inner, c.width, ("heads", "embed"), dtype)
         self.head_dim, self.dropout = c.head_dim, c.dropout
 
-    def __call__(self, x: Array, memory: Array, bias: Array | None, mask: Array | None, key: Array | None) -> Array:
+    def __call__(
+        self,
+        x: Float[Array, "I Q W"],
+        memory: Float[Array, "I T M"],
+        bias: Float[Array, "1 N Q T"] | None,
+        mask: Bool[Array | np.ndarray, "1 1 Q T"] | None,
+        key: Array | None,
+    ) -> Float[Array, "I Q W"]:
         q, k, v = (split_heads(y, self.head_dim) for y in (self.q(x), self.k(memory), self.v(memory)))
         mixed = attention(q, k, v, scale=1.0, bias=bias, mask=mask, dropout_rate=self.dropout, key=key)
         return self.o(merge_heads(mixed))
@@ -136,12 +145,12 @@ class CausalMLP(nnx.Module):
         self.wo = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype)
         self.dropout = c.dropout
 
-    def __call__(self, x: Array, key: Array | None) -> Array:
+    def __call__(self, x: Float[Array, "I Q W"], key: Array | None) -> Float[Array, "I Q W"]:
         return self.wo(dropout(jax.nn.relu(self.wi(x)), self.dropout, key))
 
 
 class CausalBlock(nnx.Module):
-    """Self-attention, cross-attention to the features, feed-forward; x [N, Q, W]."""
+    """Self-attention, cross-attention to the features, feed-forward."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, memory: int, dtype: str, init: str):
         self.self_norm = RMSNorm(c.width, c.norm_eps, dtype)
@@ -153,8 +162,14 @@ class CausalBlock(nnx.Module):
         self.dropout = c.dropout
 
     def __call__(
-        self, x: Array, *, features: Array, bias: Array, mask: Array | None, key: Array | None = None
-    ) -> Array:
+        self,
+        x: Float[Array, "I Q W"],
+        *,
+        features: Float[Array, "I T Dv"],
+        bias: Float[Array, "1 N Q Q"],
+        mask: Bool[Array | np.ndarray, "1 1 Q Q"] | None,
+        key: Array | None = None,
+    ) -> Float[Array, "I Q W"]:
         keys = split_key(key, 6)
         x = with_logical_constraint(x, ("image", "queries", "embed_act"))
         y = self.self_norm(x)
@@ -165,13 +180,13 @@ class CausalBlock(nnx.Module):
 
 
 class CausalTransformer(nnx.Module):
-    """Features [N, P+1, Dv] -> causal embeddings [N, Q, Dl]."""
+    """The features of all patches and CLS (T = P + 1) -> causal embeddings."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str):
         as_reference = init == "reference"
         std = 0.02 if as_reference else 1.0
         self.queries = parameter(rngs, (c.queries, c.width), ("queries", "embed"), dtype, std=std)
-        # Owned by block 0 in the checkpoint and shared by the self-attention of every block.
+        # The published checkpoint stores it in block 0; the self-attention of every block uses it.
         self.relative_bias = parameter(rngs, (c.buckets, c.heads), ("buckets", "heads"), dtype, std=c.width**-0.5)
         self.blocks = stack(lambda rngs: CausalBlock(rngs, c, features, dtype, init), c.layers, rngs)
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
@@ -180,8 +195,8 @@ class CausalTransformer(nnx.Module):
         self.float32_gradients = False
 
     def __call__(
-        self, features: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
-    ) -> Array:
+        self, features: Float[Array, "I T Dv"], *, remat: str = "none", unroll: bool = False, key: Array | None = None
+    ) -> Float[Array, "I Q D"]:
         c = self.config
         keys = split_key(key, 3)
         both = c.kind == "bidirectional"
@@ -189,21 +204,23 @@ class CausalTransformer(nnx.Module):
         bias = self.relative_bias[...].astype(jnp.float32)[buckets].transpose(2, 0, 1)[None]  # [1, N, Q, Q]
         mask = None if both else np.tril(np.ones((c.queries, c.queries), bool))[None, None]
         shape = (features.shape[0], c.queries, c.width)
-        x = repeat(self.queries[...], shape, features.dtype, float32_gradients=self.float32_gradients)  # [N, Q, W]
+        x = repeat(self.queries[...], shape, features.dtype, float32_gradients=self.float32_gradients)  # [I, Q, W]
         x = dropout(x, c.dropout, keys[0])
         x = scan_layers(
             self.blocks, x, remat=remat, unroll=unroll, key=keys[1], features=features, bias=bias, mask=mask
         )
         x = dropout(self.final_norm(x), c.dropout, keys[2])
-        return self.projection(x)  # [N, Q, Dl]
+        return self.projection(x)
 
 
 def pooling(queries: int, side: int) -> np.ndarray:
-    """Averages of patches [Q, P], of a grid of side x side = P: row q is what the q-th embedding sees.
+    """Weights [Q, P] that pool a grid of side x side = P patches: row q averages the patches of embedding q.
 
-    Where Q equal cells tile the grid, q is a cell, row by row, of the most nearly square such tiling (tall cells where
-    two are alike). Else the patches are cut as a sequence: q averages those from floor(qP/Q) to before ceil((q+1)P/Q),
-    as adaptive average pooling does; neighbours then share patches. With queries=2 and side=2, and with queries=3:
+    If Q equal cells tile the grid, the embeddings are the cells of the most nearly square tiling, row by row (in a tie,
+    tall cells). Otherwise the patches are pooled as a sequence, as in adaptive average pooling: embedding q averages
+    patches floor(qP/Q) to ceil((q+1)P/Q) - 1, and neighbours share patches.
+
+    With side=2, queries=2 and queries=3:
 
         1/2  0  1/2  0          1/2 1/2  0   0
          0  1/2  0  1/2          0  1/2 1/2  0
@@ -226,7 +243,7 @@ def pooling(queries: int, side: int) -> np.ndarray:
 
 
 class PooledPatches(nnx.Module):
-    """Features [N, P+1, Dv] -> embeddings [N, Q, Dl]: means of patches (`pooling`) and a linear map, without CLS."""
+    """Means of patches (`pooling`), without CLS, and a linear map."""
 
     def __init__(self, rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str):
         as_torch = init == "reference"
@@ -234,17 +251,17 @@ class PooledPatches(nnx.Module):
         self.config = c
 
     def __call__(
-        self, features: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None
-    ) -> Array:
-        """The options are those of `CausalTransformer`; nothing here has layers or dropout."""
-        patches = features[:, 1:]  # [N, P, Dv]
+        self, features: Float[Array, "I T Dv"], *, remat: str = "none", unroll: bool = False, key: Array | None = None
+    ) -> Float[Array, "I Q D"]:
+        """The options of `CausalTransformer` have no effect: there are no layers and no dropout."""
+        patches = features[:, 1:]  # [I, P, Dv]
         weights = jnp.asarray(pooling(self.config.queries, math.isqrt(patches.shape[1])), features.dtype)
         pooled = jnp.einsum("qp,npd->nqd", weights, patches)
-        return self.projection(with_logical_constraint(pooled, ("image", "queries", "embed_act")))  # [N, Q, Dl]
+        return self.projection(with_logical_constraint(pooled, ("image", "queries", "embed_act")))
 
 
 def make_causal(
     rngs: nnx.Rngs, c: CausalConfig, features: int, outputs: int, dtype: str, init: str
 ) -> CausalTransformer | PooledPatches:
-    """The module of `c.kind`, drawn as `init` says (one of `INITS`)."""
+    """The module of `c.kind`, initialised by `init` (one of `INITS`)."""
     return (PooledPatches if c.kind == "pooled" else CausalTransformer)(rngs, c, features, outputs, dtype, init)

@@ -1,27 +1,27 @@
-"""Stable Diffusion's safety checker: CLIP's vision tower, and the concepts whose neighbourhood flags an image.
+"""Stable Diffusion's safety checker: CLIP's vision tower, and concepts that flag images with a similar embedding.
 
-    pixels [N, S, S, 3] normalised -> embeddings [N, E] -> flagged bool [N]
+    pixels [B, size, size, 3] normalised -> embeddings [B, E] -> flagged bool [B]
 
-Modules carry the names of the published files' keys (`convert/diffusers.py`).
+Modules are named after the keys of the published files (`checkpoints/convert/diffusers.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
+from jaxtyping import Bool, Float
 
 from emu_jax.errors import UserError
+from emu_jax.models import parameters
 from emu_jax.models.layers import Array, LayerNorm, Linear, attention, constant, merge_heads, parameter, split_heads
+from emu_jax.models.parameters import Params
 
-Params = dict[str, Any]
-
-SPECIAL_CARE = 0.01  # by how much the thresholds fall for an image close to a special concept
+SPECIAL_CARE = 0.01  # decrease of all thresholds for an image close to a special concept
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,13 @@ class ClipConfig:
             )
 
 
-def quick_gelu(x: Array) -> Array:
-    """x * sigmoid(1.702 x), what CLIP was trained with."""
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """x * sigmoid(1.702 x), the GELU that CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class ClipAttention(nnx.Module):
-    """Self-attention with biases; x [N, P+1, D]."""
+    """Self-attention with biases."""
 
     q_proj: Linear
     k_proj: Linear
@@ -65,7 +65,7 @@ class ClipAttention(nnx.Module):
             setattr(self, name, Linear(rngs, c.width, c.width, ("embed", "heads"), "float32", bias=True))
         self.head_dim = c.width // c.heads
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         q, k, v = (split_heads(y, self.head_dim) for y in (self.q_proj(x), self.k_proj(x), self.v_proj(x)))
         return self.out_proj(merge_heads(attention(q, k, v, scale=self.head_dim**-0.5)))
 
@@ -77,12 +77,12 @@ class ClipMLP(nnx.Module):
         self.fc1 = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), "float32", bias=True)
         self.fc2 = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), "float32", bias=True)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         return self.fc2(quick_gelu(self.fc1(x)))
 
 
 class ClipBlock(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); x [N, P+1, D]."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, rngs: nnx.Rngs, c: ClipConfig):
         self.layer_norm1 = LayerNorm(c.width, c.norm_eps, "float32")
@@ -90,13 +90,13 @@ class ClipBlock(nnx.Module):
         self.layer_norm2 = LayerNorm(c.width, c.norm_eps, "float32")
         self.mlp = ClipMLP(rngs, c)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B T D"]) -> Float[Array, "B T D"]:
         x = x + self.self_attn(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 
 class ClipVision(nnx.Module):
-    """Normalised pixels [N, S, S, 3] -> pooled features [N, D]."""
+    """Normalised pixels -> pooled features."""
 
     def __init__(self, rngs: nnx.Rngs, c: ClipConfig):
         p, patches = c.patch_size, (c.image_size // c.patch_size) ** 2
@@ -109,20 +109,20 @@ class ClipVision(nnx.Module):
         self.layers = nnx.Dict({str(i): ClipBlock(rngs, c) for i in range(c.layers)})
         self.post_norm = LayerNorm(c.width, c.norm_eps, "float32")
 
-    def __call__(self, pixels: Array) -> Array:
+    def __call__(self, pixels: Float[Array, "B size size 3"]) -> Float[Array, "B D"]:
         kernel = self.patch_kernel[...]
         p, width = kernel.shape[0], kernel.shape[-1]
-        patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [N, P, p*p*3]
-        x = patches @ kernel.reshape(-1, width)  # [N, P, D]
+        patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [B, P, p*p*3]
+        x = patches @ kernel.reshape(-1, width)  # [B, P, D]
         cls = jnp.broadcast_to(self.class_embedding[...], (x.shape[0], 1, width))
-        x = self.pre_norm(jnp.concatenate([cls, x], axis=1) + self.position_embedding[...])  # [N, P+1, D]
+        x = self.pre_norm(jnp.concatenate([cls, x], axis=1) + self.position_embedding[...])  # [B, P+1, D]
         for block in self.layers.values():
             x = block(x)
         return self.post_norm(x[:, 0])
 
 
 class SafetyChecker(nnx.Module):
-    """CLIP, its projection, and concept embeddings [K, E] with a threshold [K] each."""
+    """CLIP, its projection, and concept embeddings [K, E] with their thresholds [K]."""
 
     concept_embeds: nnx.Variable
     concept_embeds_weights: nnx.Variable
@@ -137,11 +137,11 @@ class SafetyChecker(nnx.Module):
             setattr(self, f"{name}_embeds", embeddings)
             setattr(self, f"{name}_embeds_weights", constant(1.0, (count,), ("queries",), "float32"))
 
-    def __call__(self, pixels: Array) -> Array:
-        """Normalised pixels [N, S, S, 3] -> flagged bool [N]."""
-        embedding = _unit(self.visual_projection(self.vision(pixels)))  # [N, E]
+    def __call__(self, pixels: Float[Array, "B size size 3"]) -> Bool[Array, " B"]:
+        """Whether each image, of normalised pixels, is flagged."""
+        embedding = _unit(self.visual_projection(self.vision(pixels)))  # [B, E]
         special = embedding @ _unit(self.special_care_embeds[...]).T - self.special_care_embeds_weights[...]
-        close = (_rounded(special) > 0).any(1, keepdims=True)  # [N, 1]
+        close = (_rounded(special) > 0).any(1, keepdims=True)  # [B, 1]
         concept = embedding @ _unit(self.concept_embeds[...]).T - self.concept_embeds_weights[...]
         return (_rounded(concept + SPECIAL_CARE * close) > 0).any(1)
 
@@ -151,21 +151,16 @@ def _unit(x: Array) -> Array:
 
 
 def _rounded(x: Array) -> Array:
-    """To three digits, as the published checker compares."""
+    """Rounded to three digits, as in the published checker."""
     return jnp.round(x, 3)
 
 
-@functools.lru_cache(maxsize=8)
-def _template(config: ClipConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: SafetyChecker(nnx.Rngs(params=0), config)))
-
-
 def abstract(config: ClipConfig) -> Params:
-    """The parameter tree as `ShapeDtypeStruct`s; allocates nothing."""
-    return nnx.to_pure_dict(_template(config)[1])
+    """The parameters' shapes and dtypes (`parameters.abstract`)."""
+    return parameters.abstract(SafetyChecker, config)
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def flagged(params: Params, pixels: Array, *, config: ClipConfig) -> Array:
-    """Normalised pixels [N, S, S, 3] -> bool [N], as `SafetyChecker.__call__`."""
-    return nnx.merge(_template(config)[0], params)(pixels)
+def flagged(params: Params, pixels: Float[Array, "B size size 3"], *, config: ClipConfig) -> Bool[Array, " B"]:
+    """Whether each image, of normalised pixels, is flagged."""
+    return parameters.bind(SafetyChecker, config, params)(pixels)

@@ -1,8 +1,11 @@
 """Building blocks shared by the three networks: linear maps, norms, attention and the scan over depth.
 
-Every function takes and returns plain arrays; modules only declare parameters and their logical axes
-(`sharding.py` maps those to the mesh). Compute happens in the dtype of the input; norms, softmax and
-RoPE are computed in float32 whatever that is.
+Every function takes and returns plain arrays; modules only declare parameters and their logical axes, which the
+logical axis rules of `sharding.py` map to the mesh. Everything is computed in the dtype of the input, except norms,
+softmax and RoPE, which are computed in float32.
+
+Array types name axes in one alphabet: B batch, S sequence, T keys, I images, P patches, Q queries, D width, N heads,
+H head, F hidden, V vocabulary. Tests check them at run time (`tests/array_types.py`).
 """
 
 from __future__ import annotations
@@ -14,19 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Bool, Float, Int
+
+from emu_jax.errors import UserError
 
 Array = jax.Array
 
 _policies = jax.checkpoint_policies
-# What a block keeps for its backward pass; everything else is computed again.
+# What is saved of a block for its backward pass; everything else is recomputed.
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,  # everything
-    "full": _policies.nothing_saveable,  # its input alone
-    "attention": _policies.save_only_these_names("qkv", "attention"),  # queries, keys, values and their mixture
-    "dots": _policies.save_from_both_policies(  # these and the results of all linear maps
+    "full": _policies.nothing_saveable,  # only its input
+    "attention": _policies.save_only_these_names("qkv", "attention"),  # queries, keys, values, attention's output
+    "dots": _policies.save_from_both_policies(  # the same and the outputs of all linear maps
         _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("qkv", "attention")
     ),
-    # As attention, in the host's memory.
+    # The same as "attention", in the host's memory.
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=["qkv", "attention"],
@@ -36,33 +42,39 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 }
 
 
-def parameter(
-    rngs: nnx.Rngs,
-    shape: tuple[int, ...],
-    axes: tuple[str, ...],
-    dtype: str,
-    *,
-    std: float,
-) -> nnx.Param:
-    """A normally initialised parameter that carries the names of its logical axes."""
+ADAPTER_LEAVES = ("lora_a", "lora_b")  # the two factors of a LoRA adapter, beside `kernel`
+
+
+def check_compute(where: str, config: Any) -> None:
+    """Raises unless `dtype`, `param_dtype` and, if it has one, `remat` of the model config at `where` are known."""
+    remat = getattr(config, "remat", "none")
+    if remat not in REMAT_POLICIES:
+        raise UserError(f"{where}.remat={remat!r} is unknown; choose one of {sorted(REMAT_POLICIES)}")
+    for name in ("dtype", "param_dtype"):
+        if getattr(config, name) not in ("float32", "bfloat16"):
+            raise UserError(f"{where}.{name}={getattr(config, name)!r}; expected float32 or bfloat16")
+
+
+def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, *, std: float) -> nnx.Param:
+    """A normally distributed parameter that carries the names of its logical axes."""
     value = jax.random.normal(rngs.params(), shape, jnp.float32) * std
     return nnx.Param(value.astype(dtype), axes=axes)
 
 
 def uniform(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str, *, bound: float) -> nnx.Param:
-    """A parameter drawn uniformly between -bound and bound, i.e. of standard deviation bound / sqrt(3)."""
+    """A parameter drawn uniformly from [-bound, bound], i.e. with standard deviation bound / sqrt(3)."""
     value = jax.random.uniform(rngs.params(), shape, jnp.float32, -bound, bound)
     return nnx.Param(value.astype(dtype), axes=axes)
 
 
 def constant(value: float, shape: tuple[int, ...], axes: tuple[str, ...], dtype: str) -> nnx.Param:
-    """A parameter that starts as a constant (norm scales, biases)."""
+    """A parameter with a constant initial value (norm scales, biases)."""
     return nnx.Param(jnp.full(shape, value, dtype), axes=axes)
 
 
 @jax.custom_vjp
-def project(x: Array, kernel: Array) -> Array:
-    """x [..., D] @ kernel [D, F] -> [..., F]."""
+def project(x: Float[Array, "*batch D"], kernel: Float[Array, "D F"]) -> Float[Array, "*batch F"]:
+    """x @ kernel."""
     return jnp.einsum("...d,df->...f", x, kernel)
 
 
@@ -73,7 +85,7 @@ def _project_backward(saved: tuple[Array, Array], gradient: Array) -> tuple[Arra
 
 
 def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    # Not `project` again: remat policies look for the product, and do not look into a function with its own gradient.
+    # Not `project` itself: remat policies look for the product, but not inside a function with a custom gradient.
     return jnp.einsum("...d,df->...f", x, kernel), (x, kernel)
 
 
@@ -81,11 +93,11 @@ project.defvjp(_project_forward, _project_backward)
 
 
 @jax.custom_vjp
-def project_float32(x: Array, kernel: Array) -> Array:
+def project_float32(x: Float[Array, "*batch D"], kernel: Float[Array, "D F"]) -> Float[Array, "*batch F"]:
     """`project` by the master kernel, computed in x's dtype; only the kernel's gradient is float32 from its product on.
 
-    `project` by a kernel that was cast to bfloat16 has a bfloat16 gradient: each device rounds its own rows' sum, and
-    the devices' sums are added in bfloat16.
+    With `project` and a kernel cast to bfloat16, each device would round the sum over its own rows, and the sums would
+    be reduced over devices in bfloat16.
     """
     return jnp.einsum("...d,df->...f", x, kernel.astype(x.dtype))
 
@@ -104,14 +116,16 @@ def _project_float32_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Arra
 project_float32.defvjp(_project_float32_forward, _project_float32_backward)
 
 
-def add(x: Array, weight: Array, *, float32_gradients: bool) -> Array:
-    """x [..., F] + a weight of x's last axes, in x's dtype; the weight's gradient is summed in float32, or in that."""
+def add(
+    x: Float[Array, "*batch D"], weight: Float[Array, "*axes D"], *, float32_gradients: bool
+) -> Float[Array, "*batch D"]:
+    """x + a weight of its last axes, in x's dtype. `float32_gradients`: sum the weight's gradient in float32."""
     return add_float32(x, weight) if float32_gradients else x + weight.astype(x.dtype)
 
 
 @jax.custom_vjp
-def add_float32(x: Array, weight: Array) -> Array:
-    """`add` with a gradient of the weight that is summed in float32."""
+def add_float32(x: Float[Array, "*batch D"], weight: Float[Array, "*axes D"]) -> Float[Array, "*batch D"]:
+    """`add` whose gradient of the weight is summed in float32."""
     return x + weight.astype(x.dtype)
 
 
@@ -124,7 +138,7 @@ add_float32.defvjp(lambda x, weight: (x + weight.astype(x.dtype), weight), _add_
 
 
 def repeat(weight: Array, shape: tuple[int, ...], dtype: jnp.dtype, *, float32_gradients: bool) -> Array:
-    """A weight in `dtype`, repeated to `shape`; its gradient is summed over the copies in float32, or in `dtype`."""
+    """A weight broadcast to `shape` in `dtype`. `float32_gradients`: sum its gradient over the copies in float32."""
     if float32_gradients:
         return jnp.broadcast_to(weight, shape).astype(dtype)
     return jnp.broadcast_to(weight.astype(dtype), shape)
@@ -133,12 +147,13 @@ def repeat(weight: Array, shape: tuple[int, ...], dtype: jnp.dtype, *, float32_g
 class Linear(nnx.Module):
     """y = x @ kernel + bias with kernel [in, out]; x [..., in] -> [..., out] in x's dtype.
 
-    The kernel starts with standard deviation gain / sqrt(in), which fits any width (0.014 at LLaMA's 5120), and the
-    bias at 0; with `as_torch` both start as torch's nn.Linear has them, uniform within 1 / sqrt(in). With dtype int8
-    the kernel holds integers, and y is multiplied by `scale` [out] (`quantise.py`); it is never trained. With `adapter`
-    (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) a b, float32 and 0 at first (`lora.py`);
-    without a key nothing is dropped. Where `float32_gradients` is set, gradients of kernels and biases are float32
-    whatever x is (`project_float32`).
+    Initialisation: the kernel has standard deviation gain / sqrt(in), which suits any width (0.014 at LLaMA's 5120),
+    and the bias is 0. With `as_torch` both are uniform in [-1, 1] / sqrt(in), as in torch's nn.Linear.
+
+    With dtype int8 the kernel holds integers, y is multiplied by `scale` [out] (`quantise.py`), and neither is trained.
+    With `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) lora_a lora_b, in float32
+    and initially 0 (`lora.py`); without a key there is no dropout. With `float32_gradients` the gradients of kernels
+    and biases are float32 in any compute dtype (`project_float32`).
     """
 
     def __init__(
@@ -162,8 +177,8 @@ class Linear(nnx.Module):
             self.kernel = parameter(rngs, (inputs, outputs), axes, dtype, std=gain * bound)
         if adapter is not None:
             rank, alpha, self.adapter_dropout = adapter
-            self.a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
-            self.b = constant(0.0, (rank, outputs), ("rank", axes[1]), "float32")
+            self.lora_a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
+            self.lora_b = constant(0.0, (rank, outputs), ("rank", axes[1]), "float32")
             self.adapter_scale = alpha / rank
         if dtype == "int8":
             self.scale = constant(1.0, (outputs,), (axes[1],), "float32")
@@ -172,34 +187,34 @@ class Linear(nnx.Module):
         elif bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
-    def __call__(self, x: Array, key: Array | None = None) -> Array:
+    def __call__(self, x: Float[Array, "*batch D"], key: Array | None = None) -> Float[Array, "*batch F"]:
         if hasattr(self, "scale"):
             y = (project(x, self.kernel[...].astype(x.dtype)) * self.scale[...]).astype(x.dtype)
         else:
             y = self._project(x, self.kernel[...])
-        if hasattr(self, "a"):
+        if hasattr(self, "lora_a"):
             kept = dropout(x, self.adapter_dropout, key)
-            y = y + self._project(self._project(kept, self.a[...]), self.b[...]) * self.adapter_scale
+            y = y + self._project(self._project(kept, self.lora_a[...]), self.lora_b[...]) * self.adapter_scale
         return add(y, self.bias[...], float32_gradients=self.float32_gradients) if hasattr(self, "bias") else y
 
     def _project(self, x: Array, kernel: Array) -> Array:
         return project_float32(x, kernel) if self.float32_gradients else project(x, kernel.astype(x.dtype))
 
 
-def gelu(x: Array) -> Array:
-    """Exact GELU, x Φ(x) by erf as the reference has it; `jax.nn.gelu` computes the costlier erfc."""
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Exact GELU, x Φ(x), by erf as in the reference; `jax.nn.gelu` computes the costlier erfc."""
     return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
 
 
 class LayerNorm(nnx.Module):
-    """LayerNorm with scale and bias, in float32; x [..., D] -> [..., D] in x's dtype."""
+    """LayerNorm with scale and bias, computed in float32 and returned in x's dtype."""
 
     def __init__(self, width: int, eps: float, dtype: str):
         self.scale = constant(1.0, (width,), ("norm",), dtype)
         self.bias = constant(0.0, (width,), ("norm",), dtype)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         y = x.astype(jnp.float32)
         y = y - y.mean(-1, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
@@ -207,20 +222,22 @@ class LayerNorm(nnx.Module):
 
 
 class RMSNorm(nnx.Module):
-    """RMSNorm (T5's and LLaMA's: no mean, no bias), in float32; x [..., D] -> [..., D] in x's dtype."""
+    """RMSNorm (T5's and LLaMA's: no mean, no bias), computed in float32 and returned in x's dtype."""
 
     def __init__(self, width: int, eps: float, dtype: str):
         self.scale = constant(1.0, (width,), ("norm",), dtype)
         self.eps = eps
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
         y = x.astype(jnp.float32)
         y = y * jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.eps)
         return (y * self.scale[...]).astype(x.dtype)
 
 
-def dropout(x: Array, rate: float, key: Array | None, *, per_sample: bool = False) -> Array:
-    """Inverted dropout; identity without a key. `per_sample` drops whole rows [B, ...] (drop-path)."""
+def dropout(
+    x: Float[Array, "*shape"], rate: float, key: Array | None, *, per_sample: bool = False
+) -> Float[Array, "*shape"]:
+    """Inverted dropout; the identity without a key. `per_sample` drops whole rows [B, ...] (drop-path)."""
     if key is None or rate == 0.0:
         return x
     shape = (x.shape[0],) + (1,) * (x.ndim - 1) if per_sample else x.shape
@@ -229,32 +246,28 @@ def dropout(x: Array, rate: float, key: Array | None, *, per_sample: bool = Fals
 
 
 def split_key(key: Array | None, count: int) -> list[Array | None]:
-    """`count` keys, or as many `None`s when there is no randomness (evaluation)."""
+    """`count` keys, or as many `None`s without a key (evaluation)."""
     return [None] * count if key is None else list(jax.random.split(key, count))
 
 
 def attention(
-    q: Array,
-    k: Array,
-    v: Array,
+    q: Float[Array, "B N S H"],
+    k: Float[Array, "B N T H"],
+    v: Float[Array, "B N T H"],
     *,
     scale: float,
-    bias: Array | None = None,
-    mask: Array | None = None,
+    bias: Float[Array, "#B #N #S #T"] | None = None,
+    mask: Bool[Array | np.ndarray, "#B #N #S #T"] | None = None,
     dropout_rate: float = 0.0,
     key: Array | None = None,
-) -> Array:
-    """Plain multi-head attention with a float32 softmax.
+) -> Float[Array, "B N S H"]:
+    """Multi-head attention with scores in memory and a float32 softmax; returned in q's dtype.
 
     Args:
-      q: [B, N, S, H]; k, v: [B, N, T, H].
-      scale: what the scores are multiplied by (1 for T5, H**-0.5 elsewhere).
-      bias: added to the scores, broadcastable to [B, N, S, T].
-      mask: bool, True where attention is allowed, broadcastable to [B, N, S, T]. A query with no
-        allowed key gets a finite, meaningless mixture: such rows are padding and are never read.
-
-    Returns:
-      [B, N, S, H] in q's dtype.
+      scale: Factor of the scores (1 for T5, H**-0.5 elsewhere).
+      bias: Added to the scaled scores.
+      mask: True where attention is allowed. A query with no allowed key gets finite but meaningless values: such
+        positions are padding and are never read.
     """
     scores = jnp.einsum("bnsh,bnth->bnst", q * scale, k).astype(jnp.float32)  # [B, N, S, T]
     if bias is not None:
@@ -265,22 +278,24 @@ def attention(
     return jnp.einsum("bnst,bnth->bnsh", weights, v)
 
 
-def split_heads(x: Array, head_dim: int) -> Array:
-    """[B, S, N*H] -> [B, N, S, H]: a head's positions lie together, as matrix products and caches want them."""
+def split_heads(x: Float[Array, "B S D"], head_dim: int) -> Float[Array, "B N S H"]:
+    """D = N * H. A head's positions become contiguous, which suits matrix products and caches."""
     return x.reshape(*x.shape[:-1], -1, head_dim).swapaxes(-3, -2)
 
 
-def merge_heads(x: Array) -> Array:
-    """[B, N, S, H] -> [B, S, N*H]."""
+def merge_heads(x: Float[Array, "B N S H"]) -> Float[Array, "B S N*H"]:
+    """The inverse of `split_heads`."""
     x = x.swapaxes(-3, -2)
     return x.reshape(*x.shape[:-2], -1)
 
 
-def rope_tables(positions: Array, length: int, head_dim: int, base: float) -> tuple[Array, Array]:
-    """cos and signed sin [B, S, H] in float32 for positions [B, S] below `length` (rotate-half convention).
+def rope_tables(
+    positions: Int[Array, "B S"], length: int, head_dim: int, base: float
+) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
+    """cos and signed sin in float32 for positions below `length` (rotate-half convention).
 
-    Looked up, not computed: compilers fuse the producer of cos and sin into each rotation of each layer, where a load
-    costs next to nothing and a sine does not.
+    They are looked up, not computed: compilers fuse the producer of cos and sin into every rotation of every layer,
+    where a load costs almost nothing and a sine does not.
     """
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)  # [H/2]
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # [length, H/2]
@@ -291,11 +306,13 @@ def rope_tables(positions: Array, length: int, head_dim: int, base: float) -> tu
     )
 
 
-def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
-    """Rotates pairs (i, i + H/2) of x [B, S, N, H] by the angles of tables [B, S, H]; float32 inside.
+def apply_rope(
+    x: Float[Array, "B S N H"], cos: Float[Array, "B S H"], sin: Float[Array, "B S H"]
+) -> Float[Array, "B S N H"]:
+    """Rotates pairs (i, i + H/2) of each head by the tables' angles, in float32.
 
-    Whole heads are multiplied, beside themselves with their halves exchanged: arrays of half a head would waste half of
-    a TPU's registers and be written to memory and read again.
+    It multiplies whole heads, and whole heads with their halves exchanged: arrays of half a head would waste half of a
+    TPU's registers and make a round trip through memory.
     """
     other = jnp.roll(x, x.shape[-1] // 2, axis=-1)  # (i + H/2) % H
     rotated = x.astype(jnp.float32) * cos[:, :, None, :] + other.astype(jnp.float32) * sin[:, :, None, :]
@@ -303,19 +320,25 @@ def apply_rope(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -> nnx.Module:
-    """One module whose every parameter has a leading `layers` axis: the depth of a network, stacked."""
+    """`layers` modules as one, whose parameters have a leading `layers` axis."""
     keys = jax.random.split(rngs.params(), layers)
     return nnx.vmap(lambda key: make(nnx.Rngs(params=key)), in_axes=0, out_axes=0)(keys)
 
 
 def scan_layers(
-    blocks: nnx.Module, x: Array, *, remat: str, unroll: bool, key: Array | None = None, **kwargs: Any
-) -> Array:
-    """Runs the stacked `blocks` one after the other: x [B, S, D] -> [B, S, D].
+    blocks: nnx.Module,
+    x: Float[Array, "B S D"],
+    *,
+    remat: str,
+    unroll: bool,
+    key: Array | None = None,
+    **kwargs: Any,
+) -> Float[Array, "B S D"]:
+    """Runs the stacked `blocks` one after the other.
 
-    `jax.lax.scan` over the parameters, so that the compiled program holds one block whatever the depth;
-    `unroll` writes the blocks out instead (faster on CPUs, where shallow models run). `remat` names what
-    a block keeps for the backward pass (`REMAT_POLICIES`). Each layer draws from its own `key`.
+    `jax.lax.scan` over the parameters makes the compiled program hold one block at any depth; `unroll` writes the
+    blocks out instead (faster on CPUs, where shallow models run). `remat` names what is saved of a block for the
+    backward pass (`REMAT_POLICIES`). Each layer gets its own key, split from `key`.
     """
     graph, params = nnx.split(blocks)
     layers = jax.tree.leaves(params)[0].shape[0]
@@ -328,15 +351,3 @@ def scan_layers(
     if REMAT_POLICIES[remat] is not None:
         block = jax.checkpoint(block, policy=REMAT_POLICIES[remat], prevent_cse=unroll)
     return jax.lax.scan(block, x, (params, keys), unroll=layers if unroll else 1)[0]
-
-
-def named_axes(state: nnx.State) -> dict[str, Any]:
-    """A module's parameter tree with a tuple of logical axis names at every leaf; stacked layers add "layers"."""
-    tree: dict[Any, Any] = {}
-    for path, variable in nnx.to_flat_state(state):
-        node = tree
-        for part in path[:-1]:
-            node = node.setdefault(part, {})
-        stacked = len(variable.shape) - len(variable.axes)
-        node[path[-1]] = ("layers",) * stacked + tuple(variable.axes)
-    return tree

@@ -1,7 +1,7 @@
 """LLaMA with two heads: embeddings [B, S, D] -> hidden states [B, S, D] -> next token and next visual embedding.
 
-Pre-norm blocks of RoPE attention and SwiGLU, RMSNorm, no biases. Rows hold several packed documents: a
-position attends to earlier positions of its own segment alone. `decode` continues from a KV cache.
+Pre-norm blocks of RoPE attention and SwiGLU, RMSNorm, no biases. Rows hold several packed documents: a position
+attends only to earlier positions of its own segment. `decode` continues from a KV cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Float, Int
 
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.layers import (
@@ -32,7 +33,7 @@ from emu_jax.models.layers import (
 from emu_jax.models.packed_attention import KERNELS, packed_attention
 from emu_jax.sharding import platform, with_logical_constraint
 
-# A block's linear maps in the order in which they are computed.
+# A block's linear maps, in the order of computation.
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
 
@@ -41,12 +42,12 @@ class LlamaConfig:
     """Sizes of the language model.
 
     Attributes:
-      context: the longest sequence generation accepts.
-      int8: the blocks' kernels are 8-bit integers with scales (`quantise.py`); of such a model only adapters train.
-      lora_rank, lora_alpha: of low-rank adapters (`lora.py`); rank 0 has none.
-      lora_dropout: of what adapters read, in training.
-      lora_targets: the projections that have adapters, of `PROJECTIONS`; the paper's are those of attention.
-      attention: how whole rows are attended to (`packed_attention.py`); auto suits the devices.
+      context: Length of the longest sequence that generation accepts.
+      int8: Store the blocks' kernels as 8-bit integers with scales (`quantise.py`); then only adapters are trainable.
+      lora_rank, lora_alpha: Rank and alpha of the LoRA adapters (`lora.py`); rank 0 means no adapters.
+      lora_dropout: Dropout rate of the adapters' inputs in training.
+      lora_targets: The projections with adapters, of `PROJECTIONS`; by default those of attention, as in the paper.
+      attention: Attention kernel for packed rows (`packed_attention.py`); "auto" chooses by device.
     """
 
     vocab_size: int
@@ -95,13 +96,13 @@ class LlamaConfig:
         return self.width // self.heads
 
     def projection_sizes(self) -> dict[str, tuple[int, int]]:
-        """Inputs and outputs of every one of `PROJECTIONS`."""
+        """Input and output width of each of `PROJECTIONS`."""
         inner, outer = (self.width, self.mlp_dim), (self.mlp_dim, self.width)
         square = (self.width, self.width)
         return dict(zip(PROJECTIONS, (square, square, square, square, inner, inner, outer), strict=True))
 
     def adapter(self, name: str) -> tuple[int, float, float] | None:
-        """Rank, alpha and dropout of the adapter beside a projection, where it has one."""
+        """Rank, alpha and dropout of a projection's adapter, if it has one."""
         has = self.lora_rank > 0 and name in self.lora_targets
         return (self.lora_rank, self.lora_alpha, self.lora_dropout) if has else None
 
@@ -109,15 +110,15 @@ class LlamaConfig:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass
 class KVCache:
-    """Keys and values of C slots a row; slots [0, index) are filled, `valid` is False at padding.
+    """Keys and values with a capacity of C slots a row; slots [0, index) are filled, `valid` is False at padding.
 
-    An index for every row lets rows be of different lengths; they then grow by one position at a time.
+    With one index for each row, rows have different lengths and grow by one position at a time.
     """
 
-    k: Array  # [L, B, N, C, H]
-    v: Array  # [L, B, N, C, H]
-    valid: Array  # bool [B, C]
-    index: Array  # int32 [] or [B]
+    k: Float[Array, "L B N C H"]
+    v: Float[Array, "L B N C H"]
+    valid: Bool[Array, "B C"]
+    index: Int[Array, ""] | Int[Array, " B"]
 
 
 class LlamaAttention(nnx.Module):
@@ -132,28 +133,38 @@ class LlamaAttention(nnx.Module):
         self.head_dim = c.head_dim
 
     def project(
-        self, x: Array, cos: Array, sin: Array, keys: Sequence[Array | None] = (None, None, None)
-    ) -> tuple[Array, Array, Array]:
-        """x [B, S, D] -> rotated q, rotated k, v, each [B, N, S, H]."""
+        self,
+        x: Float[Array, "B S D"],
+        cos: Float[Array, "B S H"],
+        sin: Float[Array, "B S H"],
+        keys: Sequence[Array | None] = (None, None, None),
+    ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"], Float[Array, "B N S H"]]:
+        """Rotated q, rotated k, and v."""
         q, k, v = self.q(x, keys[0]), self.k(x, keys[1]), self.v(x, keys[2])
         if x.shape[1] == 1:
-            # TPU's compiler would multiply by kernels cut into heads, which it lays out anew for every token.
+            # Otherwise the TPU compiler multiplies by kernels split into heads, and relays them out for every token.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
         q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (q, k, v))
         heads = (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)  # 3 x [B, S, N, H]
         return checkpoint_name(tuple(y.swapaxes(1, 2) for y in heads), "qkv")
 
-    def attend(self, q: Array, k: Array, v: Array, mask: Array) -> Array:
-        """Attention to a cache: q [B, N, T, H], k, v [B, N, C, H], mask bool [B, 1, T, C] -> [B, N, T, H]."""
+    def attend(
+        self,
+        q: Float[Array, "B N T H"],
+        k: Float[Array, "B N C H"],
+        v: Float[Array, "B N C H"],
+        mask: Bool[Array, "B 1 T C"],
+    ) -> Float[Array, "B N T H"]:
+        """Attention of T new positions to a cache."""
         length = q.shape[2]
         if length == 1 and platform() == "tpu":
-            # A single query is multiplied outside the matrix units, from a cache laid out for that: up to twice the
-            # traffic. Eight alike cost nothing and read the cache as it is.
+            # The compiler multiplies a single query outside the matrix units and changes the cache's layout for that:
+            # up to twice the traffic. Eight copies of the query cost nothing and read the cache in its own layout.
             q = jax.lax.optimization_barrier(jnp.broadcast_to(q, (*q.shape[:2], 8, q.shape[3])))
         return attention(q, k, v, scale=self.head_dim**-0.5, mask=mask)[:, :, :length]
 
-    def merge(self, mixed: Array, key: Array | None = None) -> Array:
-        """Output projection of all heads' mixtures: [B, N, S, H] -> [B, S, D]."""
+    def merge(self, mixed: Float[Array, "B N S H"], key: Array | None = None) -> Float[Array, "B S D"]:
+        """Output projection of all heads."""
         return self.o(merge_heads(mixed), key)
 
 
@@ -166,12 +177,14 @@ class LlamaMLP(nnx.Module):
         self.up = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, adapter=c.adapter("up"))
         self.down = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, gain=gain, adapter=c.adapter("down"))
 
-    def __call__(self, x: Array, keys: Sequence[Array | None] = (None, None, None)) -> Array:
+    def __call__(
+        self, x: Float[Array, "B S D"], keys: Sequence[Array | None] = (None, None, None)
+    ) -> Float[Array, "B S D"]:
         return self.down(jax.nn.silu(self.gate(x, keys[0])) * self.up(x, keys[1]), keys[2])
 
 
 class LlamaBlock(nnx.Module):
-    """x + attn(norm(x)), then x + mlp(norm(x)); x [B, S, D]."""
+    """x + attn(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.attn_norm = RMSNorm(c.width, c.norm_eps, dtype)
@@ -181,25 +194,33 @@ class LlamaBlock(nnx.Module):
 
     def __call__(
         self,
-        x: Array,
+        x: Float[Array, "B S D"],
         *,
         attend: Callable[[Array, Array, Array], Array],
-        cos: Array,
-        sin: Array,
+        cos: Float[Array, "B S H"],
+        sin: Float[Array, "B S H"],
         key: Array | None = None,
-    ) -> Array:
-        keys = split_key(key, len(PROJECTIONS))  # a projection's own, for the dropout before its adapter
+    ) -> Float[Array, "B S D"]:
+        keys = split_key(key, len(PROJECTIONS))  # one for each projection, for the dropout before its adapter
         x = with_logical_constraint(x, ("batch", "sequence", "embed_act"))
         x = x + self.attn.merge(attend(*self.attn.project(self.attn_norm(x), cos, sin, keys[:3])), keys[3])
         return x + self.mlp(self.mlp_norm(x), keys[4:])
 
     def decode(
-        self, x: Array, k: Array, v: Array, layer: Array, index: Array, mask: Array, cos: Array, sin: Array
-    ) -> tuple[Array, Array, Array]:
-        """x [B, T, D] and whole caches k, v [L, B, N, C, H] -> x and caches with slots index..index+T of `layer` set.
+        self,
+        x: Float[Array, "B T D"],
+        k: Float[Array, "L B N C H"],
+        v: Float[Array, "L B N C H"],
+        layer: Int[Array, ""],
+        index: Int[Array, ""] | Int[Array, " B"],
+        mask: Bool[Array, "B 1 T R"],
+        cos: Float[Array, "B T H"],
+        sin: Float[Array, "B T H"],
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B N C H"], Float[Array, "L B N C H"]]:
+        """x after the block, and the caches with slots index..index+T of `layer` set.
 
-        The caches stay whole and are updated in place: slicing a layer out and stacking it back would
-        copy all of it for every token. A mask [B, 1, T, R] has the first R slots looked at alone.
+        The caches stay whole and are updated in place: slicing a layer out and stacking it back would copy all of it
+        for every token. The block attends to the first R slots.
         """
         q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, N, T, H]
         if index.ndim:
@@ -217,20 +238,20 @@ class LlamaBlock(nnx.Module):
 
 
 class TokenEmbedding(nnx.Module):
-    """Token ids [B, S] -> embeddings [B, S, D]."""
+    """Looks up the embeddings of token ids."""
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.embedding = parameter(rngs, (c.vocab_size, c.width), ("vocab", "embed"), dtype, std=c.width**-0.5)
 
-    def __call__(self, tokens: Array) -> Array:
+    def __call__(self, tokens: Int[Array, "*batch"]) -> Float[Array, "*batch D"]:
         return jnp.take(self.embedding[...], tokens, axis=0)
 
 
 class Llama(nnx.Module):
     """Embeddings -> post-norm hidden states, with a token head and a regression head on them.
 
-    With `init` "reference" the regression head starts as torch's nn.Linear does: the reference adds it to a trained
-    LLaMA.
+    With `init` "reference" the regression head is initialised like torch's nn.Linear: the reference adds it to a
+    trained LLaMA.
     """
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str, init: str):
@@ -243,18 +264,15 @@ class Llama(nnx.Module):
 
     def __call__(
         self,
-        embeddings: Array,
-        positions: Array,
-        segments: Array,
+        embeddings: Float[Array, "B S D"],
+        positions: Int[Array, "B S"],
+        segments: Int[Array, "B S"],
         *,
         remat: str = "none",
         unroll: bool = False,
         key: Array | None = None,
-    ) -> Array:
-        """embeddings [B, S, D], positions and segments int32 [B, S] -> post-norm hidden states [B, S, D].
-
-        `key` is the randomness of adapters' dropout; without one nothing is dropped.
-        """
+    ) -> Float[Array, "B S D"]:
+        """Post-norm hidden states of packed rows. `key` is the randomness of the adapters' dropout; None means none."""
         c = self.config
         key = key if c.lora_rank and c.lora_dropout else None
         cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
@@ -262,14 +280,14 @@ class Llama(nnx.Module):
         x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, key=key, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
 
-    def logits(self, hidden: Array) -> Array:
-        """Hidden states [B, …, D] -> logits [B, …, V], each device those of its part of the vocabulary."""
+    def logits(self, hidden: Float[Array, "B *batch D"]) -> Float[Array, "B *batch V"]:
+        """Logits from hidden states, sharded over the vocabulary under tensor parallelism."""
         return with_logical_constraint(
             self.lm_head(hidden), ("batch", *(None,) * (hidden.ndim - 2), "vocab"), uneven=True
         )
 
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
-        """An empty cache of `capacity` slots for `batch` rows."""
+        """An empty cache with `capacity` slots for each of `batch` rows."""
         c = self.config
         shape = (c.layers, batch, c.heads, capacity, c.head_dim)
         return KVCache(
@@ -281,32 +299,33 @@ class Llama(nnx.Module):
 
     def decode(
         self,
-        embeddings: Array,
-        positions: Array,
+        embeddings: Float[Array, "B T D"],
+        positions: Int[Array, "B T"],
         cache: KVCache,
-        valid: Array | None = None,
-        mask: Array | None = None,
+        valid: Bool[Array, "B T"] | None = None,
+        mask: Bool[Array, "B T C"] | None = None,
         *,
         reach: int | None = None,
         unroll: int = 1,
-    ) -> tuple[Array, KVCache]:
-        """Appends T positions to the cache and returns their post-norm hidden states [B, T, D].
+    ) -> tuple[Float[Array, "B T D"], KVCache]:
+        """Appends T positions to the cache and returns their post-norm hidden states.
 
         Args:
-          embeddings: [B, T, D]; positions: int32 [B, T], RoPE positions.
-          cache: what came before; its free slots must hold T more.
-          valid: bool [B, T], False at left padding (default: all True).
-          mask: bool [B, T, C], which slots each position attends to (default: every valid slot up to its own). With
-            it the T positions need not be one sequence: beam search appends one token of each beam.
-          reach: slots that are looked at, the first ones (default: all); those in use must be among them.
-          unroll: layers written out in the body of the loop over depth.
+          embeddings: Inputs at the new positions.
+          positions: RoPE positions.
+          cache: Keys and values of the earlier positions; at least T slots must be free.
+          valid: False at left padding (default: all True).
+          mask: Which slots each position attends to (default: every valid slot up to its own). With a mask, the T
+            positions need not be one sequence: beam search appends one token of each beam.
+          reach: Number of leading slots to attend to (default: all); they must include the slots in use.
+          unroll: Number of layers unrolled in the body of the scan over depth.
         """
         c = self.config
         batch, length, _ = embeddings.shape
         valid = jnp.ones((batch, length), bool) if valid is None else valid
         if cache.index.ndim:
             if length != 1:
-                raise ValueError(f"rows of different lengths grow by 1 position at a time, not by {length}")
+                raise ValueError(f"embeddings: rows of different lengths grow by 1 position at a time, not by {length}")
             valid = cache.valid.at[jnp.arange(batch), cache.index].set(valid[:, 0])  # [B, C]
         else:
             valid = jax.lax.dynamic_update_slice(cache.valid, valid, (0, cache.index))  # [B, C]

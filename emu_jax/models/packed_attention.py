@@ -1,6 +1,6 @@
 """Causal attention within the segments of packed rows: q, k, v [B, N, S, H], segments [B, S] -> [B, N, S, H].
 
-Two ways of computing it, of which `auto` takes the one for the devices that the step is compiled for:
+There are two kernels; `auto` chooses by the devices that the step is compiled for:
 
     plain    scores in memory, on any device
     splash   a TPU kernel (`splash.py`): scores never leave the chip, blocks above the diagonal are skipped
@@ -12,17 +12,18 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Bool, Int
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import Array, attention
-from emu_jax.models.splash import refusal, splash_attention
+from emu_jax.models.splash import splash_attention, why_unsupported
 from emu_jax.sharding import platform
 
 KERNELS = ("auto", "plain", "splash")
 
 
-def segment_mask(segments: Array) -> Array:
-    """Who attends to whom in packed rows: bool [B, 1, S, S] from segment ids [B, S].
+def segment_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
+    """The attention mask of packed rows: causal within each segment.
 
     Segments 1 1 2 2 0 (two documents and padding) give
 
@@ -37,17 +38,19 @@ def segment_mask(segments: Array) -> Array:
     return (causal & (segments[:, :, None] == segments[:, None, :]))[:, None]
 
 
-def packed_attention(segments: Array, head_dim: int, kernel: str = "auto") -> Callable[[Array, Array, Array], Array]:
-    """The attention of rows with these segments, for every layer: (q, k, v) -> mixed values, all [B, N, S, H].
+def packed_attention(
+    segments: Int[Array, "B S"], head_dim: int, kernel: str = "auto"
+) -> Callable[[Array, Array, Array], Array]:
+    """The attention of rows with these segments, for every layer: (q, k, v) -> output, all [B, N, S, H].
 
-    Scores are scaled by H**-0.5. What comes out is named "attention", so that remat policies can keep it.
+    Scores are scaled by H**-0.5. The output is named "attention", so that remat policies can save it.
 
     Raises:
-      UserError: `splash` was asked for and cannot work on these shapes.
+      UserError: `kernel` is "splash", which does not support these shapes.
     """
     scale, length = head_dim**-0.5, segments.shape[1]
     if kernel == "splash" or (kernel == "auto" and platform() == "tpu"):
-        problem = refusal(length, length)
+        problem = why_unsupported(length, length)
         if problem is None:
             return lambda q, k, v: splash_attention(q, k, v, scale=scale, segments=segments, causal=True)
         if kernel == "splash":

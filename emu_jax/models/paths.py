@@ -1,4 +1,4 @@
-"""Trees of parameters by path: {"a": {"b": leaf}} <-> {"a/b": leaf}."""
+"""Nested dicts of parameters and flat dicts by path: {"a": {"b": leaf}} <-> {"a/b": leaf}."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def split(tree: Mapping[str, Any], chosen: Callable[[str], bool]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Two trees: the leaves whose paths are chosen, and the others; `join` is the inverse.
+    """Two trees: the leaves whose paths are chosen, and all others; `join` is the inverse.
 
     >>> split({"a": {"b": 1, "c": 2}}, lambda path: path == "a/b")
     ({'a': {'b': 1}}, {'a': {'c': 2}})

@@ -1,7 +1,7 @@
-"""JAX's Pallas attention kernel for TPUs, split over a mesh: q [B, N, S, H], k, v [B, N, T, H] -> [B, N, S, H].
+"""JAX's Pallas attention kernel for TPUs, sharded over a mesh: q [B, N, S, H], k, v [B, N, T, H] -> [B, N, S, H].
 
-Scores never leave the chip. Rows, heads and, through `context`, queries are split over devices; every device reads
-all keys of its rows. Off TPUs the kernel is interpreted, which is slow and serves tests.
+Scores never leave the chip. Rows and heads are sharded, and under context parallelism queries; every device reads all
+keys of its rows. On other platforms the kernel is interpreted, which is slow and serves tests.
 """
 
 from __future__ import annotations
@@ -9,16 +9,17 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Float, Int
 
 from emu_jax.models.layers import Array
 from emu_jax.sharding import num_shards, partition_spec, platform
 
-BLOCKS = (512, 256, 128)  # of queries and of keys: the largest that divides what a device holds
-LANES = 128  # of a vector register; heads are padded to whole ones
+BLOCKS = (512, 256, 128)  # block sizes of queries and keys; the largest that divides a device's share is used
+LANES = 128  # lanes of a vector register; head widths are padded to a multiple
 
 
-def refusal(queries: int, keys: int) -> str | None:
-    """Why the kernel cannot take so many positions on the mesh in use, if it cannot."""
+def why_unsupported(queries: int, keys: int) -> str | None:
+    """Why the kernel does not support this many positions on the current mesh; None if it does."""
     shards = num_shards("sequence", queries)
     if queries % (LANES * shards) or keys % LANES:
         return f"{queries} positions over context={shards}; it needs a multiple of {LANES} on each device"
@@ -26,12 +27,18 @@ def refusal(queries: int, keys: int) -> str | None:
 
 
 def splash_attention(
-    q: Array, k: Array, v: Array, *, scale: float, segments: Array | None = None, causal: bool = False
-) -> Array:
-    """Attention within segments [B, S], or of everything to everything; causal where asked.
+    q: Float[Array, "B N S H"],
+    k: Float[Array, "B N T H"],
+    v: Float[Array, "B N T H"],
+    *,
+    scale: float,
+    segments: Int[Array, "B S"] | None = None,
+    causal: bool = False,
+) -> Float[Array, "B N S H"]:
+    """Attention, within segments if there are any, and causal on request.
 
-    What comes out is named "attention", as is what its gradient needs beside q, k and v: a remat policy that keeps
-    that name does not run the kernel again.
+    The output and the other residuals of its gradient, besides q, k and v, are named "attention": under a remat policy
+    that saves this name the kernel does not run again.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
@@ -60,19 +67,19 @@ def splash_attention(
     def rows(kernel: splash.SplashAttentionKernel, q: Array, k: Array, v: Array, *segments: Array) -> Array:
         def row(q: Array, k: Array, v: Array, *segments: Array) -> Array:
             found = kernel(q, k, v, splash.SegmentIds(*segments) if segments else None)
-            assert not isinstance(found, tuple)  # residuals were not asked for
+            assert not isinstance(found, tuple)  # no residuals were requested
             return found
 
         return jax.vmap(row)(q, k, v, *segments)
 
     padding = ((0, 0), (0, 0), (0, 0), (0, -head_dim % LANES))
     q, k, v = (jnp.pad(x, padding) for x in (q * scale, k, v))
-    own_and_all = () if segments is None else (segments, segments)
+    segment_ids = () if segments is None else (segments, segments)
     if not mesh.empty and mesh.size > 1:
         split = partition_spec(("batch", "heads", "sequence", None), q.shape, mesh)
         whole = PartitionSpec(*split[:2], None, None)
-        places = (PartitionSpec(split[0], split[2]), PartitionSpec(split[0], None))
+        segment_specs = (PartitionSpec(split[0], split[2]), PartitionSpec(split[0], None))
         blocks = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(split[1], split[2])))
-        in_specs = (blocks, split, whole, whole, *places[: len(own_and_all)])
+        in_specs = (blocks, split, whole, whole, *segment_specs[: len(segment_ids)])
         rows = jax.shard_map(rows, in_specs=in_specs, out_specs=split, check_vma=False)
-    return rows(kernel, q, k, v, *own_and_all)[..., :head_dim]
+    return rows(kernel, q, k, v, *segment_ids)[..., :head_dim]

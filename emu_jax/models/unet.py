@@ -1,17 +1,17 @@
 """The visual decoder's U-Net: Stable Diffusion 1.5's, any width, conditioned on Emu's visual embeddings.
 
-    latents [N, h, w, 4] + timesteps [N] + condition [N, Q, D] -> predicted noise [N, h, w, 4]
+    latents [B, h, w, 4] + timesteps [B] + condition [B, Q, D] -> predicted noise [B, h, w, 4]
 
     conv_in ─ down 0 ─ down 1 ─ down 2 ─ down 3 ─ mid ─ up 0 ─ up 1 ─ up 2 ─ up 3 ─ conv_out
                  └────────┴─────────┴────────┴── skips ──┴───────┴───────┴──────┘
 
-Modules carry the names of the published files' keys (`convert/diffusers.py`). Channels come last, as matrix units like.
+Modules are named after the keys of the published files (`checkpoints/convert/diffusers.py`). Channels are the last
+axis, which suits matrix units.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,41 +19,42 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Int
 
-from emu_jax.errors import UserError, check_fields
+from emu_jax.errors import UserError, build
+from emu_jax.models import parameters
 from emu_jax.models.layers import (
     REMAT_POLICIES,
     Array,
     LayerNorm,
     Linear,
     attention,
+    check_compute,
     gelu,
     merge_heads,
-    named_axes,
     split_heads,
 )
+from emu_jax.models.parameters import Params
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
-from emu_jax.models.splash import refusal, splash_attention
+from emu_jax.models.splash import splash_attention, why_unsupported
 from emu_jax.sharding import platform, with_logical_constraint
 
-Params = dict[str, Any]
-
-LONG_ATTENTION = 1024  # queries from which attention is fused, so that their scores never stand in memory
-TRANSFORMER_NORM_EPS = 1e-6  # of the group norm before a transformer; the published code fixes it
+LONG_ATTENTION = 1024  # number of queries from which attention is fused, so that no scores are stored in memory
+TRANSFORMER_NORM_EPS = 1e-6  # epsilon of the group norm before a transformer, a constant in the published code
 
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """The U-Net's sizes; hashable, so that jitted functions take it as static.
+    """The U-Net's sizes; hashable, so that jitted functions take it as a static argument.
 
     Attributes:
-      latent_channels: of what goes in and comes out.
-      block_channels: width of each resolution, each half the one before.
-      attention_blocks: whether each resolution has transformers.
-      layers_per_block: residual blocks a resolution on the way down; one more on the way up.
-      heads: of every attention. (Diffusers' SD-1.5 files call this `attention_head_dim`.)
+      latent_channels: Channels of the latents and of the predicted noise.
+      block_channels: Width at each resolution; each resolution is half the one before.
+      attention_blocks: Whether each resolution has transformers.
+      layers_per_block: Residual blocks at each resolution on the way down; one more on the way up.
+      heads: Heads of every attention (`attention_head_dim` in diffusers' SD-1.5 files).
       condition_dim: D, the width of the condition.
-      remat: what the backward pass keeps of a block (`layers.REMAT_POLICIES`).
+      remat: What is saved of a block for the backward pass (`layers.REMAT_POLICIES`).
     """
 
     latent_channels: int = 4
@@ -80,43 +81,34 @@ class UNetConfig:
                     f"unet.block_channels has {width}, which does not divide by unet.groups={self.groups} and "
                     f"unet.heads={self.heads}; choose widths that do"
                 )
-        if self.remat not in REMAT_POLICIES:
-            raise UserError(f"unet.remat={self.remat!r} is unknown; choose one of {sorted(REMAT_POLICIES)}")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise UserError(f"unet.{name}={getattr(self, name)!r}; expected float32 or bfloat16")
+        check_compute("unet", self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> UNetConfig:
         """Builds and validates from `config.unet` (a ConfigDict or a plain dict)."""
-        check_fields(cls, "unet", fields)
-        values = dict(fields)
-        for name in ("block_channels", "attention_blocks"):
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return build(cls, "unet", fields)
 
 
-def time_features(timesteps: Array, width: int) -> Array:
-    """Sinusoids [N, width] in float32 of timesteps [N]: cosines first, as the published model has them."""
+def time_features(timesteps: Int[Array, " B"] | Float[Array, " B"], width: int) -> Float[Array, "B width"]:
+    """Sinusoids of the timesteps in float32: cosines first, as in the published model."""
     frequencies = jnp.exp(-math.log(10000.0) * jnp.arange(width // 2, dtype=jnp.float32) / (width // 2))
-    angles = timesteps.astype(jnp.float32)[:, None] * frequencies  # [N, width/2]
+    angles = timesteps.astype(jnp.float32)[:, None] * frequencies  # [B, width/2]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class TimeEmbedding(nnx.Module):
-    """linear_2(silu(linear_1(features))): [N, W] -> [N, T]."""
+    """linear_2(silu(linear_1(features)))."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, outputs: int, dtype: str):
         self.linear_1 = Linear(rngs, width, outputs, ("embed", "mlp"), dtype, bias=True)
         self.linear_2 = Linear(rngs, outputs, outputs, ("embed", "mlp"), dtype, bias=True)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B W"]) -> Float[Array, "B T"]:
         return self.linear_2(jax.nn.silu(self.linear_1(x)))
 
 
 class UNetAttention(nnx.Module):
-    """x [N, S, C] attends to memory [N, T, M] -> [N, S, C]; q, k, v without biases."""
+    """Attention of x to a memory; q, k, v have no biases."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, memory: int, heads: int, dtype: str):
         self.to_q = Linear(rngs, width, width, ("embed", "heads"), dtype)
@@ -125,19 +117,21 @@ class UNetAttention(nnx.Module):
         self.to_out = Linear(rngs, width, width, ("heads", "embed"), dtype, bias=True, gain=0.3)
         self.head_dim = width // heads
 
-    def __call__(self, x: Array, memory: Array) -> Array:
+    def __call__(self, x: Float[Array, "B S C"], memory: Float[Array, "B T M"]) -> Float[Array, "B S C"]:
         q, k, v = (split_heads(y, self.head_dim) for y in (self.to_q(x), self.to_k(memory), self.to_v(memory)))
         mix = fused_attention if min(q.shape[2], k.shape[2]) >= LONG_ATTENTION else attention
         return self.to_out(merge_heads(mix(q, k, v, scale=self.head_dim**-0.5)))
 
 
-def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
-    """As `layers.attention`, [N, heads, S, H], long S: a kernel on TPUs and GPUs, else a block of queries at a time."""
+def fused_attention(
+    q: Float[Array, "B N S H"], k: Float[Array, "B N T H"], v: Float[Array, "B N T H"], *, scale: float
+) -> Float[Array, "B N S H"]:
+    """`layers.attention` for long sequences: a fused kernel on TPUs and GPUs, otherwise block by block."""
 
     def cudnn(q: Array, k: Array, v: Array) -> Array:
         if q.dtype == jnp.float32 or q.shape[-1] % 8:
             return blockwise(q, k, v)
-        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [N, S, heads, H]
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # [B, S, N, H]
         return jax.nn.dot_product_attention(q, k, v, scale=scale, implementation="cudnn").swapaxes(1, 2)
 
     def blockwise(q: Array, k: Array, v: Array) -> Array:
@@ -148,27 +142,27 @@ def fused_attention(q: Array, k: Array, v: Array, *, scale: float) -> Array:
         )
         return jnp.moveaxis(mixed, 0, 2).reshape(q.shape)
 
-    if platform() == "tpu" and refusal(q.shape[2], k.shape[2]) is None:
+    if platform() == "tpu" and why_unsupported(q.shape[2], k.shape[2]) is None:
         return splash_attention(q, k, v, scale=scale)
-    if platform() != "gpu":  # the kernel cannot even be traced without cuDNN
+    if platform() != "gpu":  # without cuDNN the GPU kernel cannot even be traced
         return blockwise(q, k, v)
     return jax.lax.platform_dependent(q, k, v, cuda=cudnn, default=blockwise)
 
 
 class GatedMLP(nnx.Module):
-    """GEGLU: out(a * gelu(b)) with a, b = split(proj(x))."""
+    """GEGLU: out(value * gelu(gate)) with value, gate = split(proj(x))."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, dtype: str):
         self.proj = Linear(rngs, width, 8 * width, ("embed", "mlp"), dtype, bias=True)
         self.out = Linear(rngs, 4 * width, width, ("mlp", "embed"), dtype, bias=True, gain=0.3)
 
-    def __call__(self, x: Array) -> Array:
-        a, b = jnp.split(self.proj(x), 2, axis=-1)
-        return self.out(a * gelu(b))
+    def __call__(self, x: Float[Array, "B S C"]) -> Float[Array, "B S C"]:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return self.out(value * gelu(gate))
 
 
 class TransformerBlock(nnx.Module):
-    """Self-attention, cross-attention to the condition, gated MLP; x [N, S, C]."""
+    """Self-attention, cross-attention to the condition, gated MLP."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: UNetConfig):
         self.norm1 = LayerNorm(width, c.norm_eps, c.param_dtype)
@@ -178,7 +172,7 @@ class TransformerBlock(nnx.Module):
         self.norm3 = LayerNorm(width, c.norm_eps, c.param_dtype)
         self.ff = GatedMLP(rngs, width, c.param_dtype)
 
-    def __call__(self, x: Array, condition: Array) -> Array:
+    def __call__(self, x: Float[Array, "B S C"], condition: Float[Array, "B Q D"]) -> Float[Array, "B S C"]:
         y = self.norm1(x)
         x = x + self.attn1(y, y)
         x = x + self.attn2(self.norm2(x), condition)
@@ -186,7 +180,7 @@ class TransformerBlock(nnx.Module):
 
 
 class SpatialTransformer(nnx.Module):
-    """A transformer block over the positions of a feature map: x [N, H, W, C] + its change."""
+    """A residual transformer block over the positions of a feature map."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: UNetConfig):
         self.norm = GroupNorm(width, c.groups, TRANSFORMER_NORM_EPS, c.param_dtype)
@@ -194,8 +188,8 @@ class SpatialTransformer(nnx.Module):
         self.block = TransformerBlock(rngs, width, c)
         self.proj_out = Linear(rngs, width, width, ("mlp", "embed"), c.param_dtype, bias=True, gain=1e-2)
 
-    def __call__(self, x: Array, condition: Array) -> Array:
-        y = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])  # [N, H*W, C]
+    def __call__(self, x: Float[Array, "B h w C"], condition: Float[Array, "B Q D"]) -> Float[Array, "B h w C"]:
+        y = self.proj_in(self.norm(x)).reshape(x.shape[0], -1, x.shape[-1])  # [B, h*w, C]
         y = with_logical_constraint(y, ("image", None, "embed_act"))
         return x + self.proj_out(self.block(y, condition)).reshape(x.shape)
 
@@ -203,8 +197,8 @@ class SpatialTransformer(nnx.Module):
 class UNetStage(nnx.Module):
     """One resolution: residual blocks, each followed by a transformer where the resolution has them."""
 
-    downsamplers: nnx.Dict  # of all stages but the last, on either way
-    upsamplers: nnx.Dict
+    downsamplers: nnx.Dict  # only on the way down, and not in the last stage
+    upsamplers: nnx.Dict  # only on the way up, and not in the last stage
 
     def __init__(self, rngs: nnx.Rngs, widths: list[int], outputs: int, transformers: bool, c: UNetConfig):
         common: dict[str, Any] = {
@@ -220,8 +214,10 @@ class UNetStage(nnx.Module):
             self.attentions = nnx.Dict({str(i): SpatialTransformer(rngs, outputs, c) for i in range(len(widths))})
         self.remat = c.remat
 
-    def layer(self, index: int, x: Array, time: Array, condition: Array) -> Array:
-        """Residual block `index` and its transformer, x [N, H, W, C] -> [N, H, W, O]."""
+    def layer(
+        self, index: int, x: Float[Array, "B h w C"], time: Float[Array, "B T"], condition: Float[Array, "B Q D"]
+    ) -> Float[Array, "B h w O"]:
+        """Residual block `index` and its transformer."""
 
         def run(modules: tuple, x: Array, time: Array, condition: Array) -> Array:
             resnet, transformer = modules
@@ -247,19 +243,21 @@ class UNetMiddle(nnx.Module):
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
         self.attentions = nnx.Dict({"0": SpatialTransformer(rngs, width, c)})
 
-    def __call__(self, x: Array, time: Array, condition: Array) -> Array:
+    def __call__(
+        self, x: Float[Array, "B h w C"], time: Float[Array, "B T"], condition: Float[Array, "B Q D"]
+    ) -> Float[Array, "B h w C"]:
         x = self.attentions["0"](self.resnets["0"](x, time), condition)
         return self.resnets["1"](x, time)
 
 
 class UNet(nnx.Module):
-    """Predicts the noise in latents; see the module's docstring for the image."""
+    """Predicts the noise in latents; the module's docstring shows its layers."""
 
     def __init__(self, rngs: nnx.Rngs, c: UNetConfig):
         widths, dtype, last = c.block_channels, c.param_dtype, len(c.block_channels) - 1
         self.conv_in = Conv(rngs, c.latent_channels, widths[0], dtype)
         self.time_embedding = TimeEmbedding(rngs, widths[0], 4 * widths[0], dtype)
-        skips = [widths[0]]  # the widths that the way up takes back
+        skips = [widths[0]]  # widths of the skip connections
         down, width = {}, widths[0]
         for i, outputs in enumerate(widths):
             stage = UNetStage(rngs, [width] + [outputs] * (c.layers_per_block - 1), outputs, c.attention_blocks[i], c)
@@ -285,11 +283,16 @@ class UNet(nnx.Module):
         self.conv_out = Conv(rngs, widths[0], c.latent_channels, dtype, gain=1e-2)
         self.config = c
 
-    def __call__(self, latents: Array, timesteps: Array, condition: Array) -> Array:
-        """latents [N, h, w, 4], timesteps [N], condition [N, Q, D] -> noise [N, h, w, 4] in float32."""
+    def __call__(
+        self,
+        latents: Float[Array, "B h w C"],
+        timesteps: Int[Array, " B"] | Float[Array, " B"],
+        condition: Float[Array, "B Q D"],
+    ) -> Float[Array, "B h w C"]:
+        """The predicted noise, float32."""
         c = self.config
         condition = condition.astype(c.dtype)
-        time = self.time_embedding(time_features(timesteps, c.block_channels[0]).astype(c.dtype))  # [N, T]
+        time = self.time_embedding(time_features(timesteps, c.block_channels[0]).astype(c.dtype))  # [B, T]
         x = self.conv_in(latents.astype(c.dtype))
         skips = [x]
         for stage in self.down_blocks.values():
@@ -308,70 +311,28 @@ class UNet(nnx.Module):
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x))).astype(jnp.float32)
 
 
-@functools.lru_cache(maxsize=8)
-def _template(config: UNetConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: UNet(nnx.Rngs(params=0), config)))
-
-
 def init(config: UNetConfig, key: Array) -> Params:
-    """Fresh parameters, drawn from `key`."""
-    return nnx.to_pure_dict(nnx.state(UNet(nnx.Rngs(params=key), config)))
-
-
-def logical_axes(config: UNetConfig) -> dict[str, Any]:
-    """The parameter tree with a tuple of logical axis names at every leaf."""
-    return named_axes(_template(config)[1])
+    """Initial parameters (`parameters.init`)."""
+    return parameters.init(UNet, config, key)
 
 
 def abstract(config: UNetConfig) -> Params:
-    """The parameter tree as `ShapeDtypeStruct`s; allocates nothing."""
-    return nnx.to_pure_dict(_template(config)[1])
+    """The parameters' shapes and dtypes (`parameters.abstract`)."""
+    return parameters.abstract(UNet, config)
 
 
-def apply(params: Params, latents: Array, timesteps: Array, condition: Array, *, config: UNetConfig) -> Array:
-    """The U-Net over these parameters: shapes as in `UNet.__call__`."""
-    return nnx.merge(_template(config)[0], params)(latents, timesteps, condition)
+def logical_axes(config: UNetConfig) -> dict[str, Any]:
+    """The parameters' logical axes (`parameters.logical_axes`)."""
+    return parameters.logical_axes(UNet, config)
 
 
-def forward_flops(config: UNetConfig, rows: int, side: int, queries: int) -> dict[str, float]:
-    """Analytic FLOPs of one forward pass over latents [rows, side, side, C] and conditions [rows, queries, D].
-
-    2 per multiply-add of convolutions and matrix products: `attention`, the products of queries and keys and of
-    weights and values where attention is fused, and `unet`, everything else.
-    """
-    c, time = config, 4 * config.block_channels[0]
-    work = {"unet": c.block_channels[0] * time + time * time, "attention": 0}  # the time embedding first
-
-    def layer(inputs: int, width: int, side: int, transformer: bool) -> None:
-        area = side * side
-        work["unet"] += area * 9 * width * (inputs + width) + (area * inputs * width if inputs != width else 0)
-        work["unet"] += time * width
-        if not transformer:
-            return
-        projections = 2 + 4 + 2 + 12  # in and out, self-attention, queries and output of cross-attention, gated MLP
-        work["unet"] += projections * area * width**2
-        work["unet"] += 2 * queries * c.condition_dim * width + 2 * area * queries * width
-        work["attention" if area >= LONG_ATTENTION else "unet"] += 2 * area * area * width
-
-    last, width = len(c.block_channels) - 1, c.block_channels[0]
-    work["unet"] += 2 * side * side * 9 * c.latent_channels * width  # the first convolution and the last
-    skips = [width]
-    for i, outputs in enumerate(c.block_channels):
-        for _ in range(c.layers_per_block):
-            layer(width, outputs, side, c.attention_blocks[i])
-            width = outputs
-            skips.append(outputs)
-        if i < last:
-            side = -(-side // 2)
-            work["unet"] += side * side * 9 * width * width
-            skips.append(width)
-    layer(width, width, side, transformer=True)
-    layer(width, width, side, transformer=False)
-    for i, outputs in reversed([*enumerate(c.block_channels)]):
-        for _ in range(c.layers_per_block + 1):
-            layer(width + skips.pop(), outputs, side, c.attention_blocks[i])
-            width = outputs
-        if i:
-            side *= 2
-            work["unet"] += side * side * 9 * width * width
-    return {part: 2.0 * rows * count for part, count in work.items()}
+def apply(
+    params: Params,
+    latents: Float[Array, "B h w C"],
+    timesteps: Int[Array, " B"] | Float[Array, " B"],
+    condition: Float[Array, "B Q D"],
+    *,
+    config: UNetConfig,
+) -> Float[Array, "B h w C"]:
+    """The noise that the U-Net with these parameters predicts, float32."""
+    return parameters.bind(UNet, config, params)(latents, timesteps, condition)

@@ -1,37 +1,38 @@
-"""The visual decoder's VAE: Stable Diffusion's, any width. Images [N, H, W, 3] in [-1, 1] <-> latents [N, h, w, 4].
+"""The visual decoder's VAE, Stable Diffusion's at any width: images [B, height, width, 3] <-> latents [B, h, w, C].
 
-The encoder gives a Gaussian's mean and log-variance. What diffusion works on is `scale` times a sample (or the mean);
-`decode` divides by it. Modules carry the names of the published files' keys (`convert/diffusers.py`).
+Images are in [-1, 1]. The encoder returns the mean and log-variance of a Gaussian. Diffusion works on a sample (or the
+mean) times `scale`, and `decode` divides by it. Modules are named after the keys of the
+published files (`checkpoints/convert/diffusers.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, UInt8
 
-from emu_jax.errors import UserError, check_fields
-from emu_jax.models.layers import Array, Linear, attention, named_axes
+from emu_jax.errors import UserError, build
+from emu_jax.models import parameters
+from emu_jax.models.layers import Array, Linear, attention, check_compute
+from emu_jax.models.parameters import Params
 from emu_jax.models.resnet import Conv, Downsample, GroupNorm, ResnetBlock, Upsample
 from emu_jax.models.unet import LONG_ATTENTION, fused_attention
-
-Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class VAEConfig:
-    """The VAE's sizes; hashable, so that jitted functions take it as static.
+    """The VAE's sizes; hashable, so that jitted functions take it as a static argument.
 
     Attributes:
-      block_channels: width of each resolution; every one but the last halves height and width.
-      latent_channels: C of the latents.
-      layers_per_block: residual blocks a resolution in the encoder; one more in the decoder.
-      scale: what latents are multiplied by, so that their variance is about 1.
+      block_channels: Width at each resolution; each resolution is half the one before.
+      latent_channels: C, the channels of the latents.
+      layers_per_block: Residual blocks at each resolution of the encoder; one more in the decoder.
+      scale: Factor that brings the latents' variance to about 1.
     """
 
     block_channels: tuple[int, ...] = (128, 256, 512, 512)
@@ -47,27 +48,21 @@ class VAEConfig:
         for width in self.block_channels:
             if width % self.groups:
                 raise UserError(f"vae.block_channels has {width}, which does not divide by vae.groups={self.groups}")
-        for name in ("dtype", "param_dtype"):
-            if getattr(self, name) not in ("float32", "bfloat16"):
-                raise UserError(f"vae.{name}={getattr(self, name)!r}; expected float32 or bfloat16")
+        check_compute("vae", self)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> VAEConfig:
         """Builds and validates from `config.vae` (a ConfigDict or a plain dict)."""
-        check_fields(cls, "vae", fields)
-        values = dict(fields)
-        if "block_channels" in values:
-            values["block_channels"] = tuple(values["block_channels"])
-        return cls(**values)
+        return build(cls, "vae", fields)
 
     @property
     def reduction(self) -> int:
-        """Pixels a latent, in height and in width."""
+        """Pixels per latent, in height and in width."""
         return 2 ** (len(self.block_channels) - 1)
 
 
 class VAEAttention(nnx.Module):
-    """One head of self-attention over the positions: x [N, H, W, C] + its change."""
+    """Residual self-attention over the positions, with one head."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: VAEConfig):
         self.group_norm = GroupNorm(width, c.groups, c.norm_eps, c.param_dtype)
@@ -76,15 +71,15 @@ class VAEAttention(nnx.Module):
         self.to_v = Linear(rngs, width, width, ("embed", "heads"), c.param_dtype, bias=True)
         self.to_out = Linear(rngs, width, width, ("heads", "embed"), c.param_dtype, bias=True, gain=1e-2)
 
-    def __call__(self, x: Array) -> Array:
-        y = self.group_norm(x).reshape(x.shape[0], 1, -1, x.shape[-1])  # [N, 1 head, H*W, C]
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
+        y = self.group_norm(x).reshape(x.shape[0], 1, -1, x.shape[-1])  # [B, 1 head, h*w, C]
         mix = fused_attention if y.shape[2] >= LONG_ATTENTION else attention
         y = mix(self.to_q(y), self.to_k(y), self.to_v(y), scale=x.shape[-1] ** -0.5)
         return x + self.to_out(y).reshape(x.shape)
 
 
 class VAEStage(nnx.Module):
-    """One resolution: residual blocks, then a change of resolution where there is one."""
+    """One resolution: residual blocks, then downsampling or upsampling if the stage has it."""
 
     downsamplers: nnx.Dict
     upsamplers: nnx.Dict
@@ -94,7 +89,7 @@ class VAEStage(nnx.Module):
         widths = [inputs] + [outputs] * (layers - 1)
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, outputs, **common) for i, width in enumerate(widths)})
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 O"]:
         for resnet in self.resnets.values():
             x = resnet(x)
         for name in ("downsamplers", "upsamplers"):
@@ -111,12 +106,12 @@ class VAEMiddle(nnx.Module):
         self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
         self.attentions = nnx.Dict({"0": VAEAttention(rngs, width, c)})
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
         return self.resnets["1"](self.attentions["0"](self.resnets["0"](x)))
 
 
 class VAEEncoder(nnx.Module):
-    """[N, H, W, 3] -> [N, H/8, W/8, 2C]: mean and log-variance before the 1x1 `quant_conv`."""
+    """Images -> mean and log-variance of the latents, before the 1x1 `quant_conv`."""
 
     def __init__(self, rngs: nnx.Rngs, c: VAEConfig):
         widths, dtype, last = c.block_channels, c.param_dtype, len(c.block_channels) - 1
@@ -124,7 +119,7 @@ class VAEEncoder(nnx.Module):
         stages, width = {}, widths[0]
         for i, outputs in enumerate(widths):
             stage = VAEStage(rngs, width, outputs, c.layers_per_block, c)
-            if i < last:  # the published encoder pads below and to the right alone
+            if i < last:  # the published encoder pads only below and to the right
                 stage.downsamplers = nnx.Dict({"0": Downsample(rngs, outputs, dtype, padding=(0, 1))})
             stages[str(i)], width = stage, outputs
         self.down_blocks = nnx.Dict(stages)
@@ -132,7 +127,7 @@ class VAEEncoder(nnx.Module):
         self.conv_norm_out = GroupNorm(width, c.groups, c.norm_eps, dtype)
         self.conv_out = Conv(rngs, width, 2 * c.latent_channels, dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B height width 3"]) -> Float[Array, "B h w C2"]:
         x = self.conv_in(x)
         for stage in self.down_blocks.values():
             x = stage(x)
@@ -140,7 +135,7 @@ class VAEEncoder(nnx.Module):
 
 
 class VAEDecoder(nnx.Module):
-    """[N, h, w, C] after the 1x1 `post_quant_conv` -> [N, 8h, 8w, 3]."""
+    """Latents, after the 1x1 `post_quant_conv`, -> images."""
 
     def __init__(self, rngs: nnx.Rngs, c: VAEConfig):
         widths, dtype, last = c.block_channels[::-1], c.param_dtype, len(c.block_channels) - 1
@@ -156,7 +151,7 @@ class VAEDecoder(nnx.Module):
         self.conv_norm_out = GroupNorm(width, c.groups, c.norm_eps, dtype)
         self.conv_out = Conv(rngs, width, 3, dtype)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B height width 3"]:
         x = self.mid_block(self.conv_in(x))
         for stage in self.up_blocks.values():
             x = stage(x)
@@ -177,41 +172,38 @@ class VAE(nnx.Module):
         self.decoder = VAEDecoder(rngs, c)
 
 
-@functools.lru_cache(maxsize=8)
-def _template(config: VAEConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: VAE(nnx.Rngs(params=0), config)))
-
-
 def init(config: VAEConfig, key: Array) -> Params:
-    """Fresh parameters, drawn from `key`."""
-    return nnx.to_pure_dict(nnx.state(VAE(nnx.Rngs(params=key), config)))
-
-
-def logical_axes(config: VAEConfig) -> dict[str, Any]:
-    """The parameter tree with a tuple of logical axis names at every leaf."""
-    return named_axes(_template(config)[1])
+    """Initial parameters (`parameters.init`)."""
+    return parameters.init(VAE, config, key)
 
 
 def abstract(config: VAEConfig) -> Params:
-    """The parameter tree as `ShapeDtypeStruct`s; allocates nothing."""
-    return nnx.to_pure_dict(_template(config)[1])
+    """The parameters' shapes and dtypes (`parameters.abstract`)."""
+    return parameters.abstract(VAE, config)
 
 
-def normalise(pixels: Array) -> Array:
-    """uint8 [N, H, W, 3] -> float32 in [-1, 1]."""
+def logical_axes(config: VAEConfig) -> dict[str, Any]:
+    """The parameters' logical axes (`parameters.logical_axes`)."""
+    return parameters.logical_axes(VAE, config)
+
+
+def normalise(pixels: UInt8[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """uint8 -> float32 in [-1, 1]."""
     return pixels.astype(jnp.float32) / 127.5 - 1.0
 
 
-def encode(params: Params, images: Array, *, config: VAEConfig) -> tuple[Array, Array]:
-    """images [N, H, W, 3] in [-1, 1] -> mean and log-variance of the unscaled latents, 2 x float32 [N, h, w, C]."""
-    vae = nnx.merge(_template(config)[0], params)
-    moments = vae.quant_conv(vae.encoder(images.astype(config.dtype))).astype(jnp.float32)  # [N, h, w, 2C]
+def encode(
+    params: Params, images: Float[Array, "B height width 3"], *, config: VAEConfig
+) -> tuple[Float[Array, "B h w C"], Float[Array, "B h w C"]]:
+    """Images in [-1, 1] -> mean and log-variance of the unscaled latents, float32."""
+    vae = parameters.bind(VAE, config, params)
+    moments = vae.quant_conv(vae.encoder(images.astype(config.dtype))).astype(jnp.float32)  # [B, h, w, 2C]
     mean, log_variance = jnp.split(moments, 2, axis=-1)
     return mean, jnp.clip(log_variance, -30.0, 20.0)
 
 
-def decode(params: Params, latents: Array, *, config: VAEConfig) -> Array:
-    """Scaled latents [N, h, w, C] -> images float32 [N, H, W, 3], about [-1, 1]."""
-    vae = nnx.merge(_template(config)[0], params)
+def decode(params: Params, latents: Float[Array, "B h w C"], *, config: VAEConfig) -> Float[Array, "B height width 3"]:
+    """Scaled latents -> images in about [-1, 1], float32."""
+    vae = parameters.bind(VAE, config, params)
     unscaled = (latents / config.scale).astype(config.dtype)
     return vae.decoder(vae.post_quant_conv(unscaled)).astype(jnp.float32)

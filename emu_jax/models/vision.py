@@ -1,7 +1,7 @@
-"""EVA-CLIP vision encoder: normalised pixels [N, H, W, 3] -> features [N, P + 1, D] of all patches and CLS.
+"""EVA-CLIP vision encoder: normalised pixels [I, height, width, 3] -> features [I, P + 1, D] of all patches and CLS.
 
-EVA01-CLIP-g/14 as Emu uses it: pre-norm blocks, exact GELU, query and value biases but no key bias,
-learned absolute positions, a CLS token, no final norm (the reference takes the tokens before it).
+EVA01-CLIP-g/14 as Emu uses it: pre-norm blocks, exact GELU, biases of queries and values but not of keys, learned
+absolute positions, a CLS token, no final norm (the reference takes the tokens before it).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from emu_jax.errors import UserError
 from emu_jax.models.layers import (
@@ -36,7 +37,7 @@ from emu_jax.sharding import with_logical_constraint
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the vision encoder. `head_dim * heads` is the width; `drop_path` grows linearly with depth."""
+    """Sizes of the vision encoder; `drop_path` is the probability of dropping a residual branch, in every layer."""
 
     image_size: int
     patch_size: int
@@ -62,12 +63,12 @@ class VisionConfig:
 
     @property
     def patches(self) -> int:
-        """P: patches of an image, without CLS."""
+        """P, the number of patches of an image without CLS."""
         return (self.image_size // self.patch_size) ** 2
 
 
 class VisionAttention(nnx.Module):
-    """Self-attention with one fused qkv kernel [D, 3D] and biases on q and v alone."""
+    """Self-attention with one fused qkv kernel [D, 3D]; only q and v have biases."""
 
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig, depth_gain: float, dtype: str):
         self.qkv = Linear(rngs, c.width, 3 * c.width, ("embed", "heads"), dtype)
@@ -76,11 +77,9 @@ class VisionAttention(nnx.Module):
         self.proj = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, bias=True, gain=depth_gain)
         self.head_dim = c.head_dim
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
         bias = jnp.concatenate([self.q_bias[...], jnp.zeros_like(self.q_bias[...]), self.v_bias[...]])
-        qkv = checkpoint_name(
-            add(self.qkv(x), bias, float32_gradients=self.qkv.float32_gradients), "qkv"
-        )  # [N, P+1, 3D]
+        qkv = checkpoint_name(add(self.qkv(x), bias, float32_gradients=self.qkv.float32_gradients), "qkv")  # [I, T, 3D]
         q, k, v = (split_heads(y, self.head_dim) for y in jnp.split(qkv, 3, axis=-1))
         mixed = checkpoint_name(attention(q, k, v, scale=self.head_dim**-0.5), "attention")
         return self.proj(merge_heads(mixed))
@@ -93,15 +92,16 @@ class VisionMLP(nnx.Module):
         self.fc1 = Linear(rngs, c.width, c.mlp_dim, ("embed", "mlp"), dtype, bias=True)
         self.fc2 = Linear(rngs, c.mlp_dim, c.width, ("mlp", "embed"), dtype, bias=True, gain=depth_gain)
 
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Float[Array, "I T D"]) -> Float[Array, "I T D"]:
         return self.fc2(gelu(self.fc1(x)))
 
 
 class VisionBlock(nnx.Module):
-    """x + attn(norm1(x)), then x + mlp(norm2(x)); x [N, P+1, D]."""
+    """x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
-        # 2 L branches add up in the residual stream; EVA counts those before a layer, one value keeps layers alike.
+        # 2 L branches add up in the residual stream. EVA scales a layer by the branches before it; stacked layers share
+        # one scale.
         depth_gain = (2.0 * c.layers) ** -0.5
         self.norm1 = LayerNorm(c.width, c.norm_eps, dtype)
         self.attn = VisionAttention(rngs, c, depth_gain, dtype)
@@ -109,7 +109,7 @@ class VisionBlock(nnx.Module):
         self.mlp = VisionMLP(rngs, c, depth_gain, dtype)
         self.drop_path = c.drop_path
 
-    def __call__(self, x: Array, *, key: Array | None = None) -> Array:
+    def __call__(self, x: Float[Array, "I T D"], *, key: Array | None = None) -> Float[Array, "I T D"]:
         key_attn, key_mlp = split_key(key, 2)
         x = with_logical_constraint(x, ("image", "patches", "embed_act"))
         x = x + dropout(self.attn(self.norm1(x)), self.drop_path, key_attn, per_sample=True)
@@ -117,7 +117,7 @@ class VisionBlock(nnx.Module):
 
 
 class VisionEncoder(nnx.Module):
-    """Normalised pixels [N, H, W, 3] -> features [N, P+1, D]; token 0 is CLS."""
+    """Normalised pixels -> features of T = P + 1 tokens; token 0 is CLS."""
 
     def __init__(self, rngs: nnx.Rngs, c: VisionConfig, dtype: str):
         self.cls_token = parameter(rngs, (1, c.width), ("patches", "embed"), dtype, std=0.02)
@@ -127,11 +127,18 @@ class VisionEncoder(nnx.Module):
         self.patch_size = c.patch_size
         self.float32_gradients = False
 
-    def __call__(self, pixels: Array, *, remat: str = "none", unroll: bool = False, key: Array | None = None) -> Array:
+    def __call__(
+        self,
+        pixels: Float[Array, "I height width 3"],
+        *,
+        remat: str = "none",
+        unroll: bool = False,
+        key: Array | None = None,
+    ) -> Float[Array, "I T D"]:
         p = self.patch_size
-        patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [N, P, p*p*3]
-        x = self.patch_embed(patches)  # [N, P, D]
+        patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [I, P, p*p*3]
+        x = self.patch_embed(patches)  # [I, P, D]
         options = {"float32_gradients": self.float32_gradients}
         cls = repeat(self.cls_token[...], (x.shape[0], 1, x.shape[-1]), x.dtype, **options)
-        x = add(jnp.concatenate([cls, x], axis=1), self.pos_embed[...], **options)  # [N, P+1, D]
+        x = add(jnp.concatenate([cls, x], axis=1), self.pos_embed[...], **options)  # [I, P+1, D]
         return scan_layers(self.blocks, x, remat=remat, unroll=unroll, key=key)

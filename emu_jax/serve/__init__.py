@@ -1,1 +1,1 @@
-"""A model behind a page and an HTTP API, one process: requests that wait are computed together."""
+"""A model behind a web page and an HTTP API in one process, with continuous batching of requests."""

@@ -1,4 +1,4 @@
-"""The HTTP API that OpenAI's clients can talk to, with /healthz and /metrics beside it.
+"""An HTTP API compatible with OpenAI's clients, and /healthz and /metrics.
 
 GET  /v1/models   /v1/models/NAME
 POST /v1/chat/completions       text and images (data URIs); streaming
@@ -24,26 +24,26 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from emu_jax.errors import UserError
-from emu_jax.serve.engine import Busy, Engine, Failed, Stopping, Ticket, TimeUp, Written
+from emu_jax.serve.encoded_prompt import ContextError
+from emu_jax.serve.engine import Busy, Completion, Engine, Failed, Stopping, Ticket, TimeUp
 from emu_jax.serve.guard import Refusal, error_body
 from emu_jax.serve.limits import LimitError
 from emu_jax.serve.metrics import Metrics
 from emu_jax.serve.openai_json import ChatRequest, ImageRequest
-from emu_jax.serve.sequences import ContextError
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=pydantic.BaseModel)
 Result = TypeVar("Result")
 OWNER = "emu_jax"
-GONE = 499  # the status, in metrics alone, of a client that left
+GONE = 499  # status of a client that disconnected; in metrics only
 
 
 class ClientGone(Exception):
-    """Nobody waits for the answer any more."""
+    """The client disconnected before the answer."""
 
 
 def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> None:
-    """Adds the API of one engine, whose model is called `name`."""
+    """Adds the API of an engine, whose model is called `name`."""
     api = _Api(engine, name)
     routes: list[tuple[str, str, Handler]] = [
         ("GET", "/v1/models", api.models),
@@ -53,21 +53,23 @@ def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> Non
         ("GET", "/healthz", api.health),
     ]
     for method, path, handler in routes:
-        app.router.add_route(path, _answered(handler, path, metrics), methods=[method])
+        app.router.add_route(path, _with_errors(handler, path, metrics), methods=[method])
 
-    async def exposed(request: Request) -> Response:
+    async def scrape(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
-    app.router.add_route("/metrics", exposed, methods=["GET"])
+    app.router.add_route("/metrics", scrape, methods=["GET"])
 
     async def unknown(request: Request) -> Response:
-        return _refused(Refusal(404, f"{request.method} {request.url.path[:100]} is not served here", code="not_found"))
+        return _error_response(
+            Refusal(404, f"{request.method} {request.url.path[:100]} is not served here", code="not_found")
+        )
 
     app.router.add_route("/v1/{rest:path}", unknown, methods=["GET", "POST", "PUT", "DELETE", "PATCH"])
 
 
-def _answered(handler: Handler, route: str, metrics: Metrics) -> Handler:
-    """A handler whose errors are answered as OpenAI's clients expect, and which is counted."""
+def _with_errors(handler: Handler, route: str, metrics: Metrics) -> Handler:
+    """Wraps a handler: errors become responses in OpenAI's form, and requests are counted."""
 
     async def answered(request: Request) -> Response:
         with metrics.timed(route) as outcome:
@@ -75,8 +77,8 @@ def _answered(handler: Handler, route: str, metrics: Metrics) -> Handler:
                 response = await handler(request)
             except ClientGone:
                 response = Response(status_code=GONE)
-            except Exception as error:  # `_refusal` raises again what it does not know: a logged 500
-                response = _refused(*_refusal(error))
+            except Exception as error:  # `_refusal` re-raises unknown errors: a logged 500
+                response = _error_response(*_refusal(error))
             outcome.status = response.status_code
         return response
 
@@ -84,7 +86,7 @@ def _answered(handler: Handler, route: str, metrics: Metrics) -> Handler:
 
 
 def _refusal(error: Exception) -> tuple[Refusal, str | None]:
-    """An error -> the status and words it is told with, and the parameter that it is about."""
+    """An error -> status and message of its response, and the parameter that it is about."""
     match error:
         case Refusal():
             return error, None
@@ -109,7 +111,7 @@ def _refusal(error: Exception) -> tuple[Refusal, str | None]:
     raise error
 
 
-def _refused(refusal: Refusal, param: str | None = None) -> JSONResponse:
+def _error_response(refusal: Refusal, param: str | None = None) -> JSONResponse:
     headers = {"retry-after": "2"} if refusal.status in (429, 503) else None
     return JSONResponse(error_body(refusal, param), refusal.status, headers=headers)
 
@@ -121,7 +123,7 @@ class _Api:
         self.engine, self.name = engine, name
         self.created = int(time.time())
 
-    # ------------------------------------------------------------ what there is
+    # ------------------------------------------------------------ models and health
 
     def _card(self) -> dict[str, Any]:
         return {"id": self.name, "object": "model", "created": self.created, "owned_by": OWNER}
@@ -135,8 +137,8 @@ class _Api:
 
     async def health(self, request: Request) -> Response:
         healthy = self.engine.healthy
-        waits = {"waiting": self.engine.waiting(), "running": self.engine.running()}
-        return JSONResponse({"status": "ok" if healthy else "broken", **waits}, 200 if healthy else 503)
+        counts = {"waiting": self.engine.waiting(), "running": self.engine.running()}
+        return JSONResponse({"status": "ok" if healthy else "broken", **counts}, 200 if healthy else 503)
 
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.name:
@@ -147,39 +149,39 @@ class _Api:
     # ------------------------------------------------------------ chat
 
     async def chat(self, request: Request) -> Response:
-        asked = await _parse(ChatRequest, request)
-        self._check_model(asked.model)
-        asked.check(self.engine.limits)
-        messages = await asyncio.to_thread(asked.decode, self.engine.limits)
-        ticket = await self.engine.chat(messages, asked.settings())
+        body = await _parse(ChatRequest, request)
+        self._check_model(body.model)
+        body.check(self.engine.limits)
+        messages = await asyncio.to_thread(body.decode, self.engine.limits)
+        ticket = await self.engine.chat(messages, body.settings())
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
-        if asked.stream:
-            usage = asked.stream_options is not None and asked.stream_options.include_usage
+        if body.stream:
+            usage = body.stream_options is not None and body.stream_options.include_usage
             return StreamingResponse(_events(ticket, about, usage), media_type="text/event-stream", headers=NO_CACHE)
-        written = await _unless_gone(request, ticket)
+        completion = await _unless_gone(request, ticket)
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": written.text, "refusal": None},
-            "finish_reason": _reason(written),
+            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "finish_reason": _reason(completion),
             "logprobs": None,
         }
-        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(written)})
+        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(completion)})
 
     # ------------------------------------------------------------ images
 
     async def images(self, request: Request) -> Response:
-        asked = await _parse(ImageRequest, request)
-        self._check_model(asked.model)
+        body = await _parse(ImageRequest, request)
+        self._check_model(body.model)
         decoder = self.engine.plain.decoder
         if decoder is None:
             raise UserError(
-                "this model has no visual decoder; serve one with unet and vae beside it, or give --decoder"
+                "this model has no visual decoder; serve a folder with unet and vae in it, or name a decoder"
             )
-        asked.check(self.engine.limits, decoder.size)
-        prompt = await asyncio.to_thread(asked.decode, self.engine.limits)
+        body.check(self.engine.limits, decoder.size)
+        prompt = await asyncio.to_thread(body.decode, self.engine.limits)
         tickets: list[Ticket] = []
         try:
-            for settings in asked.settings():
+            for settings in body.settings():
                 tickets.append(await self.engine.draw(prompt, settings))
             drawn = [await _unless_gone(request, ticket) for ticket in tickets]
         finally:
@@ -198,7 +200,7 @@ NO_CACHE = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 async def _parse(kind: type[Body], request: Request) -> Body:
     body = await request.body()
-    # JSON of megabytes would keep all other requests waiting.
+    # Parsing megabytes of JSON here would block all other requests.
     return (
         await asyncio.to_thread(kind.model_validate_json, body)
         if len(body) > 100_000
@@ -207,17 +209,17 @@ async def _parse(kind: type[Body], request: Request) -> Body:
 
 
 async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
-    """A ticket's result; if the client leaves, the ticket is cancelled.
+    """A ticket's result; cancels the ticket if the client disconnects.
 
     Raises:
-      ClientGone: it left.
+      ClientGone: the client disconnected.
     """
 
-    async def left() -> None:
+    async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    result, gone = asyncio.ensure_future(ticket.result()), asyncio.ensure_future(left())
+    result, gone = asyncio.ensure_future(ticket.result()), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
@@ -231,20 +233,20 @@ async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
                 await task
 
 
-def _reason(written: Written) -> str:
-    return "length" if written.ended_by == "length" else "stop"
+def _reason(completion: Completion) -> str:
+    return "length" if completion.ended_by == "length" else "stop"
 
 
-def _usage(written: Written) -> dict[str, int]:
+def _usage(completion: Completion) -> dict[str, int]:
     return {
-        "prompt_tokens": written.prompt_tokens,
-        "completion_tokens": written.new_tokens,
-        "total_tokens": written.prompt_tokens + written.new_tokens,
+        "prompt_tokens": completion.prompt_tokens,
+        "completion_tokens": completion.new_tokens,
+        "total_tokens": completion.prompt_tokens + completion.new_tokens,
     }
 
 
-async def _events(ticket: Ticket[str, Written], about: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events of a chat completion; the place is freed however this ends."""
+async def _events(ticket: Ticket[str, Completion], about: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
+    """Server-sent events of a chat completion; the ticket is cancelled however the stream ends."""
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         chunk = {**about, "object": "chat.completion.chunk", "choices": choices, **more}
@@ -257,10 +259,10 @@ async def _events(ticket: Ticket[str, Written], about: dict[str, Any], usage: bo
         yield event(choice({"role": "assistant", "content": ""}))
         async for piece in ticket:
             yield event(choice({"content": piece}))
-        written = await ticket.result()
-        yield event(choice({}, _reason(written)))
+        completion = await ticket.result()
+        yield event(choice({}, _reason(completion)))
         if usage:
-            yield event([], usage=_usage(written))
+            yield event([], usage=_usage(completion))
         yield b"data: [DONE]\n\n"
     except (TimeUp, Failed, Stopping) as error:
         refusal, param = _refusal(error)

@@ -1,8 +1,7 @@
-"""What a person takes home: everything the page shows, as files that say how it was made.
+"""Downloads: everything that the page shows, as files that record how it was made.
 
-A zip holds `settings.json` (model, prompt, settings, what came out), the images that were shown to the model and
-those that it drew; a drawn PNG carries its own settings in text chunks as well. All lie in the page's folder
-(GRADIO_TEMP_DIR).
+A zip holds `settings.json` (model, prompt, settings and results), the images shown to the model and those that it drew;
+a drawn PNG also carries its settings in text chunks. All files are stored in the page's folder (GRADIO_TEMP_DIR).
 """
 
 from __future__ import annotations
@@ -23,8 +22,8 @@ import numpy as np
 from PIL import Image as PIL
 from PIL.Image import Image as PILImage
 
-from emu_jax.generate.chat import Video
-from emu_jax.generate.files import about
+from emu_jax.generate.files import png_metadata
+from emu_jax.generate.messages import Video
 from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.engine import DrawSettings
 
@@ -32,15 +31,15 @@ Part = str | np.ndarray | PILImage | Video
 
 
 def frames(video: Video) -> list[np.ndarray | PILImage]:
-    """The images of a video that `read_uploads` has read."""
+    """The images of a video that `read_uploads` returned."""
     if isinstance(video.source, Path):
-        raise ValueError(f"{video.source}: not read yet")
+        raise ValueError(f"{video.source}: the video is not read yet")
     return [frame for frame in video.source if not isinstance(frame, Path)]
 
 
 @dataclasses.dataclass
-class Record:
-    """Parts of prompts and replies, as JSON and as files beside it; images are numbered as they come."""
+class Archive:
+    """A zip under construction: parts of prompts and replies as JSON, and their images as numbered files."""
 
     files: dict[str, bytes] = dataclasses.field(default_factory=dict)
 
@@ -67,22 +66,22 @@ class Record:
         return sum(name.startswith(kind) for name in self.files)
 
     def add(self, name: str, content: bytes) -> str:
-        """A file of the zip."""
+        """Adds a file to the zip."""
         self.files[name] = content
         return name
 
-    def save(self, name: str, said: Mapping[str, Any]) -> str:
-        """Writes the zip, `said` as its settings.json; returns its path."""
+    def save(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Writes the zip with its settings.json; returns its path."""
         path = new_path(f"{name}.zip")
         with zipfile.ZipFile(path, "w") as archive:
-            archive.writestr("settings.json", json.dumps(said, indent=2, ensure_ascii=False) + "\n")
+            archive.writestr("settings.json", json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
             for file, content in self.files.items():
                 archive.writestr(file, content)
         return str(path)
 
 
 def new_path(name: str) -> Path:
-    """A file in a folder of its own, whose name nobody guesses."""
+    """The path of a new file, in a folder of its own with an unguessable name."""
     folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "results" / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder / name
@@ -95,14 +94,14 @@ def png(image: np.ndarray | PILImage) -> bytes:
     return buffer.getvalue()
 
 
-def spelt(prompt: Sequence[Part]) -> list[str]:
-    """A prompt as text chunks have it: texts, and which place each image has."""
+def file_names(prompt: Sequence[Part]) -> list[str]:
+    """A prompt as in the text chunks of a PNG: texts, and the file names of images."""
     shown = 0
-    found = []
+    names = []
     for part in prompt:
         shown += not isinstance(part, str)
-        found.append(part if isinstance(part, str) else f"image-{shown}.png")
-    return found
+        names.append(part if isinstance(part, str) else f"image-{shown}.png")
+    return names
 
 
 def drawn_png(result: GeneratedImage, prompt: Sequence[Part], settings: DrawSettings) -> bytes:
@@ -110,7 +109,7 @@ def drawn_png(result: GeneratedImage, prompt: Sequence[Part], settings: DrawSett
     fields = dataclasses.asdict(settings)
     del fields["seed"]
     buffer = io.BytesIO()
-    result.image.save(buffer, "PNG", pnginfo=about(result, spelt(prompt), fields))
+    result.image.save(buffer, "PNG", pnginfo=png_metadata(result, file_names(prompt), fields))
     return buffer.getvalue()
 
 
@@ -125,7 +124,7 @@ def write(name: str, content: bytes | str) -> str:
 
 
 def figures(parts: Sequence[Part | GeneratedImage]) -> str:
-    """A document as HTML: paragraphs, and images that stand in it as they are. Texts are escaped."""
+    """A document as HTML: escaped paragraphs, and embedded images."""
     return "\n".join(_figure(part) for part in parts)
 
 
@@ -142,9 +141,9 @@ def _figure(part: Part | GeneratedImage) -> str:
     return f'<figure><img alt="{alternative}" src="data:image/png;base64,{data}">{caption}</figure>'
 
 
-def html_page(title: str, parts: Sequence[Part | GeneratedImage], said: Mapping[str, Any]) -> str:
-    """A document as one HTML file, which loads nothing and ends with its settings."""
-    settings = html.escape(json.dumps(said, indent=2, ensure_ascii=False))
+def html_page(title: str, parts: Sequence[Part | GeneratedImage], settings: Mapping[str, Any]) -> str:
+    """A document as one HTML file, which loads nothing else and ends with its settings."""
+    about = html.escape(json.dumps(settings, indent=2, ensure_ascii=False))
     return f"""<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -158,6 +157,6 @@ figcaption, pre {{ color: #78716c; font-size: 13px; }}
 pre {{ white-space: pre-wrap; border-top: 1px solid #e7e5e4; padding-top: 1rem; margin-top: 3rem; }}
 </style>
 {figures(parts)}
-<pre>{settings}</pre>
+<pre>{about}</pre>
 </html>
 """

@@ -1,11 +1,11 @@
-"""The one thread that computes: requests wait in two bounded queues, and run together.
+"""The one thread that computes: requests wait in two bounded queues and are batched continuously.
 
-    async ──submit──▶ waiting texts ────▶ TextSlots of the chat model     one turn: read new texts, go on in all slots,
-                      waiting texts ────▶ TextSlots of the plain model    begin new images, one U-Net call for all
-                      waiting images ─▶ Canvas of the plain model
+    async ──submit──▶ text queue ───▶ ContinuousBatcher of the chat model       one turn: prefill new texts, decode in
+                                 └──▶ ContinuousBatcher of the plain model      all slots, begin new images, one U-Net
+                      image queue ──▶ ImageBatcher of the plain model           call for all slots
     async ◀──pieces, progress, result── Ticket
 
-A model with adapters beside its weights chats with them, and writes and draws without: as it was pretrained.
+A model with separate adapters uses them in chats. It completes documents and draws without them, as pretrained.
 """
 
 from __future__ import annotations
@@ -16,25 +16,23 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
-from collections.abc import Sequence as Ordered
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from emu_jax.data.tokenizer import Spelling
-from emu_jax.generate.model import Emu, GeneratedImage, check_decoding
+from emu_jax.data.tokenizer import IncrementalDetokenizer
+from emu_jax.generate.model import Emu, GeneratedImage
 from emu_jax.generate.prompt import Prompt
-from emu_jax.generate.text import Decoding, EndedBy, cut
-from emu_jax.serve import sequences
-from emu_jax.serve.canvas import Canvas, Drawing
+from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at_end
+from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
+from emu_jax.serve.encoded_prompt import EncodedPrompt, Message, can_chat, encode_continuation, encode_conversation
+from emu_jax.serve.image_batching import ImageBatcher, ImageRequest
 from emu_jax.serve.limits import Limits
-from emu_jax.serve.sequences import Message
-from emu_jax.serve.slots import READ_TOGETHER, Start, TextSlots
 
 log = logging.getLogger(__name__)
 
-FAULTS = 3  # turns that fail one after the other until the server counts as broken
+MAX_FAULTS = 3  # consecutive failed turns after which the server is unhealthy
 
-Event = TypeVar("Event")  # what is told while a request runs
+Event = TypeVar("Event")  # emitted while a request runs
 Result = TypeVar("Result")
 
 
@@ -43,24 +41,24 @@ class Busy(Exception):
 
 
 class Stopping(Exception):
-    """The server stops: nothing new is taken, or what ran was given up."""
+    """The server is stopping, and refuses or cancels the request."""
 
 
 class TimeUp(Exception):
-    """The request took longer than `Limits.seconds`."""
+    """The request exceeded `Limits.seconds`."""
 
 
 class Failed(Exception):
-    """The model failed; the log has why."""
+    """The model failed; the reason is in the log."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Written:
-    """A text that is written.
+class Completion:
+    """A finished text.
 
     Attributes:
-      prompt_tokens, new_tokens: as the model counts them, what ended the text not among the new ones.
-      ended_by: as `GeneratedText` has it.
+      prompt_tokens, new_tokens: numbers of tokens; the token that ended the text is not a new one.
+      ended_by: as in `GeneratedText`.
     """
 
     text: str
@@ -71,11 +69,11 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class TextSettings:
-    """How a text is written; see `Emu.generate_text`.
+    """Decoding settings of a text; see `Emu.generate_text`.
 
     Attributes:
-      max_new_tokens: None: what the context leaves, at most 256.
-      until_image: it also ends where a model writes [IMG] that has not learnt to (`Emu.ends`).
+      max_new_tokens: for None, the rest of the context, at most 256.
+      until_image: end at [IMG] even if the model has not learnt to begin images (`Emu.ends`).
     """
 
     max_new_tokens: int | None = None
@@ -87,7 +85,7 @@ class TextSettings:
     until_image: bool = False
 
     def check(self, limits: Limits) -> None:
-        """Raises UserError for settings that cannot work, or lie beyond the limits."""
+        """Raises UserError for settings that cannot work or exceed the limits."""
         limits.check("max_tokens", 1 if self.max_new_tokens is None else self.max_new_tokens, 1, limits.new_tokens)
         limits.check("temperature", self.temperature, 0, 100)
         limits.check("top_k", self.top_k, 0, 1_000_000)
@@ -98,7 +96,7 @@ class TextSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DrawSettings:
-    """How an image is drawn; see `Emu.generate_image`."""
+    """Sampling settings of an image; see `Emu.generate_image`."""
 
     sampler: str = "pndm"
     steps: int = 50
@@ -106,7 +104,7 @@ class DrawSettings:
     seed: int = 0
 
     def check(self, limits: Limits, model: Emu) -> None:
-        """Raises UserError for settings that cannot work, or lie beyond the limits."""
+        """Raises UserError for settings that cannot work or exceed the limits."""
         limits.check("steps", self.steps, 1, limits.steps)
         limits.check("guidance", self.guidance, -limits.guidance, limits.guidance)
         limits.check("seed", self.seed, 0, 2**32 - 1)
@@ -114,22 +112,22 @@ class DrawSettings:
 
 
 class Ticket(Generic[Event, Result]):
-    """A request that waits or runs. `async for event in ticket` tells how it goes, `await ticket.result()` ends it.
+    """A waiting or running request: `async for event in ticket` follows it, `await ticket.result()` waits for its end.
 
-    Who leaves before its end calls `cancel`, which frees its place.
+    A caller that stops waiting must call `cancel`, which frees the request's slot.
     """
 
     def __init__(self, seconds: float):
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._end: asyncio.Future[Result] = self._loop.create_future()
-        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # it need not be asked for
+        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # the result need not be awaited
         self.submitted = time.monotonic()
         self.deadline = self.submitted + seconds
         self.cancelled = False
 
     def cancel(self) -> None:
-        """Gives the request up; its place is free before anything else runs there."""
+        """Cancels the request; the engine frees its slot in the next turn."""
         self.cancelled = True
 
     async def __aiter__(self) -> AsyncIterator[Event]:
@@ -137,23 +135,23 @@ class Ticket(Generic[Event, Result]):
             yield event
 
     async def result(self) -> Result:
-        """What came out.
+        """Waits for the result.
 
         Raises:
-          TimeUp, Failed, Stopping: nothing did.
+          TimeUp, Failed, Stopping: there is none.
         """
         return await asyncio.shield(self._end)
 
-    def tell(self, event: Event) -> None:
-        """From the engine's thread."""
+    def emit(self, event: Event) -> None:
+        """Called by the engine's thread."""
         self._call(self._events.put_nowait, event)
 
     def finish(self, result: Result) -> None:
-        """From the engine's thread."""
+        """Called by the engine's thread."""
         self._call(self._settle, lambda: self._end.set_result(result))
 
     def fail(self, error: Exception) -> None:
-        """From the engine's thread."""
+        """Called by the engine's thread."""
         self._call(self._settle, lambda: self._end.set_exception(error))
 
     def _settle(self, end: Callable[[], None]) -> None:
@@ -164,34 +162,34 @@ class Ticket(Generic[Event, Result]):
     def _call(self, function: Callable, *arguments: Any) -> None:
         try:
             self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody listens
+        except RuntimeError:  # the loop is closed: nobody is waiting
             self.cancelled = True
 
 
 @dataclasses.dataclass(eq=False)
-class _Text:
-    """A text that waits or runs."""
+class _TextJob:
+    """A waiting or running text; `lane` is the index of its batcher."""
 
-    ticket: Ticket[str, Written]
-    start: Start
+    ticket: Ticket[str, Completion]
+    request: TextRequest
     lane: int
-    spelling: Spelling
+    detokenizer: IncrementalDetokenizer
     until_image: bool
     ids: list[int] = dataclasses.field(default_factory=list)
-    said: list[str] = dataclasses.field(default_factory=list)
+    pieces: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(eq=False)
-class _Image:
-    """An image that waits or runs."""
+class _ImageJob:
+    """A waiting or running image."""
 
     ticket: Ticket[tuple[int, int], GeneratedImage]
-    drawing: Drawing
+    request: ImageRequest
 
 
 @dataclasses.dataclass
 class Counts:
-    """What an engine has done, since its start."""
+    """Counters of an engine since its start."""
 
     texts: int = 0
     tokens: int = 0
@@ -203,66 +201,66 @@ class Counts:
 
 
 class Engine:
-    """A model that answers many at a time. `start` before use, `close` at the end; `async with` does both."""
+    """A model that serves many requests at a time. Call `start` before use and `close` after; or use `async with`."""
 
     def __init__(self, model: Emu, limits: Limits | None = None):
         self.limits = limits or Limits()
-        # Adapters are added to the kernels for chats, and left out for the rest: two models of one shape and one
-        # compilation. Int8 kernels cannot take them in: those chat with the adapters beside.
-        self.chats = sequences.chats(model)
+        # Adapters are merged for chats and dropped for everything else: two models of one shape and one compilation.
+        # They cannot be merged into int8 kernels; such models chat with separate adapters.
+        self.chats = can_chat(model)
         adapted = model.config.llama.lora_rank > 0
         self.plain = model.without_adapters() if adapted else model
         chat = model if not adapted or model.config.llama.int8 else model.merged()
         models = [chat, self.plain] if adapted and self.chats else [self.plain]
-        self._lanes = [TextSlots(each, self.limits.text_slots) for each in models]
+        self._lanes = [ContinuousBatcher(each, self.limits.text_slots) for each in models]
         self._chat_model, self._chat_lane, self._plain_lane = chat, 0, len(models) - 1
-        self._canvas = Canvas(self.plain, self.limits.drawing_slots) if model.decoder is not None else None
+        self._images = ImageBatcher(self.plain, self.limits.drawing_slots) if model.decoder is not None else None
         self.counts = Counts()
         self._lock = threading.Condition()
-        self._texts: collections.deque[_Text] = collections.deque()
-        self._images: collections.deque[_Image] = collections.deque()
-        self._writing: list[dict[int, _Text]] = [{} for _ in self._lanes]
-        self._drawing: dict[int, _Image] = {}
+        self._text_queue: collections.deque[_TextJob] = collections.deque()
+        self._image_queue: collections.deque[_ImageJob] = collections.deque()
+        self._texts: list[dict[int, _TextJob]] = [{} for _ in self._lanes]  # running, by slot
+        self._drawings: dict[int, _ImageJob] = {}  # running, by slot
         self._stopping = False
         self._faults = 0
         self._thread: threading.Thread | None = None
 
-    # ------------------------------------------------------------ life
+    # ------------------------------------------------------------ life cycle
 
     @property
     def draws(self) -> bool:
         """Whether the model has a visual decoder."""
-        return self._canvas is not None
+        return self._images is not None
 
     @property
     def healthy(self) -> bool:
         """Whether requests are being computed."""
-        return self._thread is not None and self._thread.is_alive() and self._faults < FAULTS
+        return self._thread is not None and self._thread.is_alive() and self._faults < MAX_FAULTS
 
     def waiting(self) -> dict[str, int]:
-        """Requests that wait, by kind."""
-        return {"text": len(self._texts), "image": len(self._images)}
+        """Number of waiting requests by kind."""
+        return {"text": len(self._text_queue), "image": len(self._image_queue)}
 
     def running(self) -> dict[str, int]:
-        """Requests that run, by kind."""
-        return {"text": sum(map(len, self._writing)), "image": len(self._drawing)}
+        """Number of running requests by kind."""
+        return {"text": sum(map(len, self._texts)), "image": len(self._drawings)}
 
     def start(self) -> None:
-        """Compiles everything that requests need, and begins to take them."""
+        """Compiles all programs, then starts the engine's thread."""
         began = time.monotonic()
         for lane in self._lanes:
             lane.warm_up()
-        if self._canvas is not None:
-            self._canvas.warm_up()
+        if self._images is not None:
+            self._images.warm_up()
         log.info("compiled in %.0f s", time.monotonic() - began)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
     def close(self, seconds: float = 10.0) -> None:
-        """Takes nothing new, and gives what runs so long to end."""
+        """Refuses new requests, and gives running ones so many seconds to end."""
         with self._lock:
             self._stopping = True
-            self._give_up_at = time.monotonic() + seconds
+            self._cancel_at = time.monotonic() + seconds
             self._lock.notify()
         if self._thread is not None:
             self._thread.join()
@@ -276,42 +274,42 @@ class Engine:
 
     # ------------------------------------------------------------ requests
 
-    async def chat(self, messages: Ordered[Message], settings: TextSettings) -> Ticket[str, Written]:
-        """An answer to a conversation, in pieces of text.
+    async def chat(self, messages: Sequence[Message], settings: TextSettings) -> Ticket[str, Completion]:
+        """The answer to a conversation; events are pieces of text.
 
         Raises:
-          UserError: a request that cannot be done. Busy, Stopping: not now.
+          UserError: a request that cannot work. Busy, Stopping: try again later.
         """
         settings.check(self.limits)
-        sequence = await asyncio.to_thread(sequences.conversation, self._chat_model, messages)
-        return self._submit_text(sequence, settings, self._chat_lane)
+        prompt = await asyncio.to_thread(encode_conversation, self._chat_model, messages)
+        return self._submit_text(prompt, settings, self._chat_lane)
 
-    async def write(self, prompt: Prompt, settings: TextSettings) -> Ticket[str, Written]:
-        """A prompt of texts and images gone on with, in pieces of text. Raises: as `chat`."""
+    async def complete(self, prompt: Prompt, settings: TextSettings) -> Ticket[str, Completion]:
+        """The continuation of texts and images; events are pieces of text. Raises: as `chat`."""
         settings.check(self.limits)
-        sequence = await asyncio.to_thread(sequences.continuation, self.plain, prompt)
-        return self._submit_text(sequence, settings, self._plain_lane)
+        encoded = await asyncio.to_thread(encode_continuation, self.plain, prompt)
+        return self._submit_text(encoded, settings, self._plain_lane)
 
     async def draw(self, prompt: Prompt, settings: DrawSettings) -> Ticket[tuple[int, int], GeneratedImage]:
-        """The image that follows a prompt; events are (U-Net calls made, in all). Raises: as `chat`."""
+        """The image that follows a prompt; events are (U-Net calls made, calls in total). Raises: as `chat`."""
         settings.check(self.limits, self.plain)
-        sequence = await asyncio.to_thread(sequences.continuation, self.plain, prompt, draws=True)
-        drawing = Drawing(sequence, settings.sampler, settings.steps, settings.guidance, settings.seed)
-        image = _Image(Ticket(self.limits.seconds), drawing)
-        self._submit(self._images, image)
-        return image.ticket
+        encoded = await asyncio.to_thread(encode_continuation, self.plain, prompt, draws=True)
+        request = ImageRequest(encoded, settings.sampler, settings.steps, settings.guidance, settings.seed)
+        job = _ImageJob(Ticket(self.limits.seconds), request)
+        self._submit(self._image_queue, job)
+        return job.ticket
 
-    def _submit_text(self, sequence: sequences.Sequence, settings: TextSettings, lane: int) -> Ticket[str, Written]:
-        self.limits.check_images(len(sequence.images))
-        limit = sequence.room(self.plain.config.llama.context, settings.max_new_tokens)
+    def _submit_text(self, prompt: EncodedPrompt, settings: TextSettings, lane: int) -> Ticket[str, Completion]:
+        self.limits.check_images(len(prompt.images))
+        max_new_tokens = prompt.max_new_tokens(self.plain.config.llama.context, settings.max_new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
-        start = Start(sequence, decoding, limit, settings.seed)
-        spelling = self.plain.tokenizer.spelling()
-        text = _Text(Ticket(self.limits.seconds), start, lane, spelling, settings.until_image)
-        self._submit(self._texts, text)
-        return text.ticket
+        request = TextRequest(prompt, decoding, max_new_tokens, settings.seed)
+        detokenizer = self.plain.tokenizer.detokenizer()
+        job = _TextJob(Ticket(self.limits.seconds), request, lane, detokenizer, settings.until_image)
+        self._submit(self._text_queue, job)
+        return job.ticket
 
-    def _submit(self, queue: collections.deque, request: _Text | _Image) -> None:
+    def _submit(self, queue: collections.deque, job: _TextJob | _ImageJob) -> None:
         with self._lock:
             if self._stopping or not self.healthy:
                 raise Stopping("the server is stopping; try again later")
@@ -320,7 +318,7 @@ class Engine:
             if len(queue) >= self.limits.waiting:
                 self.counts.refused += 1
                 raise Busy(f"{len(queue)} requests are waiting already; try again in a few seconds")
-            queue.append(request)
+            queue.append(job)
             self._lock.notify()
 
     # ------------------------------------------------------------ the engine's thread
@@ -328,148 +326,147 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not (self._stopping or self._texts or self._images or self._writes() or self._drawing):
+                while not (self._stopping or self._has_work()):
                     self._lock.wait()
-                if self._stopping and (time.monotonic() > self._give_up_at or not self._busy()):
+                if self._stopping and (time.monotonic() > self._cancel_at or not self._has_work()):
                     break
             try:
                 self._turn()
                 self._faults = 0
-            except Exception as error:  # whatever XLA raises: its requests are told, the others go on
+            except Exception as error:  # whatever XLA raises, the present requests fail and later ones are served
                 log.exception("the model failed")
                 self._faults += 1
-                self._drop(Failed(f"the model failed ({type(error).__name__})"))
-                if self._faults >= FAULTS:
+                self._fail_all(Failed(f"the model failed ({type(error).__name__})"))
+                if self._faults >= MAX_FAULTS:
                     break
         with self._lock:
             self._stopping = True
-        self._drop(Stopping("the server stopped"))
+        self._fail_all(Stopping("the server stopped"))
 
-    def _writes(self) -> bool:
-        return any(self._writing)
+    def _has_work(self) -> bool:
+        return bool(self._text_queue or self._image_queue or any(self._texts) or self._drawings)
 
-    def _busy(self) -> bool:
-        return bool(self._texts or self._images or self._writes() or self._drawing)
-
-    def _drop(self, error: Exception) -> None:
-        """Ends all that waits and runs with an error, and begins anew."""
+    def _fail_all(self, error: Exception) -> None:
+        """Ends all waiting and running requests with an error, and clears the slots."""
         with self._lock:
-            requests: list[_Text | _Image] = [*self._texts, *self._images, *self._drawing.values()]
-            requests += [text for writing in self._writing for text in writing.values()]
-            self._texts.clear()
-            self._images.clear()
-        self._writing, self._drawing = [{} for _ in self._lanes], {}
-        self.counts.failed += len(requests)
-        for request in requests:
-            request.ticket.fail(error)
+            jobs: list[_TextJob | _ImageJob] = [*self._text_queue, *self._image_queue, *self._drawings.values()]
+            jobs += [job for texts in self._texts for job in texts.values()]
+            self._text_queue.clear()
+            self._image_queue.clear()
+        self._texts, self._drawings = [{} for _ in self._lanes], {}
+        self.counts.failed += len(jobs)
+        for job in jobs:
+            job.ticket.fail(error)
         if isinstance(error, Failed):
             for lane in self._lanes:
                 lane.clear()
-            if self._canvas is not None:
-                self._canvas.clear()
+            if self._images is not None:
+                self._images.clear()
 
     def _turn(self) -> None:
         with self._lock:
-            self._purge(self._texts)
-            self._purge(self._images)
-        for number in range(len(self._lanes)):
-            self._read(number)
-            self._write(number)
-        if self._canvas is not None:
-            self._begin(self._canvas)
-            self._step(self._canvas)
+            self._purge(self._text_queue)
+            self._purge(self._image_queue)
+        for lane in range(len(self._lanes)):
+            self._prefill(lane)
+            self._decode(lane)
+        if self._images is not None:
+            self._begin_images(self._images)
+            self._step_images(self._images)
 
-    def _gone(self, request: _Text | _Image) -> bool:
-        """Whether nobody waits for a request any more, or not in time; then it is ended."""
-        if request.ticket.cancelled:
+    def _has_ended(self, job: _TextJob | _ImageJob) -> bool:
+        """Whether a request was cancelled or is late; ends it if so."""
+        if job.ticket.cancelled:
             self.counts.cancelled += 1
-            request.ticket.fail(Stopping("the request was given up"))
+            job.ticket.fail(Stopping("the request was cancelled"))
             return True
-        if time.monotonic() > request.ticket.deadline:
+        if time.monotonic() > job.ticket.deadline:
             self.counts.timed_out += 1
-            request.ticket.fail(TimeUp(f"the request took longer than {self.limits.seconds:g} seconds"))
+            job.ticket.fail(TimeUp(f"the request took longer than {self.limits.seconds:g} seconds"))
             return True
         return False
 
     def _purge(self, queue: collections.deque) -> None:
-        """Those that nobody waits for any more leave a queue. The lock is held."""
-        kept = [request for request in queue if not self._gone(request)]
+        """Removes cancelled and late requests from a queue; the caller holds the lock."""
+        kept = [job for job in queue if not self._has_ended(job)]
         queue.clear()
         queue.extend(kept)
 
     def _take(self, queue: collections.deque, count: int, lane: int | None = None) -> list:
-        """The first requests of a queue, of one lane."""
+        """Takes the first requests of a lane from a queue."""
         with self._lock:
-            taken = [request for request in queue if lane is None or request.lane == lane][:count]
-            for request in taken:
-                queue.remove(request)
+            taken = [job for job in queue if lane is None or job.lane == lane][:count]
+            for job in taken:
+                queue.remove(job)
         return taken
 
-    def _read(self, number: int) -> None:
-        """Free slots take texts that wait."""
-        lane, writing = self._lanes[number], self._writing[number]
-        for slot, text in list(writing.items()):
-            if self._gone(text):
-                lane.release(slot)
-                del writing[slot]
-        while self._texts and (free := [slot for slot in lane.free if slot not in writing]):
-            texts = self._take(self._texts, min(len(free), READ_TOGETHER[-1]), number)
-            if not texts:
+    def _prefill(self, lane: int) -> None:
+        """Moves waiting texts into free slots."""
+        batcher, texts = self._lanes[lane], self._texts[lane]
+        for slot, job in list(texts.items()):
+            if self._has_ended(job):
+                batcher.release(slot)
+                del texts[slot]
+        while self._text_queue and (free := [slot for slot in batcher.free if slot not in texts]):
+            jobs = self._take(self._text_queue, min(len(free), PREFILL_BATCH_SIZES[-1]), lane)
+            if not jobs:
                 return
-            slots = free[: len(texts)]
-            writing.update(zip(slots, texts, strict=True))  # so that an error finds them
-            first = lane.read(slots, [text.start for text in texts])
+            slots = free[: len(jobs)]
+            texts.update(zip(slots, jobs, strict=True))  # before the call, so that an error reaches them
+            first = batcher.prefill(slots, [job.request for job in jobs])
             for slot, token in zip(slots, first, strict=True):
-                self._add(number, slot, [token])
+                self._add_tokens(lane, slot, [token])
 
-    def _write(self, number: int) -> None:
-        lane, writing = self._lanes[number], self._writing[number]
-        if writing:
-            tokens = lane.write()  # [n, B]
-            for slot in list(writing):
-                self._add(number, slot, [token for token in tokens[:, slot].tolist() if token >= 0])
+    def _decode(self, lane: int) -> None:
+        """Decodes a few tokens in all slots."""
+        texts = self._texts[lane]
+        if texts:
+            tokens = self._lanes[lane].decode()  # [n, B]
+            for slot in list(texts):
+                self._add_tokens(lane, slot, [token for token in tokens[:, slot].tolist() if token >= 0])
 
-    def _add(self, number: int, slot: int, ids: list[int]) -> None:
-        """New tokens of a text: tells them, and ends it where it ends."""
-        text, tokenizer = self._writing[number][slot], self.plain.tokenizer
-        ends = (tokenizer.eos_id, tokenizer.img_id) if text.until_image else self._lanes[number].model.ends
-        ids, ended_by = cut(ids, ends)
-        silent = tokenizer.silent
-        pieces = [piece for id in ids if id not in silent for _, piece in text.spelling.add(id)]
-        text.ids += ids
+    def _add_tokens(self, lane: int, slot: int, ids: list[int]) -> None:
+        """Emits the text of new tokens, and finishes the request at its end."""
+        job, tokenizer = self._texts[lane][slot], self.plain.tokenizer
+        ends = (tokenizer.eos_id, tokenizer.img_id) if job.until_image else self._lanes[lane].model.ends
+        ids, ended_by = truncate_at_end(ids, ends)
+        non_text_ids = tokenizer.non_text_ids
+        pieces = [piece for id in ids if id not in non_text_ids for _, piece in job.detokenizer.add(id)]
+        job.ids += ids
         self.counts.tokens += len(ids)
-        over = ended_by != "length" or len(text.ids) >= text.start.limit
-        if over:
-            pieces += [piece for _, piece in text.spelling.end()]
-        if said := "".join(pieces):
-            text.said.append(said)
-            text.ticket.tell(said)
-        if over:
+        finished = ended_by != "length" or len(job.ids) >= job.request.max_new_tokens
+        if finished:
+            pieces += [piece for _, piece in job.detokenizer.end()]
+        if text := "".join(pieces):
+            job.pieces.append(text)
+            job.ticket.emit(text)
+        if finished:
             self.counts.texts += 1
-            prompt = len(text.start.sequence.tokens)
-            text.ticket.finish(Written("".join(text.said), prompt, len(text.ids), ended_by))
-            self._lanes[number].release(slot)  # [IMG] that is no end of the model's does not free it
-            del self._writing[number][slot]
+            prompt_tokens = len(job.request.prompt.tokens)
+            job.ticket.finish(Completion("".join(job.pieces), prompt_tokens, len(job.ids), ended_by))
+            self._lanes[lane].release(slot)  # needed where `until_image` ended it: for the batcher, [IMG] is no end
+            del self._texts[lane][slot]
 
-    def _begin(self, canvas: Canvas) -> None:
-        """Free places take images that wait."""
-        for place, image in list(self._drawing.items()):
-            if self._gone(image):
-                canvas.release(place)
-                del self._drawing[place]
-        free = canvas.free
-        if images := self._take(self._images, len(free)) if self._images and free else []:
-            places = free[: len(images)]
-            self._drawing.update(zip(places, images, strict=True))
-            canvas.begin(places, [image.drawing for image in images])
+    def _begin_images(self, batcher: ImageBatcher) -> None:
+        """Moves waiting images into free slots."""
+        for slot, job in list(self._drawings.items()):
+            if self._has_ended(job):
+                batcher.release(slot)
+                del self._drawings[slot]
+        free = batcher.free
+        if jobs := self._take(self._image_queue, len(free)) if self._image_queue and free else []:
+            slots = free[: len(jobs)]
+            self._drawings.update(zip(slots, jobs, strict=True))
+            batcher.begin(slots, [job.request for job in jobs])
 
-    def _step(self, canvas: Canvas) -> None:
-        if not self._drawing:
+    def _step_images(self, batcher: ImageBatcher) -> None:
+        """One U-Net call for all slots."""
+        if not self._drawings:
             return
-        for place, (made, calls) in canvas.step().items():
-            image = self._drawing[place]
-            image.ticket.tell((made, calls))
+        for slot, (made, calls) in batcher.step().items():
+            job = self._drawings[slot]
+            job.ticket.emit((made, calls))
             if made == calls:
                 self.counts.images += 1
-                image.ticket.finish(canvas.finish(place))
-                del self._drawing[place]
+                job.ticket.finish(batcher.finish(slot))
+                del self._drawings[slot]

@@ -1,8 +1,8 @@
-"""What stands before everything a server answers: who may ask, and how much may be sent.
+"""Checks of every request before any handler: the key, the origin, and the size of the body.
 
-A request's body is read here, whole, before anything looks at it: at most `Limits.body_bytes`, never slower than
-`Limits.body_seconds` between two pieces, and no more than `BODIES` times as much for all requests together. So no
-handler, and no library behind one, meets a body that is too large, half sent, or endless.
+A request's body is read here completely before anything parses it: at most `Limits.body_bytes`, with at most
+`Limits.body_seconds` between two pieces, and at most `MAX_BODIES` such bodies for all requests together. So no handler
+or library behind it ever gets a body that is too large, incomplete, or endless.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emu_jax.serve.limits import MEGA, Limits
 
-BODIES = 8  # bodies of the largest size that are held at the same time
+MAX_BODIES = 8  # bodies of the maximum size held at the same time
 OPEN = ("/healthz",)  # needs no key
-KEYED = ("/v1/", "/metrics")  # needs the key in a header; the page asks for it in its own way
+KEYED = ("/v1/", "/metrics")  # need the key in a header; the page has a login of its own
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # what the page asks; only there bodies are no JSON
-PATH_BYTES = 2048  # of a path with its query
+PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # routes of the page; only uploads are not JSON
+MAX_PATH_BYTES = 2048  # of a path with its query
 
 
 class Refusal(Exception):
-    """A request that is not handled, and the error it is answered with, in the form that OpenAI's clients read."""
+    """A refused request, with the fields of its error response as OpenAI's clients expect them."""
 
     def __init__(self, status: int, message: str, *, kind: str = "invalid_request_error", code: str | None = None):
         super().__init__(message)
@@ -38,19 +38,19 @@ class Guard:
     """ASGI middleware.
 
     Args:
-      key: what `Authorization: Bearer …` must hold; None: everybody on this machine may ask.
-      page_refuses: a JSON body that was sent to the page, and the Host header -> why it is refused, or None.
+      key: the token required in `Authorization: Bearer …`; None: everyone on this machine is served.
+      page_refuses: (JSON body sent to the page, Host header) -> the reason to refuse it, or None.
     """
 
     def __init__(
         self, app: ASGIApp, limits: Limits, key: str | None, page_refuses: Callable[[object, str], str | None]
     ):
         self.app, self.limits, self.key, self.page_refuses = app, limits, key, page_refuses
-        self._held = 0  # bytes of bodies
+        self._held = 0  # bytes of all bodies in memory
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            if scope["type"] == "websocket":  # nothing here speaks it
+            if scope["type"] == "websocket":  # not used here
                 await send({"type": "websocket.close"})
                 return
             await self.app(scope, receive, send)
@@ -71,18 +71,21 @@ class Guard:
 
     def _check_head(self, scope: Scope) -> None:
         headers = _headers(scope)
-        if len(scope["path"]) + len(scope.get("query_string", b"")) > PATH_BYTES:
-            raise Refusal(414, f"the address is longer than {PATH_BYTES} bytes")
+        if len(scope["path"]) + len(scope.get("query_string", b"")) > MAX_PATH_BYTES:
+            raise Refusal(414, f"the address is longer than {MAX_PATH_BYTES} bytes")
         path = scope["path"]
         if self.key is None:
-            # A page elsewhere that a browser on this machine shows must not reach us, by whatever name.
+            # Pages of other sites, open in a browser on this machine, must not reach the server under any host name.
             host = headers.get("host", "").lower()
             name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
             if name not in LOOPBACK:
-                raise Refusal(403, f"the Host header names {host[:100]!r}; without a key only this machine is served")
+                raise Refusal(403, f"the Host header names {host[:100]!r}; without a key, only this machine is served")
             origin = headers.get("origin")
             if origin is not None and urlsplit(origin).netloc.lower() != host:
-                raise Refusal(403, f"the request comes from a page of {origin[:100]!r}; only our own may ask")
+                raise Refusal(
+                    403,
+                    f"the request comes from a page of {origin[:100]!r}; only the server's own page may send requests",
+                )
         elif path.startswith(KEYED) and path not in OPEN:
             scheme, _, given = headers.get("authorization", "").partition(" ")
             if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), self.key.encode()):
@@ -106,7 +109,7 @@ class Guard:
         )
 
     async def _read(self, scope: Scope, receive: Receive) -> bytes:
-        """The whole body, counted in `_held` if it is returned."""
+        """Reads the whole body; if it is returned, `_held` counts it."""
         if scope["method"] in ("GET", "HEAD"):
             return b""
         pieces: list[bytes] = []
@@ -115,28 +118,28 @@ class Guard:
             while True:
                 message = await asyncio.wait_for(receive(), self.limits.body_seconds)
                 if message["type"] != "http.request":
-                    raise Refusal(400, "the connection was closed before the body was whole")
+                    raise Refusal(400, "the connection was closed before the body was complete")
                 piece = message.get("body", b"")
                 count += len(piece)
                 self._held += len(piece)
                 if count > self.limits.body_bytes:
                     raise self._too_large()
-                if self._held > BODIES * self.limits.body_bytes:
-                    raise Refusal(429, "too much is being sent at the moment; try again in a few seconds")
+                if self._held > MAX_BODIES * self.limits.body_bytes:
+                    raise Refusal(429, "too many large bodies are being sent; try again in a few seconds")
                 pieces.append(piece)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
         except TimeoutError:
             self._held -= count
             raise Refusal(
-                408, f"no byte of the body came for {self.limits.body_seconds:g} s, and it is not whole"
+                408, f"the body is incomplete, and none of it arrived for {self.limits.body_seconds:g} s"
             ) from None
         except BaseException:
             self._held -= count
             raise
 
     def _check_body(self, scope: Scope, body: bytes) -> None:
-        """What is sent to the page may name files, which must be its own."""
+        """Requests to the page may name files, which must be the page's own."""
         if not scope["path"].startswith(PAGE) or scope["path"].startswith(UPLOAD) or not body:
             return
         try:
@@ -156,7 +159,7 @@ def _headers(scope: Scope) -> dict[str, str]:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """A body that was read already, and then what comes: whether the client has gone."""
+    """Replays a body, then passes on further messages, such as the client's disconnection."""
     sent = False
 
     async def again() -> Message:
@@ -170,12 +173,12 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 
 def error_body(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
-    """{"error": …}, as OpenAI's API has it."""
+    """{"error": …}, in the form of OpenAI's API."""
     return {"error": {"message": refusal.message, "type": refusal.kind, "param": param, "code": refusal.code}}
 
 
 async def answer(send: Send, refusal: Refusal) -> None:
-    """Sends a refusal, and closes: what is left of the body is not read."""
+    """Sends a refusal and closes the connection; the rest of the body is not read."""
     body = json.dumps(error_body(refusal)).encode()
     headers = [
         (b"content-type", b"application/json"),

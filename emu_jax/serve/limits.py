@@ -1,4 +1,4 @@
-"""What a server allows; every number a person can send has a bound, and is told where it lies beyond."""
+"""Limits of a server: every number in a request has bounds, and an error that names them."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ MEGA = 1_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """Bounds of a server.
+    """Maxima of a server.
 
     Attributes:
-      text_slots: texts that are written at the same time. drawing_slots: images drawn at the same time.
-      waiting: requests that wait for a slot, of each kind; the next one is refused.
-      seconds: a request may take, its waiting included.
-      new_tokens: of a text. text_characters: of all texts of a request. messages: of a conversation.
-      images: that a request shows, frames of videos included. upload_bytes: of one image or video.
-      body_bytes: of a request. body_seconds: that may pass without a byte of a body that is not whole.
-      steps: of a sampler. drawings: of a request. guidance: at most, and at least minus as much.
-      items: of a document that is continued.
+      text_slots, drawing_slots: texts, and images, generated at the same time.
+      waiting: requests of each kind that wait for a slot; further ones are refused.
+      seconds: time of a request, waiting included.
+      new_tokens: new tokens of a text.
+      text_characters: characters of all texts of a request.
+      messages: messages of a conversation.
+      images: images shown in a request, frames of videos included.
+      upload_bytes: size of one image or video.
+      body_bytes: size of a request's body.
+      body_seconds: pause between two pieces of a body.
+      steps: sampling steps. drawings: images drawn for one request.
+      guidance: absolute guidance scale.
+      items: new items of a document.
     """
 
     text_slots: int = 16
@@ -47,12 +52,12 @@ class Limits:
                 raise UserError(f"limit {field.name}={getattr(self, field.name)}; expected more than 0")
 
     def check(self, name: str, value: float, least: float, most: float) -> None:
-        """Raises LimitError unless a number lies within its bounds."""
+        """Raises LimitError unless a number is within its bounds."""
         if not (math.isfinite(value) and least <= value <= most):
             raise LimitError(name, f"{name}={value}; expected {least} to {most}")
 
     def check_text(self, *texts: str) -> None:
-        """Raises LimitError unless texts are short enough together."""
+        """Raises LimitError if the texts together are too long."""
         count = sum(map(len, texts))
         if count > self.text_characters:
             raise LimitError("messages", f"the text has {count} characters; expected at most {self.text_characters}")
@@ -71,7 +76,7 @@ class Limits:
 
 
 class LimitError(UserError):
-    """A request beyond a bound; `parameter` names what is too large."""
+    """A request beyond a limit; `parameter` names the field."""
 
     def __init__(self, parameter: str, message: str):
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""Figures of a server for Prometheus: requests by route and status, their seconds, and what the engine is at."""
+"""Metrics of a server for Prometheus: requests by route and status, their latency, and the engine's counters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 @dataclasses.dataclass
 class Outcome:
-    """How a request ended; 500 unless a handler says otherwise."""
+    """The status of a request's response; 500 unless a handler sets it."""
 
     status: int = 500
 
 
 class Metrics:
-    """A registry of its own for each server, so that several live in one process."""
+    """One registry per server, so that one process can run several."""
 
     def __init__(self, engine: Engine):
         self.registry = CollectorRegistry()
@@ -33,16 +33,16 @@ class Metrics:
         )
         self._seconds = Histogram(
             "emu_request_seconds",
-            "From a request to its answer (of a stream: to its beginning).",
+            "Time from a request to its answer (to the first byte of a stream).",
             ("route",),
             buckets=SECONDS,
             registry=self.registry,
         )
-        self.registry.register(_EngineFigures(engine))
+        self.registry.register(_EngineMetrics(engine))
 
     @contextlib.contextmanager
     def timed(self, route: str) -> Iterator[Outcome]:
-        """Counts a request, whose status is to be put into what is given."""
+        """Counts and times a request; the caller sets the status of the yielded outcome."""
         outcome, began = Outcome(), time.monotonic()
         try:
             yield outcome
@@ -51,26 +51,26 @@ class Metrics:
             self._seconds.labels(route).observe(time.monotonic() - began)
 
 
-class _EngineFigures(Collector):
-    """What an engine counts, read when it is asked for."""
+class _EngineMetrics(Collector):
+    """An engine's counters, read at each scrape."""
 
     def __init__(self, engine: Engine):
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        for name, figures in (("waiting", self._engine.waiting()), ("running", self._engine.running())):
+        for name, counts in (("waiting", self._engine.waiting()), ("running", self._engine.running())):
             gauge = GaugeMetricFamily(f"emu_{name}", f"Requests that are {name}, by kind.", labels=["kind"])
-            for kind, value in figures.items():
+            for kind, value in counts.items():
                 gauge.add_metric([kind], value)
             yield gauge
-        about = {
-            "texts": "Texts written to their end.",
-            "tokens": "Tokens written.",
-            "images": "Images drawn to their end.",
+        descriptions = {
+            "texts": "Texts generated completely.",
+            "tokens": "Tokens generated.",
+            "images": "Images drawn completely.",
             "refused": "Requests refused because the queue was full.",
-            "cancelled": "Requests given up by those who asked.",
-            "timed_out": "Requests that took too long.",
+            "cancelled": "Requests cancelled by their clients.",
+            "timed_out": "Requests that exceeded the time limit.",
             "failed": "Requests that the model failed on.",
         }
-        for name, help in about.items():
+        for name, help in descriptions.items():
             yield CounterMetricFamily(f"emu_{name}", help, value=getattr(self._engine.counts, name))

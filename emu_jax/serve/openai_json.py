@@ -1,7 +1,7 @@
-"""JSON as OpenAI's clients send it -> what the engine takes. Nothing here is fetched: images are data URIs.
+"""JSON of OpenAI's clients -> messages and settings for the engine. Nothing is fetched: images are data URIs.
 
-Requests are checked whole before anything is computed. What would change the answer and is not done (tools, several
-choices, …) is refused; what would not (a user's name, …) is ignored.
+A request is checked completely before anything is computed. Unsupported fields that would change the answer (tools,
+several choices, …) are refused; fields that would not (a user's name, …) are ignored.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import pydantic
 
 from emu_jax.data.images import decode_image
 from emu_jax.errors import UserError
+from emu_jax.serve.encoded_prompt import Message
 from emu_jax.serve.engine import DrawSettings, TextSettings
 from emu_jax.serve.limits import LimitError, Limits
-from emu_jax.serve.sequences import Message
 
-# Fields that change nothing here, and values that ask for what is done anyway.
+# Ignored fields, and values of unsupported fields that ask for the default behaviour.
 IGNORED = {"user", "store", "metadata", "service_tier", "quality", "style", "safety_identifier", "prompt_cache_key"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0, 0.0),
@@ -37,12 +37,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 
 
 class _Request(pydantic.BaseModel):
-    """Fields that are known; others are looked at by `check_fields`."""
+    """The supported fields; `check_fields` checks all others."""
 
     model_config = pydantic.ConfigDict(extra="allow", strict=True)
 
     def check_fields(self) -> None:
-        """Raises UserError for a field that would change the answer, and does nothing here."""
+        """Raises UserError for an unsupported field that would change the answer."""
         for name, value in (self.model_extra or {}).items():
             if value is None or name in IGNORED or value in NEUTRAL.get(name, ()):
                 continue
@@ -57,7 +57,7 @@ class TextPart(_Request):
 
 
 class ImageUrl(_Request):
-    """{"url": "data:image/png;base64,…"}; `detail` changes nothing, the model has one size of images."""
+    """{"url": "data:image/png;base64,…"}; `detail` is ignored: the model has one image size."""
 
     url: str
     detail: str | None = None
@@ -71,20 +71,20 @@ class ImagePart(_Request):
 
 
 class ChatMessage(_Request):
-    """A message; "developer" is another name for the system."""
+    """A message; "developer" is a synonym of "system"."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[TextPart | ImagePart]
 
 
 class StreamOptions(_Request):
-    """Whether a last piece tells the usage."""
+    """Whether a last chunk has the usage."""
 
     include_usage: bool = False
 
 
 class ChatRequest(_Request):
-    """POST /v1/chat/completions. `top_k` and `min_length` are ours."""
+    """POST /v1/chat/completions. `top_k` and `min_length` are extensions."""
 
     model: str
     messages: list[ChatMessage]
@@ -100,7 +100,7 @@ class ChatRequest(_Request):
     stream_options: StreamOptions | None = None
 
     def settings(self) -> TextSettings:
-        """How to write; without a temperature the likeliest token is taken."""
+        """The decoding settings; without a temperature, decoding is greedy."""
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         defaults = TextSettings()
         return TextSettings(
@@ -113,7 +113,7 @@ class ChatRequest(_Request):
         )
 
     def check(self, limits: Limits) -> None:
-        """Raises UserError for what lies beyond the limits, before any image is decoded."""
+        """Raises UserError for a request beyond the limits, before any image is decoded."""
         self.check_fields()
         if self.n not in (None, 1):
             raise LimitError("n", f"n={self.n}; expected 1, ask again for another answer")
@@ -125,19 +125,19 @@ class ChatRequest(_Request):
         self.settings().check(limits)
 
     def decode(self, limits: Limits) -> list[Message]:
-        """The messages, with their images uint8 [H, W, 3]; takes as long as decoding them."""
-        found = []
+        """The messages, with images uint8 [H, W, 3]; slow where they hold large images."""
+        messages = []
         for number, message in enumerate(self.messages):
             role = "system" if message.role == "developer" else message.role
             parts: list[str | np.ndarray] = []
-            for place, part in enumerate(_parts(message)):
+            for index, part in enumerate(_parts(message)):
                 if isinstance(part, ImagePart):
-                    where = f"messages[{number}].content[{place}].image_url"
+                    where = f"messages[{number}].content[{index}].image_url"
                     parts.append(decode_data_uri(part.image_url.url, where, limits))
                 else:
                     parts.append(part if isinstance(part, str) else part.text)
-            found.append(Message(role, tuple(parts)))
-        return found
+            messages.append(Message(role, tuple(parts)))
+        return messages
 
 
 def _parts(message: ChatMessage) -> list[str | TextPart | ImagePart]:
@@ -145,7 +145,7 @@ def _parts(message: ChatMessage) -> list[str | TextPart | ImagePart]:
 
 
 class ImageRequest(_Request):
-    """POST /v1/images/generations. Ours are `images` (data URIs, before the prompt), sampler, steps, guidance, seed."""
+    """POST /v1/images/generations. Extensions: `images` (data URIs, before the prompt) and the sampling settings."""
 
     prompt: str
     model: str | None = None
@@ -159,20 +159,20 @@ class ImageRequest(_Request):
     seed: int | None = None
 
     def settings(self) -> list[DrawSettings]:
-        """How to draw each image; seeds follow each other."""
-        d = DrawSettings()
+        """The settings of each image, with consecutive seeds."""
+        defaults = DrawSettings()
         return [
             DrawSettings(
-                sampler=d.sampler if self.sampler is None else self.sampler,
-                steps=d.steps if self.steps is None else self.steps,
-                guidance=d.guidance if self.guidance is None else self.guidance,
-                seed=(d.seed if self.seed is None else self.seed) + number,
+                sampler=defaults.sampler if self.sampler is None else self.sampler,
+                steps=defaults.steps if self.steps is None else self.steps,
+                guidance=defaults.guidance if self.guidance is None else self.guidance,
+                seed=(defaults.seed if self.seed is None else self.seed) + number,
             )
             for number in range(self.n or 1)
         ]
 
     def check(self, limits: Limits, size: int) -> None:
-        """Raises UserError for what lies beyond the limits; `size` is the height and width of what is drawn."""
+        """Raises UserError for a request beyond the limits; `size` is the height and width of drawn images."""
         self.check_fields()
         limits.check("n", 1 if self.n is None else self.n, 1, limits.drawings)
         limits.check_text(self.prompt)
@@ -187,7 +187,7 @@ class ImageRequest(_Request):
 
     def decode(self, limits: Limits) -> list[str | np.ndarray]:
         """The prompt: its images, then its text."""
-        shown = [decode_data_uri(uri, f"images[{place}]", limits) for place, uri in enumerate(self.images or ())]
+        shown = [decode_data_uri(uri, f"images[{index}]", limits) for index, uri in enumerate(self.images or ())]
         return [*shown, self.prompt] if self.prompt else list(shown)
 
 
@@ -195,7 +195,7 @@ def decode_data_uri(uri: str, where: str, limits: Limits) -> np.ndarray:
     """data:image/…;base64,… -> uint8 [H, W, 3].
 
     Raises:
-      UserError: another scheme, which is never fetched; not base64; too many bytes or pixels; no image.
+      UserError: another scheme (addresses are never fetched), not base64, too many bytes or pixels, or no image.
     """
     head, comma, data = uri.partition(",")
     if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):

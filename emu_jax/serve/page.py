@@ -1,7 +1,7 @@
-"""The page on which a person tries a model: chat, draw, continue documents, prompt with examples.
+"""The web page for trying a model: chat, draw, continue documents, few-shot prompts.
 
-It is mounted beside the HTTP API and asks the same engine. Nothing of it comes from elsewhere, and all that people
-upload and make lies in one folder.
+It is mounted beside the HTTP API and uses the same engine. It loads nothing from other sites, and stores all uploads
+and results in one folder.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from emu_jax.serve.page_guard import Filter
 from emu_jax.serve.tabs import chat, document, draw, few_shot
 from emu_jax.serve.tabs.samples import write_samples
 
-KEEP = (300, 3600)  # seconds: how often old files are looked for, and how old they become
-ASKS_FOR_KEY = "The password is the server's key; any user name does."
+CLEAN_UP = (300, 3600)  # seconds between searches for old files, and their maximum age
+LOGIN_MESSAGE = "The password is the server's key; the user name can be anything."
 SYSTEM_FONTS = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif"]
 MONOSPACE = ["ui-monospace", "SFMono-Regular", "Menlo", "monospace"]
 THEME = gr.themes.Soft(
@@ -30,7 +30,7 @@ THEME = gr.themes.Soft(
     radius_size="md",
     font=SYSTEM_FONTS,
     font_mono=MONOSPACE,
-).set(  # labels are read, not shouted
+).set(  # quiet labels
     block_title_background_fill="transparent",
     block_title_text_color="*body_text_color",
     block_title_text_weight="550",
@@ -53,9 +53,9 @@ CSS = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 
 def build(engine: Engine, name: str) -> gr.Blocks:
-    """The page of an engine; its examples' images are written into GRADIO_TEMP_DIR."""
+    """Builds the page of an engine, and writes its example images into GRADIO_TEMP_DIR."""
     samples = write_samples()
-    with gr.Blocks(title=f"{name} · emu_jax", analytics_enabled=False, delete_cache=KEEP) as page:
+    with gr.Blocks(title=f"{name} · emu_jax", analytics_enabled=False, delete_cache=CLEAN_UP) as page:
         gr.HTML(_header(engine, name), elem_id="top")
         with gr.Tabs(elem_id="tabs"):
             for label, tab in (("Chat", chat), ("Draw", draw), ("Document", document), ("Few-shot", few_shot)):
@@ -68,10 +68,10 @@ def mount(app: FastAPI, engine: Engine, name: str, key: str | None, folder: Path
     """Adds the page at / to an application.
 
     Args:
-      key: the password that people are asked for, with any user name; None: nobody is asked.
-      folder: where all files of the page lie; whoever made it removes it at the end.
+      key: the login's password, with any user name; None: no login.
+      folder: for all files of the page; the caller removes it at the end.
     """
-    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())  # gradio reads these when it needs them
+    os.environ["GRADIO_TEMP_DIR"] = str(folder.resolve())  # gradio reads these variables late
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -83,7 +83,7 @@ def mount(app: FastAPI, engine: Engine, name: str, key: str | None, folder: Path
         build(engine, name),
         path="/",
         auth=None if key is None else allowed,
-        auth_message=None if key is None else ASKS_FOR_KEY,
+        auth_message=None if key is None else LOGIN_MESSAGE,
         theme=THEME,
         css=CSS,
         footer_links=[],

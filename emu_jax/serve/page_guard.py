@@ -1,17 +1,17 @@
-"""What the page's library must never do: fetch an address, or hand out a file that is not the page's.
+"""Guards against requests that make the page's library fetch an address, or serve a file that is not the page's.
 
-Gradio 6 reads files and addresses at these places; the first four would make this server fetch what a client names:
+Gradio 6 reads files and addresses in these cases; the first four would make this server fetch what a client names:
 
     POST queue/join, run, call   {"path": "https://…"} of a file, anywhere in the inputs, is downloaded
     POST queue/join, run, call   {"component": …, "constructor_args": …} in a chat builds any component from any value
     GET  file=https://…          is fetched and passed on
-    GET  proxy=https://…         likewise, for hosts of its maker
-    POST queue/join, run, call   {"path": "/etc/passwd"} without gradio's mark on the file is not checked by all inputs
+    GET  proxy=https://…         is fetched and passed on, for hosts of Hugging Face
+    POST queue/join, run, call   {"path": "/etc/passwd"} without gradio's type mark is not checked by all inputs
     {"url": "data:…"}            is decoded, whatever its size
     {"url": "https://…"}         in an answer is loaded by the browser
 
-`refuses` looks at bodies, `Filter` at everything else: it lets through the few routes that the page needs, and tells
-browsers to load nothing from elsewhere.
+`refuses` checks bodies. `Filter` checks everything else: it passes only the few routes that the page needs, and its
+headers forbid browsers to load anything from other sites.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ PAGE = {  # method -> paths
     | {f"{API}/{name}" for name in ("info", "token")},
     "POST": {"/login", *(f"{API}/{name}" for name in ("queue/join", "run/predict", "upload", "cancel", "reset"))},
 }
-BELOW = ("/assets/", "/static/", f"{API}/heartbeat/")  # GET
-# Gradio's own scripts stand in the page and use `new Function`; its styles are written into elements.
+PREFIXES = ("/assets/", "/static/", f"{API}/heartbeat/")  # GET
+# Gradio's scripts are inline and use `new Function`; its styles are inline too.
 POLICY = (
     "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
     "img-src 'self' data: blob:; media-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; "
@@ -49,14 +49,14 @@ HEADERS = (
 
 
 def refuses(payload: object, host: str = "") -> str | None:
-    """Why a JSON body that was sent to the page is not handled, in one line; None if it may be.
+    """The reason, in one line, to refuse a JSON body sent to the page; None to accept it.
 
     Args:
-      host: the request's Host header, which addresses of files must bear; "": theirs is not compared.
+      host: the request's Host header, which addresses of files must have; "" accepts any host.
     """
     if isinstance(payload, dict):
         if "constructor_args" in payload:
-            return "constructor_args: the page takes texts, numbers and files alone"
+            return "constructor_args: the page takes only texts, numbers and files"
         for name in NAMES:
             value = payload.get(name)
             if isinstance(value, str) and value and (reason := _refuses_file(name, value, host)):
@@ -86,7 +86,7 @@ def _refuses_file(name: str, value: str, host: str) -> str | None:
 
 
 def is_own_file(path: str) -> bool:
-    """Whether an absolute path lies in the folder of the page's files, links followed."""
+    """Whether an absolute path is inside the folder of the page's files, with links resolved."""
     folder = os.environ.get("GRADIO_TEMP_DIR")
     if not folder or "\0" in path or not os.path.isabs(path):
         return False
@@ -94,7 +94,7 @@ def is_own_file(path: str) -> bool:
 
 
 class Filter:
-    """ASGI middleware around the page: its routes alone, its files alone, nothing from elsewhere in the browser."""
+    """ASGI middleware: serves only the page's routes and files, and sets headers that block other sites' content."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -121,7 +121,7 @@ def _serves(method: str, path: str) -> bool:
     if method in ("GET", "HEAD"):
         if path.startswith(FILE):
             return is_own_file(path.removeprefix(FILE))
-        return path in PAGE["GET"] or path.startswith(BELOW)
+        return path in PAGE["GET"] or path.startswith(PREFIXES)
     return path.rstrip("/") in PAGE.get(method, ())
 
 

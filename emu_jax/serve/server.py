@@ -1,4 +1,4 @@
-"""A checkpoint -> a server that listens, until it is told to stop: the page, the HTTP API, /healthz and /metrics."""
+"""The server: loads a checkpoint and serves the page, the HTTP API, /healthz and /metrics until it is stopped."""
 
 from __future__ import annotations
 
@@ -33,21 +33,22 @@ log = logging.getLogger(__name__)
 
 QUICKSTART = Path("runs/quickstart")
 KEY_VARIABLE = "EMU_JAX_API_KEY"
-KEY_LENGTH = 16  # characters, at least
-STOP_SECONDS = 10  # that requests have to end when the server stops
-HEAD_BYTES = 64 * 1024  # of a request's first line and headers
+MIN_KEY_LENGTH = 16  # characters
+STOP_SECONDS = 10  # time for running requests to end when the server stops
+MAX_HEAD_BYTES = 64 * 1024  # of a request's first line and headers
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """What a server is started with.
+    """Settings of a server.
 
     Attributes:
-      checkpoint: as `Emu.load` takes it; a work directory with a tuned `chat` in it is served with both. None: the
-        quick start's.
-      weights: as `Emu.load` takes it.
-      name: of the model in the API; by default the folder's.
-      key: asked of everybody; None: nothing but this machine is listened to.
+      checkpoint: as in `Emu.load`, by default the quick start's. If a work directory has a tuned model in its folder
+        `chat`, both are served.
+      tokenizer, decoder, weights, safety_checker, mesh: as in `Emu.load`.
+      name: the model's name in the API; by default the folder's.
+      key: required of every client; None serves only this machine.
+      page: whether the web page is served.
     """
 
     checkpoint: Path | None = None
@@ -65,34 +66,34 @@ class Options:
 
     def __post_init__(self):
         if self.key is not None and (
-            len(self.key) < KEY_LENGTH or not self.key.isascii() or not self.key.isprintable()
+            len(self.key) < MIN_KEY_LENGTH or not self.key.isascii() or not self.key.isprintable()
         ):
             raise UserError(
-                f"the key has {len(self.key)} characters; expected {KEY_LENGTH} or more, of printable ASCII"
+                f"the key has {len(self.key)} characters; expected at least {MIN_KEY_LENGTH}, of printable ASCII"
             )
         if self.key is None and not is_loopback(self.host):
             raise UserError(
-                f"--host {self.host} is seen by other machines: a key is needed; put {KEY_LENGTH} or more characters "
+                f"host={self.host} is visible to other machines: a key is needed; put {MIN_KEY_LENGTH} or more letters "
                 f"into {KEY_VARIABLE}, e.g. by `openssl rand -hex 16`"
             )
         if not 0 <= self.port <= 65535:
-            raise UserError(f"--port {self.port}; expected 0 to 65535 (0: any that is free)")
+            raise UserError(f"port={self.port}; expected 0 to 65535 (0: any free port)")
         if self.name is not None and not re.fullmatch(r"[\w.:/-]{1,100}", self.name, re.ASCII):
-            raise UserError(f"--name {self.name[:100]!r}; expected 1 to 100 letters, digits and any of . : / - _")
+            raise UserError(f"name={self.name[:100]!r}; expected 1 to 100 letters, digits and any of . : / - _")
 
     @property
     def folder(self) -> Path:
-        """What is served.
+        """The folder or file to serve.
 
         Raises:
-          UserError: nothing was named, and the quick start has not run.
+          UserError: no checkpoint was given, and the quick start has not run.
         """
         if self.checkpoint is not None:
             return self.checkpoint
         if not is_checkpoint(QUICKSTART):
             raise UserError(
                 f"{QUICKSTART}: no checkpoint to serve; make one by launch/quickstart.sh (or emu-jax train --config "
-                "configs/quickstart.py --workdir runs/quickstart), or name another by --checkpoint"
+                "configs/quickstart.py --workdir runs/quickstart), or give another checkpoint"
             )
         return QUICKSTART
 
@@ -103,14 +104,14 @@ class Options:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address is this machine's alone."""
+    """Whether only this machine can reach an address."""
     with contextlib.suppress(ValueError):
         return ipaddress.ip_address(host).is_loopback
     return host == "localhost"
 
 
 def body_seconds(host: str) -> float:
-    """How long a body may pause that is not whole: this machine's own programs do not, phones far away may.
+    """Maximum pause within a body: programs on this machine do not pause, distant phones may.
 
     >>> body_seconds("127.0.0.1"), body_seconds("0.0.0.0")
     (0.9, 10.0)
@@ -135,7 +136,7 @@ def load(options: Options) -> Emu:
 
 
 def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
-    """The ASGI application of a started engine; what is uploaded to the page lies in `folder` alone."""
+    """The ASGI application of a started engine; the page stores uploads only in `folder`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -145,7 +146,7 @@ def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
     app = FastAPI(title="emu_jax", openapi_url=None, docs_url=None, redoc_url=None, lifespan=lifespan)
     api.add_routes(app, engine, options.model_name, Metrics(engine))
     if not options.page:
-        return Guard(app, options.limits, options.key, lambda payload, host: "there is no page here")
+        return Guard(app, options.limits, options.key, lambda payload, host: "this server has no page")
     from emu_jax.serve import page, page_guard
 
     app = page.mount(app, engine, options.model_name, options.key, folder)
@@ -153,33 +154,33 @@ def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
 
 
 def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
-    """Serves until SIGTERM or Ctrl-C; then requests have ten seconds to end.
+    """Serves until SIGTERM or Ctrl-C; running requests then have ten seconds to end.
 
     Args:
-      ready: told the address once requests are answered.
+      ready: called with the address once the server accepts requests.
 
     Raises:
-      UserError: the address cannot be listened at, or there is no model; before anything is compiled.
+      UserError: the server cannot listen at the address, or there is no model; before anything is compiled.
     """
     listener = _listen(options.host, options.port)
     with listener, _signals(), tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         engine = Engine(load(options), options.limits)
-        log.info("compiling what requests need")
+        log.info("compiling all programs")
         engine.start()
         config = uvicorn.Config(
             make_app(engine, options, Path(folder)),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=STOP_SECONDS,
-            h11_max_incomplete_event_size=HEAD_BYTES,
+            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
             http="h11",
             ws="none",
         )
         server = _Server(config, listener.getsockname(), ready)
         try:
-            # uvicorn stops gracefully, and then sends itself the signal once more.
+            # uvicorn stops gracefully, then raises the signal again.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
             server.run(sockets=[listener])
@@ -189,7 +190,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """SIGTERM before requests are answered ends as Ctrl-C does, and leaves nothing; at the end all is as before."""
+    """Until uvicorn runs, SIGTERM raises KeyboardInterrupt, so that files are removed; restores handlers at the end."""
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -200,7 +201,7 @@ def _signals() -> Iterator[None]:
 
 
 class _Server(uvicorn.Server):
-    """Tells when it listens."""
+    """Calls `ready` once it listens."""
 
     def __init__(self, config: uvicorn.Config, address: tuple, ready: Callable[[str], None] | None):
         super().__init__(config)
@@ -218,7 +219,7 @@ def _listen(host: str, port: int) -> socket.socket:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise UserError(f"--host {host}: no such address ({error.strerror})") from error
+        raise UserError(f"host={host}: no such address ({error.strerror})") from error
     try:
         if sys.platform != "win32":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -226,5 +227,5 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise UserError(f"--port {port}: cannot listen at {host} ({error.strerror}); choose another") from error
+        raise UserError(f"port={port}: cannot listen at {host} ({error.strerror}); choose another") from error
     return listener

@@ -1,6 +1,6 @@
-"""A run's checkpoints: Orbax saves them asynchronously and atomically, and keeps the newest N.
+"""A run's checkpoints: saved asynchronously and atomically, the newest N kept, and restored to resume the run.
 
-`checkpoints/store.py` describes the folders.
+The folders are described in `checkpoints/store.py`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 
 from emu_jax.checkpoints.store import (
     FOLDER,
+    Holds,
     check_digests,
     check_leaves,
     digests,
@@ -29,23 +30,23 @@ from emu_jax.train.state import TrainState
 
 
 def _items(state: TrainState) -> dict[str, Any]:
-    """The state as the separately stored items of a checkpoint."""
+    """The state as the items of a checkpoint, which are stored separately."""
     items = {
         "params": state.params,
         "statistics": state.statistics,
         "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
     }
-    return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax stores nothing empty
+    return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax refuses empty items
 
 
 class Checkpoints:
-    """The checkpoints of one work directory; leaving its `with` block waits for saves under way."""
+    """The checkpoints of one work directory. Leaving its `with` block waits for unfinished saves."""
 
     def __init__(self, workdir: Path, *, keep: int):
         self._folder = workdir.resolve() / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
-            # A save that was killed leaves a temporary folder behind; it is removed at the next start.
+            # A killed save leaves a temporary folder behind, which is removed at the next start.
             options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
         )
 
@@ -53,7 +54,7 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        # After an error of one process of several the others do not come: to wait for them would never end.
+        # After an error in one process of several, the others never join the save: waiting would not end.
         if kind is None or jax.process_count() == 1:
             self.close()
 
@@ -61,14 +62,25 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def save(
-        self, state: TrainState, config_json: str, tokenizer: Tokenizer | None, iterator: Mapping[str, Any]
+        self,
+        state: TrainState,
+        config_json: str,
+        tokenizer: Tokenizer | None,
+        iterator: Mapping[str, Any],
+        *,
+        holds: Holds,
     ) -> None:
-        """Starts an asynchronous save, after an earlier one has ended; the state may be donated to the next step.
+        """Starts an asynchronous save once the last one has ended; the state may be donated to the next step.
 
-        Every process calls it and writes its own part; `iterator` is the same on all.
+        Every process calls it and writes its own part.
+
+        Args:
+          iterator: the position in the data, the same on all processes.
+          holds: what the parameters are; inference and other runs ask for it.
         """
         items = _items(state)
         meta = {
+            "holds": holds,
             "config": json.loads(config_json),
             "tokenizer": pack_tokenizer(tokenizer),
             "iterator": dict(iterator),
@@ -79,11 +91,15 @@ class Checkpoints:
         self._manager.save(int(state.step), args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)))
 
     def wait(self) -> None:
-        """Returns once the last save is on disk, and raises what went wrong with it."""
+        """Returns once the last save is on disk; raises the error if it failed."""
         self._manager.wait_until_finished()
 
     def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and shardings of `target`, and the iterator's state."""
+        """The newest checkpoint in the shapes and shardings of `target`, and the iterator's state.
+
+        Raises:
+          UserError: it has other shapes or another tokenizer, or is damaged.
+        """
         step = self._manager.latest_step()
         folder = self._folder / str(step)
         meta = read_meta(folder)
@@ -109,11 +125,9 @@ class Checkpoints:
             optimizer["opt_state"],
             restored["statistics"] if "statistics" in items else {},
         )
-        if "iterator" not in meta:
-            raise UserError(f"{folder}: its position in the data is of an earlier version; use a new work directory")
         return state, meta["iterator"]
 
     def close(self) -> None:
-        """Waits for saves under way (a full disk shows only here) and stops."""
+        """Waits for unfinished saves, which may fail only now (on a full disk), and stops."""
         self.wait()
         self._manager.close()

@@ -1,12 +1,12 @@
-"""Where a run's parameters come from when they are not drawn: parts that `emu-jax convert` has made of published files.
+"""Initialises a run from checkpoints: parts that `emu-jax convert` made of published files, or earlier runs.
 
-    config.init.emu       a whole Emu, converted or trained here, with its statistics (pretrain)
-    config.init.llama     LLaMA: everything of the language model but its regression head (pretrain)
-    config.init.vision    EVA-CLIP's visual tower, or of an Emu its encoder with ln_visual (pretrain)
-    config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh (decoder)
+    config.init.emu       a whole Emu, converted or trained here, with its statistics
+    config.init.llama     LLaMA: the language model without its regression head
+    config.init.vision    EVA-CLIP's visual tower, or the encoder of an Emu with its ln_visual
+    config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh
 
-The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. What is not named stays as drawn.
-Of a run that keeps an EMA, the EMA is taken (`checkpoint.WEIGHTS`).
+The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. Parts that are not named stay fresh.
+If a checkpoint keeps an EMA, the EMA is used.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from emu_jax.checkpoints.store import load_items
+from emu_jax.checkpoints.load import load_leaves
+from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
+from emu_jax.models import lora
 from emu_jax.models.paths import flatten, nest
 from emu_jax.train.state import TrainState, ema_of
+from emu_jax.train.tasks.task import InitPart, find_task
 
-# init's field -> the config's group whose sizes must agree, and the objective of the checkpoint that it names.
-PARTS = {"emu": ("model", "pretrain"), "llama": ("model.llama", "llama"), "vision": ("model.vision", "vision")}
-PARTS |= {"unet": ("unet", "decoder")}
-ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # what init.vision takes of an Emu
-# Sizes that may differ: what is added to a vocabulary or read anew; the rest say how something is computed or stored.
+ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # the parameters that init.vision takes from an Emu
+# Fields that may differ: a vocabulary can grow; the others do not change what the parameters mean.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
 FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token"}
@@ -40,20 +40,23 @@ VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
 
-def begin(state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[int]] | None = None) -> TrainState:
-    """A fresh state with the parameters of the parts that `config.init` names, split over the mesh as they were.
+def init_from_checkpoints(
+    state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[int]] | None = None
+) -> TrainState:
+    """A fresh state with the parameters that `config.init` names, in the shardings of the fresh ones.
 
     Args:
-      words: new tokens that begin as the mean of these old ones (`Tokenizer.role_words`), not of all.
+      words: new token -> the old tokens whose mean it begins as (`Tokenizer.role_words`), instead of the mean of all.
 
     Raises:
-      UserError: a part does not fit the config.
+      UserError: a checkpoint does not fit the config.
     """
     leaves = {f"params/{name}": value for name, value in flatten(state.params).items()}
     tracked = {name: value for name, value in state.statistics.items() if name != "ema"}
     leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
-    for part, path in _named(config).items():
-        leaves |= _load(part, Path(path), config, leaves, words or {})
+    for field, checkpoint in _open_all(config).items():
+        ours = {name: x for name, x in leaves.items() if field != "vision" or ENCODER.fullmatch(name)}
+        leaves |= _load(checkpoint, ours, words or {})
     items = nest(leaves)
     statistics = items.get("statistics", {})
     if "ema" in state.statistics:
@@ -63,60 +66,35 @@ def begin(state: TrainState, config: ConfigDict, words: Mapping[int, Sequence[in
 
 
 def check_init(config: ConfigDict) -> None:
-    """Raises UserError where `config.init` names a part that is unknown, not there, or of other sizes."""
-    for part, path in _named(config).items():
-        _load(part, Path(path), config, None, {})
+    """Raises UserError if `config.init` has an unknown field, or names a checkpoint that is missing or does not fit."""
+    _open_all(config)
 
 
-def _named(config: ConfigDict) -> dict[str, str]:
+def _open_all(config: ConfigDict) -> dict[str, Checkpoint]:
+    """The checkpoints by field of `config.init`, checked against the config."""
     init = config.get("init", None) or {}
-    for part in init:
-        group = PARTS.get(part, ("", ""))[0]
-        if not group or group.split(".")[0] not in config:
-            known = [name for name, (where, _) in PARTS.items() if where.split(".")[0] in config]
-            raise UserError(f"config.init.{part} is no part of this model; choose among {', '.join(known)}")
-    return {part: path for part, path in init.items() if path}
+    parts = find_task(config.objective).init_parts
+    for field in init:
+        if field not in parts:
+            raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts) or 'none'}")
+    return {field: _open(field, Path(path), config, parts[field]) for field, path in init.items() if path}
 
 
-def _load(
-    part: str,
-    path: Path,
-    config: ConfigDict,
-    ours: Mapping[str, jax.Array] | None,
-    words: Mapping[int, Sequence[int]],
-) -> dict[str, jax.Array]:
-    """The part's leaves by name, in the shapes, dtypes and shardings of `ours`; None: only checks."""
-    where, objective = PARTS[part]
-    if part == "vision" and ours is not None:
-        ours = {name: value for name, value in ours.items() if ENCODER.fullmatch(name)}
+def _open(field: str, path: Path, config: ConfigDict, part: InitPart) -> Checkpoint:
+    where = f"config.init.{field}={path}"
     if not path.is_dir():
-        raise UserError(f"config.init.{part}={path}: no such folder; expected what `emu-jax convert --to` wrote")
-
-    def targets(theirs: ConfigDict, leaves: Mapping[str, list]) -> dict[str, Any]:
-        if theirs.objective != objective and (part, theirs.objective) != ("vision", "pretrain"):
-            raise UserError(f"config.init.{part}={path}: holds {theirs.objective}; expected {objective}")
-        _check_sizes(part, path, _group(theirs, where), _group(config, where), where)
-        if part == "emu" and (kinds := [c.model.causal.get("kind", "causal") for c in (theirs, config)]) != kinds[::-1]:
-            raise UserError(
-                f"config.init.{part}={path}: made with model.causal.kind={kinds[0]}, this config has {kinds[1]}; set "
-                "it to that"
-            )
-        if any(name.startswith("lora/") for name in leaves):
-            raise UserError(f"config.init.{part}={path}: holds LoRA beside its weights; convert it with --merge-lora")
-        if ours is None:
-            return {}
-        wanted, items = {}, {name.partition("/")[0] for name in ours}
-        for name, (shape, dtype) in leaves.items():
-            if name.partition("/")[0] in items:  # Orbax restores items whole
-                sharding = _fitting(ours[name].sharding, tuple(shape)) if name in ours else None
-                wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
-        return nest(wanted)
-
-    loaded = flatten(load_items(path, targets)[1])
-    if ours is None:
-        return {}
-    taken = {n: x for n, x in loaded.items() if n in ours and _takes(n, x.shape, ours[n].shape)}
-    return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in taken.items()}
+        raise UserError(f"{where}: no such folder; expected one that `emu-jax convert` or `emu-jax train` wrote")
+    checkpoint, group = open_checkpoint(path), part.group
+    if checkpoint.holds not in part.holds:
+        raise UserError(f"{where}: holds {checkpoint.holds}; expected {' or '.join(part.holds)}")
+    _check_sizes(where, group, _group(checkpoint.config, group), _group(config, group))
+    if field == "emu":
+        theirs, ours = (c.model.causal.get("kind", "causal") for c in (checkpoint.config, config))
+        if theirs != ours:
+            raise UserError(f"{where}: made with model.causal.kind={theirs}, this config has {ours}; set it to that")
+    if any(name.startswith("lora/") or lora.is_adapter(name) for name in checkpoint.leaves):
+        raise UserError(f"{where}: holds LoRA beside its weights; convert it with merge_lora")
+    return checkpoint
 
 
 def _group(config: ConfigDict, where: str) -> dict[str, Any]:
@@ -125,21 +103,32 @@ def _group(config: ConfigDict, where: str) -> dict[str, Any]:
     return config.to_dict()
 
 
-def _check_sizes(part: str, path: Path, theirs: Mapping[str, Any], ours: Mapping[str, Any], where: str) -> None:
+def _check_sizes(where: str, group: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
     for name, value in theirs.items():
-        here = f"{where}.{name}"
+        field = f"{group}.{name}"
         if isinstance(value, Mapping):
-            _check_sizes(part, path, value, ours[name], here)
+            _check_sizes(where, field, value, ours[name])
         elif name not in FREE and name in ours and _plain(ours[name]) != _plain(value):
-            raise UserError(
-                f"config.init.{part}={path}: made with {here}={value}, this config has {ours[name]}; set it to that"
-            )
+            raise UserError(f"{where}: made with {field}={value}, this config has {ours[name]}; set it to that")
     vocabulary = theirs.get("vocab_size", 0)
     if ours.get("vocab_size", 0) and vocabulary > ours["vocab_size"]:
         raise UserError(
-            f"config.init.{part}={path}: has {vocabulary} tokens, this config's {where}.vocab_size is "
-            f"{ours['vocab_size']}; name the tokenizer that belongs to it"
+            f"{where}: has {vocabulary} tokens, this config's {group}.vocab_size is {ours['vocab_size']}; name the "
+            "tokenizer that belongs to it"
         )
+
+
+def _load(
+    checkpoint: Checkpoint, ours: Mapping[str, jax.Array], words: Mapping[int, Sequence[int]]
+) -> dict[str, jax.Array]:
+    """The checkpoint's leaves that are among `ours`, in the shapes, dtypes and shardings of these."""
+    wanted = {}
+    for name, (shape, dtype) in checkpoint.leaves.items():
+        if name in ours and _takes(name, tuple(shape), ours[name].shape):
+            sharding = _fitting(ours[name].sharding, tuple(shape))
+            wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
+    loaded = load_leaves(checkpoint, wanted)
+    return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in loaded.items()}
 
 
 def _plain(value: Any) -> Any:
@@ -147,12 +136,12 @@ def _plain(value: Any) -> Any:
 
 
 def _takes(name: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a leaf is taken over; one that depends on the condition's width is not where that differs."""
+    """Whether a leaf is used: not if it depends on the condition's width and that differs."""
     return name in VOCABULARY or shape == ours or not CONDITION.fullmatch(name)
 
 
 def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """The sharding, or a whole copy on every device where it does not divide a smaller vocabulary."""
+    """The sharding, or a whole copy on every device if it does not divide a smaller vocabulary."""
     try:
         sharding.shard_shape(shape)
     except ValueError:
@@ -161,10 +150,10 @@ def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
 
 
 def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[int, Sequence[int]]) -> jax.Array:
-    """`value` in the dtype and split of `like`, with the mean of its old tokens as every new one along `axis`.
+    """`value` in the dtype and sharding of `like`; new tokens along `axis` are the mean of old ones.
 
-    The published code starts the rows of new tokens so; those of [USER] and [ASSISTANT] start from "user" and
-    "assistant" (from one set of notes on the paper).
+    The published code initialises new tokens like this; [USER] and [ASSISTANT] begin as "user" and "assistant" (from
+    one set of notes on the paper).
     """
 
     def grow(value: jax.Array) -> jax.Array:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import sys
@@ -31,7 +32,7 @@ from emu_jax.train import distributed
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
-from emu_jax.train.init_from import begin, check_init
+from emu_jax.train.init_from import check_init, init_from_checkpoints
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
@@ -173,11 +174,13 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
     ):
+        save = functools.partial(checkpoints.save, holds=task.holds)
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
         if fresh:
             words = tokenizer.role_words if tokenizer is not None else {}
-            state = begin(create_state(task, setup.optimizer, settings.seed, mesh), config, words)
+            state = create_state(task, setup.optimizer, settings.seed, mesh)
+            state = init_from_checkpoints(state, config, words)
         else:
             target = abstract_state(task, setup.optimizer, mesh)
             state, position = checkpoints.restore(target, tokenizer)
@@ -206,8 +209,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             if first_process:
                 write_config(workdir, config)
-            position = distributed.merge_across_processes(stream.get_state())
-            checkpoints.save(state, to_json(config), tokenizer, position)
+            save(state, to_json(config), tokenizer, distributed.merge_across_processes(stream.get_state()))
             checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
@@ -240,8 +242,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 if writer is not None:
                     writer.flush()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
-                    position = distributed.merge_across_processes(stream.get_state())
-                    checkpoints.save(state, to_json(config), tokenizer, position)
+                    save(state, to_json(config), tokenizer, distributed.merge_across_processes(stream.get_state()))
                     if step == total or stopping:
                         checkpoints.wait()
                 goodput.write(step)

@@ -26,9 +26,9 @@ import numpy as np
 from configs import quickstart
 from emu_jax import Emu
 from emu_jax.evaluate import predictions
-from emu_jax.evaluate.benchmarks.embedded import FLUENT
+from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.predict import predict, read_images
-from emu_jax.evaluate.prompts import CAPTION, Step
+from emu_jax.evaluate.prompts import CAPTION, ModelCall
 from emu_jax.evaluate.question import Question
 from emu_jax.models import emu
 from emu_jax.train.tasks.task import find_task
@@ -48,11 +48,11 @@ def random_model() -> Emu:
 
 def describe(question: Question, images: Sequence, examples: Sequence, chat: bool):
     """A caption right behind the image, as the quick start was taught."""
-    return (yield Step(tuple(images), CAPTION))
+    return (yield ModelCall(tuple(images), CAPTION))
 
 
 def by_runner(model: Emu, questions: Sequence[Question], batch: int) -> Callable[[], None]:
-    run = predictions.Run("fluent", "test", 0, "", False, False, model.fingerprint, "")
+    run = predictions.RunIdentity("fluent", "test", 0, "", False, False, model.fingerprint, "")
 
     def turn() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def without_cache(model: Emu, questions: Sequence[Question]) -> Callable[[], Non
 
 def main() -> None:
     model = Emu.load(sys.argv[1]) if len(sys.argv) > 1 else random_model()
-    questions = FLUENT.read(Path())[:QUESTIONS]
+    questions = find_benchmark("fluent").read(Path())[:QUESTIONS]
     contestants = {
         "batch 16": by_runner(model, questions, 16),
         "batch 4": by_runner(model, questions, 4),

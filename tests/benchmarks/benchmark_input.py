@@ -47,12 +47,12 @@ import numpy as np
 import simplejpeg
 from PIL import Image as PIL
 
+from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Text
-from emu_jax.data.fluent_emoji import shards
 from emu_jax.data.images import Recoding, decode_image
 from emu_jax.data.pipeline import DataConfig, Pipeline, train_tokenizer
 from emu_jax.data.prepared import Record, Records, StoredImage, file_entry, shard_name, write_manifest
-from emu_jax.data.records import unpack_record, write_records
+from emu_jax.data.records import write_records
 from emu_jax.data.sources import PairOrder
 from emu_jax.errors import UserError
 
@@ -70,12 +70,7 @@ Pair = tuple[bytes, str]
 
 def embedded_pairs() -> Iterator[Pair]:
     """The embedded images' files and names."""
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-
-    source = ArrayRecordDataSource([str(path) for path in shards("train")])
-    for index in range(len(source)):
-        header, data = unpack_record(source[index], f"fluent_emoji train[{index}]")
-        yield data, header["text"]
+    yield from _stored_pairs(fluent_emoji.records("train"))
 
 
 def stored_pairs(folder: Path | None) -> Iterator[Pair]:
@@ -86,7 +81,10 @@ def stored_pairs(folder: Path | None) -> Iterator[Pair]:
             pixels = PIL.fromarray(decode_image(data, text)).resize((SIZE, SIZE), PIL.Resampling.BICUBIC)
             yield recoding.recode(np.asarray(pixels), text), text
         return
-    records = Records(folder, "train")
+    yield from _stored_pairs(Records(folder, "train"))
+
+
+def _stored_pairs(records: Records) -> Iterator[Pair]:
     for index in range(len(records)):
         parts = records[index].parts
         text = " ".join(part.text for part in parts if isinstance(part, Text))

@@ -15,8 +15,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from emu_jax.checkpoints.convert import emu as published
-from emu_jax.checkpoints.store import is_checkpoint, load_for_inference
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint
 from emu_jax.data.pipeline import DataConfig, Pipeline
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
@@ -28,20 +28,20 @@ ROWS, LENGTH, IMAGES = 4, 128, 2  # of random documents
 
 def trained(path: Path) -> tuple[emu.EmuConfig, dict, dict, emu.SpecialIds, list[emu.Batch]]:
     """A work directory's model and its held-out documents."""
-    config, params, statistics, tokenizer = load_for_inference(path)
+    loaded, config = load_emu(path), open_checkpoint(path).config
+    model, tokenizer = loaded.config, loaded.tokenizer
     config.data.split = "heldout_combinations"
-    model = emu.EmuConfig.from_dict(config.model)
     sizes = {"queries": model.causal.queries, "image_size": model.vision.image_size}
     stream = Pipeline(DataConfig.from_dict(config.data), tokenizer, **sizes)
     batches = [emu.Batch(**next(stream)) for _ in range(BATCHES)]
     ids = emu.SpecialIds(tokenizer.pad_id, tokenizer.img_id, tokenizer.img_end_id, tokenizer.image_id)
-    return model, params, statistics, ids, batches
+    return model, loaded.params, loaded.statistics, ids, batches
 
 
 def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict, emu.SpecialIds, list[emu.Batch]]:
     """Published files, and random documents: text, an image, text."""
-    fields, params, _ = published.load(path, vision_head_dim=vision_head_dim)
-    config = emu.EmuConfig.from_dict(fields)
+    loaded = load_emu(path, vision_head_dim=vision_head_dim)
+    config = loaded.config
     first = config.llama.vocab_size - (4 if config.llama.vocab_size % 2 == 0 else 6)
     ids = emu.SpecialIds(pad=first, img=first + 1, img_end=first + 2, image=first + 3)
     random, queries, size = np.random.default_rng(0), config.causal.queries, config.vision.image_size
@@ -52,7 +52,7 @@ def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict
             tokens[:, start : start + queries + 2] = [ids.img, *[ids.image] * queries, ids.img_end]
         images = random.standard_normal((ROWS, IMAGES, size, size, 3), np.float32)
         batches.append(emu.Batch.from_tokens(images, tokens, np.ones_like(tokens), ids))
-    return config, params, emu.initial_statistics(config), ids, batches
+    return config, loaded.params, loaded.statistics, ids, batches
 
 
 def size_of(params: dict) -> tuple[int, int]:

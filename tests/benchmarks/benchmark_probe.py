@@ -57,7 +57,7 @@ import numpy as np
 from emu_jax import Emu
 from emu_jax.checkpoints.store import FOLDER as CHECKPOINTS
 from emu_jax.data.document import Text
-from emu_jax.data.images import StoredJpeg, resize
+from emu_jax.data.images import EncodedImage, resize
 from emu_jax.data.prepared import (
     MANIFEST,
     Record,
@@ -283,7 +283,7 @@ def train_all(
 
 def frame_pixels(items: Sequence[Item], size: int) -> np.ndarray:
     """All frames of all items, uint8 [frames, size, size, 3]."""
-    return np.stack([StoredJpeg(frame, size, item.group)() for item in items for frame in item.frames])
+    return np.stack([EncodedImage(frame, size, item.group)() for item in items for frame in item.frames])
 
 
 def mean_of_frames(values: np.ndarray, items: Sequence[Item]) -> np.ndarray:

@@ -73,7 +73,7 @@ def synthetic_batch(
 
 def torch_batch(batch: Batch) -> list[torch.Tensor]:
     """The six fields as tensors, in `TorchEmu.forward`'s order; the sources are for reports alone."""
-    names = [field.name for field in dataclasses.fields(batch) if field.name != "sources"]
+    names = [field.name for field in dataclasses.fields(batch) if field.name != "source_ids"]
     tensors = [torch.from_numpy(np.asarray(getattr(batch, name))) for name in names]
     return [x if x.dtype in (torch.uint8, torch.float32) else x.long() for x in tensors]
 

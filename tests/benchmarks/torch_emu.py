@@ -16,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from emu_jax.models.causal import CausalConfig, relative_buckets
-from emu_jax.models.emu import STATISTICS_EPS, EmuConfig, SpecialIds
+from emu_jax.models.emu import EmuConfig, SpecialIds
 from emu_jax.models.llama import LlamaConfig
+from emu_jax.models.statistics import EPS as STATISTICS_EPS
 from emu_jax.models.vision import VisionConfig
 
 FUSED = {  # our projections and where they stand in a fused one

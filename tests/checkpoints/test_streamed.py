@@ -62,7 +62,7 @@ def test_orbax_restores_what_was_written(tmp_path):
     values = draw()
     writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
     write_all(writer, values)
-    writer.finish({"config": {}}, {})
+    writer.finish("emu", {"config": {}}, {})
     target = {
         "blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 5), jnp.float32)},
         "norm": {"scale": jax.ShapeDtypeStruct((6,), jnp.bfloat16)},
@@ -93,7 +93,7 @@ def test_eight_devices_restore_their_parts(tmp_path):
     values = draw()
     writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
     write_all(writer, values)
-    writer.finish({}, {})
+    writer.finish("emu", {}, {})
     command = [sys.executable, "-c", RESTORE, str(tmp_path / "w" / "params"), str(tmp_path / "found.npy")]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -105,7 +105,7 @@ def test_readers_see_slices_and_flipped_bits(tmp_path):
     values = draw()
     writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
     write_all(writer, values)
-    writer.finish({}, {})
+    writer.finish("emu", {}, {})
     meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
     reader = LeafReader(tmp_path / "w", meta)
     np.testing.assert_array_equal(list(reader.slices("params/blocks/kernel")), values["params/blocks/kernel"])
@@ -121,7 +121,7 @@ def test_readers_see_slices_and_flipped_bits(tmp_path):
 def test_chunks_are_a_layer_each(tmp_path):
     writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
     write_all(writer, draw())
-    writer.finish({}, {})
+    writer.finish("emu", {}, {})
     chunks = sorted(p.name for p in (tmp_path / "w" / "params" / "blocks.kernel").iterdir() if p.name != ".zarray")
     assert chunks == ["0.0.0", "1.0.0", "2.0.0"]
 
@@ -135,7 +135,7 @@ def test_an_interrupted_run_is_gone_on_with(tmp_path, upto):
     writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
     assert writer.done == set(range(min(upto, 5)))
     write_all(writer, values)
-    writer.finish({}, {})
+    writer.finish("emu", {}, {})
     meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
     reader = LeafReader(tmp_path / "w", meta)
     for name, value in values.items():
@@ -149,7 +149,7 @@ def test_a_run_killed_while_it_finished_is_gone_on_with(tmp_path):
     for folder, text in ((tmp_path / "w.partial" / "vae", "old"), (tmp_path / "vae", "new")):
         folder.mkdir()
         (folder / "x").write_text(text)
-    LeafWriter(tmp_path / "w", LEAVES, STACKED, "job").finish({}, {"vae": tmp_path / "vae"})
+    LeafWriter(tmp_path / "w", LEAVES, STACKED, "job").finish("emu", {}, {"vae": tmp_path / "vae"})
     assert (tmp_path / "w" / "vae" / "x").read_text() == "new"
 
 

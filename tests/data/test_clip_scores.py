@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from emu_jax.data.clip_scores import ClipScorer, match
 from emu_jax.data.document import Text
-from emu_jax.data.raw.html import Html
-from emu_jax.data.raw.mmc4 import Mmc4
-from emu_jax.data.raw.obelics import Obelics
 from emu_jax.data.raw.reader import RawDocument, Reject
+from emu_jax.data.raw.readers.html import Html
+from emu_jax.data.raw.readers.mmc4 import Mmc4
+from emu_jax.data.raw.readers.obelics import Obelics
 from emu_jax.errors import UserError
 
 SIZE = 8

@@ -1,15 +1,13 @@
 """The embedded data set: counts, splits, integrity, size."""
 
 import collections
-import hashlib
-import json
 
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
-from emu_jax.data.fluent_emoji import FOLDER, SPLITS, examples
-from emu_jax.data.records import unpack_record
-from emu_jax.errors import UserError
+from emu_jax.data.fluent_emoji import FOLDER, SPLITS, examples, records, role_of
+from emu_jax.data.images import decode_image
 
 
 @pytest.fixture(scope="module")
@@ -56,16 +54,33 @@ def test_images_are_images(splits):
 
 
 def test_files_are_those_of_the_manifest_and_small():
-    manifest = json.loads((FOLDER / "manifest.json").read_text())
-    files = sorted(FOLDER.glob("*.array_record"))
-    assert [f.name for f in files] == sorted(manifest["files"])
-    for file in files:
-        assert hashlib.sha256(file.read_bytes()).hexdigest() == manifest["files"][file.name]["sha256"]
+    found = [records(split) for split in SPLITS]
+    for split in found:
+        split.verify()
+    listed = [name for split in SPLITS for name in found[0].manifest["splits"][split]["files"]]
+    assert sorted(f.name for f in FOLDER.glob("*.array_record*")) == sorted(listed)
     assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 12_000_000
     names = {f.name for f in FOLDER.iterdir()}
     assert {"CREDITS.md", "LICENSE-fluent-emoji.txt", "LICENSE-emojibase-data.txt"} <= names
 
 
-def test_foreign_records_are_refused():
-    with pytest.raises(UserError, match="x: not an emu_jax record"):
-        unpack_record(b"\x05\x00\x00\x00abcdefg", "x")
+def test_tensorflow_datasets_reads_the_webp_files():
+    source = tfds.builder_from_directory(FOLDER).as_data_source("heldout_concepts")
+    example, record = source[3], records("heldout_concepts")[3]
+    assert example["texts"] == [record.parts[1].text.encode()]
+    np.testing.assert_array_equal(example["images"][0], decode_image(record.parts[0].data, "3"))
+
+
+@pytest.mark.parametrize(
+    ("caption", "role"),
+    [
+        ("cat", "cat"),
+        ("flag: Germany", "flag: Germany"),
+        ("woman astronaut: medium-dark skin tone", "woman astronaut"),
+        ("people holding hands: light skin tone, dark skin tone", "people holding hands"),
+        ("man: light skin tone, beard", "man: beard"),
+        ("kiss: woman, man, medium skin tone", "kiss: woman, man"),
+    ],
+)
+def test_a_role_is_a_caption_without_its_tones(caption, role):
+    assert role_of(caption) == role

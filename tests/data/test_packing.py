@@ -29,7 +29,9 @@ def _tokenize(document: Document, row_tokens: int = 64, row_images: int = 8):
 
 
 def _build(documents, row_tokens: int, row_images: int):
-    return build_row(documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id)[0]
+    return build_row(
+        documents, row_tokens=row_tokens, row_images=row_images, image_size=2, pad_id=TOKENIZER.pad_id
+    ).arrays
 
 
 WORDS = st.lists(st.sampled_from(["a", "red", "bus", "blue", "cat", "dog"]), max_size=12).map(" ".join)
@@ -75,9 +77,10 @@ def test_a_row_of_two_documents_that_share_an_image():
 
 def test_a_row_tells_where_a_document_continues_a_cut_one():
     pieces = _tokenize(Document((Text("a red bus blue cat dog a"),)), row_tokens=6)
-    row = _build([*_tokenize(Document((Text("dog"),))), pieces[1], pieces[0]], row_tokens=16, row_images=1)
-    assert row["tokens"].tolist() == [1, 8, 2, 1, 8, 3, 2, 1, 3, 4, 5, 6, 7, 9, 9, 9]
-    assert row["cuts"].tolist() == [0, 0, 0, CONTINUES, 0, 0, 0, CUT, 0, 0, 0, 0, 0, 0, 0, 0]
+    documents = [*_tokenize(Document((Text("dog"),))), pieces[1], pieces[0]]
+    row = build_row(documents, row_tokens=16, row_images=1, image_size=2, pad_id=TOKENIZER.pad_id)
+    assert row.arrays["tokens"].tolist() == [1, 8, 2, 1, 8, 3, 2, 1, 3, 4, 5, 6, 7, 9, 9, 9]
+    assert row.cuts.tolist() == [0, 0, 0, CONTINUES, 0, 0, 0, CUT, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
 def test_an_empty_row_is_padding():
@@ -93,7 +96,7 @@ def test_rows_without_images_read_none():
     [whole] = _tokenize(Document((_image("p"), Text("red"))))
     [unread] = _tokenize(Document((Image(refuse, "p"), Text("red"))))
     sizes = {"row_tokens": 20, "row_images": 4, "image_size": 2, "pad_id": TOKENIZER.pad_id}
-    expected, row = build_row([whole], **sizes)[0], build_row([unread], **sizes, with_images=False)[0]
+    expected, row = build_row([whole], **sizes).arrays, build_row([unread], **sizes, with_images=False).arrays
     assert "images" not in row
     for name in row:
         np.testing.assert_array_equal(row[name], expected[name])

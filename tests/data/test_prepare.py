@@ -14,7 +14,7 @@ from PIL import Image
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Text
-from emu_jax.data.images import ImageError, Recoding, StoredJpeg
+from emu_jax.data.images import EncodedImage, ImageError, Recoding
 from emu_jax.data.prepare import PrepareConfig, later_ones, prepare, recode
 from emu_jax.data.prepared import MANIFEST, Record, Records, StoredImage
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
@@ -95,7 +95,7 @@ def test_faults_up_to_a_share(tmp_path):
         prepare(Numbers(count=200, broken=6), "numbers", "", out, config)
     assert str(error.value) == (
         "numbers: 6 faults in 200 documents, more than 2.0%; rejects: unreadable_image 6; see "
-        f"{out}/rejects.jsonl, mend the data or raise --max-faults"
+        f"{out}/rejects.jsonl, mend the data or raise max_faults"
     )
     assert not (out / MANIFEST).exists()
     # What a stopped preparation left is no obstacle to the next one.
@@ -114,7 +114,7 @@ def test_folders_that_cannot_be_written(tmp_path):
     prepare(Numbers(), "numbers", "", tmp_path / "done", config)
     with pytest.raises(UserError, match=r"done: it holds prepared data; name a new folder"):
         prepare(Numbers(), "numbers", "", tmp_path / "done", config)
-    with pytest.raises(UserError, match=r"--shards 99: too many for 40 documents"):
+    with pytest.raises(UserError, match=r"shards=99: too many for 40 documents"):
         prepare(Numbers(), "numbers", "", tmp_path / "new", dataclasses.replace(config, shards=99))
 
 
@@ -177,7 +177,7 @@ MODES = {
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_kind_of_image_becomes_rgb(mode):
-    pixels = StoredJpeg(Recoding(SIZE).recode(MODES[mode], mode), SIZE, mode)()
+    pixels = EncodedImage(Recoding(SIZE).recode(MODES[mode], mode), SIZE, mode)()
     assert (pixels.shape, pixels.dtype) == ((SIZE, SIZE, 3), np.uint8)
     assert 100 < pixels.mean() < 156, "noise of all brightnesses keeps its mean"
 
@@ -188,7 +188,7 @@ def test_stored_images_are_what_the_model_would_read():
         stored = Recoding(112).recode(example.pixels, example.key)
         assert Image.open(io.BytesIO(stored)).size == (112, 112)
         straight = np.asarray(Image.fromarray(example.pixels).resize((112, 112), Image.Resampling.BICUBIC)).astype(int)
-        differences.append(np.abs(StoredJpeg(stored, 112, example.key)() - straight).mean())
+        differences.append(np.abs(EncodedImage(stored, 112, example.key)() - straight).mean())
     assert np.mean(differences) < 2, f"expected 1.5 levels of 255 or so, got {np.mean(differences):.2f}"
 
 

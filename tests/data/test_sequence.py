@@ -468,7 +468,9 @@ def test_the_paper_s_system_messages_are_read_as_the_reference_reads_them(golden
 
 def test_chats_need_their_tokens():
     chat = Document((Text("one", "user"), Text("two", "assistant")))
-    with pytest.raises(UserError, match=r"a chat needs the token \[USER\], which the tokenizer of pretraining has not"):
+    with pytest.raises(
+        UserError, match=r"a chat needs the token \[USER\], which a tokenizer for pretraining does not have"
+    ):
         tokenize_document(chat, TOKENIZER, queries=2, row_tokens=32, row_images=4)
 
 

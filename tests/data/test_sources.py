@@ -5,8 +5,8 @@ import pytest
 
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import FrameSampling
-from emu_jax.data.images import StoredJpeg
-from emu_jax.data.prepared import Record
+from emu_jax.data.images import EncodedImage
+from emu_jax.data.prepared import Record, Records
 from emu_jax.data.sources import PairOrder, Prepared, open_source, subsequences
 from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
@@ -38,7 +38,9 @@ RECORDS = {
     ],
 )
 def test_documents_by_kind(tmp_path, kind, expected):
-    source = Prepared(write_folder(tmp_path / kind, [RECORDS[kind]], shards=1), "train", SIZE, PairOrder("random"))
+    source = Prepared(
+        Records(write_folder(tmp_path / kind, [RECORDS[kind]], shards=1), "train"), SIZE, PairOrder("random")
+    )
     found = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(20)]
     assert {spelt(document) for document in found} == expected
     images = [part for part in found[0].parts if isinstance(part, Image)]
@@ -89,7 +91,9 @@ def test_frames_of_a_video(tmp_path, name, sampling, expected):
 @pytest.mark.parametrize("name", ["video", "video_chat"])
 def test_random_frames_of_a_video(tmp_path, name):
     """Eight at every visit, in order, others at each; their pixels are those of the stored frames."""
-    source = Prepared(write_folder(tmp_path / name, [STORED[name]], shards=1), "train", SIZE, PairOrder("random"))
+    source = Prepared(
+        Records(write_folder(tmp_path / name, [STORED[name]], shards=1), "train"), SIZE, PairOrder("random")
+    )
     visits = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(40)]
     shown = [frames_of(document) for document in visits]
     assert all(len(set(frames)) == 8 and frames == sorted(frames) for frames in shown)
@@ -98,7 +102,7 @@ def test_random_frames_of_a_video(tmp_path, name):
     assert {frame - first for frames in shown for frame in frames} == set(range(24))
     images = {part.key: part.pixels for document in visits for part in document.parts if isinstance(part, Image)}
     for key, pixels in images.items():
-        expected = StoredJpeg(image(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
+        expected = EncodedImage(image(int(key.rpartition("#")[2]) - first).data, SIZE, key)()
         np.testing.assert_array_equal(pixels, expected, err_msg=key)
 
 

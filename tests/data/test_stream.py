@@ -67,7 +67,7 @@ def documents_of(batch: dict[str, np.ndarray]) -> list[tuple[int, tuple[int, ...
             slots = [s for s in dict.fromkeys(batch["slots"][row][here].tolist()) if s >= 0]
             pixels = b"".join(batch["images"][row, slot].tobytes() for slot in slots)
             tokens = tuple(np.sort(batch["tokens"][row][here]).tolist())
-            found.append((int(batch["sources"][row][here][0]), tokens, hashlib.sha1(pixels).hexdigest()))
+            found.append((int(batch["source_ids"][row][here][0]), tokens, hashlib.sha1(pixels).hexdigest()))
     return found
 
 
@@ -97,7 +97,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
         for index in range(len(source)):
             for document in source.documents(index, np.random.default_rng(0)):
                 for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
-                    row, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
+                    row, _, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
                     found.update(documents_of({name: np.asarray(value)[None] for name, value in row.items()}))
     return found
@@ -219,7 +219,7 @@ def test_going_on_with_another_division(folders, tokenizer):
     four = Pipeline(dataclasses.replace(data, batch_rows=4), tokenizer, **sizes)
     state = one.get_state()
     state["fingerprint"]["batch_rows"] = 4  # of a run that keeps its batch
-    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or --reshard-data to go on near"):
+    with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or pass reshard_data to resume near"):
         four.set_state(state)
     four.reshard(state)
     for batch in read_all([four]):

@@ -211,10 +211,10 @@ def test_impossible_training_is_refused(texts, vocab_size, model_type, expected)
 
 def test_bytes_of_a_character_are_spelt_together():
     tokenizer = SMALL["bpe"]
-    spelt = tokenizer.spell(tokenizer.encode_plain("a red é bus"))
+    spelt = tokenizer.pieces(tokenizer.encode_plain("a red é bus"))
     assert [text for _, text in spelt][-3:] == [" ", "é", " bus"]
     assert [len(ids) for ids, _ in spelt][-3:] == [1, 2, 1]
-    assert tokenizer.spell([]) == []
+    assert tokenizer.pieces([]) == []
 
 
 @given(st.sampled_from(["bpe", "unigram", "word"]), st.data())
@@ -222,7 +222,7 @@ def test_spellings_joined_are_the_decoded_text(model_type, data):
     """Of any ids, broken characters too."""
     tokenizer = SMALL[model_type]
     ids = data.draw(st.lists(st.integers(0, tokenizer.pad_id - 1), max_size=12))
-    spelt = tokenizer.spell(ids)
+    spelt = tokenizer.pieces(ids)
     assert [id for group, _ in spelt for id in group] == ids
     assert "".join(text for _, text in spelt) == tokenizer.decode(ids)
 
@@ -230,12 +230,14 @@ def test_spellings_joined_are_the_decoded_text(model_type, data):
 def test_characters_come_when_their_last_byte_does():
     """Ids one by one: what each of them finishes."""
     tokenizer = SMALL["bpe"]
-    spelling = tokenizer.spelling()
+    detokenizer = tokenizer.detokenizer()
     ids = tokenizer.encode_plain("a é🙂b")
-    came = ["".join(text for _, text in spelling.add(id)) for id in ids] + ["".join(text for _, text in spelling.end())]
+    came = ["".join(text for _, text in detokenizer.add(id)) for id in ids] + [
+        "".join(text for _, text in detokenizer.end())
+    ]
     assert came == ["a", " ", "", "é", "", "", "", "🙂", "b", ""]
     broken = tokenizer.encode_plain("é🙂")[-6:-1]  # a whole character, and three bytes of four
-    spelling = tokenizer.spelling()
-    came = ["".join(text for _, text in spelling.add(id)) for id in [*broken, *tokenizer.encode_plain("a")[-1:]]]
+    detokenizer = tokenizer.detokenizer()
+    came = ["".join(text for _, text in detokenizer.add(id)) for id in [*broken, *tokenizer.encode_plain("a")[-1:]]]
     assert came[:5] == ["", "é", "", "", ""] and came[5].startswith("�") and came[5].endswith("a")
     assert "".join(came) == tokenizer.decode([*broken, *tokenizer.encode_plain("a")[-1:]])

@@ -15,12 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image as PIL
 
-from emu_jax.data.fluent_emoji import shards
-from emu_jax.data.images import decode_image
-from emu_jax.data.records import unpack_record
+from emu_jax.data.fluent_emoji import SIZE, read_example, records
 from tests.videos import write_video
 
 HELD_OUT, TRAIN = "heldout_combinations", "train"
@@ -50,14 +47,13 @@ class Person:
 @functools.cache
 def people(split: str) -> tuple[Person, ...]:
     """The first images of a split of the embedded set that show one person."""
-    source = ArrayRecordDataSource([str(path) for path in shards(split)])
+    source = records(split)
     found: list[Person] = []
     for index in range(len(source)):
-        header, image = unpack_record(source[index], f"{split}[{index}]")
-        role, tone = header["role"], header["tone"]
+        example = read_example(source[index], SIZE)
+        role, tone = example.role, example.tone
         if role.startswith(("woman ", "man ", "person ")) and tone.endswith(" skin tone") and "," not in tone:
-            pixels = decode_image(image, header["key"])
-            found.append(Person(pixels, header["text"], role, tone.removesuffix(" skin tone")))
+            found.append(Person(example.pixels, example.caption, role, tone.removesuffix(" skin tone")))
         if len(found) == COUNTS[split]:
             break
     return tuple(found)

@@ -17,11 +17,11 @@ from emu_jax import Emu
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmark_runs import Request, evaluate
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
+from emu_jax.evaluate.benchmarks.benchmark import Weights
+from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.metrics import vqa
 from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
-from emu_jax.evaluate.scores import Weights
 from emu_jax.models import emu
 from tests.evaluate.samples import write_sample
 
@@ -52,8 +52,8 @@ def _run(model, names, tmp_path, **fields):
     """Results of benchmarks' samples, by the run's name."""
     for name in names:
         write_sample(name, tmp_path / "data" / name)
-    request = Request(names, tmp_path / "data", batch=4, drawing=DRAWING, **fields)
-    return {result.run.name: result for result in evaluate(model, request, tmp_path / "out")}
+    config = EvaluationConfig(names, tmp_path / "data", batch=4, drawing=DRAWING, **fields)
+    return {result.run.name: result for result in evaluate(model, config, tmp_path / "out")}
 
 
 SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa"]
@@ -62,7 +62,7 @@ SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", 
 @pytest.mark.parametrize("name", [*SCORED, "mmvet"])
 def test_each_benchmark_runs_from_its_published_files(name, tuned, tmp_path):
     (result,) = _run(tuned, [name], tmp_path).values()
-    benchmark = BENCHMARKS[name]
+    benchmark = find_benchmark(name)
     questions = benchmark.read(tmp_path / "data" / name)
     lines = [json.loads(line) for line in (result.folder / "0-of-1.jsonl").read_text().splitlines()]
     assert lines[0]["run"]["benchmark"] == name
@@ -78,10 +78,10 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     """WUPS needs a folder of WordNet: without one the predictions stay, and the next run scores them alone."""
     write_sample("nextqa", tmp_path / "data" / "nextqa")
     out = tmp_path / "out"
-    lacks = Request(["nextqa"], tmp_path / "data", batch=4, weights=Weights(wordnet=tmp_path / "none"))
+    lacks = EvaluationConfig(["nextqa"], tmp_path / "data", batch=4, weights=Weights(wordnet=tmp_path / "none"))
     with pytest.raises(UserError, match=f"{tmp_path / 'none'}: no such folder; expected WordNet"):
         list(evaluate(tuned, lacks, out))
-    questions = BENCHMARKS["nextqa"].read(tmp_path / "data" / "nextqa")
+    questions = find_benchmark("nextqa").read(tmp_path / "data" / "nextqa")
     lines = (out / "nextqa-test-0shot" / "0-of-1.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines[1:]) == sorted(question.id for question in questions)
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
@@ -90,20 +90,20 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
 def test_drawings_are_compared_with_real_images(drawing, tmp_path):
     model = Emu.load(drawing)
     (result,) = _run(model, ["coco_drawing"], tmp_path).values()
-    questions = BENCHMARKS["coco_drawing"].read(tmp_path / "data" / "coco_drawing")
+    questions = find_benchmark("coco_drawing").read(tmp_path / "data" / "coco_drawing")
     drawn = {file.name for file in (result.folder / "drawn").iterdir()}
     assert drawn == {f"{question.id}.png" for question in questions}
     assert {"Frechet distance, own features", "Frechet distance, VGG-16 features"} <= set(result.figures)
     assert all(figure.count == len(questions) for figure in result.figures.values())
     assert result.run.drawing == " ".join(f"{name}={value}" for name, value in DRAWING.items())
-    other = Request(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
+    other = EvaluationConfig(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
     with pytest.raises(UserError, match="how images are drawn was"):
         list(evaluate(model, other, tmp_path / "out"))
 
 
 def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
     (result,) = _run(tuned, ["vizwiz"], tmp_path).values()
-    kinds = {question.kind for question in BENCHMARKS["vizwiz"].read(tmp_path / "data" / "vizwiz")}
+    kinds = {question.kind for question in find_benchmark("vizwiz").read(tmp_path / "data" / "vizwiz")}
     assert "unanswerable" in kinds
     assert {"accuracy", "answerability: average precision", "answerability: F1"} <= set(result.figures)
 
@@ -111,7 +111,7 @@ def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
 def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):
     (result,) = _run(tuned, ["vqav2"], tmp_path).values()
     said = {line["id"]: line["answer"] for line in _submission(result)}
-    questions = BENCHMARKS["vqav2"].read(tmp_path / "data" / "vqav2")
+    questions = find_benchmark("vqav2").read(tmp_path / "data" / "vqav2")
     expected = np.mean([vqa.accuracy(said[int(question.id)], question.answers) for question in questions])
     assert result.figures["accuracy"].value == pytest.approx(expected, abs=1e-12)
 
@@ -120,21 +120,21 @@ def _submission(result):
     return [{"id": row["question_id"], **row} for row in json.loads((result.folder / "submission.json").read_text())]
 
 
-def test_the_pretrained_model_is_asked_in_two_steps_or_with_examples(pretrained, tmp_path):
-    results = _run(pretrained, ["vqav2"], tmp_path, shots=(0, 2))
-    two_steps, examples = (
+def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_path):
+    results = _run(pretrained, ["vqav2"], tmp_path, few_shot=(0, 2))
+    two_calls, examples = (
         [json.loads(line) for line in (results[name].folder / "0-of-1.jsonl").read_text().splitlines()[1:]]
         for name in ("vqav2-val-0shot", "vqav2-val-2shot")
     )
-    assert {len(line["said"]) for line in two_steps} == {2}
+    assert {len(line["said"]) for line in two_calls} == {2}
     assert {len(line["said"]) for line in examples} == {1}
     assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' images and the questions'
 
 
-def test_zero_shots_are_one_run_alone_or_beside_others(pretrained, tmp_path):
-    """Which examples there are does not count where none is shown: what was predicted is taken up."""
-    _run(pretrained, ["okvqa"], tmp_path, shots=[0, 2], limit=2)
-    again = _run(pretrained, ["okvqa"], tmp_path, shots=[0], limit=2)
+def test_zero_shot_is_the_same_run_with_or_without_others(pretrained, tmp_path):
+    """The pool of examples does not matter if none is shown: earlier predictions are kept."""
+    _run(pretrained, ["okvqa"], tmp_path, few_shot=[0, 2], limit=2)
+    again = _run(pretrained, ["okvqa"], tmp_path, few_shot=[0], limit=2)
     assert list(again) == ["okvqa-val-0shot"]
 
 
@@ -143,8 +143,8 @@ def test_batches_change_no_prediction(pretrained, tmp_path):
     write_sample("msvdqa", tmp_path / "msvdqa")
     found = []
     for batch in (1, 5):
-        request = Request(["msvdqa"], tmp_path, batch=batch)
-        (result,) = evaluate(pretrained, request, tmp_path / f"out{batch}")
+        config = EvaluationConfig(["msvdqa"], tmp_path, batch=batch)
+        (result,) = evaluate(pretrained, config, tmp_path / f"out{batch}")
         lines = (result.folder / "0-of-1.jsonl").read_text().splitlines()[1:]
         found.append({json.loads(line)["id"]: json.loads(line)["prediction"] for line in lines})
     assert found[0] == found[1]
@@ -154,16 +154,19 @@ def test_batches_change_no_prediction(pretrained, tmp_path):
     ("fields", "message"),
     [
         ({"benchmarks": ["coc"]}, "no benchmark 'coc'; did you mean coco?"),
-        ({"benchmarks": ["coco"]}, "--benchmark coco: give --data, a folder with .*dataset_coco.json"),
-        ({"benchmarks": ["mmvet"], "shots": (2,)}, "--benchmark mmvet: .*"),
-        ({"benchmarks": ["mmvet"], "data": Path(), "text_examples": True}, "mmvet: has no split to take examples from"),
-        ({"benchmarks": ["fluent"], "shots": (-1,)}, "--shots .-1.*expected 0 or more"),
+        ({"benchmarks": ["coco"]}, "benchmark coco: data is missing; give a folder with .*dataset_coco.json"),
+        ({"benchmarks": ["mmvet"], "few_shot": (2,)}, "benchmark mmvet: .*"),
+        (
+            {"benchmarks": ["mmvet"], "data": Path(), "text_examples": True},
+            "mmvet: has no split to take few-shot",
+        ),
+        ({"benchmarks": ["fluent"], "few_shot": (-1,)}, "few_shot=.-1.*expected 0 or more"),
     ],
     ids=["unknown", "no files", "no examples", "no text examples", "negative"],
 )
-def test_requests_that_cannot_be_are_refused(fields, message):
+def test_impossible_configs_are_refused(fields, message):
     with pytest.raises(UserError, match=message):
-        Request(**fields)
+        EvaluationConfig(**fields)
 
 
 # ---- real processes --------------------------------------------------------------------------------------------------
@@ -179,7 +182,7 @@ def _predicted(out):
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()[1:] if line.endswith(b"}")]
 
 
-def test_a_killed_run_goes_on_without_losing_or_repeating_one(trained, tmp_path):
+def test_a_killed_run_resumes_without_losing_or_repeating_one(trained, tmp_path):
     command = _command(trained, tmp_path, "--benchmark", "fluent", "--limit", "120", "--batch", "2")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     until = time.monotonic() + 240

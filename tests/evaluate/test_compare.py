@@ -198,11 +198,11 @@ def test_what_is_refused(runs, tmp_path, capsys):
     file = tmp_path / "file"
     file.touch()
     cases = [
-        ([runs[0]], [], f"{runs[0]}: one run alone; expected two work directories or more"),
+        ([runs[0]], [], f"{runs[0]}: only one run; expected two work directories or more"),
         ([runs[1], again], [], f"{again}: has the config and the seed 1 of {runs[1]}; name each run once"),
-        (runs, ["--figures", "captions"], "--figures 'captions': no run has it; did you mean "),
+        (runs, ["--figures", "captions"], "figure 'captions': no run has it; did you mean "),
         (bare, [], f"{bare[0]} and the others: nothing to compare; run `emu-jax evaluate --model RUN` on each"),
-        (runs, ["--out", str(file)], f"--out {file}: cannot be written (File exists); name another folder"),
+        (runs, ["--out", str(file)], f"{file}: cannot be written (File exists); name another folder"),
     ]
     for paths, words, expected in cases:
         assert main(["compare", *map(str, paths), "--out", str(tmp_path / "out"), *words]) == 2

@@ -74,5 +74,5 @@ def test_text_only_examples_are_the_same_for_all_and_show_nothing(tmp_path):
 
 
 def test_too_few_examples_are_told(tmp_path):
-    with pytest.raises(UserError, match="--shots 4: 3 answered questions to choose from; expected 5 or more"):
+    with pytest.raises(UserError, match="4 few-shot examples: 3 answered questions to choose from; expected 5 or more"):
         choose_examples(POOL, [], 4, Means(), tmp_path)

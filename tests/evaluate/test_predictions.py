@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 
-RUN = predictions.Run("coco", "test", 4, "encoder 1", False, True, "model", "questions")
+RUN = predictions.RunIdentity("coco", "test", 4, "encoder 1", False, True, "model", "questions")
 IDS = ["a", "b", "c"]
 
 
@@ -44,7 +44,7 @@ def test_wherever_a_kill_cuts_the_file_whole_lines_stay_and_writing_goes_on(tmp_
     ("change", "message"),
     [
         ({"benchmark": "vqav2"}, "predictions for another run: the benchmark was 'coco', is 'vqav2'"),
-        ({"shots": 8}, "the number of examples was 4, is 8"),
+        ({"shots": 8}, "the number of few-shot examples was 4, is 8"),
         ({"model": "other"}, "the model was 'model', is 'other'"),
     ],
     ids=["benchmark", "shots", "model"],

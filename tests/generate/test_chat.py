@@ -16,8 +16,9 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate import chat as module
 from emu_jax.generate import text
-from emu_jax.generate.chat import Chat, Video
-from emu_jax.generate.prompt import PromptBatch
+from emu_jax.generate.chat import Chat
+from emu_jax.generate.messages import Video
+from emu_jax.generate.prompt import PromptBatch, embedding_index
 from emu_jax.models import emu
 
 SIZE, QUERIES = 16, 4
@@ -75,11 +76,10 @@ def afresh(model: Emu, tokens: list[int], images: list[np.ndarray], count: int, 
     """The answer to the same ids as one whole prompt, by what `generate_text` calls: ids and score."""
     padding = -len(tokens) % 32
     ids = np.asarray([[model.tokenizer.pad_id] * padding + tokens], np.int32)
-    visual = ids == model.tokenizer.image_id
-    sources = np.where(visual, np.cumsum(visual) - 1, -1).astype(np.int32)
+    index = embedding_index(ids == model.tokenizer.image_id)
     size = model.config.vision.image_size
     stacked = np.stack(images) if images else np.zeros((0, size, size, 3), np.uint8)
-    batch = PromptBatch(ids, np.arange(ids.shape[1])[None] >= padding, stacked, sources)
+    batch = PromptBatch(ids, np.arange(ids.shape[1])[None] >= padding, stacked, index)
     found, score = text.generate(
         model.params,
         model._embed_batch(batch),
@@ -223,20 +223,20 @@ def test_the_golden_model_over_three_turns(published):
 
 @pytest.fixture
 def fed(monkeypatch) -> list[int]:
-    """How many positions went through the model, call after call."""
+    """How many positions went through the model, by call."""
     counts: list[int] = []
-    read, step = module._read, module._next
+    prefill, step = module._prefill_chunk, module._next_token
 
-    def counting_read(params, cache, place, tokens, visual, is_visual, count, **static):
+    def counting_prefill(params, cache, slot, tokens, visual, is_visual, count, **static):
         counts.append(int(count))
-        return read(params, cache, place, tokens, visual, is_visual, count, **static)
+        return prefill(params, cache, slot, tokens, visual, is_visual, count, **static)
 
     def counting_step(*arguments, **static):
         counts.append(1)
         return step(*arguments, **static)
 
-    monkeypatch.setattr(module, "_read", counting_read)
-    monkeypatch.setattr(module, "_next", counting_step)
+    monkeypatch.setattr(module, "_prefill_chunk", counting_prefill)
+    monkeypatch.setattr(module, "_next_token", counting_step)
     return counts
 
 
@@ -265,14 +265,20 @@ def test_a_third_turn_compiles_nothing(caplog):
         return [r.getMessage() for r in caplog.records if r.getMessage().startswith("Compiling")]
 
     chat = model.chat("the bar")
-    assert any("_next" in line for line in compiled(chat, MESSAGES[0])), "the first turn compiles"
+    assert any("_next_token" in line for line in compiled(chat, MESSAGES[0])), "the first turn compiles"
     compiled(chat, MESSAGES[1])
-    sizes = [program._cache_size() for program in (module._read, module._first, module._next, model._encode)]
+    sizes = [
+        program._cache_size()
+        for program in (module._prefill_chunk, module._first_token, module._next_token, model._encode)
+    ]
     assert compiled(chat, MESSAGES[2]) == []
     assert compiled(chat, "what is this ?", temperature=0.5, top_k=3, top_p=0.5, seed=2, min_length=3) == []
     other = model.chat("the bar")
     assert compiled(other, MESSAGES[2], temperature=1) == [], "another chat of the model"
-    assert sizes == [program._cache_size() for program in (module._read, module._first, module._next, model._encode)]
+    assert sizes == [
+        program._cache_size()
+        for program in (module._prefill_chunk, module._first_token, module._next_token, model._encode)
+    ]
 
 
 def test_the_cache_is_updated_in_place(words):
@@ -316,7 +322,7 @@ def test_pieces_joined_are_the_answer_whatever_the_bytes(spelling, seed):
     answer = chat.history[-1].answer
     assert "".join(pieces) == answer.text == spelling.tokenizer.decode(answer.token_ids)
     assert len(pieces) > 4
-    assert any(spelling.tokenizer._pieces.is_byte(id) for id in answer.token_ids if id < spelling.tokenizer.pad_id)
+    assert any(spelling.tokenizer._model.is_byte(id) for id in answer.token_ids if id < spelling.tokenizer.pad_id)
     check_last(chat, [CAT], 60, temperature=3.0, seed=seed, min_length=60)
 
 
@@ -362,7 +368,7 @@ def test_an_interruption_loses_no_turn_but_its_own(words, monkeypatch, steps):
     chat = words.chat()
     chat.say([CAT, "what is this ?"], max_new_tokens=4)
     before = chat.tokens
-    step, calls = module._next, []
+    step, calls = module._next_token, []
 
     def interrupted(*arguments, **static):
         result = step(*arguments, **static)
@@ -371,12 +377,12 @@ def test_an_interruption_loses_no_turn_but_its_own(words, monkeypatch, steps):
             raise KeyboardInterrupt
         return result
 
-    monkeypatch.setattr(module, "_next", interrupted)
+    monkeypatch.setattr(module, "_next_token", interrupted)
     pieces = []
     with pytest.raises(KeyboardInterrupt):
         for piece in chat.stream([DOG, "and this ?"], max_new_tokens=20, min_length=30):
             pieces.append(piece)
-    monkeypatch.setattr(module, "_next", step)
+    monkeypatch.setattr(module, "_next_token", step)
     assert [turn.answer.text for turn in chat.history][1:] == ["".join(pieces)]
     assert chat.tokens[: len(before)] == before
     chat.say("which colour", max_new_tokens=5)
@@ -387,7 +393,7 @@ def test_an_error_takes_the_turn_back(words, monkeypatch):
     chat = words.chat()
     chat.say([CAT, "what is this ?"], max_new_tokens=4)
     before = chat.tokens, chat.history
-    step, calls = module._next, []
+    step, calls = module._next_token, []
 
     def failing(*arguments, **static):
         calls.append(1)
@@ -395,7 +401,7 @@ def test_an_error_takes_the_turn_back(words, monkeypatch):
             raise RuntimeError("out of memory")
         return step(*arguments, **static)
 
-    monkeypatch.setattr(module, "_next", failing)
+    monkeypatch.setattr(module, "_next_token", failing)
     with pytest.raises(RuntimeError, match="out of memory"):
         chat.say([DOG, "and this ?"], max_new_tokens=20, min_length=30)
     assert (chat.tokens, chat.history) == before

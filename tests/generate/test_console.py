@@ -100,7 +100,7 @@ def test_ctrl_c_stops_an_answer(model, capfd, monkeypatch):
     """At the third token: it is finished, what was said counts, and the chat goes on."""
     from emu_jax.generate import chat
 
-    step, calls = chat._next, []
+    step, calls = chat._next_token, []
 
     def interrupted(*arguments, **static):
         calls.append(1)
@@ -108,7 +108,7 @@ def test_ctrl_c_stops_an_answer(model, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
         return step(*arguments, **static)
 
-    monkeypatch.setattr(chat, "_next", interrupted)
+    monkeypatch.setattr(chat, "_next_token", interrupted)
     typed(monkeypatch, "what is this?\n/undo\nwhat is this?\n")
     before = signal.getsignal(signal.SIGINT)
     assert main(["chat", *model]) == 0

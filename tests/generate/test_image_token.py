@@ -1,4 +1,4 @@
-"""Models that have learnt to begin images: where they write [IMG] a text ends, whoever reads it; others write on."""
+"""A model that has learnt to begin images ends a text at [IMG], in every kind of generation; other models do not."""
 
 import asyncio
 import dataclasses
@@ -10,12 +10,11 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.generate.text import Decoding
-from emu_jax.serve import sequences
 from emu_jax.serve.api import _reason
+from emu_jax.serve.continuous_batching import ContinuousBatcher, TextRequest
+from emu_jax.serve.encoded_prompt import Message, encode_continuation
 from emu_jax.serve.engine import Engine, TextSettings
 from emu_jax.serve.limits import Limits
-from emu_jax.serve.sequences import Message
-from emu_jax.serve.slots import Start, TextSlots
 from tests.generate.test_chat import CAT, make
 
 PROMPTS = [["what is this"], [CAT], [CAT, "a"], ["a red bar"], ["it is"], ["green"], ["a", CAT, "blue"], [":"]]
@@ -101,13 +100,13 @@ def test_an_answer_whose_stream_is_left_says_so(learnt):
 
 
 def test_slots_are_freed_there(learnt):
-    slots = TextSlots(learnt, 2)
+    batcher = ContinuousBatcher(learnt, 2)
     for prompt in PROMPTS[:4]:
         (alone,) = learnt.generate_text([prompt], max_new_tokens=8)
-        start = Start(sequences.continuation(learnt, prompt), Decoding(), 8, 0)
-        ids = slots.read([1], [start])
-        while slots.active:
-            ids += [token for token in slots.write()[:, 1].tolist() if token >= 0]
+        request = TextRequest(encode_continuation(learnt, prompt), Decoding(), 8, 0)
+        ids = batcher.prefill([1], [request])
+        while batcher.active:
+            ids += [token for token in batcher.decode()[:, 1].tolist() if token >= 0]
         end = {"eos": [2], "image": [learnt.tokenizer.img_id], "length": []}[alone.ended_by]
         assert ids == [*alone.token_ids, *end], prompt
 
@@ -120,7 +119,7 @@ def test_served_texts_end_alike(request, name, until_image):
 
     async def ask(engine: Engine) -> list:
         settings = TextSettings(max_new_tokens=8, until_image=until_image)
-        tickets = [await engine.write(prompt, settings) for prompt in PROMPTS]
+        tickets = [await engine.complete(prompt, settings) for prompt in PROMPTS]
         if not until_image:
             chats = [[Message("user", ("it is",))], [Message("user", (CAT, "a"))]]
             tickets += [await engine.chat([Message("system", ("",)), *chat], settings) for chat in chats]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 
+from emu_jax.checkpoints.load import LoadedSafetyChecker, load_part
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import Decoder
 from emu_jax.generate.safety import SafetyCheck, preprocess
@@ -70,12 +71,16 @@ def folder(theirs, tmp_path_factory):
     return path
 
 
+def safety_check(folder) -> SafetyCheck:
+    return SafetyCheck(load_part(folder, LoadedSafetyChecker))
+
+
 def test_flags_are_the_published_ones(theirs, folder):
     import torch
 
     some = images(IMAGES)
     _, expected = theirs(torch.from_numpy(published_pixels()), [np.ones((1, 1, 3), np.float32) for _ in some])
-    found = SafetyCheck.load(folder).flagged(some)
+    found = safety_check(folder).flagged(some)
     print(f"{sum(expected)} of {len(expected)} flagged")
     assert 10 < sum(expected) < len(expected) - 10, "the thresholds must tell images apart"
     assert found == [bool(flag) for flag in expected]
@@ -86,7 +91,7 @@ def test_special_care_lowers_the_threshold(folder, tmp_path):
     state = load_file(folder / "model.safetensors")
     state["special_care_embeds_weights"] = np.full_like(state["special_care_embeds_weights"], 2.0)  # nothing is close
     save_file(state, tmp_path / "without" / "model.safetensors")
-    with_care, without = (sum(SafetyCheck.load(f).flagged(images(IMAGES))) for f in (folder, tmp_path / "without"))
+    with_care, without = (sum(safety_check(f).flagged(images(IMAGES))) for f in (folder, tmp_path / "without"))
     assert with_care > without, f"{with_care} flagged with special care, {without} without"
 
 
@@ -118,7 +123,7 @@ def test_preprocessing_is_the_published_one():
 
 
 def test_sizes_are_read_off_the_files(folder):
-    sizes = dataclasses.asdict(SafetyCheck.load(folder).config)
+    sizes = dataclasses.asdict(safety_check(folder).config)
     expected = {"image_size": SIZE, "patch_size": 7, "width": 32, "layers": 3, "heads": 4, "mlp_dim": 48}
     assert expected.items() <= sizes.items(), sizes
     assert (sizes["embedding_dim"], sizes["concepts"], sizes["special_concepts"]) == (16, 17, 3), sizes
@@ -129,8 +134,8 @@ def test_files_that_do_not_fit_are_named(folder, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"vision_config": VISION}))
     save_file({key: value for key, value in state.items() if key != "concept_embeds"}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="holds no concept_embeds; expected Stable Diffusion's safety checker"):
-        SafetyCheck.load(tmp_path)
+        safety_check(tmp_path)
     state["extra.weight"] = state["concept_embeds"]
     save_file({key: value.copy() for key, value in state.items()}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match=r"unknown: extra\.weight|1 unknown: extra\.weight"):
-        SafetyCheck.load(tmp_path)
+        safety_check(tmp_path)

@@ -79,7 +79,7 @@ def test_an_image_ends_a_text_too():
             expected = [*expected[: expected.index(IMG) + 1], *[EOS] * 6][:6]
         row = np.asarray(greedy(*prompt(*start), ends=(EOS, IMG))[0])[0].tolist()
         assert row == expected, f"after {start}"
-        kinds.append(text.cut(row, (EOS, IMG))[1])
+        kinds.append(text.truncate_at_end(row, (EOS, IMG))[1])
     assert set(kinds) == {"eos", "image"}, kinds
 
 
@@ -128,7 +128,7 @@ def test_nothing_is_written_behind_an_end():
             beams=3,
         )
         row = np.asarray(tokens)[0].tolist()
-        behind = row[len(text.cut(row, (EOS, IMG))[0]) + 1 :]
+        behind = row[len(text.truncate_at_end(row, (EOS, IMG))[0]) + 1 :]
         assert set(behind) <= {EOS}, f"after {start}: {row}"
         rows.append(row)
     assert len({tuple(row) for row in rows}) > 1, rows
@@ -164,7 +164,7 @@ def test_no_end_below_the_minimal_length(minimum, ends):
         else:
             tokens, _ = text.generate(PARAMS, inputs, valid, jax.random.key(0), options, **static)
         row = np.asarray(tokens)[0].tolist()
-        length = len(text.cut(row, ends)[0])
+        length = len(text.truncate_at_end(row, ends)[0])
         assert length + 1 >= minimum, f"{beams} beams: {row}"  # the placeholder <s> counts
 
 

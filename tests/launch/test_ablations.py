@@ -93,10 +93,10 @@ def test_what_is_there_is_not_made_again(tmp_path):
 @pytest.mark.parametrize(
     ("words", "env", "expected"),
     [
-        (["--steps=3"], {}, "'--steps=3' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
-        ([], {"ABLATIONS": "base no_loss"}, "ABLATIONS: 'no_loss' is none; choose among base no_storyboards "),
-        ([], {"SEEDS": "0 one"}, "SEEDS, STEPS: 'one' is no whole number"),
-        ([], {"STEPS": "1e3"}, "SEEDS, STEPS: '1e3' is no whole number"),
+        (["--steps=3"], {}, "'--steps=3' is not an argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
+        ([], {"ABLATIONS": "base no_loss"}, "ABLATIONS: 'no_loss' is unknown; choose among base no_storyboards "),
+        ([], {"SEEDS": "0 one"}, "SEEDS, STEPS: 'one' is not a whole number"),
+        ([], {"STEPS": "1e3"}, "SEEDS, STEPS: '1e3' is not a whole number"),
     ],
 )
 def test_what_is_refused(words, env, expected):

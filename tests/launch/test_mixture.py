@@ -102,8 +102,8 @@ def test_what_is_there_is_not_made_again(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (("--steps=3",), "'--steps=3' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
-        (("",), "'' is no argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
+        (("--steps=3",), "'--steps=3' is not an argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
+        (("",), "'' is not an argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
         (("/a", "b"), "'b' is a second folder, after /a; expected one"),
     ],
 )
@@ -138,8 +138,8 @@ def test_apt_that_knows_no_packages(tmp_path):
     done = launch(str(tmp_path), PATH=path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "launch/mixture.sh: no gimp-help-en came down; run 'apt-get update' once, as root, and see that this is Debian "
-        "or Ubuntu with its usual packages\n"
+        "launch/mixture.sh: gimp-help-en was not downloaded; run 'apt-get update' once, as root, and see that this is "
+        "Debian or Ubuntu with its usual packages\n"
     )
 
 
@@ -149,6 +149,6 @@ def test_a_download_has_its_name_when_it_is_whole(tmp_path):
     done = launch(str(tmp_path / "demo"), PATH=path)
     assert (done.returncode, done.stderr) == (
         2,
-        "launch/mixture.sh: no emojibase-data-17.0.0.tgz came down; see npm's message above\n",
+        "launch/mixture.sh: emojibase-data-17.0.0.tgz was not downloaded; see npm's message above\n",
     )
     assert [path.name for path in (tmp_path / "demo" / "download").iterdir()] == ["partial"]

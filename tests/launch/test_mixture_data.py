@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from PIL import Image as PIL
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.html import Html
-from emu_jax.data.raw.pairs import ImageText
-from emu_jax.data.raw.storyboards import Storyboards
+from emu_jax.data.raw.readers.html import Html
+from emu_jax.data.raw.readers.pairs import ImageText
+from emu_jax.data.raw.readers.storyboards import Storyboards
+from emu_jax.data.raw.readers.videos import Videos
 from emu_jax.data.raw.subtitles import Cue, parse
-from emu_jax.data.raw.videos import Videos
 from emu_jax.errors import UserError
 from launch.mixture_data import (
     ANIMATIONS,

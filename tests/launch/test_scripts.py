@@ -163,7 +163,7 @@ def test_changes_that_stay_behind_are_mentioned(project, tmp_path):
     (copy / "configs" / "pretrain.py").write_text("changed")
     done = launch(copy, "tpu-vm.sh", "--dry-run", "install")
     assert done.returncode == 0
-    assert done.stderr.startswith("launch/tpu-vm.sh: changes that are not committed stay here; the pod gets commit ")
+    assert done.stderr.startswith("launch/tpu-vm.sh: uncommitted changes stay on this machine; the pod gets commit ")
 
 
 @pytest.mark.parametrize(
@@ -321,9 +321,9 @@ def test_a_worker(tmp_path):
     train_beyond(0)
     second = worker("start", *long)
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert "a job runs already, process " in second.stderr
+    assert "a job is already running, process " in second.stderr
     assert worker("stop").returncode == 0
-    assert ": no job runs" in worker("status").stdout
+    assert ": no job is running" in worker("status").stdout
     wait_for("ended with exit code", 0)  # the job itself was waited for, not only its shell
     reached = newest()
     train_beyond(reached)

@@ -6,6 +6,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from emu_jax.checkpoints.convert import diffusers
+from emu_jax.checkpoints.load import LoadedUNet, LoadedVAE, load_part
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import unet, vae
 from emu_jax.models.diffusion import add_noise
@@ -39,14 +40,14 @@ def expected(folder):
 
 @pytest.fixture(scope="module")
 def unet_model(folder):
-    fields, params = diffusers.load_unet(folder / "unet")
-    return unet.UNetConfig.from_dict(fields), params
+    loaded = load_part(folder / "unet", LoadedUNet)
+    return loaded.config, loaded.params
 
 
 @pytest.fixture(scope="module")
 def vae_model(folder):
-    fields, params = diffusers.load_vae(folder / "vae")
-    return vae.VAEConfig.from_dict(fields), params
+    loaded = load_part(folder / "vae", LoadedVAE)
+    return loaded.config, loaded.params
 
 
 def test_unet(unet_model, expected):

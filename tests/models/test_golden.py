@@ -1,5 +1,6 @@
 """Every tensor, loss and gradient of the reference implementation's golden files."""
 
+import dataclasses
 import json
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from emu_jax.checkpoints.convert import emu as published
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 
@@ -20,8 +22,8 @@ FILES = {"pretrain": "mini-a/pretrain", "instruct": "mini-a/instruct/Emu-instruc
 def case(request, golden):
     """(config, params, batch, reference tensors, file of weights) of one published variant."""
     path = golden / FILES[request.param]
-    fields, params, _ = published.load(path, vision_head_dim=12)
-    config = emu.EmuConfig.from_dict(fields | {"loss_chunk": 8})
+    loaded = load_emu(path, vision_head_dim=12)
+    config = dataclasses.replace(loaded.config, loss_chunk=8)
     reference = load_file(golden / "mini-a" / request.param / "reference.safetensors")
     sizes = json.loads((golden / "mini-a" / request.param / "reference.json").read_text())["config"]
     assert config.vision.layers == sizes["vision_cfg"]["layers"]
@@ -30,7 +32,7 @@ def case(request, golden):
     rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])  # row 0 holds two, row 1 one
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
     batch = emu.Batch.from_tokens(rows, tokens, mask, IDS)
-    return config, jax.tree.map(jnp.asarray, params), batch, reference, published.find_weights(path)
+    return config, loaded.params, batch, reference, published.find_weights(path)
 
 
 def assert_close(name: str, got: np.ndarray, expected: np.ndarray, tolerance: float = 2e-4):
@@ -83,10 +85,10 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
     batch, live = emu.Batch.from_tokens(rows, tokens, mask, IDS), reference["attention_mask"].astype(bool)
-    fields, beside, _ = published.load(path, vision_head_dim=12, merge_lora=False)
-    assert fields["llama"]["lora_rank"] == 16 and fields["llama"]["lora_targets"] == ("q", "k", "v", "o")
-    config = emu.EmuConfig.from_dict(fields | {"loss_chunk": 8})
-    plain, adapters = lora.apart(beside)
+    loaded = load_emu(path, vision_head_dim=12, merge_lora=False)
+    assert loaded.config.llama.lora_rank == 16 and loaded.config.llama.lora_targets == ("q", "k", "v", "o")
+    config, beside = dataclasses.replace(loaded.config, loss_chunk=8), loaded.params
+    plain, adapters = lora.separate(beside)
     single, merged = lora.merge_model(config, beside)
     found = {}
     for name, model, params in (("beside", config, beside), ("merged", single, merged)):
@@ -101,7 +103,7 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
         one, other = found["beside"][key], found["merged"][key]
         print(f"{key}: off by {np.abs(one - other).max() / np.abs(other).max():.1e} of the largest magnitude")
         assert_close(key, one, other, tolerance=1e-5)
-    back = flatten(lora.unmerge(merged, adapters, fields["llama"]["lora_alpha"]))
+    back = flatten(lora.unmerge(merged, adapters, config.llama.lora_alpha))
     for name, value in flatten(plain).items():
         np.testing.assert_allclose(back[name], value, atol=1e-6, err_msg=name)
     kernel = "llama/blocks/attn/q/kernel"

@@ -31,11 +31,13 @@ def plain(config: emu.EmuConfig) -> emu.EmuConfig:
 
 
 def grown(config: emu.EmuConfig) -> emu.Params:
-    """Fresh parameters whose adapters do something: `b` starts as 0."""
+    """Fresh parameters whose adapters do something: `lora_b` starts as 0."""
     params = flatten(emu.init(config, jax.random.key(0)))
     keys = jax.random.split(jax.random.key(1), len(params))
     drawn = {
-        p: 0.1 * jax.random.normal(k, params[p].shape) for p, k in zip(params, keys, strict=True) if p.endswith("/b")
+        p: 0.1 * jax.random.normal(k, params[p].shape)
+        for p, k in zip(params, keys, strict=True)
+        if p.endswith("/lora_b")
     }
     return join(params | drawn, {})
 
@@ -65,7 +67,7 @@ def test_adapters_stand_beside_the_named_projections_alone(targets):
     expected = {}
     for name in targets:
         where = f"llama/blocks/{FOLDERS[name]}/{name}"
-        expected |= {f"{where}/a": (2, sizes[name][0], 3), f"{where}/b": (2, 3, sizes[name][1])}
+        expected |= {f"{where}/lora_a": (2, sizes[name][0], 3), f"{where}/lora_b": (2, 3, sizes[name][1])}
     assert {path: shape for path, shape in shapes.items() if lora.is_adapter(path)} == expected
     without = {path: leaf.shape for path, leaf in flatten(emu.abstract(plain(config))).items()}
     assert {path: shape for path, shape in shapes.items() if path not in expected} == without
@@ -107,10 +109,10 @@ def test_bad_fields(fields, message):
 def test_the_adapter_s_input_alone_is_dropped():
     """As PEFT does it: x W + alpha / r * dropout(x) A B."""
     linear = layers.Linear(layers.nnx.Rngs(params=0), 8, 8, ("embed", "mlp"), "float32", adapter=(4, 2.0, 0.25))
-    linear.b[...] = jax.random.normal(jax.random.key(1), (4, 8))
+    linear.lora_b[...] = jax.random.normal(jax.random.key(1), (4, 8))
     x, key = jax.random.normal(jax.random.key(2), (5, 8)), jax.random.key(3)
     kept = np.asarray(layers.dropout(x, 0.25, key))
-    kernel, a, b = (np.asarray(leaf[...]) for leaf in (linear.kernel, linear.a, linear.b))
+    kernel, a, b = (np.asarray(leaf[...]) for leaf in (linear.kernel, linear.lora_a, linear.lora_b))
     assert 0 < (kept == 0).sum() < kept.size
     np.testing.assert_allclose(linear(x, key), x @ kernel + 0.5 * kept @ a @ b, atol=1e-5)
     np.testing.assert_allclose(linear(x), x @ kernel + 0.5 * x @ a @ b, atol=1e-5)
@@ -165,7 +167,7 @@ def test_dropout_follows_the_key_and_is_off_without_one():
 
 def test_unmerging_is_the_inverse_of_merging():
     config = adapted(lora_targets=("k", "down"))
-    params, adapters = lora.apart(grown(config))
+    params, adapters = lora.separate(grown(config))
     merged = lora.merge(params, adapters, alpha=6.0)
     moved = {p for p, leaf in flatten(merged).items() if leaf is not flatten(params)[p]}
     assert moved == {"llama/blocks/attn/k/kernel", "llama/blocks/mlp/down/kernel"}, "others are shared"
@@ -193,7 +195,7 @@ def test_a_merged_model_says_the_same(targets, int8):
     off = np.abs(beside - inside).max() / np.abs(inside).max()
     print(f"off by {off:.1e} of the largest logit")
     assert off < 1e-5
-    bare, _ = lora.apart(params)
+    bare, _ = lora.separate(params)
     assert np.abs(beside - logits(bare, plain(config))).max() > 1e-2, "adapters that do something"
 
 

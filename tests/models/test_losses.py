@@ -48,7 +48,7 @@ def of_sources(
     text, visual = (np.array([getattr(source, kind) for source in weights]) for kind in ("text", "visual"))
     return dataclasses.replace(
         batch,
-        sources=jnp.asarray(numbers, jnp.int32),
+        source_ids=jnp.asarray(numbers, jnp.int32),
         text_weights=jnp.asarray(batch.text_weights * text[numbers] * scale, jnp.float32),
         visual_weights=jnp.asarray(batch.visual_weights * visual[numbers] * scale, jnp.float32),
     )

@@ -1,4 +1,4 @@
-"""Documents that an engine goes on with: the items of `Emu.continue_document`, and what is told before each."""
+"""Documents continued by an engine: the items of `Emu.continue_document`, and the progress before each."""
 
 import asyncio
 import contextlib
@@ -11,7 +11,7 @@ from PIL import Image
 from emu_jax import Emu
 from emu_jax.errors import UserError
 from emu_jax.generate.model import GeneratedText
-from emu_jax.serve.document import Drawn, Item, Piece, Plan, continue_document
+from emu_jax.serve.document import DocumentSettings, DrawingProgress, Item, TextPiece, continue_document
 from emu_jax.serve.engine import DrawSettings, Engine
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.tabs.document import offered
@@ -22,7 +22,7 @@ FAST = DrawSettings(sampler="ddim", steps=2, seed=3)
 
 @pytest.fixture(scope="module")
 def model(drawing) -> Emu:
-    """One that asks for images: beside a random word's, [IMG] has a larger share of the output."""
+    """A model that begins images: beside a random word's, [IMG] has a larger share of the output."""
     model = Emu.load(drawing)
     kernel = model.params["llama"]["lm_head"]["kernel"]
     direction = np.random.default_rng(2).normal(size=kernel.shape[0])
@@ -39,9 +39,9 @@ def engine(model):
     engine.close()
 
 
-def collect(engine: Engine, document, plan: Plan) -> list:
+def collect(engine: Engine, document, settings: DocumentSettings) -> list:
     async def run() -> list:
-        return [event async for event in continue_document(engine, document, plan)]
+        return [event async for event in continue_document(engine, document, settings)]
 
     return asyncio.run(run())
 
@@ -58,7 +58,7 @@ def collect(engine: Engine, document, plan: Plan) -> list:
     ],
 )
 def test_the_items_are_those_of_the_model(model, engine, document, pattern):
-    plan = Plan(max_items=3, pattern=pattern, max_new_tokens=6, drawing=FAST)
+    plan = DocumentSettings(max_items=3, pattern=pattern, max_new_tokens=6, drawing=FAST)
     expected = model.continue_document(
         document, max_items=3, pattern=pattern, max_new_tokens=6, seed=3, sampler="ddim", steps=2
     )
@@ -76,39 +76,39 @@ def test_the_items_are_those_of_the_model(model, engine, document, pattern):
         if not isinstance(event, Item):
             told.append(event)
         elif isinstance(event.content, str):
-            assert "".join(piece.text for piece in told if isinstance(piece, Piece)) == event.content
+            assert "".join(piece.text for piece in told if isinstance(piece, TextPiece)) == event.content
             told = []
         else:
-            assert told[-1] == Drawn(2, 2)
+            assert told[-1] == DrawingProgress(2, 2)
             told = []
 
 
 def test_the_model_asks_for_images(model):
-    """Else the test above would not see how a text ends there."""
+    """Otherwise the test above would not cover texts that end at an image."""
     replies = [model.continue_document([text], max_items=3, max_new_tokens=6, steps=2) for text in ("a red bar", "a")]
     kinds = {tuple(isinstance(item, GeneratedText) for item in items) for items in replies}
     assert any(False in kind for kind in kinds), kinds
 
 
 @pytest.mark.parametrize(
-    ("plan", "message"),
+    ("settings", "message"),
     [
-        (Plan(max_items=6), "max_items=6; expected 1 to 5"),
-        (Plan(max_new_tokens=0), "max_tokens=0; expected 1"),
-        (Plan(pattern=("video",)), "expected text or image"),
-        (Plan(drawing=DrawSettings(steps=1000)), "steps=1000; expected 1 to 200"),
+        (DocumentSettings(max_items=6), "max_items=6; expected 1 to 5"),
+        (DocumentSettings(max_new_tokens=0), "max_tokens=0; expected 1"),
+        (DocumentSettings(pattern=("video",)), "expected text or image"),
+        (DocumentSettings(drawing=DrawSettings(steps=1000)), "steps=1000; expected 1 to 200"),
     ],
 )
-def test_plans_that_cannot_work(engine, plan, message):
+def test_settings_that_cannot_work(engine, settings, message):
     with pytest.raises(UserError, match=message):
-        collect(engine, ["a"], plan)
+        collect(engine, ["a"], settings)
 
 
-def test_who_leaves_frees_the_place(engine):
+def test_closing_the_iterator_frees_the_slot(engine):
     async def leave() -> None:
-        plan = Plan(pattern=("image",), drawing=DrawSettings(sampler="ddim", steps=200))
+        plan = DocumentSettings(pattern=("image",), drawing=DrawSettings(sampler="ddim", steps=200))
         async with contextlib.aclosing(continue_document(engine, [Image.fromarray(IMAGE)], plan)) as events:
-            assert isinstance(await anext(events), Drawn)
+            assert isinstance(await anext(events), DrawingProgress)
         while engine.running()["image"]:
             await asyncio.sleep(0.01)
 
@@ -118,7 +118,7 @@ def test_who_leaves_frees_the_place(engine):
 
 
 def test_the_page_offers_what_a_model_can_do():
-    """To decide is left to models that have learnt to begin images, and have a decoder that draws them."""
+    """Only models that have learnt to begin images, and have a decoder, may decide."""
     both = ["text, image, …", "image, text, …", "texts only", "images only"]
     assert list(offered(draws=True, begins_images=True)) == ["the model decides", *both]
     assert list(offered(draws=True, begins_images=False)) == both

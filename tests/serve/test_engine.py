@@ -1,4 +1,4 @@
-"""The engine: results, streams, cancellation, deadlines, a full queue, faults, the end."""
+"""The engine: results, streams, cancellation, deadlines, a full queue, failures, and the end."""
 
 import asyncio
 
@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
+from emu_jax.serve.encoded_prompt import Message
 from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
 from emu_jax.serve.limits import LimitError, Limits
-from emu_jax.serve.sequences import Message
 
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 LONG = TextSettings(max_new_tokens=80, min_length=1000)
@@ -19,33 +19,33 @@ QUESTION = [Message("system", ("",)), Message("user", (CAT, "what is it?"))]
 def test_texts_and_images_at_the_same_time(engine, model):
     async def ask():
         chats = [await engine.chat(QUESTION, TextSettings(max_new_tokens=12)) for _ in range(4)]
-        writes = [
-            await engine.write(["a red"], TextSettings(max_new_tokens=12, seed=s, temperature=1.5)) for s in (1, 2)
+        completions = [
+            await engine.complete(["a red"], TextSettings(max_new_tokens=12, seed=s, temperature=1.5)) for s in (1, 2)
         ]
         draws = [await engine.draw(["a red bar"], DrawSettings("ddim", 3, 2.0, seed)) for seed in range(3)]
-        pieces = ["".join([piece async for piece in ticket]) for ticket in [*chats, *writes]]
+        pieces = ["".join([piece async for piece in ticket]) for ticket in [*chats, *completions]]
         events = [[event async for event in ticket] for ticket in draws]
-        return pieces, events, [await ticket.result() for ticket in [*chats, *writes, *draws]]
+        return pieces, events, [await ticket.result() for ticket in [*chats, *completions, *draws]]
 
     pieces, events, results = asyncio.run(ask())
     texts, images = results[:6], results[6:]
-    assert pieces == [written.text for written in texts]
+    assert pieces == [completion.text for completion in texts]
     chat = model.merged().chat("")
     answer = chat.say([CAT, "what is it?"], max_new_tokens=12)
-    assert [written.text for written in texts[:4]] == [answer.text] * 4
+    assert [completion.text for completion in texts[:4]] == [answer.text] * 4
     assert texts[0].new_tokens == len(answer.token_ids)
     plain = model.without_adapters()
-    for seed, written in zip((1, 2), texts[4:], strict=True):
+    for seed, completion in zip((1, 2), texts[4:], strict=True):
         expected = plain.generate_text([["a red"]], max_new_tokens=12, temperature=1.5, seed=seed)[0]
-        assert written.text == expected.text
-        assert written.ended_by == expected.ended_by == ("eos" if len(expected.token_ids) < 12 else "length")
+        assert completion.text == expected.text
+        assert completion.ended_by == expected.ended_by == ("eos" if len(expected.token_ids) < 12 else "length")
     assert events == [[(1, 3), (2, 3), (3, 3)]] * 3
     for seed, drawn in enumerate(images):
         alone = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
         np.testing.assert_allclose(np.asarray(drawn.image, int), np.asarray(alone.image, int), atol=1)
 
 
-def test_who_cancels_frees_the_place(engine):
+def test_cancelling_frees_the_slot(engine):
     async def ask():
         before = engine.counts.cancelled
         tickets = [await engine.chat(QUESTION, LONG) for _ in range(3)]
@@ -60,7 +60,7 @@ def test_who_cancels_frees_the_place(engine):
         for running in tickets[:3]:
             running.cancel()
         late = await asyncio.wait_for(ticket.result(), 30)
-        with pytest.raises(Stopping, match="given up"):
+        with pytest.raises(Stopping, match="the request was cancelled"):
             await tickets[3].result()
         return late, engine.counts.cancelled - before
 
@@ -74,7 +74,7 @@ def test_time_is_up(model):
     engine.start()
 
     async def ask():
-        tickets = [await engine.write(["a"], LONG) for _ in range(40)]
+        tickets = [await engine.complete(["a"], LONG) for _ in range(40)]
         return await asyncio.gather(*(ticket.result() for ticket in tickets), return_exceptions=True)
 
     results = asyncio.run(ask())
@@ -86,7 +86,7 @@ def test_time_is_up(model):
     assert not engine.healthy
 
 
-def test_a_turn_that_fails_ends_its_requests_alone(engine, monkeypatch):
+def test_a_failed_turn_ends_only_its_own_requests(engine, monkeypatch):
     def breaks():
         raise RuntimeError("out of memory")
 
@@ -97,7 +97,7 @@ def test_a_turn_that_fails_ends_its_requests_alone(engine, monkeypatch):
         with pytest.raises(Failed, match="the model failed"):
             await ticket.result()
 
-    monkeypatch.setattr(engine._lanes[0], "write", breaks)
+    monkeypatch.setattr(engine._lanes[0], "decode", breaks)
     asyncio.run(ask(True))
     monkeypatch.undo()
     assert engine.healthy
@@ -116,7 +116,7 @@ def test_a_turn_that_fails_ends_its_requests_alone(engine, monkeypatch):
 )
 def test_settings_of_texts(engine, settings, said):
     with pytest.raises(UserError, match=said):
-        asyncio.run(engine.write(["a"], settings))
+        asyncio.run(engine.complete(["a"], settings))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,7 @@ def test_settings_of_images(engine, settings, said):
 
 def test_too_many_images(engine):
     with pytest.raises((LimitError, UserError), match=r"context|images"):
-        asyncio.run(engine.write([CAT] * 33, TextSettings(max_new_tokens=1)))
+        asyncio.run(engine.complete([CAT] * 33, TextSettings(max_new_tokens=1)))
 
 
 def test_the_end(model):
@@ -142,10 +142,10 @@ def test_the_end(model):
     engine.start()
 
     async def ask():
-        running = await engine.write(["a"], TextSettings(max_new_tokens=40, min_length=1000))
+        running = await engine.complete(["a"], TextSettings(max_new_tokens=40, min_length=1000))
         await asyncio.to_thread(engine.close, 30.0)
         with pytest.raises(Stopping, match="stopping"):
-            await engine.write(["a"], TextSettings())
+            await engine.complete(["a"], TextSettings())
         return await running.result()
 
     assert asyncio.run(ask()).new_tokens == 40

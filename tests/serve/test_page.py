@@ -1,6 +1,6 @@
-"""The page in a browser: a server as it is started, a real model, and a person who asks, draws, blends and goes on.
+"""The page in a browser, with a real server and model: chat, drawing, blending, documents and few-shot prompts.
 
-What is shown is what the engine says; nothing is loaded from elsewhere, by the browser or by the server.
+The page shows what the engine returns, and neither the browser nor the server loads anything from other sites.
 """
 
 import asyncio
@@ -25,8 +25,8 @@ from PIL import Image
 from emu_jax import Emu
 from emu_jax.data import fluent_emoji
 from emu_jax.data.images import resize
+from emu_jax.serve.encoded_prompt import Message
 from emu_jax.serve.engine import DrawSettings, Engine, TextSettings
-from emu_jax.serve.sequences import Message
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("gradio")
@@ -132,7 +132,7 @@ def page(browser, server):
 
 @pytest.fixture(scope="module")
 def samples(tmp_path_factory) -> list[Path]:
-    """Held-out images as a person has them."""
+    """Held-out images as files."""
     folder = tmp_path_factory.mktemp("images")
     paths = []
     for number, example in enumerate(fluent_emoji.examples("heldout_combinations", 128)[:3]):
@@ -186,7 +186,7 @@ def drawn_images(page, count: int) -> list[Image.Image]:
 
 
 def result(ticket_of) -> object:
-    """What the engine says by itself."""
+    """The engine's own result."""
 
     async def run() -> object:
         return await (await ticket_of()).result()
@@ -241,7 +241,7 @@ def test_errors_are_one_line(page, server, tmp_path):
     assert str(server.folder) not in toast.inner_text()
 
 
-def test_who_stops_or_leaves_frees_the_place(browser, server):
+def test_stopping_or_leaving_frees_the_slot(browser, server):
     def running() -> int:
         return sum(server.engine.running().values()) + sum(server.engine.waiting().values())
 
@@ -274,7 +274,7 @@ def test_who_stops_or_leaves_frees_the_place(browser, server):
 
 
 def assert_alike(shown, expected) -> None:
-    """The same image: one drawn in another place differs by rounding, which these random weights enlarge."""
+    """The same image: one drawn in another slot differs by rounding, which these random weights enlarge."""
     difference = np.abs(np.asarray(shown, int) - np.asarray(expected, int)).mean()
     assert difference < 1.0, f"images differ by {difference:.1f} of 255"
 
@@ -295,7 +295,7 @@ def test_an_image_from_words(page, server):
         assert about["prompt"] == [{"text": "a red bar"}] and about["drawings"][0]["settings"]["seed"] == 5
 
 
-def test_a_blend_in_the_order_that_a_person_gives(page, server, samples):
+def test_a_blend_in_the_users_order(page, server, samples):
     tab(page, "Draw")
     quick(page)
     page.get_by_role("tab", name="Blend").click()
@@ -341,10 +341,10 @@ def test_limits_hold_whatever_is_sent(server, place, value):
 # ---------------------------------------------------------------- documents and examples
 
 
-def test_a_document_goes_on(page, server, samples):
+def test_a_document_is_continued(page, server, samples):
     tab(page, "Document")
     page.get_by_label("number input for Steps").locator("visible=true").fill("3")
-    page.get_by_label("What comes").click()
+    page.get_by_label("New items").click()
     page.get_by_role("option", name="image, text").click()
     page.locator("#add input[type=file]").set_input_files(str(samples[0]))
     page.wait_for_selector("#add .thumbnail-item")
@@ -352,7 +352,7 @@ def test_a_document_goes_on(page, server, samples):
     enabled(page, "Add").click()
     playwright.expect(page.locator("#paper p")).to_have_text("a red bar", timeout=PATIENCE)
     page.locator("#go").click()
-    playwright.expect(page.locator("#document-status")).to_contain_text("since your last own", timeout=PATIENCE)
+    playwright.expect(page.locator("#document-status")).to_contain_text("new items", timeout=PATIENCE)
     page_file = downloaded(page, enabled(page, "Download as HTML")).decode()
     with zipfile.ZipFile(io.BytesIO(downloaded(page, enabled(page, "Download all (zip)")))) as archive:
         about = json.loads(archive.read("settings.json"))
@@ -392,7 +392,7 @@ def test_two_examples_and_an_image(page, server, samples):
     playwright.expect(page.locator("#few-shot-status")).to_contain_text("prompt of", timeout=PATIENCE)
     images = [np.asarray(Image.open(path)) for path in samples]
     parts = [images[0], f" {texts[0]} ", images[1], f" {texts[1]} ", images[2]]
-    expected = result(lambda: server.engine.write(parts, TextSettings(24)))
+    expected = result(lambda: server.engine.complete(parts, TextSettings(24)))
     assert page.locator("#few-shot-answer textarea").input_value() == expected.text.strip()
 
 

@@ -78,7 +78,7 @@ def test_other_files_and_addresses_are_refused(folder, file):
 def test_chats_of_components_are_refused():
     message = {"type": "component", "component": "html", "value": "x", "constructor_args": {}, "props": {}}
     reason = refuses({"data": [[{"role": "user", "content": [message]}]]})
-    assert reason == "constructor_args: the page takes texts, numbers and files alone"
+    assert reason == "constructor_args: the page takes only texts, numbers and files"
 
 
 def test_links_are_followed(folder):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
-from emu_jax.checkpoints.store import load_for_inference, newest_folder
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import newest_folder
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train.loop import train
@@ -75,13 +76,13 @@ def test_a_flipped_bit_is_found_and_the_older_checkpoint_named(trained, tmp_path
     with pytest.raises(
         UserError, match=rf"{folder}: the checkpoint is corrupt: {name} has digest .*; delete this folder"
     ):
-        load_for_inference(folder)
+        load_emu(folder)
 
 
 def test_damaged_files_never_load_as_other_values(trained, tmp_path):
     """One byte of the largest array file is changed at a time; Orbax alone returns wrong values for most of these."""
     original = files(newest_folder(trained))
-    expected = jax.tree.leaves(load_for_inference(trained)[1])
+    expected = jax.tree.leaves(load_emu(trained).params)
     victim = max((n for n in original if n.startswith("params/") and "/d/" in n), key=lambda n: len(original[n]))
     data, refused = original[victim], 0
     for number in range(8):
@@ -92,7 +93,7 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(content)
         try:
-            loaded = jax.tree.leaves(load_for_inference(folder)[1])
+            loaded = jax.tree.leaves(load_emu(folder).params)
         except UserError as error:
             assert str(error).startswith(f"{folder}: the checkpoint is corrupt"), error
             refused += 1

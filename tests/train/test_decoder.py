@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
-from emu_jax.checkpoints.store import load_part
+from emu_jax.checkpoints.load import LoadedUNet, load_part
+from emu_jax.checkpoints.store import open_checkpoint
 from emu_jax.data.latents import Latents
 from emu_jax.errors import UserError
 from emu_jax.generate.precompute import precompute
@@ -36,17 +37,16 @@ def test_a_resumed_decoder_is_the_uninterrupted_one(drawing, tmp_path):
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "checkpoints" / "4")
     train(config, tmp_path / "cut")
-    whole, cut = (jax.tree.leaves(load_part(tmp_path / name, "decoder")[1]) for name in ("whole", "cut"))
+    whole, cut = (jax.tree.leaves(load_part(tmp_path / name, LoadedUNet).params) for name in ("whole", "cut"))
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_the_average_is_what_draws(drawing):
-    config, params, _ = load_part(drawing / "unet", "decoder")
-    assert config.optimizer.ema_decay > 0
-    config.optimizer.ema_decay = 0.0
-    assert config.queries == 4 and config.unet.condition_dim == 16, "sizes filled in from the examples"
-    assert set(params) == {"unet"}
+    checkpoint, raw = open_checkpoint(drawing / "unet"), open_checkpoint(drawing / "unet", "raw")
+    assert checkpoint.config.optimizer.ema_decay > 0 and checkpoint.ema and not raw.ema
+    unet = load_part(drawing / "unet", LoadedUNet)
+    assert unet.queries == 4 and unet.config.condition_dim == 16, "sizes filled in from the examples"
 
 
 @pytest.mark.parametrize(
@@ -76,7 +76,7 @@ def test_a_decoder_of_another_model(drawing, golden):
 def test_parts_that_are_not_there(drawing, trained, tmp_path):
     with pytest.raises(UserError, match="no visual decoder; expected the folders unet and vae in it"):
         Emu.load(trained, decoder=tmp_path)
-    with pytest.raises(UserError, match="a run of the objective vae; expected one of pretrain"):
+    with pytest.raises(UserError, match="holds vae; expected emu"):
         Emu.load(drawing / "vae")
     with pytest.raises(UserError, match=r"no index\.json in it; expected a folder of `emu-jax precompute`"):
         Latents(tmp_path)

@@ -12,13 +12,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from emu_jax import Emu
-from emu_jax.checkpoints.store import load_for_inference
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.train.init_from import begin
+from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig, ema_update, ema_weight
 from emu_jax.train.state import create_state
@@ -93,7 +93,7 @@ def averaged(tmp_path_factory, documents) -> Path:
 
 
 def parameters(path: Path, weights: str) -> dict[str, np.ndarray]:
-    return {name: np.asarray(leaf) for name, leaf in flatten(load_for_inference(path, weights=weights)[1]).items()}
+    return {name: np.asarray(leaf) for name, leaf in flatten(load_emu(path, weights=weights).params).items()}
 
 
 def same(one: dict, other: dict) -> bool:
@@ -184,7 +184,7 @@ def test_a_run_begins_with_the_ema(averaged, documents):
     (task, inputs), mesh = make_task(config), make_mesh({})
     with jax.set_mesh(mesh):
         fresh = create_state(task, OptimizerConfig.from_dict(config.optimizer), 0, mesh)
-        state = begin(fresh, inputs.config, inputs.tokenizer.role_words)
+        state = init_from_checkpoints(fresh, inputs.config, inputs.tokenizer.role_words)
     begun, expected = flatten(state.params), parameters(averaged, "ema")
     for name, value in expected.items():
         if "embed/" not in name and "lm_head" not in name:  # which have new tokens

@@ -1,5 +1,7 @@
 """Training that begins with converted parts: taken over exactly, new tokens as means, what does not fit is named."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,15 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import models, pretrain
-from emu_jax.checkpoints.store import load_for_inference, load_items, load_part, newest_folder
+from emu_jax.checkpoints.load import LoadedUNet, load_emu, load_leaves, load_part
+from emu_jax.checkpoints.store import open_checkpoint
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.models import unet
-from emu_jax.models.paths import flatten, nest
+from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.train.init_from import begin
+from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
@@ -37,7 +40,7 @@ def make_config(parts, documents) -> ConfigDict:
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": "", "llama": str(parts / "llama"), "vision": str(parts / "vision")})
     for part in ("llama", "vision"):
-        config.model[part].update(load_items(parts / part, lambda *_: {})[0].model[part])
+        config.model[part].update(open_checkpoint(parts / part).config.model[part])
     config.model.llama.update({"vocab_size": 0, "context": 128})
     return config
 
@@ -49,7 +52,7 @@ def begun(config: ConfigDict, mesh_sizes: dict | None = None):
     with jax.set_mesh(mesh):
         fresh = create_state(task, optimizer, 0, mesh)
         kept = jax.tree.map(np.asarray, fresh.params)
-        return kept, begin(fresh, inputs.config, inputs.tokenizer.role_words)
+        return kept, init_from_checkpoints(fresh, inputs.config, inputs.tokenizer.role_words)
 
 
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
@@ -67,17 +70,15 @@ def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging
     head = network["lm_head.weight"].T
     np.testing.assert_array_equal(found["llama/lm_head/kernel"][:, :97], head)
     np.testing.assert_allclose(found["llama/lm_head/kernel"][:, 97], head.mean(1), rtol=1e-5, atol=1e-6)
-    _, items, _ = load_items(parts / "vision", lambda _, leaves: {"params": nested(leaves)})
-    for name, value in flatten(items["params"]).items():
-        np.testing.assert_array_equal(found[name], value)
+    vision = open_checkpoint(parts / "vision")
+    for name, value in load_leaves(vision, wanted(vision.leaves)).items():
+        np.testing.assert_array_equal(found[name.removeprefix("params/")], value)
     for name in ("causal/queries", "ln_visual/scale", "llama/regress_head/kernel"):
         np.testing.assert_array_equal(found[name], fresh[name])
 
 
-def nested(leaves) -> dict:
-    """The leaves of `params`, as Orbax wants them named."""
-    shapes = {name.removeprefix("params/"): leaf for name, leaf in leaves.items()}
-    return nest({name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kind)) for name, (shape, kind) in shapes.items()})
+def wanted(leaves) -> dict:
+    return {name: jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(kind)) for name, (shape, kind) in leaves.items()}
 
 
 @pytest.mark.slow
@@ -85,7 +86,7 @@ def test_a_run_begins_there_and_resumes(parts, documents, tmp_path):
     config = make_config(parts, documents)
     config.optimizer.learning_rate.update({"vision": 0.0, "llama": 0.0})
     train(config, tmp_path / "run")
-    _, params, *_ = load_for_inference(newest_folder(tmp_path / "run"))
+    params = load_emu(tmp_path / "run").params
     _, state = begun(config)
     for part in ("vision", "llama"):  # learning rate 0: as they began
         for name, value in flatten(state.params[part]).items():
@@ -96,11 +97,10 @@ def test_a_whole_model_is_gone_on_with(trained, documents):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})
     _, state = begun(config)
-    _, params, *_ = load_for_inference(trained)
-    jax.tree.map(np.testing.assert_array_equal, state.params, params)
-    _, _, statistics, _ = load_for_inference(trained)
-    jax.tree.map(np.testing.assert_array_equal, state.statistics, statistics)
-    assert float(statistics["count"]) > 0
+    loaded = load_emu(trained)
+    jax.tree.map(np.testing.assert_array_equal, state.params, loaded.params)
+    jax.tree.map(np.testing.assert_array_equal, state.statistics, loaded.statistics)
+    assert float(loaded.statistics["count"]) > 0
 
 
 def test_the_encoder_of_an_emu_alone(trained, documents):
@@ -109,7 +109,7 @@ def test_the_encoder_of_an_emu_alone(trained, documents):
     config.init = ConfigDict({"emu": "", "llama": "", "vision": str(trained)})
     config.model.causal.update({"kind": "pooled", "queries": 2})  # it need not be like that of the run
     fresh, state = begun(config)
-    fresh, found, theirs = flatten(fresh), flatten(state.params), flatten(load_for_inference(trained)[1])
+    fresh, found, theirs = flatten(fresh), flatten(state.params), flatten(load_emu(trained).params)
     for name, value in found.items():
         taken = name.startswith(("vision/", "ln_visual/"))
         np.testing.assert_array_equal(value, theirs[name] if taken else fresh[name], err_msg=name)
@@ -133,7 +133,7 @@ def test_chat_s_tokens_begin_as_the_words_they_stand_for(trained, documents):
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-3})
     _, state = begun(config)
     tokenizer = make_task(config)[1].tokenizer
-    _, params, *_ = load_for_inference(trained)
+    params = load_emu(trained).params
     old, new = (np.asarray(flatten(tree)["llama/embed/embedding"]) for tree in (params, state.params))
     assert len(new) == len(old) + 2
     for token, word in zip((len(old), len(old) + 1), ("user", "assistant"), strict=True):
@@ -164,7 +164,7 @@ def test_other_sizes_are_refused_before_anything_is_written(parts, documents, tm
         ({"lama": "x"}, r"config\.init\.lama is no part of this model; choose among emu, llama, vision"),
         (
             {"llama": "absent"},
-            r"config\.init\.llama=absent: no such folder; expected what `emu-jax convert --to` wrote",
+            r"config\.init\.llama=absent: no such folder; expected one that `emu-jax convert` or",
         ),
         ({"llama": "vision"}, r"holds vision; expected llama"),
     ],
@@ -185,19 +185,21 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     for name in ("unet", "vae", "scheduler"):
         (tmp_path / "sd" / name).symlink_to(source / name)
     assert main(["convert", "--from", str(tmp_path / "sd"), "--to", str(tmp_path / "c")]) == 0
-    theirs = load_part(tmp_path / "c" / "unet", "decoder")
-    config = ConfigDict({"unet": theirs[0].unet.to_dict() | {"condition_dim": 16, "remat": "full"}})
+    theirs = load_part(tmp_path / "c" / "unet", LoadedUNet)
+    config = ConfigDict(
+        {"objective": "decoder", "unet": dataclasses.asdict(theirs.config) | {"condition_dim": 16, "remat": "full"}}
+    )
     config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
     fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
-    state = begin(TrainState(0, 0, fresh, None, {"ema": fresh}), config)
-    found, before, expected = flatten(state.params), flatten(fresh), flatten(theirs[1])
+    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config)
+    found, before, expected = flatten(state.params), flatten(fresh), flatten({"unet": theirs.params})
     for name, value in expected.items():
         wide = "attn2/to_k/" in name or "attn2/to_v/" in name
         np.testing.assert_array_equal(found[name], before[name] if wide else value, err_msg=name)
         np.testing.assert_array_equal(flatten(state.statistics["ema"])[name], found[name])
     config.unet.layers_per_block = 3
     with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
-        begin(state, config)
+        init_from_checkpoints(state, config)
 
 
 def test_the_published_configs_name_their_parts():

@@ -118,7 +118,7 @@ def test_the_published_sets_weigh_their_samples():
 
 @pytest.fixture
 def prepared(tmp_path, monkeypatch):
-    """The records of the five sets in configs/data-formats.md, as `prepare` stores them, by its folders' names."""
+    """The records of the five sets in docs/data-formats.md, as `prepare` stores them, by its folders' names."""
     monkeypatch.chdir(tmp_path)
     found = {}
     for group in groups():
@@ -158,7 +158,7 @@ def test_the_five_sets_are_one_stream(prepared):
         for row in range(data.batch_rows):
             for segment in range(1, batch["segments"][row].max() + 1):
                 inside = batch["segments"][row] == segment
-                name = stream.sources[batch["sources"][row][inside][0]]
+                name = stream.sources[batch["source_ids"][row][inside][0]]
                 seen[name] += 1
                 images.add((name, len({*batch["slots"][row][inside]} - {-1})))
     stream.close()

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
-from emu_jax.checkpoints.store import load_for_inference, newest_folder, read_meta
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import lora
@@ -40,10 +41,9 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     train(config, tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0], f"expected the loss to fall: {losses}"
-    _, before, *_ = load_for_inference(int8)
-    fields, after, *_ = load_for_inference(tmp_path / "run")
-    assert fields.model.llama.int8 and fields.model.llama.lora_rank == 2
-    old, new = flatten(before), flatten(after)
+    before, after = load_emu(int8), load_emu(tmp_path / "run")
+    assert after.config.llama.int8 and after.config.llama.lora_rank == 2
+    old, new = flatten(before.params), flatten(after.params)
     kinds = {path: leaf.dtype for path, leaf in new.items() if leaf.dtype == jnp.int8}
     names = [f"attn/{name}" for name in "qkvo"] + [f"mlp/{name}" for name in ("gate", "up", "down")]
     assert set(kinds) == {f"llama/blocks/{name}/kernel" for name in names}
@@ -102,9 +102,9 @@ def test_a_run_is_loaded_with_its_adapters_beside_the_weights(instructed):
 def test_dropout_follows_the_step_s_key(documents, instructed):
     config = tiny.instruct_config(documents, instructed)
     task, _ = make_task(config)
-    _, params, statistics, _ = load_for_inference(instructed)
+    loaded = load_emu(instructed)
     rows = [batch_of(DOCUMENTS["text only"], rows=1)] * 2
     batch = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *rows)
-    loss = jax.jit(lambda key: task.loss(params, statistics, batch, key, task.normalisers(batch))[0])
+    loss = jax.jit(lambda key: task.loss(loaded.params, loaded.statistics, batch, key, task.normalisers(batch))[0])
     first, again, other = (float(loss(jax.random.key(seed))) for seed in (0, 0, 1))
     assert first == again != other

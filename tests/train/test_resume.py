@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.store import EMA_PREFIX, load_for_inference, newest_folder
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import EMA_PREFIX, newest_folder
 from emu_jax.workdir import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -74,7 +75,7 @@ def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     assert one["digests"] == other["digests"], "parameters, optimizer or statistics differ"
     assert any(name.startswith(EMA_PREFIX) for name in one["digests"])
     for weights in ("raw", "ema"):
-        params, resumed = (load_for_inference(path, weights=weights)[1] for path in (whole, workdir))
+        params, resumed = (load_emu(path, weights=weights).params for path in (whole, workdir))
         for part in params:
             for leaf, other_leaf in zip(*(_leaves(tree[part]) for tree in (params, resumed)), strict=True):
                 np.testing.assert_array_equal(leaf, other_leaf, err_msg=weights)

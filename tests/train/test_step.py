@@ -48,8 +48,8 @@ def batch_of(document: Document, rows: int = 2) -> emu.Batch:
     queries = model().causal.queries
     pieces = tokenize_document(document, TOKENIZER, queries=queries, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES)
     size = model().vision.image_size
-    row, _ = build_row(pieces, row_tokens=ROW_TOKENS, row_images=ROW_IMAGES, image_size=size, pad_id=TOKENIZER.pad_id)
-    row.pop("cuts")
+    sizes = {"row_tokens": ROW_TOKENS, "row_images": ROW_IMAGES, "image_size": size}
+    row = build_row(pieces, **sizes, pad_id=TOKENIZER.pad_id).arrays
     return emu.Batch(**{name: jnp.asarray(np.stack([value] * rows)) for name, value in row.items()})
 
 

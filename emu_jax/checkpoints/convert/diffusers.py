@@ -1,17 +1,16 @@
-"""Diffusers folders (U-Net, VAE, scheduler, safety checker) -> our configs and parameters.
+"""Diffusers folders (U-Net, VAE, scheduler, safety checker) <-> our configs and parameters.
 
-    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> UNetConfig | VAEConfig, a plan or parameters
+    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> a `Conversion`, with the sizes in its config
 
-Our modules carry the files' names, so one key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`. What
-differs stands in `RENAMED`. Every key is used exactly once, every parameter assigned exactly once, and all that does
-not fit is reported together.
+Our modules have the files' names, so a key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`.
+Exceptions are listed in `RENAMED`. Every key is used exactly once, every parameter is assigned exactly once, and
+everything that does not fit is reported together.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.matching import Fault, report
-from emu_jax.checkpoints.convert.plan import Plan, Step, gather, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.tensor_files import Tensors, open_tensors
+from emu_jax.checkpoints.layout import SCHEDULER
+from emu_jax.checkpoints.store import Holds
 from emu_jax.errors import UserError
 from emu_jax.models import clip, unet, vae
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.paths import flatten
+from emu_jax.storage import read_json_object
 
 WEIGHTS = (
     "diffusion_pytorch_model.safetensors",
@@ -35,8 +37,8 @@ WEIGHTS = (
 )
 LAYOUT = "the diffusers layout of Stable Diffusion 1.5"
 
-# (file's module path, ours): regular expressions over dotted paths, applied in order. The first four are the names
-# that VAE attentions had before diffusers 0.15.
+# (file's module path, ours): regular expressions over dotted paths, applied in order. The first four are names of VAE
+# attentions before diffusers 0.15.
 RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.query$", ".to_q"),
     (r"\.key$", ".to_k"),
@@ -52,7 +54,7 @@ RENAMED: tuple[tuple[str, str], ...] = (
     (r"\.pre_layrnorm$", ".pre_norm"),
     (r"\.post_layernorm$", ".post_norm"),
 )
-# Keys of the safety checker that are no module's weight or bias.
+# Keys of the safety checker that are not a module's weight or bias.
 RENAMED_KEYS = {
     "embeddings.patch_embedding.weight": "patch_kernel",
     "embeddings.position_embedding.weight": "position_embedding",
@@ -60,7 +62,7 @@ RENAMED_KEYS = {
 }
 UNUSED = re.compile(r"\.position_ids$")  # a range, in older files
 
-# What the model computes is fixed but for sizes: config key -> the value it must have, where it is given.
+# The architecture is fixed except for sizes: config key -> the values that it may have, if it is present.
 FIXED_UNET = {
     "act_fn": ("silu",),
     "center_input_sample": (False,),
@@ -117,16 +119,9 @@ NEEDED_SCHEDULER = ("num_train_timesteps", "beta_start", "beta_end")
 
 
 def read_config(folder: Path, name: str, fixed: Mapping[str, tuple], needed: Sequence[str] = ()) -> dict[str, Any]:
-    """A diffusers folder's JSON, refused where it asks for something that is not Stable Diffusion 1.5's."""
+    """A diffusers folder's JSON; UserError if it asks for another architecture than Stable Diffusion 1.5's."""
     file = folder / name
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{file}: no such file; expected {LAYOUT}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not a JSON file ({error}); expected {LAYOUT}") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a JSON object; expected {LAYOUT}")
+    config = read_json_object(file, LAYOUT)
     wrong = [
         f"{key}={config[key]!r} (expected {values[0]!r})"
         for key, values in fixed.items()
@@ -170,12 +165,12 @@ def vae_config(folder: Path) -> dict[str, Any]:
         "latent_channels": config["latent_channels"],
         "layers_per_block": config["layers_per_block"],
         "groups": config["norm_num_groups"],
-        "scale": config.get("scaling_factor", 0.18215),  # older files do not say it
+        "scale": config.get("scaling_factor", 0.18215),  # absent from older files
     }
 
 
 def sample_size(folder: Path) -> int:
-    """Height and width of the latents that a U-Net was trained on."""
+    """Height and width of the latents that the U-Net was trained on."""
     return int(read_config(folder, "config.json", FIXED_UNET).get("sample_size") or 64)
 
 
@@ -190,66 +185,51 @@ def load_schedule(folder: Path) -> Schedule:
     )
 
 
-def plan_unet(folder: Path, schedule: Schedule) -> Plan:
-    """How a folder's U-Net becomes ours; UserError lists everything that does not fit."""
+def unet_conversion(folder: Path) -> Conversion:
+    """Converts a folder's U-Net, with the schedule of `scheduler` beside it; UserError lists what does not fit."""
     fields = unet_config(folder)
     config = {
-        "objective": "decoder",
         "latent_size": sample_size(folder),
-        "queries": 0,  # the files do not say how many embeddings an image the U-Net was trained on
+        "queries": 0,  # the files do not say how many embeddings per image the U-Net was trained on
         "unet": fields,
-        "schedule": dataclasses.asdict(schedule),
+        "schedule": dataclasses.asdict(load_schedule(folder.parent / SCHEDULER)),
     }
-    return _plan(folder, "unet", unet.abstract(unet.UNetConfig.from_dict(fields)), config)
+    return _conversion(folder, "unet", unet.abstract(unet.UNetConfig.from_dict(fields)), config)
 
 
-def plan_vae(folder: Path) -> Plan:
-    """How a folder's VAE becomes ours; UserError lists everything that does not fit."""
+def vae_conversion(folder: Path) -> Conversion:
+    """Converts a folder's VAE; UserError lists what does not fit."""
     fields = vae_config(folder)
-    config = {"objective": "vae", "image_size": 0, "vae": fields}
-    return _plan(folder, "vae", vae.abstract(vae.VAEConfig.from_dict(fields)), config)
+    return _conversion(folder, "vae", vae.abstract(vae.VAEConfig.from_dict(fields)), {"image_size": 0, "vae": fields})
 
 
-def load_unet(folder: Path) -> tuple[dict[str, Any], unet.Params]:
-    """`config.unet` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
-    plan = plan_unet(folder, Schedule())
-    return plan.config["unet"], gather(plan)["params"]["unet"]
-
-
-def load_vae(folder: Path) -> tuple[dict[str, Any], vae.Params]:
-    """`config.vae` and float32 parameters of a diffusers folder; UserError lists everything that does not fit."""
-    plan = plan_vae(folder)
-    return plan.config["vae"], gather(plan)["params"]["vae"]
-
-
-def load_safety_checker(folder: Path) -> tuple[clip.ClipConfig, clip.Params]:
-    """Config and float32 parameters of a `safety_checker` folder; sizes are read off the shapes."""
-    config = read_config(folder, "config.json", {})
-    vision = config.get("vision_config") or {}
+def safety_checker_conversion(folder: Path) -> Conversion:
+    """Converts a `safety_checker` folder; sizes are inferred from the shapes. UserError lists what does not fit."""
+    vision = read_config(folder, "config.json", {}).get("vision_config") or {}
     file = _weights(folder)
-    found = {our_path(key): shape for key, shape in file.shapes.items()}
+    shapes = {our_path(key): shape for key, shape in file.shapes.items()}
     try:
-        patch, _, _, width = to_ours("kernel", np.broadcast_to(np.float32(0), found["vision/patch_kernel"]), 4).shape
+        patch, _, _, width = to_ours("kernel", np.broadcast_to(np.float32(0), shapes["vision/patch_kernel"]), 4).shape
         sizes = clip.ClipConfig(
-            image_size=patch * round((found["vision/position_embedding"][0] - 1) ** 0.5),
+            image_size=patch * round((shapes["vision/position_embedding"][0] - 1) ** 0.5),
             patch_size=patch,
             width=width,
-            layers=len({path.split("/")[2] for path in found if path.startswith("vision/layers/")}),
+            layers=len({path.split("/")[2] for path in shapes if path.startswith("vision/layers/")}),
             heads=vision.get("num_attention_heads", width // 64),
-            mlp_dim=found["vision/layers/0/mlp/fc1/kernel"][0],
-            embedding_dim=found["visual_projection/kernel"][0],
-            concepts=found["concept_embeds"][0],
-            special_concepts=found["special_care_embeds"][0],
+            mlp_dim=shapes["vision/layers/0/mlp/fc1/kernel"][0],
+            embedding_dim=shapes["visual_projection/kernel"][0],
+            concepts=shapes["concept_embeds"][0],
+            special_concepts=shapes["special_care_embeds"][0],
             norm_eps=vision.get("layer_norm_eps", 1e-5),
         )
     except KeyError as error:
         raise UserError(f"{file.path}: holds no {error.args[0]}; expected Stable Diffusion's safety checker") from error
-    plan = _plan(folder, "safety_checker", clip.abstract(sizes), {})
-    return sizes, gather(plan)["params"]["safety_checker"]
+    config = {"safety_checker": dataclasses.asdict(sizes)}
+    return _conversion(folder, "safety_checker", clip.abstract(sizes), config)
 
 
 def our_path(key: str) -> str:
-    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks/0/resnets/1/conv1/kernel`, whatever the key."""
+    """`down_blocks.0.resnets.1.conv1.weight` -> `down_blocks/0/resnets/1/conv1/kernel`; unknown keys likewise."""
     for theirs, ours in RENAMED_KEYS.items():
         if key.endswith(theirs):
             return f"vision/{ours}"
@@ -265,10 +245,10 @@ def our_path(key: str) -> str:
 def match(
     shapes: Mapping[str, tuple[int, ...]], target: Mapping[str, Any], where: str, faults: Sequence[Fault] = ()
 ) -> dict[str, str]:
-    """Our path -> file's key, for every parameter of `target`; from shapes alone.
+    """Our path -> file's key, for every parameter of `target`; reads no data.
 
     Args:
-      faults: found before, to be reported with those found here.
+      faults: found earlier, to be reported together with those found here.
 
     Raises:
       UserError: a key is unknown, repeated or misshapen, or a parameter has none; lists all of them.
@@ -301,7 +281,7 @@ def _our_shape(path: str, shape: tuple[int, ...], wanted: tuple[int, ...]) -> tu
 def to_ours(path: str, value: np.ndarray, rank: int) -> np.ndarray:
     """PyTorch's kernels [O, I] or [O, I, h, w] -> our [I, O] or [h, w, I, O]; a 1x1 convolution may be our matrix.
 
-    What is looked up or compared with stays as it is.
+    Embeddings and all other parameters stay as they are.
     """
     if not path.endswith("kernel"):
         return value
@@ -311,24 +291,24 @@ def to_ours(path: str, value: np.ndarray, rank: int) -> np.ndarray:
 
 
 def to_theirs(path: str, value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `to_ours`, in a file's `shape` (a matrix may be a 1x1 convolution there)."""
+    """The inverse of `to_ours`, in the file's `shape` (our matrix may be a 1x1 convolution there)."""
     if not path.endswith("kernel"):
         return value
     return (value.transpose(3, 2, 0, 1) if value.ndim == 4 else value.T).reshape(shape)
 
 
-# The inverse of `RENAMED`, with today's names.
+# The inverse of `RENAMED`, with diffusers' current names.
 THEIR_NAMES: tuple[tuple[str, str], ...] = (
     (r"\.block\.", ".transformer_blocks.0."),
     (r"\.ff\.proj$", ".ff.net.0.proj"),
     (r"\.ff\.out$", ".ff.net.2"),
     (r"\.to_out$", ".to_out.0"),
 )
-CONVOLUTIONS = re.compile(r"(^|/)(proj_in|proj_out|quant_conv|post_quant_conv)/kernel$")  # 1x1; matrices of ours
+CONVOLUTIONS = re.compile(r"(^|/)(proj_in|proj_out|quant_conv|post_quant_conv)/kernel$")  # 1x1; our matrices
 
 
 def their_key(path: str) -> str:
-    """`…/conv1/kernel` -> `….conv1.weight`, in the names that diffusers uses today; inverts `our_path`."""
+    """`…/conv1/kernel` -> `….conv1.weight`, in diffusers' current names; the inverse of `our_path`."""
     module, _, leaf = path.replace("/", ".").rpartition(".")
     for pattern, replacement in THEIR_NAMES:
         module = re.sub(pattern, replacement, module)
@@ -336,7 +316,7 @@ def their_key(path: str) -> str:
 
 
 def their_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a parameter of ours in a file."""
+    """The shape in a file of our parameter at `path`."""
     if not path.endswith("kernel"):
         return ours
     if len(ours) == 4:
@@ -345,7 +325,7 @@ def their_shape(path: str, ours: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_unet(config: unet.UNetConfig, latent_size: int) -> dict[str, Any]:
-    """Diffusers' config.json of a U-Net of these sizes."""
+    """Diffusers' config.json for a U-Net."""
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in config.attention_blocks]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(config.attention_blocks)]
     return {
@@ -366,7 +346,7 @@ def describe_unet(config: unet.UNetConfig, latent_size: int) -> dict[str, Any]:
 
 
 def describe_vae(fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
-    """Diffusers' config.json of a VAE with `config.vae` = `fields`."""
+    """Diffusers' config.json for the fields of `config.vae`."""
     count = len(fields["block_channels"])
     return {
         "_class_name": "AutoencoderKL",
@@ -383,7 +363,7 @@ def describe_vae(fields: Mapping[str, Any], image_size: int) -> dict[str, Any]:
 
 
 def describe_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Diffusers' scheduler_config.json of `config.schedule`."""
+    """Diffusers' scheduler_config.json for the fields of `config.schedule`."""
     return {
         "_class_name": "PNDMScheduler",
         **{key: values[0] for key, values in FIXED_SCHEDULER.items() if key != "clip_sample"},
@@ -401,21 +381,23 @@ def _weights(folder: Path) -> Tensors:
     return tensors
 
 
-def _plan(folder: Path, part: str, target: Mapping[str, Any], config: dict[str, Any]) -> Plan:
-    """Leaves `params/<part>/…` of a folder's files."""
+def _conversion(folder: Path, holds: Holds, target: Mapping[str, Any], config: dict[str, Any]) -> Conversion:
+    """Assigns the leaves `params/<holds>/…` from a folder's files."""
     tensors = _weights(folder)
     faults = [fault for fault in unreadable(tensors) if not UNUSED.search(fault.name)]
     keys = match(tensors.shapes, target, str(tensors.path), faults)
     flat = flatten(target)
-    steps = tuple(
-        Step(f"params/{part}/{path}", None, (keys[path],), functools.partial(to_ours, path, rank=len(leaf.shape)))
+    assignments = tuple(
+        Assignment(
+            f"params/{holds}/{path}", None, (keys[path],), functools.partial(to_ours, path, rank=len(leaf.shape))
+        )
         for path, leaf in flat.items()
     )
-    shapes = {f"params/{part}/{path}": tuple(leaf.shape) for path, leaf in flat.items()}
+    shapes = {f"params/{holds}/{path}": tuple(leaf.shape) for path, leaf in flat.items()}
     about = {
         "format": "diffusers",
         "keys": keys,
         "shapes": {key: list(tensors.shapes[key]) for key in keys.values()},
         "dtypes": source_dtypes(tensors, {key: key for key in keys.values()}),
     }
-    return Plan(tensors, config, shapes, steps, about=about)
+    return Conversion(tensors, holds, config, shapes, assignments, about=about)

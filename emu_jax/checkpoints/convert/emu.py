@@ -1,12 +1,12 @@
 """The published Emu checkpoint <-> our parameters: one table, checked in both directions.
 
 In: `pretrain/multimodal_encoder/pytorch_model.bin`, `Emu-instruct.pt` or the same keys in a `.safetensors` file. Out:
-a `Plan`, or the parameters as NumPy arrays; sizes are read off the shapes. Every key is used exactly once or stands on
-the list of unused ones, every parameter is assigned exactly once; whatever is missing, unknown, misshapen or repeated
-is reported at once, and nothing is returned. `scope` narrows the table to a part, for files that hold that alone.
+a `Conversion`; sizes are inferred from the shapes. Every key is used exactly once or listed as unused, and every
+parameter is assigned exactly once. All keys that are missing, unknown, misshapen or repeated are reported together, and
+nothing is returned. `scope` narrows the table to one part, for files that hold only that.
 
-Three names for one tensor: the *file's* key (`decoder.lm.base_model.model.lm_head.weight` in Emu-I), the
-*published* key that the table speaks of (`decoder.lm.lm_head.weight`), and our path (`llama/lm_head/kernel`).
+One tensor has three names: the *file's* key (`decoder.lm.base_model.model.lm_head.weight` in Emu-I), the *published*
+key that the table uses (`decoder.lm.lm_head.weight`), and our path (`llama/lm_head/kernel`).
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.emu_keys import (
     FREQUENCIES,
     LORA,
@@ -32,22 +33,21 @@ from emu_jax.checkpoints.convert.emu_keys import (
     unused,
 )
 from emu_jax.checkpoints.convert.matching import Fault, report
-from emu_jax.checkpoints.convert.plan import Plan, Step, gather, source_dtypes, unreadable
-from emu_jax.checkpoints.convert.tensor_files import TensorFile, Tensors
+from emu_jax.checkpoints.convert.tensor_files import Tensors
 from emu_jax.errors import UserError
 from emu_jax.models import emu
-from emu_jax.models.paths import flatten, join
+from emu_jax.models.layers import ADAPTER_LEAVES
+from emu_jax.models.paths import flatten
 
 LAYOUT = "the published Emu's layout"
-PARTS = ("vision", "causal", "llama")
 
-# The published model's values of what shapes do not tell.
+# The published model's values that shapes do not show.
 VISION_HEAD_DIM = 88
 LLAMA_HEAD_DIM = 128
 LORA_ALPHA = 16.0
-BLOCKS = "llama/blocks/"  # what adapters can be trained beside
+BLOCKS = "llama/blocks/"  # the kernels that can have adapters in training
 
-Scope = Callable[[str], bool]  # whether a path of ours belongs to what a file holds
+Scope = Callable[[str], bool]  # whether a file should hold the parameter at one of our paths
 
 
 def everything(path: str) -> bool:
@@ -56,14 +56,14 @@ def everything(path: str) -> bool:
 
 
 def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
-    """Every key that a published model of these sizes has and uses, with its place in our tree."""
+    """A rule for every key that a published model of these sizes has and uses."""
     config = _as_config(config)
     return table_of(vision=config.vision.layers, causal=config.causal.layers, llama=config.llama.layers)
 
 
 def table_of(**depths: int) -> list[Rule]:
-    """The rules of models with so many layers a part; a part that is not named has none."""
-    return expand(dict.fromkeys(PARTS, 0) | depths)
+    """The rules of a model with these numbers of layers by part; a part that is not named has none."""
+    return expand(dict.fromkeys(emu.PARTS, 0) | depths)
 
 
 def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
@@ -71,15 +71,15 @@ def _as_config(config: emu.EmuConfig | Mapping[str, Any]) -> emu.EmuConfig:
 
 
 def published_shapes(config: emu.EmuConfig | Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Published key -> shape, for every used key of a model of these sizes; allocates nothing."""
+    """Published key -> shape, for every key that a model of these sizes uses; allocates nothing."""
     config = _as_config(config)
     targets = flatten(emu.abstract(config))
     return {rule.key: published_shape(rule, targets[rule.path].shape) for rule in table(config)}
 
 
 def published_shape(rule: Rule, ours: tuple[int, ...]) -> tuple[int, ...]:
-    """What a tensor looks like in the file that becomes `ours` (with the layers' axis, if it has one)."""
-    # One zero, seen at every index: the transforms run on it without memory of its size.
+    """The shape in the file of the tensor that becomes `ours` (with the layers' axis, if it has one)."""
+    # One zero, broadcast: the transforms run on it without allocating the tensor.
     stand_in = np.broadcast_to(np.float32(0), ours if rule.layer is None else ours[1:])
     return TRANSFORMS[rule.transform].inverse(stand_in).shape
 
@@ -93,15 +93,15 @@ def infer_config(
     vision_head_dim: int = VISION_HEAD_DIM,
     llama_head_dim: int = LLAMA_HEAD_DIM,
 ) -> dict[str, Any]:
-    """`config.model` from published keys and shapes.
+    """Infers `config.model` from published keys and shapes.
 
     Args:
       shapes: published key -> shape (`decoder.lm.model…`, without prefixes).
-      vision_head_dim: shapes do not tell it; the default is the published model's.
-      llama_head_dim: used only where the file has no `rotary_emb.inv_freq`, which tells it.
+      vision_head_dim: not visible in shapes; the default is the published model's.
+      llama_head_dim: used only if the file has no `rotary_emb.inv_freq`, which shows it.
 
     Raises:
-      UserError: sizes cannot be read off, or do not divide; lists every reason.
+      UserError: sizes cannot be inferred, or do not divide; lists every reason.
     """
     config, faults = _infer(shapes, vision_head_dim, llama_head_dim)
     if faults:
@@ -116,46 +116,19 @@ def _infer(
     shapes: Mapping[str, tuple[int, ...]],
     vision_head_dim: int,
     llama_head_dim: int,
-    parts: Container[str] = PARTS,
+    parts: Container[str] = emu.PARTS,
 ) -> tuple[dict[str, Any], list[Fault]]:
-    """The config, with 2 in place of every size that cannot be read, and what of `parts` could not be read."""
+    """The config, with 2 in place of every size that cannot be inferred, and the faults among the sizes of `parts`."""
     depths = count_layers(shapes)
-    faults: list[Fault] = []
-
-    def votes(witnesses: tuple[tuple[str, int], ...]) -> list[int]:
-        layers = range(max(depths.values()))
-        # Once a tensor: a key without {layer} is the same for every layer.
-        keys = dict.fromkeys((key.format(layer=i), axis) for key, axis in witnesses for i in layers)
-        seen = [shapes[key][axis] for key, axis in keys if len(shapes.get(key, ())) > axis]
-        return [size for size in seen if size > 0]
-
-    def heads(of: str, head_dim: int, source: str, advice: str) -> int:
-        if of not in read:
-            return 1
-        if head_dim > 0 and read[of] % head_dim == 0:
-            return read[of] // head_dim
-        faults.append(Fault("indivisible", source, f"{head_dim} does not divide the {of} {read[of]}; {advice}"))
-        return 1
-
-    read: dict[str, int] = {}
-    for size, witnesses in WITNESSES.items():
-        part = size.split()[0]
-        if PART_OF.get(part, part) not in parts:
-            continue
-        if seen := votes(witnesses):
-            read[size] = Counter(seen).most_common(1)[0][0]
-        else:
-            keys = " or ".join(key for key, _ in witnesses)
-            faults.append(Fault("unknown size", size, f"read off the shape of {keys}"))
-
-    told = votes((FREQUENCIES,))
-    advice = "it is the width of an attention head: pass the model's own"
-    vision_heads = heads("vision width", vision_head_dim, "vision_head_dim", advice)
-    if told:
-        length = Counter(told).most_common(1)[0][0]
-        llama_heads = heads("llama width", 2 * length, "rotary_emb.inv_freq", "a head is twice as wide as it is long")
-    else:
-        llama_heads = heads("llama width", llama_head_dim, "llama_head_dim", advice)
+    read, faults = _read_sizes(shapes, depths, parts)
+    source, advice = "llama_head_dim", "it is the width of an attention head: pass the model's own"
+    vision_heads, unfit = _heads(read, "vision width", vision_head_dim, "vision_head_dim", advice)
+    faults += unfit
+    if frequencies := _votes(shapes, depths, (FREQUENCIES,)):
+        llama_head_dim = 2 * Counter(frequencies).most_common(1)[0][0]
+        source, advice = "rotary_emb.inv_freq", "a head is twice as wide as it is long"
+    llama_heads, unfit = _heads(read, "llama width", llama_head_dim, source, advice)
+    faults += unfit
     sizes = dict.fromkeys(WITNESSES, 2) | read
     causal_head_dim = max(sizes["causal inner width"] // sizes["causal heads"], 1)
     if causal_head_dim * sizes["causal heads"] != sizes["causal inner width"]:
@@ -202,20 +175,61 @@ def _infer(
     return config, faults
 
 
+def _votes(
+    shapes: Mapping[str, tuple[int, ...]], depths: Mapping[str, int], witnesses: Iterable[tuple[str, int]]
+) -> list[int]:
+    """The sizes that the witnesses show, one per tensor."""
+    layers = range(max(depths.values()))
+    # A key without {layer} is the same for every layer, and counts once.
+    keys = dict.fromkeys((key.format(layer=i), axis) for key, axis in witnesses for i in layers)
+    seen = [shapes[key][axis] for key, axis in keys if len(shapes.get(key, ())) > axis]
+    return [size for size in seen if size > 0]
+
+
+def _read_sizes(
+    shapes: Mapping[str, tuple[int, ...]], depths: Mapping[str, int], parts: Container[str]
+) -> tuple[dict[str, int], list[Fault]]:
+    """The sizes of `parts` by the names in `WITNESSES`, and a fault for every size that no tensor shows."""
+    read: dict[str, int] = {}
+    faults = []
+    for size, witnesses in WITNESSES.items():
+        part = size.split()[0]
+        if PART_OF.get(part, part) not in parts:
+            continue
+        if votes := _votes(shapes, depths, witnesses):
+            read[size] = Counter(votes).most_common(1)[0][0]
+        else:
+            keys = " or ".join(key for key, _ in witnesses)
+            faults.append(Fault("unknown size", size, f"read off the shape of {keys}"))
+    return read, faults
+
+
+def _heads(
+    read: Mapping[str, int], width: str, head_dim: int, source: str, advice: str
+) -> tuple[int, tuple[Fault, ...]]:
+    """The number of heads, with a fault if `head_dim` does not divide the size that is named `width`."""
+    if width not in read:
+        return 1, ()
+    if head_dim > 0 and read[width] % head_dim == 0:
+        return read[width] // head_dim, ()
+    detail = f"{head_dim} does not divide the {width} {read[width]}; {advice}"
+    return 1, (Fault("indivisible", source, detail),)
+
+
 # ------------------------------------------------------------------------------------------- every key, once
 
 
 @dataclasses.dataclass(frozen=True)
 class Match:
-    """A checkpoint's keys, told apart. All names in the values are the file's.
+    """The keys of a file, sorted by their use. Names in the values are the file's keys.
 
     Attributes:
-      config: `config.model`, as a plain dict; a part outside the scope has sizes that mean nothing.
-      targets: our paths and their shapes.
-      rules: what to assign, in the table's order.
+      config: `config.model`, as a plain dict; the sizes of parts outside the scope are meaningless.
+      targets: our path -> shape.
+      rules: the assignments to make, in the table's order.
       names: published key -> file's key, for every rule.
-      adapters: published key of an adapted weight -> (file's key of lora_A [r, in], of lora_B [out, r]).
-      unused: the file's keys that nothing reads, by the list.
+      adapters: published key of an adapted weight -> file's keys of lora_A [r, in] and lora_B [out, r].
+      unused: keys that the table lists as unused.
     """
 
     config: dict[str, Any]
@@ -237,19 +251,20 @@ def match(
     scope: Scope = everything,
     layout: str = LAYOUT,
 ) -> Match:
-    """Assigns every key of a file, given its shapes alone.
+    """Finds the use of every key of a file from names and shapes; reads no data.
 
     Args:
-      shapes: the file's key -> shape.
-      prefix: what a file of a part leaves out of the published keys.
-      scope: the paths that the file must give.
+      shapes: file's key -> shape.
       where: the file, for errors.
       vision_head_dim, llama_head_dim: as in `infer_config`.
-      faults: found before, to be reported with those found here.
+      faults: found earlier, to be reported together with those found here.
+      prefix: the beginning of the published keys that a file of one part omits.
+      scope: the paths that the file must provide.
+      layout: the expected layout, for errors.
 
     Raises:
       UserError: any key is missing, unknown, misshapen or repeated, or any parameter is not assigned exactly
-        once; its first line is a summary, and a line follows for every fault.
+        once. Its first line is a summary, followed by a line for every fault.
     """
     found = list(faults)
     names, halves, repeated = _published_names(shapes, prefix)
@@ -289,7 +304,7 @@ def match(
 def _published_names(
     keys: Mapping[str, Any], prefix: str
 ) -> tuple[dict[str, str], dict[str, dict[str, str]], list[Fault]]:
-    """The file's keys as published key -> file's key; LoRA's apart, as adapted weight -> {"A" | "B": file's key}."""
+    """Published key -> file's key; for LoRA, adapted weight -> {"A" | "B": file's key}; and faults of repeated keys."""
     names: dict[str, str] = {}
     halves: dict[str, dict[str, str]] = {}
     faults = []
@@ -298,18 +313,18 @@ def _published_names(
         for before, after in PREFIXES:
             if key.startswith(before):
                 key = after + key.removeprefix(before)
-        taken, place = names, key
+        taken, slot = names, key
         if lora := LORA.fullmatch(key):
-            taken, place = halves.setdefault(f"{lora['weight']}.weight", {}), lora["side"]
-        if place in taken:
-            faults.append(Fault("repeated", name, f"the same tensor as {taken[place]}"))
+            taken, slot = halves.setdefault(f"{lora['weight']}.weight", {}), lora["side"]
+        if slot in taken:
+            faults.append(Fault("repeated", name, f"the same tensor as {taken[slot]}"))
         else:
-            taken[place] = name
+            taken[slot] = name
     return names, halves, faults
 
 
 def _unassigned(rules: list[Rule], targets: Mapping[str, tuple[int, ...]]) -> list[Fault]:
-    """Parameters, or layers of them, that the table does not assign exactly once."""
+    """A fault for every parameter, or layer of one, that the rules do not assign exactly once."""
     assigned = Counter((rule.path, rule.layer) for rule in rules)
     stacked = {rule.path for rule in rules if rule.layer is not None}
     wanted = {
@@ -328,11 +343,11 @@ def _adapters(
     plain: Mapping[str, tuple[int, ...]],
     used: Mapping[str, Rule],
 ) -> tuple[dict[str, tuple[str, str]], list[Fault]]:
-    """Complete pairs that fit their weight [out, in]: A [r, in] and B [out, r]; and the faults of the others."""
+    """The complete pairs A [r, in] and B [out, r] that fit their weight [out, in], and the faults of all others."""
     adapters, faults = {}, []
     for key, pair in halves.items():
         if key not in used or used[key].transform != "transpose":
-            faults += [Fault("unknown", name, f"{key} is no matrix to adapt") for name in pair.values()]
+            faults += [Fault("unknown", name, f"{key} is not a matrix to adapt") for name in pair.values()]
             continue
         if missing := {"A", "B"} - set(pair):
             (present,) = pair.values()
@@ -353,16 +368,16 @@ def _adapters(
     return adapters, faults
 
 
-# ------------------------------------------------------------------------------------------------ both ways
+# --------------------------------------------------------------------------------------------- both directions
 
 
 def find_weights(path: str | Path) -> Path:
-    """The file of multimodal weights: `path` itself, or where the published download keeps it."""
+    """The file of multimodal weights: `path` itself, or the one in the published download's folder."""
     path = Path(path)
-    places = [path / folder / "multimodal_encoder" / "pytorch_model.bin" for folder in ("", "pretrain")]
+    files = [path / folder / "multimodal_encoder" / "pytorch_model.bin" for folder in ("", "pretrain")]
     if not path.is_dir():
         return path
-    for file in places:
+    for file in files:
         if file.is_file():
             return file
     other = sorted(path.glob("*.pt"))
@@ -370,7 +385,7 @@ def find_weights(path: str | Path) -> Path:
     raise UserError(f"{path}: holds no weights; expected multimodal_encoder/pytorch_model.bin in it{advice}")
 
 
-def plan(
+def conversion(
     tensors: Tensors,
     *,
     vision_head_dim: int = VISION_HEAD_DIM,
@@ -378,24 +393,27 @@ def plan(
     lora_alpha: float = LORA_ALPHA,
     merge_lora: bool = False,
     keep_unused: bool = False,
-) -> Plan:
-    """How published weights become ours.
+) -> Conversion:
+    """Converts published weights to an Emu.
 
     Args:
-      merge_lora: add adapters to their weights (in float32); else they become leaves of their own, `lora/…`.
-      keep_unused: also carry what the model has no use for, `unused/…`, so that an export gives the whole file back.
+      vision_head_dim, llama_head_dim: as in `infer_config`.
+      lora_alpha: scales the adapters, if the file has any.
+      merge_lora: add adapters to their weights, in float32; otherwise they become leaves of their own, `lora/…`.
+      keep_unused: also carry over the tensors that the model does not use, as `unused/…`, so that an export can restore
+        the whole file.
 
     Raises:
-      UserError: not an Emu's; lists everything that does not fit at once.
+      UserError: not an Emu's weights; lists everything that does not fit.
     """
     heads: dict[str, Any] = {"vision_head_dim": vision_head_dim, "llama_head_dim": llama_head_dim}
     matched = match(tensors.shapes, where=str(tensors.path), faults=unreadable(tensors), **heads)
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
-    steps = assign(matched, tensors, lora_alpha if merge_lora else None)
+    assignments = assign(matched, tensors, lora_alpha if merge_lora else None)
     dtypes: dict[str, np.dtype] = {}
     if matched.adapters and not merge_lora:
         lora, kept = _keep_adapters(matched, tensors)
-        steps += lora
+        assignments += lora
         for leaf, (shape, dtype) in kept.items():
             shapes[leaf], dtypes[leaf] = shape, dtype
     names = dict(matched.names)
@@ -404,7 +422,7 @@ def plan(
         for key, name in keys.items():
             leaf = f"unused/{key}"
             shapes[leaf], dtypes[leaf], names[key] = tensors.shapes[name], np.dtype(tensors.dtypes[name]), name
-            steps.append(Step(leaf, None, (name,), lambda x: x))
+            assignments.append(Assignment(leaf, None, (name,), lambda x: x))
     ranks = sorted({tensors.shapes[a][0] for a, _ in matched.adapters.values()})
     about = {
         "format": "emu",
@@ -416,11 +434,11 @@ def plan(
         else None,
         "dtypes": source_dtypes(tensors, names),
     }
-    return Plan(tensors, {"objective": "pretrain", "model": matched.config}, shapes, tuple(steps), dtypes, about)
+    return Conversion(tensors, "emu", {"model": matched.config}, shapes, tuple(assignments), dtypes, about)
 
 
-def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) -> list[Step]:
-    """A step a rule; where `lora_alpha` is given, adapted weights are W + alpha / r * B A."""
+def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) -> list[Assignment]:
+    """An assignment per rule; with `lora_alpha`, adapted weights are W + alpha / r * B A."""
 
     def merged(transform: Callable, a_name: str) -> Callable[..., np.ndarray]:
         assert lora_alpha is not None
@@ -431,85 +449,56 @@ def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) ->
 
         return make
 
-    steps = []
+    assignments = []
     for rule in matched.rules:
         forward, names = TRANSFORMS[rule.transform].forward, (matched.names[rule.key],)
         if lora_alpha is not None and rule.key in matched.adapters:
             names += matched.adapters[rule.key]
             forward = merged(forward, names[1])
-        steps.append(Step(f"params/{rule.path}", rule.layer, names, forward))
-    return steps
+        assignments.append(Assignment(f"params/{rule.path}", rule.layer, names, forward))
+    return assignments
 
 
-def _keep_adapters(matched: Match, tensors: Tensors) -> tuple[list[Step], dict[str, tuple[tuple[int, ...], np.dtype]]]:
-    """Steps of the leaves `lora/<path of the kernel>/a` [L, in, r] and `/b` [L, r, out]; their shapes and dtypes."""
+def _keep_adapters(
+    matched: Match, tensors: Tensors
+) -> tuple[list[Assignment], dict[str, tuple[tuple[int, ...], np.dtype]]]:
+    """Assigns the leaves `lora/<path of a kernel>/lora_a` [L, in, r] and `…/lora_b` [L, r, out]; shapes and dtypes."""
     adapted: dict[str, dict[int, tuple[str, str]]] = {}
     for rule in matched.rules:
         if rule.key in matched.adapters:
-            assert rule.layer is not None  # what is adapted lies in the stacked blocks
+            assert rule.layer is not None  # adapted kernels are in the stacked blocks
             adapted.setdefault(rule.path.removesuffix("/kernel"), {})[rule.layer] = matched.adapters[rule.key]
-    steps, leaves, faults = [], {}, []
+    assignments, leaves, faults = [], {}, []
     for path, layers in adapted.items():
         depth = matched.targets[f"{path}/kernel"][0]
-        for side, name in enumerate("ab"):
+        for side, name in enumerate(ADAPTER_LEAVES):
             leaf, some = f"lora/{path}/{name}", layers[min(layers)][side]
             shape, dtype = tensors.shapes[some], np.dtype(tensors.dtypes[some])
             leaves[leaf] = ((depth, *shape[::-1]), dtype)
             for layer in range(depth):
                 if layer not in layers:
-                    faults.append(Fault("missing", f"lora_{name.upper()} of layer {layer}", f"for {leaf}"))
+                    faults.append(Fault("missing", f"lora_{'AB'[side]} of layer {layer}", f"for {leaf}"))
                 elif tensors.shapes[layers[layer][side]] != shape:
                     faults.append(Fault("misshapen", layers[layer][side], f"expected {shape}, as in other layers"))
                 else:
-                    steps.append(Step(leaf, layer, (layers[layer][side],), TRANSFORMS["transpose"].forward))
+                    transpose = TRANSFORMS["transpose"].forward
+                    assignments.append(Assignment(leaf, layer, (layers[layer][side],), transpose))
     if faults:
         raise UserError(report(str(tensors.path), faults, LAYOUT))
-    return steps, leaves
+    return assignments, leaves
 
 
 def _targets(matched: Match) -> list[str]:
-    """The language model's projections that have adapters, by our names and in the order of the tables."""
+    """Our names of the language model's projections that have adapters, in the order of the table."""
     paths = (rule.path for rule in matched.rules if rule.key in matched.adapters)
     return list(dict.fromkeys(path.split("/")[-2] for path in paths if path.startswith(BLOCKS)))
 
 
-def load(
-    path: str | Path, *, dtype: str = "float32", merge_lora: bool = True, **settings: Any
-) -> tuple[dict[str, Any], emu.Params, Plan]:
-    """Reads published weights into memory.
-
-    Args:
-      path: a folder with multimodal_encoder/pytorch_model.bin (or the one above its `pretrain`), or a `.bin`,
-        `.pt` or `.safetensors` file.
-      dtype: of the parameters, float32 or bfloat16.
-      merge_lora: add adapters to their weights in float32; else they stand beside them, as in training.
-      settings: of `plan`: vision_head_dim, llama_head_dim, lora_alpha.
-
-    Returns:
-      `config.model` as a plain dict, the nested dict of NumPy parameters, and what was done.
-
-    Raises:
-      UserError: no such weights, not readable, or not an Emu's; lists everything that does not fit at once.
-    """
-    work = plan(TensorFile(find_weights(path)), merge_lora=merge_lora, **settings)
-    model, found = work.config["model"], gather(work, dtype)
-    if "lora" not in found:
-        return model, found["params"], work
-    about, elsewhere = work.about["lora"], [name for name in flatten(found["lora"]) if not name.startswith(BLOCKS)]
-    if len(about["ranks"]) > 1 or elsewhere:
-        what = f"an adapter of {elsewhere[0][:-2]}" if elsewhere else f"adapters of ranks {about['ranks']}"
-        raise UserError(
-            f"{path}: {what}; beside the weights, those of LLaMA's blocks can stand, of one rank; merge them"
-        )
-    fields = {"lora_rank": about["ranks"][0], "lora_alpha": about["alpha"], "lora_targets": tuple(about["targets"])}
-    return model | {"llama": model["llama"] | fields}, join(found["params"], found["lora"]), work
-
-
 def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    """Our parameters -> (published key, contiguous array) in the parameters' dtype, one at a time; inverts `load`.
+    """Our parameters -> (published key, contiguous array) in the parameters' dtype, one at a time; undoes `conversion`.
 
     Raises:
-      UserError: the parameters are not those of this config; lists every path. Raised before the first key.
+      UserError: the parameters do not fit the config; lists every path. Raised before the first key.
     """
     targets = {path: leaf.shape for path, leaf in flatten(emu.abstract(_as_config(config))).items()}
     flat, rules = flatten(params), table(config)
@@ -528,7 +517,7 @@ def to_published(params: emu.Params, config: emu.EmuConfig | Mapping[str, Any]) 
         for rule in rules:
             leaf = flat[rule.path]
             value = np.asarray(leaf if rule.layer is None else leaf[rule.layer])
-            # Contiguous: savers of tensors write the memory as it lies.
+            # Contiguous, because savers of tensors write memory in its order.
             yield rule.key, np.ascontiguousarray(TRANSFORMS[rule.transform].inverse(value))
 
     return tensors()

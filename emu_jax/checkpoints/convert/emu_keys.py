@@ -1,6 +1,6 @@
-"""The published Emu checkpoint's keys, as data: each key's place in our parameter tree, and what its shape tells.
+"""The published Emu checkpoint's keys as data: each key's path in our parameter tree, and the sizes that shapes show.
 
-Nothing here reads a file or computes; `convert/emu.py` does, by these tables. `{layer}` stands for a layer's number.
+`convert/emu.py` reads files by these tables. `{layer}` stands for a layer's number.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Transform:
-    """How a published tensor becomes (a layer of) our parameter, and back. Both only move elements."""
+    """Turns a published tensor into (a layer of) our parameter, and back. Both directions only move elements."""
 
     forward: Callable[[np.ndarray], np.ndarray]
     inverse: Callable[[np.ndarray], np.ndarray]
@@ -59,7 +59,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("ln_visual.weight", "ln_visual/scale", "identity"),
     ("ln_visual.bias", "ln_visual/bias", "identity"),
     ("cformer.causal_tokens", "causal/queries", "squeeze"),
-    # Block 0 alone has the table of relative positions; every block's self-attention adds it.
+    # Only block 0 has the table of relative positions; every block's self-attention adds it.
     (
         "cformer.cformer.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
         "causal/relative_bias",
@@ -106,14 +106,14 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ("decoder.lm.stu_regress_head.weight", "llama/regress_head/kernel", "transpose"),
 )
 
-# (published key, the part whose depth {layer} counts): in the file, read by nothing, and no fault when absent.
+# (published key, the part whose layers {layer} counts): the model does not use it, and it may be absent.
 UNUSED: tuple[tuple[str, str], ...] = (
     ("visual.norm.weight", "vision"),  # EVA-CLIP's final norm and head: Emu takes the features before them
     ("visual.norm.bias", "vision"),
     ("visual.head.weight", "vision"),
     ("visual.head.bias", "vision"),
     ("cformer.cformer.embed_tokens.weight", "causal"),  # T5's vocabulary: the queries take its place
-    # RoPE's frequencies are computed; their number alone is used, for it tells the LLM's head width.
+    # RoPE's frequencies are computed; only their number is used, because it shows the head width.
     ("decoder.lm.model.layers.{layer}.self_attn.rotary_emb.inv_freq", "llama"),
 )
 
@@ -127,7 +127,7 @@ LORA = re.compile(r"(?P<weight>.+)\.lora_(?P<side>[AB])\.default\.weight")
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One published tensor's place: `path` in our tree, at `layer` of its leading axis (None: all of it)."""
+    """Assigns one published tensor to `path` in our tree, at `layer` of its leading axis (None: all of it)."""
 
     key: str
     path: str
@@ -135,8 +135,8 @@ class Rule:
     transform: str
 
 
-# size -> the (published key, axis) pairs that show it. Where several do, the majority is believed, so that one
-# misshapen tensor is reported as itself and not as a fault of all the others.
+# size -> the (published key, axis) pairs that show it. The majority wins, so that one misshapen tensor is reported as
+# such, and not as a fault of all the others.
 WITNESSES: dict[str, tuple[tuple[str, int], ...]] = {
     "patch size": (("visual.patch_embed.proj.weight", 2),),
     "positions": (("visual.pos_embed", 1),),
@@ -183,7 +183,7 @@ FREQUENCIES = ("decoder.lm.model.layers.{layer}.self_attn.rotary_emb.inv_freq", 
 
 
 def expand(depths: Mapping[str, int]) -> list[Rule]:
-    """The table, a rule a tensor, for parts of these depths."""
+    """The table as one rule per tensor, for parts with these numbers of layers."""
     rules = []
     for key, path, transform in TABLE:
         if "{layer}" not in key:
@@ -195,15 +195,15 @@ def expand(depths: Mapping[str, int]) -> list[Rule]:
 
 
 def unused(depths: Mapping[str, int]) -> set[str]:
-    """The published keys that are no fault and have no use, for parts of these depths."""
+    """The published keys that may be present and are not used, for parts with these numbers of layers."""
     return {key.format(layer=i) for key, part in UNUSED for i in range(depths[part])}
 
 
 def count_layers(keys: Iterable[str]) -> dict[str, int]:
-    """Layers of every part, at least 1, from the numbers in the keys that the table knows.
+    """The number of layers of every part, at least 1, from the numbers in the keys that the table knows.
 
-    One more than the highest number below which at least half of the layers are there: a lost layer is missed, and
-    one absurd number is an unknown key and not a million missing layers.
+    It is one more than the highest number below which at least half of the layers are present. So a lost layer is
+    reported as missing, and one absurd number as an unknown key, not as a million missing layers.
     """
     numbers: dict[str, set[int]] = {"vision": {0}, "causal": {0}, "llama": {0}}
     for pattern, path, _ in TABLE:

@@ -1,7 +1,7 @@
-"""EVA-CLIP-g (`EVA01_CLIP_g_14_plus`) -> a plan for the vision encoder alone.
+"""EVA-CLIP-g (`EVA01_CLIP_g_14_plus`) -> a conversion to the vision encoder.
 
-In: the whole CLIP model's file, or its visual tower. Emu's vision encoder is that tower under the same keys
-(`emu_keys.py`); the text tower, the final norm and the head have no use here.
+In: the file of the whole CLIP model, or of its visual tower. Emu's vision encoder is that tower under the same keys
+(`emu_keys.py`); the text tower, the final norm and the head are not used.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 
 from emu_jax.checkpoints.convert import emu
-from emu_jax.checkpoints.convert.plan import Plan, source_dtypes, unreadable
+from emu_jax.checkpoints.convert.conversion import Conversion, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.tensor_files import Tensors
 
 LAYOUT = "EVA-CLIP's layout"
 TOWER = "visual."
-OTHER = re.compile(r"(text\.|logit_scale$|logit_bias$)")  # what CLIP has beside its visual tower
+OTHER = re.compile(r"(text\.|logit_scale$|logit_bias$)")  # CLIP's tensors beside its visual tower
 
 
 def is_eva_clip(tensors: Tensors) -> bool:
@@ -22,8 +22,8 @@ def is_eva_clip(tensors: Tensors) -> bool:
     return any(name.startswith(TOWER) for name in tensors) and not any(name.startswith("decoder.") for name in tensors)
 
 
-def plan(tensors: Tensors, *, vision_head_dim: int = emu.VISION_HEAD_DIM) -> Plan:
-    """How the visual tower becomes ours; UserError lists everything that does not fit."""
+def conversion(tensors: Tensors, *, vision_head_dim: int = emu.VISION_HEAD_DIM) -> Conversion:
+    """Converts the visual tower to our vision encoder; UserError lists everything that does not fit."""
     unused = [name for name in tensors if OTHER.match(name)]
     faults = tuple(fault for fault in unreadable(tensors) if not OTHER.match(fault.name))
     matched = emu.match(
@@ -41,5 +41,5 @@ def plan(tensors: Tensors, *, vision_head_dim: int = emu.VISION_HEAD_DIM) -> Pla
         "beside": list(tensors.beside),
         "dtypes": source_dtypes(tensors, matched.names),
     }
-    config = {"objective": "vision", "model": {"vision": matched.config["vision"]}}
-    return Plan(tensors, config, shapes, tuple(emu.assign(matched, tensors)), about=about)
+    config = {"model": {"vision": matched.config["vision"]}}
+    return Conversion(tensors, "vision", config, shapes, tuple(emu.assign(matched, tensors)), about=about)

@@ -1,21 +1,20 @@
-"""Our checkpoints -> the formats that the rest of the world reads: `emu-jax export --from … --to … --format …`.
+"""Our checkpoints -> the formats that other libraries read.
 
-    emu         multimodal_encoder/pytorch_model.bin, or with LoRA Emu-instruct.pt; unet, vae, scheduler where it draws
-    llama       the language model alone, as a Hugging Face folder; of one with LoRA, merged
-    llama-base  the same without its LoRA: what PEFT puts that of `peft` on
+    emu         multimodal_encoder/pytorch_model.bin, or with LoRA Emu-instruct.pt; and the decoder's parts, if it draws
+    llama       the language model as a Hugging Face folder, with LoRA merged
+    llama-base  the language model without its LoRA: the base for the adapters of `peft`
     diffusers   unet, vae and scheduler
-    peft        LoRA alone, as PEFT keeps it
+    peft        only the LoRA, in PEFT's format
 
-Of a run that keeps an EMA, that is exported unless `--weights raw` asks for the last step's parameters. A leaf's layers
-are read, cast and written one at a time, and each leaf's digest is checked on the way. What came from published files
-goes back in the precision that it had there, unless another one is asked for.
+A run's EMA is exported unless `weights="raw"` asks for the last step's parameters. A leaf's layers are read, cast and
+written one at a time, and every leaf's digest is checked on the way. Tensors that came from published files get the
+dtype they had there, unless another one is asked for.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -27,20 +26,14 @@ from tqdm import tqdm
 
 from emu_jax.checkpoints.convert import diffusers, emu, llama
 from emu_jax.checkpoints.convert.emu_keys import PREFIXES, TRANSFORMS, Rule
-from emu_jax.checkpoints.convert.tensor_writers import TensorWriter
+from emu_jax.checkpoints.convert.tensor_writers import tensor_writer
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, UNET, VAE
-from emu_jax.checkpoints.store import (
-    EMU,
-    averaged_leaves,
-    is_checkpoint,
-    newest_folder,
-    read_meta,
-    unpack_tokenizer,
-    weights_of_parts,
-)
+from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint, weights_of_parts
 from emu_jax.checkpoints.streamed import LeafReader
 from emu_jax.errors import UserError
+from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
+from emu_jax.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -49,62 +42,61 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
-SHARD = 5 << 30  # bytes of a file, at most, where a format allows several
-PEFT_LM, LM = PREFIXES[1]  # what PEFT wraps the language model's keys in
+SHARD = 5 << 30  # maximum bytes of a file, in formats that allow several
+PEFT_LM, LM = PREFIXES[1]  # PEFT's prefix of the language model's keys, and the published one
 
 Tensor = tuple[str, tuple[int, ...], np.dtype, Callable[[], np.ndarray]]  # name, shape, dtype in the file, its value
 
 
-class Checkpoint:
-    """What an export reads: config, leaves and origin of a checkpoint of ours.
+class Source:
+    """A checkpoint to export: its description, and a reader of its leaves.
 
-    `weights`, of `checkpoint.WEIGHTS`, says whether leaves of `params` are their EMA.
+    Args:
+      path: a work directory or checkpoint.
+      weights: one of `store.WEIGHTS`: whether leaves of `params` are read from their EMA.
     """
 
     def __init__(self, path: Path, weights: str = "auto"):
         if not is_checkpoint(path):
-            raise UserError(f"--from {path}: not a work directory or a checkpoint of emu_jax")
+            raise UserError(f"{path}: not a work directory or a checkpoint of emu_jax")
         self.path = path
-        self.folder = newest_folder(path)
-        self.meta = read_meta(self.folder)
-        self.config: dict[str, Any] = self.meta["config"]
-        self.source: dict[str, Any] = self.meta.get("source") or {}
-        self.averaged = averaged_leaves(path, self.meta, weights)
-        self.leaves = LeafReader(self.folder, self.meta, self.averaged)
-        self.tokenizer = unpack_tokenizer(self.meta["tokenizer"], path)
+        self.checkpoint = open_checkpoint(path, weights)
+        self.config: dict[str, Any] = self.checkpoint.meta["config"]
+        self.leaves = LeafReader(self.checkpoint.folder, self.checkpoint.meta, self.checkpoint.ema)
 
     def model(self, *, weights: bool = True) -> dict[str, Any]:
-        """`config.model`, if this is an Emu; `weights`: whose kernels can be exported, beside its adapters."""
-        model = self.config.get("model")
-        if self.config.get("objective") not in EMU or model is None:
-            raise UserError(f"--from {self.path}: holds no Emu (its objective is {self.config.get('objective')!r})")
+        """`config.model` of an Emu; `weights`: whether its kernels will be exported, and not only its adapters."""
+        if self.checkpoint.holds != "emu":
+            raise UserError(f"{self.path}: holds {self.checkpoint.holds}; expected emu")
+        model = self.config["model"]
         if weights and model["llama"].get("int8"):
-            own = ", and LoRA from here with --format peft" if self.has_lora() else ""
-            raise UserError(f"--from {self.path}: holds int8 weights; export the checkpoint they were made from{own}")
+            own = ", and its LoRA with the format peft" if self.has_lora() else ""
+            raise UserError(f"{self.path}: holds int8 weights; export the checkpoint they were made from{own}")
         return model
 
     def has_lora(self) -> bool:
-        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "a") for name in self.leaves.shapes)
+        """Whether there are adapters."""
+        return any(self.adapter(name.rpartition("/")[0].partition("/")[2], "lora_a") for name in self.leaves.shapes)
 
-    def adapter(self, path: str, side: str) -> str | None:
-        """The leaf of side a [L, in, r] or b [L, r, out] of the adapter of a linear map, where it has one.
+    def adapter(self, path: str, name: str) -> str | None:
+        """The leaf `lora_a` [L, in, r] or `lora_b` [L, r, out] of a linear map's adapter, if it has one.
 
-        What was converted stands apart from the weights, in `lora/`; what was trained here, beside them.
+        Converted adapters are stored apart from the weights, in `lora/`; those trained here, beside the kernels.
         """
-        return next((n for n in (f"lora/{path}/{side}", f"params/{path}/{side}") if n in self.leaves.shapes), None)
+        return next((n for n in (f"lora/{path}/{name}", f"params/{path}/{name}") if n in self.leaves.shapes), None)
 
     def lora(self) -> dict[str, Any]:
-        """Rank, alpha and dropout of the adapters; files of others do not tell how they were trained."""
-        if found := self.source.get("lora"):
-            return {"rank": found["ranks"][0], "alpha": found["alpha"], "dropout": 0.0}
+        """Rank, alpha and dropout of the adapters; foreign files do not say how they were trained."""
+        if lora := self.checkpoint.source.get("lora"):
+            return {"rank": lora["ranks"][0], "alpha": lora["alpha"], "dropout": 0.0}
         llama = self.config["model"]["llama"]
         return {name: llama.get(f"lora_{name}", 0.0) for name in ("rank", "alpha", "dropout")}
 
     def dtype_of(self, key: str, leaf: str, asked: str | None) -> np.dtype:
-        """A tensor's precision in the file: what was asked for, else what it came in, else its own."""
+        """A tensor's dtype in the exported file: the one asked for, that of the foreign file, or the leaf's own."""
         if asked is not None:
             return DTYPES[asked]
-        return np.dtype(self.source.get("dtypes", {}).get(key, self.leaves.dtypes[leaf]))
+        return np.dtype(self.checkpoint.source.get("dtypes", {}).get(key, self.leaves.dtypes[leaf]))
 
 
 def export(
@@ -116,59 +108,55 @@ def export(
     merge_lora: bool = False,
     weights: str = "auto",
 ) -> list[Path]:
-    """Writes `source` in a foreign format into the new `folder`; returns the files of tensors.
+    """Writes `source` to the new `folder` in a foreign format; returns the files of tensors.
 
     Args:
       source: a work directory or a converted checkpoint; for diffusers also a folder with `unet` and `vae` in it.
       form: emu, llama, llama-base, diffusers or peft.
-      dtype: float32, bfloat16 or float16; None: as `Checkpoint.dtype_of` says.
+      dtype: float32, bfloat16 or float16; None: see `Source.dtype_of`.
       merge_lora: add adapters to their weights.
-      weights: of a run with an EMA, "ema" or "raw", the last step's; "auto" is the EMA where it keeps one.
+      weights: "ema", "raw" (the last step's parameters), or "auto": the EMA if the run keeps one.
 
     Raises:
       UserError: the source does not hold what the format needs; nothing is left behind.
     """
     if form not in FORMATS:
-        raise UserError(f"--format {form}: unknown; choose one of {', '.join(FORMATS)}")
+        raise UserError(f"format {form!r} is unknown; choose one of {', '.join(FORMATS)}")
     if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"--dtype {dtype}: unknown; choose one of {', '.join(DTYPES)}")
+        raise UserError(f"dtype={dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if folder.exists():
-        raise UserError(f"--to {folder}: it exists; name a new folder, or remove it")
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
     try:
-        partial.mkdir(parents=True)
-        files = FORMATS[form](source, partial, dtype, merge_lora, weights)
-        os.replace(partial, folder)
+        with write_atomically(folder) as partial:
+            partial.mkdir(parents=True)
+            files = FORMATS[form](source, partial, dtype, merge_lora, weights)
     except OSError as error:
-        raise UserError(f"--to {folder}: cannot be written ({error.strerror or error})") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     return [folder / file.relative_to(partial) for file in files]
 
 
-# ------------------------------------------------------------------------------------------------ one format each
+# --------------------------------------------------------------------------------------- one function per format
 
 
 def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
-    checkpoint = Checkpoint(source, weights)
-    model = checkpoint.model()
+    exported = Source(source, weights)
+    model = exported.model()
     if (kind := model["causal"].get("kind", "causal")) != "causal":
         raise UserError(
-            f"--from {source}: its model.causal.kind is {kind}, and the published layout holds causal alone; "
-            "--format llama exports its language model"
+            f"{source}: its model.causal.kind is {kind}, and the published layout holds only causal; the format llama "
+            "exports its language model"
         )
     if model.get("standardise"):
         log.warning(
-            "%s: this model normalises its images' embeddings by running statistics (model.standardise), for which "
-            "the published layout has no place: what loads these files reads images otherwise than here",
+            "%s: this model normalises its images' embeddings by running statistics (model.standardise), which the "
+            "published layout cannot hold: programs that load these files will see images differently",
             source,
         )
-    apart = checkpoint.has_lora() and not merge_lora
+    apart = exported.has_lora() and not merge_lora
     rules = emu.table(model)
-    tensors = [*_rules(checkpoint, rules, dtype, merge_lora), *_unused(checkpoint, dtype)]
+    tensors = [*_rules(exported, rules, dtype, merge_lora), *_unused(exported, dtype)]
     if apart:
-        adapters = _adapters(checkpoint, rules, dtype)
+        adapters = _adapters(exported, rules, dtype)
         tensors = [(_peft_name(name), shape, kind, value) for name, shape, kind, value in [*tensors, *adapters]]
         files = [folder / "Emu-instruct.pt"]
         _write(files[0], tensors, nest="module")
@@ -184,27 +172,27 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weight
 
 
 def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
-    if not merge_lora and Checkpoint(source).has_lora():
+    if not merge_lora and Source(source).has_lora():
         raise UserError(
-            f"--from {source}: holds LoRA beside its weights; add --merge-lora, or use --format llama-base and peft"
+            f"{source}: holds LoRA beside its weights; set merge_lora, or export the formats llama-base and peft"
         )
     return _language_model(source, folder, dtype, merge_lora, weights)
 
 
 def _llama_base(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
     if merge_lora:
-        raise UserError("--format llama-base is without LoRA; use --format llama with --merge-lora")
+        raise UserError("the format llama-base is without LoRA; use the format llama with merge_lora")
     return _language_model(source, folder, dtype, False, weights)
 
 
 def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
-    checkpoint = Checkpoint(source, weights)
-    alone = checkpoint.config.get("objective") == "llama"
-    sizes = checkpoint.config["model"]["llama"] if alone else checkpoint.model()["llama"]
+    exported = Source(source, weights)
+    part = exported.checkpoint.holds == "llama"
+    sizes = exported.config["model"]["llama"] if part else exported.model()["llama"]
     rules = [rule for rule in emu.table_of(llama=sizes["layers"]) if llama.in_scope(rule.path)]
     tensors: list[Tensor] = [
         (name.removeprefix(llama.PREFIX), shape, kind, value)
-        for name, shape, kind, value in _rules(checkpoint, rules, dtype, merge_lora)
+        for name, shape, kind, value in _rules(exported, rules, dtype, merge_lora)
     ]
     shards: list[list[Tensor]] = [[]]
     for tensor in tensors:
@@ -225,30 +213,26 @@ def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: b
     _write_json(
         folder / llama.CONFIG, llama.describe(sizes) | {"torch_dtype": kinds.pop() if len(kinds) == 1 else None}
     )
-    if checkpoint.tokenizer is not None:
-        (folder / llama.TOKENIZER).write_bytes(checkpoint.tokenizer.proto)
-        if not alone:
-            _write_json(folder / "added_tokens.json", checkpoint.tokenizer.added)
+    if (tokenizer := exported.checkpoint.tokenizer) is not None:
+        (folder / llama.TOKENIZER).write_bytes(tokenizer.proto)
+        if not part:
+            _write_json(folder / "added_tokens.json", tokenizer.added)
     return [folder / name for name in names]
 
 
 def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
     folders = {part: source / part for part in (UNET, VAE) if is_checkpoint(source / part)}
     if not folders:
-        kind = Checkpoint(source).config.get("objective")
-        folders = {{"decoder": UNET, "vae": VAE}.get(str(kind), ""): source}
-        if "" in folders:
-            raise UserError(
-                f"--from {source}: holds no U-Net and no VAE; expected {UNET} and {VAE} in it, or one of them"
-            )
-    if weights == "ema" and not any(Checkpoint(path).averaged for path in folders.values()):
-        raise UserError(
-            f"--from {source}: keeps no EMA of its U-Net or VAE, and --weights ema asks for it; take raw ones"
-        )
+        holds = Source(source).checkpoint.holds
+        if holds not in (UNET, VAE):
+            raise UserError(f"{source}: holds no U-Net and no VAE; expected {UNET} and {VAE} in it, or one of them")
+        folders = {holds: source}
+    if weights == "ema" and not any(open_checkpoint(path).ema for path in folders.values()):
+        raise UserError(f"{source}: keeps no EMA of its U-Net or VAE, and weights=ema asks for it; take raw ones")
     files = []
     for part, path in folders.items():
-        checkpoint = Checkpoint(path, weights_of_parts(weights))
-        config = checkpoint.config
+        exported = Source(path, weights_of_parts(weights))
+        config = exported.config
         (folder / part).mkdir()
         if part == UNET:
             described = diffusers.describe_unet(UNetConfig.from_dict(config["unet"]), config["latent_size"])
@@ -256,29 +240,29 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool, weights: 
             _write_json(folder / SCHEDULER / "scheduler_config.json", diffusers.describe_schedule(config["schedule"]))
         else:
             fields = dict(config["vae"])
-            if "statistics/latent_square" in checkpoint.leaves.shapes:
-                fields["scale"] = float(checkpoint.leaves["statistics/latent_square"]) ** -0.5
+            if "statistics/latent_square" in exported.leaves.shapes:
+                fields["scale"] = float(exported.leaves["statistics/latent_square"]) ** -0.5
             described = diffusers.describe_vae(fields, config["image_size"])
         _write_json(folder / part / "config.json", described)
         files.append(folder / part / diffusers.WEIGHTS[0])
-        _write(files[-1], list(_convolutions(checkpoint, part, dtype)))
+        _write(files[-1], list(_convolutions(exported, part, dtype)))
     return files
 
 
 def _peft(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
-    checkpoint = Checkpoint(source, weights)
-    model = checkpoint.model(weights=False)
-    if not checkpoint.has_lora():
+    exported = Source(source, weights)
+    model = exported.model(weights=False)
+    if not exported.has_lora():
         raise UserError(
-            f"--from {source}: holds no LoRA; expected a run of the objective instruct, or Emu-instruct.pt converted "
-            "without --merge-lora"
+            f"{source}: holds no LoRA; expected a run that trained adapters, or Emu-instruct.pt converted without "
+            "merge_lora"
         )
     tensors = [
         ("base_model.model." + name.removeprefix(LM).replace(".default.weight", ".weight"), shape, kind, value)
-        for name, shape, kind, value in _adapters(checkpoint, emu.table(model), dtype)
+        for name, shape, kind, value in _adapters(exported, emu.table(model), dtype)
     ]
     _write(folder / "adapter_model.safetensors", tensors)
-    lora = checkpoint.lora()
+    lora = exported.lora()
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -304,43 +288,41 @@ FORMATS: dict[str, Callable[[Path, Path, str | None, bool, str], list[Path]]] = 
 }
 
 
-# --------------------------------------------------------------------------------------------- tensors of a file
+# --------------------------------------------------------------------------------------------- a file's tensors
 
 
-def _rules(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None, merge_lora: bool) -> Iterator[Tensor]:
-    """The tensors of the table's rules, in their order; their values must be taken in that order too."""
+def _rules(exported: Source, rules: list[Rule], dtype: str | None, merge_lora: bool) -> Iterator[Tensor]:
+    """The tensors of the rules, in their order; their values must be read in that order too."""
     open_leaves: dict[str, Iterator[np.ndarray]] = {}
 
     def value(rule: Rule, leaf: str) -> np.ndarray:
-        found = _next_layer(checkpoint, open_leaves, leaf, rule.layer)
-        found_sides = (checkpoint.adapter(rule.path.removesuffix("/kernel"), side) for side in "ab")
+        kernel = _next_layer(exported, open_leaves, leaf, rule.layer)
+        found_sides = (exported.adapter(rule.path.removesuffix("/kernel"), name) for name in ADAPTER_LEAVES)
         sides = [side for side in found_sides if side is not None]
         if merge_lora and len(sides) == 2:
-            a, b = (_next_layer(checkpoint, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
-            factor = np.float32(checkpoint.lora()["alpha"] / a.shape[-1])
-            found = found.astype(np.float32) + factor * (a @ b)
-        return TRANSFORMS[rule.transform].inverse(found)
+            a, b = (_next_layer(exported, open_leaves, side, rule.layer).astype(np.float32) for side in sides)
+            factor = np.float32(exported.lora()["alpha"] / a.shape[-1])
+            kernel = kernel.astype(np.float32) + factor * (a @ b)
+        return TRANSFORMS[rule.transform].inverse(kernel)
 
     for rule in rules:
         leaf = f"params/{rule.path}"
-        if leaf not in checkpoint.leaves.shapes:
-            raise UserError(
-                f"--from {checkpoint.path}: has no {leaf}; its config and its leaves do not belong together"
-            )
-        shape = emu.published_shape(rule, checkpoint.leaves.shapes[leaf])
-        yield rule.key, shape, checkpoint.dtype_of(rule.key, leaf, dtype), _bound(value, rule, leaf)
+        if leaf not in exported.leaves.shapes:
+            raise UserError(f"{exported.path}: has no {leaf}; its config and its leaves do not belong together")
+        shape = emu.published_shape(rule, exported.leaves.shapes[leaf])
+        yield rule.key, shape, exported.dtype_of(rule.key, leaf, dtype), _bound(value, rule, leaf)
 
 
 def _next_layer(
-    checkpoint: Checkpoint, open_leaves: dict[str, Iterator[np.ndarray]], leaf: str, layer: int | None
+    exported: Source, open_leaves: dict[str, Iterator[np.ndarray]], leaf: str, layer: int | None
 ) -> np.ndarray:
-    """All of a leaf, or its next layer; the last one ends its iterator, which checks the digest."""
+    """A whole leaf, or its next layer; the last layer exhausts the iterator, which checks the digest."""
     if layer is None:
-        return checkpoint.leaves[leaf]
+        return exported.leaves[leaf]
     if layer == 0:
-        open_leaves[leaf] = iter(checkpoint.leaves.slices(leaf))
+        open_leaves[leaf] = iter(exported.leaves.slices(leaf))
     value = next(open_leaves[leaf])
-    if layer == checkpoint.leaves.shapes[leaf][0] - 1:
+    if layer == exported.leaves.shapes[leaf][0] - 1:
         next(open_leaves.pop(leaf), None)
     return value
 
@@ -349,40 +331,40 @@ def _bound(function: Callable[..., np.ndarray], *arguments: Any) -> Callable[[],
     return lambda: function(*arguments)
 
 
-def _adapters(checkpoint: Checkpoint, rules: list[Rule], dtype: str | None) -> Iterator[Tensor]:
-    """LoRA's tensors under their published names: `….q_proj.lora_A.default.weight` [r, in] and `lora_B` [out, r]."""
+def _adapters(exported: Source, rules: list[Rule], dtype: str | None) -> Iterator[Tensor]:
+    """LoRA's tensors by their published names: `….q_proj.lora_A.default.weight` [r, in] and `lora_B` [out, r]."""
     for rule in rules:
-        for side, name in (("a", "lora_A"), ("b", "lora_B")):
-            leaf = checkpoint.adapter(rule.path.removesuffix("/kernel"), side)
+        for ours, published in (("lora_a", "lora_A"), ("lora_b", "lora_B")):
+            leaf = exported.adapter(rule.path.removesuffix("/kernel"), ours)
             if leaf is not None:
-                key = f"{rule.key.removesuffix('.weight')}.{name}.default.weight"
-                shape = checkpoint.leaves.shapes[leaf][:0:-1]
-                kind = DTYPES[dtype] if dtype else checkpoint.leaves.dtypes[leaf]
-                yield key, shape, kind, _bound(lambda leaf, layer: checkpoint.leaves[leaf][layer].T, leaf, rule.layer)
+                key = f"{rule.key.removesuffix('.weight')}.{published}.default.weight"
+                shape = exported.leaves.shapes[leaf][:0:-1]
+                kind = DTYPES[dtype] if dtype else exported.leaves.dtypes[leaf]
+                yield key, shape, kind, _bound(lambda leaf, layer: exported.leaves[leaf][layer].T, leaf, rule.layer)
 
 
-def _unused(checkpoint: Checkpoint, dtype: str | None) -> Iterator[Tensor]:
-    """What the published file held and Emu has no use for."""
-    for leaf, shape in checkpoint.leaves.shapes.items():
+def _unused(exported: Source, dtype: str | None) -> Iterator[Tensor]:
+    """The published file's tensors that Emu does not use."""
+    for leaf, shape in exported.leaves.shapes.items():
         if leaf.startswith("unused/"):
             key = leaf.removeprefix("unused/")
-            yield key, shape, checkpoint.dtype_of(key, leaf, dtype), _bound(checkpoint.leaves.__getitem__, leaf)
+            yield key, shape, exported.dtype_of(key, leaf, dtype), _bound(exported.leaves.__getitem__, leaf)
 
 
-def _convolutions(checkpoint: Checkpoint, part: str, dtype: str | None) -> Iterator[Tensor]:
-    """The tensors of a U-Net or VAE under diffusers' names."""
+def _convolutions(exported: Source, part: str, dtype: str | None) -> Iterator[Tensor]:
+    """The tensors of a U-Net or VAE by diffusers' names."""
     prefix = f"params/{part}/"
-    for leaf, ours in checkpoint.leaves.shapes.items():
+    for leaf, ours in exported.leaves.shapes.items():
         if leaf.startswith(prefix):
             path = leaf.removeprefix(prefix)
             key = diffusers.their_key(path)
             shape = diffusers.their_shape(path, ours)
-            kind = checkpoint.dtype_of(key, leaf, dtype)
-            yield key, shape, kind, _bound(_their_value, checkpoint, leaf, path, shape)
+            kind = exported.dtype_of(key, leaf, dtype)
+            yield key, shape, kind, _bound(_their_value, exported, leaf, path, shape)
 
 
-def _their_value(checkpoint: Checkpoint, leaf: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    return diffusers.to_theirs(path, checkpoint.leaves[leaf], shape)
+def _their_value(exported: Source, leaf: str, path: str, shape: tuple[int, ...]) -> np.ndarray:
+    return diffusers.to_theirs(path, exported.leaves[leaf], shape)
 
 
 def _peft_name(key: str) -> str:
@@ -397,11 +379,11 @@ def _nbytes(tensor: Tensor) -> int:
 def _write(path: Path, tensors: list[Tensor], *, nest: str | None = None) -> None:
     declared = {name: (tuple(shape), dtype) for name, shape, dtype, _ in tensors}
     with (
-        TensorWriter(path, declared, nest=nest) as writer,
+        tensor_writer(path, declared, nest=nest) as write,
         tqdm(total=sum(map(_nbytes, tensors)), desc=path.name, unit="B", unit_scale=True) as bar,
     ):
         for tensor in tensors:
-            writer.write(tensor[0], tensor[3]())
+            write(tensor[0], tensor[3]())
             bar.update(_nbytes(tensor))
 
 

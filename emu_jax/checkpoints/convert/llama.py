@@ -1,15 +1,14 @@
-"""LLaMA's own files -> a plan for the language model alone, without a regression head.
+"""LLaMA's own files -> a conversion to the language model without its regression head.
 
-    folder/config.json + model.safetensors or .bin, whole or in shards      as Hugging Face's transformers keeps it
-    folder/params.json + consolidated.00.pth, consolidated.01.pth, …        as Meta published it
+    folder/config.json + model.safetensors or .bin, whole or in shards      Hugging Face's transformers
+    folder/params.json + consolidated.00.pth, consolidated.01.pth, …        Meta's own format
 
-The published Emu's keys of its language model are Hugging Face's behind a prefix, so its table serves here too
+The published Emu's keys of its language model are Hugging Face's behind a prefix, so the same table applies
 (`emu_keys.py`). Meta's files are presented under the same names.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,18 +17,19 @@ from typing import Any
 import numpy as np
 
 from emu_jax.checkpoints.convert import emu
-from emu_jax.checkpoints.convert.plan import Plan, source_dtypes, unreadable
+from emu_jax.checkpoints.convert.conversion import Conversion, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.tensor_files import TensorFile, Tensors, open_tensors
 from emu_jax.errors import UserError
+from emu_jax.storage import read_json_object
 
-PREFIX = "decoder.lm."  # what Emu's keys have before Hugging Face's
+PREFIX = "decoder.lm."  # before Hugging Face's keys in Emu's
 CONFIG, PARAMS = "config.json", "params.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 TOKENIZER = "tokenizer.model"
 META_FILES = re.compile(r"consolidated\.\d\d\.pth")
 LAYOUT = "LLaMA's layout"
 
-# What the model computes is fixed: config.json's key -> the values it may have, where it is given.
+# The architecture is fixed: config.json's key -> the values that it may have, if it is present.
 FIXED: dict[str, tuple] = {
     "model_type": ("llama",),
     "hidden_act": ("silu",),
@@ -40,7 +40,7 @@ FIXED: dict[str, tuple] = {
     "pretraining_tp": (1,),
 }
 
-# Meta's key -> (Hugging Face's, the axis along which model-parallel shards were cut; None: the same in all).
+# Meta's key -> (Hugging Face's, the axis that is split over model-parallel shards; None: the same in all).
 META: dict[str, tuple[str, int | None]] = {
     "tok_embeddings.weight": ("model.embed_tokens.weight", 1),
     "norm.weight": ("model.norm.weight", None),
@@ -59,20 +59,20 @@ META_UNUSED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.fre
 
 
 def in_scope(path: str) -> bool:
-    """Whether LLaMA's files give one of our paths."""
+    """Whether LLaMA's files hold the parameter at one of our paths."""
     return path.startswith("llama/") and not path.startswith("llama/regress_head/")
 
 
 def is_llama(folder: Path) -> bool:
-    """Whether a folder looks like one of the two kinds."""
+    """Whether a folder looks like one of the two formats."""
     return (folder / PARAMS).is_file() or (folder / CONFIG).is_file()
 
 
-def plan(folder: Path) -> Plan:
-    """How a folder's LLaMA becomes ours.
+def conversion(folder: Path) -> Conversion:
+    """Converts a folder's LLaMA to our language model.
 
     Raises:
-      UserError: not a LLaMA that this model can be; lists everything that does not fit at once.
+      UserError: not a LLaMA of our architecture; lists everything that does not fit.
     """
     if (folder / PARAMS).is_file():
         meta = MetaTensors(folder)
@@ -107,13 +107,12 @@ def plan(folder: Path) -> Plan:
         "unused": list(matched.unused),
         "dtypes": source_dtypes(tensors, matched.names),
     }
-    steps = tuple(emu.assign(matched, tensors))
-    return Plan(tensors, {"objective": "llama", "model": model}, shapes, steps, about=about)
+    return Conversion(tensors, "llama", {"model": model}, shapes, tuple(emu.assign(matched, tensors)), about=about)
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    """`config.model.llama`'s fields that shapes do not tell, from config.json."""
-    config = _read_json(file)
+    """The fields of `config.model.llama` that shapes do not show, from config.json."""
+    config = read_json_object(file, "a LLaMA's config.json")
     wrong = [
         f"{key}={config[key]!r} (expected {values[0]!r})"
         for key, values in FIXED.items()
@@ -124,7 +123,7 @@ def _fields(file: Path) -> dict[str, Any]:
         wrong.append(f"rope_type={rope['rope_type']!r} (expected 'default')")
     heads: Any = config.get("num_attention_heads")
     if config.get("num_key_value_heads", heads) != heads:
-        wrong.append(f"num_key_value_heads={config['num_key_value_heads']} (expected {heads}, one a head)")
+        wrong.append(f"num_key_value_heads={config['num_key_value_heads']} (expected {heads}, one per head)")
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} of 7B and 13B, first or second, can be read")
     try:
@@ -136,24 +135,14 @@ def _fields(file: Path) -> dict[str, Any]:
             "context": int(config["max_position_embeddings"]),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {error} is missing or no number; expected a LLaMA's config.json") from error
-
-
-def _read_json(file: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not a JSON file ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: expected a JSON object")
-    return config
+        raise UserError(f"{file}: {error} is missing or not a number; expected a LLaMA's config.json") from error
 
 
 class MetaTensors(Tensors):
     """Meta's model-parallel shards as whole tensors under Hugging Face's names.
 
-    Meta's RoPE rotates neighbours (2i, 2i + 1), Hugging Face's and ours halves (i, i + H/2): the rows of q and k are
-    put in that order.
+    Meta's RoPE rotates neighbours (2i, 2i + 1); Hugging Face's and ours rotate halves (i, i + H/2). The rows of q and k
+    are reordered accordingly.
     """
 
     def __init__(self, folder: Path):
@@ -170,7 +159,7 @@ class MetaTensors(Tensors):
             pattern = re.sub(r"(?<=layers\.)\d+(?=\.)", "{}", name)
             absent = [shard.path.name for shard in self._shards if name not in shard]
             if pattern not in META or absent:
-                self.others[name] = f"absent from {', '.join(absent)}" if absent else "no key of Meta's LLaMA"
+                self.others[name] = f"absent from {', '.join(absent)}" if absent else "not a key of Meta's LLaMA"
                 continue
             theirs, axis = META[pattern]
             ours = theirs.format(*re.findall(r"layers\.(\d+)\.", name))
@@ -188,7 +177,7 @@ class MetaTensors(Tensors):
             self._origin[ours] = (name, axis)
 
     def _fields(self, file: Path) -> dict[str, Any]:
-        params = _read_json(file)
+        params = read_json_object(file, f"Meta's {PARAMS}")
         heads: Any = params.get("n_heads")
         if params.get("n_kv_heads", heads) != heads:
             raise UserError(
@@ -200,11 +189,11 @@ class MetaTensors(Tensors):
                 "heads": int(heads),
                 "norm_eps": float(params["norm_eps"]),
                 "rope_base": float(params.get("rope_theta", 10000.0)),
-                # The files do not say it; the first LLaMA was trained on 2048 positions, the second on 4096.
+                # Not in the files; the first LLaMA was trained on 2048 positions, the second on 4096.
                 "context": 2048,
             }
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: {error} is missing or no number; expected Meta's {PARAMS}") from error
+            raise UserError(f"{file}: {error} is missing or not a number; expected Meta's {PARAMS}") from error
 
     def __getitem__(self, name: str) -> np.ndarray:
         origin, axis = self._origin[name]
@@ -216,13 +205,13 @@ class MetaTensors(Tensors):
 
 
 def _halves(kernel: np.ndarray, heads: int) -> np.ndarray:
-    """[heads * H, D] with rotated pairs side by side -> with first halves before second ones in every head."""
+    """[heads * H, D]: reorders rows in every head from rotated pairs side by side to first halves before second."""
     rows, width = kernel.shape
     return kernel.reshape(heads, rows // heads // 2, 2, width).swapaxes(1, 2).reshape(rows, width)
 
 
 def describe(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Hugging Face's config.json of a model with `config.model.llama` = `config`."""
+    """Hugging Face's config.json for the fields `config` of `config.model.llama`."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",

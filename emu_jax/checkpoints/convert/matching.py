@@ -1,4 +1,4 @@
-"""A report of everything in a file that does not fit our parameters."""
+"""Reports everything in a file that does not fit our parameters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 @dataclasses.dataclass(frozen=True)
 class Fault:
-    """One thing that does not fit: `kind` (missing, unknown, …), the key or path, what is wrong with it."""
+    """One misfit: its kind (missing, unknown, …), the key or path, and what is wrong with it."""
 
     kind: str
     name: str
@@ -24,7 +24,7 @@ class Fault:
 
 
 def report(where: str, faults: Sequence[Fault], layout: str) -> str:
-    """A summary, then every fault in a line of its own; a single one follows in the same line."""
+    """A summary, and a line for every fault; a single fault follows on the same line."""
     counts = ", ".join(f"{count} {kind}" for kind, count in Counter(f.kind for f in faults).items())
     summary = f"{where}: does not fit {layout}, nothing was loaded: {counts}"
     return f"{summary}: {faults[0].text}" if len(faults) == 1 else "\n  ".join([summary, *map(str, faults)])

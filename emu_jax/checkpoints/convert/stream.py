@@ -1,7 +1,7 @@
-"""Carries a plan out, a tensor at a time: foreign files -> a checkpoint that training and inference read.
+"""Carries out a conversion one tensor at a time: foreign files -> a checkpoint for training and inference.
 
 Memory stays below a few times the largest tensor, whatever the model's size. Nothing is written before every key is
-accounted for; the folder gets its name when everything is in it; a run that was killed goes on where it stopped.
+accounted for, and the folder gets its name once it is complete. A run that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,19 +19,25 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from emu_jax.checkpoints.convert.plan import Plan, Step, check_dtype
+from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, check_dtype
 from emu_jax.checkpoints.store import pack_tokenizer, read_meta
 from emu_jax.checkpoints.streamed import LeafWriter
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.quantise import SCALE, is_quantised, quantise
+from emu_jax.storage import remove
 
 BLOCK = 8 << 20  # bytes hashed at a time
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a conversion did: bytes it read, bytes of the result, seconds, tensors that an earlier run had written."""
+    """Figures of a finished conversion.
+
+    Attributes:
+      read: bytes read by this run. size: bytes of the result.
+      resumed: tensors that an earlier run had written.
+    """
 
     read: int
     size: int
@@ -49,7 +54,7 @@ class Summary:
 
 
 def write(
-    plan: Plan,
+    conversion: Conversion,
     folder: Path,
     beside: Mapping[str, Path] | None = None,
     *,
@@ -59,70 +64,70 @@ def write(
     tokenizer: Tokenizer | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> Summary:
-    """Writes a plan's leaves into a new checkpoint.
+    """Writes a conversion's leaves to a new checkpoint.
 
     Args:
-      beside: folders that are moved into it, by their names there.
-      waiting: it is one of those itself: left as it is where the same conversion has finished it, else replaced.
-      dtype: of parameters, float32 or bfloat16; leaves of `plan.dtypes` keep their own.
-      int8: the language model's kernels as 8-bit integers with a scale a column (`models/quantise.py`).
-      tokenizer: kept with the weights, where it is known.
+      beside: folders to move into the checkpoint, by their names there.
+      waiting: whether this checkpoint will itself be moved into another. If the same conversion already finished it,
+        it is kept; otherwise it is replaced.
+      dtype: dtype of parameters, float32 or bfloat16; leaves in `conversion.dtypes` keep their own.
+      int8: store the language model's kernels as 8-bit integers with a scale per column (`models/quantise.py`).
+      tokenizer: stored with the weights, if it is known.
       constants: leaves that come from no file.
 
     Raises:
-      UserError: the folder exists, or a source cannot be read; nothing is left behind.
+      UserError: the folder exists, a source cannot be read, or the folder cannot be written; nothing is left behind.
     """
     began = time.monotonic()
     wanted = check_dtype(dtype)
     constants = dict(constants or {})
     leaves: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
-    for leaf, shape in plan.shapes.items():
+    for leaf, shape in conversion.shapes.items():
         if int8 and is_quantised(leaf):
             leaves[leaf] = (shape, np.dtype(np.int8))
             leaves[_scale_of(leaf)] = ((shape[0], shape[-1]), np.dtype(np.float32))
         else:
-            leaves[leaf] = (shape, plan.dtypes.get(leaf, wanted))
-    # A kernel's scale is stacked like it.
-    stacked = {leaf for step in plan.steps if step.layer is not None for leaf in (step.leaf, _scale_of(step.leaf))}
+            leaves[leaf] = (shape, conversion.dtypes.get(leaf, wanted))
+    layered = [assignment.leaf for assignment in conversion.assignments if assignment.layer is not None]
+    stacked = {*layered, *map(_scale_of, layered)}  # a kernel's scale is stacked like the kernel
     leaves |= {leaf: (value.shape, value.dtype) for leaf, value in constants.items()}
-    config = json.loads(json.dumps(plan.config))
+    config = json.loads(json.dumps(conversion.config))
     for part in ("model", "unet", "vae"):
         if part in config:
             config[part]["param_dtype"] = dtype
     if int8:
         config["model"]["llama"]["int8"] = True
-    job = _fingerprint([config, plan.about, _stat(plan.tensors.files), _described(leaves)])
+    tensors, assignments = conversion.tensors, conversion.assignments
+    job = _fingerprint([conversion.holds, config, conversion.about, _stat(tensors.files), _described(leaves)])
 
     if waiting and folder.exists():
         if read_meta(folder).get("job") == job:
-            return Summary(0, _size(leaves), 0.0, len(plan.steps))
-        shutil.rmtree(folder)
+            return Summary(0, _size(leaves), 0.0, len(assignments))
+        remove(folder)
 
     def run(writer: LeafWriter, hashes: concurrent.futures.Future) -> int:
-        sizes = [sum(map(plan.tensors.nbytes, step.names)) for step in plan.steps]
-        waiting = [number for number in range(len(sizes)) if number not in writer.done]
-        read = sum(sizes[number] for number in waiting)
+        sizes = [sum(map(tensors.nbytes, assignment.names)) for assignment in assignments]
+        missing = [number for number in range(len(sizes)) if number not in writer.done]
+        read = sum(sizes[number] for number in missing)
         with tqdm(total=sum(sizes), initial=sum(sizes) - read, desc=folder.name, unit="B", unit_scale=True) as bar:
-            for number in waiting:
-                writer.write(number, plan.steps[number].layer, _slices(plan, plan.steps[number], int8))
+            for number in missing:
+                writer.write(number, assignments[number].layer, _slices(conversion, assignments[number], int8))
                 bar.update(sizes[number])
-        for number, (leaf, value) in enumerate(constants.items(), len(plan.steps)):
+        for number, (leaf, value) in enumerate(constants.items(), len(assignments)):
             if number not in writer.done:
                 writer.write(number, None, {leaf: value})
-        writer.finish(
-            {
-                "config": config,
-                "tokenizer": pack_tokenizer(tokenizer),
-                "source": plan.about | {"files": hashes.result()},
-                "job": job,
-            },
-            beside or {},
-        )
+        meta = {
+            "config": config,
+            "tokenizer": pack_tokenizer(tokenizer),
+            "source": conversion.about | {"files": hashes.result()},
+            "job": job,
+        }
+        writer.finish(conversion.holds, meta, beside or {})
         return read
 
     with concurrent.futures.ThreadPoolExecutor(1) as pool, _writing(LeafWriter(folder, leaves, stacked, job)) as writer:
         resumed = len(writer.done)
-        read = run(writer, pool.submit(_hashes, plan.tensors.files))
+        read = run(writer, pool.submit(_hashes, tensors.files))
     return Summary(read, _size(leaves), time.monotonic() - began, resumed)
 
 
@@ -132,28 +137,28 @@ def _size(leaves: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> int:
 
 @contextlib.contextmanager
 def _writing(writer: LeafWriter) -> Iterator[LeafWriter]:
-    """A source that turns out damaged, or a full disk, leaves nothing behind; an interruption can be gone on from."""
+    """Leaves nothing behind when a source is damaged or the disk is full; after an interruption, work can resume."""
     try:
         yield writer
     except UserError:
         writer.discard()
         raise
-    except (OSError, ValueError) as error:  # TensorStore raises ValueError where a file cannot be written
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError if a file cannot be written
         writer.discard()
         reason = str(error).partition("\n")[0][:300]
-        raise UserError(f"--to {writer.folder}: cannot be written ({reason}); nothing was left there") from error
+        raise UserError(f"{writer.folder}: cannot be written ({reason}); nothing was left there") from error
 
 
-def _slices(plan: Plan, step: Step, int8: bool) -> dict[str, np.ndarray]:
-    value = plan.make(step)
-    if not (int8 and is_quantised(step.leaf)):
-        return {step.leaf: value}
+def _slices(conversion: Conversion, assignment: Assignment, int8: bool) -> dict[str, np.ndarray]:
+    leaf, value = assignment.leaf, conversion.make(assignment)
+    if not (int8 and is_quantised(leaf)):
+        return {leaf: value}
     kernel, scale = quantise(value)
-    return {step.leaf: kernel, _scale_of(step.leaf): scale}
+    return {leaf: kernel, _scale_of(leaf): scale}
 
 
 def _scale_of(leaf: str) -> str:
-    """The leaf of a quantised kernel's scales."""
+    """The leaf that holds a quantised kernel's scales."""
     return leaf.removesuffix("kernel") + SCALE
 
 

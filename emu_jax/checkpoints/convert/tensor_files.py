@@ -1,8 +1,8 @@
 """Files of named tensors, read lazily: PyTorch `.bin`/`.pt`/`.pth` or `.safetensors` files in, NumPy arrays out.
 
-Opening a file reads names, shapes and dtypes; a tensor's data is read when it is asked for, one at a time, so
-that a file larger than memory can be walked through. Pickles are read with `weights_only=True`: nothing in
-them runs. `ShardedTensors` is a folder of such files with an index, `Tensors` what all of them have in common.
+Opening a file reads names, shapes and dtypes. A tensor's data is read when it is asked for, so that files larger than
+memory can be read one tensor at a time. Pickles are read with `weights_only=True`, so that no code in them runs.
+`ShardedTensors` is a folder of such files with an index; `Tensors` is the interface of both.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from emu_jax.errors import UserError
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INSTALL = "pip install emu-jax[convert]"
-NESTS = ("module", "state_dict")  # names under which trainers keep the weights beside their own state
-# Bytes read before a file is opened anew: pages of a memory map count as the process's memory while it is open.
+NESTS = ("module", "state_dict")  # names under which trainers nest the weights beside their own state
+# Bytes read before a file is opened again: pages of a memory map count as the process's memory while it is open.
 REOPEN = 1 << 28
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of a folder's shards
-INDEX_LIMIT = 100 << 20  # bytes, as safetensors bounds its headers
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of the shards in a folder
+INDEX_LIMIT = 100 << 20  # bytes; the limit of safetensors for its headers
 
-# What torch.load raises on damaged files; found by flipping bytes and cutting ends off.
+# The errors of torch.load on damaged files, found by flipping bytes and truncating files.
 _DAMAGED = (
     pickle.UnpicklingError,
     zipfile.BadZipFile,
@@ -45,7 +45,7 @@ _DAMAGED = (
     AttributeError,
     TypeError,
 )
-_FLOATING = {  # as PyTorch and as safetensors name it
+_FLOATING = {  # PyTorch's names and safetensors'
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
     "float32": np.dtype(np.float32),
@@ -63,10 +63,10 @@ class Tensors(Mapping[str, np.ndarray]):
     Attributes:
       path: the file or folder.
       files: every file of weights that is read.
-      shapes: name -> shape of every tensor; known without reading the data.
-      dtypes: name -> NumPy dtype, or the file's word for it when it is no floating type we read.
-      others: name -> what is wrong with something that is no tensor we read (a pickle's other objects).
-      beside: names beside a top-level `module` or `state_dict`, under which trainers nest the weights.
+      shapes: name -> shape of every tensor; known without reading data.
+      dtypes: name -> NumPy dtype, or the file's name of a dtype that is not supported.
+      others: name -> what is wrong with an entry that is not a readable tensor, such as a pickle's other objects.
+      beside: names beside the top-level `module` or `state_dict` in which a trainer nested the weights.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Tensors(Mapping[str, np.ndarray]):
         return len(self.shapes)
 
     def nbytes(self, name: str) -> int:
-        """Bytes that a tensor's data takes in the file."""
+        """Bytes of a tensor's data in the file."""
         return math.prod(self.shapes[name]) * np.dtype(self.dtypes[name]).itemsize
 
 
@@ -118,9 +118,9 @@ class TensorFile(Tensors):
     def _open_torch(self) -> None:
         torch = import_torch()
         try:
-            with warnings.catch_warnings():  # of an odd pickle protocol; the errors below say more
+            with warnings.catch_warnings():  # about odd pickle protocols; the errors below say more
                 warnings.simplefilter("ignore", UserWarning)
-                # PyTorch's format before 1.6 is no zip file and cannot be memory-mapped.
+                # PyTorch's format before 1.6 is not a zip file and cannot be memory-mapped.
                 mmap = zipfile.is_zipfile(self.path)
                 state = torch.load(self.path, map_location="cpu", weights_only=True, mmap=mmap)
         except _DAMAGED as error:
@@ -134,13 +134,13 @@ class TensorFile(Tensors):
                 f"{self.path}: holds an object of type {type(state).__name__}; expected a state dict (names to tensors)"
             )
         tensors = {str(name): value for name, value in state.items() if torch.is_tensor(value)}
-        self.others = {str(n): f"{type(v).__name__}, no tensor" for n, v in state.items() if not torch.is_tensor(v)}
+        self.others = {str(n): f"{type(v).__name__}, not a tensor" for n, v in state.items() if not torch.is_tensor(v)}
         self.shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         self.dtypes = {name: _torch_dtype(tensor) for name, tensor in tensors.items()}
 
         def read(name: str) -> np.ndarray:
             tensor = tensors[name].detach()
-            if tensor.dtype == torch.bfloat16:  # NumPy has none: carry the bits over
+            if tensor.dtype == torch.bfloat16:  # NumPy lacks it: copy the bits
                 return tensor.contiguous().view(torch.uint16).numpy().view(ml_dtypes.bfloat16)
             return tensor.numpy()
 
@@ -166,26 +166,26 @@ class TensorFile(Tensors):
 
 
 class ShardedTensors(Tensors):
-    """The tensors of a folder of shards, as an index like `model.safetensors.index.json` lists them."""
+    """The tensors of a folder of shards with an index such as `model.safetensors.index.json`."""
 
     def __init__(self, index: Path):
         self.path = index.parent
-        place = self._read_index(index)
-        shards = {name: TensorFile(self.path / name) for name in sorted(set(place.values()))}
+        shard_of = self._read_index(index)
+        shards = {name: TensorFile(self.path / name) for name in sorted(set(shard_of.values()))}
         self.files = tuple(shard.path for shard in shards.values())
         self.shapes, self.dtypes, self.others, self._shard = {}, {}, {}, {}
         for file, shard in shards.items():
             for name in (*shard, *shard.others):
                 if name in self.shapes or name in self.others:
                     self.others[name] = f"repeated in {file}"
-                elif place.get(name) != file:
+                elif shard_of.get(name) != file:
                     self.others[name] = f"in {file}, which {index.name} does not say"
                 elif name in shard.others:
                     self.others[name] = shard.others[name]
                 else:
                     self.shapes[name], self.dtypes[name] = shard.shapes[name], shard.dtypes[name]
                     self._shard[name] = shard
-        for name, file in place.items():
+        for name, file in shard_of.items():
             if name not in self.shapes and name not in self.others:
                 self.others[name] = f"listed in {index.name}, absent from {file}"
 
@@ -193,8 +193,8 @@ class ShardedTensors(Tensors):
         try:
             if index.stat().st_size > INDEX_LIMIT:
                 raise UserError(f"{index}: larger than {INDEX_LIMIT >> 20} MiB; expected an index of tensor names")
-            place = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = {str(key): str(name) for key, name in place.items()}
+            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            names = {str(key): str(name) for key, name in weight_map.items()}
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise UserError(f'{index}: expected {{"weight_map": {{name: file}}}} ({type(error).__name__})') from error
         for name in sorted(set(names.values())):
@@ -207,7 +207,7 @@ class ShardedTensors(Tensors):
 
 
 def open_tensors(path: Path, names: tuple[str, ...]) -> Tensors | None:
-    """The tensors of a folder: by an index, or in the first of `names` that is there; None where nothing is."""
+    """The tensors of a folder: those of an index, or of the first of `names` that exists; None if there are none."""
     for index in INDEXES:
         if (path / index).is_file():
             return ShardedTensors(path / index)
@@ -218,7 +218,7 @@ def open_tensors(path: Path, names: tuple[str, ...]) -> Tensors | None:
 
 
 def import_torch() -> Any:
-    """PyTorch, or a UserError that names the extra."""
+    """The module torch; UserError with the extra to install if it is missing."""
     try:
         import torch
     except ImportError as error:
@@ -234,7 +234,7 @@ def _torch_dtype(tensor: Any) -> np.dtype | str:
 
 
 def _why_refused(error: Exception) -> str:
-    # Not PyTorch's own words: they advise to read the file again with weights_only=False.
+    # PyTorch's own message advises to read the file again with weights_only=False.
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"refused, because the pickle asks for {found[1]} and only plain tensors are read"
     return f"damaged, or not a PyTorch file of plain tensors ({type(error).__name__})"

@@ -1,21 +1,21 @@
-"""Files of named tensors, written in order, a tensor at a time: `.safetensors` and PyTorch's `.bin` / `.pt`.
+"""Streams files of named tensors, one tensor at a time: `.safetensors` and PyTorch's `.bin` / `.pt`.
 
-The libraries' own savers need every tensor of a file in memory at once. Both formats are simple enough to stream: a
-JSON header and the data behind it; a zip of one pickle, which says what the tensors are, and a member for each one's
-data. What is written gets its name when it is whole.
+The libraries' own savers need every tensor of a file in memory at once, and the published Emu's file has 34 GB. Both
+formats are simple enough to stream: a JSON header and the data behind it, or a zip with one pickle that describes the
+tensors and a member with the data of each.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import io
 import json
 import math
-import os
 import pickle
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from emu_jax.checkpoints.convert.tensor_files import import_torch
+from emu_jax.storage import write_atomically
 
 SAFETENSORS_NAMES = {
     np.dtype(ml_dtypes.bfloat16): "BF16",
@@ -36,81 +37,78 @@ TORCH_STORAGES = {
     np.dtype(np.float32): "FloatStorage",
     np.dtype(np.float64): "DoubleStorage",
 }
-ALIGNMENT = 64  # bytes, of each tensor's data in PyTorch's files, so that they can be memory-mapped
+ALIGNMENT = 64  # bytes; each tensor's data in PyTorch's files is aligned, so that they can be memory-mapped
 
 Declared = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # name -> shape, dtype
 
 
-class TensorWriter:
-    """Writes the tensors that were declared, in their order; use it in a `with` block.
+@contextlib.contextmanager
+def tensor_writer(
+    path: Path, declared: Declared, *, nest: str | None = None
+) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yields `write(name, value)`, which writes the next declared tensor, cast to its declared dtype.
 
     Args:
-      path: the file; its suffix tells the format.
-      declared: every tensor that will be written.
-      nest: PyTorch alone: the name under which the tensors stand.
+      path: the file; its suffix selects the format.
+      declared: every tensor that will be written, in their order.
+      nest: PyTorch only: the name under which the state dict is nested.
     """
+    waiting = collections.deque(declared)
+    with contextlib.ExitStack() as context:
+        partial = context.enter_context(write_atomically(path))
+        file = _safetensors(partial, declared) if path.suffix == ".safetensors" else _torch(partial, declared, nest)
+        append = context.enter_context(file)
 
-    def __init__(self, path: Path, declared: Declared, *, nest: str | None = None):
-        self.path, self._declared, self._waiting = path, dict(declared), collections.deque(declared)
-        self._partial = path.with_name(path.name + ".partial")
-        if path.suffix == ".safetensors":
-            self._open_safetensors()
-        else:
-            self._open_torch(nest)
+        def write(name: str, value: np.ndarray) -> None:
+            expected = waiting.popleft()
+            shape, dtype = declared[name]
+            assert name == expected and value.shape == shape, f"{name} {value.shape}, expected {expected} {shape}"
+            append(name, np.ascontiguousarray(value.astype(dtype, copy=False)))
 
-    def __enter__(self) -> TensorWriter:
-        return self
+        yield write
+        assert not waiting, f"{path}: {len(waiting)} tensors were not written"
 
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        self._close()
-        if kind is None:
-            assert not self._waiting, f"{self.path}: {len(self._waiting)} tensors were not written"
-            os.replace(self._partial, self.path)
-        else:
-            self._partial.unlink(missing_ok=True)
 
-    def write(self, name: str, value: np.ndarray) -> None:
-        """Writes the next tensor, cast to its declared dtype."""
-        expected = self._waiting.popleft()
-        shape, dtype = self._declared[name]
-        assert name == expected and value.shape == shape, f"{name} {value.shape}, expected {expected} {shape}"
-        self._append(name, np.ascontiguousarray(value.astype(dtype, copy=False)))
+Append = Callable[[str, np.ndarray], object]
 
-    def _open_safetensors(self) -> None:
-        header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-        offset = 0
-        for name, (shape, dtype) in self._declared.items():
-            size = math.prod(shape) * dtype.itemsize
-            header[name] = {
-                "dtype": SAFETENSORS_NAMES[dtype],
-                "shape": list(shape),
-                "data_offsets": [offset, offset + size],
-            }
-            offset += size
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
-        file = self._partial.open("wb")
+
+@contextlib.contextmanager
+def _safetensors(path: Path, declared: Declared) -> Iterator[Append]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (shape, dtype) in declared.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {
+            "dtype": SAFETENSORS_NAMES[dtype],
+            "shape": list(shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # data begins at a multiple of 8 bytes
+    with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        self._append: Callable[[str, np.ndarray], object] = lambda _, value: file.write(_bytes(value))
-        self._close = file.close
+        yield lambda _, value: file.write(_bytes(value))
 
-    def _open_torch(self, nest: str | None) -> None:
-        archive = zipfile.ZipFile(self._partial, "w", zipfile.ZIP_STORED)
-        keys = {name: str(number) for number, name in enumerate(self._declared)}
-        archive.writestr("archive/data.pkl", _describe(self._declared, keys, nest))
+
+@contextlib.contextmanager
+def _torch(path: Path, declared: Declared, nest: str | None) -> Iterator[Append]:
+    keys = {name: str(number) for number, name in enumerate(declared)}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("archive/data.pkl", _describe(declared, keys, nest))
         archive.writestr("archive/byteorder", "little")
         archive.writestr("archive/version", "3\n")
 
         def append(name: str, value: np.ndarray) -> None:
             info = zipfile.ZipInfo(f"archive/data/{keys[name]}")
-            # Local header: 30 bytes, the name, 20 bytes of 64-bit sizes, and 4 of this padding's own header.
+            # The local header takes 30 bytes, the name, 20 bytes of 64-bit sizes, and 4 of this padding's own header.
             assert archive.fp is not None  # it is open
             begins = archive.fp.tell() + 30 + len(info.filename) + 20 + 4
             info.extra = struct.pack("<HH", 0x4650, -begins % ALIGNMENT) + b"\0" * (-begins % ALIGNMENT)
             with archive.open(info, "w", force_zip64=True) as member:
                 member.write(_bytes(value))
 
-        self._append, self._close = append, archive.close
+        yield append
 
 
 def _bytes(value: np.ndarray) -> memoryview:
@@ -118,7 +116,7 @@ def _bytes(value: np.ndarray) -> memoryview:
 
 
 def _describe(declared: Declared, keys: Mapping[str, str], nest: str | None) -> bytes:
-    """The pickle of a PyTorch file: a dict of tensors whose storages are named and lie elsewhere."""
+    """The pickle of a PyTorch file: a dict of tensors that refer to storages by name."""
     torch = import_torch()
 
     class Storage:

@@ -1,1 +1,1 @@
-"""Raw data of the five kinds that Emu was trained on, one reader each; `emu-jax prepare` makes records of them."""
+"""Raw data for `emu-jax prepare`: one reader per module in `readers/`, and beside it the file formats they share."""

@@ -1,8 +1,8 @@
-"""Where raw data stand: the shards under a path, images named by untrusted text, and JSON read in bounded memory.
+"""Raw data on disk: the shards under a path, images named by untrusted text, and JSON read in bounded memory.
 
-    path ─ find_shards ─ "folder//part/00012.tar" ─ shard_name ─ "part/00012.tar", which keys begin with
+    path ─ find_shards ─ "folder//part/00012.tar" ─ shard_name ─ "part/00012.tar", with which keys begin
 
-A shard is a path that opens as it is; its `//` tells which part of it stays the same on another machine.
+A shard is a path that can be opened as it is; what follows its `//` is the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SPACE = re.compile(r"[ \t\r\n]*")
 
 
 class Skip(Exception):
-    """A document cannot be made; becomes a Reject where its key is known."""
+    """A document or an image cannot be used; becomes a Reject where its key is known."""
 
     def __init__(self, reason: str, detail: str):
         super().__init__(detail)
@@ -38,7 +38,10 @@ class Skip(Exception):
 
 
 def find_shards(path: str, patterns: Sequence[str], what: str) -> list[str]:
-    """The files at `path`, a file, a glob or a folder that is searched to any depth for `patterns`, in order.
+    """The files at `path`, sorted: a file, a glob, or a folder that is searched recursively for `patterns`.
+
+    Args:
+      what: what the files should be, for errors.
 
     Raises:
       UserError: there are none.
@@ -61,7 +64,7 @@ def find_shards(path: str, patterns: Sequence[str], what: str) -> list[str]:
 
 
 def shard_name(shard: str) -> str:
-    """The part of a shard's path that is the same wherever the data stand."""
+    """The part of a shard's path that does not depend on the folder of the data."""
     head, mark, name = shard.rpartition("//")
     return name if mark and head else Path(shard).name
 
@@ -70,14 +73,14 @@ def shard_name(shard: str) -> str:
 
 
 def clean_text(text: str, max_characters: int) -> str:
-    """Text as it is, without white space around it and without NULs.
+    """Removes surrounding white space and NULs.
 
     Raises:
-      Skip: it is no Unicode text (lone surrogates), or too long.
+      Skip: the text is not Unicode (lone surrogates), or too long.
     """
     text = text.replace("\0", "").strip()
     if len(text) > max_characters:
-        raise Skip("text_too_long", f"{len(text)} characters; at most {max_characters} are taken")
+        raise Skip("text_too_long", f"{len(text)} characters; at most {max_characters} are allowed")
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -86,26 +89,41 @@ def clean_text(text: str, max_characters: int) -> str:
 
 
 def check_folder(setting: str, shards: Sequence[str], images: str) -> None:
-    """Raises unless the folder of images is there: without it every document would be a reject."""
+    """Raises unless the folder of images or videos exists: without it, every document would be a reject."""
     for shard in shards:
         folder = Path(shard).parent / images
         if not folder.is_dir():
             raise UserError(
-                f"{setting}={images!r}: no folder {folder}; expected the images' folder, relative to {shard}"
+                f"{setting}={images!r}: no folder {folder}; expected a folder of the files that "
+                f"{shard} names, relative to it"
             )
 
 
-def read_image(folder: Path, name: object) -> bytes:
-    """The file `name` under `folder`; `name` comes from the data and is not trusted to stay there."""
+def relative_name(name: object, what: str) -> PurePosixPath:
+    """A file name from the data, which is not trusted to stay in its folder.
+
+    Raises:
+      Skip: `missing_<what>` if it is not a name, `unsafe_path` if it leads out of the folder.
+    """
     if not isinstance(name, str) or not name.strip():
-        raise Skip("missing_image", f"no file's name: {ascii(name)[:80]}")
+        raise Skip(f"missing_{what}", f"not a file name: {ascii(name)[:80]}")
     inside = PurePosixPath(name)
     if inside.is_absolute() or ".." in inside.parts or "\0" in name:
-        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the images' folder")
+        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the folder of {what}s")
+    return inside
+
+
+def read_image(folder: Path, name: object) -> bytes:
+    """The bytes of the file `name` under `folder`; `name` is not trusted.
+
+    Raises:
+      Skip: the file is missing, empty, too large or outside the folder.
+    """
+    inside = relative_name(name, "image")
     try:
         path = folder / inside
         if not path.is_file():
-            raise Skip("missing_image", f"no file {ascii(name)[:200]} in the images' folder")
+            raise Skip("missing_image", f"no file {ascii(name)[:200]} in the folder of images")
         if path.stat().st_size > MAX_IMAGE_BYTES:
             raise Skip("image_too_large", f"{name} has {path.stat().st_size} bytes; at most {MAX_IMAGE_BYTES}")
         data = path.read_bytes()
@@ -120,14 +138,14 @@ def read_image(folder: Path, name: object) -> bytes:
 
 
 def parse_json(text: str | bytes) -> Any:
-    """One JSON value.
+    """Parses one JSON value.
 
     Raises:
-      Skip: `cut_shard` where the text just ends too soon, `unreadable_json` otherwise.
+      Skip: `cut_shard` if the text only ends too soon, otherwise `unreadable_json`.
     """
     try:
         if isinstance(text, bytes):
-            text = text.decode("utf-8-sig", errors="surrogateescape")  # what is not UTF-8 fails where it is used
+            text = text.decode("utf-8-sig", errors="surrogateescape")  # text that is not UTF-8 fails where it is used
         return json.loads(text)
     except RecursionError as error:
         raise Skip("unreadable_json", "nested too deeply") from error
@@ -136,24 +154,24 @@ def parse_json(text: str | bytes) -> Any:
 
 
 def _breaks_off(error: ValueError, length: int) -> bool:
-    """Whether the parser ran out of text, rather than into something wrong."""
+    """Whether the parser reached the end of the text, rather than an error in it."""
     if not isinstance(error, json.JSONDecodeError):
         return False
     return error.pos >= length - len("-Infinity") or error.msg.startswith("Unterminated string")
 
 
 def json_array(stream: TextIO) -> Iterator[Any]:
-    """The values of a file that is one JSON array, in the memory of the largest of them.
+    """The values of a file that is one JSON array; memory is bounded by the largest value.
 
     Raises:
-      Skip: as `parse_json`, after the values before the place have been given.
+      Skip: as `parse_json`, after all values before the error were yielded.
     """
     decoder = json.JSONDecoder()
     text, position, ended = "", 0, False
 
     def fill() -> None:
         nonlocal text, position, ended
-        chunk = stream.read(max(CHUNK, len(text) - position))  # doubling, so that a large value is not parsed often
+        chunk = stream.read(max(CHUNK, len(text) - position))  # doubled, so that a large value is parsed few times
         text, position, ended = text[position:] + chunk, 0, not chunk
 
     def peek() -> str:
@@ -178,7 +196,7 @@ def json_array(stream: TextIO) -> Iterator[Any]:
         peek()
         try:
             value, end = decoder.raw_decode(text, position)
-            whole = end + len("e+0") <= len(text) or ended  # a number near the edge may go on
+            whole = end + len("e+0") <= len(text) or ended  # a number at the end may continue
         except RecursionError as error:
             raise Skip("unreadable_json", "nested too deeply") from error
         except ValueError as error:
@@ -196,5 +214,5 @@ def json_array(stream: TextIO) -> Iterator[Any]:
         if mark == "]":
             return
         if mark != ",":
-            number = ended and mark in ".eE" and len(text) - position < len("+0")  # one that was cut
+            number = ended and mark in ".eE" and len(text) - position < len("+0")  # a number that was cut
             raise Skip("cut_shard" if number else "unreadable_json", f"expected , or ] between records, found {mark!a}")

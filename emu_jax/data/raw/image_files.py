@@ -1,48 +1,51 @@
-"""Images by name: a folder, or a tar that is read where they stand; nothing is unpacked."""
+"""Images by name, from a folder or from a tar, which is read in place and never unpacked; and data: URLs."""
 
 from __future__ import annotations
 
 import base64
 import tarfile
 import urllib.parse
+from collections.abc import Iterator
 from pathlib import Path
 
 from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip, read_image, shard_name
+from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
 
-class Images:
-    """The images that belong to a shard.
-
-    Attributes:
-      cut: what is wrong with a tar that breaks off; its images before that place are there.
-    """
+class ImageFiles:
+    """The images of a shard: a folder, or a plain tar. Of a truncated tar, the images before the break are found."""
 
     def __init__(self, path: Path):
-        self._path, self.cut = path, ""
+        self._path, self._cut = path, ""
         self._places: dict[str, tuple[int, int]] | None = None
         if path.is_file():
             self._file = path.open("rb")
             self._places = self._find()
 
+    def faults(self, shard: str) -> Iterator[Reject]:
+        """A reject if the shard's tar is truncated."""
+        if self._cut:
+            yield Reject(f"{shard_name(shard)}#images", "cut_shard", self._cut, whole=False)
+
     def _find(self) -> dict[str, tuple[int, int]]:
-        """Where each member's bytes are: memory for names, none for images."""
+        """First byte and size of each member, by name: the names are held in memory, the images are not."""
         places: dict[str, tuple[int, int]] = {}
         try:
             with tarfile.open(fileobj=self._file, mode="r:") as archive:
                 while member := archive.next():
                     if member.isreg():
                         places.setdefault(member.name.removeprefix("./"), (member.offset_data, member.size))
-                    archive.members = []  # type: ignore[attr-defined]  # private to typeshed; it would keep every header
+                    archive.members = []  # type: ignore[attr-defined]  # private to typeshed; otherwise it keeps every header
         except (tarfile.TarError, OSError, ValueError) as error:
-            self.cut = f"{self._path.name} breaks off after {len(places)} images ({error})"
+            self._cut = f"{self._path.name} breaks off after {len(places)} images ({error})"
         return places
 
     def read(self, name: object) -> bytes:
-        """The encoded image.
+        """The encoded image `name`, which is not trusted.
 
         Raises:
-          Skip: it is not there, or too large.
+          Skip: it is missing, or too large.
         """
         if self._places is None:
             return read_image(self._path, name)
@@ -57,7 +60,7 @@ class Images:
             raise Skip("missing_image", f"{name} is empty or breaks off in {self._path.name}")
         return data
 
-    def __enter__(self) -> Images:
+    def __enter__(self) -> ImageFiles:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -66,13 +69,13 @@ class Images:
 
 
 def beside(shard: str, setting: str) -> Path:
-    """A path of the settings, relative to the shard; `{shard}` in it is the shard's name up to the first dot."""
+    """The path that a setting names, relative to the shard; `{shard}` is the shard's name up to its first dot."""
     file = Path(shard)
     return file.parent / setting.replace("{shard}", file.name.partition(".")[0])
 
 
 def check_beside(where: str, shards: list[str], setting: str) -> None:
-    """Raises unless every shard's images are there: without them every document would be a reject."""
+    """Raises unless the images of every shard exist: without them, every document would be a reject."""
     for shard in shards:
         path = beside(shard, setting)
         if path.is_file():
@@ -90,14 +93,14 @@ def check_beside(where: str, shards: list[str], setting: str) -> None:
 
 
 def data_address(address: str) -> bytes:
-    """The image within a data: address.
+    """The encoded image in a data: URL.
 
     Raises:
-      Skip: it holds none.
+      Skip: there is none.
     """
     head, comma, body = address.partition(",")
     if not comma or not head.lower().startswith("data:image/"):
-        raise Skip("unreadable_image", f"no image: {address[:60]}")
+        raise Skip("unreadable_image", f"not an image: {address[:60]}")
     data = urllib.parse.unquote_to_bytes(body)
     if head.lower().endswith(";base64"):
         try:

@@ -1,17 +1,18 @@
-"""An HTML page -> what a person reads of it: text and images in reading order, without the page's furniture.
+"""An HTML page -> its content: text and images in reading order, without the page's furniture.
 
     <nav>…</nav><h1>Cats</h1><p>A <b>cat</b>:<img src="cat.png">asleep</p>
         ─ read_page ─ "Cats⏎A cat:", image, "asleep"
 
-White space collapses as in a browser: blocks stand on lines of their own, cells of a table are parted by tabs, `pre` is
-kept. What is left out, in this order:
+White space collapses as in a browser: blocks are on lines of their own, cells of a table are separated by tabs, `pre` is
+kept. The following is left out, in this order:
 
-1. Everything outside the main part, where the page marks one: its only `main` or role="main", or its only `article`.
-2. What is not read: `NEVER` (scripts, styles, controls, embedded things, `nav`), `hidden`, aria-hidden, display:none.
-3. Furniture: `header` (outside an article), `footer`, `aside`, `form`; the roles in `ROLES`; a class or an id that is
-   one of `NAMES` or has one of `WORDS` between its hyphens; what the caller drops. None of these goes if the page's h1,
-   main part or article is in it.
-4. Links to the page before and behind (rel="prev" …), and links that only show ¶ or #.
+1. Everything outside the main part, if the page marks one: its only `main` or role="main", or its only `article`.
+2. Elements that are not text: `SKIPPED_TAGS` (scripts, styles, controls, embedded media, `nav`), `hidden`, aria-hidden,
+   display:none.
+3. Furniture: `header` (outside an article), `footer`, `aside`, `form`; the roles in `FURNITURE_ROLES`; elements with a
+   class or an id that is in `FURNITURE_NAMES` or has one of `FURNITURE_WORDS` between its hyphens; what the caller
+   drops. An element that contains the page's h1, main part or article is kept.
+4. Links to the previous and next page (rel="prev" …), and links that only show ¶ or #.
 """
 
 from __future__ import annotations
@@ -31,39 +32,39 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-NEVER = _words(
+SKIPPED_TAGS = _words(
     "head script style noscript template nav button input select option textarea label iframe object embed applet "
     "audio video canvas svg map dialog datalist meter progress annotation annotation-xml"
 )
-FURNITURE = _words("footer aside form")
-ROLES = _words(
+FURNITURE_TAGS = _words("footer aside form")
+FURNITURE_ROLES = _words(
     "navigation banner contentinfo search complementary menu menubar menuitem tablist toolbar dialog alertdialog "
     "button doc-toc doc-index doc-pagelist"
 )
-NAMES = _words(
+FURNITURE_NAMES = _words(
     "menu mainmenu submenu dropdown-menu menubar toc tocbox tocwrapper table-of-contents toctree-wrapper related "
     "navheader navfooter navlinks prevnext prev next previous copyright colophon permalink anchorjs-link "
     "reportbug skip-link skiplink sr-only visually-hidden screen-reader-text comments "
     "respond modal popup site-header page-header-links mw-jump-link"
 )
-WORDS = _words(
+FURNITURE_WORDS = _words(
     "nav navbar navigation breadcrumb breadcrumbs sidebar sidenav footer pagination pager rellink rellinks "
     "headerlink hashlink editsection cookie cookies newsletter advert advertisement ads share sharing social "
     "searchbox"
 )
 LINE_NUMBERS = _words("linenos lineno line-numbers")
-ABOUT = ("no-", "has-", "with-", "without-")  # has-sidebar: the page, not its sidebar
+PAGE_PREFIXES = ("no-", "has-", "with-", "without-")  # has-sidebar describes a page, and is not a sidebar
 BLOCKS = _words(
     "address article aside blockquote body caption center dd details dialog dir div dl dt fieldset figcaption "
     "figure footer form h1 h2 h3 h4 h5 h6 header hgroup hr html legend li main menu nav ol p pre search section "
     "summary table tbody tfoot thead tr ul"
 )
 CELLS = frozenset(("td", "th"))
-RELATIONS = _words("prev previous next up first last home start contents index")
-MARKS = frozenset(("¶", "#", "§", "🔗", "\uf0c1", ""))  # of links to a heading; "": the style sheet draws it
+LINK_RELATIONS = _words("prev previous next up first last home start contents index")
+HEADING_LINK_TEXTS = frozenset(("¶", "#", "§", "🔗", "\uf0c1", ""))  # "" is drawn by the style sheet
 
 SPACE = re.compile(r"[ \t\n\r\f]+")
-# A space that does not break is a space to a reader; soft hyphens and zero-width spaces are none.
+# A non-breaking space becomes a space; soft hyphens and zero-width spaces are removed.
 INVISIBLE = str.maketrans(
     {"\xa0": " ", "\xad": None, "\u200b": None, "\ufeff": None}
     | {chr(code): None for code in (*range(32), 127) if chr(code) not in "\t\n\r\f"}
@@ -86,14 +87,14 @@ _SPACED, _CELL, _LINE = 1, 2, 3
 
 
 def decode_page(data: bytes) -> str:
-    """The page's text by its byte order mark, its own word, UTF-8 or Windows-1252; never raises."""
+    """Decodes a page by its byte order mark, the charset that it states, UTF-8 or Windows-1252; never raises."""
     for mark, name in BYTE_ORDER_MARKS:
         if data.startswith(mark):
             return data[len(mark) :].decode(name, "replace")
     said = CHARSET.search(data[:2048])
     label = said[1].decode("ascii", "replace").lower() if said else "utf-8"
     if label.startswith("utf-16"):
-        label = "utf-8"  # a label that could be read as ASCII was not written in UTF-16
+        label = "utf-8"  # a label that is readable as ASCII cannot be in UTF-16
     try:
         return data.decode(WHATWG.get(label, label))
     except (LookupError, ValueError):
@@ -105,8 +106,8 @@ def decode_page(data: bytes) -> str:
 
 
 def parse_page(data: bytes) -> etree._Element | None:
-    """The page's tree, however broken the page is; None where it holds nothing."""
-    # Given back as UTF-8 under an explicit encoding: the parser then believes no charset that the page names.
+    """The page's tree, however broken the page is; None if it is empty."""
+    # Encoded as UTF-8 with an explicit encoding, so that the parser ignores the charset that the page states.
     clean = decode_page(data).replace("\0", "").encode("utf-8", "replace")
     parser = etree.HTMLParser(encoding="utf-8", huge_tree=True, no_network=True)
     try:
@@ -116,12 +117,12 @@ def parse_page(data: bytes) -> etree._Element | None:
 
 
 def base_of(root: etree._Element) -> str:
-    """What the page's links are relative to, "" for the page itself."""
+    """The address to which the page's links are relative; "" for the page itself."""
     return next((element.get("href") for element in root.iter("base") if element.get("href")), "")
 
 
 def source_of(image: etree._Element) -> str:
-    """The address of an `img`: pages that load images late keep it beside `src`."""
+    """The address of an `img`; pages that load images lazily have it in another attribute than `src`."""
     for name in ("data-src", "data-original", "data-lazy-src", "src"):
         if value := image.get(name, "").strip():
             return value
@@ -129,7 +130,7 @@ def source_of(image: etree._Element) -> str:
 
 
 def stated_sides(image: etree._Element) -> list[int]:
-    """Width and height in pixels, those that the page states."""
+    """Width and height in pixels, as far as the page states them."""
     style = dict(rule.partition(":")[::2] for rule in image.get("style", "").replace(" ", "").lower().split(";"))
     found = (PIXELS.match(image.get(side) or style.get(side, "")) for side in ("width", "height"))
     return [int(match[1][:9]) for match in found if match]
@@ -141,8 +142,8 @@ def read_page(
     """A page's tree -> texts and images in order.
 
     Args:
-      image: what to put where an `img` stands; None leaves the text around it whole.
-      drop: patterns of more classes and ids that are furniture, as `sphx-glr-*`.
+      image: maps an `img` to what takes its position; with None, the text around it stays one text.
+      drop: patterns of further classes and ids that are furniture, such as `sphx-glr-*`.
     """
     flow: _Flow[T] = _Flow()
     main = _main_part(root)
@@ -156,7 +157,7 @@ def read_page(
             elif element.tag in BLOCKS or element.tag == "br":
                 flow.part(_LINE, row=element.tag == "tr")
             if left_out:
-                walk.skip_subtree()  # its end comes next all the same
+                walk.skip_subtree()  # its end event still follows
                 continue
             if element.tag == "img" and (found := image(element)) is not None:
                 flow.put(found)
@@ -178,18 +179,18 @@ def read_page(
 
 
 class _Flow(Generic[T]):
-    """Text as it is laid out: what parts two words is known when the second comes."""
+    """Collects laid-out text; the separator of two words is known when the second one arrives."""
 
     def __init__(self) -> None:
         self._parts: list[str | T] = []
         self._text: list[str] = []
         self._gap = 0
-        self._in_row = False  # whether this row of a table has something already
+        self._in_row = False  # whether the current table row is not empty
         self.border = False  # at the start of a cell, where blocks do not begin lines
-        self.fresh = False  # at the start of a `pre`, whose first line break is none
+        self.fresh = False  # at the start of a `pre`, whose first line break is ignored
 
     def part(self, gap: int, row: bool = False) -> None:
-        """What follows is parted from what stands here, at least by `gap`."""
+        """Separates what follows from what is here, by `gap` or more."""
         if row:
             self._in_row = self.border = False
         if not self.border:
@@ -197,7 +198,7 @@ class _Flow(Generic[T]):
         self.fresh = False
 
     def cell(self) -> None:
-        """What follows is parted from the cell before by a tab, whatever blocks the two are made of."""
+        """Separates what follows from the previous cell by a tab, whatever blocks the two contain."""
         if self._in_row:
             self._gap, self.border = _CELL, True
 
@@ -246,7 +247,7 @@ class _Flow(Generic[T]):
 
 
 def _main_part(root: etree._Element) -> etree._Element:
-    """The one element that holds what the page is about."""
+    """The element that holds the page's content."""
     for find in (_MAIN, _ARTICLE):
         found = find(root)
         if len(found) == 1:
@@ -257,14 +258,18 @@ def _main_part(root: etree._Element) -> etree._Element:
 
 def _left_out(element: etree._Element, drop: Sequence[str], preformatted: bool) -> bool:
     tag = element.tag
-    if tag in NEVER or "hidden" in element.attrib or element.get("aria-hidden", "").lower() == "true":
+    if tag in SKIPPED_TAGS or "hidden" in element.attrib or element.get("aria-hidden", "").lower() == "true":
         return True
     if HIDING.search(element.get("style", "")):
         return True
     if tag == "a":
-        if RELATIONS.intersection(element.get("rel", "").lower().split()):
+        if LINK_RELATIONS.intersection(element.get("rel", "").lower().split()):
             return True
-        if element.get("href", "").startswith("#") and len(element) == 0 and (element.text or "").strip() in MARKS:
+        if (
+            element.get("href", "").startswith("#")
+            and len(element) == 0
+            and (element.text or "").strip() in HEADING_LINK_TEXTS
+        ):
             return True
     names = f"{element.get('class', '')} {element.get('id', '')}".split()
     if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in drop):
@@ -275,13 +280,13 @@ def _left_out(element: etree._Element, drop: Sequence[str], preformatted: bool) 
 
 
 def _is_furniture(element: etree._Element, names: Sequence[str]) -> bool:
-    if element.tag in FURNITURE or element.get("role", "").lower() in ROLES:
+    if element.tag in FURNITURE_TAGS or element.get("role", "").lower() in FURNITURE_ROLES:
         return True
     if element.tag == "header" and not any(parent.tag in ("article", "main") for parent in element.iterancestors()):
         return True
     for name in map(str.lower, names):
-        if name in NAMES or name in LINE_NUMBERS:
+        if name in FURNITURE_NAMES or name in LINE_NUMBERS:
             return True
-        if not name.startswith(ABOUT) and WORDS.intersection(re.split("[-_]+", name)):
+        if not name.startswith(PAGE_PREFIXES) and FURNITURE_WORDS.intersection(re.split("[-_]+", name)):
             return True
     return "breadcrumb" in element.get("aria-label", "").lower()

@@ -2,7 +2,7 @@
 
     docs_0.jsonl, .jsonl.gz, .jsonl.zip, .json, .parquet ─ read_rows ─ ("docs_0.jsonl/17", {…}) | Reject
 
-The number in a key counts lines or rows from 0.
+The number in a key counts lines or rows, from 0.
 """
 
 from __future__ import annotations
@@ -19,20 +19,24 @@ from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip", "*.json", "*.json.gz", "*.parquet")
-PARQUET_ROWS = 16  # in memory at once; a row may carry its images
+PARQUET_ROWS = 16  # in memory at once; a row may hold its images
 PACKED = (".gz", ".zip")
 
-Row = tuple[str, dict[str, Any]]
+KeyedRow = tuple[str, dict[str, Any]]  # key, object
 
 
 def without_twins(shards: list[str]) -> list[str]:
-    """Leaves out a packed file that stands beside itself unpacked: its documents would come twice."""
+    """Leaves out compressed files that are also there uncompressed: their documents would be read twice."""
     names = set(shards)
     return [shard for shard in shards if not any(shard.removesuffix(end) in names - {shard} for end in PACKED)]
 
 
-def read_rows(shard: str) -> Iterator[Row | Reject]:
-    """The shard's objects in order, each with its key."""
+def read_rows(shard: str) -> Iterator[KeyedRow | Reject]:
+    """The objects of a shard in order, each with its key.
+
+    Raises:
+      UserError: the file is gone, or pyarrow is missing.
+    """
     name = shard_name(shard)
     try:
         if name.endswith(".parquet"):
@@ -41,7 +45,7 @@ def read_rows(shard: str) -> Iterator[Row | Reject]:
             with zipfile.ZipFile(shard) as archive:
                 members = [member for member in archive.namelist() if member.endswith((".jsonl", ".json"))]
                 for member in members:
-                    # Published archives hold one file of their own name; another's name would be lost without this.
+                    # Published archives hold one file of the same name; in others, the member's name tells them apart.
                     where = name if len(members) == 1 else f"{name}/{member}"
                     with archive.open(member) as stream:
                         yield from _json(stream, where, member)
@@ -59,7 +63,7 @@ def read_rows(shard: str) -> Iterator[Row | Reject]:
         yield Reject(name, "cut_shard", f"{name} cannot be read further ({error.strerror or error})")
 
 
-def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[Row | Reject]:
+def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[KeyedRow | Reject]:
     if name.endswith(".jsonl"):
         yield from _lines(stream, where)
         return
@@ -73,7 +77,7 @@ def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[
         yield Reject(where, skip.reason, f"{where} cannot be read after {number} rows: {skip}")
 
 
-def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[Row | Reject]:
+def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[KeyedRow | Reject]:
     number = 0
     while line := stream.readline(MAX_RECORD_CHARACTERS):
         key = f"{where}/{number}"
@@ -94,13 +98,13 @@ def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[Row | Reje
                 yield Reject(key, "unreadable_json", f"line {number}: {skip}")
 
 
-def _row(key: str, value: Any) -> Row | Reject:
+def _row(key: str, value: Any) -> KeyedRow | Reject:
     if isinstance(value, dict):
         return key, value
     return Reject(key, "unreadable_record", f"expected an object, found {type(value).__name__}")
 
 
-def _parquet(shard: str, name: str) -> Iterator[Row | Reject]:
+def _parquet(shard: str, name: str) -> Iterator[KeyedRow | Reject]:
     try:
         import pyarrow
         import pyarrow.parquet

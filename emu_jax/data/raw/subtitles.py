@@ -1,9 +1,9 @@
-"""Subtitles: WebVTT, SRT, YouTube's json3 and transcripts -> cues in the order of their starts.
+"""Subtitles: WebVTT, SRT, YouTube's json3 and transcripts -> cues, sorted by start.
 
     a file's bytes and name ─ parse ─ Subtitles(cues, skipped)
 
-A cue's text is one line of plain text: tags and entities are resolved, white space is collapsed. Cues without text are
-left out. Blocks that are no cue are skipped and counted; comments, styles and headers are not counted.
+A cue's text is one line of plain text: tags are removed, entities resolved, and white space is collapsed. Cues without
+text are left out. Blocks that are not cues are skipped and counted, except comments, styles and headers.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ SUFFIXES = (".json3", ".vtt", ".srt", ".json")
 
 
 class SubtitleError(ValueError):
-    """A file that holds no subtitles of its kind."""
+    """A file without subtitles of the expected format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cue:
-    """What is said from `start` to `end`, in seconds."""
+    """The text that is spoken from `start` to `end`, in seconds."""
 
     start: float
     end: float
@@ -34,7 +34,7 @@ class Cue:
 
 @dataclasses.dataclass(frozen=True)
 class Subtitles:
-    """The cues by start, and how many blocks were not readable."""
+    """The cues sorted by start, and the number of blocks that could not be read."""
 
     cues: tuple[Cue, ...]
     skipped: int = 0
@@ -42,7 +42,7 @@ class Subtitles:
 
 @dataclasses.dataclass(frozen=True)
 class _Block:
-    """A cue as it is shown: line by line."""
+    """A cue with its lines as they are shown."""
 
     start: float
     end: float
@@ -50,13 +50,13 @@ class _Block:
 
 
 def parse(data: bytes, name: str) -> Subtitles:
-    """The cues of a file, read as its name's ending says (`SUFFIXES`).
+    """The cues of a file, whose format follows from the suffix of its name (`SUFFIXES`).
 
     >>> parse(b"WEBVTT\\n\\n00:01.000 --> 00:02.500\\n<i>Rain &amp; wind</i>\\n", "video.vtt").cues
     (Cue(start=1.0, end=2.5, text='Rain & wind'),)
 
     Raises:
-      SubtitleError: it is not such a file.
+      SubtitleError: the file does not have this format.
     """
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
     if suffix is None:
@@ -97,13 +97,13 @@ def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> fl
 
 
 def _text(text: str) -> Iterator[_Block | None]:
-    """The two differ in the comma of their times and in what may stand around the cues: one reader does for both."""
-    # An empty line ends a block; one of spaces, as in YouTube's rolling captions, does not.
+    """Reads both formats, which differ in the separator of their times and in what may surround the cues."""
+    # An empty line ends a block; a line of spaces, as in YouTube's rolling captions, does not.
     for block in re.split(r"\n{2,}", text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")):
         lines = block.split("\n")
         if not block.strip() or re.match(rf"(?:{'|'.join(_NO_CUES)})(?:\s|$)", lines[0]):
             continue
-        # The times stand first, or behind a line with the cue's number or name.
+        # The times come first, or after a line with the cue's number or name.
         matches = enumerate(map(_TIMING.fullmatch, lines[:2]))
         timing, found = next(((number, match) for number, match in matches if match), (0, None))
         if found is None or any(_TIMING.fullmatch(line) for line in lines[timing + 1 :]):
@@ -123,8 +123,9 @@ def _lines(lines: Sequence[str]) -> tuple[str, ...]:
 
 
 def _json(text: str) -> Iterator[_Block | None]:
-    """YouTube's json3, {"events": [{"tStartMs", "dDurationMs", "segs": [{"utf8"}]}]}, or a transcript as
-    youtube-transcript-api writes it, [{"start", "duration", "text"}]."""
+    """Reads YouTube's json3, {"events": [{"tStartMs", "dDurationMs", "segs": [{"utf8"}]}]}, or a transcript of
+    youtube-transcript-api, [{"start", "duration", "text"}].
+    """
     try:
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -144,9 +145,9 @@ def _json(text: str) -> Iterator[_Block | None]:
                 end = (event["tStartMs"] + event.get("dDurationMs", 0)) / 1000
                 said = "".join(segment["utf8"] for segment in event["segs"])
             if length < 0 or not math.isfinite(end):
-                raise ValueError("a cue of no time")
+                raise ValueError("a cue without a time")
             lines = said.splitlines()
-            # Only transcripts carry entities: json3 holds what is shown.
+            # Only transcripts have entities; json3 holds the text as it is shown.
             plain = _lines(lines) if isinstance(content, list) else tuple(" ".join(line.split()) for line in lines)
             yield _Block(start, end, tuple(line for line in plain if line))
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
@@ -157,10 +158,10 @@ def _json(text: str) -> Iterator[_Block | None]:
 
 
 def _unroll(blocks: Sequence[_Block]) -> Iterator[_Block]:
-    """Captions that roll up repeat the line before under which the next appears; here each line stands once.
+    """Removes the repeated lines of rolling captions, in which each cue shows the previous line above the new one.
 
-    A line that is merely said twice stays: a track rolls where at least half of its cues begin with the lines that end
-    the cue before, and some of these add to them.
+    Lines that are only spoken twice are kept: a track counts as rolling if at least half of its cues begin with the
+    lines that end the cue before, and some of these cues add lines.
     """
     spoken = [block for block in blocks if block.lines]
     repeats = [_repeated(before.lines, after.lines) for before, after in itertools.pairwise(spoken)]
@@ -173,5 +174,5 @@ def _unroll(blocks: Sequence[_Block]) -> Iterator[_Block]:
 
 
 def _repeated(before: tuple[str, ...], after: tuple[str, ...]) -> int:
-    """How many lines at the end of one cue begin the next."""
+    """The number of lines at the end of one cue with which the next begins."""
     return next((n for n in range(min(len(before), len(after)), 0, -1) if before[-n:] == after[:n]), 0)

@@ -1,10 +1,10 @@
-"""Tar archives of samples, as webdataset and img2dataset write them, read front to back; nothing is written to disk.
+"""Tar archives of samples, as webdataset and img2dataset write them, read sequentially; nothing is written to disk.
 
     00012.tar: 000120034.jpg 000120034.txt 000120034.json 000120035.jpg … ─ read_samples ─ Sample | Reject
 
-A sample is what consecutive members have in common: the name up to the first dot after the last slash. Members that are
-no plain files are left out, pickles are never opened, and an archive that was cut is told wherever it was cut: Python's
-own reader takes the end of the file for the end of the archive.
+Consecutive members belong to one sample if their names agree up to the first dot after the last slash. Members other
+than plain files are left out, pickles are never opened, and every truncation of an archive is detected: Python's own
+reader mistakes the end of the file for the end of the archive.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
 BLOCK = 512
-RECORD_BYTES = 10_240  # what tar programs fill an archive up to, unless told otherwise
+RECORD_BYTES = 10_240  # tar programs pad an archive to a multiple of it by default
 MAX_MEMBER_BYTES = 256 << 20
 MAX_HEADER_BYTES = 1 << 20  # of an extended header
 MAX_NAME_CHARACTERS = 4096
@@ -54,7 +54,12 @@ class _Member:
 
 
 class _Cut(Exception):
-    """The archive breaks off, within `member` where that is known; `lost`: not all of its samples stand."""
+    """The archive is truncated.
+
+    Args:
+      lost: whether samples may be lost.
+      member: name of the member that is incomplete, if known.
+    """
 
     def __init__(self, detail: str, lost: bool = True, member: str = ""):
         super().__init__(detail)
@@ -62,19 +67,19 @@ class _Cut(Exception):
 
 
 class _Blocks:
-    """A stream of whole blocks that knows where it is."""
+    """A stream of blocks that counts its position."""
 
     def __init__(self, stream: io.BufferedIOBase):
         self._stream, self.position = stream, 0
 
     def some(self, size: int) -> bytes:
-        """`size` bytes, fewer at the end of the stream."""
+        """Reads `size` bytes, or fewer at the end of the stream."""
         data = self._stream.read(size)
         self.position += len(data)
         return data
 
     def exactly(self, size: int, member: str = "") -> bytes:
-        """`size` bytes of the member of that name, or of a header."""
+        """Reads `size` bytes of a member, or of a header if it has no name; raises `_Cut` at the end of the stream."""
         data = self.some(size)
         if len(data) < size:
             what = f"member {ascii(member)[:200]}" if member else "a header"
@@ -82,7 +87,7 @@ class _Blocks:
         return data
 
     def padded(self, size: int, member: str = "") -> bytes:
-        """`size` bytes, which fill whole blocks."""
+        """Reads `size` bytes and the padding of their last block."""
         data = self.exactly(size, member)
         self.exactly(-size % BLOCK, member)
         return data
@@ -96,13 +101,18 @@ class _Blocks:
 def read_samples(
     shard: str, max_member_bytes: int = MAX_MEMBER_BYTES, record_bytes: int = RECORD_BYTES
 ) -> Iterator[Sample | Reject]:
-    """The samples of a .tar or .tar.gz, in order, each with at most `max_member_bytes`, and what was left out.
+    """The samples of a .tar or .tar.gz, in order, and rejects for what was left out.
 
-    Where the archive was cut, the sample it was cut in is not given: members of it may be missing.
+    The sample in which an archive is truncated is not yielded, because members of it may be missing.
 
-    `record_bytes`: Python's and GNU's tar fill archives up to a multiple of it, so that even a cut in the filling
-    is told. An archive that `tar -b` wrote with another factor cannot be told from a cut one (all its samples are
-    given, yet a cut is reported): pass 512 for those.
+    Args:
+      max_member_bytes: limit for a member, and for all members of a sample together.
+      record_bytes: Python's and GNU's tar pad archives to a multiple of it, so even a truncated padding is detected. An
+        archive that `tar -b` wrote with another factor would be reported as truncated, though all its samples are
+        yielded: pass 512 for such archives.
+
+    Raises:
+      UserError: the file cannot be opened.
     """
     name = shard_name(shard)
     try:
@@ -115,7 +125,7 @@ def read_samples(
 
 
 def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> Iterator[Sample | Reject]:
-    """Members -> samples; the last one once the archive is known to hold all of it."""
+    """Members -> samples; the last one is yielded when the archive is known to be complete."""
     seen: set[str] = set()
     sample, room = None, 0
 
@@ -123,7 +133,7 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
         if sample is None:
             return
         if sample.name in seen:
-            yield Reject(f"{name}/{sample.name}", "repeated_key", "a sample of this name stands earlier in the archive")
+            yield Reject(f"{name}/{sample.name}", "repeated_key", "an earlier sample in the archive has this name")
         else:
             seen.add(sample.name)
             yield sample
@@ -161,7 +171,7 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
 
 
 def _split(member: str) -> tuple[str, str]:
-    """A member's name -> its sample's name and extension; both "" if it is no part of one, by webdataset's rules."""
+    """A member's name -> its sample's name and its extension, by webdataset's rules; both "" if it has no sample."""
     folder, slash, base = member.rpartition("/")
     stem, dot, extension = base.partition(".")
     if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
@@ -170,7 +180,7 @@ def _split(member: str) -> tuple[str, str]:
 
 
 def _members(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> Iterator[_Member | Reject]:
-    """The plain files of an archive. Raises _Cut where it breaks off."""
+    """The plain files of an archive; raises `_Cut` where it is truncated."""
     try:
         yield from _headers(blocks, name, max_bytes, record_bytes)
     except (EOFError, OSError, zlib.error) as error:  # gzip's
@@ -180,7 +190,7 @@ def _members(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
 
 def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> Iterator[_Member | Reject]:
     extended: dict[str, str] = {}
-    filled = True  # whether the writer is one that fills the archive up
+    filled = True  # whether the archive's writer pads it
     members = 0
     while True:
         start = blocks.position
@@ -197,7 +207,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         except tarfile.HeaderError as error:
             raise _Cut(f"has a damaged header at byte {start} ({error})") from error
         members += 1
-        # The look of headers by Python's tarfile and GNU tar; other writers give numbers of devices to every member.
+        # Headers of Python's and GNU's tar look like this; other writers set the device numbers of all members.
         filled = filled and block[257:262] == b"ustar" and block[154:156] == b"\0 " and not any(block[329:345])
         size = header.size
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE):
@@ -208,7 +218,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
                 extended["path"] = data.partition(b"\0")[0].decode("utf-8", "backslashreplace")
             elif header.type == tarfile.XHDTYPE:
                 extended.update(_pax(data, start))
-            continue  # a long link's target and what holds for all members tell nothing of use
+            continue  # targets of long links and global headers are not needed
         if "size" in extended:
             size = int(extended["size"]) if re.fullmatch("[0-9]{1,18}", extended["size"]) else -1
         if size < 0:
@@ -228,7 +238,7 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         if unsafe:
             yield Reject(key, "unsafe_member", unsafe, whole=False)
         elif PICKLES.intersection(path.rpartition("/")[2].lower().split(".")[1:]):
-            yield Reject(key, "pickle_member", "a pickle runs code when it is opened: it never is", whole=False)
+            yield Reject(key, "pickle_member", "a pickle, which is never opened because it can run code", whole=False)
         elif size > max_bytes:
             yield Reject(key, "member_too_large", f"{size} bytes; at most {max_bytes} are read", whole=False)
         else:
@@ -238,10 +248,10 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
 
 
 def _judge(path: str, kind: str | None, sparse: bool, type_flag: bytes) -> tuple[str, str]:
-    """A member's name, and why it is not to be trusted or "". The name that is given back is fit for a key."""
+    """A member's name in a form fit for a key, and the reason not to trust the member, or ""."""
     clean = "/".join(part for part in path.split("/") if part not in ("", "."))
     if not path.isprintable():
-        return ascii(path)[1:-1][:200], "the name has characters that are not printable"
+        return ascii(path)[1:-1][:200], "the name has unprintable characters"
     if len(path) > MAX_NAME_CHARACTERS:
         return clean[:200], f"a name of {len(path)} characters"
     if path.startswith("/"):
@@ -273,7 +283,7 @@ def _pax(data: bytes, start: int) -> dict[str, str]:
 
 
 def _end(blocks: _Blocks, name: str, record_bytes: int) -> Iterator[Reject]:
-    """Behind the first block of the end marker: another, then nothing or zeros up to a whole record."""
+    """Checks what follows the first block of the end marker: a second one, then only zeros up to a complete record."""
     start = blocks.position - BLOCK
     block = blocks.some(BLOCK)
     if len(block) < BLOCK:
@@ -282,11 +292,11 @@ def _end(blocks: _Blocks, name: str, record_bytes: int) -> Iterator[Reject]:
         raise _Cut(f"has a block of zeros where a header is expected, at byte {start}")
     while chunk := blocks.some(CHUNK):
         if any(chunk):
-            detail = f"data follow the end marker at byte {start}: archives joined by cat? they are not read"
+            detail = f"data follow the end marker at byte {start} and are not read; were archives joined by cat?"
             yield Reject(name, "data_after_end", detail)
             return
     if blocks.position % record_bytes:
         detail = (
-            f"ends within the filling behind its end marker: {blocks.position} bytes, no multiple of {record_bytes}"
+            f"ends within the padding after its end marker: {blocks.position} bytes, not a multiple of {record_bytes}"
         )
         raise _Cut(detail, lost=False)

@@ -1,10 +1,6 @@
-"""Chats about videos: VideoChat's and Video-ChatGPT's questions and answers.
+"""What the readers of chats about videos share: a JSON array of questions and answers, and a folder of videos.
 
-[{"video": "050951_051000/1022713978.mp4", "QA": [{"i": "", "q": "What happens?", "a": "…"}, …]}, …]   VideoChat
-[{"video_id": "v_k_ZXmr8pmrs", "q": "What happens?", "a": "…"}, …]                                    Video-ChatGPT
-
-*.json ─ VideoChat | VideoChatGPT
-       ─ RawDocument(key, "video_chat", (Text(…, "system"), up to 24 x RawImage, Text(…, "user"), …))
+*.json ─ VideoChats ─ RawDocument(key, "video_chat", (Text(…, "system"), up to 24 x RawImage, Text(…, "user"), …))
 """
 
 from __future__ import annotations
@@ -14,62 +10,39 @@ import dataclasses
 import re
 import zlib
 from collections.abc import Hashable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.frames import STORED, spread_indices
+from emu_jax.data.frames import STORED
 from emu_jax.data.raw.files import Skip, check_folder, clean_text, find_shards, json_array, shard_name
-from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.reader import RawDocument, Reject
+from emu_jax.data.raw.video_files import find_video, stored_frames
 from emu_jax.data.system_messages import VIDEO_SYSTEM
-from emu_jax.data.video import VideoError, read_frames
 from emu_jax.errors import UserError
 
-# Names of videos are tried as they are, then with these: Video-ChatGPT's have no suffix.
-SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov", ".gif", ".webp")
 SHARD = re.compile(r"(.+)@(\d+)/(\d+)", re.DOTALL)
 
 Turn = tuple[str, str]  # question, answer
 
 
-def find_video(folder: Path, name: object) -> Path:
-    """The video of that name under `folder`, with or without its suffix, or right in it; `name` is not trusted.
-
-    Raises:
-      Skip: there is none, or the name leads out of the folder.
-    """
-    if not isinstance(name, str) or not name.strip():
-        raise Skip("missing_video", f"no video's name: {ascii(name)[:80]}")
-    inside = PurePosixPath(name)
-    if inside.is_absolute() or ".." in inside.parts or "\0" in name:
-        raise Skip("unsafe_path", f"{ascii(name)[:200]} leads out of the videos' folder")
-    for place in dict.fromkeys((str(inside), inside.name)):
-        for suffix in ("", *SUFFIXES):
-            try:
-                if (path := folder / (place + suffix)).is_file():
-                    return path
-            except (OSError, ValueError) as error:
-                raise Skip(
-                    "missing_video", f"{ascii(name)[:200]} is no file's name ({type(error).__name__})"
-                ) from error
-    raise Skip("missing_video", f"no video {ascii(name)[:200]}, also not with one of {', '.join(SUFFIXES)}")
-
-
 @dataclasses.dataclass(frozen=True)
 class VideoChats(abc.ABC):
-    """A document a chat about one video: its frames, which are the first question's, then questions and answers.
+    """One document per chat about one video: its frames, which belong to the first question, then the turns.
 
-    A file is read in parts, by videos: each part parses all of it, and decodes its own videos alone.
+    A file is divided into parts by videos. Each part parses the whole file but decodes only its own videos.
 
     Attributes:
-      videos: the videos' folder, relative to the JSON's.
-      frames: stored of a video, spread over it; all of a shorter one. Training shows some of them.
-      turns: questions in a chat, at most; further ones make another chat about the video, lest a row cut it.
-      system: begin with the paper's system message for videos (`system_messages.py`).
-      max_characters: of a question or an answer.
-      shard_bytes: of a file that a part is about.
+      videos: folder of the videos, relative to the JSON's.
+      frames: number of frames stored per video, spread over it; all of a shorter one. Training shows some of them.
+      turns: maximum number of questions per chat; further ones form another chat about the video, so that no row cuts
+        it.
+      system: whether to begin with the paper's system message for videos (`system_messages.py`).
+      max_characters: limit for a question and for an answer.
+      shard_bytes: bytes of a file per part.
     """
 
+    kind: ClassVar[str] = "video_chat"
     videos: str = "."
     frames: int = STORED
     turns: int = 8
@@ -84,14 +57,14 @@ class VideoChats(abc.ABC):
 
     @abc.abstractmethod
     def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
-        """Which chat a record belongs to, and the name of its video."""
+        """The chat that entry `number` of the array belongs to, and the name of its video."""
 
     @abc.abstractmethod
     def turns_of(self, record: dict[str, Any]) -> list[Turn]:
-        """A record's questions and answers.
+        """The questions and answers of an entry.
 
         Raises:
-          Skip: it has none, or one is empty.
+          Skip: there are none, or one is empty.
         """
 
     def shards(self, path: str) -> list[str]:
@@ -106,7 +79,7 @@ class VideoChats(abc.ABC):
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         if (named := SHARD.fullmatch(shard)) is None:
-            raise UserError(f"{shard}: not one of this reader's shards; expected PATH#PART/PARTS")
+            raise UserError(f"{shard}: not one of this reader's shards; expected PATH@PART/PARTS")
         path, part, parts = named.groups()
         name, folder = shard_name(path), Path(path).parent / self.videos
         chats: dict[Hashable, tuple[object, list[tuple[str, dict[str, Any]]]]] = {}
@@ -117,7 +90,7 @@ class VideoChats(abc.ABC):
                     chat, video = self.chat_of(number, record) if isinstance(record, dict) else (number, None)
                     if zlib.crc32(ascii(chat).encode()) % int(parts) == int(part):
                         chats.setdefault(chat, (video, []))[1].append((f"{name}/{number:09d}", record))
-        except Skip as skip:  # every part sees it, one tells it
+        except Skip as skip:  # every part sees it, one reports it
             faults = [skip.reject(name)] if part == "0" else []
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror}); expected a JSON array") from error
@@ -139,7 +112,7 @@ class VideoChats(abc.ABC):
         if not turns:
             return
         try:
-            images = self._frames(find_video(folder, video))
+            images = stored_frames(find_video(folder, video), self.frames)
         except Skip as skip:
             yield skip.reject(turns[0][0])
             return
@@ -151,7 +124,7 @@ class VideoChats(abc.ABC):
                 for _, (q, a) in turns[start : start + self.turns]
                 for text in (Text(q, "user"), Text(a, "assistant"))
             ]
-            yield RawDocument(key, "video_chat", (*system, *images, *texts))
+            yield RawDocument(key, self.kind, (*system, *images, *texts))
 
     def _clean(self, turn: Turn, number: int) -> Turn:
         question, answer = (clean_text(text, self.max_characters) for text in turn)
@@ -159,50 +132,13 @@ class VideoChats(abc.ABC):
             raise Skip("empty_turn", f"the {'answer' if question else 'question'} {number} is empty")
         return question, answer
 
-    def _frames(self, path: Path) -> list[RawImage]:
-        try:
-            return [RawImage(frame) for frame in read_frames(path, self.frames, spread_indices)]
-        except VideoError as error:
-            raise Skip(error.reason, f"{path.name}: {error.detail}") from error
-        except OSError as error:
-            raise Skip("unreadable_video", f"{path.name}: {error.strerror}") from error
 
+def make_turn(asked: list[object], answer: object, number: int) -> Turn:
+    """The texts of question `number`, joined by line breaks, and its answer.
 
-@dataclasses.dataclass(frozen=True)
-class VideoChat(VideoChats):
-    """VideoChat's: a record a chat. The instruction `i` of the first question stands before it, or is all of it."""
-
-    def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
-        return number, record.get("video")
-
-    def turns_of(self, record: dict[str, Any]) -> list[Turn]:
-        found = record.get("QA")
-        if not isinstance(found, list) or not found:
-            raise Skip("no_turns", "QA is no list of questions and answers, or an empty one")
-        turns = []
-        for number, turn in enumerate(found, 1):
-            if not isinstance(turn, dict):
-                raise Skip("empty_turn", f"question {number} is no object")
-            asked = [turn.get("q", "")]
-            if number == 1:
-                asked.insert(0, turn.get("i") or record.get("i") or "")
-            turns.append(_turn(asked, turn.get("a"), number))
-        return turns
-
-
-@dataclasses.dataclass(frozen=True)
-class VideoChatGPT(VideoChats):
-    """Video-ChatGPT's: a record a question; those about one video, wherever they stand, are one chat's."""
-
-    def chat_of(self, number: int, record: dict[str, Any]) -> tuple[Hashable, object]:
-        video = record.get("video_id")
-        return (video, video) if isinstance(video, str) and video.strip() else (number, video)
-
-    def turns_of(self, record: dict[str, Any]) -> list[Turn]:
-        return [_turn([record.get("q")], record.get("a"), 1)]
-
-
-def _turn(asked: list[object], answer: object, number: int) -> Turn:
+    Raises:
+      Skip: one of them is not a text.
+    """
     texts = [text for text in asked if isinstance(text, str)]
     if len(texts) < len(asked) or not isinstance(answer, str):
         raise Skip("empty_turn", f"question {number}: expected texts as q and a")

@@ -1,7 +1,7 @@
-"""What readers of web documents share: the rule that keeps an image, and what is left of a document in the end.
+"""What readers of web documents share: which images are kept, and whether anything is left of a document.
 
-MMC4 keeps an image whose CLIP similarity to its sentence is at least 0.32. Documents of other kinds carry no scores;
-where CLIP weights are at hand, an image is compared with the text that follows it.
+MMC4 keeps an image whose CLIP similarity to its sentence is at least 0.32. Other data state no similarities; with CLIP
+weights, an image is compared with the text that follows it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from emu_jax.data.images import decode_image
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.errors import UserError
 
-CLIP_CHARACTERS = 1000  # more than CLIP's 77 tokens hold
+CLIP_CHARACTERS = 1000  # more than CLIP's 77 tokens can hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """An image of a document, the `number`th that the document names."""
+    """An image of a document: number `number`, from 0, of those that the document names."""
 
     number: int
     image: RawImage
@@ -39,11 +39,11 @@ def low_similarity(key: str, number: int, score: float, least: float) -> Reject:
 
 
 def embed_found(images: Sequence[Found], key: str, clip: str) -> tuple[list[Found], np.ndarray, list[Reject]]:
-    """Those images that can be decoded, their CLIP vectors [P, D], and the others."""
+    """The images that can be decoded, their CLIP vectors [P, D], and rejects for the others."""
     good: list[Found] = []
     bad: list[Reject] = []
 
-    def decoded() -> Iterator[np.ndarray]:  # one after the other: the scorer holds few at a time
+    def decoded() -> Iterator[np.ndarray]:  # lazily: the scorer holds few at a time
         for found in images:
             name = f"{key}#{found.number}"
             try:
@@ -61,7 +61,10 @@ def embed_found(images: Sequence[Found], key: str, clip: str) -> tuple[list[Foun
 def score_by_neighbour(
     key: str, parts: Sequence[Text | Found], clip: str, least: float
 ) -> Iterator[Text | Found | Reject]:
-    """Parts in order, without the images that fit the text behind them (the one before, at the end) too little."""
+    """The parts in order, without images whose similarity to the text after them is less than `least`.
+
+    An image at the end of a document is compared with the text before it.
+    """
     images = [part for part in parts if isinstance(part, Found)]
     good, vectors, bad = embed_found(images, key, clip)
     yield from bad
@@ -80,7 +83,7 @@ def score_by_neighbour(
 
 
 def _neighbours(parts: Sequence[Text | Found]) -> Iterator[tuple[Found, str]]:
-    """Every image with the text behind it, or with the document's last text."""
+    """Every image with the text after it, or with the document's last text."""
     text = next((part.text for part in reversed(parts) if isinstance(part, Text)), "")
     for part in reversed(parts):
         if isinstance(part, Text):
@@ -92,7 +95,12 @@ def _neighbours(parts: Sequence[Text | Found]) -> Iterator[tuple[Found, str]]:
 def finish(
     key: str, parts: Sequence[Text | Found], *, require_image: bool = True, clip: str = "", least: float = 0.32
 ) -> Iterator[RawDocument | Reject]:
-    """The document, or why there is none; before it the images that CLIP leaves out."""
+    """Rejects for the images that CLIP leaves out, then the document, or the reason why nothing is left of it.
+
+    Args:
+      clip: folder of CLIP weights; "" keeps all images.
+      least: smallest similarity that is kept.
+    """
     if not any(isinstance(part, Text) for part in parts):
         yield Reject(key, "no_text", "no text is left")
         return

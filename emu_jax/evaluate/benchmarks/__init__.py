@@ -1,1 +1,1 @@
-"""Benchmarks' published files: read as questions, and predictions written as their servers take them."""
+"""One file a benchmark: its reader, prompt, metrics and submission format. `registry.py` lists them."""

@@ -1,6 +1,8 @@
-"""What a benchmark is: a reader of its published files, and a writer of what its server or scorer takes.
+"""What a benchmark is: how its files are read, the model is prompted, predictions are scored and submitted.
 
-Benchmark.read(root, split) ─ [Question] ─ prompts, a model … ─ {id: prediction} ─ Benchmark.write_submission
+    Benchmark.read(root, split) ─ [Question] ─ Benchmark.prompt, a model ─ {id: prediction} ─┬ Benchmark.score
+                                                                                             └ .write_submission
+Each benchmark's module defines one of these as `BENCHMARK`.
 """
 
 from __future__ import annotations
@@ -13,47 +15,86 @@ from pathlib import Path
 from typing import Any, Literal
 
 from emu_jax.errors import UserError, nearest
-from emu_jax.evaluate.benchmarks.files import Files
+from emu_jax.evaluate.formats.files import Files
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.model import Emu
 
-Task = Literal["caption", "vqa", "dialogue", "video_qa", "open", "drawing", "embedded"]
-# Of a dialogue: the rank of every candidate, in the candidates' order, 1 for the best. A text elsewhere.
-Prediction = str | Sequence[int]
+# A submission's answer: a text, or the rank of every candidate, in the candidates' order, 1 for the best.
+Answer = str | Sequence[int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Files that some metrics need and that the package cannot ship.
+
+    Attributes:
+      clip: folder of a CLIP, for CLIP scores.
+      inception: FID's Inception.
+      wordnet: WordNet's folder, for WUPS; None to search NLTK's usual folders.
+    """
+
+    clip: Path | None = None
+    inception: Path | None = None
+    wordnet: Path | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What a metric may use besides predictions and questions.
+
+    Attributes:
+      root: the benchmark's folder.
+      drawn: the folder of drawn images.
+      weights: files that the user gave.
+      emu: the model that predicted.
+    """
+
+    root: Path
+    drawn: Path
+    weights: Weights
+    emu: Emu
 
 
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
-    """One benchmark; every field is fixed by what is published of it.
+    """One benchmark; what is published of it fixes every field.
 
     Attributes:
-      name: what the command line calls it.
-      task: what its questions ask for, by which prompts are chosen.
-      splits: that can be read.
-      split: the one that is read unless another is asked for: the latest whose answers are published.
-      shots: the split that few-shot examples come from; "" where none is published.
-      tree: the files that the folder must hold, a line a file.
+      name: its name on the command line and in the registry.
+      splits: the splits that can be read.
+      split: the default split: the latest one with published answers.
+      tree: the files that the folder must hold, a line a file; () where the benchmark needs none.
       described: where the official files are described.
       reader: files and split -> questions.
-      submission: questions and predictions -> what the JSON of a submission holds; None where no server or scorer
-        defines one.
+      prompt: question, images and few-shot examples -> the model's calls and a prediction.
+      predicts: what a prediction is: a text, the file name of a drawn image, or scores of the question's candidates.
+      metrics: predictions and questions, in the same order -> figures by name; None where only the benchmark's own
+        server or scorer gives scores.
+      few_shot_split: the split that few-shot examples come from; "" where none is published.
+      submission: questions and answers by id -> the content of a submission's JSON; None where no server or scorer
+        defines a format.
     """
 
     name: str
-    task: Task
     splits: tuple[str, ...]
     split: str
-    shots: str
     tree: tuple[str, ...]
     described: str
     reader: Callable[[Files, str], list[Question]]
-    submission: Callable[[Sequence[Question], Mapping[str, Prediction]], Any] | None = None
+    prompt: Prompt
+    predicts: Literal["text", "image", "scores"] = "text"
+    metrics: Callable[[Sequence[Any], Sequence[Question], Scoring], dict[str, Figure]] | None = None
+    few_shot_split: str = ""
+    submission: Callable[[Sequence[Question], Mapping[str, Answer]], Any] | None = None
 
     def read(self, root: Path, split: str = "") -> list[Question]:
-        """The questions of a split ("": `self.split`), in the files' order, each with an id of its own.
+        """The questions of a split ("": `self.split`), in the files' order, each with a unique id.
 
         Raises:
-          UserError: a file, an image or a video is missing, an id stands twice, a question has no answer or an answer
-            no question, or a file is not as published.
+          UserError: a file, an image or a video is missing, two questions share an id, a question has no answer or an
+            answer no question, or a file is not as published.
         """
         split = split or self.split
         if split not in self.splits:
@@ -69,27 +110,42 @@ class Benchmark:
         return questions
 
     def files(self, root: Path) -> Files:
-        """The folder, which must be there."""
+        """The benchmark's folder, which must exist."""
         return Files(Path(root), f"{self.name} expects there: {'; '.join(self.tree)}. Official files: {self.described}")
 
-    def write_submission(
-        self, path: Path, questions: Sequence[Question], predictions: Mapping[str, Prediction]
-    ) -> None:
-        """Writes predictions as the benchmark's server or official scorer takes them, whole or not at all.
+    def score(
+        self, questions: Sequence[Question], predictions: Mapping[str, Any], scoring: Scoring
+    ) -> dict[str, Figure]:
+        """Figures by name; {} where answers are not published or only the benchmark's own server scores them.
 
         Args:
-          path: the JSON file.
-          questions: all that were asked.
           predictions: by the questions' ids, one each.
 
         Raises:
-          UserError: the predictions are of other questions or miss some, the benchmark has no such format, or the file
+          UserError: predictions are missing, or a metric lacks what it needs.
+        """
+        self._check_complete(questions, predictions)
+        known = self.predicts == "image" or all(question.answers for question in questions)
+        if self.metrics is None or not known:
+            return {}
+        return self.metrics([predictions[question.id] for question in questions], questions, scoring)
+
+    def write_submission(self, path: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
+        """Writes answers in the format of the benchmark's server or official scorer, completely or not at all.
+
+        Args:
+          path: the JSON file.
+          questions: all questions that were asked.
+          answers: by the questions' ids, one each.
+
+        Raises:
+          UserError: the answers belong to other questions or miss some, the benchmark has no such format, or the file
             cannot be written.
         """
         if self.submission is None:
             raise UserError(f"{path}: {self.name} has no submission format; its predictions are scored here")
-        self._check_covers(questions, predictions)
-        text = json.dumps(self.submission(questions, predictions))
+        self._check_answers(questions, answers)
+        text = json.dumps(self.submission(questions, answers))
         path = Path(path)
         partial = path.with_name(f"{path.name}.partial")
         try:
@@ -101,33 +157,36 @@ class Benchmark:
                 partial.unlink()
             raise UserError(f"{path}: cannot be written ({error.strerror}); expected a file's path") from error
 
-    def _check_covers(self, questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> None:
-        asked = {question.id: question for question in questions}
-        if strange := [name for name in predictions if name not in asked]:
+    def _check_complete(self, questions: Sequence[Question], predictions: Mapping[str, Any]) -> None:
+        if missing := [question.id for question in questions if question.id not in predictions]:
             raise UserError(
-                f"{self.name}: {len(strange)} of {len(predictions)} predictions answer none of its {len(asked)} "
+                f"{self.name}: {len(missing)} of {len(questions)} questions have no prediction (the first: "
+                f"{missing[0]!r}); expected one each: let the run finish"
+            )
+
+    def _check_answers(self, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
+        asked = {question.id: question for question in questions}
+        if strange := [name for name in answers if name not in asked]:
+            raise UserError(
+                f"{self.name}: {len(strange)} of {len(answers)} predictions answer none of its {len(asked)} "
                 f"questions (the first: {strange[0]!r}; questions are called {next(iter(asked), '')!r} and so on); "
                 "are they of another benchmark or split?"
             )
-        if missing := [name for name in asked if name not in predictions]:
-            raise UserError(
-                f"{self.name}: {len(missing)} of {len(asked)} questions have no prediction (the first: "
-                f"{missing[0]!r}); expected one each: let the run finish"
-            )
-        for name, prediction in predictions.items():
-            if self.task == "dialogue":
+        self._check_complete(questions, answers)
+        for name, answer in answers.items():
+            if self.predicts == "scores":
                 count = len(asked[name].candidates)
-                if not _is_ranking(prediction, count):
+                if not _is_ranking(answer, count):
                     raise UserError(
-                        f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected the ranks of "
+                        f"{self.name}: the prediction of {name!r} is {ascii(answer)[:60]}; expected the ranks of "
                         f"its {count} candidates, 1 to {count}, each once"
                     )
-            elif not isinstance(prediction, str):
-                raise UserError(f"{self.name}: the prediction of {name!r} is {ascii(prediction)[:60]}; expected a text")
+            elif not isinstance(answer, str):
+                raise UserError(f"{self.name}: the prediction of {name!r} is {ascii(answer)[:60]}; expected a text")
 
 
-def _is_ranking(prediction: Any, count: int) -> bool:
+def _is_ranking(answer: Any, count: int) -> bool:
     try:
-        return not isinstance(prediction, str) and sorted(prediction) == list(range(1, count + 1))
+        return not isinstance(answer, str) and sorted(answer) == list(range(1, count + 1))
     except TypeError:
         return False

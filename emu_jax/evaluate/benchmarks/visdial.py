@@ -3,14 +3,14 @@
 `visdial_1.0_val.json`, used are
     {"data": {"questions": [str], "answers": [str], "dialogs": [{"image_id", "caption", "dialog": [round]}]}}
     round: {"question": index, "answer": index, "answer_options": [index], "gt_index": index in answer_options}
-`visdial_1.0_val_dense_annotations.json`: [{"image_id", "round_id": 1 to 10, "gt_relevance": [number]}], of one round a
-dialogue, by which NDCG is computed. Of `visdial_1.0_test.json`, a dialogue's last round alone has candidates and is
-asked, and nothing tells its answer.
+`visdial_1.0_val_dense_annotations.json`: [{"image_id", "round_id": 1 to 10, "gt_relevance": [number]}], for one round
+of each dialogue, from which NDCG is computed. In `visdial_1.0_test.json` only a dialogue's last round has
+candidates: it is the one that is asked, and its answer is not published.
 
 A round is one question: `history` holds the rounds before it, `candidates` the options, `answers` the one that people
 gave, `caption` the line that the dialogue began with, which is COCO's for an image of COCO. The reference's prompt for
-Emu-I leaves the caption out. Texts are as the files have them, without a question mark. Examples (split train) keep no
-candidates, of which 123 million would not be light.
+Emu-I leaves the caption out. Texts are kept as in the files, without a question mark. Few-shot examples (split train)
+keep no candidates: all 123 million of them would take too much memory.
 
 Results: [{"image_id": int, "round_id": int, "ranks": [int]}]; ranks[i] is the rank of candidate i, 1 for the best.
 (The reference writes the candidates' numbers in the order of their scores instead, which a server takes for ranks.)
@@ -21,10 +21,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Prediction
-from emu_jax.evaluate.benchmarks.captions import coco_names
-from emu_jax.evaluate.benchmarks.files import Entry, Files, check_same, unique
+import numpy as np
+
+from emu_jax.data.system_messages import IMAGE_SYSTEM
+from emu_jax.data.tokenizer import ASSISTANT, USER
+from emu_jax.evaluate.benchmarks.benchmark import Answer, Benchmark, Scoring
+from emu_jax.evaluate.formats.captions import coco_names
+from emu_jax.evaluate.formats.files import Entry, Files, check_same, unique
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics import ranking
+from emu_jax.evaluate.prompts import END, Calls, Example, ModelCall, Part, join
 from emu_jax.evaluate.question import Question
 
 DENSE = "visdial_1.0_val_dense_annotations.json"
@@ -51,7 +59,7 @@ def _read(files: Files, split: str) -> list[Question]:
 
 
 def _rounds(dialogue: Entry, split: str, image: Path, asked: Sequence[str], said: Sequence[str]) -> list[Question]:
-    """The rounds that have candidates, each with those before it as history."""
+    """The rounds that have candidates, each with the earlier rounds as its history."""
     image_id, caption = dialogue.whole("image_id"), dialogue.text("caption")
     questions: list[Question] = []
     history: list[tuple[str, str]] = []
@@ -77,13 +85,13 @@ def _rounds(dialogue: Entry, split: str, image: Path, asked: Sequence[str], said
 
 
 def _candidates(entry: Entry, said: Sequence[str], answer: str | None) -> tuple[str, ...]:
-    """The options of a round, among which its answer must be where the file says."""
+    """The options of a round; its answer must be the one that the file names."""
     options = entry.wholes("answer_options")
     if not options or min(options) < 0 or max(options) >= len(said):
         raise entry.wrong("answer_options", f"numbers of answers, 0 to {len(said) - 1}")
     candidates = tuple(said[option] for option in options)
     if answer is not None and candidates[_index(entry, "gt_index", len(candidates))] != answer:
-        raise entry.wrong("gt_index", f"the place of the answer, {answer!a}, among the options")
+        raise entry.wrong("gt_index", f"the index of the answer, {answer!a}, among the options")
     return candidates
 
 
@@ -94,7 +102,7 @@ def _index(entry: Entry, name: str, count: int) -> int:
 
 
 def _with_relevance(rounds: list[Question], judged: Entry) -> list[Question]:
-    """A dialogue's questions, that one with relevance which people judged."""
+    """A dialogue's questions, with relevance for the one that people judged."""
     if not 1 <= (number := judged.whole("round_id")) <= len(rounds):
         raise judged.wrong("round_id", f"a round of the dialogue, 1 to {len(rounds)}")
     relevance, question = judged.shares("gt_relevance"), rounds[number - 1]
@@ -105,29 +113,44 @@ def _with_relevance(rounds: list[Question], judged: Entry) -> list[Question]:
 
 
 def _image_names(split: str, image_id: int) -> tuple[str, ...]:
-    if split == "train":  # COCO's two folders of 2014 together; which of them, only looking tells
+    if split == "train":  # COCO's two folders of 2014; the files do not say which of them holds an image
         names = [coco_names(folder, f"COCO_{folder}_{image_id:012d}.jpg") for folder in ("train2014", "val2014")]
         return tuple(name for pair in names for name in pair)
     folder = f"VisualDialog_{split}2018"
     return coco_names(folder, f"{folder}_{image_id:012d}.jpg")
 
 
-def results(questions: Sequence[Question], predictions: Mapping[str, Prediction]) -> list[dict]:
+def prompt(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Calls:
+    """Scores of the candidates, float32 [M]; the lowest is the best. Few-shot examples are not used."""
+    if chat:
+        turns = [f" {USER}: {asked}? {ASSISTANT}: {answer}.{END}" for asked, answer in question.history]
+        parts = join(IMAGE_SYSTEM, f" {USER}: ", images, END, *turns, f" {USER}: {question.text}? {ASSISTANT}:")
+    else:  # [I]
+        turns = [f" question: {asked}? answer: {answer}." for asked, answer in question.history]
+        parts = join(images, *turns, f" question: {question.text}? answer:")
+    return (yield ModelCall(parts, candidates=question.candidates))
+
+
+def metrics(predictions: Sequence[Any], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
+    """R@k, mean rank, MRR and NDCG."""
+    return ranking.figures([np.asarray(scores) for scores in predictions], questions)
+
+
+def results(questions: Sequence[Question], answers: Mapping[str, Answer]) -> list[dict]:
     """The server's format of results."""
     rows = []
     for question in questions:
         image_id, _, number = question.id.partition("/")
-        ranks = [int(rank) for rank in predictions[question.id]]
+        ranks = [int(rank) for rank in answers[question.id]]
         rows.append({"image_id": int(image_id), "round_id": int(number), "ranks": ranks})
     return rows
 
 
-VISDIAL = Benchmark(
+BENCHMARK = Benchmark(
     name="visdial",
-    task="dialogue",
     splits=("val", "test", "train"),
     split="val",
-    shots="train",
+    few_shot_split="train",
     tree=(
         "visdial_1.0_val.json (and test, train)",
         DENSE,
@@ -136,5 +159,8 @@ VISDIAL = Benchmark(
     ),
     described="visualdialog.org, page Data",
     reader=_read,
+    prompt=prompt,
+    predicts="scores",
+    metrics=metrics,
     submission=results,
 )

@@ -1,1 +1,1 @@
-"""Scores of predictions, each as its benchmark's own evaluation takes them."""
+"""Scores of predictions, as the benchmarks' own evaluation programs compute them."""

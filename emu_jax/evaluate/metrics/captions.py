@@ -2,8 +2,8 @@
 
     predictions and questions, in the same order -> {"CIDEr": Figure, "BLEU-1": Figure, ...}
 
-The tokenizer (Stanford's PTB) and METEOR are Java programs of that package; scores by another tokenizer would not be
-comparable, so nothing is scored without Java. SPICE is left out: it downloads Stanford CoreNLP's models when first run.
+The tokenizer (Stanford's PTB) and METEOR are Java programs in that package. Scores with another tokenizer would not be
+comparable, so there are none without Java. SPICE is left out: it downloads Stanford CoreNLP's models when first run.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.figures import check
 from emu_jax.evaluate.question import Question
 
-ORDER = 4  # of the longest n-grams
+ORDER = 4  # longest n-grams
 Captions = dict[int, list[str]]  # by item
 
 
 def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
-    """Scores over all captions, as COCO's server has them (CIDEr of 1.2 is often printed as 120).
+    """Scores over all captions, on the scale of COCO's server (a CIDEr of 1.2 is often printed as 120).
 
     The 95% intervals are bootstrapped over images:
       CIDEr and ROUGE-L are means over images. CIDEr's document frequencies stay those of the whole set.
-      BLEU is computed anew of each resample's n-gram counts and lengths.
+      BLEU is recomputed from each resample's n-gram counts and lengths.
       METEOR of a set is not the mean of its images' scores, and its program takes seconds for one set: the interval
-      is that of the mean, moved by the difference between the two.
+      is that of the mean, shifted by the difference between the two.
 
     Args:
       predictions: one caption a question.
       questions: whose answers are the reference captions.
 
     Raises:
-      UserError: a caption or reference is missing, or Java or pycocoevalcap is.
+      UserError: a caption, a reference, Java or pycocoevalcap is missing.
     """
     check(predictions, questions)
     truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
@@ -49,8 +49,8 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
 
     def over_images(score: float, values: Sequence[float]) -> Figure:
         values = np.asarray(values, np.float64)
-        moved = float(score) - float(values.mean())
-        low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + moved, count)
+        shift = float(score) - float(values.mean())
+        low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + shift, count)
         return Figure(float(score), (max(low, 0.0), high), None, count)
 
     scores = {"CIDEr": over_images(*Cider().compute_score(truth, found))}
@@ -76,11 +76,11 @@ def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
     except ImportError as error:
         raise _not_installed() from error
-    # The program tokenizes line by line: what it takes for the end of a line inside a caption would shift all others.
+    # The program tokenizes line by line: a line break inside a caption would shift all that follow.
     lines = {row: [{"caption": " ".join(text.split())} for text in texts] for row, texts in enumerate(captions)}
     try:
         tokens = PTBTokenizer().tokenize(lines)
-    except OSError as error:  # it writes a file beside itself
+    except OSError as error:  # it writes a file into its own folder
         raise UserError(f"the PTB tokenizer cannot run: {error}; pycocoevalcap's folder must be writable") from error
     if any(len(tokens.get(row, ())) != len(texts) for row, texts in lines.items()):
         raise UserError("the PTB tokenizer lost captions; run `java -version`: expected Java 8 or newer")
@@ -88,8 +88,8 @@ def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
 
 
 def bleu_statistics(truth: Captions, found: Captions) -> np.ndarray:
-    """Tokenized captions -> float64 [N, 2 + 2 * 4]: an image's length, that of the reference closest in length,
-    its n-grams, and those that a reference has."""
+    """Tokenized captions -> float64 [N, 2 + 2 * 4]: a caption's length, that of the reference closest in length, its
+    n-gram counts, and the counts of those that a reference has."""
     from pycocoevalcap.bleu.bleu_scorer import BleuScorer
 
     scorer = BleuScorer(n=ORDER)
@@ -104,7 +104,7 @@ def bleu_statistics(truth: Captions, found: Captions) -> np.ndarray:
 
 
 def bleu_of(statistics: np.ndarray) -> list[float]:
-    """Rows of `bleu_statistics` -> BLEU-1 to BLEU-4 of them as a set, with pycocoevalcap's guards against zeros."""
+    """Rows of `bleu_statistics` -> BLEU-1 to BLEU-4 over all of them, with pycocoevalcap's guards against zeros."""
     length, closest, *counts = statistics.sum(0)
     ratio = (length + 1e-15) / (closest + 1e-9)
     brevity = math.exp(1 - 1 / ratio) if ratio < 1 else 1.0
@@ -122,9 +122,9 @@ def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list
         reason = f"{type(error).__name__}: {error}"
         raise UserError(f"METEOR failed ({reason}); it takes 2 GB of memory and Java 8 or newer") from error
     finally:
-        if meteor.lock.locked():  # by what failed, and its own end would wait for it for ever
+        if meteor.lock.locked():  # held by the failed call; its destructor would wait for the lock for ever
             meteor.lock.release()
-        del meteor  # which ends the program, but leaves its pipes open
+        del meteor  # ends the program, but leaves its pipes open
         for pipe in pipes:
             pipe.close()
 

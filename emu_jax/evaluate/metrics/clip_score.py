@@ -1,8 +1,8 @@
-"""CLIP score: how well drawn images fit the texts they were drawn from, by the CLIP that the user gives.
+"""CLIP score: how well drawn images fit the texts they were drawn from, by a CLIP that the user gives.
 
     images uint8 [H, W, 3] and texts, in the same order -> mean of max(100 cos, 0)
 
-Scores of different CLIPs are not comparable; the weights' folder belongs beside the number.
+Scores of different CLIPs are not comparable: report the weights with the number.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def figure(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence[str
     """Mean CLIP score, from 0 to 100.
 
     Raises:
-      UserError: there are more or fewer texts than images, or none.
+      UserError: the numbers of texts and images differ, or there are none.
     """
     seen, read = scorer.embed_images(images), scorer.embed_texts(texts)  # [N, D] each, of length 1
     if len(seen) != len(read) or not len(seen):

@@ -1,4 +1,4 @@
-"""What metrics of texts share: predictions beside their questions, and figures by type of question.
+"""Shared by metrics: checks that predictions fit their questions, and figures by type of question.
 
 predictions and questions, in the same order -> {"accuracy": Figure, "accuracy (yes/no)": Figure, ...}
 """
@@ -36,7 +36,7 @@ def by_kind(
     questions: Sequence[Question],
     figure: Callable[[np.ndarray], Figure],
 ) -> dict[str, Figure]:
-    """One figure of all values, and one of every type of question, where there are several.
+    """One figure over all values, and one for each type of question if there are several.
 
     Args:
       values: [N], one a question.

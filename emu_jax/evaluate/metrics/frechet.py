@@ -2,8 +2,8 @@
 
     |mean_a - mean_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))
 
-Only over the features of `inception.py` is it FID. Without those weights there are distances over VGG-16 or our own
-encoder, under names of their own: each of these numbers says something beside others of its name alone.
+It is FID only over the features of `inception.py`. Distances over VGG-16 or our own encoder, which need no such
+weights, have names of their own: compare only numbers of the same name.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy as np
 from einops import rearrange
 
 from emu_jax.data.images import resize
+from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
@@ -31,17 +32,17 @@ def distance(generated: np.ndarray, real: np.ndarray) -> float:
     """Fréchet distance of the normal distributions with the features' means and covariances, in float64.
 
     >>> features = np.random.default_rng(0).normal(size=(50, 3))
-    >>> round(distance(features + np.array([2.0, 0.0, 0.0]), features), 6)  # moved by 2: the square of it
+    >>> round(distance(features + np.array([2.0, 0.0, 0.0]), features), 6)  # shifted by 2: its square
     4.0
 
-    tr (C_a C_b)^(1/2) is the sum of the singular values of A B^T where C_a = A^T A and C_b = B^T B. So neither
-    covariance is formed, and nothing has to be added to them where there are fewer images than features.
+    tr (C_a C_b)^(1/2) is the sum of the singular values of A B^T where C_a = A^T A and C_b = B^T B. So no covariance is
+    computed, and none needs regularisation when there are fewer images than features.
 
     Args:
-      generated, real: [N, F] and [M, F], two images or more.
+      generated, real: [N, F] and [M, F]; N and M at least 2.
 
     Raises:
-      UserError: the two do not fit, there are too few images, or a feature is no number.
+      UserError: the shapes do not match, there are too few images, or a feature is not finite.
     """
     _check_features(generated, real)
     return _between(_moments(generated), _moments(real))
@@ -76,15 +77,15 @@ def _check_features(generated: np.ndarray, real: np.ndarray) -> None:
 
 
 def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: int = 0) -> Figure:
-    """The distance, with an interval of how much it varies from one set of drawn images to another.
+    """The distance, with an interval of its variation from one set of drawn images to another.
 
-    Drawn images are resampled, the real ones are the benchmark's and stay. A resample holds some images twice and
-    others not at all, which makes every distance too large; so the percentiles are moved down by what the resamples'
-    mean is above the value. The interval does not account for the bias of the value itself: a Fréchet distance
-    falls as images are added, and only those over equally many images are to be compared.
+    Only drawn images are resampled: the real ones are fixed by the benchmark. A resample holds some images twice and
+    others not at all, which makes every distance too large; so the percentiles are shifted down by the difference
+    between the resamples' mean and the value. The interval does not correct the bias of the value itself: a Fréchet
+    distance falls as images are added, so compare only distances over equally many images.
 
     Args:
-      draws: resamples; each costs what the distance does. 0 leaves the interval out (nan).
+      draws: resamples; each costs as much as the distance. 0 leaves the interval out (nan).
     """
     _check_features(generated, real)
     known = _moments(real)
@@ -99,15 +100,15 @@ def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: i
 
 
 def vgg_features(params: vgg.Params, images: Iterable[np.ndarray]) -> np.ndarray:
-    """Images uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, of unit length everywhere, averaged over places."""
+    """Images uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, normalised at each position, averaged over positions."""
     cells = vgg.GRID**2
     ends = np.cumsum(vgg.CHANNELS) * cells
     rows = []
     for batch in _batches(images):
-        features = vgg.features(params, [*batch, *[batch[-1]] * (BATCH - len(batch))])[: len(batch)]
+        features = vgg.features(params, pad_to(batch, BATCH))[: len(batch)]
         parts = np.split(features, ends[:-1], axis=1)
         rows.append(np.concatenate([rearrange(part, "n (g c) -> n g c", g=cells).mean(1) for part in parts], axis=1))
-    return _joined(rows)
+    return _concatenate(rows)
 
 
 def encoder_features(emu: Emu, images: Iterable[np.ndarray]) -> np.ndarray:
@@ -115,9 +116,9 @@ def encoder_features(emu: Emu, images: Iterable[np.ndarray]) -> np.ndarray:
     size = emu.config.vision.image_size
     rows = []
     for batch in _batches(images):
-        pixels = np.stack([resize(image, size) for image in [*batch, *[batch[-1]] * (BATCH - len(batch))]])
+        pixels = np.stack([resize(image, size) for image in pad_to(batch, BATCH)])
         rows.append(emu.encode_images(pixels)[: len(batch)].mean(1))
-    return _joined(rows)
+    return _concatenate(rows)
 
 
 def _batches(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -126,7 +127,7 @@ def _batches(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
         yield batch
 
 
-def _joined(rows: list[np.ndarray]) -> np.ndarray:
+def _concatenate(rows: list[np.ndarray]) -> np.ndarray:
     if not rows:
         raise UserError("no images to take features of; expected two or more")
     return np.concatenate(rows)

@@ -1,8 +1,8 @@
-"""Inception-v3 as FID takes it: images uint8 [H, W, 3] -> float32 [N, 2048].
+"""Inception-v3 as FID uses it: images uint8 [H, W, 3] -> float32 [N, 2048].
 
 The weights are the user's own: pytorch-fid's `pt_inception-2015-12-05-6726825d.pth`, which is TensorFlow's network of
-December 2015 under the names of torchvision's. It is not quite torchvision's network: averages over 3 x 3 windows leave
-out what lies beyond the edge, and the last block takes maxima where the others take averages.
+December 2015 under the names of torchvision's. It differs from torchvision's network: averages over 3 x 3 windows
+exclude padding, and the last block uses max pooling where the others use average pooling.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
+from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.models.layers import Array
 
@@ -102,7 +103,7 @@ LAYERS = _layers()
 
 
 def load(file: Path | str) -> Params:
-    """Reads the weights; the classifier must be there, but is not kept.
+    """Reads the weights; the classifier must be present, but is not kept.
 
     Raises:
       UserError: a name is missing, unknown or of another shape, as in torchvision's Inception.
@@ -137,8 +138,7 @@ def features(params: Params, images: Iterable[np.ndarray], *, batch: int = 16) -
     """Images uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time."""
     images, rows = iter(images), []
     while some := list(itertools.islice(images, batch)):
-        pixels = [_resize(image) for image in some]
-        pixels += [pixels[-1]] * (batch - len(some))  # one shape, one program
+        pixels = pad_to([_resize(image) for image in some], batch)
         rows.append(np.asarray(activations(params, jnp.stack(pixels)))[: len(some)])
     if not rows:
         raise UserError("no images to take features of; expected two or more")
@@ -147,14 +147,14 @@ def features(params: Params, images: Iterable[np.ndarray], *, batch: int = 16) -
 
 @jax.jit
 def _resize(pixels: Array) -> Array:
-    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear, larger ones not smoothed."""
+    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear, without antialiasing."""
     x = pixels.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (SIZE, SIZE, 3), "linear", antialias=False) - 1
 
 
 @jax.jit
 def activations(params: Params, x: Array) -> Array:
-    """Pixels in [-1, 1], float32 [N, 299, 299, 3] -> what the last block averages to, [N, 2048]."""
+    """Pixels in [-1, 1], float32 [N, 299, 299, 3] -> the last block's mean over positions, [N, 2048]."""
 
     def conv(name: str, x: Array, stride: int = 1, padding: str = "SAME") -> Array:
         kernel, bias = params[name]
@@ -168,44 +168,44 @@ def activations(params: Params, x: Array) -> Array:
             x = conv(name, x)
         return x
 
-    def joined(*branches: Array) -> Array:
+    def concatenate(*branches: Array) -> Array:
         return jnp.concatenate(branches, axis=-1)
 
     x = conv("Conv2d_1a_3x3", x, 2, "VALID")  # [N, 149, 149, 32]
     x = conv("Conv2d_2b_3x3", conv("Conv2d_2a_3x3", x, 1, "VALID"))  # [N, 147, 147, 64]
-    x = _maxima(x, 2, "VALID")  # [N, 73, 73, 64]
+    x = _max_pool(x, 2, "VALID")  # [N, 73, 73, 64]
     x = conv("Conv2d_4a_3x3", conv("Conv2d_3b_1x1", x), 1, "VALID")  # [N, 71, 71, 192]
-    x = _maxima(x, 2, "VALID")  # [N, 35, 35, 192]
+    x = _max_pool(x, 2, "VALID")  # [N, 35, 35, 192]
     for b in ("Mixed_5b.", "Mixed_5c.", "Mixed_5d."):  # [N, 35, 35, 256], then 288
-        x = joined(
+        x = concatenate(
             chain(x, b + "branch1x1"),
             chain(x, b + "branch5x5_1", b + "branch5x5_2"),
             chain(x, b + "branch3x3dbl_1", b + "branch3x3dbl_2", b + "branch3x3dbl_3"),
-            chain(_averages(x), b + "branch_pool"),
+            chain(_average_pool(x), b + "branch_pool"),
         )
     b = "Mixed_6a."
-    x = joined(  # [N, 17, 17, 768]
+    x = concatenate(  # [N, 17, 17, 768]
         conv(b + "branch3x3", x, 2, "VALID"),
         conv(b + "branch3x3dbl_3", chain(x, b + "branch3x3dbl_1", b + "branch3x3dbl_2"), 2, "VALID"),
-        _maxima(x, 2, "VALID"),
+        _max_pool(x, 2, "VALID"),
     )
     for b in ("Mixed_6b.", "Mixed_6c.", "Mixed_6d.", "Mixed_6e."):
-        x = joined(
+        x = concatenate(
             chain(x, b + "branch1x1"),
             chain(x, *(f"{b}branch7x7_{n}" for n in range(1, 4))),
             chain(x, *(f"{b}branch7x7dbl_{n}" for n in range(1, 6))),
-            chain(_averages(x), b + "branch_pool"),
+            chain(_average_pool(x), b + "branch_pool"),
         )
     b = "Mixed_7a."
-    x = joined(  # [N, 8, 8, 1280]
+    x = concatenate(  # [N, 8, 8, 1280]
         conv(b + "branch3x3_2", conv(b + "branch3x3_1", x), 2, "VALID"),
         conv(b + "branch7x7x3_4", chain(x, *(f"{b}branch7x7x3_{n}" for n in range(1, 4))), 2, "VALID"),
-        _maxima(x, 2, "VALID"),
+        _max_pool(x, 2, "VALID"),
     )
-    for b, pool in (("Mixed_7b.", _averages), ("Mixed_7c.", _maxima)):  # [N, 8, 8, 2048]
+    for b, pool in (("Mixed_7b.", _average_pool), ("Mixed_7c.", _max_pool)):  # [N, 8, 8, 2048]
         once = conv(b + "branch3x3_1", x)
         twice = chain(x, b + "branch3x3dbl_1", b + "branch3x3dbl_2")
-        x = joined(
+        x = concatenate(
             conv(b + "branch1x1", x),
             conv(b + "branch3x3_2a", once),
             conv(b + "branch3x3_2b", once),
@@ -216,13 +216,13 @@ def activations(params: Params, x: Array) -> Array:
     return x.mean((1, 2))
 
 
-def _maxima(x: Array, stride: int = 1, padding: str = "SAME") -> Array:
-    """Over windows of 3 x 3."""
+def _max_pool(x: Array, stride: int = 1, padding: str = "SAME") -> Array:
+    """Max pooling over 3 x 3 windows."""
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
 
 
-def _averages(x: Array) -> Array:
-    """Over windows of 3 x 3 around every position, of what lies inside the image."""
+def _average_pool(x: Array) -> Array:
+    """Average pooling over 3 x 3 windows around every position, without padding."""
     sums = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
-    rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])  # 2 at the edges, else 3
+    rows, columns = (np.convolve(np.ones(size), np.ones(3), "same") for size in x.shape[1:3])  # 2 at the edges
     return sums / np.outer(rows, columns).astype(np.float32)[:, :, None]

@@ -1,6 +1,6 @@
-"""Exact match of short open answers (MSVD-QA, MSRVTT-QA): the share of predictions equal to an answer.
+"""Exact match of short open answers: the share of predictions equal to an answer.
 
-Both are normalised as VQA's are, because the files have bare lower-case words and models write "A dog." or "2".
+Both are normalised as for VQA, because published answers are bare lower-case words and models write "A dog." or "2".
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def matches(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def _normal(text: str) -> str:
-    # An answer of nothing but an article ("a", in the files) is itself.
+    # An answer that is only an article (the files have "a") stays.
     return vqa.normalise(text) or vqa.tidy(text).lower()
 
 
@@ -28,7 +28,7 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     """Top-1 accuracy over all questions and by type (what, who, how, ...), from 0 to 1.
 
     Raises:
-      UserError: no prediction for a question, or its answers are not published.
+      UserError: a question has no prediction, or its answers are not published.
     """
     check(predictions, questions)
     hits = [matches(text, question.answers) for text, question in zip(predictions, questions, strict=True)]

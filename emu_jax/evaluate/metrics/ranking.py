@@ -1,7 +1,7 @@
-"""VisDial's figures: scores [N] of candidates, lower is better -> ranks [N] from 1 -> R@1/5/10, mean rank, MRR, NDCG.
+"""Ranking: scores [N] of candidates, lower is better -> ranks [N] from 1 -> R@1/5/10, mean rank, MRR, NDCG.
 
-By the rules of the challenge's starter code (visdialch/metrics.py): the rank of the one true answer for all but NDCG,
-which takes every candidate that people judged relevant.
+The rules are those of the Visual Dialog challenge's starter code (visdialch/metrics.py): all figures but NDCG use the
+rank of the one true answer; NDCG uses every candidate that people judged relevant.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ RECALL = (1, 5, 10)
 
 
 def ranks(scores: np.ndarray) -> np.ndarray:
-    """Scores [N], such as summed negative log-likelihoods -> int [N], 1 the best; equals keep their order.
+    """Scores [N], such as summed negative log-likelihoods -> int [N], 1 the best; equal scores keep their order.
 
     >>> ranks(np.array([2.5, 0.1, 7.0]))
     array([2, 1, 3])
 
     Raises:
-      UserError: a score is no number.
+      UserError: a score is nan.
     """
     scores = np.asarray(scores)
     if np.isnan(scores).any():
@@ -37,14 +37,14 @@ def ranks(scores: np.ndarray) -> np.ndarray:
 
 
 def ndcg(ranks: np.ndarray, relevance: Sequence[float]) -> float:
-    """Normalised discounted cumulative gain of the first K ranks, K the number of candidates that are relevant at all.
+    """Normalised discounted cumulative gain of the first K ranks; K is the number of candidates with any relevance.
 
     >>> ndcg(np.array([1, 2, 3]), [1.0, 0.0, 0.0]), round(ndcg(np.array([2, 1, 3]), [1.0, 0.0, 0.5]), 3)
     (1.0, 0.48)
 
     Args:
       ranks: int [N] from 1.
-      relevance: [N] from 0 to 1, one of them at least above 0.
+      relevance: [N] from 0 to 1, at least one above 0.
     """
     relevance = np.asarray(relevance, np.float64)
     k = int((relevance != 0).sum())
@@ -56,15 +56,15 @@ def ndcg(ranks: np.ndarray, relevance: Sequence[float]) -> float:
 def figures(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> dict[str, Figure]:
     """R@k, mean rank and MRR over all questions, NDCG over those whose candidates' relevance is known.
 
+    NDCG is undefined if no candidate is relevant: it leaves such questions out, and its `count` is of the others.
+    Chance is that of a random order.
+
     Args:
-      scores: of every question, [N], one a candidate.
+      scores: for each question [N], one score a candidate.
       questions: their first answer is one of their candidates.
 
-    NDCG is not defined where no candidate is relevant: such questions are left out of it, and `count` tells how many
-    were taken. Chance is that of a random order.
-
     Raises:
-      UserError: scores or relevance are not one a candidate, or the answer is no candidate.
+      UserError: there is not one score or relevance for each candidate, or the answer is no candidate.
     """
     check(scores, questions)
     targets, gains = [], []

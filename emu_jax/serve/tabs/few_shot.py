@@ -1,4 +1,4 @@
-"""Prompts of examples: rows of an image and its text, then an image to be told about in the same way."""
+"""Few-shot prompts: rows of an image and its text, then an image for which the model writes the text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,27 @@ from emu_jax.data.embedded_chats import NAME_ASKS
 from emu_jax.errors import UserError
 from emu_jax.evaluate import prompts
 from emu_jax.evaluate.question import Question
-from emu_jax.serve import sequences
-from emu_jax.serve.downloads import Record
-from emu_jax.serve.engine import Engine, TextSettings, Ticket, Written
-from emu_jax.serve.sequences import ASSISTANT_ROLE, USER_ROLE, Message
-from emu_jax.serve.tabs.controls import EVENT, TextControls, beating, length, note, progress, text, text_settings, told
+from emu_jax.serve.downloads import Archive
+from emu_jax.serve.encoded_prompt import (
+    ASSISTANT_ROLE,
+    USER_ROLE,
+    EncodedPrompt,
+    Message,
+    encode_continuation,
+    encode_conversation,
+)
+from emu_jax.serve.engine import Completion, Engine, TextSettings, Ticket
+from emu_jax.serve.tabs.controls import (
+    EVENT,
+    TextControls,
+    length,
+    note,
+    progress,
+    text,
+    text_settings,
+    with_errors,
+    with_heartbeat,
+)
 from emu_jax.serve.tabs.rows import Rows, image
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_images
@@ -30,23 +46,21 @@ FORMS: dict[str, prompts.Prompt | None] = {
     "the paper's captions": prompts.caption,
     "the paper's questions": prompts.vqa,
 }
-EMPTY = '<div class="blank">Fill in a row and the last image: the prompt appears here, token for token.</div>'
+EMPTY = '<div class="blank">Fill in a row and the query image: the prompt appears here, token by token.</div>'
 
 
 def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     """Adds the tab's content."""
     with gr.Row(equal_height=False):
         with gr.Column(scale=1, min_width=320):
-            gr.HTML(note("Examples: an image, and what is said of it"), padding=False)
-            rows = Rows(
-                engine, count=6, first=2, label="Text", placeholder="what the model should say of such an image"
-            )
-            gr.HTML(note("The image that is asked about"), padding=False)
+            gr.HTML(note("Examples: an image, and its text"), padding=False)
+            rows = Rows(engine, count=6, first=2, label="Text", placeholder="the answer for this image")
+            gr.HTML(note("Query image: the model writes its text"), padding=False)
             with gr.Row(elem_classes="example", equal_height=True):
-                query = image("The image that is asked about")
+                query = image("Query image")
                 question = gr.Textbox(
                     label="Question",
-                    info="Of the examples as well; may be empty",
+                    info="Also for the examples; may be empty",
                     lines=2,
                     scale=2,
                     min_width=150,
@@ -63,7 +77,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [samples[4].path, samples[4].thing, samples[7].path, samples[7].thing, samples[2].path, ""],
                 ],
                 [rows.images[0], rows.texts[0], rows.images[1], rows.texts[1], query, question],
-                label="Examples, with images that training has not seen",
+                label="Examples, with images that were not in the training set",
                 example_labels=[
                     f"names: {samples[1].thing}, {samples[6].thing}, then a {samples[0].thing}",
                     f"without skin tones: {samples[4].thing}, {samples[7].thing}, then a {samples[2].thing}",
@@ -77,12 +91,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             with gr.Accordion("Settings", open=False):
                 controls = TextControls.show(engine, new_tokens=24)
 
-    async def read(values: Sequence[object]) -> tuple[Asked, Sequence[object]]:
-        """An event's values -> what is asked, and the values that are left."""
+    async def read(values: Sequence[object]) -> tuple[FewShotPrompt, Sequence[object]]:
+        """An event's values -> the prompt, and the remaining values."""
         own, (path, question, form, *others) = rows.split(values)
         examples = await rows.read(own)
         if not path:
-            raise UserError("the last image is missing; choose the one to be told about")
+            raise UserError("the query image is missing; choose one")
         if form not in forms:
             raise UserError(f"form {form!r} is unknown; choose one of {', '.join(forms)}")
         size = engine.plain.config.vision.image_size
@@ -90,110 +104,111 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         return build(form, examples, shown, text(question, engine).strip()), others
 
     async def preview(*values: object) -> str:
-        """Is not told what is missing: the person is still at it."""
+        """Shows the prompt; while the form is incomplete, what is missing is no error."""
         try:
-            asked, _ = await read(values)
-            sequence = await asyncio.to_thread(asked.sequence, engine)
+            prompt, _ = await read(values)
+            encoded = await asyncio.to_thread(prompt.encode, engine)
         except UserError as error:
             return EMPTY if not any(values[1:-3]) else f'<div class="blank">{html.escape(str(error))}</div>'
-        return spell(engine, sequence)
+        return show_tokens(engine, encoded)
 
-    async def go_on(*values: object) -> AsyncIterator[tuple]:
-        asked, others = await read(values)
+    async def run(*values: object) -> AsyncIterator[tuple]:
+        prompt, others = await read(values)
         settings = text_settings(*others)
         nothing = gr.DownloadButton(value=None, interactive=False)
-        yield "", progress("Waiting for a place …"), gr.Button(interactive=True), nothing
-        ticket = await asked.submit(engine, settings)
-        said = ""
+        yield "", progress("Waiting for a free slot …"), gr.Button(interactive=True), nothing
+        ticket = await prompt.submit(engine, settings)
+        answered = ""
         try:
-            async for piece in beating(ticket):
-                said += piece or ""
-                yield said if piece else gr.skip(), gr.skip(), gr.skip(), gr.skip()
-            written = await ticket.result()
+            async for piece in with_heartbeat(ticket):
+                answered += piece or ""
+                yield answered if piece else gr.skip(), gr.skip(), gr.skip(), gr.skip()
+            completion = await ticket.result()
         finally:
             ticket.cancel()
-        record = Record()
-        about = {
+        archive = Archive()
+        recorded = {
             "model": name,
             "kind": "few-shot",
-            "prompt": record.parts(asked.parts()),
+            "prompt": archive.parts(prompt.parts()),
             "form": values[-5],
-            "answer": written.text,
+            "answer": completion.text,
         }
-        about["settings"] = dataclasses.asdict(settings)
-        path = await asyncio.to_thread(record.save, "few-shot", about)
+        recorded["settings"] = dataclasses.asdict(settings)
+        path = await asyncio.to_thread(archive.save, "few-shot", recorded)
         done = gr.Button(interactive=False)
-        yield written.text.strip(), note(length(written)), done, gr.DownloadButton(value=path, interactive=True)
+        yield completion.text.strip(), note(length(completion)), done, gr.DownloadButton(value=path, interactive=True)
 
-    async def rest() -> tuple:
+    async def idle() -> tuple:
         return note(""), gr.Button(interactive=False)
 
     fields = [*rows.inputs, query, question, form]
-    going = go.click(told(go_on), [*fields, *controls.inputs], [answer, status, stop, download], **EVENT)
-    going.failure(rest, None, [status, stop], **EVENT)
-    stop.click(rest, None, [status, stop], cancels=going, **EVENT)
+    running = go.click(with_errors(run), [*fields, *controls.inputs], [answer, status, stop, download], **EVENT)
+    running.failure(idle, None, [status, stop], **EVENT)
+    stop.click(idle, None, [status, stop], cancels=running, **EVENT)
     for field in fields:
         field.change(preview, fields, exact, trigger_mode="always_last", **EVENT)
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
-    """What the model is asked: a prompt to be continued, or a conversation to be answered."""
+class FewShotPrompt:
+    """A prompt to continue, or a conversation to answer."""
 
     prompt: tuple[str | np.ndarray, ...] = ()
     messages: tuple[Message, ...] = ()
 
-    def sequence(self, engine: Engine) -> sequences.Sequence:
-        """As the model reads it."""
+    def encode(self, engine: Engine) -> EncodedPrompt:
+        """The prompt as tokens."""
         if self.messages:
-            return sequences.conversation(engine.plain, self.messages)
-        return sequences.continuation(engine.plain, self.prompt)
+            return encode_conversation(engine.plain, self.messages)
+        return encode_continuation(engine.plain, self.prompt)
 
-    async def submit(self, engine: Engine, settings: TextSettings) -> Ticket[str, Written]:
-        """Asks."""
+    async def submit(self, engine: Engine, settings: TextSettings) -> Ticket[str, Completion]:
+        """Sends the request to the engine."""
         if self.messages:
             return await engine.chat(self.messages, settings)
-        return await engine.write(self.prompt, settings)
+        return await engine.complete(self.prompt, settings)
 
     def parts(self) -> list[str | np.ndarray]:
-        """All of it, in order."""
+        """All texts and images in order."""
         return [part for message in self.messages for part in message.parts] or list(self.prompt)
 
 
-def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarray, question: str) -> Asked:
-    """Rows and an image -> what the model is asked, as the benchmarks ask (`evaluate/prompts.py`)."""
+def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarray, question: str) -> FewShotPrompt:
+    """Rows and an image -> a prompt in the form of the benchmarks (`evaluate/prompts.py`)."""
     prompt = FORMS[form]
     if prompt is None:
         messages: list[Message] = []
-        for seen, said in examples:
-            messages += [Message(USER_ROLE, (seen, question or NAME_ASKS)), Message(ASSISTANT_ROLE, (said,))]
-        return Asked(messages=(*messages, Message(USER_ROLE, (shown, question or NAME_ASKS))))
+        for seen, label in examples:
+            messages += [Message(USER_ROLE, (seen, question or NAME_ASKS)), Message(ASSISTANT_ROLE, (label,))]
+        return FewShotPrompt(messages=(*messages, Message(USER_ROLE, (shown, question or NAME_ASKS))))
     if prompt is prompts.vqa and not (question and examples):
         raise UserError("this form needs an example and a question; fill them in")
     if prompt is prompts.embedded:
-        question = question or NAME_ASKS  # whose prompt is the image alone
-    shots = [
-        (Question(str(number), text=question, answers=(said,)), [seen]) for number, (seen, said) in enumerate(examples)
+        question = question or NAME_ASKS  # not used: the prompt of this form is only the image
+    few_shot = [
+        (Question(str(number), text=question, answers=(label,)), [seen])
+        for number, (seen, label) in enumerate(examples)
     ]
-    return Asked(next(prompt(Question("asked", text=question), [shown], shots, False)).parts)
+    return FewShotPrompt(next(prompt(Question("asked", text=question), [shown], few_shot, False)).parts)
 
 
-def spell(engine: Engine, sequence: sequences.Sequence) -> str:
-    """The sequence that the model reads as HTML: special tokens by name, runs of <image> counted, images drawn."""
+def show_tokens(engine: Engine, prompt: EncodedPrompt) -> str:
+    """The tokens of a prompt as HTML: special tokens by name, runs of <image> as a count."""
     tokenizer, parts = engine.plain.tokenizer, []
-    special, queries, seen = tokenizer.special, engine.plain.config.causal.queries, 0
+    special, queries, images = tokenizer.special, engine.plain.config.causal.queries, 0
     words: list[int] = []
 
     def flush() -> None:
         if words:
-            parts.append(html.escape("".join(piece for _, piece in tokenizer.spell(words))))
+            parts.append(html.escape("".join(piece for _, piece in tokenizer.pieces(words))))
             words.clear()
 
-    for id, source in zip(sequence.tokens.tolist(), sequence.sources.tolist(), strict=True):
-        if source >= 0:
-            if source % queries == 0:
+    for id, index in zip(prompt.tokens.tolist(), prompt.embedding_index.tolist(), strict=True):
+        if index >= 0:
+            if index % queries == 0:
                 flush()
-                seen += 1
+                images += 1
                 parts.append(f'<span class="token">&lt;image&gt; × {queries}</span>')
         elif id in special:
             flush()
@@ -202,5 +217,5 @@ def spell(engine: Engine, sequence: sequences.Sequence) -> str:
             words.append(id)
     flush()
     context = engine.plain.config.llama.context
-    count = f"{len(sequence.tokens)} tokens of a context of {context}, {seen} images"
+    count = f"{len(prompt.tokens)} of {context} tokens of the context, {images} images"
     return f'<div class="exact">{" ".join(parts)}</div>{note(count)}'

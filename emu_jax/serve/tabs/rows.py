@@ -1,4 +1,4 @@
-"""Rows of an image and a text, as examples within a prompt; a person adds and takes away rows."""
+"""Rows of an image and a text, the examples of a prompt; users add and remove rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from emu_jax.serve.uploads import read_images
 
 
 class Rows:
-    """At most `count` rows, of which `first` are shown at the beginning. Their values are one list of inputs."""
+    """`count` rows, of which `first` are visible at the start. Their values form one list of inputs."""
 
     def __init__(self, engine: Engine, *, count: int, first: int, label: str, placeholder: str):
         self.engine, self.count = engine, count
@@ -32,7 +32,7 @@ class Rows:
         self.shown = gr.State(first)
         with gr.Row(elem_classes="tools"):
             more = gr.Button("Add an example", size="sm", min_width=120)
-            fewer = gr.Button("Take one away", size="sm", min_width=120)
+            fewer = gr.Button("Remove an example", size="sm", min_width=120)
 
         def show(shown: int) -> list:
             return [shown, *(gr.Row(visible=number < shown) for number in range(count))]
@@ -48,21 +48,21 @@ class Rows:
 
     @property
     def inputs(self) -> list[gr.components.Component]:
-        """What events take."""
+        """The inputs of an event."""
         return [self.shown, *self.images, *self.texts]
 
     def split(self, values: Sequence[object]) -> tuple[Sequence[object], Sequence[object]]:
-        """An event's values -> those of `inputs`, and the rest."""
+        """An event's values -> the values of `inputs`, and the other ones."""
         return values[: 1 + 2 * self.count], values[1 + 2 * self.count :]
 
     async def read(self, values: Sequence[object]) -> list[tuple[np.ndarray, str]]:
-        """Values of `inputs` -> the rows that are filled in; UserError for a row of which half is missing."""
+        """Values of `inputs` -> the filled rows; UserError for a half-filled row."""
         shown, paths, texts = int(values[0]), values[1 : 1 + self.count], values[1 + self.count :]
         filled = []
         for number, (path, words) in enumerate(zip(paths[:shown], texts[:shown], strict=True), 1):
             words = text(words, self.engine).strip()
             if bool(path) != bool(words):
-                raise UserError(f"example {number} has {'no text' if path else 'no image'}; fill it in, or empty it")
+                raise UserError(f"example {number} has {'no text' if path else 'no image'}; complete it, or clear it")
             if path:
                 filled.append((path, words))
         size = self.engine.plain.config.vision.image_size
@@ -71,7 +71,7 @@ class Rows:
 
 
 def image(label: str, *, height: int = 128) -> gr.Image:
-    """Where one image is put."""
+    """An upload field for one image."""
     return gr.Image(
         label=label,
         type="filepath",
@@ -81,5 +81,5 @@ def image(label: str, *, height: int = 128) -> gr.Image:
         height=height,
         min_width=150,
         buttons=[],
-        placeholder="Drop or choose",
+        placeholder="Drop or choose an image",
     )

@@ -1,4 +1,4 @@
-"""Held-out images of the embedded data set, which the page's examples show: no model that it trains has seen them."""
+"""Held-out images of the embedded data set for the page's examples: no model trained on that set has seen them."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Sample:
-    """An image's file, and its name."""
+    """The file and the name of an image."""
 
     path: str
     name: str
 
     @property
     def thing(self) -> str:
-        """What it shows, without the skin tone: "fairy"."""
+        """The name without the skin tone: "fairy"."""
         return self.name.partition(":")[0]
 
 
 def write_samples() -> list[Sample]:
-    """Writes some images into the page's folder (GRADIO_TEMP_DIR), as PNG files."""
+    """Writes the images into the page's folder (GRADIO_TEMP_DIR) as PNG files."""
     folder = Path(os.environ["GRADIO_TEMP_DIR"]) / "examples"
     folder.mkdir(exist_ok=True)
     by_name = {example.caption: example for example in fluent_emoji.examples("heldout_combinations", fluent_emoji.SIZE)}
-    found = []
+    samples = []
     for name in NAMES:
         path = folder / f"{name.replace(': ', '-').replace(' ', '-')}.png"
         PIL.fromarray(by_name[name].pixels).save(path)
-        found.append(Sample(str(path), name))
-    return found
+        samples.append(Sample(str(path), name))
+    return samples

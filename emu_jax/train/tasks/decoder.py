@@ -16,6 +16,7 @@ from emu_jax.data.examples import ExamplePipeline, ExamplesConfig
 from emu_jax.data.latents import Latents
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models import diffusion, unet
+from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
@@ -127,7 +128,7 @@ class TrainDecoder(Task):
         return total, ({"loss": total, "noise_error": error.sum() / count}, statistics)
 
     def flops(self) -> dict[str, float]:
-        forward = unet.forward_flops(self.model, self.rows, self.config.latent_size, self.config.queries)
+        forward = unet_forward_flops(self.model, self.rows, self.config.latent_size, self.config.queries)
         return {part: 3.0 * count for part, count in forward.items()}
 
     def shallow(self, depths: Mapping[str, int], remat: str | None = None) -> TrainDecoder:

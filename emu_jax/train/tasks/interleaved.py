@@ -58,8 +58,9 @@ class PackedDocuments:
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer at `config.tokenizer.path`, a .model file or a checkpoint, or one trained on the texts of this
-        run's sources and of those in `config.tokenizer.also`.
+        """The tokenizer at `config.tokenizer.path` (a .model file or a checkpoint), or a new one.
+
+        A new one is trained on the texts of this run's sources and of those in `config.tokenizer.also`.
         """
         settings = self._config.tokenizer
         if settings.path and is_checkpoint(Path(settings.path)):

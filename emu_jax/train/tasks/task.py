@@ -22,6 +22,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import Holds
 from emu_jax.data.pipeline import Stream
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, nearest
@@ -91,7 +92,7 @@ class Task(Protocol):
       remat: what the backward pass keeps (`layers.REMAT_POLICIES`).
     """
 
-    holds: ClassVar[str]
+    holds: ClassVar[Holds]
     plots: ClassVar[Mapping[str, Sequence[str]]]
     row_name: ClassVar[str]
     init_parts: ClassVar[Mapping[str, InitPart]] = {}

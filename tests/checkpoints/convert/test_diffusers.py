@@ -8,11 +8,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from emu_jax.checkpoints.convert import diffusers
+from emu_jax.checkpoints.load import LoadedUNet, LoadedVAE, load_part
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import Decoder
 from emu_jax.models import unet, vae
-from emu_jax.models.diffusion import Schedule
 
 UNET_SIZES = {"cross_attention_dim": 5120, "sample_size": 64}
 
@@ -55,8 +55,8 @@ def test_odd_latents_as_the_library_does(folder):
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("diffusers")
     theirs = library.UNet2DConditionModel.from_pretrained(folder / "unet")
-    fields, params = diffusers.load_unet(folder / "unet")
-    config = unet.UNetConfig.from_dict(fields)
+    loaded = load_part(folder / "unet", LoadedUNet)
+    config, params = loaded.config, loaded.params
     random = np.random.default_rng(0)
     latents = random.standard_normal((2, 5, 7, config.latent_channels), np.float32)
     condition = random.standard_normal((2, 6, config.condition_dim), np.float32)
@@ -99,16 +99,16 @@ def assert_close(found, expected) -> None:
 
 def test_every_name_comes_back(folder):
     """Our paths give the names of the files they were read from, in diffusers' names of today."""
-    plans = {"unet": diffusers.plan_unet(folder / "unet", Schedule()), "vae": diffusers.plan_vae(folder / "vae")}
-    for part, plan in plans.items():
-        for path, key in plan.about["keys"].items():
-            assert diffusers.their_key(path) == key, f"{part}: {path}"
-            assert list(diffusers.their_shape(path, plan.shapes[f"params/{part}/{path}"])) == plan.about["shapes"][key]
+    for conversion in (diffusers.unet_conversion(folder / "unet"), diffusers.vae_conversion(folder / "vae")):
+        for path, key in conversion.about["keys"].items():
+            assert diffusers.their_key(path) == key, f"{conversion.holds}: {path}"
+            ours = conversion.shapes[f"params/{conversion.holds}/{path}"]
+            assert list(diffusers.their_shape(path, ours)) == conversion.about["shapes"][key]
 
 
 def test_old_attention_names_and_bin_files(folder):
     torch = pytest.importorskip("torch")
-    expected = diffusers.load_vae(folder / "vae")[1]
+    expected = load_part(folder / "vae", LoadedVAE).params
     file = folder / "vae" / "diffusion_pytorch_model.safetensors"
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
     state = {}
@@ -119,7 +119,7 @@ def test_old_attention_names_and_bin_files(folder):
     assert any("proj_attn" in key for key in state)
     torch.save(state, file.with_suffix(".bin"))
     file.unlink()
-    found = diffusers.load_vae(folder / "vae")[1]
+    found = load_part(folder / "vae", LoadedVAE).params
     for path, value in diffusers.flatten(expected).items():
         assert (diffusers.flatten(found)[path] == value).all(), path
 
@@ -132,7 +132,7 @@ def test_everything_that_does_not_fit_is_named(folder):
     state["conv_out.weight"] = state["conv_out.weight"][:1]
     save_file({key: value.copy() for key, value in state.items()}, file)
     with pytest.raises(UserError) as error:
-        diffusers.load_unet(folder / "unet")
+        load_part(folder / "unet", LoadedUNet)
     for name in ("missing: conv_in/bias", "unknown: extra.weight", "misshapen: conv_out.weight"):
         assert name in str(error.value), str(error.value)
 
@@ -148,15 +148,15 @@ def test_everything_that_does_not_fit_is_named(folder):
 def test_another_architecture_is_refused(folder, file, change, message):
     config = json.loads((folder / file).read_text())
     (folder / file).write_text(json.dumps(config | change))
-    load = {"unet": diffusers.load_unet, "vae": diffusers.load_vae, "scheduler": diffusers.load_schedule}
+    read = {"unet": diffusers.unet_conversion, "vae": diffusers.vae_conversion, "scheduler": diffusers.load_schedule}
     with pytest.raises(UserError, match=message):
-        load[file.split("/")[0]](folder / file.split("/")[0])
+        read[file.split("/")[0]](folder / file.split("/")[0])
 
 
 def test_a_missing_file_is_named(folder):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):
-        diffusers.load_unet(folder / "unet")
+        load_part(folder / "unet", LoadedUNet)
     (folder / "unet" / "config.json").unlink()
     with pytest.raises(UserError, match="no such file"):
-        diffusers.load_unet(folder / "unet")
+        load_part(folder / "unet", LoadedUNet)

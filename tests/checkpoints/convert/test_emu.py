@@ -1,6 +1,7 @@
 """The table between published keys and our parameters: complete, exact in both directions, and strict."""
 
 import ast
+import dataclasses
 import json
 
 import jax
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from emu_jax.checkpoints.convert import emu as convert
 from emu_jax.checkpoints.convert.emu_keys import TABLE, TRANSFORMS, UNUSED
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.errors import UserError
 from emu_jax.models import emu
 
@@ -139,11 +141,16 @@ def test_the_published_keys_map_with_nothing_left_over(golden, name, keys, vocab
 
 def test_mini_a_round_trip_is_bitwise(golden):
     file = golden / "mini-a" / "pretrain" / "multimodal_encoder" / "pytorch_model.bin"
-    config, params, source = convert.load(golden / "mini-a" / "pretrain", vision_head_dim=12)
+    loaded = load_emu(golden / "mini-a" / "pretrain", vision_head_dim=12)
+    config, params, source = loaded.config, loaded.params, loaded.source
     state = torch.load(file, weights_only=True)
     back = dict(convert.to_published(params, config))
-    assert source.tensors.path == file and source.about["lora"] is None and source.about["beside"] == []
-    unused = set(source.about["unused"])
+    assert (
+        convert.find_weights(golden / "mini-a" / "pretrain") == file
+        and source["lora"] is None
+        and source["beside"] == []
+    )
+    unused = set(source["unused"])
     assert set(back) | unused == set(state) and not set(back) & unused
     for key, array in back.items():
         assert array.flags.c_contiguous
@@ -154,7 +161,7 @@ def test_mini_a_round_trip_is_bitwise(golden):
 
 @pytest.mark.parametrize(("kind", "path"), [("pretrain", "pretrain"), ("instruct", "instruct/Emu-instruct.pt")])
 def test_mini_a_sizes_are_those_of_the_reference(golden, kind, path):
-    config, _, _ = convert.load(golden / "mini-a" / path, vision_head_dim=12)
+    config = dataclasses.asdict(load_emu(golden / "mini-a" / path, vision_head_dim=12).config)
     reference = json.loads((golden / "mini-a" / kind / "reference.json").read_text())["config"]
     vision, causal, llama = config["vision"], config["causal"], config["llama"]
     wanted = reference["vision_cfg"]
@@ -179,15 +186,16 @@ def test_mini_a_sizes_are_those_of_the_reference(golden, kind, path):
 
 def test_mini_a_instruct_has_its_adapters_merged(golden):
     file = golden / "mini-a" / "instruct" / "Emu-instruct.pt"
-    config, params, source = convert.load(file, vision_head_dim=12)
+    loaded = load_emu(file, vision_head_dim=12)
+    config, params, source = loaded.config, loaded.params, loaded.source
     state = torch.load(file, weights_only=True)["module"]
-    assert source.about["lora"] == {"ranks": [16], "targets": ["q", "k", "v", "o"], "alpha": 16.0, "merged": True}
-    assert len(source.about["adapters"]) == 4 * config["llama"]["layers"]
+    assert source["lora"] == {"ranks": [16], "targets": ["q", "k", "v", "o"], "alpha": 16.0, "merged": True}
+    assert len(source["adapters"]) == 4 * config.llama.layers
     back = dict(convert.to_published(params, config))
     for key, array in back.items():
         name = key.replace("decoder.lm.", PEFT, 1)
         tensor = state[name].numpy()
-        if key in source.about["adapters"]:
+        if key in source["adapters"]:
             stem = name.removesuffix(".weight")
             a, b = (state[f"{stem}.lora_{side}.default.weight"].double().numpy() for side in "AB")
             assert np.abs(b @ a).max() > 1e-3  # the check below is of something
@@ -202,10 +210,10 @@ def test_the_folder_above_pretrain_is_the_pretrained_model(golden):
 
 def test_a_folder_without_weights_points_at_the_file_in_it(golden, tmp_path):
     with pytest.raises(UserError, match=r"expected multimodal_encoder/pytorch_model\.bin") as error:
-        convert.load(tmp_path)
+        load_emu(tmp_path)
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match=r"pass .*Emu-instruct\.pt"):
-        convert.load(golden / "mini-a" / "instruct")
+        load_emu(golden / "mini-a" / "instruct")
 
 
 # -------------------------------------------------------------------------------------- both ways, any sizes
@@ -247,7 +255,8 @@ def test_our_parameters_survive_the_way_out_and_back(tmp_path, suffix):
         from safetensors.torch import save_file
 
         save_file(tensors, path)
-    found, again, _ = convert.load(path, **HEADS)
+    loaded = load_emu(path, **HEADS)
+    found, again = dataclasses.asdict(loaded.config), loaded.params
     assert {part: SMALL[part].items() <= found[part].items() for part in SMALL} == dict.fromkeys(SMALL, True)
     jax.tree.map(np.testing.assert_array_equal, params, again)
 
@@ -255,8 +264,9 @@ def test_our_parameters_survive_the_way_out_and_back(tmp_path, suffix):
 def test_bfloat16_weights_are_read_and_kept(tmp_path):
     tensors = {key: tensor.bfloat16() for key, tensor in draw(convert.published_shapes(SMALL)).items()}
     path = save(tensors, tmp_path / "w.bin")
-    _, wide, _ = convert.load(path, **HEADS)
-    config, narrow, _ = convert.load(path, dtype="bfloat16", **HEADS)
+    wide = load_emu(path, **HEADS).params
+    loaded = load_emu(path, dtype="bfloat16", **HEADS)
+    config, narrow = loaded.config, loaded.params
     assert {leaf.dtype for leaf in jax.tree.leaves(wide)} == {np.dtype(np.float32)}
     assert {leaf.dtype for leaf in jax.tree.leaves(narrow)} == {np.dtype(ml_dtypes.bfloat16)}
     for key, array in convert.to_published(wide, config):
@@ -264,16 +274,17 @@ def test_bfloat16_weights_are_read_and_kept(tmp_path):
     for key, array in convert.to_published(narrow, config):
         assert array.view(np.uint16).tobytes() == tensors[key].view(torch.uint16).numpy().tobytes()
     with pytest.raises(UserError, match="dtype='int8'"):
-        convert.load(path, dtype="int8", **HEADS)
+        load_emu(path, dtype="int8", **HEADS)
 
 
 def test_adapters_are_merged_in_float32_at_their_own_rank_and_alpha(tmp_path):
     plain = {key: tensor.bfloat16() for key, tensor in draw(convert.published_shapes(SMALL)).items()}
     state = as_emu_i(plain)
     path = save({"module": state, "step": 5}, tmp_path / "Emu-instruct.pt")
-    config, params, source = convert.load(path, lora_alpha=8.0, **HEADS)
-    assert source.about["beside"] == ["step"] and source.about["lora"]["ranks"] == [2]
-    assert len(source.about["adapters"]) == 16
+    loaded = load_emu(path, lora_alpha=8.0, **HEADS)
+    config, params, source = loaded.config, loaded.params, loaded.source
+    assert source["beside"] == ["step"] and source["lora"]["ranks"] == [2]
+    assert len(source["adapters"]) == 16
     merged = dict(convert.to_published(params, config))
     key = "decoder.lm.model.layers.3.self_attn.k_proj.weight"
     stem = key.replace("decoder.lm.", PEFT, 1).removesuffix(".weight")
@@ -283,9 +294,9 @@ def test_adapters_are_merged_in_float32_at_their_own_rank_and_alpha(tmp_path):
 
 def test_a_flattened_module_prefix_is_the_same_file(tmp_path):
     tensors = draw(convert.published_shapes(SMALL))
-    _, one, _ = convert.load(save(tensors, tmp_path / "a.bin"), **HEADS)
+    one = load_emu(save(tensors, tmp_path / "a.bin"), **HEADS).params
     flat = {f"module.{key}": tensor for key, tensor in tensors.items()}
-    _, two, _ = convert.load(save(flat, tmp_path / "b.bin"), **HEADS)
+    two = load_emu(save(flat, tmp_path / "b.bin"), **HEADS).params
     jax.tree.map(np.testing.assert_array_equal, one, two)
 
 
@@ -309,14 +320,14 @@ def test_all_faults_are_reported_together(tmp_path):
     tensors["epoch"] = 3
     path = save(tensors, tmp_path / "w.bin")
     with pytest.raises(UserError) as error:
-        convert.load(path, **HEADS)
+        load_emu(path, **HEADS)
     summary, lines = faults(error)
     assert summary == (
         f"{path}: does not fit the published Emu's layout, nothing was loaded: "
         "4 unknown, 1 unreadable, 1 repeated, 3 missing, 1 unknown size, 3 misshapen"
     )
     assert lines == {
-        "unknown: epoch (int, no tensor)",
+        "unknown: epoch (int, not a tensor)",
         "unreadable: ln_visual.weight (int64, expected a floating type of 16 to 64 bits)",
         f"repeated: decoder.lm.model.norm.weight (the same tensor as {PEFT}model.norm.weight)",
         "missing: visual.pos_embed (for vision/pos_embed)",
@@ -326,7 +337,7 @@ def test_all_faults_are_reported_together(tmp_path):
         "unknown: visual.blocks.0.attn.k_bias",
         "unknown: visual.blocks.70.norm1.bias",
         f"unknown: {PEFT}model.embed_tokens.lora_A.default.weight "
-        "(decoder.lm.model.embed_tokens.weight is no matrix to adapt)",
+        "(decoder.lm.model.embed_tokens.weight is not a matrix to adapt)",
         "unknown size: positions (read off the shape of visual.pos_embed)",
         "misshapen: ln_visual.bias ((13,), expected (12,) for ln_visual/bias)",
         "misshapen: cformer.cformer.final_layer_norm.weight ((11,), expected (10,) for causal/final_norm/scale)",
@@ -388,7 +399,7 @@ def test_head_widths_that_do_not_fit_are_named(arguments, says):
 
 def test_the_default_head_width_does_not_divide_mini_a(golden):
     with pytest.raises(UserError, match="vision_head_dim"):
-        convert.load(golden / "mini-a" / "pretrain")
+        load_emu(golden / "mini-a" / "pretrain")
 
 
 def test_another_model_is_refused_as_a_whole():

@@ -11,8 +11,9 @@ import pytest
 from emu_jax import Emu
 from emu_jax.checkpoints.convert import eva_clip as clip
 from emu_jax.checkpoints.convert import llama
-from emu_jax.checkpoints.convert.plan import gather
+from emu_jax.checkpoints.convert.conversion import gather
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import emu as model
@@ -48,8 +49,8 @@ def theirs(network, tokens: np.ndarray) -> np.ndarray:
 
 
 def load_folder(folder):
-    work = llama.plan(folder)
-    return work.config["model"]["llama"], gather(work)["params"]
+    conversion = llama.conversion(folder)
+    return conversion.config["model"]["llama"], gather(conversion)["params"]
 
 
 def test_sharded_safetensors_have_transformers_logits(hugging_llama):
@@ -165,26 +166,22 @@ def test_adapters_trained_here_load_in_peft(instructed, tmp_path):
 
 def test_adapters_trained_here_come_back(instructed, tmp_path):
     """As Emu-instruct.pt, which holds them apart, and merged; both are the run's model again."""
-    from emu_jax.checkpoints.convert import emu as published
-
     for name, extra in (("apart", []), ("merged", ["--merge-lora"])):
         assert main(["export", "--from", str(instructed), "--to", str(tmp_path / name), "--format", "emu", *extra]) == 0
     heads = {"vision_head_dim": 8, "llama_head_dim": 8}
-    fields, params, _ = published.load(
-        tmp_path / "apart" / "Emu-instruct.pt", merge_lora=False, lora_alpha=4.0, **heads
-    )
+    apart = load_emu(tmp_path / "apart" / "Emu-instruct.pt", merge_lora=False, lora_alpha=4.0, **heads)
     emu = Emu.load(instructed)
-    assert fields["llama"]["lora_targets"] == emu.config.llama.lora_targets
-    jax.tree.map(np.testing.assert_array_equal, params, emu.params)
-    _, merged, _ = published.load(tmp_path / "merged", **heads)
+    assert apart.config.llama.lora_targets == emu.config.llama.lora_targets
+    jax.tree.map(np.testing.assert_array_equal, apart.params, emu.params)
+    merged = load_emu(tmp_path / "merged", **heads).params
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, emu.merged().params)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["llama"], "holds LoRA beside its weights; add --merge-lora, or use --format llama-base and peft"),
-        (["llama-base", "--merge-lora"], "--format llama-base is without LoRA; use --format llama with --merge-lora"),
+        (["llama"], "holds LoRA beside its weights; set merge_lora, or export the formats llama-base and peft"),
+        (["llama-base", "--merge-lora"], "the format llama-base is without LoRA; use the format llama with merge_lora"),
     ],
 )
 def test_lora_is_not_lost_without_a_word(instructed, tmp_path, capsys, arguments, message):
@@ -194,26 +191,24 @@ def test_lora_is_not_lost_without_a_word(instructed, tmp_path, capsys, arguments
 
 
 def test_eva_clips_visual_tower(eva_clip, golden):
-    from emu_jax.checkpoints.convert import emu as published
-
     path, _ = eva_clip
-    work = clip.plan(TensorFile(path), vision_head_dim=12)
-    _, expected, _ = published.load(golden / "mini-a" / "pretrain", vision_head_dim=12)
-    found, wanted = flatten(gather(work)["params"]["vision"]), flatten(expected["vision"])
+    conversion = clip.conversion(TensorFile(path), vision_head_dim=12)
+    expected = load_emu(golden / "mini-a" / "pretrain", vision_head_dim=12).params
+    found, wanted = flatten(gather(conversion)["params"]["vision"]), flatten(expected["vision"])
     assert set(found) == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_array_equal(found[name], value)
-    assert set(work.shapes) == {f"params/vision/{name}" for name in wanted}
+    assert set(conversion.shapes) == {f"params/vision/{name}" for name in wanted}
 
 
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("num_key_value_heads", 2, r"num_key_value_heads=2 \(expected 6, one a head\)"),
+        ("num_key_value_heads", 2, r"num_key_value_heads=2 \(expected 6, one per head\)"),
         ("tie_word_embeddings", True, r"tie_word_embeddings=True \(expected False\)"),
         ("model_type", "mistral", r"model_type='mistral' \(expected 'llama'\)"),
         ("num_attention_heads", 5, "num_key_value_heads=6|5 attention heads do not divide"),
-        ("rms_norm_eps", None, "is missing or no number"),
+        ("rms_norm_eps", None, "is missing or not a number"),
     ],
 )
 def test_other_models_are_refused(hugging_llama, tmp_path, field, value, message):
@@ -222,7 +217,7 @@ def test_other_models_are_refused(hugging_llama, tmp_path, field, value, message
     config = json.loads((folder / "config.json").read_text())
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(UserError, match=message):
-        llama.plan(tmp_path / "hf")
+        llama.conversion(tmp_path / "hf")
 
 
 def test_an_index_cannot_lead_out_of_its_folder(hugging_llama, tmp_path):
@@ -233,11 +228,11 @@ def test_an_index_cannot_lead_out_of_its_folder(hugging_llama, tmp_path):
     name = json.loads(text)["weight_map"]["model.norm.weight"]
     index.write_text(text.replace(name, f"../hf/{name}"))
     with pytest.raises(UserError, match=r"lists \.\./hf/.*, which is no file in"):
-        llama.plan(tmp_path / "hf")
+        llama.conversion(tmp_path / "hf")
     (tmp_path / "hf" / name).unlink()
     index.write_text(text)
     with pytest.raises(UserError, match=f"lists {name}, which is no file in"):
-        llama.plan(tmp_path / "hf")
+        llama.conversion(tmp_path / "hf")
 
 
 def test_an_index_must_be_right(hugging_llama, tmp_path):
@@ -249,6 +244,6 @@ def test_an_index_must_be_right(hugging_llama, tmp_path):
     wrong = dict(place) | {"model.norm.weight": next(f for f in files if f != place["model.norm.weight"])}
     index.write_text(json.dumps({"weight_map": wrong | {"model.extra": files[0]}}))
     with pytest.raises(UserError) as error:
-        llama.plan(tmp_path / "hf")
+        llama.conversion(tmp_path / "hf")
     assert f"model.norm.weight (in {place['model.norm.weight']}, which" in str(error.value)
     assert f"model.extra (listed in model.safetensors.index.json, absent from {files[0]})" in str(error.value)

@@ -13,8 +13,7 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
-from emu_jax.checkpoints.convert import emu as published
-from emu_jax.checkpoints.store import load_for_inference
+from emu_jax.checkpoints.load import load_emu
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 
@@ -104,18 +103,17 @@ def test_bfloat16_sources_come_back_too(mini, tmp_path, kind, dtype):
 
 def test_converted_weights_are_the_published_ones(mini, converted):
     emu = Emu.load(converted)
-    config, params, _ = published.load(mini / "pretrain", vision_head_dim=12)
-    assert emu.config == type(emu.config).from_dict(config)
-    jax.tree.map(np.testing.assert_array_equal, emu.params, params)
-    assert emu.decoder is not None and emu.tokenizer.vocab_size == config["llama"]["vocab_size"]
+    direct = load_emu(mini / "pretrain", vision_head_dim=12)
+    assert emu.config == direct.config
+    jax.tree.map(np.testing.assert_array_equal, emu.params, direct.params)
+    assert emu.decoder is not None and emu.tokenizer.vocab_size == direct.config.llama.vocab_size
 
 
 def test_lora_apart_and_merged_are_the_same_model(mini, converted_instruct, tmp_path):
     file = mini / "instruct" / "Emu-instruct.pt"
     run("convert", "--from", file, "--to", tmp_path / "m", "--vision-head-dim", 12, "--merge-lora")
-    _, apart, *_ = load_for_inference(converted_instruct)
-    _, merged, *_ = load_for_inference(tmp_path / "m")
-    _, direct, _ = published.load(file, vision_head_dim=12)
+    apart, merged = load_emu(converted_instruct).params, load_emu(tmp_path / "m").params
+    direct = load_emu(file, vision_head_dim=12).params
     for found in (apart, merged):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, direct)
 
@@ -168,8 +166,8 @@ def test_nothing_is_written_over(mini, converted, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--from", "absent"], "--from absent: no such file or folder; expected the published Emu's folder"),
-        (["--from", "."], "--from .: holds nothing known; expected the published Emu's folder"),
+        (["--from", "absent"], "absent: no such file or folder; expected the published Emu's folder"),
+        (["--from", "."], ".: holds no known weights; expected the published Emu's folder"),
         (["--from", "w.ckpt"], "not a known kind of weights file"),
         (["--from", "w.bin", "--dtype", "float8"], "dtype='float8' for weights; expected one of float32, bfloat16"),
     ],
@@ -186,7 +184,7 @@ def test_what_cannot_be_converted(tmp_path, monkeypatch, capsys, arguments, mess
 @pytest.mark.parametrize(
     ("form", "message"),
     [
-        ("onnx", "--format onnx: unknown; choose one of emu, llama, llama-base, diffusers, peft"),
+        ("onnx", "format 'onnx' is unknown; choose one of emu, llama, llama-base, diffusers, peft"),
         ("peft", "holds no LoRA"),
     ],
 )
@@ -208,13 +206,13 @@ def test_other_tokenizers_do_not_fit(mini, tmp_path, capsys):
 def test_int8_and_lora_do_not_mix(mini, tmp_path, capsys):
     file = mini / "instruct" / "Emu-instruct.pt"
     error = refused(capsys, "convert", "--from", file, "--to", tmp_path / "c", "--vision-head-dim", 12, "--int8")
-    assert "holds LoRA, which cannot stay apart from int8; add --merge-lora" in error
+    assert "holds LoRA, which cannot stay apart from int8; set merge_lora too" in error
 
 
 def test_parts_are_not_stored_in_int8(hugging_llama, eva_clip, tmp_path, capsys):
     for source in (hugging_llama[0], eva_clip[0]):
         error = refused(capsys, "convert", "--from", source, "--to", tmp_path / "c", "--vision-head-dim", 12, "--int8")
-        assert "is a part to begin training with; only a whole Emu is stored in int8" in error
+        assert "is a part to initialise training from; only a whole Emu is stored in int8" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -222,12 +220,11 @@ def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     """Orbax's own layout, with averaged parameters of the decoder, in and out again."""
     run("export", "--from", drawing, "--to", tmp_path / "out", "--format", "emu")
     assert "normalises its images' embeddings" in caplog.text, "its statistics are lost"
-    config, params, *_ = load_for_inference(drawing)
-    model = config.model.to_dict()
-    heads = {"vision_head_dim": model["vision"]["width"] // model["vision"]["heads"]}
-    heads["llama_head_dim"] = model["llama"]["width"] // model["llama"]["heads"]
-    _, again, _ = published.load(tmp_path / "out", **heads)
-    jax.tree.map(np.testing.assert_array_equal, again, params)
+    loaded = load_emu(drawing)
+    vision, llama = loaded.config.vision, loaded.config.llama
+    heads = {"vision_head_dim": vision.width // vision.heads, "llama_head_dim": llama.width // llama.heads}
+    again = load_emu(tmp_path / "out", **heads).params
+    jax.tree.map(np.testing.assert_array_equal, again, loaded.params)
     theirs = Emu.load(drawing).decoder
     from emu_jax.generate.decoder import Decoder
 

@@ -77,7 +77,7 @@ def test_views_and_trainable_parameters_are_read(tmp_path):
 def test_what_is_no_floating_tensor_is_named(tmp_path):
     torch.save({"epoch": 3, "ids": torch.tensor([1]), "w": torch.ones(1)}, tmp_path / "w.bin")
     file = TensorFile(tmp_path / "w.bin")
-    assert file.others == {"epoch": "int, no tensor"}
+    assert file.others == {"epoch": "int, not a tensor"}
     assert file.dtypes["ids"] == "int64"
     with pytest.raises(UserError, match="ids is int64") as error:
         file["ids"]

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.chats import Chats
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers.chats import Chats
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.errors import UserError
 

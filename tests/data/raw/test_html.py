@@ -10,9 +10,9 @@ import pytest
 from PIL import Image as PIL
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.html import Html
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
+from emu_jax.data.raw.readers.html import Html
 from emu_jax.errors import UserError
 
 

@@ -9,8 +9,8 @@ import zipfile
 import pytest
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.mmc4 import Mmc4
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers.mmc4 import Mmc4
 from emu_jax.errors import UserError
 
 TEXTS = ["One.", "Two.", "Three."]

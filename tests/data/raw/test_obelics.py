@@ -8,8 +8,8 @@ import pyarrow.parquet
 import pytest
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.obelics import Obelics
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers.obelics import Obelics
 from emu_jax.errors import UserError
 
 CAT_URL, DOG_URL = "https://a.example/1/cat.jpg", "https://a.example/2/cat.jpg"

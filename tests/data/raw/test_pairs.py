@@ -14,8 +14,9 @@ from PIL import Image as PIL
 from pyarrow import parquet
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.pairs import Coco, ImageText
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.readers.coco import Coco
+from emu_jax.data.raw.readers.pairs import ImageText
 from emu_jax.errors import UserError
 
 

@@ -13,7 +13,7 @@ from PIL import Image as PIL
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
-from emu_jax.data.raw.storyboards import Storyboards, interleave
+from emu_jax.data.raw.readers.storyboards import Storyboards, interleave
 from emu_jax.data.raw.subtitles import Cue
 from emu_jax.errors import UserError
 

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from emu_jax.data.document import Text
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
-from emu_jax.data.raw.video_chats import SUFFIXES, VideoChat, VideoChatGPT
+from emu_jax.data.raw.readers.video_chatgpt import VideoChatGPT
+from emu_jax.data.raw.readers.videochat import VideoChat
+from emu_jax.data.raw.video_files import SUFFIXES
 from emu_jax.data.system_messages import VIDEO_SYSTEM
 from emu_jax.errors import UserError
 from tests.videos import grey_animation, grey_video

@@ -13,7 +13,7 @@ from PIL import Image as PIL
 from emu_jax.data.document import Text
 from emu_jax.data.frames import frame_indices
 from emu_jax.data.raw.reader import RawDocument, Reject
-from emu_jax.data.raw.videos import Videos, strip_metadata
+from emu_jax.data.raw.readers.videos import Videos, strip_metadata
 from emu_jax.errors import UserError
 from tests.videos import grey_animation, grey_video
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.question import Question
 
 
@@ -20,7 +20,7 @@ def edit(path: Path, change: Callable[[Any], object]) -> None:
 
 
 def read(name: str, root: Path, split: str = "") -> dict[str, Question]:
-    questions = BENCHMARKS[name].read(root, split)
+    questions = find_benchmark(name).read(root, split)
     by_id = {question.id: question for question in questions}
     assert len(by_id) == len(questions)
     return by_id
@@ -29,7 +29,7 @@ def read(name: str, root: Path, split: str = "") -> dict[str, Question]:
 def refused(name: str, root: Path, split: str = "") -> str:
     """The error of reading, which is one line."""
     with pytest.raises(UserError) as caught:
-        BENCHMARKS[name].read(root, split)
+        find_benchmark(name).read(root, split)
     message = str(caught.value)
     assert "\n" not in message
     return message.replace(f"{root}/", "").replace(str(root), "ROOT")

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks.names import BENCHMARKS
+from emu_jax.evaluate.benchmarks.registry import benchmark_names, find_benchmark
 from tests.evaluate.samples import write_sample
 
-WRITTEN = [name for name, benchmark in BENCHMARKS.items() if benchmark.submission]
+WRITTEN = [name for name in benchmark_names() if find_benchmark(name).submission]
 
 
 def _refused(name, root, predictions, out="out.json") -> str:
-    benchmark = BENCHMARKS[name]
+    benchmark = find_benchmark(name)
     with pytest.raises(UserError) as caught:
         benchmark.write_submission(root / out, benchmark.read(root), predictions)
     assert "\n" not in str(caught.value) and not list(root.glob("out*.partial")) and not (root / "out.json").exists()
@@ -44,7 +44,7 @@ def test_which_have_a_format():
 )
 def test_formats(tmp_path, name, expected):
     write_sample(name, tmp_path)
-    benchmark = BENCHMARKS[name]
+    benchmark = find_benchmark(name)
     questions = benchmark.read(tmp_path)[:2]
     predictions = {question.id: f"a {n}" for n, question in reversed(list(enumerate(questions)))}
     benchmark.write_submission(tmp_path / "new" / "out.json", questions, predictions)
@@ -54,10 +54,10 @@ def test_formats(tmp_path, name, expected):
 
 def test_ranks(tmp_path):
     write_sample("visdial", tmp_path)
-    questions = BENCHMARKS["visdial"].read(tmp_path)[:2]
+    questions = find_benchmark("visdial").read(tmp_path)[:2]
     ranks = [3, 1, 2, 10, 9, 8, 7, 6, 5, 4]
     predictions = {questions[0].id: ranks, questions[1].id: np.array(ranks)}
-    BENCHMARKS["visdial"].write_submission(tmp_path / "out.json", questions, predictions)
+    find_benchmark("visdial").write_submission(tmp_path / "out.json", questions, predictions)
     assert json.loads((tmp_path / "out.json").read_text()) == [
         {"image_id": 185565, "round_id": 1, "ranks": ranks},
         {"image_id": 185565, "round_id": 2, "ranks": ranks},
@@ -69,7 +69,7 @@ def test_ranks(tmp_path):
 )
 def test_what_is_no_ranking(tmp_path, prediction):
     write_sample("visdial", tmp_path)
-    good = {question.id: list(range(1, 11)) for question in BENCHMARKS["visdial"].read(tmp_path)}
+    good = {question.id: list(range(1, 11)) for question in find_benchmark("visdial").read(tmp_path)}
     assert _refused("visdial", tmp_path, good | {"284024/3": prediction}) == (
         f"visdial: the prediction of '284024/3' is {ascii(prediction)[:60]}; "
         "expected the ranks of its 10 candidates, 1 to 10, each once"
@@ -85,7 +85,7 @@ def test_a_prediction_that_is_no_text(tmp_path):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_predictions_of_another_benchmark(tmp_path, name):
     write_sample(name, tmp_path)
-    questions = BENCHMARKS[name].read(tmp_path)
+    questions = find_benchmark(name).read(tmp_path)
     predictions = {question.id: "a" for question in questions} | {"other 1": "b", "other 2": "b"}
     assert _refused(name, tmp_path, predictions) == (
         f"{name}: 2 of {len(questions) + 2} predictions answer none of its {len(questions)} questions (the first: "
@@ -96,7 +96,7 @@ def test_predictions_of_another_benchmark(tmp_path, name):
 @pytest.mark.parametrize("name", WRITTEN)
 def test_predictions_that_miss_questions(tmp_path, name):
     write_sample(name, tmp_path)
-    questions = BENCHMARKS[name].read(tmp_path)
+    questions = find_benchmark(name).read(tmp_path)
     predictions = {question.id: "a" for question in questions[:-2]}
     assert _refused(name, tmp_path, predictions) == (
         f"{name}: 2 of {len(questions)} questions have no prediction (the first: {questions[-2].id!r}); "
@@ -126,8 +126,8 @@ def test_a_file_that_cannot_be_written(tmp_path):
 
 def test_refused_predictions_leave_the_old_file(tmp_path):
     write_sample("mmvet", tmp_path)
-    questions = BENCHMARKS["mmvet"].read(tmp_path)
+    questions = find_benchmark("mmvet").read(tmp_path)
     (tmp_path / "out.json").write_text("old")
     with pytest.raises(UserError, match="no prediction"):
-        BENCHMARKS["mmvet"].write_submission(tmp_path / "out.json", questions, {"v1_0": "a"})
+        find_benchmark("mmvet").write_submission(tmp_path / "out.json", questions, {"v1_0": "a"})
     assert (tmp_path / "out.json").read_text() == "old"

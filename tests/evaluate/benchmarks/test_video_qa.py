@@ -7,9 +7,9 @@ import av
 import numpy as np
 import pytest
 
-from emu_jax.evaluate.benchmarks.video_qa import EXTRA
+from emu_jax.evaluate.benchmarks.nextqa import EXTRA
 from emu_jax.evaluate.question import Question
-from emu_jax.generate.chat import Video, read_video
+from emu_jax.generate.messages import Video, read_video
 from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
 

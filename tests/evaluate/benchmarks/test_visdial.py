@@ -104,7 +104,7 @@ def _round(number):
         (
             FILE,
             lambda d: _round(1)(d).update(gt_index=0),
-            "data.dialogs[0].dialog[1].gt_index is 0; expected the place of the answer, 'no', among the options",
+            "data.dialogs[0].dialog[1].gt_index is 0; expected the index of the answer, 'no', among the options",
         ),
         (
             DENSE,

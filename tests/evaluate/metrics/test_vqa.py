@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmarks import vizwiz
 from emu_jax.evaluate.metrics import vqa
 from emu_jax.evaluate.question import Question
 
@@ -89,13 +90,13 @@ def test_agreement_leaves_every_person_out_in_turn(answers, answer):
 
 def test_vizwiz_normalises_the_prediction_only():
     answers = ["don't know"] * 4 + ["Two dogs"] * 3 + ["2 dogs"] * 3
-    assert vqa.vizwiz_accuracy("Don't know.", answers) == 1.0
-    assert vqa.vizwiz_accuracy("the two dogs", answers) == pytest.approx(0.9)  # "2 dogs"
-    assert vqa.vizwiz_accuracy("Two dogs", ["Two dogs"] * 10) == 0.0
+    assert vizwiz.accuracy("Don't know.", answers) == 1.0
+    assert vizwiz.accuracy("the two dogs", answers) == pytest.approx(0.9)  # "2 dogs"
+    assert vizwiz.accuracy("Two dogs", ["Two dogs"] * 10) == 0.0
     # Its table writes typographic apostrophes, for all but a few words.
-    assert vqa.normalise("dont", vqa.VIZWIZ_CONTRACTIONS) == "don’t"
-    assert vqa.normalise("cant", vqa.VIZWIZ_CONTRACTIONS) == "can't"
-    assert vqa.normalise("couldn'tve", vqa.VIZWIZ_CONTRACTIONS) == "couldn’t’ve"
+    assert vqa.normalise("dont", vizwiz.CONTRACTIONS) == "don’t"
+    assert vqa.normalise("cant", vizwiz.CONTRACTIONS) == "can't"
+    assert vqa.normalise("couldn'tve", vizwiz.CONTRACTIONS) == "couldn’t’ve"
 
 
 def test_figures_by_type():
@@ -129,7 +130,7 @@ def test_answerability_has_scikit_learns_scores():
     """Expected: average_precision_score 0.7708333, f1_score 0.75 of scikit-learn for the same eight questions."""
     unanswerable = np.array([1, 0, 1, 1, 0, 0, 1, 0], bool)
     scores = np.array([0.9, 0.8, 0.8, 0.4, 0.4, 0.3, 0.6, 0.1])
-    figures = vqa.answerability(1 - scores, ~unanswerable)
+    figures = vizwiz.answerability(1 - scores, ~unanswerable)
     assert figures["answerability: average precision"].value == pytest.approx(0.7708333333333333)
     assert figures["answerability: F1"].value == pytest.approx(0.75)
     for figure in figures.values():
@@ -138,6 +139,6 @@ def test_answerability_has_scikit_learns_scores():
 
 def test_answerability_needs_unanswerable_questions():
     with pytest.raises(UserError, match="none of the questions is unanswerable"):
-        vqa.answerability([0.2, 0.7], [True, True])
+        vizwiz.answerability([0.2, 0.7], [True, True])
     with pytest.raises(UserError, match="1 predictions for 2 questions"):
-        vqa.answerability([0.2], [True, False])
+        vizwiz.answerability([0.2], [True, False])

@@ -6,6 +6,7 @@ import json
 import pytest
 
 from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmarks import nextqa
 from emu_jax.evaluate.metrics import wups
 from emu_jax.evaluate.question import Question
 
@@ -80,7 +81,7 @@ def test_figures_by_type_and_group(scorer):
         Question("3", answers=("two",), kind="DC"),
         Question("4", answers=("car",), kind="DO"),
     ]
-    figures = wups.figures(scorer, ["cat", "the cat", "three", "motorcar"], questions)
+    figures = nextqa.figures(scorer, ["cat", "the cat", "three", "motorcar"], questions)
     near = 0.8571428571428571  # of cat and dog
     at_0 = {"WUPS@0": (near + 2) / 4, "WUPS@0 (DC)": 0.0, "WUPS@0 (DO)": 1.0, "WUPS@0 (TN)": (near + 1) / 2}
     at_0 |= {"WUPS@0 (D)": 0.5, "WUPS@0 (T)": (near + 1) / 2}

@@ -1,0 +1,68 @@
+"""The console script `emu-jax`: one module for each command.
+
+A command's module has ABOUT, EXAMPLE, `add_arguments` and `run`, which calls the library and prints what it returns. It
+imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. Every error that a user can cause is
+one line and exit code 2. `train` has two more exit codes: 75 when SIGTERM stopped it and it saved, 69 when its job lost
+another process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from emu_jax.errors import UserError
+
+COMMANDS = (
+    "prepare",
+    "inspect-data",
+    "train",
+    "precompute",
+    "generate",
+    "chat",
+    "serve",
+    "evaluate",
+    "compare",
+    "inspect",
+    "plan",
+    "bench",
+    "convert",
+    "export",
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code (0, or 2 with one line on standard error)."""
+    parser = make_parser()
+    options, rest = parser.parse_known_args(arguments)
+    overrides = [word for word in rest if word.startswith("--config.")]
+    unknown = [word for word in rest if not word.startswith("--config.")]
+    if unknown or (overrides and "config" not in options):
+        parser.error(
+            f"{options.command}: unknown argument {(unknown or overrides)[0]}; see emu-jax {options.command} --help"
+        )
+    try:
+        return options.run(options, overrides)
+    except UserError as error:
+        print(f"emu-jax {options.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"emu-jax {options.command}: interrupted", file=sys.stderr)
+        return 130
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="emu-jax", description="Emu in JAX: train it, prompt it, evaluate it, look inside."
+    )
+    parsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name in COMMANDS:
+        command = importlib.import_module(f"emu_jax.cli.{name.replace('-', '_')}")
+        epilog = f"example: {command.EXAMPLE}"
+        own = parsers.add_parser(name, help=command.ABOUT, description=command.ABOUT, epilog=epilog, allow_abbrev=False)
+        command.add_arguments(own)
+        own.set_defaults(run=command.run)
+    return parser

@@ -1,0 +1,115 @@
+"""`emu-jax evaluate`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from emu_jax.cli.options import add_mesh, add_model, add_sampling, figures_table, mesh, whole
+from emu_jax.errors import UserError
+from emu_jax.evaluate.benchmarks.registry import benchmark_names
+
+ABOUT = "Evaluate a model: on benchmarks, or without --benchmark write the report of a run."
+EXAMPLE = "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model(parser)
+    parser.add_argument("--out", type=Path, help="folder for the report or the scores (default: the work directory)")
+    parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
+    parser.add_argument("--data", type=Path, help="folder with one folder of files for each benchmark")
+    parser.add_argument(
+        "--split", default="", help="(default: the latest with published answers; for a report, all splits)"
+    )
+    parser.add_argument(
+        "--shots", default="0", metavar="N,…", help="numbers of few-shot examples, e.g. 0,2,4,8, chosen by RICES"
+    )
+    parser.add_argument(
+        "--text-examples", action="store_true", help="add two text-only examples (the paper's zero-shot prompts, *)"
+    )
+    parser.add_argument(
+        "--rices", type=Path, metavar="CLIP", help="choose examples by this CLIP instead of the model's encoder"
+    )
+    parser.add_argument("--limit", type=int, default=0, help="use the first questions only (default: all)")
+    parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
+    add_mesh(parser, "data=-1 tensor=4")
+    parser.add_argument(
+        "--part", default="0/1", metavar="I/N", help="process I of N, which answers every N-th question into one --out"
+    )
+    parser.add_argument("--clip", type=Path, help="folder of a CLIP, for CLIP scores of drawings")
+    parser.add_argument("--inception", type=Path, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID")
+    parser.add_argument("--wordnet", type=Path, help="folder of WordNet, for WUPS")
+    parser.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    add_sampling(parser, guidance=5.0, guidance_help="guidance scale of drawings (default: the paper's for FID)")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    return run_benchmarks(options) if options.benchmark else report(options)
+
+
+def report(options: argparse.Namespace) -> int:
+    from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
+    from emu_jax.evaluate.quickstart import captions, chat, drawings
+    from emu_jax.evaluate.quickstart.report import write_report
+    from emu_jax.generate.model import TUNED, Emu
+
+    emu = Emu.load(options.model, weights=options.weights)
+    scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
+    drawn = drawings.score(emu) if emu.decoder is not None else None
+    out, tuned = options.out or options.model, options.model / TUNED
+    chats = None
+    if is_checkpoint(tuned):
+        chats = chat.score(emu, Emu.load(tuned, weights=weights_of_parts(options.weights)), out / "benchmarks")
+    path = write_report(out, options.model, scores, drawn, chats)
+    print(figures_table(scores.figures | (drawn.figures if drawn else {}) | (chats.figures if chats else {})))
+    print(path)
+    return 0
+
+
+def run_benchmarks(options: argparse.Namespace) -> int:
+    from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
+    from emu_jax.evaluate.benchmarks.benchmark import Weights
+    from emu_jax.generate.model import Emu
+
+    out = options.out or options.model / "benchmarks"
+    if not options.out and not options.model.is_dir():
+        raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
+    config = EvaluationConfig(
+        benchmarks=options.benchmark.split(","),
+        data=options.data,
+        split=options.split,
+        few_shot=[whole(word, "--shots") for word in options.shots.split(",")],
+        text_examples=options.text_examples,
+        limit=options.limit,
+        batch=options.batch,
+        part=_part(options.part),
+        rices=options.rices,
+        weights=Weights(options.clip, options.inception, options.wordnet),
+        drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
+    )
+    emu = Emu.load(
+        options.model,
+        tokenizer=options.tokenizer,
+        vision_head_dim=options.vision_head_dim,
+        weights=options.weights,
+        decoder=options.decoder,
+        mesh=mesh(options.mesh),
+    )
+    for result in evaluate(emu, config, out):
+        print(result.folder)
+        if result.waits:
+            print("  this part is predicted; the process that finishes last scores")
+        elif result.figures:
+            print(figures_table(result.figures))
+        else:
+            print("  predicted; only the benchmark's own server or scorer can score it")
+    return 0
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, count = text.partition("/")
+    part = whole(number, "--part"), whole(count, "--part")
+    if not 0 <= part[0] < part[1]:
+        raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
+    return part

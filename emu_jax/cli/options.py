@@ -1,0 +1,112 @@
+"""Options that several commands share, and what their values mean."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from emu_jax.errors import UserError
+
+CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
+
+
+def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
+    """The model that a command loads."""
+    parser.add_argument(
+        "--model", *aliases, required=True, type=Path, help="work directory, checkpoint, or published files"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, needed by published files")
+    parser.add_argument(
+        "--vision-head-dim", type=int, help="head size of the vision encoder in published files (default: 88)"
+    )
+    add_weights(parser)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """Which parameters of a checkpoint are read."""
+    parser.add_argument(
+        "--weights",
+        choices=("raw", "ema"),
+        default="auto",
+        help="parameters of the last step, or their EMA (default: the EMA if the checkpoint has one)",
+    )
+
+
+def add_decoding(parser: argparse.ArgumentParser, beams_help: str = "beam search with this many beams") -> None:
+    """How text is decoded, apart from its length."""
+    parser.add_argument("--num-beams", type=int, default=1, help=beams_help)
+    parser.add_argument("--min-length", type=int, default=1, help="shortest text, in tokens")
+    parser.add_argument("--length-penalty", type=float, default=1.0, help="score of a beam = log p / length ** penalty")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token; above 0: sample")
+    parser.add_argument("--top-k", type=int, default=0, help="sample among the k likeliest tokens (0: all)")
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="sample among the likeliest tokens of total probability p"
+    )
+
+
+def decoding(options: argparse.Namespace) -> dict[str, Any]:
+    """The values of `add_decoding` as arguments of `Emu.generate_text`."""
+    names = ("num_beams", "min_length", "length_penalty", "temperature", "top_k", "top_p")
+    return {name: getattr(options, name) for name in names}
+
+
+def add_sampling(parser: argparse.ArgumentParser, guidance: float, guidance_help: str) -> None:
+    """How images are drawn."""
+    parser.add_argument("--sampler", default="pndm", help="pndm, ddim, euler or dpmpp")
+    parser.add_argument("--steps", type=int, default=50, help="sampling steps")
+    parser.add_argument("--guidance", type=float, default=guidance, help=guidance_help)
+
+
+def add_compilation_cache(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+    )
+
+
+def use_compilation_cache(folder: Path | None) -> None:
+    """Makes JAX keep compiled programs in a folder; None leaves that to JAX_COMPILATION_CACHE_DIR."""
+    import tempfile
+
+    import jax
+
+    if folder is None:
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"
+        ) from error
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def add_mesh(parser: argparse.ArgumentParser, example: str) -> None:
+    parser.add_argument("--mesh", nargs="+", default=[], metavar="AXIS=N", help=f"shard over devices, e.g. {example}")
+
+
+def mesh(words: Sequence[str]) -> dict[str, int] | None:
+    """["data=4", …] -> {"data": 4, …}; None without any."""
+    sizes = {axis: whole(size, f"--mesh {axis}") for axis, _, size in (word.partition("=") for word in words)}
+    return sizes or None
+
+
+def whole(word: str, where: str) -> int:
+    """A whole number; UserError, which begins with `where`, for anything else."""
+    try:
+        return int(word)
+    except ValueError as error:
+        raise UserError(f"{where}: {word!r} is not a whole number") from error
+
+
+def figures_table(figures: Mapping[str, Any]) -> str:
+    """One line for each figure: its value, interval, and chance where that is known."""
+    lines = []
+    for name, figure in figures.items():
+        low, high = figure.interval
+        chance = "" if figure.chance is None else f"  chance {figure.chance:.4f}"
+        lines.append(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}")
+    return "\n".join(lines)

@@ -1,0 +1,66 @@
+"""`emu-jax plan`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from emu_jax.cli.options import CONFIG_HELP
+from emu_jax.errors import UserError
+
+ABOUT = "Compile a step for absent TPUs: whether it fits, and how fast it should be."
+EXAMPLE = "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help=CONFIG_HELP)
+    parser.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, 2*v5p:4x4x4 (two slices), …, or here")
+    parser.add_argument("--rows-per-device", type=int, default=0, help="(default: the config's batch)")
+    parser.add_argument("--decode", type=int, default=0, metavar="ROWS", help="plan decoding of this many sequences")
+    parser.add_argument(
+        "--untimed", action="store_true", help="memory and collectives only: one compilation instead of six"
+    )
+    parser.add_argument(
+        "--compare", nargs="+", metavar="FIELD=A,B", help="rank all combinations, e.g. model.remat=full,dots rows=1,2,4"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw memory and time")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import dataclasses
+    import json
+
+    from emu_jax.config import load_config
+    from emu_jax.plan import report
+    from emu_jax.plan.plan import Plan, compare, make_plan
+    from emu_jax.plan.topology import describe as describe_topology
+
+    for name in ("rows_per_device", "decode"):
+        if getattr(options, name) < 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
+    config = load_config(options.config, overrides)
+    sweep = {}
+    for text in options.compare or ():
+        field, separator, values = text.partition("=")
+        if not separator or not all(values.split(",")):
+            raise UserError(f"--compare {text}: expected FIELD=A,B as in model.remat=full,dots or rows=1,2,4")
+        sweep[field] = values.split(",")
+    topology = describe_topology(options.topology)
+    sizes = (options.rows_per_device, options.decode)
+    if sweep:
+        ranking = compare(config, topology, sweep, *sizes, timed=not options.untimed)
+        print(report.describe_comparison(ranking))
+        plans = [(" ".join(map("=".join, choice.items())), found) for choice, found in ranking]
+        plans = [(name, found) for name, found in plans if isinstance(found, Plan)]
+    else:
+        plans = [(options.topology, make_plan(config, topology, *sizes, timed=not options.untimed))]
+        print(report.describe(plans[0][1]))
+    if options.json is not None:
+        figures = {name: dataclasses.asdict(found) for name, found in plans}
+        figures = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
+        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    if options.chart is not None and plans:
+        report.chart(plans, options.chart)
+    return 0 if any(found.fits for _, found in plans) else 1

@@ -1,0 +1,51 @@
+"""`emu-jax prepare`."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from emu_jax.data.raw.readers import READERS
+
+ABOUT = "Turn raw data into records once, for training to stream."
+EXAMPLE = "emu-jax prepare pairs --in laion-coco --out data/laion_coco --workers 8"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help=f"reader of the raw data: {', '.join(READERS)}")
+    parser.add_argument("--in", dest="path", required=True, help="file, folder or glob of raw data")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder, shared by all workers")
+    parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of the reader")
+    parser.add_argument("--name", help="name of the data set (default: the folder's)")
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--shards", type=int, default=0, help="number of files (default: files of about 256 MB)")
+    parser.add_argument("--image-size", type=int, default=224, help="side in pixels that models will read")
+    parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the stored images")
+    parser.add_argument("--min-side", type=int, default=32, help="leave out images with a shorter side, in pixels")
+    parser.add_argument("--max-aspect", type=float, default=4.0, help="leave out images of a larger aspect ratio")
+    parser.add_argument("--max-faults", type=float, default=0.02, help="stop at this share of faulty documents")
+    parser.add_argument("--workers", type=int, default=1, help="processes of the local runner")
+    parser.add_argument("--runner", default="DirectRunner", help="Beam runner: DirectRunner, DataflowRunner, …")
+    parser.add_argument("--beam", default="", metavar="ARGUMENTS", help="more arguments for Beam, in one string")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.data.images import Recoding
+    from emu_jax.data.prepare import PrepareConfig, prepare
+    from emu_jax.data.raw.readers import make_reader
+
+    fields = ("image_size", "quality", "min_side", "max_aspect")
+    config = PrepareConfig(
+        name=options.name or re.sub(r"\W", "_", options.out.resolve().name),
+        recoding=Recoding(**{name: getattr(options, name) for name in fields}),
+        **{name: getattr(options, name) for name in ("split", "shards", "max_faults", "runner", "workers", "beam")},
+    )
+    manifest = prepare(make_reader(options.source, options.set), options.source, options.path, options.out, config)
+    split = manifest["splits"][options.split]
+    size = sum(file["bytes"] for file in split["files"].values())
+    print(f"{options.out}: {split['records']:,} documents in {len(split['files'])} files, {size / 1e6:,.1f} MB")
+    for reason, counts in manifest["rejects"].items():
+        print(f"  left out, {reason}: {counts['rejects']:,} ({counts['documents']:,} whole documents)")
+    return 0

@@ -1,0 +1,73 @@
+"""`emu-jax serve`."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from emu_jax.cli.options import add_compilation_cache, add_mesh, add_weights, mesh, use_compilation_cache
+from emu_jax.errors import UserError
+
+ABOUT = "Serve a model to browsers (a page) and to programs (an HTTP API for OpenAI's clients)."
+EXAMPLE = "emu-jax serve --checkpoint runs/quickstart --port 7860"
+LIMITS = ("text_slots", "drawing_slots", "waiting", "seconds", "new_tokens", "steps")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--checkpoint",
+        "--model",
+        type=Path,
+        help="work directory, checkpoint or published files (default: the quick start's)",
+    )
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs EMU_JAX_API_KEY"
+    )
+    parser.add_argument("--port", type=int, default=7860, help="0: any free port")
+    parser.add_argument("--name", help="name of the model in the API (default: the folder's)")
+    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, needed by published files")
+    add_weights(parser)
+    parser.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument(
+        "--no-safety-checker", dest="safety_checker", action="store_false", help="do not use the safety checker"
+    )
+    parser.add_argument("--no-page", dest="page", action="store_false", help="serve the API without the page")
+    add_mesh(parser, "data=1 tensor=8")
+    parser.add_argument("--text-slots", type=int, default=16, help="texts that are generated at the same time")
+    parser.add_argument("--drawing-slots", type=int, default=4, help="images that are drawn at the same time")
+    parser.add_argument("--waiting", type=int, default=128, help="requests that may wait; more are answered with 429")
+    parser.add_argument("--seconds", type=float, default=120.0, help="time limit of a request, with its wait")
+    parser.add_argument("--new-tokens", type=int, default=1024, help="most tokens of a text")
+    parser.add_argument("--steps", type=int, default=200, help="most sampling steps")
+    parser.add_argument(
+        "--body-seconds",
+        type=float,
+        help="longest pause within an upload (default: 0.9 on this machine's own address, otherwise 10)",
+    )
+    add_compilation_cache(parser)
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    import logging
+    import os
+
+    try:
+        from emu_jax.serve import server
+        from emu_jax.serve.limits import Limits
+    except ModuleNotFoundError as error:
+        raise UserError(f"serving needs {error.name}, which is missing; pip install 'emu-jax[serve]'") from error
+    limits = {name: getattr(options, name) for name in LIMITS}
+    limits["body_seconds"] = server.body_seconds(options.host) if options.body_seconds is None else options.body_seconds
+    fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page", "weights")
+    settings = server.Options(
+        **{name: getattr(options, name) for name in fields},
+        key=os.environ.get(server.KEY_VARIABLE) or None,
+        mesh=mesh(options.mesh),
+        limits=Limits(**limits),
+    )
+    logging.getLogger("emu_jax").setLevel(logging.INFO)
+    use_compilation_cache(options.compilation_cache)
+    print(f"serving {settings.folder} as {settings.model_name}; compiling takes a minute or more", flush=True)
+    server.serve(settings, lambda address: print(f"{address} (API: {address}/v1); Ctrl-C stops", flush=True))
+    return 0

@@ -1,0 +1,45 @@
+"""`emu-jax train`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, use_compilation_cache
+
+ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
+EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help=CONFIG_HELP)
+    parser.add_argument("--workdir", required=True, type=Path, help="folder for checkpoints, metrics and plots")
+    parser.add_argument("--compile-only", action="store_true", help="compile the step, print its memory, write nothing")
+    add_compilation_cache(parser)
+    parser.add_argument(
+        "--reshard-data", action="store_true", help="resume although data.shards or data.workers differ"
+    )
+    parser.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof in workdir/profile")
+
+
+def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.config import load_config
+    from emu_jax.train import distributed
+    from emu_jax.train.loop import compile_only, train
+    from emu_jax.train.metrics import parse_steps
+
+    profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
+    use_compilation_cache(options.compilation_cache)
+    try:
+        with distributed.job():
+            config = load_config(options.config, overrides)
+            if options.compile_only:
+                print(compile_only(config, options.workdir))
+            else:
+                train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
+    except distributed.Preempted as stopped:
+        print(f"emu-jax train: {stopped}", file=sys.stderr)
+        return distributed.EXIT_PREEMPTED
+    return 0

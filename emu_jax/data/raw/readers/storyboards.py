@@ -1,0 +1,250 @@
+"""Storyboards: a video's thumbnails at a fixed interval and its subtitles, interleaved by time.
+
+Two layouts are read, each in the folder itself or in its subfolders:
+
+    <key>.json, <key>_0.webp, <key>_1.webp, …    YT-Storyboard-1B's: sheets of thumbnails. The JSON holds the video's
+                                                 "url" and, in "yt_meta_dict"/"sb", [width, height, columns, rows,
+                                                 frames, type] for each sheet. Subtitles and durations are in folders
+                                                 of their own, named by the video's id.
+    *.jpg|png|webp, *.vtt|srt|json3, *.json      one folder per video: frames in the order of the numbers in their
+                                                 names, subtitles, and a JSON that holds "duration", in seconds.
+
+The order is the reference's (`Emu1/data/yt-sb-1b/video_webdataset_maker_YT1b_sb.py`): frame i has time i * interval, a
+subtitle the time of its start, and a frame precedes a subtitle of the same time. Subtitles between two frames are
+joined by spaces into one text. Subtitles after the last frame are kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from emu_jax.data.document import Text
+from emu_jax.data.images import decode_image
+from emu_jax.data.raw.files import Skip
+from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
+from emu_jax.errors import UserError
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+MAX_SHEETS = 100  # the reference's
+MAX_FRAMES = 10_000
+MAX_BYTES = 1 << 30  # of a video's frames in memory
+
+_SHEET = re.compile(r"(.+)_0\.webp")
+_WATCH = "https://www.youtube.com/watch?v="
+
+
+@dataclasses.dataclass(frozen=True)
+class Storyboards:
+    """One document per video.
+
+    Attributes:
+      subtitles: folder of `<id>.json` (or .json3, .vtt, .srt) for sheets; "" is `subtitle` beside the shard's folder.
+      labels: folder of `<id>.json` with the "duration" of the sheets' videos; "" is `label` beside the shard's folder.
+        A duration that is missing there is read from the sheets' own JSON.
+    """
+
+    about: ClassVar[str] = "frames at a fixed interval, and subtitles"
+    kind: ClassVar[str] = "storyboard"
+    subtitles: str = ""
+    labels: str = ""
+
+    def shards(self, path: str) -> list[str]:
+        """The folder itself if it holds videos, otherwise those of its subfolders that do."""
+        root = Path(path)
+        if not root.is_dir():
+            raise UserError(f"{path}: no such folder; expected one of storyboards")
+        if _holds_video(root):
+            return [str(root)]
+        found = [str(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_video(folder)]
+        if not found:
+            raise UserError(
+                f"{path}: no storyboards here; expected <key>.json beside <key>_0.webp, or one folder per video "
+                "with images, .vtt, .srt or .json3 subtitles and a .json that holds its duration"
+            )
+        return found
+
+    def read(self, shard: str) -> Iterator[RawDocument | Reject]:
+        folder = Path(shard)
+        names = _names(folder)
+        boards = _boards(names)
+        if not boards:
+            yield from _document(folder.name, lambda: _folder(folder, names))
+        for board in boards:
+            yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board))
+
+    def _sheets(self, folder: Path, board: str) -> tuple[list[RawImage], float, Subtitles]:
+        """One video of the reference's layout."""
+        content = _json(folder / f"{board}.json")
+        meta = content.get("yt_meta_dict")
+        labels = meta.get("sb") if isinstance(meta, dict) else None
+        video = str(content.get("url", "")).removeprefix(_WATCH)
+        if not isinstance(labels, dict) or not re.fullmatch(r"[\w-]+", video):
+            raise Skip("unreadable_json", f"{board}.json: expected url and yt_meta_dict/sb")
+        said = Path(self.subtitles) if self.subtitles else folder.parent / "subtitle"
+        name = next((video + suffix for suffix in SUFFIXES if (said / (video + suffix)).is_file()), None)
+        if name is None:
+            raise Skip("no_subtitles", f"no {video}.json among the subtitles")
+        subtitles = _subtitles(said / name)
+        label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
+        labelled = [_json(label)] if label.is_file() else []
+        duration = _duration([*labelled, content, meta.get("info") if isinstance(meta, dict) else None])
+        frames, count = _cut_sheets(folder, board, labels)
+        # YouTube's intervals are whole seconds; for a video of less than half a second per frame that would be 0.
+        return frames, round(duration / count) or duration / count, subtitles
+
+
+def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
+    """Frames and subtitles in the order of time; a frame comes after the text that starts before it.
+
+    >>> frames = [RawImage(b"0 s"), RawImage(b"2 s"), RawImage(b"4 s")]
+    >>> parts = interleave(frames, 2.0, [Cue(0.5, 1.0, "It"), Cue(1.0, 2.0, "rains."), Cue(4.5, 5.0, "End")])
+    >>> [part.text if isinstance(part, Text) else part.data for part in parts]
+    [b'0 s', 'It rains.', b'2 s', b'4 s', 'End']
+    """
+    moments: list[tuple[float, RawImage | str]] = [(i * interval, frame) for i, frame in enumerate(frames)]
+    moments += [(cue.start, cue.text) for cue in cues]
+    moments.sort(key=lambda moment: moment[0])  # a stable sort: frames come first
+    parts: list[Text | RawImage] = []
+    said: list[str] = []
+    for _, what in [*moments, (math.inf, None)]:
+        if isinstance(what, str):
+            said.append(what)
+            continue
+        if said:
+            parts.append(Text(" ".join(said)))
+            said = []
+        if what is not None:
+            parts.append(what)
+    return tuple(parts)
+
+
+def _document(key: str, make: Callable[[], tuple[list[RawImage], float, Subtitles]]) -> Iterator[RawDocument | Reject]:
+    try:
+        frames, interval, subtitles = make()
+        if not subtitles.cues:
+            raise Skip("no_subtitles", "its subtitles are empty")
+    except Skip as skip:
+        yield skip.reject(key)
+        return
+    except OSError as error:
+        yield Reject(key, "unreadable_file", f"{Path(error.filename or key).name}: {error.strerror}")
+        return
+    if subtitles.skipped:
+        yield Reject(f"{key}#subtitles", "malformed_cue", f"{subtitles.skipped} blocks are not cues", whole=False)
+    yield RawDocument(key, "storyboard", interleave(frames, interval, subtitles.cues))
+
+
+# ---------------------------------------------------------------- folders
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+
+
+def _boards(names: Sequence[str]) -> list[str]:
+    """The keys that have sheets and a JSON."""
+    known = set(names)
+    return [m[1] for m in map(_SHEET.fullmatch, names) if m and f"{m[1]}.json" in known]
+
+
+def _holds_video(folder: Path) -> bool:
+    return any(name.lower().endswith((*IMAGES, ".json3", ".vtt", ".srt")) for name in _names(folder))
+
+
+def _folder(folder: Path, names: Sequence[str]) -> tuple[list[RawImage], float, Subtitles]:
+    """A folder that is one video."""
+    images = [name for name in names if name.lower().endswith(IMAGES)]
+    # Sorted by number: frame_9 before frame_10.
+    images.sort(key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in _numbered(name)])
+    said = [name for name in names if name.lower().endswith((".json3", ".vtt", ".srt"))]
+    if not images:
+        raise Skip("no_image", f"no {', '.join(IMAGES)} in the folder")
+    if not said:
+        raise Skip("no_subtitles", "no .vtt, .srt or .json3 in the folder")
+    subtitles = _subtitles(folder / said[0])
+    duration = _duration([_json(folder / name) for name in names if name.lower().endswith(".json")])
+    size = sum((folder / name).stat().st_size for name in images)
+    if len(images) > MAX_FRAMES or size > MAX_BYTES:
+        raise Skip("too_large", f"{len(images)} frames of {size / 1e6:.0f} MB")
+    frames = [RawImage((folder / name).read_bytes()) for name in images]
+    return frames, duration / len(frames), subtitles
+
+
+def _numbered(name: str) -> list[str]:
+    """frame_010.jpg -> "frame_", "10", ".jpg"; every other part is a number."""
+    parts = re.split(r"([0-9]+)", name)
+    return [part.lstrip("0") or "0" if number % 2 else part for number, part in enumerate(parts)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise Skip("unreadable_json", f"{path.name}: {error}") from error
+    if not isinstance(content, dict):
+        raise Skip("unreadable_json", f"{path.name}: expected an object")
+    return content
+
+
+def _duration(contents: Sequence[Any]) -> float:
+    """The first duration that one of the objects states, in seconds."""
+    for content in contents:
+        value = content.get("duration") if isinstance(content, dict) else None
+        if isinstance(value, int | float) and 0 < value < math.inf:
+            return float(value)
+    raise Skip("no_duration", 'no JSON with "duration", a number of seconds above 0')
+
+
+def _subtitles(path: Path) -> Subtitles:
+    try:
+        return parse(path.read_bytes(), path.name)
+    except SubtitleError as error:
+        raise Skip("unreadable_subtitles", f"{path.name}: {error}") from error
+
+
+# ---------------------------------------------------------------- sheets
+
+
+def _cut_sheets(folder: Path, board: str, labels: dict[str, Any]) -> tuple[list[RawImage], int]:
+    """The frames of a video's sheets, and their number by the labels, which divides the duration."""
+    frames: list[np.ndarray] = []
+    count = size = 0
+    for number in range(MAX_SHEETS):
+        path = folder / f"{board}_{number}.webp"
+        if not path.is_file():
+            break
+        label = labels.get(str(number))
+        grid = label[2:5] if isinstance(label, list) else []
+        if len(grid) != 3 or not all(type(n) is int and 0 < n <= MAX_FRAMES for n in grid):
+            raise Skip("unreadable_json", f"{board}.json: sheet {number} has no columns, rows and frames")
+        columns, rows, filled = grid
+        try:
+            pixels = decode_image(path.read_bytes(), path.name)
+        except UserError as error:
+            raise Skip("unreadable_image", f"{error}") from error
+        height, width = pixels.shape[:2]
+        if height % rows or width % columns:
+            raise Skip(
+                "unreadable_image",
+                f"{path.name}: {width} x {height} pixels are not {columns} x {rows} equal frames",
+            )
+        size += pixels.size
+        count += filled
+        if size > MAX_BYTES or count > MAX_FRAMES:
+            raise Skip("too_large", f"{count} frames of {size / 1e6:.0f} MB in {number + 1} sheets")
+        cells = pixels.reshape(rows, height // rows, columns, width // columns, 3).transpose(0, 2, 1, 3, 4)
+        frames.extend(cells.reshape(rows * columns, height // rows, width // columns, 3))
+    return [RawImage(frame) for frame in frames[:count]], count
+
+
+READER = Storyboards

@@ -1,0 +1,91 @@
+"""Images drawn from COCO's captions: 30,000 captions of val2014, and the real images they are compared with.
+
+`captions_val2014.json` in COCO's format of captions. Which 30,000 captions the paper took is not published. Here it is
+one caption each of 30,000 images, both chosen by hashes of a fixed seed and the files' ids: everyone gets the same,
+whatever the order of the file, and fewer captions are the first of more. `text` is the caption, `images` is empty: a
+question shows nothing to the model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
+from emu_jax.evaluate.formats.captions import captioned, coco_names
+from emu_jax.evaluate.formats.files import Entry, Files, check_asked
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics import drawings
+from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Part
+from emu_jax.evaluate.question import Question
+
+CAPTIONS = 30_000
+SEED = 0
+
+
+def _hash(*of: int) -> bytes:
+    return hashlib.sha256("/".join(map(str, (SEED, *of))).encode()).digest()
+
+
+def _document(files: Files) -> Entry:
+    return files.document("captions_val2014.json", "annotations/captions_val2014.json")
+
+
+def _read(files: Files, split: str) -> list[Question]:
+    chosen = []
+    for image, captions in captioned(_document(files)):
+        image_id = image.whole("id")
+        caption = min(captions, key=lambda entry: _hash(image_id, entry.whole("id")))
+        chosen.append((_hash(image_id), Question(id=str(image_id), text=caption.text("caption"))))
+    chosen.sort(key=lambda pair: pair[0])
+    return [question for _, question in chosen[:CAPTIONS]]
+
+
+def real_images(root: Path, questions: Iterable[Question] | None = None) -> list[Path]:
+    """The real images of val2014: all of them, as is usual for FID, or those of given questions, in their order.
+
+    Raises:
+      UserError: one of them is missing.
+    """
+    files = BENCHMARK.files(root)
+    document = _document(files)
+    names = {str(entry.whole("id")): entry.text("file_name") for entry in document.entries("images")}
+    ids = list(names) if questions is None else [question.id for question in questions]
+    check_asked(names, ids, "question", (document.path, Path("the questions")))
+    images = [files.shown(*coco_names("val2014", names[key])) for key in ids]
+    files.check_shown()
+    return images
+
+
+def prompt(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Calls:
+    """The caption -> the file name of an image."""
+    return (yield ModelCall((question.text,), draws=True))
+
+
+def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
+    """Fréchet distances from the questions' real images, and the CLIP score."""
+    return drawings.figures(
+        scoring.emu,
+        [scoring.drawn / name for name in predictions],
+        real_images(scoring.root, questions),
+        [question.text for question in questions],
+        inception_weights=scoring.weights.inception,
+        clip=scoring.weights.clip,
+    )
+
+
+BENCHMARK = Benchmark(
+    name="coco_drawing",
+    splits=("val2014",),
+    split="val2014",
+    tree=(
+        "captions_val2014.json, here or in annotations/",
+        "val2014/COCO_val2014_000000000042.jpg …, here or in images/ (to compare with)",
+    ),
+    described="cocodataset.org, page Download (2014 images and annotations)",
+    reader=_read,
+    prompt=prompt,
+    predicts="image",
+    metrics=metrics,
+)

@@ -1,0 +1,143 @@
+"""Scores of a visual decoder on the embedded images: do a drawn image's nearest real neighbours show the right thing?
+
+Images are drawn from held-out captions, and from held-out images' own embeddings (reconstruction). Neighbours are
+searched among all images by squared distance of pixels and of VGG features.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from emu_jax.data.embedded_chats import has_one_tone
+from emu_jax.data.fluent_emoji import SPLITS, Example, examples
+from emu_jax.evaluate import vgg
+from emu_jax.evaluate.intervals import Figure, share
+from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
+from emu_jax.generate.model import Emu, GeneratedImage, GeneratedText
+
+log = logging.getLogger(__name__)
+
+Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # images uint8 [H, W, 3] -> [N, …]
+
+SPLIT = "heldout_combinations"
+VGG = "VGG"
+SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
+TOP = 5  # nearest neighbours among which the role may be
+
+
+@dataclasses.dataclass(frozen=True)
+class DrawnExample:
+    """One held-out image, drawn from its caption and from its own embeddings: uint8 [H, W, 3] each."""
+
+    example: Example
+    drawn: np.ndarray
+    reconstructed: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawings:
+    """Figures by name, and images for the report.
+
+    Attributes:
+      blends: two real images, and the image drawn from both.
+      continued: an image, and the text and image that continue it.
+    """
+
+    figures: dict[str, Figure]
+    examples: list[DrawnExample]
+    blends: list[tuple[Example, Example, np.ndarray]]
+    continued: list[tuple[Example, list[GeneratedText | GeneratedImage]]]
+
+
+def score(emu: Emu) -> Drawings:
+    """Draws and scores the split of unseen combinations."""
+    size = emu.check_drawing(**SETTINGS).size
+    gallery = [example for split in SPLITS for example in examples(split, size)]
+    pool = examples(SPLIT, size)
+    seeds = {example.key: seed for seed, example in enumerate(pool)}
+
+    def draw(part: Sequence[Example]) -> list[np.ndarray]:
+        chosen = [seeds[e.key] for e in part]
+        results = emu.generate_images([[e.caption] for e in part], seeds=chosen, **SETTINGS)
+        return [np.asarray(result.image) for result in results]
+
+    def reconstruct(part: Sequence[Example]) -> list[np.ndarray]:
+        results = emu.reconstruct_images([e.pixels for e in part], seeds=[seeds[e.key] for e in part], **SETTINGS)
+        return [np.asarray(result.image) for result in results]
+
+    drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
+    figures: dict[str, Figure] = {}
+    for space, features in feature_spaces().items():
+        sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
+        seen = {name: np.stack(in_batches(features, some, f"{space}: {name}")) for name, some in sets.items()}
+        known = seen.pop("gallery")
+        if space == VGG:
+            seen = {name: vgg.equalised(some, known) for name, some in seen.items()}
+            known = vgg.equalised(known, known)
+        for name, some in seen.items():
+            figures |= neighbour_figures(f"{SPLIT}: {name}", space, some, pool, gallery, known)
+    toned = [e for e in pool if has_one_tone(e)]
+    blends = [
+        (a, b, np.asarray(emu.generate_image([a.pixels, b.pixels], **SETTINGS).image)) for a, b in _couples(toned)
+    ]
+    continued = [
+        (e, emu.continue_document([e.pixels], pattern=("text", "image"), **SETTINGS))
+        for e in _spread(toned, 3, offset=2)
+    ]
+    shown = [DrawnExample(*three) for three in zip(pool, drawn, rebuilt, strict=True)]
+    return Drawings(figures, shown, blends, continued)
+
+
+def feature_spaces() -> dict[str, Features]:
+    """Features that images are compared by: pixels, and VGG features where the weights are installed."""
+    spaces: dict[str, Features] = {"pixels": lambda images: np.stack(images).astype(np.float32) / 255.0}
+    file = vgg.find_weights()
+    if file is None:
+        log.warning("no VGG features: install emu-jax[eval] to compare images by them too")
+    else:
+        spaces[VGG] = functools.partial(vgg.features, vgg.load(file))
+    return spaces
+
+
+def neighbour_figures(
+    name: str, space: str, drawn: np.ndarray, pool: Sequence[Example], gallery: Sequence[Example], known: np.ndarray
+) -> dict[str, Figure]:
+    """Role in the top 5 and tone in the top 1 of the real neighbours of drawn images.
+
+    Args:
+      drawn: features [n, …] of the images drawn for `pool`.
+      known: features [G, …] of the gallery.
+
+    Returns: shares; chance is that of five images of the gallery at random, or of one.
+    """
+    order = squared_distances(drawn, known).argsort(1)[:, :TOP]  # [n, 5]
+    toned = [number for number, e in enumerate(pool) if has_one_tone(e)]
+    roles = np.array([e.role for e in gallery])
+    tones = np.array([e.tone for e in gallery])
+    by_role = [(roles[order[n]] == pool[n].role).any() for n in toned]
+    by_tone = [tones[order[n, 0]] == pool[n].tone for n in toned]
+    missed = [
+        math.comb(len(gallery) - int((roles == pool[n].role).sum()), TOP) / math.comb(len(gallery), TOP) for n in toned
+    ]
+    tone_chance = float(np.mean([(tones == pool[n].tone).mean() for n in toned]))
+    return {
+        f"{name}, neighbour's role right in top {TOP} ({space})": share(by_role, 1.0 - float(np.mean(missed))),
+        f"{name}, neighbour's skin tone right ({space})": share(by_tone, tone_chance),
+    }
+
+
+def _spread(pool: Sequence[Example], count: int, offset: int = 0) -> list[Example]:
+    """`count` examples at equal distances."""
+    return [pool[(offset + i * len(pool) // count) % len(pool)] for i in range(count)]
+
+
+def _couples(pool: Sequence[Example]) -> list[tuple[Example, Example]]:
+    four = _spread(pool, 8)
+    return list(zip(four[::2], four[1::2], strict=True))

@@ -1,0 +1,159 @@
+"""Prompts and conversations of a request -> token ids and images for the model; no computation on the device.
+
+A conversation becomes the tokens that training packs from the same turns, which are also those of `Chat`. Any other
+prompt becomes the tokens of `Emu.generate_text` and `Emu.generate_image`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from emu_jax.data.document import Image, Text
+from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
+from emu_jax.errors import UserError
+from emu_jax.generate.messages import (
+    DEFAULT_NEW_TOKENS,
+    Video,
+    clean,
+    default_system,
+    read_message,
+    tokenize_conversation,
+)
+from emu_jax.generate.model import Emu
+from emu_jax.generate.prompt import UNBOUNDED, ImageLike, Prompt, encode_prompts, read_image
+
+SYSTEM_ROLE, USER_ROLE, ASSISTANT_ROLE = "system", "user", "assistant"
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message of a conversation; `role` is system, user or assistant. Only users show images and videos."""
+
+    role: str
+    parts: tuple[str | ImageLike | Video, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """The model's input for one request.
+
+    Attributes:
+      tokens: int32 ids; <image> at visual positions.
+      embedding_index: int32; at every <image>, its row among the images' embeddings [N*Q, D]; -1 elsewhere.
+      images: of the model's size.
+    """
+
+    tokens: Int[np.ndarray, " T"]
+    embedding_index: Int[np.ndarray, " T"]
+    images: UInt8[np.ndarray, "N S S 3"]
+
+    def max_new_tokens(self, context: int, wanted: int | None) -> int:
+        """Maximum number of new tokens: `wanted`; for None, the rest of the context, at most 256.
+
+        Raises:
+          ContextError: they do not fit the context.
+        """
+        left = context - len(self.tokens)
+        count = min(DEFAULT_NEW_TOKENS, max(left, 1)) if wanted is None else wanted
+        if count > left:
+            raise ContextError(
+                f"the prompt has {len(self.tokens)} tokens; with {count} new ones it exceeds the model's context of "
+                f"{context}; shorten it, show fewer images, or ask for fewer"
+            )
+        return count
+
+
+class ContextError(UserError):
+    """A prompt that is too long for the context."""
+
+
+def can_chat(model: Emu) -> bool:
+    """Whether a model was tuned to chat."""
+    return USER in model.tokenizer.added and ASSISTANT in model.tokenizer.added
+
+
+def encode_continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> EncodedPrompt:
+    """A prompt that is continued with text, or with an image if `draws`.
+
+    Raises:
+      UserError: an empty prompt or an unreadable image. ContextError: the prompt leaves no room for a continuation.
+    """
+    config = model.config
+    if draws and not any(part if isinstance(part, str) else True for part in prompt):
+        raise UserError("the prompt is empty; say what to draw, or show an image")
+    images = [part for part in prompt if not isinstance(part, str)]
+    shown = iter([read_image(part, config.vision.image_size, "the prompt") for part in images])
+    batch = encode_prompts(
+        [[clean(part, "the prompt", strip=False) if isinstance(part, str) else next(shown) for part in prompt]],
+        model.tokenizer,
+        queries=config.causal.queries,
+        image_size=config.vision.image_size,
+        context=UNBOUNDED,
+        new_tokens=0,
+        suffix=IMG if draws else "",
+    )
+    kept = batch.valid[0]
+    encoded = EncodedPrompt(batch.tokens[0][kept], batch.embedding_index[0][kept], batch.images)
+    encoded.max_new_tokens(config.llama.context, config.causal.queries if draws else 1)
+    return encoded
+
+
+def encode_conversation(model: Emu, messages: Sequence[Message]) -> EncodedPrompt:
+    """A conversation that ends with a user's message, ready for the answer.
+
+    Consecutive messages of one role are joined. Without a system message, the paper's is used if the first turn shows
+    images or videos.
+
+    Raises:
+      UserError: the model does not chat, roles out of order, an empty message, an unreadable image or video.
+    """
+    if not can_chat(model):
+        raise UserError(
+            "this model does not chat: its tokenizer has no [USER] and [ASSISTANT]; serve an instruction-tuned one "
+            "(a run of configs/instruct.py, Emu-instruct.pt)"
+        )
+    turns: list[tuple[str, list[str | ImageLike | Video]]] = []
+    for message in messages:
+        if message.role not in (SYSTEM_ROLE, USER_ROLE, ASSISTANT_ROLE):
+            raise UserError(f"role {message.role!r} is unknown; expected system, user or assistant")
+        if turns and turns[-1][0] == message.role:
+            turns[-1][1].extend(message.parts)
+        else:
+            turns.append((message.role, list(message.parts)))
+    system: str | None = None
+    if turns and turns[0][0] == SYSTEM_ROLE:
+        system = _text(turns.pop(0)[1], "the system message")
+    expected = [USER_ROLE if number % 2 == 0 else ASSISTANT_ROLE for number in range(len(turns))]
+    if not turns or [role for role, _ in turns] != expected or turns[-1][0] != USER_ROLE:
+        roles = ", ".join(role for role, _ in turns) or "none"
+        raise UserError(
+            f"the messages' roles are: {roles}; expected an optional system message first, then user and assistant in "
+            "turn, a user's last"
+        )
+    size = model.config.vision.image_size
+    parts: list[Text | Image] = []
+    for number, (role, content) in enumerate(turns):
+        where = f"message {number + 1}"
+        if role == ASSISTANT_ROLE:
+            parts.append(Text(_text(content, where), "assistant"))
+            continue
+        shown, videos = read_message(content, size, where)
+        if number == 0 and (first := default_system(shown, videos) if system is None else system):
+            parts.append(Text(first, "system"))
+        parts += shown
+    parts.append(Text("", "assistant"))
+    pixels = [part.pixels for part in parts if isinstance(part, Image)]
+    tokens, index = tokenize_conversation(parts, model.tokenizer, model.config.causal.queries)
+    images = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
+    return EncodedPrompt(tokens[:-1], index[:-1], images)  # without </s>: the answer is still missing
+
+
+def _text(content: Sequence[str | ImageLike | Video], where: str) -> str:
+    texts = [part for part in content if isinstance(part, str)]
+    if len(texts) < len(content):
+        raise UserError(f"{where}: only users show images and videos; expected text")
+    return clean("".join(texts), where)

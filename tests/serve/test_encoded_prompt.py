@@ -1,0 +1,87 @@
+"""Encoded requests: the tokens of training and of `Chat`, and conversations with roles out of order."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from emu_jax import Emu
+from emu_jax.errors import UserError
+from emu_jax.generate.messages import Video
+from emu_jax.serve.encoded_prompt import ContextError, Message, encode_continuation, encode_conversation
+
+DRAW = np.random.default_rng(0)
+CAT, DOG, *FRAMES = DRAW.integers(0, 256, (6, 16, 16, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def roomy(model) -> Emu:
+    """The paper's system message is longer than the small model's context."""
+    llama = dataclasses.replace(model.config.llama, context=1024)
+    config = dataclasses.replace(model.config, llama=llama)
+    return Emu(config, model.params, model.statistics, model.tokenizer)
+
+
+@pytest.mark.parametrize("first", [("a red", CAT, "bar"), ("green",), (CAT, DOG), (Video(tuple(FRAMES)), "a bar")])
+@pytest.mark.parametrize("system", [None, "", "blue"])
+def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
+    model = roomy
+    chat = model.chat(system)
+    before = [] if system is None else [Message("system", (system,))]
+    for number, message in enumerate([first, ("a cross",), (DOG,)]):
+        before.append(Message("user", message))
+        found = encode_conversation(model, before)
+        answer = f"it is {number}"
+        chat.add(list(message), answer)
+        ids = model.tokenizer.encode_plain(answer)
+        expected = chat.tokens[: len(chat.tokens) - len(ids) - 1]
+        assert found.tokens.tolist() == expected
+        assert (found.embedding_index >= 0).sum() == len(found.images) * 4
+        before.append(Message("assistant", (answer,)))
+
+
+def test_a_continuation_is_what_generate_text_reads(model):
+    found = encode_continuation(model, [CAT, "a red ", DOG])
+    assert found.images.shape == (2, 16, 16, 3)
+    assert found.embedding_index[found.embedding_index >= 0].tolist() == [*range(8)]
+    assert found.tokens[0] == model.tokenizer.bos_id
+    assert encode_continuation(model, ["a"], draws=True).tokens[-1] == model.tokenizer.img_id
+
+
+def test_messages_of_one_role_are_one(model):
+    apart = encode_conversation(model, [Message("user", ("a ",)), Message("user", ("bar",))])
+    together = encode_conversation(model, [Message("user", ("a bar",))])
+    assert apart.tokens.tolist() == together.tokens.tolist()
+
+
+@pytest.mark.parametrize(
+    ("messages", "said"),
+    [
+        ([], "roles are: none"),
+        ([Message("assistant", ("a",))], "expected an optional system message first"),
+        ([Message("user", ("a",)), Message("assistant", ("b",))], "a user's last"),
+        ([Message("user", ("a",)), Message("system", ("b",))], "in turn"),
+        ([Message("robot", ("a",))], "role 'robot' is unknown"),
+        ([Message("user", ("  ",))], "message is empty"),
+        ([Message("system", (CAT,)), Message("user", ("a",))], "only users show images"),
+        ([Message("user", ("\ud800",))], "not Unicode text"),
+    ],
+)
+def test_conversations_that_cannot_be_answered(model, messages, said):
+    with pytest.raises(UserError, match=said):
+        encode_conversation(model, messages)
+
+
+def test_a_model_that_was_not_tuned(drawing):
+    with pytest.raises(UserError, match="does not chat"):
+        encode_conversation(Emu.load(drawing), [Message("user", ("a",))])
+
+
+def test_the_maximum_of_new_tokens(model):
+    context = model.config.llama.context
+    found = encode_continuation(model, ["a"])
+    assert found.max_new_tokens(context, None) == min(256, context - len(found.tokens))
+    with pytest.raises(ContextError, match=f"exceeds the model's context of {context}"):
+        found.max_new_tokens(context, context)
+    with pytest.raises(ContextError, match="exceeds the model's context"):
+        encode_continuation(model, [CAT] * 40)
