@@ -79,7 +79,7 @@ def _open_all(config: ConfigDict, parts: Mapping[str, InitPart]) -> dict[str, Ch
     init = config.get("init", None) or {}
     for field in init:
         if field not in parts:
-            raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts)}")
+            raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts) or 'none'}")
     return {field: _open(field, parts[field], Path(path), config) for field, path in init.items() if path}
 
 

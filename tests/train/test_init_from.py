@@ -198,7 +198,9 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
         (tmp_path / "sd" / name).symlink_to(source / name)
     assert main(["convert", "--from", str(tmp_path / "sd"), "--to", str(tmp_path / "c")]) == 0
     theirs = load_part(tmp_path / "c" / "unet", LoadedUNet)
-    config = ConfigDict({"unet": dataclasses.asdict(theirs.config) | {"condition_dim": 16, "remat": "full"}})
+    config = ConfigDict(
+        {"objective": "decoder", "unet": dataclasses.asdict(theirs.config) | {"condition_dim": 16, "remat": "full"}}
+    )
     config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
     fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
     state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config, TrainDecoder.init_parts)
