@@ -211,7 +211,7 @@ def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
 class Preemption:
     """Stops a run after SIGTERM; it is enough to signal one process of several.
 
-    Several processes agree on the step after which they stop. There JAX catches the signal.
+    With several processes, JAX catches the signal and all of them stop after the same step.
     """
 
     def __enter__(self) -> Preemption:

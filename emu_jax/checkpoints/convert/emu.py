@@ -62,7 +62,7 @@ def table(config: emu.EmuConfig | Mapping[str, Any]) -> list[Rule]:
 
 
 def table_of(**depths: int) -> list[Rule]:
-    """The rules of a model with these numbers of layers by part; a part that is not named has none."""
+    """The rules of a model whose parts have these numbers of layers (default: 0)."""
     return expand(dict.fromkeys(emu.PARTS, 0) | depths)
 
 
