@@ -92,7 +92,10 @@ def test_when_a_run_says_so(padding, empty, said):
     ("change", "message"),
     [
         ({"row_images": -1}, r"row_images=-1; expected 0, which measures and chooses, or more"),
-        ({"batch_rows": 0}, r"batch_rows=0, batch_samples=0; expected rows of a batch, or 0 and the samples"),
+        (
+            {"batch_rows": 0},
+            r"batch_rows=0, batch_samples=0; expected rows per batch, or 0 and the mean number of samples",
+        ),
         ({"max_padding": 1.5}, r"max_padding=1\.5; expected a share of 0 to 1"),
         ({"predicted_share": -0.1}, r"predicted_share=-0\.1; expected a share of 0 to 1"),
         ({"mixture_unit": "rows"}, r"mixture_unit='rows'; choose one of samples, records, tokens"),

@@ -221,8 +221,8 @@ def test_every_kind_of_cut(tmp_path):
         4100: (1, True, "within a header, at byte 4100; sample b, which may miss members, is left out"),
         4608: (2, False, "within its end marker"),
         5000: (2, False, "within its end marker"),
-        5120: (2, False, "within the filling"),
-        10239: (2, False, "within the filling"),
+        5120: (2, False, "within the padding"),
+        10239: (2, False, "within the padding"),
     }
     for length, (stand, lost, said) in cases.items():
         path.write_bytes(data[:length])
