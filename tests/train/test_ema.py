@@ -190,7 +190,9 @@ def test_a_run_begins_with_the_ema(averaged, documents):
         if "embed/" not in name and "lm_head" not in name:  # which have new tokens
             np.testing.assert_array_equal(begun[name], value, err_msg=name)
     ema = flatten(state.statistics["ema"])
-    assert set(ema) == {f"llama/blocks/{name}/{half}" for name in ("attn/q", "attn/v", "mlp/down") for half in "ab"}
+    assert set(ema) == {
+        f"llama/blocks/{name}/{half}" for name in ("attn/q", "attn/v", "mlp/down") for half in ("lora_a", "lora_b")
+    }
     for name, value in ema.items():
         np.testing.assert_array_equal(value, begun[name])
 
@@ -201,14 +203,14 @@ def test_tuned_adapters_have_an_ema_of_their_own(averaged, documents, tmp_path):
     train(config, tmp_path / "run")
     raw, ema = (parameters(tmp_path / "run", weights) for weights in ("raw", "ema"))
     assert {name for name in raw if not np.array_equal(raw[name], ema[name])} == {
-        f"llama/blocks/{name}/{half}" for name in ("attn/q", "attn/v", "mlp/down") for half in "ab"
+        f"llama/blocks/{name}/{half}" for name in ("attn/q", "attn/v", "mlp/down") for half in ("lora_a", "lora_b")
     }
     from safetensors.numpy import load_file
 
     assert main(["export", "--from", str(tmp_path / "run"), "--to", str(tmp_path / "p"), "--format", "peft"]) == 0
     found = load_file(tmp_path / "p" / "adapter_model.safetensors")
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
-    np.testing.assert_array_equal(found[name], ema["llama/blocks/attn/q/b"][1].T)
+    np.testing.assert_array_equal(found[name], ema["llama/blocks/attn/q/lora_b"][1].T)
 
 
 def test_a_bfloat16_run_keeps_its_ema_in_float32(documents, tmp_path):

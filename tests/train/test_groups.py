@@ -210,7 +210,7 @@ def test_groups_survive_a_config_s_json():
     [
         ('("llama/.*", 1.0, None, True)', r"groups\[0\]='llama/\.\*'; expected \(pattern, learning rate factor,"),
         ("((3, 1.0, None, True),)", r"groups\[0\]: pattern 3; expected a regular expression in quotes"),
-        ('(("llama/(.*", 1.0, None, True),)', r"groups\[0\]: llama/\(\.\* is no regular expression \(missing \)"),
+        ('(("llama/(.*", 1.0, None, True),)', r"groups\[0\]: llama/\(\.\* is not a regular expression \(missing \)"),
         ('((".*", -1.0, None, False),)', r"groups\[0\]: learning rate factor -1\.0 of \.\*; expected 0 \(frozen\)"),
         ('((".*", True, None, False),)', r"groups\[0\]: learning rate factor True of"),
         ('((".*", 1.0, -0.1, False),)', r"groups\[0\]: weight decay -0\.1 of \.\*; expected 0 or more, or None"),

@@ -65,7 +65,7 @@ def test_adapters_alone_are_trained(trained):
     assert losses[1] < losses[0]
     old, new = flatten(before.params), flatten(after.params)
     moved = {path for path in old if not np.array_equal(old[path], new[path])}
-    expected = {f"llama/blocks/attn/{name}/{half}" for name in "qkvo" for half in "ab"}
+    expected = {f"llama/blocks/attn/{name}/{half}" for name in "qkvo" for half in ("lora_a", "lora_b")}
     assert moved == expected, f"expected {sorted(expected)}"
     sizes = {path: leaf.shape for path, leaf in flatten(after.opt_state[1].mu).items()}
     assert set(sizes) == expected, "moments of what is trained alone"

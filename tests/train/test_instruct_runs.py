@@ -50,7 +50,9 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     grown = ("llama/embed/embedding", "llama/lm_head/kernel")  # two tokens more: [USER], [ASSISTANT]
     for path in old.keys() - set(grown):
         np.testing.assert_array_equal(old[path], new[path], err_msg=path)
-    added = {f"llama/blocks/{name}/{side}" for name in ("attn/q", "attn/v", "mlp/down") for side in "ab"}
+    added = {
+        f"llama/blocks/{name}/{side}" for name in ("attn/q", "attn/v", "mlp/down") for side in ("lora_a", "lora_b")
+    }
     assert new.keys() - old.keys() == added
     assert all(float(jnp.abs(new[path]).max()) > 0 for path in added), "b started as 0"
     leaves = read_meta(newest_folder(tmp_path / "run"))["leaves"]
