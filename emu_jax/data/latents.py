@@ -19,6 +19,7 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data.records import pack_record, unpack_record, write_records
 from emu_jax.errors import UserError
+from emu_jax.storage import replace_text
 
 INDEX, EXAMPLES, UNCONDITIONAL = "index.json", "examples.array_record", "unconditional.npy"
 ARRAYS = ("mean", "deviation", "condition", "encoded")
@@ -106,6 +107,4 @@ def write_latents(
     count = write_records(folder / EXAMPLES, records())
     np.save(folder / UNCONDITIONAL, np.asarray(unconditional, np.float32))
     index = {"examples": count, **shapes, "fingerprint": digest.hexdigest(), **provenance}
-    partial = folder / (INDEX + ".partial")
-    partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / INDEX)
+    replace_text(folder / INDEX, json.dumps(index, indent=2) + "\n")

@@ -28,6 +28,7 @@ from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, sha
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
+from emu_jax.storage import write_atomically
 
 SHARD_BYTES = 256 << 20
 REJECTS_PER_FILE = 1_000_000
@@ -341,12 +342,12 @@ class _WriteRejects:
         (index, count), elements = group
         rejects = sorted((reject for _, reject in elements), key=lambda reject: (reject.key, reject.reason))
         name = "rejects.jsonl" if count == 1 else f"rejects-{index:05d}-of-{count:05d}.jsonl"
-        path = Path(self.folder) / name
-        partial = path.with_suffix(".partial")
-        with partial.open("w", encoding="utf-8", errors="replace") as file:
+        with (
+            write_atomically(Path(self.folder) / name) as partial,
+            partial.open("w", encoding="utf-8", errors="replace") as file,
+        ):
             for reject in rejects:
                 file.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
-        partial.replace(path)
         reasons: dict[str, list[int]] = {}
         for reject in rejects:
             counts = reasons.setdefault(reject.reason, [0, 0])  # all, whole documents

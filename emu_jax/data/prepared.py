@@ -24,6 +24,7 @@ from emu_jax.data.document import Text
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.records import pack_record, unpack_record
 from emu_jax.errors import UserError
+from emu_jax.storage import replace_text
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # increases when the format of records changes
@@ -219,9 +220,7 @@ def write_manifest(
         for split, files in splits.items()
     }
     manifest = {"schema": SCHEMA, "name": name, **details, "splits": counts}
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(folder / MANIFEST)
+    replace_text(folder / MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     return manifest
 
 

@@ -13,6 +13,8 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
+from emu_jax.storage import write_atomically
+
 
 def pack_record(strings: Mapping[str, Iterable[bytes]], floats: Mapping[str, Iterable[float]] | None = None) -> bytes:
     """Lists of byte strings and of float32 numbers, by name -> one record, the same bytes on every machine and run."""
@@ -40,13 +42,12 @@ def unpack_record(record: bytes) -> dict[str, Sequence[Any]]:
 
 def write_records(path: Path, records: Iterable[bytes]) -> int:
     """Writes an ArrayRecord file, which appears only when it is complete; returns the number of records."""
-    partial = path.with_suffix(path.suffix + ".partial")
-    # group_size:1 makes every record its own compression block: random access then reads no neighbours.
-    writer = ArrayRecordWriter(str(partial), "group_size:1")
     count = 0
-    for record in records:
-        writer.write(record)
-        count += 1
-    writer.close()
-    partial.replace(path)
+    with write_atomically(path) as partial:
+        # group_size:1 makes every record its own compression block: random access then reads no neighbours.
+        writer = ArrayRecordWriter(str(partial), "group_size:1")
+        for record in records:
+            writer.write(record)
+            count += 1
+        writer.close()
     return count

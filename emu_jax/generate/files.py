@@ -21,6 +21,7 @@ from tqdm import tqdm
 from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
 from emu_jax.generate.model import Emu, GeneratedImage
+from emu_jax.storage import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,6 @@ def png_metadata(result: GeneratedImage, prompt: Sequence[str], settings: dict[s
 
 def save(result: GeneratedImage, request: DrawingRequest, settings: dict[str, Any]) -> None:
     """Writes a PNG with its metadata, completely or not at all."""
-    partial = request.out.with_name(request.out.name + ".partial")
-    result.image.save(partial, "PNG", pnginfo=png_metadata(result, [str(part) for part in request.prompt], settings))
-    partial.replace(request.out)
+    chunks = png_metadata(result, [str(part) for part in request.prompt], settings)
+    with write_atomically(request.out) as partial:
+        result.image.save(partial, "PNG", pnginfo=chunks)

@@ -16,6 +16,7 @@ from emu_jax.data.prepared import Records
 from emu_jax.errors import UserError
 from emu_jax.inspect.rows_page import draw_page
 from emu_jax.inspect.survey import Survey, Table, survey
+from emu_jax.storage import replace_text
 from emu_jax.train.tasks.task import find_task
 
 
@@ -62,10 +63,8 @@ def inspect(
 
 
 def _write(name: str, file: Path, text: str) -> None:
-    partial = file.with_name(file.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(file)
+        replace_text(file, text)
     except OSError as error:
         raise UserError(f"{name}={file}: cannot be written ({error.strerror}); name a file elsewhere") from error
 

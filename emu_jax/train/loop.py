@@ -27,6 +27,7 @@ from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
+from emu_jax.storage import replace_text
 from emu_jax.train import distributed
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
@@ -360,10 +361,7 @@ def check_writable(workdir: Path) -> None:
 
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Makes the work directory this experiment's."""
-    file = workdir / CONFIG_FILE
-    partial = file.with_suffix(".partial")
-    partial.write_text(to_json(config) + "\n", encoding="utf-8")
-    partial.replace(file)
+    replace_text(workdir / CONFIG_FILE, to_json(config) + "\n")
 
 
 def _fields(tree: dict) -> dict[str, Any]:

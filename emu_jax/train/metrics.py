@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
+from emu_jax.storage import replace_text
 from emu_jax.workdir import METRICS_FILE, read_metrics
 
 matplotlib.use("Agg")
@@ -255,9 +256,7 @@ class Trace:
 
 
 def _replace_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.replace(path)
+    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def lines_of(name: str, known: Collection[str]) -> list[str]:
