@@ -146,7 +146,8 @@ def test_loss(stage):
     follow("loss", stage)
     metrics = last_metrics(stage / "runs" / "diverse")
     assert 0 < metrics["query_similarity"] < 1
-    parts = metrics["text_loss"] + 4.0 * metrics["regression_loss"]
+    weight = json.loads((stage / "runs" / "diverse" / "config.json").read_text())["model"]["regression_loss_weight"]
+    parts = metrics["text_loss"] + weight * metrics["regression_loss"]
     assert metrics["loss"] == pytest.approx(parts + 0.1 * metrics["query_similarity"], rel=1e-4)
 
 

@@ -81,7 +81,7 @@ def test_the_published_model_splits_64_ways():
         ({"data": 0}, r"sizes are 1 or more"),
         (
             {"data": 3, "fsdp": -1},
-            r"\(slice=1, data=3, fsdp=-1, tensor=1, context=1\) does not multiply to the 1 devices",
+            r"\(slice=1, data=3, fsdp=-1, tensor=1, context=1\) does not multiply to the 1 available devices",
         ),
     ],
 )

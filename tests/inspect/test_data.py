@@ -127,13 +127,13 @@ def test_counts_of_two_sources(tmp_path):
         "1 batches of 1 rows of 64 tokens and 4 images (16 x 16 pixels, 4 tokens each), where the stream ends",
         "",
         "source  records  weight  documents  images  tokens   share  epochs/1,000 batches",
-        "pairs         2       2          2         2      20   54.1%                 1e+03",
-        "web           1       1          1         2      17   45.9%                 1e+03",
-        "all           3                  3         4      37  100.0%",
+        "pairs         2       2          2       2      20   54.1%                 1e+03",
+        "web           1       1          1       2      17   45.9%                 1e+03",
+        "all           3                  3       4      37  100.0%",
         "",
-        "a document's     mean  10%  50%  90%  most",
-        "tokens, pairs    10.0    9    9   11    11",
-        "tokens, web      17.0   17   17   17    17",
+        "a document's   mean  10%  50%  90%  most",
+        "tokens, pairs  10.0    9    9   11    11",
+        "tokens, web    17.0   17   17   17    17",
         "images, pairs   1.0    1    1    1     1",
         "images, web     2.0    2    2    2     2",
         "",
@@ -165,7 +165,7 @@ def test_an_endless_source_and_cut_documents(tmp_path):
     text, page = _page(config, tmp_path, rows=2, batches=2)
     # 32 equal records are one window; 100 words in rows of 63 make pieces of 64 and 39 tokens.
     assert text.startswith("2 batches of 1 rows of 64 tokens and 4 images (16 x 16 pixels, 4 tokens each)\n")
-    assert "no image was seen; config.data.row_images=4 could be 1" in text
+    assert "there was no image; config.data.row_images=4 could be 1" in text
     continued = ["continues a cut document" in document["about"] for document in page.documents]
     assert f"split documents    {sum(continued)} cuts" in text
     assert [len(document["text"].split()) for document in page.documents] == [37 if c else 63 for c in continued]
@@ -177,7 +177,7 @@ def test_unreadable_images_are_counted_and_marked(tmp_path):
     text, page = _page(_config({"mine": {"source": source}}), tmp_path)
     assert "faulty documents   1, left out of the loss: mine 1" in text
     abouts = sorted(document["about"] for document in page.documents)
-    assert abouts == ["mine · 9 tokens · 1 image", "mine · 9 tokens · 1 pictureleft out of the loss"]
+    assert abouts == ["mine · 9 tokens · 1 image", "mine · 9 tokens · 1 imageleft out of the loss"]
 
 
 # ---------------------------------------------------------------- the page

@@ -102,7 +102,7 @@ def test_plans_of_the_devices_at_hand_are_compared_written_and_drawn(tmp_path, c
         ),
         (["--compare", "model.rematt=full"], "--config.model.rematt: config.model has no field 'rematt'; did you mean"),
         (["--decode", "-1"], "--decode -1; expected 1 or more"),
-        (["--config.train.mesh.fsdp=3"], "does not multiply to the 1 devices at hand"),
+        (["--config.train.mesh.fsdp=3"], "does not multiply to the 1 available devices"),
     ],
 )
 def test_settings_that_cannot_work(options, message, capsys):

@@ -80,7 +80,7 @@ def test_parts_that_are_not_there(drawing, trained, tmp_path):
         Emu.load(drawing / "vae")
     with pytest.raises(UserError, match=r"no index\.json in it; expected a folder of `emu-jax precompute`"):
         Latents(tmp_path)
-    with pytest.raises(UserError, match="it holds precomputed examples; name another folder"):
+    with pytest.raises(UserError, match="the folder holds precomputed examples; name another folder"):
         precompute(drawing, drawing / "vae", drawing / "latents", source="fluent_emoji", split="train")
     with pytest.raises(UserError, match="this model has no visual decoder"):
         Emu.load(trained).generate_image(["a red bar"])
