@@ -1,4 +1,4 @@
-"""Every benchmark by its name: ours, and those of installed packages.
+"""Every benchmark by its name: ours, which are the other modules of this folder, and those of installed packages.
 
 A package adds one by an entry point; its name is the benchmark's, and its object a `Benchmark`:
 
@@ -11,6 +11,7 @@ A benchmark's module is imported when the benchmark is used: listing the names d
 from __future__ import annotations
 
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from emu_jax.errors import UserError, nearest
@@ -19,13 +20,8 @@ if TYPE_CHECKING:
     from emu_jax.evaluate.benchmarks.benchmark import Benchmark
 
 GROUP = "emu_jax.benchmarks"
-OURS = [
-    EntryPoint(name, f"emu_jax.evaluate.benchmarks.{name}:BENCHMARK", GROUP)
-    for name in (
-        *("coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial"),
-        *("msvdqa", "msrvttqa", "nextqa", "mmvet", "coco_drawing", "fluent", "fluent_qa"),
-    )
-]
+MODULES = sorted({file.stem for file in Path(__file__).parent.glob("*.py")} - {"__init__", "benchmark", "registry"})
+OURS = [EntryPoint(name, f"emu_jax.evaluate.benchmarks.{name}:BENCHMARK", GROUP) for name in MODULES]
 
 
 def benchmark_names() -> list[str]:

@@ -8,14 +8,12 @@ import shutil
 import string
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.benchmarks import registry
 from emu_jax.evaluate.benchmarks.benchmark import Scoring, Weights
 from emu_jax.evaluate.benchmarks.registry import OURS, benchmark_names, find_benchmark
 from tests.evaluate.benchmarks.editing import read, refused
@@ -41,11 +39,8 @@ def sample(name, samples, tmp_path):
 
 
 def test_every_benchmark_has_a_sample():
-    assert list(WRITERS) == FILED
+    assert sorted(WRITERS) == FILED
     assert benchmark_names() == [find_benchmark(name).name for name in benchmark_names()]
-    folder = Path(registry.__file__).parent
-    modules = {file.stem for file in folder.glob("*.py")} - {"__init__", "benchmark", "registry"}
-    assert modules == {point.name for point in OURS}
 
 
 def test_names_cost_no_import_of_jax():
