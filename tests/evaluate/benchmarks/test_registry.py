@@ -129,7 +129,7 @@ def test_entry_points_that_cannot_be_used(install, point, name, message):
 
 
 def test_an_unknown_benchmark():
-    with pytest.raises(UserError, match=r"^no benchmark 'vqa2'; did you mean vqav2\? \(coco, nocaps, .*\)$"):
+    with pytest.raises(UserError, match=r"^no benchmark 'vqa2'; did you mean vqav2\? \(coco, coco_drawing, .*\)$"):
         find_benchmark("vqa2")
 
 
