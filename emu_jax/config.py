@@ -24,7 +24,10 @@ from emu_jax.errors import UserError, nearest
 
 # Groups whose entries the user names. The entries' fields are checked by the reader of the group, not here.
 OPEN_GROUPS = (("data", "mixture"),)
-SHIPPED = Path(__file__).with_name("shipped")  # contains `configs` in a wheel; a checkout has them at its root
+# The folder that holds our `configs`: the package's own in a wheel, the root of a checkout otherwise.
+SHIPPED = Path(__file__).with_name("shipped")
+if not SHIPPED.is_dir():
+    SHIPPED = Path(__file__).parents[1]
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -47,7 +50,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     root = str(next((folder for folder in folders if folder.name == "configs"), folders[0]).parent)
     if root not in sys.path:
         sys.path.insert(0, root)
-    if SHIPPED.is_dir() and str(SHIPPED) not in sys.path:
+    if str(SHIPPED) not in sys.path:
         sys.path.append(str(SHIPPED))
     module_spec = importlib.util.spec_from_file_location(f"emu_jax_config_{file.stem}", file)
     if module_spec is None or module_spec.loader is None:
