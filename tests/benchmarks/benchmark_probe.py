@@ -20,9 +20,9 @@ image's embeddings what belongs to the image, on held-out records, before traini
 over patches of ln_visual; `causal, 8` and `vision, 8` their first eight principal directions over the training records.
 The two kinds of probe ask different things. A random network keeps most of what the pixels tell, and a linear map from
 all its numbers, fitted on thousands of images, finds it: on emoji, whose variants resemble one another, it names a
-held-out image about as well as one from pixels does. The eight directions show what stands out. Their number
-was chosen on one run (fluent, seed 0) after all, 8, 16 and 32 directions and 5 nearest neighbours had been compared, some
-60 intervals without correction; other seeds confirmed it for fluent, not for every source (docs/ablations.md). A video is
+held-out image about as well as one from pixels does. The eight directions show what stands out. Their number was chosen
+on one run (fluent, seed 0) after all, 8, 16 and 32 directions and 5 nearest neighbours had been compared, some 60
+intervals without correction; other seeds confirmed it for fluent, not for every source (docs/ablations.md). A video is
 the mean over its frames. Everything is standardised by the training records.
 Every figure is a mean over held-out items of all seeds with a 95% interval of a bootstrap over seeds and over records
 (of emoji: over names without skin tones). `gain` is trained - random on the same items.
