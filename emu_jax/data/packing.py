@@ -212,7 +212,7 @@ def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, fl
     Returns:
       pad_fraction, slot_occupancy: share of positions that are padding, and of image slots that are in use.
       tokens, images, documents: counts.
-      predicted_share, read_share: of the documents with images, those whose images are regression targets, and those
+      predicted_share, read_share: share of documents with images whose images are regression targets, and of those
         whose images are only inputs.
     """
     used = (batch["slots"][..., None] == np.arange(row_images)).any(1)  # [B, I]

@@ -32,8 +32,9 @@ def sheet(
     """A grid of images, row by row.
 
     Args:
-      titles: one an image. colours: of the titles (default: black).
-      inches: of an image's side, at `dpi` dots an inch.
+      titles: one for each image.
+      colours: colours of the titles (default: black).
+      inches: side of an image, at `dpi` dots an inch.
     """
     rows = -(-len(images) // columns)
     texts = [textwrap.wrap(title, round(LETTERS * inches), max_lines=LINES, placeholder=" …") for title in titles]

@@ -58,7 +58,8 @@ class GeneratedImage:
     """A drawn image.
 
     Attributes:
-      embeddings: visual embeddings that the image was drawn from. seed: of its initial noise.
+      embeddings: visual embeddings that the image was drawn from.
+      seed: seed of the initial noise.
       flagged: whether the safety checker flagged the image, which is then black; None without a checker.
     """
 

@@ -44,7 +44,7 @@ class EncodedPrompt:
     Attributes:
       tokens: int32 ids; <image> at visual positions.
       embedding_index: int32; at every <image>, its row among the images' embeddings [N*Q, D]; -1 elsewhere.
-      images: of the model's size.
+      images: uint8 or float32 pixels of the model's size.
     """
 
     tokens: Int[np.ndarray, " T"]

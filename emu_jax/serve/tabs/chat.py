@@ -45,8 +45,11 @@ class Turn:
     """One question and its answer so far.
 
     Attributes:
-      question: text of the user. files: uploaded files, for the page. shown: the same images and videos, for the model.
-      answer: None before its first piece. settings: of its decoding.
+      question: text of the user.
+      files: uploaded files, for the page.
+      shown: the same images and videos, for the model.
+      answer: None before its first piece.
+      settings: settings of its decoding.
     """
 
     question: str

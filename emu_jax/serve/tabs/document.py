@@ -48,8 +48,9 @@ class Page:
     """A document so far.
 
     Attributes:
-      parts: texts and images. own: number of parts up to the last one that the user added.
-      settings: of the new items after those.
+      parts: texts and images.
+      own: number of parts up to the last one that the user added.
+      settings: settings of the items after those.
     """
 
     parts: tuple[Part | GeneratedImage, ...] = ()
