@@ -75,7 +75,7 @@ def embedded_pairs() -> Iterator[Pair]:
 
 
 def stored_pairs(folder: Path | None) -> Iterator[Pair]:
-    """Images as `emu-jax prepare` stores them: of a folder of it, or the embedded ones at 224 x 224."""
+    """Images as `emu-jax prepare` stores them: those of a prepared folder, or the embedded ones at 224 x 224."""
     if folder is None:
         recoding = Recoding(SIZE)
         for data, text in embedded_pairs():
