@@ -68,6 +68,11 @@ def is_bucket(path: Path) -> bool:
     return not isinstance(path, pathlib.Path)
 
 
+def absolute(path: Path) -> Path:
+    """A path that does not depend on the current directory, without symbolic links where it is on a local disk."""
+    return path.resolve() if isinstance(path, pathlib.Path) else path
+
+
 def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """A path that has to be on a local disk.
 
@@ -135,6 +140,21 @@ def replace_text(path: Path, text: str) -> None:
         return
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Writes a new UTF-8 text file; False, and nothing is written, where one exists. Of several processes one wins."""
+    try:
+        if not isinstance(path, pathlib.Path):
+            from emu_jax import buckets
+
+            buckets.filesystem(path).pipe_file(str(path), text.encode(), mode="create")
+            return True
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        return True
+    except FileExistsError:
+        return False
 
 
 def read_json_object(file: Path, expected: str) -> dict[str, Any]:
