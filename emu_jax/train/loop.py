@@ -242,7 +242,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 distributed.heartbeat(distributed.SAVING, step)
                 check_lease()
                 if writer is not None:
-                    writer.flush()  # rows are on disk before their checkpoint
+                    writer.commit()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
                     position = distributed.merge_across_processes(stream.get_state())
                     checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
