@@ -92,6 +92,26 @@ def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
+def is_mounted_bucket(path: pathlib.Path, mounts: str | None = None) -> bool:
+    """Whether a local path is on a mount of Cloud Storage FUSE, which neither appends nor renames as a disk does.
+
+    Args:
+      mounts: the text of /proc/mounts; None reads it.
+
+    >>> mounts = "/dev/sda1 / ext4 rw 0 0\\nmy-bucket /mnt/my\\\\040bucket fuse.gcsfuse rw 0 0"
+    >>> [is_mounted_bucket(pathlib.Path(path), mounts) for path in ("/mnt/my bucket/run", "/mnt/other")]
+    [True, False]
+    """
+    if mounts is None:
+        try:
+            mounts = pathlib.Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return False
+    kinds = {line.split()[1].replace("\\040", " "): line.split()[2] for line in mounts.splitlines()}
+    path = path.absolute()
+    return next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "") == "fuse.gcsfuse"
+
+
 def partial_path(path: Path) -> Path:
     """Where `path` is written until it is complete, on a local disk."""
     return path.with_name(f"{path.name}.partial")

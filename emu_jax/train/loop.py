@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import pathlib
 import sys
 import tempfile
 import time
@@ -21,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import retries
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
-from emu_jax.storage import Path, is_bucket, replace_text
+from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
@@ -165,6 +167,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         check_init(config, task.init_parts)
     for remark in setup.inputs.remarks if first_process else ():
         print(remark, file=sys.stderr)
+    if first_process and isinstance(workdir, pathlib.Path) and is_mounted_bucket(workdir):
+        print(f"workdir={workdir} is a mounted bucket: saves may fail there; name gs://… instead", file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
     # Leaving this block waits for the last save: only there does a full disk raise.
@@ -235,6 +239,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             row = None
             if step % settings.log_every == 0 or step == total:
                 row = interval.finish() | {"compile_s": compile_seconds}
+                if is_bucket(workdir):
+                    row |= {"storage_retries": retries()}
             if writer is not None:
                 writer.add(step, metrics, row)
             stopping = preemption.reached(step) and step < total
