@@ -49,6 +49,7 @@ def mini() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 1e-2,
                 "clip_norm": 1.0,
+                "skip_spikes": 0.0,
                 "warmup_fraction": 0.03,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
@@ -63,6 +64,7 @@ def mini() -> ConfigDict:
                 "log_every": 20,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
+                "max_bad_steps": 10,
                 "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }

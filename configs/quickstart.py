@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
+                "skip_spikes": 0.0,
                 "warmup_fraction": 0.03,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
@@ -76,6 +77,7 @@ def get_config() -> ConfigDict:
                 "log_every": 20,
                 "checkpoint_every": 500,
                 "keep_checkpoints": 2,
+                "max_bad_steps": 10,
                 "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }

@@ -3,7 +3,8 @@
 A command's module has ABOUT, EXAMPLE, `add_arguments` and `run`, which calls the library and prints what it returns. It
 imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. Every error that a user can cause is
 one line and exit code 2; storage that cannot be reached is one line and exit code 75, after which the same command may
-succeed. `train` also exits with 75 when SIGTERM stopped it and it saved, and with 69 when its job lost another process.
+succeed. `train` also exits with 75 when SIGTERM stopped it and it saved, with 70 when bad steps stopped it, and with 69
+when its job lost another process.
 """
 
 from __future__ import annotations

@@ -42,4 +42,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     except distributed.Preempted as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
         return distributed.EXIT_PREEMPTED
+    except distributed.Diverged as stopped:
+        print(f"emu-jax train: {stopped}", file=sys.stderr)
+        return distributed.EXIT_DIVERGED
     return 0

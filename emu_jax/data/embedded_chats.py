@@ -100,6 +100,9 @@ class FluentChats:
     def __getitem__(self, index: int) -> Any:
         return self._examples[index]
 
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system")]
         several = rng.random() < SEVERAL_IMAGES_SHARE

@@ -40,12 +40,23 @@ MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least s
 
 
 class Stream(Protocol):
-    """An iterator of batches whose position can be saved and restored."""
+    """An iterator of batches whose position can be saved and restored.
+
+    Attributes:
+      records: for each row of the newest batch, of those that this process reads, its documents' records: (number of
+        the source, index of the record).
+    """
+
+    records: list[list[tuple[int, int]]]
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def describe(self) -> dict[str, float]:
         """Metrics of the newest batch to log, such as counts of images and tokens."""
+        ...
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        """The name of a source, and the key of one of its records, as a person finds it again."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -69,11 +80,13 @@ class _Part(NamedTuple):
       arrays: the fields of the batch, for this host's rows.
       described: `DESCRIBED` and the rows' cuts, for all rows of the part.
       faults: those of all rows, as `BuiltRow` has them.
+      records: those of this host's rows, as `BuiltRow` has them.
     """
 
     arrays: dict[str, np.ndarray]
     described: dict[str, np.ndarray]
     faults: list[tuple[int, str]]
+    records: list[list[tuple[int, int]]]
 
 
 class _Builder:
@@ -177,6 +190,7 @@ class _Shard:
                 arrays={name: _stacked([built[row].arrays[name] for row in own]) for name in fields},
                 described=described | {"cuts": np.stack([row.cuts for row in built])},
                 faults=[fault for row in built for fault in row.faults],
+                records=[built[row].records for row in own],
             )
 
         # One thread reads ahead by two windows: enough to hide the packing, and cheap to discard.
@@ -223,6 +237,7 @@ class Pipeline:
       sources: names of the sources, by number.
       data: the config with its row sizes filled in.
       fill: how full the first rows are.
+      records: those of the newest batch, see `Stream`.
     """
 
     def __init__(
@@ -246,6 +261,8 @@ class Pipeline:
         self._windows = make_windows(self.samples, self.data)
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
+        self._sources = list(sources.values())
+        self.records: list[list[tuple[int, int]]] = []
         self._shards: dict[int, _Shard] = {}
         self._start(0)
 
@@ -275,6 +292,7 @@ class Pipeline:
             parts.append(part)
             self._check_faults(part.faults)
         self._described = _join([part.described for part in parts])
+        self.records = [row for part in parts for row in part.records]
         return _join([part.arrays for part in parts])
 
     def _check_faults(self, faults: list[tuple[int, str]]) -> None:
@@ -310,6 +328,9 @@ class Pipeline:
         if len(self.sources) > 1:
             described |= {f"documents_{name}": _documents(self._described, i) for i, name in enumerate(self.sources)}
         return described
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self.sources[source], self._sources[source].key(record)
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""

@@ -67,7 +67,7 @@ class Samples:
             document = read_or_predicted(document, self._data.predicted_share, rng)
             sizes: dict[str, Any] = {"row_tokens": row_tokens, "row_images": row_images}
             samples += tokenize_document(document, self._tokenizer, source=source, rng=rng, **sizes, **self._fixed)
-        return samples
+        return [dataclasses.replace(sample, record=index) for sample in samples]
 
     def with_rows(self, data: DataConfig) -> Samples:
         """The same samples for rows of other sizes."""

@@ -84,6 +84,10 @@ class Source(Protocol):
 
     def __getitem__(self, index: int) -> Any: ...
 
+    def key(self, index: int) -> str:
+        """What record `index` is called where it comes from."""
+        ...
+
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         """The documents of record `index`; their images have the model's size when they are read."""
         ...
@@ -133,6 +137,9 @@ class Prepared:
             self._kept_records[index] = self._records[index]
         return self._kept_records[index]
 
+    def key(self, index: int) -> str:
+        return self[index].key
+
     def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
         record = self[index]
         kind = KINDS[record.kind]
@@ -176,7 +183,8 @@ class Jsonl:
         self._path, self._size, self._order = path, image_size, order
         data = path.read_bytes()
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._records = [self._parse(line, n) for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
+        lines = {n: line for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()}
+        self._numbers, self._records = [*lines], [self._parse(line, n) for n, line in lines.items()]
         if not self._records:
             raise UserError(f"config.data.source {path}: the file holds no documents")
 
@@ -204,6 +212,9 @@ class Jsonl:
     def __getitem__(self, index: int) -> tuple[bool, list[tuple[str, str]]]:
         """Whether the record is a pair, and its parts as (text or image, value)."""
         return self._records[index]
+
+    def key(self, index: int) -> str:
+        return f"line {self._numbers[index]}"
 
     def _image(self, name: str) -> Image:
         path = self._path.parent / name

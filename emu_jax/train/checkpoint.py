@@ -33,7 +33,12 @@ def _items(state: TrainState) -> dict[str, Any]:
     items = {
         "params": state.params,
         "statistics": state.statistics,
-        "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
+        "optimizer": {
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "opt_state": state.opt_state,
+            "bad_steps": state.bad_steps,
+        },
     }
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax refuses empty items
 
@@ -123,6 +128,7 @@ class Checkpoints:
             restored["params"],
             optimizer["opt_state"],
             restored["statistics"] if "statistics" in items else {},
+            optimizer["bad_steps"],
         )
         return state, meta["iterator"]
 

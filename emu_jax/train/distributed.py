@@ -37,6 +37,7 @@ from emu_jax.errors import UserError
 from emu_jax.train import exit_watchdog
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM exits with 143.
+EXIT_DIVERGED = 70  # EX_SOFTWARE: too many bad steps in a row
 EXIT_LOST = 69  # EX_UNAVAILABLE: another process was lost, hung or failed
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
@@ -52,6 +53,10 @@ JAX_TIMEOUT_MARGIN = 20
 
 class Preempted(Exception):
     """SIGTERM stopped the run, and its state is saved."""
+
+
+class Diverged(Exception):
+    """Bad steps stopped the run, on all processes; its checkpoints are good."""
 
 
 # ---- the processes of a job ------------------------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def job() -> Iterator[None]:
     _watch = Watch(timeout)
     try:
         yield
-    except (Preempted, SystemExit):
+    except (Preempted, Diverged, SystemExit):
         _watch.close()
         raise
     except BaseException as error:
@@ -211,11 +216,11 @@ def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
 class Preemption:
     """Stops a run after SIGTERM; it is enough to signal one process of several.
 
-    With several processes, JAX catches the signal and all of them stop after the same step.
+    With several processes, JAX catches the signal and all of them stop at the same place.
     """
 
     def __enter__(self) -> Preemption:
-        self._signalled = False
+        self._signalled, self._asked = False, 0
         # Only Python's main thread can handle signals; elsewhere, as in a notebook's thread, none are handled.
         self._handles = jax.process_count() == 1 and threading.current_thread() is threading.main_thread()
         if self._handles:
@@ -229,11 +234,12 @@ class Preemption:
     def _on_signal(self, *signal_and_frame: object) -> None:
         self._signalled = True
 
-    def reached(self, step: int) -> bool:
-        """Whether to stop after this step; must be called after every step."""
+    def reached(self) -> bool:
+        """Whether to stop now; all processes must ask at the same places, after every micro-batch."""
+        self._asked += 1
         if jax.process_count() == 1:
             return self._signalled
-        return multihost_utils.reached_preemption_sync_point(step)
+        return multihost_utils.reached_preemption_sync_point(self._asked)
 
 
 # ---- watching one another --------------------------------------------------------------------------------------------
