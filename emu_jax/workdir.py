@@ -9,7 +9,10 @@ from emu_jax.storage import Path
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
-OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh", "train.tuned")
+OBSERVING = (
+    *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_bad_steps"),
+    *("train.mesh", "train.tuned"),
+)
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

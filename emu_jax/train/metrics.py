@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -93,7 +94,8 @@ class MetricsWriter:
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._rows.add(json.dumps({"step": step, **row}))
         for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+            if math.isfinite(value):  # a bad step's are not, and TensorBoard would warn of each
+                self._events.add_scalar(name, value, step)
         self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
 
     def commit(self) -> None:
