@@ -200,9 +200,9 @@ def test_every_row_knows_its_documents(folders, tokenizer):
             for segment, (source, record) in enumerate(records, 1):
                 here = batch["segments"][row] == segment
                 assert set(batch["source_ids"][row][here]) == {source}
-                word = {"cats": f"cat{record}", "dogs": f"web{record}"}[whole.sources[source]]
                 name, key = whole.name(source, record)
-                assert name == whole.sources[source] and word == key.replace("cat/", "cat").replace("w/", "web")
+                assert name == whole.sources[source] == {"cat": "cats", "w": "dogs"}[key.partition("/")[0]]
+                word = key.replace("cat/", "cat").replace("w/", "web")  # which its text begins with
                 assert tokenizer.encode_plain(word)[0] in batch["tokens"][row][here]
     for pipeline in (whole, half):
         pipeline.close()
