@@ -40,7 +40,7 @@ install_emu_jax() {
   if [ "${2:-}" = pinned ]; then
     lock="launch/locks/$(python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt"
     if [ ! -e "$lock" ]; then
-      echo "$lock: no such file; expected a Python that launch/lock.sh knows, or its line there" >&2
+      echo "$lock: no such file; expected a Python of launch/lock.sh, which writes these files" >&2
       return 2
     fi
   fi
