@@ -179,8 +179,8 @@ class _Shard:
                 faults=[fault for row in built for fault in row.faults],
             )
 
-        # One thread reads ahead by two windows: enough to hide the packing, and cheap to discard.
-        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        # Two windows ahead, each by its own thread: one waits for its records while the other is packed.
+        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, per_batch)
         if data.workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags

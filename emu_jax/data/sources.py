@@ -1,7 +1,7 @@
 """Where a run's documents come from: prepared folders, the embedded images, or a JSONL file of pairs and documents.
 
-A source is random access (`len`, `source[i] -> record`). It turns a record into documents with a generator that depends
-only on the seed and the position in the stream, so any position can be computed again.
+A source is random access (`len`, `source.read(indices) -> records`). It turns a record into documents with a generator
+that depends only on the seed and the position in the stream, so any position can be computed again.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from emu_jax.errors import UserError
 # MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
 RANDOM_IMAGES, RANDOM_TOKENS = 5, 512
+TOGETHER = 1024  # records that are read at the same time, where all of them are read
+JsonlRecord = tuple[bool, list[tuple[str, str]]]  # whether it is a pair, and its parts as (text or image, value)
 ORDERS = ("image_first", "text_first", "random", "both")
 
 
@@ -82,10 +84,12 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any: ...
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """The records at `indices`; one call for many reads them at the same time."""
+        ...
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """The documents of record `index`; their images have the model's size when they are read."""
+    def documents(self, record: Any, rng: np.random.Generator) -> list[Document]:
+        """The documents of a record; their images have the model's size when they are read."""
         ...
 
     def texts(self) -> list[str]:
@@ -126,15 +130,14 @@ class Prepared:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
+    def read(self, indices: Sequence[int]) -> list[Record]:
         if not self._keep:
-            return self._records[index]
-        if index not in self._kept_records:
-            self._kept_records[index] = self._records[index]
-        return self._kept_records[index]
+            return self._records.read(indices)
+        new = sorted(set(indices) - self._kept_records.keys())
+        self._kept_records.update(zip(new, self._records.read(new), strict=True))
+        return [self._kept_records[index] for index in indices]
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        record = self[index]
+    def documents(self, record: Record, rng: np.random.Generator) -> list[Document]:
         kind = KINDS[record.kind]
         stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
         shown = self._frames.choose(stored, rng) if kind.one_video else stored
@@ -159,7 +162,8 @@ class Prepared:
         return self._kept_pixels[key]
 
     def texts(self) -> list[str]:
-        records = (self[index] for index in range(len(self)))
+        pieces = (range(first, min(first + TOGETHER, len(self))) for first in range(0, len(self), TOGETHER))
+        records = (record for piece in pieces for record in self.read(piece))
         return [part.text for record in records for part in record.parts if isinstance(part, Text)]
 
 
@@ -180,7 +184,7 @@ class Jsonl:
         if not self._records:
             raise UserError(f"config.data.source {path}: the file holds no documents")
 
-    def _parse(self, line: str, number: int) -> tuple[bool, list[tuple[str, str]]]:
+    def _parse(self, line: str, number: int) -> JsonlRecord:
         where = f"{self._path}:{number}"
         try:
             record = json.loads(line)
@@ -201,16 +205,15 @@ class Jsonl:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[bool, list[tuple[str, str]]]:
-        """Whether the record is a pair, and its parts as (text or image, value)."""
-        return self._records[index]
+    def read(self, indices: Sequence[int]) -> list[JsonlRecord]:
+        return [self._records[index] for index in indices]
 
     def _image(self, name: str) -> Image:
         path = self._path.parent / name
         return Image(lambda: resize(load_image(path), self._size), str(path))
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        is_pair, parts = self[index]
+    def documents(self, record: JsonlRecord, rng: np.random.Generator) -> list[Document]:
+        is_pair, parts = record
         if is_pair:
             return self._order.documents([self._image(parts[0][1])], parts[1][1], rng)
         return [Document(tuple(Text(value) if kind == "text" else self._image(value) for kind, value in parts))]
