@@ -1,26 +1,105 @@
-"""Writes files and folders atomically, and reads JSON objects with errors for the user."""
+"""Paths on local disks and in buckets: atomic writes, and JSON objects with errors for the user.
+
+A path is a `pathlib.Path`, or for `gs://…` and `s3://…` an `etils.epath.Path`, which has the same methods. `as_path`
+turns what a user names into one of them. Requests to buckets retry, as `buckets.py` describes.
+
+    operation                  local disk                               bucket
+    a file becomes visible     by a rename (`write_atomically`)         when its upload ends
+    a folder becomes visible   by a rename (`write_atomically`)         by a file in it that is written last
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pathlib
+import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from etils import epath
 
 from emu_jax.errors import UserError
 
+Path: TypeAlias = pathlib.Path | epath.Path
+
+SCHEMES = ("gs", "s3")  # each with an extra of its own: pip install 'emu-jax[gcs]'
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a user names.
+
+    Raises:
+      UserError: it is a URL that is no bucket's, or the packages for that bucket are not installed.
+
+    >>> as_path("runs/mini")
+    PosixPath('runs/mini')
+    >>> as_path("gs:/bucket/run")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: gs:/bucket/run: expected gs://<bucket>/…, with two slashes
+    """
+    text = os.fspath(path)
+    url = _URL.match(text)
+    if not url:
+        return pathlib.Path(text)
+    scheme = url[1]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UserError(
+            f"{text}: {scheme}:// is no storage that emu_jax reads; expected a local path, or one of {known}"
+        )
+    if not re.match(r"\w+://[^/]", text):
+        raise UserError(f"{text}: expected {scheme}://<bucket>/…, with two slashes")
+    from emu_jax import buckets  # on demand: its packages are an extra
+
+    buckets.use(scheme)
+    return epath.Path(text)
+
+
+def is_bucket(path: Path) -> bool:
+    """Whether a path is in a bucket.
+
+    >>> is_bucket(as_path("runs/mini"))
+    False
+    """
+    return not isinstance(path, pathlib.Path)
+
+
+def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """A path that has to be on a local disk.
+
+    Args:
+      what: the field or argument, and why it is local; for the error.
+
+    Raises:
+      UserError: it is a URL.
+
+    >>> check_local("gs://bucket/cache", "cache, which is memory-mapped,")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: gs://bucket/cache: cache, which is memory-mapped, is on a local disk; name a local path
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        raise UserError(f"{text}: {what} is on a local disk; name a local path")
+    return pathlib.Path(text)
+
 
 def partial_path(path: Path) -> Path:
-    """Where `path` is written until it is complete."""
+    """Where `path` is written until it is complete, on a local disk."""
     return path.with_name(f"{path.name}.partial")
 
 
 def remove(path: Path) -> None:
     """Removes a file, or a folder with everything in it, if there is one."""
-    if path.is_dir() and not path.is_symlink():
+    if not isinstance(path, pathlib.Path):
+        if path.is_dir():
+            path.rmtree(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -28,11 +107,18 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yields another path at which to write a file or folder; renames it to `path` when the block succeeds.
+    """Yields another path at which to write a file or folder; moves it to `path` when the block succeeds.
 
     After an error `path` is as it was, and the partial file or folder is gone. An existing file at `path` is replaced;
-    an existing folder must be empty.
+    an existing folder must be empty. For a path in a bucket the other path is on a local disk, with room for all of it;
+    the files of a folder are uploaded in their sorted order, `manifest.json` last.
     """
+    if not isinstance(path, pathlib.Path):
+        from emu_jax import buckets
+
+        with buckets.staged(path) as partial:
+            yield partial
+        return
     partial = partial_path(path)
     remove(partial)  # left by a process that was killed
     try:
@@ -44,6 +130,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    if is_bucket(path):
+        path.write_bytes(text.encode())  # an upload is atomic
+        return
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
 

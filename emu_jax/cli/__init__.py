@@ -2,8 +2,8 @@
 
 A command's module has ABOUT, EXAMPLE, `add_arguments` and `run`, which calls the library and prints what it returns. It
 imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. Every error that a user can cause is
-one line and exit code 2. `train` has two more exit codes: 75 when SIGTERM stopped it and it saved, 69 when its job lost
-another process.
+one line and exit code 2; storage that cannot be reached is one line and exit code 75, after which the same command may
+succeed. `train` also exits with 75 when SIGTERM stopped it and it saved, and with 69 when its job lost another process.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from emu_jax.errors import UserError
+from emu_jax.errors import TransientError, UserError
+
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 COMMANDS = (
     "prepare",
@@ -48,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"emu-jax {options.command}: {error}", file=sys.stderr)
         return 2
+    except TransientError as error:
+        print(f"emu-jax {options.command}: {error}", file=sys.stderr)
+        return EXIT_AGAIN
     except KeyboardInterrupt:
         print(f"emu-jax {options.command}: interrupted", file=sys.stderr)
         return 130
