@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from emu_jax.data.kinds import KINDS
 from emu_jax.data.record_files import RecordFile, RecordFiles
 from emu_jax.data.records import pack_record, unpack_record
 from emu_jax.errors import UserError
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, list_files, replace_text
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # increases when the format of records changes
@@ -141,16 +140,17 @@ class Records:
             raise UserError(f"{folder}: no split {split!r}; it has {', '.join(sorted(self.manifest['splits']))}")
         self.folder, self.split = folder, split
         self._files: dict[str, dict[str, Any]] = self.manifest["splits"][split]["files"]
+        present = list_files(folder)
         for name, file in self._files.items():
-            path = folder / name
-            size = path.stat().st_size if path.is_file() else None
+            size = present[name].size if name in present else None
             if size != file["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
-                    f"{path}: {found}, its manifest states {file['bytes']:,}; copy it again or prepare the data again"
+                    f"{folder / name}: {found}, its manifest states {file['bytes']:,}; copy it again or prepare the "
+                    "data again"
                 )
         self._records = RecordFiles(
-            RecordFile(folder / name, self._files[name]["records"]) for name in sorted(self._files)
+            RecordFile(folder / name, file["records"], file["bytes"]) for name, file in sorted(self._files.items())
         )
         joined = "".join(file["sha256"] for _, file in sorted(self._files.items()))
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()

@@ -16,16 +16,18 @@ import resource
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from array_record.python.array_record_module import ArrayRecordReader
 
-from emu_jax.errors import UserError
+from emu_jax.errors import TransientError, UserError
+from emu_jax.storage import Path, is_bucket
 
 THREADS = 32  # of a process, for reading: file shares and buckets take 2 to 50 ms a record, whatever its size
 PIECE = 8  # records of a file that one thread reads
 OPEN_FILES = 4096  # an open file holds its index in memory, 8 bytes a record
+HANDLES = 2  # of a file
+HELD_BYTES = 2 << 30  # records of files in buckets that a process keeps on its local disk
 MOST_HANDLES = 1 << 16  # where the hard limit is far above, programs that close every possible handle take long
 READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 1 << 15}  # random access
 
@@ -34,10 +36,11 @@ Piece = tuple[int, Sequence[int]]  # a file's number, and positions in it
 
 
 class RecordFile(NamedTuple):
-    """An ArrayRecord file, and how many records it holds."""
+    """An ArrayRecord file, how many records it holds, and its size in bytes."""
 
     path: Path
     records: int
+    size: int
 
 
 class RecordFiles:
@@ -85,40 +88,61 @@ class RecordFiles:
         number, positions = piece
         file = self._files[number]
         try:
-            return _open_files(os.getpid()).get(file).read(positions)
-        except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord's C++ raises on damage
+            return _open_files(os.getpid()).read(file, positions)
+        except TransientError:
+            raise
+        except (RuntimeError, ValueError, IndexError, FileNotFoundError) as error:  # the first is of ArrayRecord's C++
             raise UserError(
                 f"{file.path}: damaged ({str(error).partition(chr(10))[0][:120]}); copy it again or prepare the data "
                 "again"
             ) from error
 
 
-class _OpenFiles:
-    """The open readers of a process; the one that was used least recently is closed when there are too many.
+class Reader(Protocol):
+    """An open file; any number of threads may use it at once."""
 
-    Any number of threads may use a reader at once. A reader that is still in use when it is dropped closes its file
-    when the last of them has its records.
+    def ok(self) -> bool: ...
+
+    def num_records(self) -> int: ...
+
+    def read(self, positions: Sequence[int]) -> list[bytes]: ...
+
+
+class _OpenFiles:
+    """The open files of a process; those that were used least recently are closed when there are too many.
+
+    A reader that is still in use then closes its file when the last thread has its records.
     """
 
     def __init__(self, most: int):
         self._most, self._lock = most, threading.Lock()
-        self._readers: collections.OrderedDict[Path, ArrayRecordReader] = collections.OrderedDict()
+        self._readers: collections.OrderedDict[Path, Reader] = collections.OrderedDict()
+        self._held: collections.Counter[Path] = collections.Counter()  # bytes of records that a reader has fetched
 
-    def get(self, file: RecordFile) -> ArrayRecordReader:
+    def read(self, file: RecordFile, positions: Sequence[int]) -> list[bytes]:
         with self._lock:
-            if file.path in self._readers:
-                self._readers.move_to_end(file.path)
-                return self._readers[file.path]
-        reader = _open(file)  # outside of the lock: it waits for storage
+            reader = self._readers.get(file.path)
+        reader = reader or _open(file)  # outside of the lock: it waits for storage
+        records = reader.read(positions)
         with self._lock:
-            reader = self._readers.setdefault(file.path, reader)
-            while len(self._readers) > self._most:
-                self._readers.popitem(last=False)
-        return reader
+            self._readers.setdefault(file.path, reader)
+            self._readers.move_to_end(file.path)
+            if is_bucket(file.path):
+                self._held[file.path] += sum(map(len, records))
+            while len(self._readers) > self._most or self._held.total() > HELD_BYTES:
+                path, _ = self._readers.popitem(last=False)
+                del self._held[path]
+        return records
 
 
-def _open(file: RecordFile) -> ArrayRecordReader:
-    reader = ArrayRecordReader(str(file.path), **READER)
+def _open(file: RecordFile) -> Reader:
+    reader: Reader
+    if is_bucket(file.path):
+        from emu_jax.data.bucket_records import BucketReader  # on demand: its packages are an extra
+
+        reader = BucketReader(file.path, file.size, READER)
+    else:
+        reader = ArrayRecordReader(str(file.path), **READER)
     found = reader.num_records() if reader.ok() else None
     if found is None:
         reader.read([0])  # raises the reason
@@ -130,7 +154,7 @@ def _open(file: RecordFile) -> ArrayRecordReader:
 @functools.cache
 def _open_files(process: int) -> _OpenFiles:
     """The readers of this process: a forked one must not share the handles of its parent."""
-    return _OpenFiles(min(OPEN_FILES, raise_file_limit() // 2))
+    return _OpenFiles(min(OPEN_FILES, raise_file_limit() // (2 * HANDLES)))
 
 
 @functools.cache
