@@ -68,6 +68,11 @@ def is_bucket(path: Path) -> bool:
     return not isinstance(path, pathlib.Path)
 
 
+def absolute(path: Path) -> Path:
+    """A path that does not depend on the current directory, without symbolic links where it is on a local disk."""
+    return path.resolve() if isinstance(path, pathlib.Path) else path
+
+
 def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     """A path that has to be on a local disk.
 
@@ -85,6 +90,26 @@ def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     if _URL.match(text):
         raise UserError(f"{text}: {what} is on a local disk; name a local path")
     return pathlib.Path(text)
+
+
+def is_mounted_bucket(path: pathlib.Path, mounts: str | None = None) -> bool:
+    """Whether a local path is on a mount of Cloud Storage FUSE, which neither appends nor renames as a disk does.
+
+    Args:
+      mounts: the text of /proc/mounts; None reads it.
+
+    >>> mounts = "/dev/sda1 / ext4 rw 0 0\\nmy-bucket /mnt/my\\\\040bucket fuse.gcsfuse rw 0 0"
+    >>> [is_mounted_bucket(pathlib.Path(path), mounts) for path in ("/mnt/my bucket/run", "/mnt/other")]
+    [True, False]
+    """
+    if mounts is None:
+        try:
+            mounts = pathlib.Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return False
+    kinds = {line.split()[1].replace("\\040", " "): line.split()[2] for line in mounts.splitlines()}
+    path = path.absolute()
+    return next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "") == "fuse.gcsfuse"
 
 
 def partial_path(path: Path) -> Path:
@@ -171,6 +196,21 @@ def list_files(folder: Path) -> dict[str, FileInfo]:
 
 def _version(entry: Mapping[str, Any]) -> Any:
     return next((entry[name] for name in ("md5Hash", "ETag", "mtime", "LastModified") if entry.get(name)), "")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Writes a new UTF-8 text file; False, and nothing is written, where one exists. Of several processes one wins."""
+    try:
+        if not isinstance(path, pathlib.Path):
+            from emu_jax import buckets
+
+            buckets.filesystem(path).pipe_file(str(path), text.encode(), mode="create")
+            return True
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        return True
+    except FileExistsError:
+        return False
 
 
 def read_json_object(file: Path, expected: str) -> dict[str, Any]:

@@ -20,7 +20,6 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -30,8 +29,10 @@ from ml_collections import ConfigDict
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, absolute, is_bucket
 
 FOLDER = "checkpoints"
+COMMIT_FILE = "commit_success.txt"  # Orbax', in buckets
 # Which weights are read: the EMA if the checkpoint keeps one; the last step's parameters; the EMA, or an error.
 WEIGHTS = ("auto", "raw", "ema")
 EMA_PREFIX = "statistics/ema/"
@@ -205,7 +206,7 @@ def open_checkpoint(path: Path, weights: str = "auto") -> Checkpoint:
       UserError: there is no checkpoint, or it keeps no EMA and `weights` is "ema".
     """
     check_weights(weights)
-    folder = newest_folder(path.resolve())
+    folder = newest_folder(absolute(path))
     meta = read_meta(folder)
     ema = {f"params/{name.removeprefix(EMA_PREFIX)}": name for name in meta["leaves"] if name.startswith(EMA_PREFIX)}
     if weights == "ema" and not ema:
@@ -226,10 +227,17 @@ def newest_folder(path: Path) -> Path:
     if (path / "meta").is_dir():
         return path
     folder = path / FOLDER
-    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    steps = (
+        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and is_committed(p)) if folder.is_dir() else []
+    )
     if not steps:
         raise UserError(f"{path}: no checkpoint; expected {FOLDER}/<step> as `emu-jax train` writes")
     return folder / str(steps[-1])
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a checkpoint's save has ended: Orbax renames its folder then, and in a bucket writes a file into it."""
+    return not is_bucket(folder) or (folder / COMMIT_FILE).exists()
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

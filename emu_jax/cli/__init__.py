@@ -13,7 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from emu_jax.errors import TransientError, UserError
+from emu_jax.errors import UserError
 
 EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
@@ -50,12 +50,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"emu-jax {options.command}: {error}", file=sys.stderr)
         return 2
-    except TransientError as error:
-        print(f"emu-jax {options.command}: {error}", file=sys.stderr)
-        return EXIT_AGAIN
     except KeyboardInterrupt:
         print(f"emu-jax {options.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from emu_jax.buckets import is_transient, transient_error
+
+        if not is_transient(error):
+            raise
+        print(f"emu-jax {options.command}: {transient_error(error)}", file=sys.stderr)
+        return EXIT_AGAIN
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -25,6 +24,7 @@ from emu_jax.checkpoints.store import (
 )
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, absolute
 from emu_jax.train.state import TrainState
 
 
@@ -42,7 +42,7 @@ class Checkpoints:
     """The checkpoints of one work directory. Leaving its `with` block waits for unfinished saves."""
 
     def __init__(self, workdir: Path, *, keep: int):
-        self._folder = workdir.resolve() / FOLDER
+        self._folder = absolute(workdir) / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
             # A killed save leaves a temporary folder behind, which is removed at the next start.
