@@ -47,8 +47,7 @@ def pretrain_14b() -> ConfigDict:
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, rounded to a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
-                # Up to 64 hosts read different records; a host with rows of several shards reads all their records.
-                "shards": 64,
+                "shards": 0,  # as many as devices hold rows, so that each record is read by one host
                 "workers": 1,
                 "max_faults": 0.02,
                 "batch_samples": 0,

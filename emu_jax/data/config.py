@@ -31,7 +31,8 @@ class DataConfig:
       batch_samples: mean number of samples per batch, from which B follows at start; used if batch_rows is 0.
       max_padding: share of padding above which a run is refused; 1 never refuses.
       packing_window: records that are packed together; more of them fill rows better and need more memory.
-      shards: K, which must divide batch_rows. Another number gives another stream.
+      shards: K, which must divide batch_rows. Another number gives another stream. 0 makes one shard for each of the
+        parts over which the mesh spreads a batch's rows, so that every record is read by one host; the run records it.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable images; such documents are left out of the
         loss.
@@ -62,7 +63,7 @@ class DataConfig:
     def __post_init__(self):
         _ = self.frames  # raises if its settings are wrong
         # Grain cannot count the windows of an endless stream if each is one record, so a window has at least 2.
-        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 1)):
+        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least {least}")
         if self.row_images < 0:
@@ -74,7 +75,7 @@ class DataConfig:
                 f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows per "
                 "batch, or 0 and the mean number of samples per batch"
             )
-        if self.batch_rows % self.shards:
+        if self.batch_rows % max(self.shards, 1):
             raise UserError(
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
                 "expected the same number of rows from every shard"

@@ -8,7 +8,8 @@ In: `config.data`, a tokenizer, and the size of the model's images. Out: an iter
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
 hold, and decodes only the images of its own rows. So batches and states depend on K but not on the number of hosts.
-With K = 1 every host plans all rows; with one shard per host, each host reads only its own records.
+With K = 1 every host plans all rows. With a shard for each device that holds rows of its own, a record is read by one
+host, whatever the order of the devices in the mesh; a host's four chips are not neighbours there on v5e.
 """
 
 from __future__ import annotations
@@ -235,6 +236,7 @@ class Pipeline:
         own: Callable[[int], list[int]] | None = None,
         learn_image_token: bool = False,
     ):
+        data = dataclasses.replace(data, shards=data.shards or 1)  # 0 is resolved where the mesh is known
         sources = data.open(image_size)
         self.sources = list(sources)
         self._fields = FIELDS if len(sources) == 1 else (*FIELDS, "source_ids")
@@ -255,9 +257,7 @@ class Pipeline:
         windows = self._windows[offset:]
         self.close()
         self._offset, self._shards = offset, {}
-        per_batch = data.batch_rows // data.shards
-        for shard in sorted({row // per_batch for row in self._own}):
-            own = [row - shard * per_batch for row in self._own if row // per_batch == shard]
+        for shard, own in rows_of_shards(self._own, data.batch_rows // data.shards).items():
             build = _Builder(data, self._image_size, self._tokenizer.pad_id, own)
             self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, own, self._fields)
 
@@ -345,6 +345,22 @@ class Pipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
         begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
         self._start(state["offset"] + begun)
+
+
+def rows_of_shards(own: Sequence[int], per_shard: int) -> dict[int, list[int]]:
+    """The shards that a host reads, each with the host's rows in it.
+
+    >>> rows_of_shards([2, 3, 4], per_shard=4)
+    {0: [2, 3], 1: [0]}
+
+    Args:
+      own: the host's rows of a batch.
+      per_shard: rows of a batch that a shard fills.
+    """
+    shards: dict[int, list[int]] = {}
+    for row in own:
+        shards.setdefault(row // per_shard, []).append(row % per_shard)
+    return dict(sorted(shards.items()))
 
 
 DIVISION = ("shards", "workers")  # fields that decide which process reads a window, not what it contains
