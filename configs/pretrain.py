@@ -54,6 +54,7 @@ def pretrain_14b() -> ConfigDict:
                 "max_padding": 0.2,
                 "predicted_share": 1.0,  # every image is read and predicted
                 "chat_cut": "turn",
+                "image_fingerprint": "stat",
                 "video_frames": 8,
                 "frame_sampling": "random",  # [M]; the reference's fixed rule is known for inference only
                 # The paper's batch sizes [N]. `emu-jax prepare` chose MMC4's images by similarity.

@@ -179,8 +179,7 @@ def list_files(folder: Path) -> dict[str, FileInfo]:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
                 if entry.is_file():
-                    status = entry.stat()
-                    found[entry.name] = FileInfo(status.st_size, str(status.st_mtime_ns))
+                    found[entry.name] = _info(entry.stat())
         return found
     from emu_jax import buckets
 
@@ -192,6 +191,18 @@ def list_files(folder: Path) -> dict[str, FileInfo]:
             if entry["type"] == "file"
         }
     return {}
+
+
+def file_info(path: pathlib.Path) -> FileInfo | None:
+    """A local file's `FileInfo`; None if there is no such file."""
+    try:
+        return _info(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _info(status: os.stat_result) -> FileInfo:
+    return FileInfo(status.st_size, str(status.st_mtime_ns))
 
 
 def _version(entry: Mapping[str, Any]) -> Any:

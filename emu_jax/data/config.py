@@ -9,7 +9,7 @@ from typing import Any
 from emu_jax.data.frames import FRAMES, FrameSampling
 from emu_jax.data.mixture import UNITS, SourceConfig
 from emu_jax.data.sequence import CHAT_CUTS
-from emu_jax.data.sources import PairOrder, Source, open_source
+from emu_jax.data.sources import IMAGE_FINGERPRINTS, PairOrder, Source, open_source
 from emu_jax.errors import UserError, check_fields
 
 
@@ -36,6 +36,8 @@ class DataConfig:
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable images; such documents are left out of the
         loss.
+      image_fingerprint: how a resumed run recognises that the images of a .jsonl file were replaced: by their "stat"
+        (size and time of change), or by their "content", which reads all of them at every start.
       video_frames, frame_sampling: number of a prepared video's frames that a sample shows, and their choice
         (`FrameSampling`).
     """
@@ -59,6 +61,7 @@ class DataConfig:
     max_padding: float = 1.0
     video_frames: int = FRAMES
     frame_sampling: str = "random"
+    image_fingerprint: str = "stat"
 
     def __post_init__(self):
         _ = self.frames  # raises if its settings are wrong
@@ -83,7 +86,11 @@ class DataConfig:
         for name in ("max_faults", "predicted_share", "max_padding"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected a share of 0 to 1")
-        for name, known in (("mixture_unit", UNITS), ("chat_cut", CHAT_CUTS)):
+        for name, known in (
+            ("mixture_unit", UNITS),
+            ("chat_cut", CHAT_CUTS),
+            ("image_fingerprint", IMAGE_FINGERPRINTS),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"config.data.{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         for name, entry in self.mixture.items():
@@ -137,6 +144,7 @@ class DataConfig:
                 dataclasses.replace(self.pairs, **s.pairs),
                 subsequences=s.subsequences,
                 frames=self.frames,
+                image_fingerprint=self.image_fingerprint,
             )
             for name, s in self.sources.items()
         }

@@ -83,6 +83,8 @@ class FluentChats:
       examples: the images and what is known of them; a record is an index into them.
     """
 
+    images_fingerprint = ""
+
     def __init__(self, split: str, image_size: int):
         records = fluent_emoji.records(split)
         found = records.read(range(len(records)))

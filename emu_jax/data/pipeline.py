@@ -34,7 +34,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError
 
-STREAM = 5  # increases when the same settings give other batches, or when a state's meaning changes
+STREAM = 6  # increases when the same settings give other batches, or when a state's meaning changes
 FIELDS = ("images", "tokens", "segments", "slots", "text_weights", "visual_weights")  # of a batch; see `Pipeline`
 DESCRIBED = ("slots", "segments", "source_ids", "visual_weights")  # arrays from which a batch is described
 MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least so many documents
@@ -398,6 +398,11 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
     """
     for name, value in own.items():
         if name not in but and saved.get(name) != value:
+            if name == "images":
+                raise UserError(
+                    "input pipeline: images of the .jsonl source were replaced, removed or copied since the checkpoint "
+                    "was taken (another size or time of change); restore them, or use a new work directory"
+                )
             mend = ", or pass reshard_data to resume near its position" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
@@ -415,7 +420,8 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that determines the batches, by name. Paths are not included, because folders may be moved."""
     fields = dataclasses.asdict(data)
-    del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
+    for name in ("source", "max_faults", "max_padding", "batch_samples", "image_fingerprint"):
+        del fields[name]
     for entry in fields["mixture"].values():
         del entry["source"]
     more: dict[str, Any] = {
@@ -426,8 +432,11 @@ def _fingerprint(
         "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
+    images = {name: source.images_fingerprint for name, source in sources.items() if source.images_fingerprint}
+    if images:
+        more["images"] = images
     if not data.mixture:  # a single source has its path as its name
-        more["records"] = next(iter(more["records"].values()))
+        more |= {name: next(iter(more[name].values())) for name in ("records", "images") if name in more}
     return json.loads(json.dumps(fields | more))
 
 

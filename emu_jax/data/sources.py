@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,10 +19,12 @@ import numpy as np
 from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
-from emu_jax.data.images import EncodedImage, load_image, resize
+from emu_jax.data.images import EncodedImage, ImageError, load_image, read_file, resize
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
+from emu_jax.data.record_files import THREADS
 from emu_jax.errors import UserError
+from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, list_files
 
 # MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
@@ -78,9 +80,15 @@ class PairOrder:
 
 
 class Source(Protocol):
-    """What the pipeline needs from a source."""
+    """What the pipeline needs from a source.
 
-    fingerprint: str  # changes when the records do
+    Attributes:
+      fingerprint: changes when the records do.
+      images_fingerprint: changes when images do that are not in the records; "" if there are none.
+    """
+
+    fingerprint: str
+    images_fingerprint: str
 
     def __len__(self) -> int: ...
 
@@ -103,6 +111,8 @@ class Prepared:
     Args:
       keep: keep all records and decoded images in memory; for small data sets.
     """
+
+    images_fingerprint = ""
 
     def __init__(
         self,
@@ -168,13 +178,13 @@ class Prepared:
 
 
 class Jsonl:
-    """A file of documents, one JSON object per line; image paths are relative to the file.
+    """A file of documents, one JSON object per line; image paths are relative to the file, or begin by a scheme.
 
     {"image": "cat.png", "text": "a cat"}                                        a pair
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
     """
 
-    def __init__(self, path: Path, image_size: int, order: PairOrder):
+    def __init__(self, path: Path, image_size: int, order: PairOrder, image_fingerprint: str = "stat"):
         if not path.is_file():
             raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
         self._path, self._size, self._order = path, image_size, order
@@ -183,6 +193,10 @@ class Jsonl:
         self._records = [self._parse(line, n) for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
         if not self._records:
             raise UserError(f"config.data.source {path}: the file holds no documents")
+        named = {value for _, parts in self._records for kind, value in parts if kind == "image"}
+        self._images = {name: self._image_path(name) for name in sorted(named)}
+        versions = IMAGE_FINGERPRINTS[image_fingerprint](list(self._images.values()))
+        self.images_fingerprint = hashlib.sha256(json.dumps([*self._images, *versions]).encode()).hexdigest()
 
     def _parse(self, line: str, number: int) -> JsonlRecord:
         where = f"{self._path}:{number}"
@@ -208,8 +222,11 @@ class Jsonl:
     def read(self, indices: Sequence[int]) -> list[JsonlRecord]:
         return [self._records[index] for index in indices]
 
+    def _image_path(self, name: str) -> Path:
+        return as_path(name) if "://" in name else self._path.parent / name
+
     def _image(self, name: str) -> Image:
-        path = self._path.parent / name
+        path = self._images[name]
         return Image(lambda: resize(load_image(path), self._size), str(path))
 
     def documents(self, record: JsonlRecord, rng: np.random.Generator) -> list[Document]:
@@ -220,6 +237,34 @@ class Jsonl:
 
     def texts(self) -> list[str]:
         return [value for _, parts in self._records for kind, value in parts if kind == "text"]
+
+
+def _stats(paths: Sequence[Path]) -> list[str]:
+    """Size and time of each file's last change; in a bucket size and digest, by one listing of each folder."""
+    folders = {path.parent: None for path in paths if is_bucket(path)}
+    listed = {folder: list_files(folder) for folder in folders}
+    return [_version(listed[path.parent].get(path.name) if is_bucket(path) else file_info(path)) for path in paths]
+
+
+def _version(found: FileInfo | None) -> str:
+    return MISSING if found is None else f"{found.size} {found.version}"
+
+
+def _contents(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(_digest, paths))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except ImageError:
+        return MISSING
+
+
+MISSING = "missing"  # a version; when the image is drawn, it counts as a fault
+IMAGE_FINGERPRINTS = {"stat": _stats, "content": _contents}  # how replaced images are recognised
 
 
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
@@ -248,8 +293,12 @@ def open_source(
     *,
     subsequences: bool = False,
     frames: FrameSampling = EIGHT_AT_RANDOM,
+    image_fingerprint: str = "stat",
 ) -> Source:
     """Opens `fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`.
+
+    Args:
+      image_fingerprint: a name in `IMAGE_FINGERPRINTS`, for the images of a .jsonl file.
 
     Raises:
       UserError: there is no such source or split, or its images are smaller than `image_size`.
@@ -258,10 +307,11 @@ def open_source(
         return Prepared(fluent_emoji.records(split), image_size, order, keep=True)
     if name == embedded_chats.NAME:
         return embedded_chats.FluentChats(split, image_size)
+    path = as_path(name)
     if name.endswith(".jsonl"):
-        return Jsonl(Path(name), image_size, order)
-    if Path(name).is_dir():
-        return Prepared(Records(Path(name), split), image_size, order, subsequences=subsequences, frames=frames)
+        return Jsonl(path, image_size, order, image_fingerprint)
+    if path.is_dir():
+        return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
         f"{fluent_emoji.NAME} or {embedded_chats.NAME}"

@@ -45,6 +45,7 @@ class Simulated:
     """A source whose records have the sizes of a published set's; a record is the same at every visit."""
 
     fingerprint = "simulated"
+    images_fingerprint = ""
 
     def __init__(self, name: str, frames: tuple[int, int], windows: bool):
         self._name, self._frames, self._windows = name, frames, windows

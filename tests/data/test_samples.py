@@ -51,6 +51,7 @@ class _Records:
     """A source of given documents, a list a record."""
 
     fingerprint = "records"
+    images_fingerprint = ""
 
     def __init__(self, records: list[list[Document]]):
         self._records = records
