@@ -17,9 +17,9 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints import arrays
 from emu_jax.checkpoints.convert import diffusers
 from emu_jax.checkpoints.convert import emu as published
 from emu_jax.checkpoints.convert.conversion import gather
@@ -287,11 +287,10 @@ def load_leaves(checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruc
         dtype = jnp.dtype(checkpoint.meta["leaves"][stored_as[name]][1])
         stored[stored_as[name]] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding or device)
     try:
-        items = _restore(checkpoint.folder, nest(stored))
-    except Exception as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
+        values = arrays.read(arrays.StoredArrays(checkpoint.folder), stored)
+    except (ValueError, KeyError, OSError) as error:
         raise unreadable(checkpoint.folder, error) from error
-    check_digests(checkpoint.folder, checkpoint.meta, items)
-    values = flatten(items)
+    check_digests(checkpoint.folder, checkpoint.meta, values)
     return {name: values[stored_as[name]].astype(leaf.dtype) for name, leaf in wanted.items()}
 
 
@@ -299,22 +298,6 @@ def _load_items(checkpoint: Checkpoint, items: Mapping[str, Any]) -> dict[str, A
     """Whole items; UserError unless their leaves are exactly those of the checkpoint."""
     check_leaves(checkpoint.folder, checkpoint.leaves, items)
     return nest(load_leaves(checkpoint, flatten(items)))
-
-
-def _restore(folder: Path, items: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the leaves that are named; others of the same item are not read."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return {
-            name: checkpointer.restore(
-                folder / name,
-                args=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                    partial_restore=True,
-                ),
-            )
-            for name, target in items.items()
-        }
 
 
 def _check_holds(checkpoint: Checkpoint, expected: str) -> None:
