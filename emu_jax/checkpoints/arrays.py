@@ -10,10 +10,11 @@ which a mesh shards it, so that a host reads little more than its own part, what
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,11 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
+from emu_jax import buckets
+from emu_jax.checkpoints.store import unreadable
+from emu_jax.errors import TransientError, UserError
 from emu_jax.sharding import LOGICAL_AXIS_RULES
+from emu_jax.storage import Path, absolute, is_bucket
 
 OBJECT = 32 << 20  # maximum size of an object, in bytes
 CHUNK = 32 << 10  # chunks are not divided below this size, in bytes
@@ -142,7 +147,48 @@ class StoredArrays:
 
 
 def _kvstore(folder: Path) -> dict[str, Any]:
-    return {"driver": "file", "path": f"{folder.resolve()}/"}
+    """TensorStore's store of a folder. It retries requests to a bucket as long as `buckets` does."""
+    if not is_bucket(folder):
+        return {"driver": "file", "path": f"{absolute(folder)}/"}
+    scheme, _, rest = str(folder).partition("://")
+    bucket, _, path = rest.partition("/")
+    tries, waited = 0, 0.0
+    while waited < buckets.timeout():
+        waited += min(buckets.FIRST_PAUSE * 2**tries, buckets.LONGEST_PAUSE)
+        tries += 1
+    pauses = {"initial_delay": f"{buckets.FIRST_PAUSE}s", "max_delay": f"{buckets.LONGEST_PAUSE}s"}
+    retries = {"max_retries": max(1, tries), **pauses}
+    if scheme == "gs":
+        return {"driver": "gcs", "bucket": bucket, "path": f"{path}/", "gcs_request_retries": retries}
+    store = {"driver": "s3", "bucket": bucket, "path": f"{path}/", "s3_request_retries": retries}
+    # As s3fs reads the environment.
+    for field, variable in (("endpoint", "AWS_ENDPOINT_URL"), ("aws_region", "AWS_DEFAULT_REGION")):
+        if variable in os.environ:
+            store[field] = os.environ[variable]
+    return store
+
+
+@contextlib.contextmanager
+def errors_of(folder: Path) -> Iterator[None]:
+    """Raises what reading a checkpoint's arrays may raise as errors for the user.
+
+    Raises:
+      TransientError: its bucket cannot be reached. UserError: it is damaged.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (ValueError, KeyError, OSError) as error:
+        raise transient(folder, error) or unreadable(folder, error) from error
+
+
+def transient(folder: Path, error: Exception) -> TransientError | None:
+    """The error to show if the folder is in a bucket that cannot be reached."""
+    if not (is_bucket(folder) and buckets.is_transient(error)):
+        return None
+    reason = str(error).partition("\n")[0].partition(" [tensorstore_spec")[0][:300]
+    return TransientError(f"{folder}: storage does not answer ({reason}); start the command again")
 
 
 # ----------------------------------------------------------------------------------------------- onto the devices

@@ -12,17 +12,15 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu_jax.checkpoints import arrays
 from emu_jax.errors import UserError
-from emu_jax.storage import partial_path, remove, replace_text
+from emu_jax.storage import Path, is_bucket, partial_path, remove, replace_text
 
 JOB = "job.txt"  # in an unfinished folder: what is being written there
 PROGRESS = "progress.json"  # in an unfinished checkpoint: which slices are written
@@ -40,32 +38,41 @@ Axes = Mapping[str, tuple[str | None, ...]]  # name -> the logical axes that div
 def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
     """Yields where to write a new folder, with what an interrupted run of the same job wrote there.
 
-    That is `<folder>.partial`, which is renamed when the block succeeds. A UserError leaves nothing behind.
+    On local disks that is `<folder>.partial`, which is renamed when the block succeeds. Buckets cannot rename: there it
+    is the folder itself, whose checkpoints count once they are complete. After an error nothing is left behind, but
+    after a kill or a TransientError the next run resumes.
 
     Args:
       job: a fingerprint of everything that will be written.
 
     Raises:
-      UserError: the folder exists, or cannot be written.
+      UserError: the folder exists, or cannot be written. TransientError: its bucket cannot be reached.
     """
-    if folder.exists():
-        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
-    place = partial_path(folder)
+    place = folder if is_bucket(folder) else partial_path(folder)
     marker = place / JOB
+    if folder.exists() and not (is_bucket(folder) and marker.is_file()):
+        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
     try:
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == job):
             remove(place)
-            place.mkdir(parents=True)
+            place.mkdir(parents=True, exist_ok=True)
             replace_text(marker, job)
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
     try:
         yield place
     except UserError:
         remove(place)
         raise
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError if a file cannot be written
+        if passing := arrays.transient(folder, error):
+            raise passing from error
+        remove(place)
+        reason = str(error).partition("\n")[0][:300]
+        raise UserError(f"{folder}: cannot be written ({reason}); nothing was left there") from error
     marker.unlink()
-    os.replace(place, folder)
+    if place != folder:
+        place.rename(folder)
 
 
 # ------------------------------------------------------------------------------------------------------- digests
@@ -199,18 +206,18 @@ class LeafReader:
         total = 0
         if array.chunk_layout.read_chunk.shape[0] == 1:
             for layer in range(shape[0]):
-                value = np.asarray(array[layer].read().result())
+                value = self._read(array[layer])
                 total += digest(value, shape, layer)
                 yield value
         else:  # chunks that training wrote hold all layers
-            value = np.asarray(array.read().result())
+            value = self._read(array)
             total = digest(value, shape)
             yield from value
         self._check(name, total)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A whole leaf."""
-        value = np.asarray(self._open(name).read().result())
+        value = self._read(self._open(name))
         self._check(name, digest(value, self.shapes[name]))
         return value
 
@@ -223,8 +230,9 @@ class LeafReader:
             )
 
     def _open(self, name: str) -> Any:
-        name = self._ema.get(name, name)
-        try:
-            return self._stored.open(name).result()
-        except (ValueError, KeyError, OSError) as error:
-            raise UserError(f"{self.folder}: the checkpoint is corrupt: {name} cannot be opened ({error})") from error
+        with arrays.errors_of(self.folder):
+            return self._stored.open(self._ema.get(name, name)).result()
+
+    def _read(self, array: Any) -> np.ndarray:
+        with arrays.errors_of(self.folder):
+            return np.asarray(array.read().result())

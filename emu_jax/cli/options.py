@@ -7,17 +7,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from emu_jax import storage
 from emu_jax.errors import UserError
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
 
 
+def path(text: str) -> storage.Path:
+    """The type of an argument that names a path on a local disk or in a bucket."""
+    try:
+        return storage.as_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """The model that a command loads."""
     parser.add_argument(
-        "--model", *aliases, required=True, type=Path, help="work directory, checkpoint, or published files"
+        "--model", *aliases, required=True, type=path, help="work directory, checkpoint, or published files"
     )
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, needed by published files")
+    parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     parser.add_argument(
         "--vision-head-dim", type=int, help="head size of the vision encoder in published files (default: 88)"
     )

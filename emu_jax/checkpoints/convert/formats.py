@@ -14,12 +14,12 @@ Every key of every part is accounted for before the first byte is written.
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from pathlib import Path
+import pathlib
 
 import jax
 import numpy as np
 
+from emu_jax import storage
 from emu_jax.checkpoints.convert import diffusers, emu, eva_clip, llama, stream
 from emu_jax.checkpoints.convert.conversion import check_dtype, gather
 from emu_jax.checkpoints.convert.tensor_files import SUFFIXES, TensorFile, Tensors
@@ -28,7 +28,6 @@ from emu_jax.checkpoints.streamed import resumable_folder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig, initial_statistics
-from emu_jax.storage import remove
 
 EXPECTED = (
     "the published Emu's folder, Emu-instruct.pt, a LLaMA folder (Hugging Face's or Meta's), EVA-CLIP's file, or a "
@@ -53,16 +52,20 @@ class Settings:
     lora_alpha: float = emu.LORA_ALPHA
     vision_head_dim: int = emu.VISION_HEAD_DIM
     llama_head_dim: int = emu.LLAMA_HEAD_DIM
-    tokenizer: Path | None = None
+    tokenizer: storage.Path | None = None
 
 
-def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.Summary]:
+def convert(source: storage.Path, folder: storage.Path, settings: Settings) -> dict[str, stream.Summary]:
     """Converts `source` to the new `folder`; returns figures by part.
+
+    Args:
+      source: on a local disk. folder: on a local disk or in a bucket.
 
     Raises:
       UserError: the source is in no known format, or does not fit it; nothing is left behind.
     """
     check_dtype(settings.dtype)
+    source = storage.check_local(source, "a published file or folder, which is memory-mapped,")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected {EXPECTED}")
     jobs, copies = _recognise(source, settings)
@@ -72,18 +75,17 @@ def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.
     done = {}
     with resumable_folder(folder, whole) as place:
         for name, origin in copies.items():
-            remove(place / name)
-            shutil.copytree(origin, place / name)
+            storage.copy_folder(origin, place / name)
         for part, job in jobs.items():
             done[part or "model"] = stream.write(job, place / part)
     return done
 
 
-def _recognise(source: Path, settings: Settings) -> tuple[dict[str, stream.Job], dict[str, Path]]:
+def _recognise(source: pathlib.Path, settings: Settings) -> tuple[dict[str, stream.Job], dict[str, pathlib.Path]]:
     """What is written to each part of the folder and, last, to the folder itself (""); and the folders to copy."""
     root = source / "pretrain" if (source / "pretrain" / "multimodal_encoder").is_dir() else source
     parts: dict[str, stream.Job] = {}
-    copies: dict[str, Path] = {}
+    copies: dict[str, pathlib.Path] = {}
     if root.is_dir() and (root / UNET).is_dir() and (root / VAE).is_dir():
         parts[UNET] = stream.plan(diffusers.unet_conversion(root / UNET), dtype=settings.dtype)
         parts[VAE] = stream.plan(diffusers.vae_conversion(root / VAE), dtype=settings.dtype)
@@ -113,7 +115,7 @@ def _recognise(source: Path, settings: Settings) -> tuple[dict[str, stream.Job],
     return parts | {"": _emu(tensors, settings)}, copies
 
 
-def _refuse_int8(source: Path, settings: Settings) -> None:
+def _refuse_int8(source: pathlib.Path, settings: Settings) -> None:
     if settings.int8:
         raise UserError(
             f"int8=True: {source} is a part to initialise training from; only a whole Emu is stored in int8"

@@ -7,14 +7,13 @@ accounted for. A run that was killed resumes where it stopped (`streamed.resumab
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
+import pathlib
 import time
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,8 +23,8 @@ from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, check
 from emu_jax.checkpoints.store import pack_tokenizer
 from emu_jax.checkpoints.streamed import LeafWriter
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.errors import UserError
 from emu_jax.models.quantise import SCALE, is_quantised, quantise
+from emu_jax.storage import Path
 
 BLOCK = 8 << 20  # bytes hashed at a time
 
@@ -128,7 +127,7 @@ def write(job: Job, folder: Path) -> Summary:
     """Writes a checkpoint; resumes what an interrupted run of the same job left in `folder`.
 
     Raises:
-      UserError: a source cannot be read, or the folder cannot be written.
+      UserError: a source cannot be read. `streamed.resumable_folder` tells what else may happen.
     """
     began = time.monotonic()
     tensors, assignments = job.conversion.tensors, job.conversion.assignments
@@ -138,7 +137,7 @@ def write(job: Job, folder: Path) -> Summary:
     sizes = [sum(map(tensors.nbytes, assignment.names)) for assignment in assignments]
     missing = [number for number in range(len(sizes)) if number not in writer.done]
     resumed, read = len(sizes) - len(missing), sum(sizes[number] for number in missing)
-    with concurrent.futures.ThreadPoolExecutor(1) as pool, _writing(folder):
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
         hashes = pool.submit(_hashes, tensors.files)
         with tqdm(total=sum(sizes), initial=sum(sizes) - read, desc=folder.name, unit="B", unit_scale=True) as bar:
             for number in missing:
@@ -154,17 +153,6 @@ def write(job: Job, folder: Path) -> Summary:
         }
         writer.finish(job.conversion.holds, meta)
     return Summary(read, job.nbytes, time.monotonic() - began, resumed)
-
-
-@contextlib.contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # TensorStore raises ValueError if a file cannot be written
-        reason = str(error).partition("\n")[0][:300]
-        raise UserError(f"{folder}: cannot be written ({reason}); nothing was left there") from error
 
 
 def _slices(job: Job, assignment: Assignment) -> dict[str, np.ndarray]:
@@ -185,7 +173,7 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _hashes(files: tuple[Path, ...]) -> dict[str, dict[str, Any]]:
+def _hashes(files: tuple[pathlib.Path, ...]) -> dict[str, dict[str, Any]]:
     """SHA-256 and size of every file."""
     result = {}
     for file in files:
