@@ -47,14 +47,14 @@ def pretrain_14b() -> ConfigDict:
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, rounded to a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
-                # Up to 64 hosts read different records; a host with rows of several shards reads all their records.
-                "shards": 64,
+                "shards": 0,  # as many as devices hold rows, so that each record is read by one host
                 "workers": 1,
                 "max_faults": 0.02,
                 "batch_samples": 0,
                 "max_padding": 0.2,
                 "predicted_share": 1.0,  # every image is read and predicted
                 "chat_cut": "turn",
+                "image_fingerprint": "stat",
                 "video_frames": 8,
                 "frame_sampling": "random",  # [M]; the reference's fixed rule is known for inference only
                 # The paper's batch sizes [N]. `emu-jax prepare` chose MMC4's images by similarity.

@@ -39,6 +39,7 @@ def get_config() -> ConfigDict:
                 "shards": 1,
                 "workers": 0,
                 "max_faults": 0.0,
+                "image_fingerprint": "stat",
                 "video_frames": 8,
                 "frame_sampling": "random",
                 "mixture": {},

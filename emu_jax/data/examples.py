@@ -66,7 +66,8 @@ class Images:
         return len(self._source)
 
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        parts = [part for document in self._source.documents(index, rng) for part in document.parts]
+        (record,) = self._source.read([index])
+        parts = [part for document in self._source.documents(record, rng) for part in document.parts]
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
             raise UserError(

@@ -19,9 +19,11 @@ from typing import Any
 
 import grain
 
+from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.errors import UserError, check_fields
 
 LONGEST_PATTERN = 100_000
+EMBEDDED = (fluent_emoji.NAME, embedded_chats.NAME)  # sources that are no paths
 UNITS = ("samples", "records", "tokens")
 
 
@@ -164,12 +166,17 @@ def mix(
     streams = []
     for number, (name, length) in enumerate(lengths.items()):
         # Grain's seeds depend on the slice `[:]`: without it, the seeds of earlier runs would give other streams.
-        stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(name.encode()))[:].shuffle()
+        stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(_salt(name, sources).encode()))[:].shuffle()
         stream = stream.repeat(sources[name].epochs or None)
         streams.append(stream.map(functools.partial(_numbered, number)))
     weights = [sources[name].weight / (per_record[name] if per_record else 1) for name in lengths]
     selection = Selection([len(stream) for stream in streams], weights)
     return grain.MapDataset.select_from_datasets(streams, selection)
+
+
+def _salt(name: str, sources: Mapping[str, SourceConfig]) -> str:
+    """What a source's order depends on beside the seed: its name, but not where a single source is stored."""
+    return "" if len(sources) == 1 and name == sources[name].source and name not in EMBEDDED else name
 
 
 def _numbered(number: int, index: int) -> tuple[int, int]:

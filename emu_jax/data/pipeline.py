@@ -8,7 +8,8 @@ In: `config.data`, a tokenizer, and the size of the model's images. Out: an iter
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
 hold, and decodes only the images of its own rows. So batches and states depend on K but not on the number of hosts.
-With K = 1 every host plans all rows; with one shard per host, each host reads only its own records.
+With K = 1 every host plans all rows. With a shard for each device that holds rows of its own, a record is read by one
+host, whatever the order of the devices in the mesh; a host's four chips are not neighbours there on v5e.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.windows import Rows, make_windows
 from emu_jax.errors import UserError
 
-STREAM = 5  # increases when the same settings give other batches, or when a state's meaning changes
+STREAM = 6  # increases when the same settings give other batches, or when a state's meaning changes
 FIELDS = ("images", "tokens", "segments", "slots", "text_weights", "visual_weights")  # of a batch; see `Pipeline`
 DESCRIBED = ("slots", "segments", "source_ids", "visual_weights")  # arrays from which a batch is described
 MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least so many documents
@@ -179,8 +180,8 @@ class _Shard:
                 faults=[fault for row in built for fault in row.faults],
             )
 
-        # One thread reads ahead by two windows: enough to hide the packing, and cheap to discard.
-        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        # Two windows ahead, each by its own thread: one waits for its records while the other is packed.
+        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, per_batch)
         if data.workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
@@ -235,6 +236,7 @@ class Pipeline:
         own: Callable[[int], list[int]] | None = None,
         learn_image_token: bool = False,
     ):
+        data = dataclasses.replace(data, shards=data.shards or 1)  # 0 is resolved where the mesh is known
         sources = data.open(image_size)
         self.sources = list(sources)
         self._fields = FIELDS if len(sources) == 1 else (*FIELDS, "source_ids")
@@ -255,9 +257,7 @@ class Pipeline:
         windows = self._windows[offset:]
         self.close()
         self._offset, self._shards = offset, {}
-        per_batch = data.batch_rows // data.shards
-        for shard in sorted({row // per_batch for row in self._own}):
-            own = [row - shard * per_batch for row in self._own if row // per_batch == shard]
+        for shard, own in rows_of_shards(self._own, data.batch_rows // data.shards).items():
             build = _Builder(data, self._image_size, self._tokenizer.pad_id, own)
             self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, own, self._fields)
 
@@ -347,6 +347,22 @@ class Pipeline:
         self._start(state["offset"] + begun)
 
 
+def rows_of_shards(own: Sequence[int], per_shard: int) -> dict[int, list[int]]:
+    """The shards that a host reads, each with the host's rows in it.
+
+    >>> rows_of_shards([2, 3, 4], per_shard=4)
+    {0: [2, 3], 1: [0]}
+
+    Args:
+      own: the host's rows of a batch.
+      per_shard: rows of a batch that a shard fills.
+    """
+    shards: dict[int, list[int]] = {}
+    for row in own:
+        shards.setdefault(row // per_shard, []).append(row % per_shard)
+    return dict(sorted(shards.items()))
+
+
 DIVISION = ("shards", "workers")  # fields that decide which process reads a window, not what it contains
 
 
@@ -382,6 +398,11 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
     """
     for name, value in own.items():
         if name not in but and saved.get(name) != value:
+            if name == "images":
+                raise UserError(
+                    "input pipeline: images of the .jsonl source were replaced, removed or copied since the checkpoint "
+                    "was taken (another size or time of change); restore them, or use a new work directory"
+                )
             mend = ", or pass reshard_data to resume near its position" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
@@ -399,7 +420,8 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that determines the batches, by name. Paths are not included, because folders may be moved."""
     fields = dataclasses.asdict(data)
-    del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
+    for name in ("source", "max_faults", "max_padding", "batch_samples", "image_fingerprint"):
+        del fields[name]
     for entry in fields["mixture"].values():
         del entry["source"]
     more: dict[str, Any] = {
@@ -410,8 +432,11 @@ def _fingerprint(
         "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
+    images = {name: source.images_fingerprint for name, source in sources.items() if source.images_fingerprint}
+    if images:
+        more["images"] = images
     if not data.mixture:  # a single source has its path as its name
-        more["records"] = next(iter(more["records"].values()))
+        more |= {name: next(iter(more[name].values())) for name in ("records", "images") if name in more}
     return json.loads(json.dumps(fields | more))
 
 

@@ -40,7 +40,7 @@ from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
-from emu_jax.workdir import CONFIG_FILE, OBSERVING
+from emu_jax.workdir import CONFIG_FILE, OBSERVING, with_recorded_shards
 
 log = logging.getLogger(__name__)
 
@@ -154,7 +154,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     began = time.time()
     first_process = jax.process_index() == 0
     # ---- settings: refused before anything is written ---------------------------------------------------------------
-    setup = Setup.make(config)
+    setup = Setup.make(config if reshard_data else with_recorded_shards(config, workdir))
     settings, task, mesh, config = setup.settings, setup.task, setup.mesh, setup.inputs.config
     stream, tokenizer = setup.inputs.stream, setup.inputs.tokenizer
     if settings.steps and profile and profile[-1] > settings.steps:
@@ -277,7 +277,7 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
-    setup = Setup.make(config)
+    setup = Setup.make(with_recorded_shards(config, workdir))
     check_workdir(workdir, setup.inputs.config)
     with contextlib.closing(setup.inputs.stream), jax.set_mesh(setup.mesh):
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)

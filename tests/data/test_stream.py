@@ -95,8 +95,8 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
     sizes = {"row_tokens": data.row_tokens, "row_images": data.row_images}
     found: collections.Counter = collections.Counter()
     for number, source in enumerate(data.open(SIZE).values()):
-        for index in range(len(source)):
-            for document in source.documents(index, np.random.default_rng(0)):
+        for record in source.read(range(len(source))):
+            for document in source.documents(record, np.random.default_rng(0)):
                 for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
                     row, _, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
