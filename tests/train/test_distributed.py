@@ -18,7 +18,8 @@ from emu_jax.checkpoints.store import newest_folder
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.train import exit_watchdog
-from emu_jax.train.distributed import EXIT_LOST, EXIT_PREEMPTED, find_job
+from emu_jax.train.distributed import EXIT_PREEMPTED, find_job
+from emu_jax.train.watch import EXIT_LOST
 from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
@@ -159,7 +160,7 @@ def test_a_killed_coordinator_ends_the_other_and_the_run_goes_on(two, documents,
     lost = time.monotonic()
     (killed, _), (code, error) = finish(started)
     assert killed == -signal.SIGKILL and time.monotonic() - lost < LIMIT
-    assert code != 0 and "process 0 of 2 is lost" in message(error), error
+    assert code == EXIT_LOST and "process 0 of 2 is lost" in message(error), error
     assert_bitwise(two, train(workdir, documents, processes=2))
 
 
