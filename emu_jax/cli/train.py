@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -32,14 +31,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
-    try:
-        with distributed.job():
-            config = load_config(options.config, overrides)
-            if options.compile_only:
-                print(compile_only(config, options.workdir))
-            else:
-                train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
-    except distributed.Preempted as stopped:
-        print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
+    with distributed.job():
+        config = load_config(options.config, overrides)
+        if options.compile_only:
+            print(compile_only(config, options.workdir))
+        else:
+            train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
     return 0

@@ -25,18 +25,18 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emu_jax.errors import UserError
-from emu_jax.train.watch import EXIT_CRASHED, Timeouts, Watch
-
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM exits with 143.
+from emu_jax.errors import EXIT_AGAIN, CommandError, UserError
+from emu_jax.train.watch import Timeouts, Watch
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
 # JAX's own timeout is longer by these seconds: JAX exits without naming the lost process.
 JAX_TIMEOUT_MARGIN = 20
 
 
-class Preempted(Exception):
+class Preempted(CommandError):
     """SIGTERM stopped the run, and its state is saved."""
+
+    exit_code = EXIT_AGAIN  # an unhandled SIGTERM would exit with 143
 
 
 # ---- the processes of a job ------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ _watch: Watch | None = None
 def job() -> Iterator[None]:
     """Joins the job's other processes, if there are any, watches them and itself, and leaves together with them.
 
-    An error inside ends all processes of several: this one exits with 2 (UserError) or 1, the others with `EXIT_LOST`.
+    An error inside ends all processes of several: this one exits with the error's code, the others with `EXIT_LOST`.
 
     Raises:
       UserError: the environment is wrong, or the other processes did not join in time.
@@ -131,15 +131,11 @@ def job() -> Iterator[None]:
         raise
     except BaseException as error:
         if settings is not None:
-            _watch.fail(error, _exit_code(error))
+            _watch.fail(error)
         raise
     finally:
         _watch.close()
         _watch = None
-
-
-def _exit_code(error: BaseException) -> int:
-    return 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else EXIT_CRASHED
 
 
 def _join(settings: dict[str, Any], timeout: float) -> None:

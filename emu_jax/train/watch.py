@@ -7,7 +7,7 @@ seconds:
     EMU_JAX_TIMEOUT=90              silence of a process; a step, or more: 5 times the longest of the last ones
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
-    EMU_JAX_TIMEOUT_READING=600     waiting for a batch
+    EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
     EMU_JAX_TIMEOUT_SAVING=3600     saving a checkpoint, or waiting for the last one
 
 Heartbeats are exchanged through JAX's coordination service. Without the watch, a collective operation that waits for a
@@ -33,11 +33,9 @@ from typing import Any, NamedTuple
 
 import jax
 
-from emu_jax.errors import UserError
+from emu_jax.ending import ending
+from emu_jax.errors import EXIT_LOST, UserError
 from emu_jax.train import aborts, exit_watchdog
-
-EXIT_LOST = 69  # EX_UNAVAILABLE: a process was lost, hung or failed
-EXIT_CRASHED = 1  # a traceback
 
 TIMEOUT = "EMU_JAX_TIMEOUT"
 HEARTBEATS = "emu_jax/heartbeats/"  # key prefix in the coordination service
@@ -74,7 +72,7 @@ class Timeouts:
           UserError: one is malformed.
         """
         silence = _seconds(environment, TIMEOUT, 90)
-        defaults = {"starting": 3600, "compiling": 3600, "reading": 600, "saving": 3600}
+        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3600}
         limits = {name: _seconds(environment, f"{TIMEOUT}_{name.upper()}", value) for name, value in defaults.items()}
         return cls(silence=silence, computing=silence, **limits)
 
@@ -208,17 +206,18 @@ class Watch:
             aborts.reset()
         self._say_goodbye()
 
-    def fail(self, error: BaseException, code: int) -> None:
+    def fail(self, error: BaseException) -> None:
         """Publishes why this process of several fails, and exits."""
         if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
             # Most likely another process is lost; the thread is about to find out which one and to end this process.
             time.sleep(self._timeouts.silence + 3 * self._interval)
-        if code == EXIT_CRASHED:
+        code, line = ending(error)
+        if not line:
             traceback.print_exception(error)
-        text = str(error) if str(error) and code != EXIT_CRASHED else f"{type(error).__name__}: {error}"
-        self._failure = text.splitlines()[0][:300]
+            line = f"{type(error).__name__}: {error}"
+        self._failure = line.splitlines()[0][:300]
         time.sleep(4 * self._interval)  # so that the others read it: the service ends with process 0
-        self._leave(text, code)
+        self._leave(line, code)
 
     def _run(self) -> None:
         checked = time.monotonic()

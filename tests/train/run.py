@@ -23,6 +23,7 @@ from ml_collections import ConfigDict
 from emu_jax.checkpoints.store import digests
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
+from emu_jax.errors import CommandError
 from emu_jax.sharding import make_mesh
 from emu_jax.train import distributed, loop
 from emu_jax.train.checkpoint import Checkpoints
@@ -70,9 +71,9 @@ def main() -> int:
     try:
         with distributed.job():
             print(json.dumps(train(config, options)))
-    except distributed.Preempted as stopped:
+    except CommandError as stopped:
         print(stopped, file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
+        return stopped.exit_code
     return 0
 
 

@@ -1,8 +1,8 @@
-"""A task that stalls: `--config.objective=tests.train.stalling:Stalling`, with STALL=PHASE:COUNT:SECONDS in the environment.
+"""A task that stalls: `--config.objective=tests.train.stalling:Stalling`; in the environment STALL=PHASE:COUNT:SECONDS.
 
-PHASE is `reading` (the COUNTth batch comes SECONDS late; the first one is read before the run starts), `computing` (the
-COUNTth run of the loss, which waits in the device's program) or `saving` (the COUNTth time that the position in the data
-is asked for: the first is before the run starts, the second in the first save). COUNT * is every time.
+PHASE is `reading` (the COUNTth batch comes SECONDS late; the first one is read before the run starts), `computing` (in
+the COUNTth run of the loss the device waits) or `saving` (the COUNTth time that the position in the data is asked for:
+the first is before the run starts, the second in the first save). COUNT * is every time.
 """
 
 import dataclasses
