@@ -1,6 +1,6 @@
 """Files that grow: the same content on a disk and in a bucket."""
 
-import errno
+import resource
 import time
 
 import pytest
@@ -48,3 +48,17 @@ def test_an_upload_that_failed_is_told(bucket, monkeypatch):
     rows.add(b"1")
     with pytest.raises((OSError, TransientError)):
         rows.close()
+
+
+def test_a_disk_takes_all_or_nothing(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = GrowingFile(path, b"1\n")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5, limits[1]))  # the kernel writes the first three bytes
+    try:
+        with pytest.raises(OSError, match=r"rows\.jsonl"):
+            rows.add(b"22222\n")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    rows.add(b"3\n")
+    assert path.read_bytes() == b"1\n3\n"

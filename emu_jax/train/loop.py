@@ -179,6 +179,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
         distributed.saves_at_exit(),
+        contextlib.ExitStack() as at_exit,
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
@@ -224,6 +225,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
         losses = task.plots.get("losses", ())
         writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
+        if writer is not None:
+            at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
         trace = Trace(workdir / "profile", profile if first_process else range(0))
         interval = Interval(sum(task.flops().values()))
         previous = None

@@ -100,9 +100,12 @@ class MetricsWriter:
         self.flush()
         self._rows.flush()
 
+    def close_bar(self) -> None:
+        self._bar.close()
+
     def close(self) -> None:
         self.flush()
-        self._bar.close()
+        self.close_bar()
         self._events.close()
         self._rows.close()
 
