@@ -149,6 +149,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, for example, does not say where
+        raise
     finally:
         remove(partial)
 
@@ -167,11 +170,16 @@ def copy_folder(origin: Path, target: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically, over an earlier one."""
     if is_bucket(path):
-        path.write_bytes(text.encode())  # an upload is atomic
+        path.write_bytes(data)  # an upload is atomic
         return
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
 
 
 class FileInfo(NamedTuple):

@@ -43,9 +43,6 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 print(compile_only(config, options.workdir))
             else:
                 train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
-    except distributed.Preempted as stopped:
-        print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
     except Exception as error:
         if is_transient(error):
             leave(error)

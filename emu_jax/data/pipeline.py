@@ -17,6 +17,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
+import multiprocessing
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -32,7 +36,7 @@ from emu_jax.data.sequence import TokenizedDocument
 from emu_jax.data.sources import Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.windows import Rows, make_windows
-from emu_jax.errors import UserError
+from emu_jax.errors import EXIT_LOST, TransientError, UserError
 
 STREAM = 6  # increases when the same settings give other batches, or when a state's meaning changes
 FIELDS = ("images", "tokens", "segments", "slots", "text_weights", "visual_weights")  # of a batch; see `Pipeline`
@@ -112,12 +116,25 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     return np.stack(arrays)
 
 
+WORKER_LOST = "Worker process was terminated unexpectedly"  # what Grain says of a killed one
+
 _worker = (0, 1)  # index of this process among the workers that prepare rows, and their number
 
 
 def _become_worker(index: int, count: int) -> None:
+    """A worker process lives as long as its parent, which also gets the signals that end a run, and may save first."""
     global _worker
     _worker = (index, count)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(EXIT_LOST)
 
 
 class _BuiltRows(grain.IterDataset):
@@ -171,6 +188,7 @@ class _Shard:
         fields: Sequence[str],
     ):
         per_batch = data.batch_rows // data.shards
+        self._workers = data.workers
 
         def assemble(built: list[BuiltRow]) -> _Part:
             described = {name: np.stack([row.arrays[name] for row in built]) for name in DESCRIBED}
@@ -195,7 +213,15 @@ class _Shard:
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __next__(self) -> _Part:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if WORKER_LOST not in str(error):
+                raise
+            raise TransientError(
+                f"config.data.workers={self._workers}: a process that prepares batches was killed; run it again to "
+                "resume; if the system's log shows that memory ran out, lower config.data.workers"
+            ) from error
 
     def get_state(self) -> dict[str, Any]:
         return {"iterator": self._iterator.get_state(), "counts": dict(self.counts)}

@@ -29,7 +29,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
-from emu_jax.train import distributed
+from emu_jax.train import distributed, watch
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
@@ -178,6 +178,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
+        distributed.saves_at_exit(),
+        contextlib.ExitStack() as at_exit,
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
@@ -199,6 +201,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
+        distributed.heartbeat(watch.COMPILING, 0)
         batch = setup.placed(setup.first)
         started = time.monotonic()
         with goodput.losing("compile_s"):
@@ -213,6 +216,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
             if first_process:
                 write_config(workdir, config)
+            distributed.heartbeat(watch.SAVING, 0)
             position = distributed.merge_across_processes(stream.get_state())
             checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
             checkpoints.wait()
@@ -221,16 +225,18 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
         losses = task.plots.get("losses", ())
         writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
+        if writer is not None:
+            at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
         trace = Trace(workdir / "profile", profile if first_process else range(0))
         interval = Interval(sum(task.flops().values()))
         previous = None
         goodput.start(start)
         for step in range(start + 1, total + 1):
-            distributed.heartbeat(distributed.READING, step)
+            distributed.heartbeat(watch.READING, step)
             trace.begin(step)
             with goodput.losing("input_wait_s"):
                 batch = interval.next_batch(stream)
-            distributed.heartbeat(distributed.COMPUTING, step)
+            distributed.heartbeat(watch.COMPUTING, step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = compiled(state, setup.placed(batch))
             jax.block_until_ready(previous)  # otherwise batches would pile up on the device
@@ -243,9 +249,9 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                     row |= {"storage_retries": retries()}
             if writer is not None:
                 writer.add(step, metrics, row)
-            stopping = preemption.reached(step) and step < total
+            stopping = preemption.reached() and step < total
             if step % settings.checkpoint_every == 0 or step == total or stopping:
-                distributed.heartbeat(distributed.SAVING, step)
+                distributed.heartbeat(watch.SAVING, step)
                 check_lease()
                 if writer is not None:
                     writer.commit()  # rows are on disk before their checkpoint

@@ -25,6 +25,7 @@ from emu_jax.checkpoints.store import digests
 from emu_jax.cli.train import leave
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
+from emu_jax.errors import CommandError, TransientError
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
@@ -73,9 +74,11 @@ def main() -> int:
     try:
         with distributed.job():
             print(json.dumps(train(config, options)))
-    except distributed.Preempted as stopped:
+    except TransientError as error:
+        leave(error)
+    except CommandError as stopped:
         print(stopped, file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
+        return stopped.exit_code
     except Exception as error:
         if is_transient(error):
             leave(error)
