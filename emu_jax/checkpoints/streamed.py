@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 import tensorstore as ts
 
+from emu_jax.checkpoints.store import CorruptCheckpoint, seal_meta
 from emu_jax.errors import UserError
 from emu_jax.storage import partial_path, remove
 
@@ -175,7 +176,7 @@ class LeafWriter:
             (self.partial / item / "_METADATA").write_text(json.dumps(_orbax_metadata(shapes)), encoding="utf-8")
         described = {name: [list(shape), dtype.name] for name, (shape, dtype) in self.leaves.items()}
         (self.partial / "meta").mkdir(exist_ok=True)
-        text = json.dumps({"holds": holds, **meta, "leaves": described, "digests": self.digests})
+        text = json.dumps(seal_meta({"holds": holds, **meta, "leaves": described, "digests": self.digests}))
         (self.partial / "meta" / "metadata").write_text(text, encoding="utf-8")
         for name, origin in beside.items():
             remove(self.partial / name)  # moved in before, by a run that was killed right here
@@ -240,9 +241,8 @@ class LeafReader:
     def _check(self, name: str, total: int) -> None:
         name = self._ema.get(name, name)
         if total % 2**32 != self._digests[name]:
-            raise UserError(
-                f"{self.folder}: the checkpoint is corrupt: {name} has digest {total % 2**32:08x}, expected "
-                f"{self._digests[name]:08x}; use another checkpoint, or convert again"
+            raise CorruptCheckpoint(
+                self.folder, f"{name} has digest {total % 2**32:08x}, expected {self._digests[name]:08x}"
             )
 
     def _open(self, name: str) -> Any:
@@ -255,4 +255,4 @@ class LeafReader:
         try:
             return ts.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
         except ValueError as error:
-            raise UserError(f"{self.folder}: the checkpoint is corrupt: {name} cannot be opened ({error})") from error
+            raise CorruptCheckpoint(self.folder, f"{name} cannot be opened ({error})") from error

@@ -16,7 +16,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -52,8 +52,8 @@ class Stream(Protocol):
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes near a state's position if the stream is now divided differently."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state, or near it if the stream differs or leaves windows out (`Pipeline.resume`)."""
         ...
 
     def close(self) -> None: ...
@@ -247,6 +247,7 @@ class Pipeline:
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
         self._shards: dict[int, _Shard] = {}
+        self._skipped = 0  # windows that were left out on purpose
         self._start(0)
 
     def _start(self, offset: int) -> None:
@@ -322,7 +323,8 @@ class Pipeline:
         It covers the shards of this host; the states of several hosts can be merged by their keys.
         """
         shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
-        return {"fingerprint": self.fingerprint, "offset": self._offset, "shards": shards}
+        position = {"offset": self._offset, "skipped": self._skipped}
+        return {"fingerprint": self.fingerprint, **position, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly after the batch at which the state was saved.
@@ -331,20 +333,40 @@ class Pipeline:
           UserError: the state is of another stream.
         """
         check_fingerprint(self.fingerprint, state["fingerprint"])
+        self._skipped = state["skipped"]
         if state["offset"] != self._offset:
             self._start(state["offset"])
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes a stream that was divided into other shards or workers, at the granularity of windows.
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state; near it, at the granularity of windows, if something is to change.
 
-        All windows that were begun count as read. The rest of each old shard's current window is skipped for this
-        epoch. Where shards had drifted apart, some windows are skipped or repeated.
+        Then all windows that were begun count as read, and the rest of each old shard's current window is skipped for
+        this epoch. Where shards had drifted apart, some windows are skipped or repeated.
+
+        Args:
+          differing: entries of the fingerprint that may differ: `DIVISION`, whose stream is now divided differently,
+            and `mixture`, whose new weights hold from here on.
+          skip_windows: windows to have left out since the run began; those that were left out before count.
+
+        Returns:
+          how many windows are left out now.
+
+        Raises:
+          UserError: the state is of another stream, or more windows were left out before.
         """
-        check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
+        skip = skip_windows - state["skipped"] if skip_windows else 0
+        if skip < 0:
+            raise UserError(f"skip_windows={skip_windows}: this run has already left out {state['skipped']}")
+        if not differing and not skip:
+            self.set_state(state)
+            return 0
+        check_fingerprint(self.fingerprint, state["fingerprint"], but=differing)
         begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
-        self._start(state["offset"] + begun)
+        self._skipped = state["skipped"] + skip
+        self._start(state["offset"] + begun + skip)
+        return skip
 
 
 DIVISION = ("shards", "workers")  # fields that decide which process reads a window, not what it contains
@@ -374,7 +396,7 @@ def _documents(described: Mapping[str, np.ndarray], source: int) -> int:
     return int((first & (described["source_ids"] == source)).sum())
 
 
-def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
     """Raises unless a saved state is of the same stream; Grain itself would silently accept one of another seed.
 
     Args:

@@ -9,7 +9,7 @@ import pytest
 
 from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
-from emu_jax.data.pipeline import Pipeline
+from emu_jax.data.pipeline import DIVISION, Pipeline
 from emu_jax.data.prepared import Record, StoredImage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -222,7 +222,7 @@ def test_going_on_with_another_division(folders, tokenizer):
     state["fingerprint"]["batch_rows"] = 4  # of a run that keeps its batch
     with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or pass reshard_data to resume near"):
         four.set_state(state)
-    four.reshard(state)
+    four.resume(state, differing=DIVISION)
     for batch in read_all([four]):
         found.update(documents_of(joined(batch)))
     expected = expected_documents(folders, tokenizer)

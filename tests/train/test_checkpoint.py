@@ -9,7 +9,7 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import CorruptCheckpoint, newest_folder
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train.loop import train
@@ -63,19 +63,32 @@ def test_a_checkpoint_of_another_size_is_refused(trained, documents, tmp_path, o
         train(config(documents, override), workdir)
 
 
-def test_a_flipped_bit_is_found_and_the_older_checkpoint_named(trained, tmp_path):
-    folder = tmp_path / "2"
-    for name, data in files(newest_folder(trained)).items():
+def copy(files: dict[str, bytes], folder: Path) -> Path:
+    for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    meta = folder / "meta" / "metadata"
-    content = json.loads(meta.read_text())
-    name = next(name for name in content["digests"] if name.startswith("params/vision/"))
-    content["digests"][name] ^= 1
-    meta.write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=rf"{folder}: the checkpoint is corrupt: {name} has digest .*; delete this folder"
-    ):
+    return folder
+
+
+def test_metadata_are_covered_by_their_digest(trained, tmp_path):
+    """Also where they are valid JSON, and of the right types; the older checkpoint is named, not taken."""
+    original = files(newest_folder(trained))
+    content = json.loads(original["meta/metadata"])
+    name = next(name for name in content["meta"]["digests"] if name.startswith("params/vision/"))
+    content["meta"]["digests"][name] ^= 1
+    folder = copy(original | {"meta/metadata": json.dumps(content).encode()}, tmp_path / "4")
+    (tmp_path / "3").mkdir()
+    mend = f"the checkpoint before it is {tmp_path / '3'}"
+    with pytest.raises(UserError, match=f"^{folder}: the checkpoint is corrupt: meta/metadata .* SHA-256; {mend}$"):
+        load_emu(folder)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{", b"\xff{}", b"[" * 100_000, b"[]", b"null", b'{"meta": {}, "sha256": 1}']
+)
+def test_damaged_metadata_are_one_line(trained, tmp_path, damaged):
+    folder = copy(files(newest_folder(trained)) | {"meta/metadata": damaged}, tmp_path / "4")
+    with pytest.raises(CorruptCheckpoint, match=f"^{folder}: the checkpoint is corrupt: meta/metadata [^\n]*again$"):
         load_emu(folder)
 
 
@@ -89,9 +102,7 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
         folder = tmp_path / str(number)
         place = (2 * number + 1) * len(data) // 16
         changed = data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
-        for name, content in (original | {victim: changed}).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        copy(original | {victim: changed}, folder)
         try:
             loaded = jax.tree.leaves(load_emu(folder).params)
         except UserError as error:
@@ -104,12 +115,10 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(trained, tmp_path):
-    folder = tmp_path / "2"
-    (folder / "meta").mkdir(parents=True)
-    meta = json.loads((newest_folder(trained) / "meta" / "metadata").read_text())
-    assert meta.pop("holds") == "emu"
-    (folder / "meta" / "metadata").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=rf"{folder}: a checkpoint of an earlier version, without `holds`"):
+    original = files(newest_folder(trained))
+    meta = json.dumps(json.loads(original["meta/metadata"])["meta"]).encode()
+    folder = copy(original | {"meta/metadata": meta}, tmp_path / "2")
+    with pytest.raises(UserError, match=rf"{folder}: a checkpoint of an earlier version, whose metadata have no diges"):
         load_emu(folder)
 
 

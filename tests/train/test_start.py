@@ -11,6 +11,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
@@ -84,7 +85,7 @@ def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
         )
     )
     assert main([*more, "--reshard-data"]) == 0
-    state = json.loads((checkpoint / "meta" / "metadata").read_text())["iterator"]
+    state = read_meta(checkpoint)["iterator"]
     assert sorted(state["shards"]) == ["0", "1"] and state["offset"] > 0
     shutil.rmtree(checkpoint)
     assert main(more) == 2, "the checkpoint that is left was taken with one shard"

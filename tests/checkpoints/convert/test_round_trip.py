@@ -14,6 +14,7 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 
@@ -119,7 +120,7 @@ def test_lora_apart_and_merged_are_the_same_model(mini, converted_instruct, tmp_
 
 
 def test_a_conversion_says_what_it_read_and_wrote(mini, converted):
-    meta = json.loads((converted / "meta" / "metadata").read_text())
+    meta = read_meta(converted)
     file = mini / "pretrain" / ENCODER
     assert meta["source"]["files"] == {
         file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
@@ -141,17 +142,17 @@ def test_a_killed_conversion_goes_on(mini, tmp_path, converted_instruct):
     assert partial.exists() and not out.exists(), "killed in the middle"
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert found.returncode == 0 and "tensors written by an earlier run" in found.stdout, found.stdout + found.stderr
-    ours, theirs = (json.loads((path / "meta" / "metadata").read_text()) for path in (out, converted_instruct))
+    ours, theirs = (read_meta(path) for path in (out, converted_instruct))
     assert ours == theirs
 
 
 def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
     """What a killed run left beside the folder serves the same conversion again, and no other."""
-    left, meta, stamps = tmp_path / "c.parts", tmp_path / "c" / "unet" / "meta" / "metadata", []
+    left, unet, stamps = tmp_path / "c.parts", tmp_path / "c" / "unet", []
     for dtype in ("float32", "float32", "bfloat16"):
         run("convert", "--from", mini, "--to", tmp_path / "c", "--vision-head-dim", 12, "--dtype", dtype)
-        assert {kind for _, kind in json.loads(meta.read_text())["leaves"].values()} == {dtype}
-        stamps.append(meta.stat().st_mtime_ns)
+        assert {kind for _, kind in read_meta(unet)["leaves"].values()} == {dtype}
+        stamps.append((unet / "meta" / "metadata").stat().st_mtime_ns)
         left.mkdir()
         (tmp_path / "c" / "unet").replace(left / "unet")
         shutil.rmtree(tmp_path / "c")
