@@ -243,7 +243,7 @@ class Pipeline:
         self.samples = samples.with_rows(self.data)
         self.fingerprint = _fingerprint(self.data, sources, tokenizer, queries, image_size, learn_image_token)
         self._tokenizer, self._image_size = tokenizer, image_size
-        self._windows = make_windows(self.samples, self.data)
+        self._earlier: list[list[Any]] = []  # [window, weights by source]: weights that held up to that window
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
         self._shards: dict[int, _Shard] = {}
@@ -253,7 +253,7 @@ class Pipeline:
     def _start(self, offset: int) -> None:
         """Creates the shards anew; the stream starts at window `offset`."""
         data, rows = self.data, Rows(self.data)
-        windows = self._windows[offset:]
+        windows = make_windows(self.samples, data, self._earlier)[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         per_batch = data.batch_rows // data.shards
@@ -323,7 +323,7 @@ class Pipeline:
         It covers the shards of this host; the states of several hosts can be merged by their keys.
         """
         shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
-        position = {"offset": self._offset, "skipped": self._skipped}
+        position = {"offset": self._offset, "skipped": self._skipped, "earlier": self._earlier}
         return {"fingerprint": self.fingerprint, **position, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
@@ -334,7 +334,8 @@ class Pipeline:
         """
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._skipped = state["skipped"]
-        if state["offset"] != self._offset:
+        if (state["offset"], state["earlier"]) != (self._offset, self._earlier):
+            self._earlier = state["earlier"]
             self._start(state["offset"])
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
@@ -363,9 +364,12 @@ class Pipeline:
             self.set_state(state)
             return 0
         check_fingerprint(self.fingerprint, state["fingerprint"], but=differing)
-        begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
-        self._skipped = state["skipped"] + skip
-        self._start(state["offset"] + begun + skip)
+        begun = state["offset"] + sum(_windows(shard["iterator"]) for shard in state["shards"].values())
+        self._skipped, self._earlier = state["skipped"] + skip, state["earlier"]
+        mixture, before = self.fingerprint["mixture"], state["fingerprint"]["mixture"]
+        if mixture != before:
+            self._earlier = [*self._earlier, [begun, {name: entry["weight"] for name, entry in before.items()}]]
+        self._start(begun + skip)
         return skip
 
 

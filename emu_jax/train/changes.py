@@ -77,8 +77,8 @@ def check_change(name: str, there: Any, here: Any) -> None:
     # A part with the rate 0 is frozen and has no optimizer state; a source with the weight 0 is not read at all.
     if (name.startswith("optimizer.learning_rate.") or MIXTURE_WEIGHT.fullmatch(name)) and (not there or not here):
         raise UserError(
-            f"change: {name} cannot change from {there} to {here} within a run: with 0 the run has another state; choose "
-            "a small value, or use a new work directory"
+            f"change: {name} cannot change from {there} to {here} within a run: with 0 its state is another; choose a "
+            "small value, or use a new work directory"
         )
 
 
