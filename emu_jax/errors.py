@@ -1,4 +1,4 @@
-"""Errors that a user can cause; the command line prints them as one line and exits with code 2."""
+"""Errors that the command line prints as one line: those that a user can cause, and those that pass."""
 
 from __future__ import annotations
 
@@ -13,7 +13,11 @@ Built = TypeVar("Built")
 
 
 class UserError(ValueError):
-    """One line that names the thing, the place, what was expected and how to mend it."""
+    """One line that names the thing, the place, what was expected and how to mend it; exit code 2."""
+
+
+class TransientError(RuntimeError):
+    """One line about storage that could not be reached; starting the command again may help: exit code 75."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

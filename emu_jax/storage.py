@@ -1,26 +1,130 @@
-"""Writes files and folders atomically, and reads JSON objects with errors for the user."""
+"""Paths on local disks and in buckets: atomic writes, and JSON objects with errors for the user.
+
+A path is a `pathlib.Path`, or for `gs://…` and `s3://…` an `etils.epath.Path`, which has the same methods. `as_path`
+turns what a user names into one of them. Requests to buckets retry, as `buckets.py` describes.
+
+    operation                  local disk                               bucket
+    a file becomes visible     by a rename (`write_atomically`)         when its upload ends
+    a folder becomes visible   by a rename (`write_atomically`)         by a file in it that is written last
+"""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import pathlib
+import re
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+from etils import epath
 
 from emu_jax.errors import UserError
 
+Path: TypeAlias = pathlib.Path | epath.Path
+
+SCHEMES = ("gs", "s3")  # each with an extra of its own: pip install 'emu-jax[gcs]'
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path that a user names.
+
+    Raises:
+      UserError: it is a URL that is no bucket's, or the packages for that bucket are not installed.
+
+    >>> as_path("runs/mini")
+    PosixPath('runs/mini')
+    >>> as_path("gs:/bucket/run")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: gs:/bucket/run: expected gs://<bucket>/…, with two slashes
+    """
+    text = os.fspath(path)
+    url = _URL.match(text)
+    if not url:
+        return pathlib.Path(text)
+    scheme = url[1]
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in SCHEMES)
+        raise UserError(
+            f"{text}: {scheme}:// is no storage that emu_jax reads; expected a local path, or one of {known}"
+        )
+    if not re.match(r"\w+://[^/]", text):
+        raise UserError(f"{text}: expected {scheme}://<bucket>/…, with two slashes")
+    from emu_jax import buckets  # on demand: its packages are an extra
+
+    buckets.use(scheme)
+    return epath.Path(text)
+
+
+def is_bucket(path: Path) -> bool:
+    """Whether a path is in a bucket.
+
+    >>> is_bucket(as_path("runs/mini"))
+    False
+    """
+    return not isinstance(path, pathlib.Path)
+
+
+def absolute(path: Path) -> Path:
+    """A path that does not depend on the current directory, without symbolic links where it is on a local disk."""
+    return path.resolve() if isinstance(path, pathlib.Path) else path
+
+
+def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """A path that has to be on a local disk.
+
+    Args:
+      what: the field or argument, and why it is local; for the error.
+
+    Raises:
+      UserError: it is a URL.
+
+    >>> check_local("gs://bucket/cache", "cache, which is memory-mapped,")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: gs://bucket/cache: cache, which is memory-mapped, is on a local disk; name a local path
+    """
+    text = os.fspath(path)
+    if _URL.match(text):
+        raise UserError(f"{text}: {what} is on a local disk; name a local path")
+    return pathlib.Path(text)
+
+
+def is_mounted_bucket(path: pathlib.Path, mounts: str | None = None) -> bool:
+    """Whether a local path is on a mount of Cloud Storage FUSE, which neither appends nor renames as a disk does.
+
+    Args:
+      mounts: the text of /proc/mounts; None reads it.
+
+    >>> mounts = "/dev/sda1 / ext4 rw 0 0\\nmy-bucket /mnt/my\\\\040bucket fuse.gcsfuse rw 0 0"
+    >>> [is_mounted_bucket(pathlib.Path(path), mounts) for path in ("/mnt/my bucket/run", "/mnt/other")]
+    [True, False]
+    """
+    if mounts is None:
+        try:
+            mounts = pathlib.Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return False
+    kinds = {line.split()[1].replace("\\040", " "): line.split()[2] for line in mounts.splitlines()}
+    path = path.absolute()
+    return next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "") == "fuse.gcsfuse"
+
 
 def partial_path(path: Path) -> Path:
-    """Where `path` is written until it is complete."""
+    """Where `path` is written until it is complete, on a local disk."""
     return path.with_name(f"{path.name}.partial")
 
 
 def remove(path: Path) -> None:
     """Removes a file, or a folder with everything in it, if there is one."""
-    if path.is_dir() and not path.is_symlink():
+    if not isinstance(path, pathlib.Path):
+        if path.is_dir():
+            path.rmtree(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)
+    elif path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
@@ -28,11 +132,18 @@ def remove(path: Path) -> None:
 
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
-    """Yields another path at which to write a file or folder; renames it to `path` when the block succeeds.
+    """Yields another path at which to write a file or folder; moves it to `path` when the block succeeds.
 
     After an error `path` is as it was, and the partial file or folder is gone. An existing file at `path` is replaced;
-    an existing folder must be empty.
+    an existing folder must be empty. For a path in a bucket the other path is on a local disk, with room for all of it;
+    the files of a folder are uploaded in their sorted order, `manifest.json` last.
     """
+    if not isinstance(path, pathlib.Path):
+        from emu_jax import buckets
+
+        with buckets.staged(path) as partial:
+            yield partial
+        return
     partial = partial_path(path)
     remove(partial)  # left by a process that was killed
     try:
@@ -44,8 +155,26 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    if is_bucket(path):
+        path.write_bytes(text.encode())  # an upload is atomic
+        return
     with write_atomically(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Writes a new UTF-8 text file; False, and nothing is written, where one exists. Of several processes one wins."""
+    try:
+        if not isinstance(path, pathlib.Path):
+            from emu_jax import buckets
+
+            buckets.filesystem(path).pipe_file(str(path), text.encode(), mode="create")
+            return True
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+        return True
+    except FileExistsError:
+        return False
 
 
 def read_json_object(file: Path, expected: str) -> dict[str, Any]:

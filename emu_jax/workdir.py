@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+
+from emu_jax.storage import Path
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"

@@ -20,6 +20,7 @@ import pytest
 
 from emu_jax.config import load_config
 from emu_jax.train.loop import train
+from tests.buckets import _gcs, _s3, bucket, s3_bucket  # noqa: F401  (fixtures)
 from tests.foreign import eva_clip, hugging_llama, meta_llama  # noqa: F401  (fixtures)
 from tests.train import tiny
 

@@ -24,19 +24,21 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import is_transient
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, absolute, is_bucket
 
 FOLDER = "checkpoints"
 META = "meta/metadata"
+COMMIT_FILE = "commit_success.txt"  # Orbax', in buckets
 # Which weights are read: the EMA if the checkpoint keeps one; the last step's parameters; the EMA, or an error.
 WEIGHTS = ("auto", "raw", "ema")
 EMA_PREFIX = "statistics/ema/"
@@ -108,19 +110,15 @@ class CorruptCheckpoint(UserError):
         self.what = what
 
 
-# What the file system or the network may say about a checkpoint that is intact; TensorStore puts these words first.
-UNAVAILABLE = ("UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "PERMISSION_DENIED", "UNAUTHENTICATED")
-
-
 def unreadable(folder: Path, error: BaseException) -> BaseException:
     """The error to show for a failed read; Orbax wraps the cause in descriptions of its own objects."""
+    if is_transient(error):
+        return error
     while error.__cause__ is not None:
         error = error.__cause__
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError | OSError) and not missing:
-        return error  # a full device, or a disk or network that fails: the files may well be intact
-    if str(error).startswith(UNAVAILABLE):
-        return error
+        return error  # a full device, or a disk that fails: the files may well be intact
     return CorruptCheckpoint(folder, (str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
@@ -248,7 +246,7 @@ def open_checkpoint(path: Path, weights: str = "auto") -> Checkpoint:
       UserError: there is no checkpoint, or it keeps no EMA and `weights` is "ema".
     """
     check_weights(weights)
-    folder = newest_folder(path.resolve())
+    folder = newest_folder(absolute(path))
     meta = read_meta(folder)
     ema = {f"params/{name.removeprefix(EMA_PREFIX)}": name for name in meta["leaves"] if name.startswith(EMA_PREFIX)}
     if weights == "ema" and not ema:
@@ -276,7 +274,13 @@ def newest_folder(path: Path) -> Path:
 
 def steps_in(folder: Path) -> list[int]:
     """The steps of the checkpoints in a folder, ascending."""
-    return sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if is_committed(path))
+
+
+def is_committed(folder: Path) -> bool:
+    """Whether a checkpoint's save has ended: Orbax renames its folder then, and in a bucket writes a file into it."""
+    return not is_bucket(folder) or (folder / COMMIT_FILE).exists()
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

@@ -2,8 +2,8 @@
 
 A command's module has ABOUT, EXAMPLE, `add_arguments` and `run`, which calls the library and prints what it returns. It
 imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. Every error that a user can cause is
-one line and exit code 2. `train` has two more exit codes: 75 when SIGTERM stopped it and it saved, 69 when its job lost
-another process.
+one line and exit code 2; storage that cannot be reached is one line and exit code 75, after which the same command may
+succeed. `train` also exits with 75 when SIGTERM stopped it and it saved, and with 69 when its job lost another process.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import sys
 from collections.abc import Sequence
 
 from emu_jax.errors import UserError
+
+EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
 
 COMMANDS = (
     "prepare",
@@ -51,6 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"emu-jax {options.command}: interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        from emu_jax.buckets import is_transient, transient_error
+
+        if not is_transient(error):
+            raise
+        print(f"emu-jax {options.command}: {transient_error(error)}", file=sys.stderr)
+        return EXIT_AGAIN
 
 
 def make_parser() -> argparse.ArgumentParser:

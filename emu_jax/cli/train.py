@@ -41,7 +41,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
     from emu_jax.train import distributed
-    from emu_jax.train.diverged import EXIT_DIVERGED, Diverged
     from emu_jax.train.loop import compile_only, train
     from emu_jax.train.metrics import parse_steps
 
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     except distributed.Preempted as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
         return distributed.EXIT_PREEMPTED
-    except Diverged as stopped:
+    except distributed.Diverged as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return EXIT_DIVERGED
+        return distributed.EXIT_DIVERGED
     return 0

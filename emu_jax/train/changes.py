@@ -12,12 +12,11 @@ import json
 import re
 import time
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.models.paths import flatten
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, replace_text
 from emu_jax.workdir import HISTORY_FILE, OBSERVING
 
 # Fields that a run may change: none of them decides the state's shape, nor which documents there are.

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -31,8 +30,8 @@ from emu_jax.checkpoints.store import (
 )
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, absolute
 from emu_jax.train import distributed
-from emu_jax.train.diverged import Diverged
 from emu_jax.train.state import TrainState
 
 CORRUPT = "corrupt"  # the folder beside the steps to which corrupt checkpoints are moved
@@ -115,7 +114,7 @@ class Checkpoints:
     """
 
     def __init__(self, workdir: Path, rotation: Rotation, *, timeout: float):
-        self._folder = workdir.resolve() / FOLDER
+        self._folder = absolute(workdir) / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
             options=ocp.CheckpointManagerOptions(
@@ -155,13 +154,13 @@ class Checkpoints:
           holds: what the parameters are; inference and other runs ask for it.
 
         Raises:
-          Diverged: a leaf is not finite; nothing is written.
+          distributed.Diverged: a leaf is not finite; nothing is written.
         """
         items = _items(state)
         digests, infinite = summaries(items)
         if infinite:
             self.wait()
-            raise Diverged(_not_finite(int(state.step), infinite, self.latest_step()))
+            raise distributed.Diverged(_not_finite(int(state.step), infinite, self.latest_step()))
         meta = {
             "holds": holds,
             "config": json.loads(config_json),

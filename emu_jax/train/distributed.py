@@ -37,6 +37,7 @@ from emu_jax.errors import UserError
 from emu_jax.train import exit_watchdog
 
 EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM exits with 143.
+EXIT_DIVERGED = 70  # EX_SOFTWARE: too many bad steps in a row, or a state that is not finite
 EXIT_LOST = 69  # EX_UNAVAILABLE: another process was lost, hung or failed
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
@@ -52,6 +53,10 @@ JAX_TIMEOUT_MARGIN = 20
 
 class Preempted(Exception):
     """SIGTERM stopped the run, and its state is saved."""
+
+
+class Diverged(Exception):
+    """Bad steps, or a state that is not finite, stopped the run, on all processes; its checkpoints are good."""
 
 
 # ---- the processes of a job ------------------------------------------------------------------------------------------
@@ -161,7 +166,7 @@ def job() -> Iterator[None]:
     _watch = Watch(timeout)
     try:
         yield
-    except (Preempted, SystemExit):
+    except (Preempted, Diverged, SystemExit):
         _watch.close()
         raise
     except BaseException as error:

@@ -9,11 +9,11 @@ import contextlib
 import dataclasses
 import json
 import logging
+import pathlib
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -22,12 +22,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import retries
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
 from emu_jax.data.pipeline import DIVISION
 from emu_jax.errors import UserError, check_fields
 from emu_jax.sharding import make_mesh
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed
 from emu_jax.train.changes import (
     Differences,
@@ -42,6 +43,7 @@ from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
 from emu_jax.train.init_from import check_init, init_from_checkpoints
+from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
@@ -183,8 +185,8 @@ def train(
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
-      Diverged: the state is not finite; the checkpoints are.
       distributed.Preempted: SIGTERM stopped the run, and its state is saved.
+      distributed.Diverged: the state is not finite; the checkpoints are.
     """
     began = time.time()
     first_process = jax.process_index() == 0
@@ -204,12 +206,15 @@ def train(
         check_init(config, task.init_parts)
     for remark in setup.inputs.remarks if first_process else ():
         print(remark, file=sys.stderr)
+    if first_process and isinstance(workdir, pathlib.Path) and is_mounted_bucket(workdir):
+        print(f"workdir={workdir} is a mounted bucket: saves may fail there; name gs://… instead", file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
     rotation = Rotation(settings.keep_checkpoints, settings.keep_every)
     # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
+        hold(workdir) as check_lease,
         Checkpoints(workdir, rotation, timeout=settings.save_timeout_minutes * 60) as checkpoints,
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
@@ -220,6 +225,7 @@ def train(
             words = tokenizer.role_words if tokenizer is not None else {}
             state = create_state(task, setup.optimizer, settings.seed, mesh)
             state = init_from_checkpoints(state, config, task.init_parts, words)
+            stream.resume(stream.get_state(), skip_windows=skip_windows)
         else:
             target = abstract_state(task, setup.optimizer, mesh)
             found = checkpoints.restore(target, tokenizer)
@@ -230,9 +236,10 @@ def train(
                 if first_process:
                     print(line, file=sys.stderr)
             state = _with_length(found.state, settings.steps)
-            if first_process and (changed or skipped or not (workdir / CONFIG_FILE).exists()):
-                write_config(workdir, config)
+            if first_process and (changed or skipped):
                 record(workdir, found.step, changed, skipped)
+            if first_process and (changed or not (workdir / CONFIG_FILE).exists()):
+                write_config(workdir, config)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
             if state.step >= state.total_steps:
                 return state
@@ -279,13 +286,16 @@ def train(
             if step % settings.log_every == 0 or step == total:
                 row = interval.finish() | {"compile_s": compile_seconds}
                 saving |= timer.due()
+                if is_bucket(workdir):
+                    row |= {"storage_retries": retries()}
             if writer is not None:
                 writer.add(step, metrics, row)
             stopping = preemption.reached(step) and step < total
             if saving or stopping:
                 distributed.heartbeat(distributed.SAVING, step)
+                check_lease()
                 if writer is not None:
-                    writer.flush()  # rows are on disk before their checkpoint
+                    writer.commit()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
                     position = distributed.merge_across_processes(stream.get_state())
                     checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
@@ -367,8 +377,10 @@ def check_workdir(workdir: Path, config: ConfigDict, changeable: Collection[str]
     Raises:
       UserError: it belongs to another experiment, or is no folder; or no run may change one of these fields.
     """
-    if workdir.parts[:1] and workdir.parts[0].endswith(":"):  # as in gs://…, which would become a folder here
-        raise UserError(f"workdir={workdir}: expected a folder; mount the bucket or a file share, and name that")
+    if str(workdir).startswith("s3://"):
+        raise UserError(
+            f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
+        )
     try:
         if workdir.exists() and not workdir.is_dir():
             raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
@@ -423,12 +435,14 @@ def _other_config(where: str, name: str, there: Any, here: Any) -> UserError:
 
 
 def check_writable(workdir: Path) -> None:
-    """Checks that the work directory can be made and written to; leaves nothing there.
+    """Checks that a work directory on a local disk can be made and written to; leaves nothing there.
+
+    In a bucket there is nothing to make, and `lease.hold` is the first to write.
 
     Raises:
       UserError: it cannot.
     """
-    for folder in (workdir, workdir / FOLDER):
+    for folder in () if is_bucket(workdir) else (workdir, workdir / FOLDER):
         while not folder.exists():
             folder = folder.parent
         try:  # asks the file system: permissions alone do not decide, least of all for root

@@ -1,0 +1,116 @@
+"""Buckets: one API for both kinds, and a network that fails in passing loses nothing."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from emu_jax import buckets
+from emu_jax.errors import TransientError, UserError
+from emu_jax.storage import as_path, is_bucket, read_json_object, remove, replace_text, write_atomically
+from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server
+
+LARGE = bytes(range(256)) * 40_000  # 10 MB: two requests of an upload
+
+
+@pytest.mark.parametrize("kind", ["bucket", "s3_bucket"])
+def test_files_and_folders(kind, request):
+    folder = request.getfixturevalue(kind)
+    assert is_bucket(folder) and not folder.exists()
+    replace_text(folder / "a.json", '{"a": 1}')
+    replace_text(folder / "a.json", '{"a": "ü"}')
+    assert read_json_object(folder / "a.json", "an object") == {"a": "ü"}
+    with write_atomically(folder / "records") as partial:
+        (partial / "inner").mkdir(parents=True)
+        (partial / "manifest.json").write_text("{}")
+        (partial / "inner" / "large").write_bytes(LARGE)
+        assert not (folder / "records").exists()
+    assert sorted(path.name for path in (folder / "records").iterdir()) == ["inner", "manifest.json"]
+    assert (folder / "records" / "inner" / "large").read_bytes() == LARGE
+    remove(folder / "records")
+    remove(folder / "never there")
+    assert [path.name for path in folder.iterdir()] == ["a.json"]
+
+
+def test_an_error_uploads_nothing(bucket):
+    with pytest.raises(RuntimeError), write_atomically(bucket / "a") as partial:
+        partial.write_text("half")
+        raise RuntimeError
+    assert not (bucket / "a").exists()
+
+
+def test_others_files_are_seen_at_once(bucket):
+    assert not (bucket / "late").exists() and not bucket.is_dir()
+    program = f"from emu_jax.storage import as_path; as_path('{bucket}/late').write_bytes(b'1')"
+    subprocess.run([sys.executable, "-c", program], check=True)
+    assert (bucket / "late").exists() and [path.name for path in bucket.iterdir()] == ["late"]
+
+
+@pytest.mark.parametrize(
+    "path, error",
+    [
+        ("hdfs://host/a", "hdfs:// is no storage that emu_jax reads; expected a local path, or one of gs://, s3://"),
+        ("gs:/bucket/a", "expected gs://<bucket>/…, with two slashes"),
+        ("gs:///a", "expected gs://<bucket>/…, with two slashes"),
+    ],
+)
+def test_urls_of_no_bucket_are_refused(path, error):
+    with pytest.raises(UserError) as raised:
+        as_path(path)
+    assert str(raised.value) == f"{path}: {error}"
+
+
+def write_and_read(folder: str) -> str:
+    """A program that writes, lists and reads in a bucket, and prints how many requests it has sent again."""
+    return f"""
+from emu_jax import buckets
+from emu_jax.storage import as_path
+folder = as_path("{folder}")
+data = bytes(range(256)) * 8192
+for i in range(30):
+    (folder / f"{{i:02}}").write_bytes(data[i:])
+assert sorted(path.name for path in folder.iterdir()) == [f"{{i:02}}" for i in range(30)]
+for i in range(30):
+    assert (folder / f"{{i:02}}").read_bytes() == data[i:], i
+print(buckets.retries())
+"""
+
+
+def test_a_faulty_network_loses_nothing(tmp_path):
+    (tmp_path / "bucket").mkdir()
+    port = free_port()
+    with FaultyProxy(port, 0.3) as proxy, gcs_server(tmp_path, proxy.url, port):
+        program = [sys.executable, "-c", write_and_read("gs://bucket/run")]
+        done = subprocess.run(program, env=child(gcs_environment(proxy.url)), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 10 and all(proxy.counts[fault] for fault in ("drop", "reset", "503", "truncate", "lose"))
+
+
+def test_a_bucket_that_is_down_is_transient(tmp_path):
+    (tmp_path / "bucket").mkdir()
+    port = free_port()
+    with FaultyProxy(port, 1.0, faults=("503", "reset")) as proxy, gcs_server(tmp_path, proxy.url, port):
+        variables = gcs_environment(proxy.url) | {buckets.TIMEOUT: "2"}
+        program = "from emu_jax.storage import as_path; as_path('gs://bucket/a').read_text()"
+        done = subprocess.run([sys.executable, "-c", program], env=child(variables), capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]
+    assert "TransientError: GET b/bucket/o/a: storage does not answer for" in last, done.stderr[-2000:]
+    assert buckets.TIMEOUT in last
+
+
+def test_what_is_transient():
+    cause = ValueError("UNAVAILABLE: CURL error")
+    wrapped = RuntimeError("save failed")
+    wrapped.__cause__ = cause
+    assert buckets.is_transient(wrapped) and buckets.is_transient(ConnectionResetError())
+    assert buckets.is_transient(TransientError("down"))
+    assert not buckets.is_transient(ValueError("NOT_FOUND: no such key"))
+    assert not buckets.is_transient(FileNotFoundError("a"))
+
+
+def child(variables: dict[str, str]) -> dict[str, str]:
+    """The environment of a process that uses another server."""
+    import os
+
+    return {**os.environ, **variables, "PYTHONPATH": str(Path(__file__).parents[1])}
