@@ -40,16 +40,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
+    from emu_jax.errors import UserError
     from emu_jax.train import distributed
     from emu_jax.train.loop import compile_only, train
     from emu_jax.train.metrics import parse_steps
 
+    for word in options.change:
+        if not word.startswith("config.") or "=" not in word:
+            raise UserError(f"--change {word}: expected config.<field>=<value>")
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
     try:
         with distributed.job():
-            changes = [f"--{word}" for word in options.change]
-            config = load_config(options.config, [*overrides, *changes])
+            config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
             if options.compile_only:
                 print(compile_only(config, options.workdir))
             else:

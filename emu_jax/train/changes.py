@@ -24,6 +24,7 @@ CHANGEABLE = (
     *("optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps"),
     *("optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.warmup_fraction", "optimizer.final_fraction", "optimizer.drops", "train.steps"),
+    *("optimizer.skip_spikes", "train.max_bad_steps"),
 )
 MIXTURE_WEIGHT = re.compile(r"data\.mixture\.[^.]+\.weight")
 # Why other fields may not change, by the groups that hold them; the first that fits counts.
@@ -73,8 +74,9 @@ def check_change(name: str, there: Any, here: Any) -> None:
     if not is_changeable(name) and not _within(name, OBSERVING):
         reason = next(why for group, why in REASONS.items() if not group or _within(name, (group,)))
         raise UserError(f"change: {name} cannot change within a run: {reason}; use a new work directory")
-    # A part with the rate 0 is frozen and has no optimizer state; a source with the weight 0 is not read at all.
-    if (name.startswith("optimizer.learning_rate.") or MIXTURE_WEIGHT.fullmatch(name)) and (not there or not here):
+    # With 0, a part is frozen and has no optimizer state, a source is not read, and no norms of spikes are kept.
+    groups = ("optimizer.learning_rate", "optimizer.skip_spikes")
+    if (_within(name, groups) or MIXTURE_WEIGHT.fullmatch(name)) and (not there or not here):
         raise UserError(
             f"change: {name} cannot change from {there} to {here} within a run: with 0 its state is another; choose a "
             "small value, or use a new work directory"

@@ -36,6 +36,7 @@ from emu_jax.train.state import TrainState
 
 CORRUPT = "corrupt"  # the folder beside the steps to which corrupt checkpoints are moved
 NAMED = 5  # leaves that an error names
+UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -158,7 +159,7 @@ class Checkpoints:
         """
         items = _items(state)
         digests, infinite = summaries(items)
-        if infinite:
+        if infinite := [name for name in infinite if not name.startswith(UNFILLED)]:
             self.wait()
             raise distributed.Diverged(_not_finite(int(state.step), infinite, self.latest_step()))
         meta = {

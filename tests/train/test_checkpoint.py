@@ -13,6 +13,7 @@ from emu_jax.checkpoints.store import CorruptCheckpoint, newest_folder
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train.loop import train
+from emu_jax.workdir import read_metrics
 from tests.train import tiny
 
 
@@ -68,6 +69,27 @@ def copy(files: dict[str, bytes], folder: Path) -> Path:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
     return folder
+
+
+def test_a_checkpoint_is_compared_where_config_json_is_missing(trained, documents, tmp_path):
+    """Its leaves have the same shapes, so that nothing else tells."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(trained / "checkpoints")
+    expected = r"run/checkpoints/2: it belongs to another config: model\.dtype is 'float32' there and 'bfloat16' here"
+    with pytest.raises(UserError, match=expected):
+        train(config(documents, "--config.model.dtype=bfloat16"), workdir)
+    assert list(workdir.iterdir()) == [workdir / "checkpoints"]
+
+
+def test_checkpoints_by_step_by_time_and_for_ever(documents, tmp_path):
+    """The time is always up here, so a checkpoint comes with every second row; those of every third step are kept."""
+    words = ["steps=7", "log_every=2", "checkpoint_every=100", "checkpoint_minutes=1e-9"]
+    words += ["keep_checkpoints=1", "keep_every=3"]
+    train(config(documents, *(f"--config.train.{word}" for word in words)), tmp_path / "run")
+    saved = [row["step"] for row in read_metrics(tmp_path / "run" / "goodput.jsonl")]
+    assert saved == [0, 2, 3, 4, 6, 7]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3", "6", "7"]
 
 
 def test_metadata_are_covered_by_their_digest(trained, tmp_path):

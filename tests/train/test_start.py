@@ -141,6 +141,9 @@ def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
         (["--compilation-cache", "/dev/null/cache"], "--compilation-cache /dev/null/cache: cannot be written (Not a"),
         (["--workdir", "/dev/null/run"], "workdir=/dev/null/run: nothing can be written in /dev/null (Not a"),
         # Root may write everywhere but where the file system itself refuses.
+        (["--workdir", "x" * 300], f"workdir={'x' * 300}: cannot be read (File name too long); name another folder"),
+        (["--change", "train.steps=9"], "--change train.steps=9: expected config.<field>=<value>"),
+        (["--change", "config.train.steps=9"], "change=train.steps: workdir="),
         (["--workdir", "/proc/run"], "workdir=/proc/run: nothing can be written in /proc ("),
     ],
 )
