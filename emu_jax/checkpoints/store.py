@@ -23,6 +23,8 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,12 +112,22 @@ class CorruptCheckpoint(UserError):
         self.what = what
 
 
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
+
+
+def disk_error(folder: Path, error: BaseException) -> OSError | None:
+    """The OSError that TensorStore tells by the text of another error; None if it tells of none."""
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else None
+
+
 def unreadable(folder: Path, error: BaseException) -> BaseException:
     """The error to show for a failed read; Orbax wraps the cause in descriptions of its own objects."""
     if is_transient(error):
         return error
     while error.__cause__ is not None:
         error = error.__cause__
+    error = disk_error(folder, error) or error
     missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
     if isinstance(error, MemoryError | jax.errors.JaxRuntimeError | OSError) and not missing:
         return error  # a full device, or a disk that fails: the files may well be intact
@@ -160,7 +172,7 @@ def read_meta(folder: Path) -> dict[str, Any]:
     try:
         sealed = json.loads(file.read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        if (folder / "params").is_dir():
+        if folder.parent.name == FOLDER:
             raise CorruptCheckpoint(folder, f"it has no {META}") from error
         raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {META} in it") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError

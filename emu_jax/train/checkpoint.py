@@ -21,6 +21,7 @@ from emu_jax.checkpoints.store import (
     CorruptCheckpoint,
     check_digests,
     check_leaves,
+    disk_error,
     named_leaves,
     pack_tokenizer,
     read_meta,
@@ -30,7 +31,7 @@ from emu_jax.checkpoints.store import (
 )
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, absolute
+from emu_jax.storage import Path, absolute, move_folder
 from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
 
@@ -170,14 +171,15 @@ class Checkpoints:
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(items).items()},
             "digests": digests,
         }
-        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        self._manager.save(
-            int(state.step), args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(seal_meta(meta)))
-        )
+        arguments: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        arguments["meta"] = ocp.args.JsonSave(seal_meta(meta))
+        with _disk_errors(self._folder):
+            self._manager.save(int(state.step), args=ocp.args.Composite(**arguments))
 
     def wait(self) -> None:
         """Returns once the last save is on disk; raises the error if it failed."""
-        self._manager.wait_until_finished()
+        with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
 
     def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> Restored:
         """The newest checkpoint that is not corrupt, in the shapes and shardings of `target`; changes no files.
@@ -248,8 +250,7 @@ class Checkpoints:
                 number += 1
             lines.append(f"{folder}: the checkpoint is corrupt: {what}; it is moved to {to}")
             if jax.process_index() == 0:
-                to.parent.mkdir(exist_ok=True)
-                folder.rename(to)
+                move_folder(folder, to)
         if corrupt:
             distributed.broadcast_from_process_0(0)  # nobody looks before the folders are moved
             self._manager.reload()
@@ -268,6 +269,17 @@ def _read(folder: Path, item: Any) -> Any:
         return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(item))
     finally:
         handler.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Raises what a full or broken disk did to a save as the OSError that it was, of the folder of checkpoints."""
+    try:
+        yield
+    except ValueError as error:
+        if (found := disk_error(folder, error)) is None:
+            raise
+        raise found from error
 
 
 @contextlib.contextmanager

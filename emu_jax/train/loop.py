@@ -382,10 +382,13 @@ def check_workdir(workdir: Path, config: ConfigDict, changeable: Collection[str]
             f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
         )
     try:
-        if workdir.exists() and not workdir.is_dir():
-            raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
+        workdir.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError as error:  # a name that is too long, say
         raise UserError(f"workdir={workdir}: cannot be read ({error.strerror}); name another folder") from error
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
     file, here = workdir / CONFIG_FILE, fields_of(json.loads(to_json(config)))
     if not file.exists():
         return {}

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import CorruptCheckpoint, digests, open_checkpoint, read_meta
+from emu_jax.checkpoints.store import COMMIT_FILE, CorruptCheckpoint, digests, open_checkpoint, read_meta
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.sharding import make_mesh
@@ -90,6 +90,24 @@ def test_a_corrupt_newest_checkpoint_is_set_aside(two, documents, tmp_path, caps
     assert line.startswith(f"{newest}: the checkpoint is corrupt: ") and line.endswith(f"; it is moved to {aside}")
     assert (aside / victim.relative_to(newest)).read_bytes() == data
     assert open_checkpoint(workdir).folder == newest
+
+
+def test_a_corrupt_checkpoint_in_a_bucket_is_set_aside(two, target, bucket):
+    for file in (two / "checkpoints").rglob("*"):
+        if file.is_file():
+            (bucket / file.relative_to(two)).write_bytes(file.read_bytes())
+    for step in ("1", "2"):
+        (bucket / "checkpoints" / step / COMMIT_FILE).write_text("")
+    metadata = bucket / "checkpoints" / "2" / "meta" / "metadata"
+    metadata.write_text("{}")
+    for _ in range(2):
+        found = restore(bucket, target)
+        assert found.step == 1 and values(found.state) == saved(two / "checkpoints" / "1")
+        assert not metadata.exists()
+        metadata.parent.parent.joinpath(COMMIT_FILE).write_text("")  # a folder of that name is damaged once more
+    aside = bucket / "checkpoints" / "corrupt"
+    assert sorted(path.name for path in aside.iterdir()) == ["2", "2.2"]
+    assert (aside / "2" / "meta" / "metadata").read_text() == "{}"
 
 
 def test_where_every_checkpoint_is_corrupt_nothing_is_moved(two, documents, tmp_path):
