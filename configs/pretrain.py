@@ -94,7 +94,10 @@ def pretrain_14b() -> ConfigDict:
                 "seed": 0,
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "checkpoint_minutes": 30.0,
                 "keep_checkpoints": 2,
+                "keep_every": 0,
+                "save_timeout_minutes": 60.0,
                 # FSDP over 16 chips takes 11 of 95 GB on v5p. Over part of a torus its compiler all-gathers parameters;
                 # over a whole torus it sums them instead, at twice the traffic.
                 "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},

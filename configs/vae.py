@@ -45,7 +45,10 @@ def get_config() -> ConfigDict:
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,
+                "checkpoint_minutes": 0.0,
                 "keep_checkpoints": 2,
+                "keep_every": 0,
+                "save_timeout_minutes": 60.0,
                 "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }

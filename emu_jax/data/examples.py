@@ -7,7 +7,7 @@ Each host reads its own rows of every batch; batches and states do not depend on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -131,9 +131,16 @@ class ExamplePipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly, because this stream is not divided."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues exactly: this stream is neither divided nor mixed.
+
+        Raises:
+          UserError: the state is of another stream, or windows are to be skipped.
+        """
+        if skip_windows:
+            raise UserError(f"skip_windows={skip_windows}: these examples are not packed, so there are no windows")
         self.set_state(state)
+        return 0
 
     def close(self) -> None:
         """Stops the threads that read ahead."""

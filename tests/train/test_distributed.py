@@ -3,7 +3,6 @@
 Real processes on this machine, each with simulated devices of its own; `tests/train/run.py` is what they run.
 """
 
-import json
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.cli import main
 from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
@@ -93,7 +92,7 @@ def assert_losses_agree(one: Path, other: Path) -> None:
 def assert_bitwise(one: Path, other: Path) -> None:
     """Every metric of every step, and every leaf of the newest state."""
     assert learnt(one) == learnt(other)
-    metas = [json.loads((newest_folder(workdir) / "meta" / "metadata").read_text()) for workdir in (one, other)]
+    metas = [read_meta(newest_folder(workdir)) for workdir in (one, other)]
     assert metas[0]["digests"] == metas[1]["digests"]
     assert metas[0]["iterator"] == metas[1]["iterator"]
 
