@@ -49,6 +49,7 @@ def mini() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 1e-2,
                 "clip_norm": 1.0,
+                "skip_spikes": 0.0,
                 "warmup_fraction": 0.03,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
@@ -66,6 +67,7 @@ def mini() -> ConfigDict:
                 "keep_checkpoints": 2,
                 "keep_every": 0,
                 "save_timeout_minutes": 60.0,
+                "max_bad_steps": 10,
                 "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }

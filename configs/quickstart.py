@@ -64,6 +64,7 @@ def get_config() -> ConfigDict:
                 "eps": 1e-8,
                 "weight_decay": 0.05,
                 "clip_norm": 1.0,
+                "skip_spikes": 0.0,
                 "warmup_fraction": 0.03,
                 "final_fraction": 0.02,
                 "accumulate_steps": 1,
@@ -80,6 +81,7 @@ def get_config() -> ConfigDict:
                 "keep_checkpoints": 2,
                 "keep_every": 0,
                 "save_timeout_minutes": 60.0,
+                "max_bad_steps": 10,
                 "mesh": {"slice": 1, "data": 1, "fsdp": -1, "tensor": 1, "context": 1},
             },
         }

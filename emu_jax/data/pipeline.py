@@ -45,12 +45,23 @@ MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least s
 
 
 class Stream(Protocol):
-    """An iterator of batches whose position can be saved and restored."""
+    """An iterator of batches whose position can be saved and restored.
+
+    Attributes:
+      records: for each row of the newest batch, of those that this process reads, its documents' records: (number of
+        the source, index of the record).
+    """
+
+    records: list[list[tuple[int, int]]]
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
     def describe(self) -> dict[str, float]:
         """Metrics of the newest batch to log, such as counts of images and tokens."""
+        ...
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        """The name of a source, and the key of one of its records, as a person finds it again."""
         ...
 
     def get_state(self) -> dict[str, Any]: ...
@@ -74,11 +85,13 @@ class _Part(NamedTuple):
       arrays: the fields of the batch, for this host's rows.
       described: `DESCRIBED` and the rows' cuts, for all rows of the part.
       faults: those of all rows, as `BuiltRow` has them.
+      records: those of this host's rows, as `BuiltRow` has them.
     """
 
     arrays: dict[str, np.ndarray]
     described: dict[str, np.ndarray]
     faults: list[tuple[int, str]]
+    records: list[list[tuple[int, int]]]
 
 
 class _Builder:
@@ -196,6 +209,7 @@ class _Shard:
                 arrays={name: _stacked([built[row].arrays[name] for row in own]) for name in fields},
                 described=described | {"cuts": np.stack([row.cuts for row in built])},
                 faults=[fault for row in built for fault in row.faults],
+                records=[built[row].records for row in own],
             )
 
         # Two windows ahead, each by its own thread: one waits for its records while the other is packed.
@@ -250,6 +264,7 @@ class Pipeline:
       sources: names of the sources, by number.
       data: the config with its row sizes filled in.
       fill: how full the first rows are.
+      records: those of the newest batch, see `Stream`.
     """
 
     def __init__(
@@ -274,6 +289,8 @@ class Pipeline:
         self._earlier: list[list[Any]] = []  # [window, weights by source]: weights that held up to that window
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
+        self._sources = list(sources.values())
+        self.records: list[list[tuple[int, int]]] = []
         self._shards: dict[int, _Shard] = {}
         self._skipped = 0  # windows that were left out on purpose
         self._start(0)
@@ -302,6 +319,7 @@ class Pipeline:
             parts.append(part)
             self._check_faults(part.faults)
         self._described = _join([part.described for part in parts])
+        self.records = [row for part in parts for row in part.records]
         return _join([part.arrays for part in parts])
 
     def _check_faults(self, faults: list[tuple[int, str]]) -> None:
@@ -337,6 +355,9 @@ class Pipeline:
         if len(self.sources) > 1:
             described |= {f"documents_{name}": _documents(self._described, i) for i, name in enumerate(self.sources)}
         return described
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self.sources[source], self._sources[source].key(record)
 
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""

@@ -46,7 +46,12 @@ def _items(state: TrainState) -> dict[str, Any]:
     items = {
         "params": state.params,
         "statistics": state.statistics,
-        "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
+        "optimizer": {
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "opt_state": state.opt_state,
+            "bad_steps": state.bad_steps,
+        },
     }
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax refuses empty items
 
@@ -235,6 +240,7 @@ class Checkpoints:
             restored["params"],
             optimizer["opt_state"],
             restored["statistics"] if "statistics" in items else {},
+            optimizer["bad_steps"],
         )
         return state, meta
 

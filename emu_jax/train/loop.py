@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -30,6 +30,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed, watch
+from emu_jax.train.bad_step_report import BadStepReport
 from emu_jax.train.changes import (
     Differences,
     changed_mixture,
@@ -47,7 +48,7 @@ from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
-from emu_jax.train.step import compile_step
+from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
 from emu_jax.workdir import CONFIG_FILE, with_recorded_shards
 
@@ -55,8 +56,6 @@ log = logging.getLogger(__name__)
 
 RESHARDING = ("data.shards", "data.workers")  # fields that may also change when a run is resumed with reshard_data
 MEASURED_STEPS = 24  # timed to turn minutes into steps
-
-CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +72,7 @@ class TrainConfig:
       keep_checkpoints: number of newest checkpoints to keep.
       keep_every: interval in steps of checkpoints that are saved and kept for ever; 0 keeps none for ever.
       save_timeout_minutes: time after which a save that has not ended is an error.
+      max_bad_steps: bad steps in a row (`bad_steps.py`) that stop the run.
       mesh: sizes of the mesh axes (`sharding.make_mesh`).
       tuned: pass the options of `compiler.py` to the compiler.
     """
@@ -84,6 +84,7 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
     mesh: Any
+    max_bad_steps: int = 10
     tuned: bool = False
     checkpoint_minutes: float = 0.0
     keep_every: int = 0
@@ -94,7 +95,7 @@ class TrainConfig:
             raise UserError(
                 f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0"
             )
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least 1")
         for name in ("checkpoint_minutes", "keep_every"):
@@ -151,7 +152,7 @@ class Setup:
         shardings = batch_shardings(self.mesh, shapes)
         return self.task.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
 
-    def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+    def compile(self, state: TrainState, batch: Batch) -> Step:
         options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
         return compile_step(self.task, self.optimizer, self.settings.seed, state, batch, options)
 
@@ -186,7 +187,8 @@ def train(
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
       distributed.Preempted: SIGTERM stopped the run, and its state is saved.
-      distributed.Diverged: the state is not finite; the checkpoints are.
+      distributed.Diverged: so many steps in a row were bad that the run stopped, or the state is not finite; the
+        checkpoints are good.
     """
     began = time.time()
     first_process = jax.process_index() == 0
@@ -275,36 +277,49 @@ def train(
         trace = Trace(workdir / "profile", profile if first_process else range(0))
         timer = SaveTimer(settings.checkpoint_minutes * 60)
         interval = Interval(sum(task.flops().values()))
-        previous = None
+        bad_steps = BadStepReport(settings.max_bad_steps, stream)
+        saved, diverged = start, ""
         goodput.start(start)
         for step in range(start + 1, total + 1):
             distributed.heartbeat(watch.READING, step)
             trace.begin(step)
+            before = stream.get_state() if setup.optimizer.accumulate_steps > 1 else {}
             with goodput.losing("input_wait_s"):
                 batch = interval.next_batch(stream)
             distributed.heartbeat(watch.COMPUTING, step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = compiled(state, setup.placed(batch))
-            jax.block_until_ready(previous)  # otherwise batches would pile up on the device
-            previous = metrics
-            trace.end(step, metrics)
-            row, saving = None, step == total or settings.saves_at(step)
-            if step % settings.log_every == 0 or step == total:
-                row = interval.finish() | {"compile_s": compile_seconds}
-                saving |= timer.due()
-                if is_bucket(workdir):
-                    row |= {"storage_retries": retries()}
-            if writer is not None:
-                writer.add(step, metrics, row)
-            stopping = preemption.reached() and step < total
+                state, metrics = compiled(state, setup.placed(batch), preemption.reached)
+            diverged = bad_steps.check()  # waits for the previous step; otherwise batches would pile up on the device
+            dropped = metrics is None
+            saving = step == total or settings.saves_at(step)
+            if metrics is None:
+                step, stopping = step - 1, True
+            else:
+                bad_steps.add(step, metrics, stream.records)
+                trace.end(step, metrics)
+                row = None
+                if step % settings.log_every == 0 or step == total:
+                    row = interval.finish() | {"compile_s": compile_seconds}
+                    saving |= timer.due()
+                    if is_bucket(workdir):
+                        row |= {"storage_retries": retries()}
+                if writer is not None:
+                    writer.add(step, metrics, row)
+                stopping = preemption.reached() and step < total
+                if step == total:
+                    diverged = diverged or bad_steps.check()
+            if diverged:
+                break
             if saving or stopping:
                 distributed.heartbeat(watch.SAVING, step)
                 check_lease()
                 if writer is not None:
                     writer.commit()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
-                    position = distributed.merge_across_processes(stream.get_state())
-                    checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
+                    if step > saved:
+                        position = distributed.merge_across_processes(before if dropped else stream.get_state())
+                        checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
+                        saved = step
                     if step == total or stopping:
                         checkpoints.wait()
                 timer.restart()
@@ -316,6 +331,8 @@ def train(
         if writer is not None:
             writer.close()
 
+    if diverged:
+        raise distributed.Diverged(diverged)
     if stopping:
         raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run it again to resume")
 
@@ -337,21 +354,32 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)
         started = time.monotonic()
-        memory = setup.compile(state, batch).memory_analysis()
+        step = setup.compile(state, batch)
         seconds = time.monotonic() - started
+    found = [_memory(executable) for executable in step.executables]
+    needed = max(found, key=lambda parts: sum(parts.values()))  # all that is kept is an argument of each program
+    listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in needed.items())
+    return (
+        f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"
+        f"memory of a device, GB: {sum(needed.values()) / 1e9:.3f} ({listed})"
+    )
+
+
+def _memory(executable: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of a device while a program runs.
+
+    Raises:
+      UserError: the compiler does not report them.
+    """
+    memory = executable.memory_analysis()
     if memory is None:
         raise UserError("this platform's compiler does not report the memory of a program; train without compile_only")
-    parts = {
+    return {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most reuse the arguments' memory
         "temporary": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in parts.items())
-    return (
-        f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"
-        f"memory of a device, GB: {sum(parts.values()) / 1e9:.3f} ({listed})"
-    )
 
 
 def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
@@ -482,7 +510,7 @@ def _with_length(state: TrainState, steps: int) -> TrainState:
     return dataclasses.replace(state, total_steps=jnp.asarray(steps, jnp.int32, device=state.step.sharding))
 
 
-def measure_steps(compiled: CompiledStep, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
+def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
     """The number of steps that fill `seconds` since `began` (a time.time()); times steps on a copy of the state."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
     times = []

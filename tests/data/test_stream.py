@@ -98,7 +98,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
         for record in source.read(range(len(source))):
             for document in source.documents(record, np.random.default_rng(0)):
                 for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
-                    row, _, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
+                    row, _, faults, _ = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
                     found.update(documents_of({name: np.asarray(value)[None] for name, value in row.items()}))
     return found
