@@ -1,6 +1,10 @@
 """Training that begins with converted parts: taken over exactly, new tokens as means, what does not fit is named."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +216,14 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     config.unet.layers_per_block = 3
     with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
         init_from_checkpoints(state, config, TrainDecoder.init_parts)
+
+
+def test_no_device_holds_more_than_its_shard(tmp_path):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-m", "tests.train.initialise", str(tmp_path)]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_published_configs_name_their_parts():
