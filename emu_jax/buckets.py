@@ -45,8 +45,12 @@ _retries = 0
 
 
 def retries() -> int:
-    """The number of requests that this process has sent again."""
-    return _retries
+    """The number of requests that this process has sent again, TensorStore's included."""
+    import tensorstore
+
+    names = [f"/tensorstore/kvstore/{kind}/retries" for kind in ("gcs", "s3")]
+    found = [metric for name in names for metric in tensorstore.experimental_collect_matching_metrics(name)]
+    return _retries + sum(int(value["value"]) for metric in found for value in metric["values"])
 
 
 def timeout() -> float:
@@ -65,10 +69,20 @@ def is_transient(error: BaseException) -> bool:
     """Whether an error of a library, or one that it was raised from, tells that storage could not be reached."""
     seen: BaseException | None = error
     while seen is not None:
-        if isinstance(seen, TransientError | ConnectionError | TimeoutError) or _TRANSIENT_STATUS.search(str(seen)):
+        passing = isinstance(seen, TransientError | ConnectionError | TimeoutError)
+        # A reader of our output that has left is no storage.
+        if not isinstance(seen, BrokenPipeError) and (passing or _TRANSIENT_STATUS.search(str(seen))):
             return True
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+def transient_error(error: BaseException) -> TransientError:
+    """The one line for an error that `is_transient`."""
+    if isinstance(error, TransientError):
+        return error
+    reason = (str(error).splitlines() or [""])[0][:300] or type(error).__name__
+    return TransientError(f"storage or the network cannot be reached ({reason}); start the command again")
 
 
 @functools.cache

@@ -16,8 +16,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from etils import epath
 
@@ -92,6 +92,26 @@ def check_local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
     return pathlib.Path(text)
 
 
+def is_mounted_bucket(path: pathlib.Path, mounts: str | None = None) -> bool:
+    """Whether a local path is on a mount of Cloud Storage FUSE, which neither appends nor renames as a disk does.
+
+    Args:
+      mounts: the text of /proc/mounts; None reads it.
+
+    >>> mounts = "/dev/sda1 / ext4 rw 0 0\\nmy-bucket /mnt/my\\\\040bucket fuse.gcsfuse rw 0 0"
+    >>> [is_mounted_bucket(pathlib.Path(path), mounts) for path in ("/mnt/my bucket/run", "/mnt/other")]
+    [True, False]
+    """
+    if mounts is None:
+        try:
+            mounts = pathlib.Path("/proc/mounts").read_text(encoding="utf-8", errors="surrogateescape")
+        except OSError:
+            return False
+    kinds = {line.split()[1].replace("\\040", " "): line.split()[2] for line in mounts.splitlines()}
+    path = path.absolute()
+    return next((kinds[str(p)] for p in (path, *path.parents) if str(p) in kinds), "") == "fuse.gcsfuse"
+
+
 def partial_path(path: Path) -> Path:
     """Where `path` is written until it is complete, on a local disk."""
     return path.with_name(f"{path.name}.partial")
@@ -108,6 +128,17 @@ def remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def move_folder(folder: Path, to: Path) -> None:
+    """Gives a folder another name, which must be free: by a rename, and in a bucket by copies of its files."""
+    if not isinstance(folder, pathlib.Path):
+        from emu_jax import buckets
+
+        buckets.filesystem(folder).mv(str(folder), str(to), recursive=True)
+        return
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(to)
 
 
 @contextlib.contextmanager
@@ -129,6 +160,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, for example, does not say where
+        raise
     finally:
         remove(partial)
 
@@ -147,11 +181,63 @@ def copy_folder(origin: Path, target: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically, over an earlier one."""
     if is_bucket(path):
-        path.write_bytes(text.encode())  # an upload is atomic
+        path.write_bytes(data)  # an upload is atomic
         return
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
+
+
+class FileInfo(NamedTuple):
+    """A file's size in bytes, and a text that changes when it is written again."""
+
+    size: int
+    version: str
+
+
+def list_files(folder: Path) -> dict[str, FileInfo]:
+    """The files of a folder by name, without those of sub-folders; none if there is no such folder.
+
+    In a bucket the version is a digest of the contents where the bucket states one, elsewhere the time of the change.
+    """
+    if isinstance(folder, pathlib.Path):
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found[entry.name] = _info(entry.stat())
+        return found
+    from emu_jax import buckets
+
+    with contextlib.suppress(FileNotFoundError):
+        entries = buckets.filesystem(folder).ls(str(folder), detail=True)
+        return {
+            entry["name"].rpartition("/")[2]: FileInfo(entry["size"], str(_version(entry)))
+            for entry in entries
+            if entry["type"] == "file"
+        }
+    return {}
+
+
+def file_info(path: pathlib.Path) -> FileInfo | None:
+    """A local file's `FileInfo`; None if there is no such file."""
+    try:
+        return _info(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _info(status: os.stat_result) -> FileInfo:
+    return FileInfo(status.st_size, str(status.st_mtime_ns))
+
+
+def _version(entry: Mapping[str, Any]) -> Any:
+    return next((entry[name] for name in ("md5Hash", "ETag", "mtime", "LastModified") if entry.get(name)), "")
 
 
 def create_text(path: Path, text: str) -> bool:

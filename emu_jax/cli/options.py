@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-from emu_jax import storage
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, as_path
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
 
 
-def path(text: str) -> storage.Path:
-    """The type of an argument that names a path on a local disk or in a bucket."""
+def path(text: str) -> Path:
+    """The type of an option that names a path on a local disk or in a bucket."""
     try:
-        return storage.as_path(text)
+        return as_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -70,7 +69,7 @@ def add_sampling(parser: argparse.ArgumentParser, guidance: float, guidance_help
 
 def add_compilation_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+        "--compilation-cache", type=path, metavar="DIR", help="keep compiled programs for the next start"
     )
 
 

@@ -7,7 +7,7 @@ Each host reads its own rows of every batch; batches and states do not depend on
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -51,6 +51,10 @@ class ExampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def key(self, index: int) -> str:
+        """What example `index` is called where it comes from."""
+        ...
+
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
 
 
@@ -65,8 +69,12 @@ class Images:
     def __len__(self) -> int:
         return len(self._source)
 
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        parts = [part for document in self._source.documents(index, rng) for part in document.parts]
+        (record,) = self._source.read([index])
+        parts = [part for document in self._source.documents(record, rng) for part in document.parts]
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
             raise UserError(
@@ -90,6 +98,9 @@ class _Share(grain.MapDataset):
         return self._parent[batch * self._batch + self._own[number]]
 
 
+RECORD = "record"  # an example's index, beside its arrays until they leave the pipeline
+
+
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
@@ -105,18 +116,24 @@ class ExamplePipeline:
             .seed(data.seed)[:]  # as in `mixture.mix`
             .shuffle()
             .repeat()
-            .random_map(lambda index, rng: source.example(int(index), rng))
+            .random_map(lambda index, rng: source.example(int(index), rng) | {RECORD: np.asarray(index)})
         )
         own = range(data.batch) if own is None else own
         batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True)
-        self._batch = data.batch
+        self._batch, self._source, self._name = data.batch, source, data.source
+        self.records: list[list[tuple[int, int]]] = []
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
 
     def __iter__(self) -> ExamplePipeline:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        arrays = dict(next(self._iterator))
+        self.records = [[(0, int(record))] for record in arrays.pop(RECORD)]
+        return arrays
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self._name, self._source.key(record)
 
     def describe(self) -> dict[str, float]:
         return {"images": float(self._batch)}
@@ -130,9 +147,16 @@ class ExamplePipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly, because this stream is not divided."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues exactly: this stream is neither divided nor mixed.
+
+        Raises:
+          UserError: the state is of another stream, or windows are to be skipped.
+        """
+        if skip_windows:
+            raise UserError(f"skip_windows={skip_windows}: these examples are not packed, so there are no windows")
         self.set_state(state)
+        return 0
 
     def close(self) -> None:
         """Stops the threads that read ahead."""

@@ -78,6 +78,9 @@ class Latents:
                 f"{self._folder / EXAMPLES}[{index}]: not a record of `emu-jax precompute` ({error}); run it again"
             ) from error
 
+    def key(self, index: int) -> str:
+        return self[index].key
+
     def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         e = self[index]
         latents = e.mean + e.deviation * rng.standard_normal(e.mean.shape, np.float32)

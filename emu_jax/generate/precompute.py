@@ -89,7 +89,8 @@ def precompute(
 def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
     """Yields (everything before the image in its document, image) for every image that has something before it."""
     for index in range(len(source)):
-        for document in source.documents(index, np.random.default_rng(index)):
+        (record,) = source.read([index])
+        for document in source.documents(record, np.random.default_rng(index)):
             before: list[str | np.ndarray] = []
             for part in document.parts:
                 texts = sum(len(piece) for piece in before if isinstance(piece, str))

@@ -10,18 +10,18 @@ import json
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import matplotlib
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
-from emu_jax.storage import replace_text
+from emu_jax.growing_file import GrowingFile
+from emu_jax.storage import Path, replace_text, write_atomically
+from emu_jax.train.events import Events
 from emu_jax.workdir import METRICS_FILE, read_metrics
 
 matplotlib.use("Agg")
@@ -49,9 +49,8 @@ class MetricsWriter:
         self._losses = tuple(losses)
         self._path = workdir / METRICS_FILE
         rows = read_metrics(self._path) if self._path.exists() else []
-        _replace_rows(self._path, [row for row in rows if row["step"] <= start])
-        self._file = self._path.open("a", encoding="utf-8")
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._rows = GrowingFile(self._path, b"".join(_line(row) for row in rows if row["step"] <= start))
+        self._events = Events(workdir / "tensorboard", start)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
         self._by_source: list[dict[str, jax.Array]] = []  # losses by source of the steps since the last row
@@ -78,7 +77,7 @@ class MetricsWriter:
         self._held = step, metrics, row
 
     def flush(self) -> None:
-        """Writes the row that was taken last, unless it is written; it is on disk when this returns."""
+        """Writes the row that was taken last, unless it is written."""
         if self._held is not None:
             step, metrics, row = self._held
             self._held = None
@@ -92,17 +91,27 @@ class MetricsWriter:
             self._write(step, values | dict(row))
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **row}) + "\n")
-        self._file.flush()
-        for name, value in row.items():
-            self._events.add_scalar(name, value, step)
+        self._rows.add(_line({"step": step, **row}))
+        self._events.add(step, row)
         self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
+
+    def commit(self) -> None:
+        """Returns once all rows are on disk, or in their bucket."""
+        self.flush()
+        self._rows.flush()
+
+    def close_bar(self) -> None:
+        self._bar.close()
 
     def close(self) -> None:
         self.flush()
-        self._bar.close()
+        self.close_bar()
         self._events.close()
-        self._file.close()
+        self._rows.close()
+
+
+def _line(row: Mapping[str, float]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
 
 
 def next_batch_of(batches: Stream) -> dict[str, np.ndarray]:
@@ -181,6 +190,7 @@ class Goodput:
     def __init__(self, path: Path | None, began: float):
         self._path, self._began, self._first = path, began, began
         self._lost = dict.fromkeys(self.LOSSES, 0.0)
+        self._rows: list[dict[str, float]] = []
 
     @contextlib.contextmanager
     def losing(self, what: str) -> Iterator[None]:
@@ -194,10 +204,10 @@ class Goodput:
         self._lost["startup_s"] = time.time() - self._began - sum(self._lost.values())
         if self._path is None:
             return
-        rows = [row for row in read_metrics(self._path) if row["step"] <= step] if self._path.exists() else []
-        _replace_rows(self._path, rows)
-        if rows:
-            last = rows[-1]
+        rows = read_metrics(self._path) if self._path.exists() else []
+        self._rows = [row for row in rows if row["step"] <= step]
+        if self._rows:
+            last = self._rows[-1]
             before = {name: last[name] for name in self.LOSSES}
             self._first = last["time"] - sum(before.values()) - last["training_s"]
             before["restart_s"] += self._began - last["time"]
@@ -216,8 +226,8 @@ class Goodput:
             "training_s": training,
             "goodput": training / (now - self._first),
         }
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self._rows.append(row)
+        replace_text(self._path, "".join(json.dumps(row) + "\n" for row in self._rows))
 
 
 def parse_steps(text: str) -> range:
@@ -255,10 +265,6 @@ class Trace:
             self._running = False
 
 
-def _replace_rows(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    replace_text(path, "".join(json.dumps(row) + "\n" for row in rows))
-
-
 def lines_of(name: str, known: Collection[str]) -> list[str]:
     """The metrics that one plot shows: the one of this name, and its sources' or parts'.
 
@@ -277,7 +283,7 @@ def plot_metrics(workdir: Path, plots: Mapping[str, Sequence[str]]) -> list[Path
     rows = read_metrics(workdir / METRICS_FILE)
     folder = workdir / "plots"
     folder.mkdir(exist_ok=True)
-    paths = []
+    paths: list[Path] = []
     known = {name for row in rows for name in row}
     for title, wanted in (PLOTS | dict(plots)).items():
         lines = {name: lines_of(name, known) for name in wanted}
@@ -297,6 +303,7 @@ def plot_metrics(workdir: Path, plots: Mapping[str, Sequence[str]]) -> list[Path
             axis.set_xlabel("step")
             axis.grid(alpha=0.25)
         paths.append(folder / f"{title}.png")
-        figure.savefig(paths[-1], dpi=110)
+        with write_atomically(paths[-1]) as partial:
+            figure.savefig(partial, dpi=110, format="png")
         plt.close(figure)
     return paths
