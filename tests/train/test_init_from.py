@@ -21,6 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import unet
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
+from emu_jax.storage import copy_folder
 from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
@@ -80,6 +81,15 @@ def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging
         np.testing.assert_array_equal(found[name.removeprefix("params/")], value)
     for name in ("causal/queries", "ln_visual/scale", "llama/regress_head/kernel"):
         np.testing.assert_array_equal(found[name], fresh[name])
+
+
+def test_parts_in_a_bucket_are_the_same(parts, documents, bucket):
+    copy_folder(parts, bucket)
+    config = make_config(parts, documents)
+    _, local = begun(config)
+    config.init = ConfigDict({"emu": "", "llama": f"{bucket}/llama", "vision": f"{bucket}/vision"})
+    _, state = begun(config)
+    jax.tree.map(np.testing.assert_array_equal, state.params, local.params)
 
 
 def wanted(leaves) -> dict:
