@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
+EXIT_AGAIN = 75  # exit code (EX_TEMPFAIL of sysexits.h): the same command may succeed later
 SCALARS = (bool, int, float, str)
 Built = TypeVar("Built")
 

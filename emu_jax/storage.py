@@ -153,6 +153,18 @@ def write_atomically(path: Path) -> Iterator[Path]:
         remove(partial)
 
 
+def copy_folder(origin: Path, target: Path) -> None:
+    """Copies the files of a folder, and of the folders in it, between disks and buckets."""
+    if not is_bucket(target):
+        target.mkdir(parents=True, exist_ok=True)
+    for path in origin.iterdir():
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            with path.open("rb") as source, (target / path.name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, 8 << 20)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
     if is_bucket(path):

@@ -13,9 +13,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from emu_jax.errors import UserError
-
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+from emu_jax.errors import EXIT_AGAIN, UserError
 
 COMMANDS = (
     "prepare",

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
-from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, use_compilation_cache
+from emu_jax.buckets import transient_error
+from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, path, use_compilation_cache
+from emu_jax.errors import EXIT_AGAIN
 
 ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
 EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
@@ -15,7 +18,7 @@ EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help=CONFIG_HELP)
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for checkpoints, metrics and plots")
+    parser.add_argument("--workdir", required=True, type=path, help="folder for checkpoints, metrics and plots")
     parser.add_argument("--compile-only", action="store_true", help="compile the step, print its memory, write nothing")
     add_compilation_cache(parser)
     parser.add_argument(
@@ -25,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.buckets import is_transient
     from emu_jax.config import load_config
     from emu_jax.train import distributed
     from emu_jax.train.loop import compile_only, train
@@ -42,4 +46,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     except distributed.Preempted as stopped:
         print(f"emu-jax train: {stopped}", file=sys.stderr)
         return distributed.EXIT_PREEMPTED
+    except Exception as error:
+        if is_transient(error):
+            leave(error)
+        raise
     return 0
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends the process because storage cannot be reached, without the wait for a save that cannot end either."""
+    print(f"\nemu-jax train: {transient_error(error)}", file=sys.stderr, flush=True)
+    os._exit(EXIT_AGAIN)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from emu_jax.buckets import is_transient
 from emu_jax.checkpoints.store import (
     FOLDER,
     check_digests,
@@ -53,8 +54,11 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type | None, *error: object) -> None:
-        # After an error in one process of several, the others never join the save: waiting would not end.
-        if kind is None or jax.process_count() == 1:
+        # After an error in one process of several the others never join the save, and without storage it does not end
+        # for a long time: nobody waits for it then.
+        if kind is None or (
+            jax.process_count() == 1 and not any(isinstance(e, BaseException) and is_transient(e) for e in error)
+        ):
             self.close()
 
     def latest_step(self) -> int | None:

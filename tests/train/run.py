@@ -20,10 +20,13 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import is_transient
 from emu_jax.checkpoints.store import digests
+from emu_jax.cli.train import leave
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
 from emu_jax.sharding import make_mesh
+from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
 from emu_jax.train.checkpoint import Checkpoints
 from emu_jax.train.optimizer import OptimizerConfig
@@ -58,11 +61,11 @@ def describe(params: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", type=as_path)
     parser.add_argument("--signal-at", type=int)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--process", type=int, default=0)
-    parser.add_argument("--restore", type=Path)
+    parser.add_argument("--restore", type=as_path)
     options, overrides = parser.parse_known_args()
     config = load_config(str(Path(__file__).with_name("tiny.py")), overrides)
     if options.signal_at:
@@ -73,6 +76,10 @@ def main() -> int:
     except distributed.Preempted as stopped:
         print(stopped, file=sys.stderr)
         return distributed.EXIT_PREEMPTED
+    except Exception as error:
+        if is_transient(error):
+            leave(error)
+        raise
     return 0
 
 
