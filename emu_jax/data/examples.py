@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -56,6 +56,10 @@ class ExampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
+    def key(self, index: int) -> str:
+        """What example `index` is called where it comes from."""
+        ...
+
     def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
         """An example for each index, drawn by its generator; the records of one call are read at the same time."""
         ...
@@ -71,6 +75,9 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._source)
+
+    def key(self, index: int) -> str:
+        return self._source.key(index)
 
     def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
         records = self._source.read([index for index, _ in drawn])
@@ -101,6 +108,9 @@ class _Share(grain.MapDataset):
         return self._parent[batch * self._batch + self._own[number]]
 
 
+RECORD = "record"  # an example's index, beside its arrays until they leave the pipeline
+
+
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
@@ -121,18 +131,25 @@ class ExamplePipeline:
 
         def read(drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
             examples = source.examples(drawn)
-            return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+            arrays = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+            return arrays | {RECORD: np.array([index for index, _ in drawn])}
 
         own = range(data.batch) if own is None else own
         batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True, batch_fn=read)
-        self._batch = data.batch
+        self._batch, self._source, self._name = data.batch, source, data.source
+        self.records: list[list[tuple[int, int]]] = []
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def __iter__(self) -> ExamplePipeline:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        arrays = dict(next(self._iterator))
+        self.records = [[(0, int(record))] for record in arrays.pop(RECORD)]
+        return arrays
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self._name, self._source.key(record)
 
     def describe(self) -> dict[str, float]:
         return {"images": float(self._batch)}
@@ -146,9 +163,16 @@ class ExamplePipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly, because this stream is not divided."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues exactly: this stream is neither divided nor mixed.
+
+        Raises:
+          UserError: the state is of another stream, or windows are to be skipped.
+        """
+        if skip_windows:
+            raise UserError(f"skip_windows={skip_windows}: these examples are not packed, so there are no windows")
         self.set_state(state)
+        return 0
 
     def close(self) -> None:
         """Stops the threads that read ahead."""

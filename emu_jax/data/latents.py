@@ -93,6 +93,9 @@ class Latents:
                 f"{path}[{position}]: not a record of `emu-jax precompute` ({error}); run it again"
             ) from error
 
+    def key(self, index: int) -> str:
+        return self[index].key
+
     def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
         """Latents that are sampled from their Gaussian, with the two embeddings."""
         found = self.read([index for index, _ in drawn])
