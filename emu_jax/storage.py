@@ -130,6 +130,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move_folder(folder: Path, to: Path) -> None:
+    """Gives a folder another name, which must be free: by a rename, and in a bucket by copies of its files."""
+    if not isinstance(folder, pathlib.Path):
+        from emu_jax import buckets
+
+        buckets.filesystem(folder).mv(str(folder), str(to), recursive=True)
+        return
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(to)
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yields another path at which to write a file or folder; moves it to `path` when the block succeeds.
@@ -149,6 +160,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, for example, does not say where
+        raise
     finally:
         remove(partial)
 
@@ -167,11 +181,16 @@ def copy_folder(origin: Path, target: Path) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically, over an earlier one."""
     if is_bucket(path):
-        path.write_bytes(text.encode())  # an upload is atomic
+        path.write_bytes(data)  # an upload is atomic
         return
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
 
 
 class FileInfo(NamedTuple):

@@ -25,10 +25,11 @@ from emu_jax.checkpoints.store import digests
 from emu_jax.cli.train import leave
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
+from emu_jax.errors import CommandError, TransientError
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.checkpoint import Checkpoints, Rotation
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 from emu_jax.train.tasks.task import make_task
@@ -73,9 +74,11 @@ def main() -> int:
     try:
         with distributed.job():
             print(json.dumps(train(config, options)))
-    except distributed.Preempted as stopped:
+    except TransientError as error:
+        leave(error)
+    except CommandError as stopped:
         print(stopped, file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
+        return stopped.exit_code
     except Exception as error:
         if is_transient(error):
             leave(error)
@@ -92,8 +95,8 @@ def train(config: ConfigDict, options: argparse.Namespace) -> dict:
         mesh = make_mesh(config.train.mesh)
         task, inputs = make_task(config, mesh)
         target = abstract_state(task, OptimizerConfig.from_dict(config.optimizer), mesh)
-        with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
-            restored, _ = checkpoints.restore(target, inputs.tokenizer)
+        with Checkpoints(options.restore, Rotation(2), timeout=600) as checkpoints, jax.set_mesh(mesh):
+            restored = checkpoints.restore(target, inputs.tokenizer).state
         result["restored"] = describe(restored.params) | {"digests": digests({"params": restored.params})}
     return result
 
