@@ -3,7 +3,7 @@
     workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
                                                                ├ meta: holds, config, tokenizer, iterator, shapes, …
                                                                └ sha256: of all that
-                        corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
+            corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
 
 Converted weights (`streamed.py`) are such a folder without an optimizer, and with `lora/` where adapters are kept apart
 from their kernels. Arrays are read by `load.py`; training saves and resumes them in `train/checkpoint.py`.

@@ -36,7 +36,9 @@ from emu_jax.storage import Path, absolute, move_folder
 from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
 
-CORRUPT = "corrupt"  # the folder beside the steps to which corrupt checkpoints are moved
+# The folder of a work directory to which corrupt checkpoints are moved. It is not in that of the checkpoints: in a bucket
+# Orbax takes a folder there for a save that was killed, and removes it.
+CORRUPT = "corrupt"
 NAMED = 5  # leaves that an error names
 UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
 
@@ -243,7 +245,7 @@ class Checkpoints:
         return state, meta
 
     def set_aside(self, corrupt: Mapping[int, str]) -> list[str]:
-        """Moves corrupt checkpoints to `checkpoints/corrupt`, where nothing looks for them; every process calls it.
+        """Moves corrupt checkpoints to the folder `corrupt` of the work directory, where nothing looks for them; every process calls it.
 
         Args:
           corrupt: those of `Restored`.
@@ -254,7 +256,7 @@ class Checkpoints:
         lines = []
         for step, what in sorted(corrupt.items()):
             folder, number = self._folder / str(step), 1
-            while (to := self._folder / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
+            while (to := self._folder.parent / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
                 number += 1
             lines.append(f"{folder}: the checkpoint is corrupt: {what}; it is moved to {to}")
             if jax.process_index() == 0:
