@@ -36,8 +36,8 @@ from emu_jax.storage import Path, absolute, move_folder
 from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
 
-# The folder of a work directory to which corrupt checkpoints are moved. It is not in that of the checkpoints: in a bucket
-# Orbax takes a folder there for a save that was killed, and removes it.
+# The folder of a work directory to which corrupt checkpoints are moved. It is not among the checkpoints: in a bucket Orbax
+# takes a folder there for a save that was killed, and removes it.
 CORRUPT = "corrupt"
 NAMED = 5  # leaves that an error names
 UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
@@ -245,7 +245,7 @@ class Checkpoints:
         return state, meta
 
     def set_aside(self, corrupt: Mapping[int, str]) -> list[str]:
-        """Moves corrupt checkpoints to the folder `corrupt` of the work directory, where nothing looks for them; every process calls it.
+        """Moves corrupt checkpoints to the work directory's `corrupt`, where nothing looks; every process calls it.
 
         Args:
           corrupt: those of `Restored`.
