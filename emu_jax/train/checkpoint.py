@@ -36,8 +36,8 @@ from emu_jax.storage import Path, absolute, move_folder
 from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
 
-# The folder of a work directory to which corrupt checkpoints are moved. It is not among the checkpoints, because Orbax takes
-# a folder there for a save that was killed, in a bucket, and removes it.
+# A work directory's folder to which corrupt checkpoints are moved. It is not among the checkpoints: in a bucket Orbax
+# takes any folder there for a save that was killed, and removes it.
 CORRUPT = "corrupt"
 NAMED = 5  # leaves that an error names
 UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
