@@ -72,9 +72,11 @@ class Rotation:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's protocol of a preservation policy."""
-        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self.newest :]
-        forever = [self.every > 0 < checkpoint.step and not checkpoint.step % self.every for checkpoint in checkpoints]
-        return [kept or found.step in newest for kept, found in zip(forever, checkpoints, strict=True)]
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-self.newest :])
+        if self.every:
+            kept |= {step for step in steps if step > 0 and step % self.every == 0}
+        return [step in kept for step in steps]
 
 
 class SaveTimer:
