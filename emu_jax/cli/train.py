@@ -52,20 +52,21 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for word in options.change:
         if not word.startswith("config.") or "=" not in word:
             raise UserError(f"--change {word}: expected config.<field>=<value>")
+    change = [word.partition("=")[0].removeprefix("config.") for word in options.change]
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
     try:
         with distributed.job():
             config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
             if options.compile_only:
-                print(compile_only(config, options.workdir))
+                print(compile_only(config, options.workdir, change=change))
             else:
                 train(
                     config,
                     options.workdir,
                     profile=profile,
                     reshard_data=options.reshard_data,
-                    change=[word.partition("=")[0].removeprefix("config.") for word in options.change],
+                    change=change,
                     skip_windows=options.skip_windows,
                 )
     except Exception as error:

@@ -342,14 +342,17 @@ def train(
     return state
 
 
-def compile_only(config: ConfigDict, workdir: Path) -> str:
+def compile_only(config: ConfigDict, workdir: Path, *, change: Collection[str] = ()) -> str:
     """Compiles the step that `train` would run; returns its time and memory as text, and writes nothing.
+
+    Args:
+      change: as in `train`.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
     setup = Setup.make(with_recorded_shards(config, workdir))
-    check_workdir(workdir, setup.inputs.config)
+    check_workdir(workdir, setup.inputs.config, change)
     with contextlib.closing(setup.inputs.stream), jax.set_mesh(setup.mesh):
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)

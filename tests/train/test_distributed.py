@@ -132,7 +132,7 @@ def test_processes_fall_back_to_the_same_checkpoint(two, documents, tmp_path):
     errors = [error for _, error in finish(start(workdir, documents, processes=2))]
     lines = [line for error in errors for line in error.splitlines() if "the checkpoint is corrupt" in line]
     assert len(lines) == 1 and lines[0].startswith(f"{newest}: ") and "it is moved to" in lines[0]
-    assert (workdir / "checkpoints" / "corrupt" / newest.name).is_dir()
+    assert (workdir / "corrupt" / newest.name).is_dir()
     assert_bitwise(two, workdir)
 
 
