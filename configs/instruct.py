@@ -46,7 +46,7 @@ def published() -> ConfigDict:
     config.model.llama.lora_targets = ("q", "k", "v", "o")
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})
     config.model.causal.dropout = 0.0
-    config.data.update({"batch_samples": 128, "batch_rows": 0, "shards": 16})
+    config.data.update({"batch_samples": 128, "batch_rows": 0})
     config.data.mixture = ConfigDict({name: pretrain.source(thousands) for name, thousands in SETS.items()})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
     config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})

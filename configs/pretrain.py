@@ -47,14 +47,14 @@ def pretrain_14b() -> ConfigDict:
                 # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, rounded to a multiple of 1,024 chips.
                 "batch_rows": 7168,
                 "packing_window": 1024,
-                # Up to 64 hosts read different records; a host with rows of several shards reads all their records.
-                "shards": 64,
+                "shards": 0,  # as many as devices hold rows, so that each record is read by one host
                 "workers": 1,
                 "max_faults": 0.02,
                 "batch_samples": 0,
                 "max_padding": 0.2,
                 "predicted_share": 1.0,  # every image is read and predicted
                 "chat_cut": "turn",
+                "image_fingerprint": "stat",
                 "video_frames": 8,
                 "frame_sampling": "random",  # [M]; the reference's fixed rule is known for inference only
                 # The paper's batch sizes [N]. `emu-jax prepare` chose MMC4's images by similarity.
@@ -95,7 +95,10 @@ def pretrain_14b() -> ConfigDict:
                 "seed": 0,
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "checkpoint_minutes": 30.0,
                 "keep_checkpoints": 2,
+                "keep_every": 0,
+                "save_timeout_minutes": 60.0,
                 "max_bad_steps": 10,
                 # FSDP over 16 chips takes 11 of 95 GB on v5p. Over part of a torus its compiler all-gathers parameters;
                 # over a whole torus it sums them instead, at twice the traffic.

@@ -1,4 +1,4 @@
-"""Errors that the command line prints as one line: those that a user can cause, and those that pass."""
+"""Errors that the command line prints as one line, and the exit codes of commands (`ending.py`)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,30 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 SCALARS = (bool, int, float, str)
 Built = TypeVar("Built")
 
-
-class UserError(ValueError):
-    """One line that names the thing, the place, what was expected and how to mend it; exit code 2."""
+EXIT_CRASH, EXIT_USER, EXIT_LOST, EXIT_DIVERGED, EXIT_AGAIN, EXIT_INTERRUPTED = 1, 2, 69, 70, 75, 130
 
 
-class TransientError(RuntimeError):
-    """One line about storage that could not be reached; starting the command again may help: exit code 75."""
+class CommandError(Exception):
+    """Ends a command with one line on standard error, and with `exit_code`."""
+
+    exit_code: ClassVar[int]
+
+
+class UserError(CommandError, ValueError):
+    """One line that names the thing, the place, what was expected and how to mend it."""
+
+    exit_code = EXIT_USER
+
+
+class TransientError(CommandError, RuntimeError):
+    """One line about what may pass, such as storage that does not answer; starting the command again may help."""
+
+    exit_code = EXIT_AGAIN
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -16,8 +16,8 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
-from typing import Any, TypeAlias
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple, TypeAlias
 
 from etils import epath
 
@@ -130,6 +130,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move_folder(folder: Path, to: Path) -> None:
+    """Gives a folder another name, which must be free: by a rename, and in a bucket by copies of its files."""
+    if not isinstance(folder, pathlib.Path):
+        from emu_jax import buckets
+
+        buckets.filesystem(folder).mv(str(folder), str(to), recursive=True)
+        return
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(to)
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yields another path at which to write a file or folder; moves it to `path` when the block succeeds.
@@ -149,17 +160,84 @@ def write_atomically(path: Path) -> Iterator[Path]:
     try:
         yield partial
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk, for example, does not say where
+        raise
     finally:
         remove(partial)
 
 
+def copy_folder(origin: Path, target: Path) -> None:
+    """Copies the files of a folder, and of the folders in it, between disks and buckets."""
+    if not is_bucket(target):
+        target.mkdir(parents=True, exist_ok=True)
+    for path in origin.iterdir():
+        if path.is_dir():
+            copy_folder(path, target / path.name)
+        else:
+            with path.open("rb") as source, (target / path.name).open("wb") as copy:
+                shutil.copyfileobj(source, copy, 8 << 20)
+
+
 def replace_text(path: Path, text: str) -> None:
     """Writes a UTF-8 text file atomically, over an earlier one."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Writes a file atomically, over an earlier one."""
     if is_bucket(path):
-        path.write_bytes(text.encode())  # an upload is atomic
+        path.write_bytes(data)  # an upload is atomic
         return
     with write_atomically(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(data)
+
+
+class FileInfo(NamedTuple):
+    """A file's size in bytes, and a text that changes when it is written again."""
+
+    size: int
+    version: str
+
+
+def list_files(folder: Path) -> dict[str, FileInfo]:
+    """The files of a folder by name, without those of sub-folders; none if there is no such folder.
+
+    In a bucket the version is a digest of the contents where the bucket states one, elsewhere the time of the change.
+    """
+    if isinstance(folder, pathlib.Path):
+        found = {}
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    found[entry.name] = _info(entry.stat())
+        return found
+    from emu_jax import buckets
+
+    with contextlib.suppress(FileNotFoundError):
+        entries = buckets.filesystem(folder).ls(str(folder), detail=True)
+        return {
+            entry["name"].rpartition("/")[2]: FileInfo(entry["size"], str(_version(entry)))
+            for entry in entries
+            if entry["type"] == "file"
+        }
+    return {}
+
+
+def file_info(path: pathlib.Path) -> FileInfo | None:
+    """A local file's `FileInfo`; None if there is no such file."""
+    try:
+        return _info(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _info(status: os.stat_result) -> FileInfo:
+    return FileInfo(status.st_size, str(status.st_mtime_ns))
+
+
+def _version(entry: Mapping[str, Any]) -> Any:
+    return next((entry[name] for name in ("md5Hash", "ETag", "mtime", "LastModified") if entry.get(name)), "")
 
 
 def create_text(path: Path, text: str) -> bool:

@@ -4,15 +4,33 @@ from __future__ import annotations
 
 import json
 
-from emu_jax.storage import Path
+from ml_collections import ConfigDict
+
+from emu_jax.storage import Path, read_json_object
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+HISTORY_FILE = "history.jsonl"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
 OBSERVING = (
-    *("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.max_bad_steps"),
-    *("train.mesh", "train.tuned"),
+    *("train.log_every", "train.mesh", "train.tuned"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
+    *("train.save_timeout_minutes", "train.max_bad_steps"),
 )
+
+
+def with_recorded_shards(config: ConfigDict, workdir: Path) -> ConfigDict:
+    """The config with the number of shards that the run's first start chose, where `config.data.shards` is 0.
+
+    A run that resumes on another number of devices keeps its stream.
+    """
+    file = workdir / CONFIG_FILE
+    if config.data.get("shards", None) != 0 or not file.exists():
+        return config
+    recorded = read_json_object(file, "the config that `emu-jax train` wrote")
+    config = config.copy_and_resolve_references()
+    config.data.shards = recorded.get("data", {}).get("shards", 0)
+    return config
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

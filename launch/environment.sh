@@ -33,12 +33,20 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 
-# Installs the package in place, once for each version of setup.py.
+# install_emu_jax '.[EXTRA,…]' [pinned]: installs the package in place, once for each version of setup.py and of the lock.
+# `pinned` installs the versions of launch/locks, so that all machines of a run, and those that replace them, are alike.
 install_emu_jax() {
-  local stamp
-  stamp="$VIRTUAL_ENV/.emu_jax-$(echo "$1" | tr -dc 'a-z,')-$(cksum < setup.py | cut -d' ' -f1)"
+  local stamp lock=/dev/null
+  if [ "${2:-}" = pinned ]; then
+    lock="launch/locks/$(python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt"
+    if [ ! -e "$lock" ]; then
+      echo "$lock: no such file; expected a Python of launch/lock.sh, which writes these files" >&2
+      return 2
+    fi
+  fi
+  stamp="$VIRTUAL_ENV/.emu_jax-$(echo "$1" | tr -dc 'a-z0-9,')-$(cat setup.py "$lock" | cksum | cut -d' ' -f1)"
   [ -e "$stamp" ] && return
   python -m pip install --quiet --disable-pip-version-check --upgrade pip
-  python -m pip install --quiet --disable-pip-version-check -e "$1"
+  python -m pip install --quiet --disable-pip-version-check --constraint "$lock" -e "$1"
   touch "$stamp"
 }

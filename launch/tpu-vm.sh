@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on Cloud TPU VMs: one or more slices, created at once or queued. launch/pod.env holds the settings.
 #
-#   launch/tpu-vm.sh [--dry-run] [--env FILE] COMMAND
+#   launch/tpu-vm.sh [--dry-run] [--env FILE] COMMAND [ARGUMENT …]        arguments of the job, for run and resume
 #     create    requests the slices and waits for them
 #     install   stops the job and installs the repository at COMMIT on every worker
 #     run       starts training on every worker; it resumes from WORKDIR's last checkpoint
@@ -12,6 +12,7 @@
 #     delete    deletes the slices
 set -euo pipefail
 commands="create install run resume status logs stop delete"
+one_host='v(5litepod|6e)-[148]|v(4|5p)-8'
 # shellcheck source=launch/pod.sh
 source "$(dirname "$0")/pod.sh"
 need RUNTIME_VERSION '[a-z0-9][-a-z0-9.]*' 'a TPU runtime version such as v2-alpha-tpuv6e'
@@ -19,6 +20,14 @@ need QUEUED 'yes|no' 'yes or no'
 need ARCHIVES 'gs://[^/]+(/.+)?' 'a folder in a bucket, gs://…'
 [ "$QUEUED" = yes ] || [ "$SLICES" = 1 ] ||
   refuse "SLICES=$SLICES with QUEUED=no; expected QUEUED=yes, which several slices need; set it in $env_file"
+need SSH 'external-ip|internal-ip|iap' 'external-ip, internal-ip or iap'
+case "$SSH:$INTERNAL_IPS:$QUEUED" in
+  iap:*:no) refuse "SSH=iap with QUEUED=no; expected QUEUED=yes, whose ssh knows the tunnel; set it in $env_file" ;;
+  iap:*) route=(--tunnel-through-iap) ;;
+  internal-ip:*) route=(--internal-ip) ;;
+  *:yes:*) refuse "SSH=$SSH with INTERNAL_IPS=yes; expected internal-ip or iap; set it in $env_file" ;;
+  *) route=() ;;
+esac
 
 where=("--project=$PROJECT" "--zone=$ZONE")
 if [ "$QUEUED" = yes ]; then
@@ -43,6 +52,11 @@ create() {
     flags+=("--runtime-version=$RUNTIME_VERSION" "--node-count=$SLICES" "--node-prefix=$NAME")
   fi
   [ "$CAPACITY" = on-demand ] || flags+=("--$CAPACITY")
+  [ -z "$NETWORK" ] || flags+=("--network=$NETWORK")
+  [ -z "$SUBNETWORK" ] || flags+=("--subnetwork=$SUBNETWORK")
+  [ "$INTERNAL_IPS" != yes ] || flags+=(--internal-ips)
+  [ -z "$SERVICE_ACCOUNT" ] || flags+=("--service-account=$SERVICE_ACCOUNT")
+  [ -z "$LABELS" ] || flags+=("--labels=$LABELS")
   run "${tpu[@]}" create "$NAME" "${where[@]}" "${flags[@]}"
   await
 }
@@ -78,7 +92,7 @@ delete() {
 }
 
 on_all() {
-  run "${tpu[@]}" ssh "$NAME" "${where[@]}" "${all[@]}" "--command=$1"
+  run "${tpu[@]}" ssh "$NAME" "${where[@]}" ${route[@]+"${route[@]}"} "${all[@]}" "--command=$1"
 }
 
 install() {
@@ -90,12 +104,12 @@ install() {
   # The glob spares the virtual environment, .venv.
   on_all "{ test ! -e emu_jax/launch/worker.sh || emu_jax/launch/worker.sh stop; } && mkdir -p emu_jax \
 && rm -rf emu_jax/* && gcloud storage cp $url emu_jax.tar.gz && tar -xzf emu_jax.tar.gz -C emu_jax \
-&& emu_jax/launch/worker.sh install"
+&& ${environment}emu_jax/launch/worker.sh install $extras"
 }
 
 # A rebooted worker has lost its mount.
 start() {
-  on_all "${MOUNT:+{ $MOUNT; \} && }emu_jax/launch/worker.sh start $(quoted "${train[@]}")"
+  on_all "${MOUNT:+{ $MOUNT; \} && }${environment}emu_jax/launch/worker.sh start $(quoted "${job[@]}")"
 }
 
 stop() {
@@ -125,7 +139,8 @@ status() {
 }
 
 logs() {
-  run "${tpu[@]}" ssh "$NAME" "${where[@]}" "${first[@]}" "--command=emu_jax/launch/worker.sh log"
+  run "${tpu[@]}" ssh "$NAME" "${where[@]}" ${route[@]+"${route[@]}"} "${first[@]}" \
+    "--command=emu_jax/launch/worker.sh log"
 }
 
 case "$command" in

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# launch/tpu-vm.sh runs this on every worker: install | start ARGUMENTS | status | log | stop.
-# The job is `emu-jax train ARGUMENTS`; its log and process id are in ~/emu_jax_job.
+# launch/tpu-vm.sh runs this on every worker: install EXTRAS | start ARGUMENTS | status | log | stop.
+# The job is `emu-jax ARGUMENTS`; its log and process id are in ~/emu_jax_job.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 job="$HOME/emu_jax_job"
@@ -16,7 +16,7 @@ install() {
   local FETCH_PYTHON=yes
   # shellcheck source=launch/environment.sh
   source launch/environment.sh
-  install_emu_jax '.[tpu]'
+  install_emu_jax ".[$1]" pinned
   echo "$(hostname): installed $(command -v emu-jax), $(python -V)"
 }
 
@@ -29,8 +29,8 @@ start() {
   # shellcheck disable=SC2016  # expanded there
   PATH="$PWD/.venv/bin:$PATH" setsid bash -c '
     trap : TERM # emu-jax saves before it exits
-    echo "--- $(date -u +%FT%TZ) emu-jax train $*"
-    emu-jax train "$@" && code=0 || code=$?
+    echo "--- $(date -u +%FT%TZ) emu-jax $*"
+    emu-jax "$@" && code=0 || code=$?
     echo "--- $(date -u +%FT%TZ) ended with exit code $code"
   ' emu-jax "$@" >> "$job/log" 2>&1 < /dev/null &
   echo $! > "$job/pid"
@@ -66,7 +66,7 @@ stop() {
 case "${1:-}" in
   install | start | status | log | stop) "$@" ;;
   *)
-    echo "launch/worker.sh: '${1:-}' is not a command; expected install, start ARGUMENTS, status, log or stop" >&2
+    echo "launch/worker.sh: '${1:-}' is not a command; expected install EXTRAS, start ARGUMENTS, status, log or stop" >&2
     exit 2
     ;;
 esac

@@ -116,7 +116,9 @@ def become(group: list[Block], folder: Path) -> str:
         return "\n".join(line for question in questions for line in told_question(question))
     if section == "JSONL":
         source = open_source("mine.jsonl", "train", 64, PairOrder("image_first"))
-        documents = [source.documents(index, np.random.default_rng(0))[0] for index in range(len(source))]
+        documents = [
+            source.documents(record, np.random.default_rng(0))[0] for record in source.read(range(len(source)))
+        ]
         return "\n\n".join("\n".join(told_parts(document)) for document in documents)
     options = options_of(group)
     if options.command == "generate":

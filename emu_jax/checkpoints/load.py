@@ -10,16 +10,18 @@ Resuming a run is the only other way to read weights (`train/checkpoint.py`). A 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
-from pathlib import Path
+import pathlib
+import tempfile
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-import orbax.checkpoint as ocp
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints import arrays
 from emu_jax.checkpoints.convert import diffusers
 from emu_jax.checkpoints.convert import emu as published
 from emu_jax.checkpoints.convert.conversion import gather
@@ -31,7 +33,6 @@ from emu_jax.checkpoints.store import (
     check_weights,
     is_checkpoint,
     open_checkpoint,
-    unreadable,
 )
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -39,6 +40,7 @@ from emu_jax.models import clip, emu, lora, unet, vae
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.paths import flatten, join, nest
 from emu_jax.sharding import replicated, tree_shardings
+from emu_jax.storage import Path, as_path, check_local, copy_folder, is_bucket
 
 # ----------------------------------------------------------------------------------------------------------- Emu
 
@@ -93,13 +95,13 @@ def load_emu(
     Raises:
       UserError: no weights are there, they are damaged, or they are not an Emu's; lists everything that does not fit.
     """
-    path = Path(path)
+    path = as_path(path)
     check_weights(weights)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a work directory, a checkpoint or published weights")
     if is_checkpoint(path):
         return _emu_of_checkpoint(path, tokenizer, require_tokenizer, mesh, weights)
-    file = published.find_weights(path)
+    file = published.find_weights(_local(path))
     if weights == "ema":
         raise UserError(f"{path}: published weights have no EMA, and weights=ema asks for one; take raw ones")
     if tokenizer is None and require_tokenizer:
@@ -123,6 +125,10 @@ def load_emu(
         params = jax.device_put(params, tree_shardings(mesh, emu.logical_axes(config), params))
     chosen = None if tokenizer is None else _read_tokenizer(tokenizer, config)
     return LoadedEmu(config, params, emu.initial_statistics(config), chosen, conversion.about)
+
+
+def _local(path: Path) -> pathlib.Path:
+    return check_local(path, "a file or folder of published weights, which is memory-mapped,")
 
 
 def _adapter_fields(path: Path, about: Mapping[str, Any], adapters: Mapping[str, Any]) -> dict[str, Any]:
@@ -196,7 +202,7 @@ class LoadedUNet:
             config = unet.UNetConfig.from_dict(fields["unet"])
             params = _load_items(checkpoint, {"params": {"unet": unet.abstract(config)}})["params"]["unet"]
         else:
-            conversion = diffusers.unet_conversion(path)
+            conversion = diffusers.unet_conversion(_local(path))
             fields = conversion.config
             config = unet.UNetConfig.from_dict(fields["unet"])
             params = jax.tree.map(jnp.asarray, gather(conversion)["params"]["unet"])
@@ -220,7 +226,7 @@ class LoadedVAE:
     @classmethod
     def _read(cls, path: Path, weights: str) -> LoadedVAE:
         if not is_checkpoint(path):
-            conversion = diffusers.vae_conversion(path)
+            conversion = diffusers.vae_conversion(_local(path))
             params = jax.tree.map(jnp.asarray, gather(conversion)["params"]["vae"])
             return cls(vae.VAEConfig.from_dict(conversion.config["vae"]), params, None)
         checkpoint = open_checkpoint(path, weights)
@@ -244,9 +250,21 @@ class LoadedSafetyChecker:
 
     @classmethod
     def _read(cls, path: Path, weights: str) -> LoadedSafetyChecker:
-        conversion = diffusers.safety_checker_conversion(path)
-        params = jax.tree.map(jnp.asarray, gather(conversion)["params"]["safety_checker"])
+        with _downloaded(path) as folder:  # converted models keep it as it was published
+            conversion = diffusers.safety_checker_conversion(folder)
+            params = jax.tree.map(jnp.asarray, gather(conversion)["params"]["safety_checker"])
         return cls(clip.ClipConfig(**conversion.config["safety_checker"]), params)
+
+
+@contextlib.contextmanager
+def _downloaded(path: Path) -> Iterator[pathlib.Path]:
+    """A folder, or for one in a bucket a copy on a local disk."""
+    if not is_bucket(path):
+        yield pathlib.Path(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
+        copy_folder(path, pathlib.Path(folder))
+        yield pathlib.Path(folder)
 
 
 Part = TypeVar("Part", LoadedUNet, LoadedVAE, LoadedSafetyChecker)
@@ -286,12 +304,9 @@ def load_leaves(checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruc
     for name, leaf in wanted.items():
         dtype = jnp.dtype(checkpoint.meta["leaves"][stored_as[name]][1])
         stored[stored_as[name]] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding or device)
-    try:
-        items = _restore(checkpoint.folder, nest(stored))
-    except Exception as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
-        raise unreadable(checkpoint.folder, error) from error
-    check_digests(checkpoint.folder, checkpoint.meta, items)
-    values = flatten(items)
+    with arrays.errors_of(checkpoint.folder):
+        values = arrays.read(arrays.StoredArrays(checkpoint.folder), stored)
+    check_digests(checkpoint.folder, checkpoint.meta, values)
     return {name: values[stored_as[name]].astype(leaf.dtype) for name, leaf in wanted.items()}
 
 
@@ -299,22 +314,6 @@ def _load_items(checkpoint: Checkpoint, items: Mapping[str, Any]) -> dict[str, A
     """Whole items; UserError unless their leaves are exactly those of the checkpoint."""
     check_leaves(checkpoint.folder, checkpoint.leaves, items)
     return nest(load_leaves(checkpoint, flatten(items)))
-
-
-def _restore(folder: Path, items: Mapping[str, Any]) -> dict[str, Any]:
-    """Reads the leaves that are named; others of the same item are not read."""
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        return {
-            name: checkpointer.restore(
-                folder / name,
-                args=ocp.args.PyTreeRestore(
-                    target,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-                    partial_restore=True,
-                ),
-            )
-            for name, target in items.items()
-        }
 
 
 def _check_holds(checkpoint: Checkpoint, expected: str) -> None:

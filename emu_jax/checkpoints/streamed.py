@@ -1,39 +1,87 @@
 """Checkpoints without an optimizer, written and read one slice at a time, whatever their size.
 
-    folder/ <item>/<leaf>/ chunks   params, and lora and unused if there are any; Orbax restores them, sharded or whole
-            meta                    like a training checkpoint's (checkpoints/store.py), with a digest of every leaf
+    folder/ <item>/<leaf>/ objects   params, and lora and unused if there are any (checkpoints/arrays.py)
+            <item>/_METADATA         the item's tree in Orbax's form
+            meta                     like a training checkpoint's (checkpoints/store.py), with a digest of every leaf
 
-Arrays are Zarr, with one chunk or more per layer, so that each host of a mesh reads little more than its own part. An
-unfinished folder is called `<folder>.partial`; writing it can be resumed, and it is renamed once it is complete.
+`meta` is written last: a folder without it is not complete. Writing it can be resumed.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import os
-from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-import tensorstore as ts
 
+from emu_jax.checkpoints import arrays
+from emu_jax.checkpoints.store import CorruptCheckpoint, seal_meta
 from emu_jax.errors import UserError
-from emu_jax.storage import partial_path, remove
+from emu_jax.storage import Path, is_bucket, partial_path, remove, replace_text
 
-CHUNK = 32 << 20  # maximum size of a chunk in bytes
-PROGRESS = "progress.jsonl"
-ZARR_DTYPES = {
-    np.dtype(ml_dtypes.bfloat16): "bfloat16",
-    np.dtype(np.float16): "<f2",
-    np.dtype(np.float32): "<f4",
-    np.dtype(np.float64): "<f8",
-    np.dtype(np.int8): "|i1",
-}
+JOB = "job.txt"  # in an unfinished folder: what is being written there
+PROGRESS = "progress.json"  # in an unfinished checkpoint: which slices are written
+RECORD_S = 2.0  # seconds between records of progress; a bucket takes one write a second of the same name
+METADATA = "meta/metadata"
 
 Leaves = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # name, such as params/ln_visual/scale -> shape, dtype
+Axes = Mapping[str, tuple[str | None, ...]]  # name -> the logical axes that divide it into chunks
+
+
+# ------------------------------------------------------------------------------------------------------- folders
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError if the folder exists, unless it is one in a bucket that `resumable_folder` has not finished."""
+    if folder.exists() and not (is_bucket(folder) and (folder / JOB).is_file()):
+        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
+
+
+@contextlib.contextmanager
+def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
+    """Yields where to write a new folder, with what an interrupted run of the same job wrote there.
+
+    On local disks that is `<folder>.partial`, which is renamed when the block succeeds. Buckets cannot rename: there it
+    is the folder itself, whose checkpoints count once they are complete. After an error nothing is left behind, but
+    after a kill or a TransientError the next run resumes.
+
+    Args:
+      job: a fingerprint of everything that will be written.
+
+    Raises:
+      UserError: the folder exists, or cannot be written. TransientError: its bucket cannot be reached.
+    """
+    place = folder if is_bucket(folder) else partial_path(folder)
+    marker = place / JOB
+    check_new(folder)
+    try:
+        if not (marker.is_file() and marker.read_text(encoding="utf-8") == job):
+            remove(place)
+            place.mkdir(parents=True, exist_ok=True)
+            replace_text(marker, job)
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
+    try:
+        yield place
+    except UserError:
+        remove(place)
+        raise
+    except (OSError, ValueError) as error:  # TensorStore raises ValueError if a file cannot be written
+        if passing := arrays.transient(folder, error):
+            raise passing from error
+        remove(place)
+        reason = str(error).partition("\n")[0][:300]
+        raise UserError(f"{folder}: cannot be written ({reason}); nothing was left there") from error
+    marker.unlink()
+    if place != folder:
+        place.rename(folder)
+
+
+# ------------------------------------------------------------------------------------------------------- digests
 
 
 def digest(value: np.ndarray, shape: tuple[int, ...], layer: int | None = None) -> int:
@@ -64,68 +112,36 @@ def _words(value: np.ndarray) -> np.ndarray:
     return value.view(unsigned)
 
 
-def _chunk(shape: tuple[int, ...], itemsize: int, stacked: bool) -> list[int]:
-    """Chunks of one layer, halved along the longest axes until they are small enough."""
-    chunk = list(shape)
-    if stacked:
-        chunk[0] = 1
-    while math.prod(chunk) * itemsize > CHUNK:
-        axis = max(range(len(chunk)), key=lambda a: chunk[a])
-        chunk[axis] = -(-chunk[axis] // 2)
-    return [max(size, 1) for size in chunk]
-
-
-def _place(folder: Path, name: str) -> tuple[Path, str]:
-    """The item's folder, and the leaf's name in it in Orbax's spelling."""
-    item, _, path = name.partition("/")
-    return folder / item, path.replace("/", ".")
+# ------------------------------------------------------------------------------------------------------- writing
 
 
 class LeafWriter:
-    """Writes a folder of leaves.
+    """Writes a checkpoint; what an interrupted run of the same job wrote to `folder` is kept.
+
+    Attributes:
+      complete: whether the checkpoint is there already, whole.
+      done: numbers of the writes that an earlier run has made.
 
     Args:
-      folder: must not exist. `<folder>.partial` may: it is resumed if the same `job` began it, and replaced otherwise.
-      leaves: everything that will be written. stacked: leaves that are written one layer at a time.
-      job: a fingerprint of the sources and of the result.
+      leaves, axes: everything that will be written; leaves without axes are not divided for any mesh.
     """
 
-    def __init__(self, folder: Path, leaves: Leaves, stacked: Collection[str], job: str):
-        if folder.exists():
-            raise UserError(f"{folder}: it exists; name a new folder, or remove it")
-        self.folder, self.partial = folder, partial_path(folder)
-        self.leaves, self._stacked = dict(leaves), set(stacked)
+    def __init__(self, folder: Path, leaves: Leaves, axes: Axes):
+        self.folder = folder
+        self.leaves, self._axes = dict(leaves), axes
         self._arrays: dict[str, Any] = {}
         self.digests = dict.fromkeys(self.leaves, 0)
         self.done: set[int] = set()
-        progress = self.partial / PROGRESS
-        if not self._resume(progress, job):
-            remove(self.partial)
-            try:
-                self.partial.mkdir(parents=True)
-                progress.write_text(json.dumps({"job": job}) + "\n", encoding="utf-8")
-            except OSError as error:
-                raise UserError(f"{folder}: cannot be written ({error.strerror})") from error
-        self._progress = progress.open("a", encoding="utf-8")
-
-    def _resume(self, progress: Path, job: str) -> bool:
-        """Reads what an earlier run has written; False if there is nothing to resume."""
-        if not progress.is_file():
-            return False
-        lines = progress.read_text(encoding="utf-8").split("\n")[:-1]  # an unfinished last line is lost work
-        if not lines or json.loads(lines[0]) != {"job": job}:
-            return False
-        for line in lines[1:]:
-            record = json.loads(line)
-            self.done.add(record["slice"])
-            for leaf, share in record["digests"].items():
-                self.digests[leaf] = (self.digests[leaf] + share) % 2**32
-        with progress.open("r+b") as file:  # what is appended must not join an unfinished line
-            file.truncate(sum(len(line.encode()) + 1 for line in lines))
-        return True
+        self.complete = (folder / METADATA).is_file()
+        self._recorded = time.monotonic()
+        if self.complete:
+            remove(folder / PROGRESS)  # a kill came between the last two lines of `finish`
+        if (folder / PROGRESS).is_file():
+            record = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+            self.done, self.digests = set(record["done"]), record["digests"]
 
     def write(self, number: int, layer: int | None, values: Mapping[str, np.ndarray]) -> None:
-        """Writes one layer (None: all) of each of the leaves in `values`; it is on disk when this returns.
+        """Writes one layer (None: all) of each of the leaves in `values`; it is stored when this returns.
 
         Args:
           number: identifies the write; a resumed job skips those in `done`.
@@ -133,72 +149,45 @@ class LeafWriter:
         shares = {}
         for name, value in values.items():
             shape, dtype = self.leaves[name]
-            array = self._arrays.get(name)
-            if array is None:
-                array = self._arrays[name] = self._create(name, shape, dtype)
+            if name not in self._arrays:
+                axes = self._axes.get(name, (None,) * len(shape))
+                self._arrays[name] = arrays.create(self.folder, name, shape, dtype, axes)
+            array = self._arrays[name]
             value = value.astype(dtype, copy=False)
             shares[name] = digest(value, shape, layer)
             (array if layer is None else array[layer]).write(value).result()
-        self._progress.write(json.dumps({"slice": number, "digests": shares}) + "\n")
-        self._progress.flush()
         self.done.add(number)
         for name, share in shares.items():
             self.digests[name] = (self.digests[name] + share) % 2**32
+        if time.monotonic() - self._recorded >= RECORD_S:
+            self.record()
 
-    def _create(self, name: str, shape: tuple[int, ...], dtype: np.dtype) -> Any:
-        item, leaf = _place(self.partial, name)
-        spec = {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": f"{(item / leaf).resolve()}/"},
-            "metadata": {
-                "shape": list(shape),
-                "chunks": _chunk(shape, dtype.itemsize, name in self._stacked),
-                "dtype": ZARR_DTYPES[dtype],
-                "compressor": None,  # weights hardly shrink, and compressing is slow
-                "dimension_separator": ".",
-            },
-        }
-        return ts.open(spec, open=True, create=True).result()
+    def record(self) -> None:
+        """Records the writes so far, from which the next run resumes."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(self.folder / PROGRESS, json.dumps({"done": sorted(self.done), "digests": self.digests}))
+        self._recorded = time.monotonic()
 
-    def finish(self, holds: str, meta: Mapping[str, Any], beside: Mapping[str, Path]) -> None:
-        """Adds the metadata, moves the folders `beside` in, and gives the folder its name.
+    def finish(self, holds: str, meta: Mapping[str, Any]) -> None:
+        """Completes the checkpoint by its metadata.
 
         Args:
           holds: what the parameters are. meta: the rest of the metadata, without leaves and digests.
         """
-        self._progress.close()
         by_item: dict[str, dict[str, tuple[int, ...]]] = {}
         for name, (shape, _) in self.leaves.items():
             item, _, path = name.partition("/")
             by_item.setdefault(item, {})[path] = shape
         for item, shapes in by_item.items():
-            (self.partial / item / "_METADATA").write_text(json.dumps(_orbax_metadata(shapes)), encoding="utf-8")
+            replace_text(self.folder / item / arrays.ITEM_FILE, json.dumps(arrays.describe_item(shapes)))
         described = {name: [list(shape), dtype.name] for name, (shape, dtype) in self.leaves.items()}
-        (self.partial / "meta").mkdir(exist_ok=True)
-        text = json.dumps({"holds": holds, **meta, "leaves": described, "digests": self.digests})
-        (self.partial / "meta" / "metadata").write_text(text, encoding="utf-8")
-        for name, origin in beside.items():
-            remove(self.partial / name)  # moved in before, by a run that was killed right here
-            os.replace(origin, self.partial / name)
-        (self.partial / PROGRESS).unlink()
-        os.replace(self.partial, self.folder)
-
-    def discard(self) -> None:
-        """Removes everything that was written."""
-        self._progress.close()
-        remove(self.partial)
+        text = json.dumps(seal_meta({"holds": holds, **meta, "leaves": described, "digests": self.digests}))
+        (self.folder / METADATA).parent.mkdir(exist_ok=True)
+        replace_text(self.folder / METADATA, text)
+        remove(self.folder / PROGRESS)
 
 
-def _orbax_metadata(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Describes an item's tree to Orbax."""
-    tree = {}
-    for path, shape in shapes.items():
-        keys = tuple(path.split("/"))
-        tree[str(keys)] = {
-            "key_metadata": [{"key": key, "key_type": 2} for key in keys],
-            "value_metadata": {"value_type": "jax.Array", "skip_deserialize": False, "write_shape": list(shape)},
-        }
-    return {"tree_metadata": tree, "use_ocdbt": False, "use_zarr3": False, "custom_metadata": None}
+# ------------------------------------------------------------------------------------------------------- reading
 
 
 class LeafReader:
@@ -213,6 +202,7 @@ class LeafReader:
         self.folder = folder
         self.shapes = {name: tuple(shape) for name, (shape, _) in meta["leaves"].items()}
         self.dtypes = {name: np.dtype(word) for name, (_, word) in meta["leaves"].items()}
+        self._stored = arrays.StoredArrays(folder)
         self._digests = meta["digests"]
         self._ema = ema or {}
 
@@ -222,37 +212,32 @@ class LeafReader:
         total = 0
         if array.chunk_layout.read_chunk.shape[0] == 1:
             for layer in range(shape[0]):
-                value = np.asarray(array[layer].read().result())
+                value = self._read(array[layer])
                 total += digest(value, shape, layer)
                 yield value
         else:  # chunks that training wrote hold all layers
-            value = np.asarray(array.read().result())
+            value = self._read(array)
             total = digest(value, shape)
             yield from value
         self._check(name, total)
 
     def __getitem__(self, name: str) -> np.ndarray:
         """A whole leaf."""
-        value = np.asarray(self._open(name).read().result())
+        value = self._read(self._open(name))
         self._check(name, digest(value, self.shapes[name]))
         return value
 
     def _check(self, name: str, total: int) -> None:
         name = self._ema.get(name, name)
         if total % 2**32 != self._digests[name]:
-            raise UserError(
-                f"{self.folder}: the checkpoint is corrupt: {name} has digest {total % 2**32:08x}, expected "
-                f"{self._digests[name]:08x}; use another checkpoint, or convert again"
+            raise CorruptCheckpoint(
+                self.folder, f"{name} has digest {total % 2**32:08x}, expected {self._digests[name]:08x}"
             )
 
     def _open(self, name: str) -> Any:
-        name = self._ema.get(name, name)
-        item, leaf = _place(self.folder.resolve(), name)
-        if (item / "manifest.ocdbt").exists():
-            store = {"driver": "ocdbt", "base": f"file://{item}/", "path": f"{leaf}/"}
-        else:
-            store = {"driver": "file", "path": f"{item / leaf}/"}
-        try:
-            return ts.open({"driver": "zarr", "kvstore": store}, open=True, read=True).result()
-        except ValueError as error:
-            raise UserError(f"{self.folder}: the checkpoint is corrupt: {name} cannot be opened ({error})") from error
+        with arrays.errors_of(self.folder):
+            return self._stored.open(self._ema.get(name, name)).result()
+
+    def _read(self, array: Any) -> np.ndarray:
+        with arrays.errors_of(self.folder):
+            return np.asarray(array.read().result())

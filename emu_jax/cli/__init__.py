@@ -1,10 +1,8 @@
 """The console script `emu-jax`: one module for each command.
 
 A command's module has ABOUT, EXAMPLE, `add_arguments` and `run`, which calls the library and prints what it returns. It
-imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. Every error that a user can cause is
-one line and exit code 2; storage that cannot be reached is one line and exit code 75, after which the same command may
-succeed. `train` also exits with 75 when SIGTERM stopped it and it saved, with 70 when bad steps stopped it, and with 69
-when its job lost another process.
+imports what it needs inside `run`, so that `emu-jax --help` does not wait for JAX. `errors.py` has the exit codes; an
+error that a user can cause, and trouble that passes, is one line.
 """
 
 from __future__ import annotations
@@ -14,9 +12,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
-from emu_jax.errors import UserError
-
-EXIT_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
+from emu_jax.ending import ending
 
 COMMANDS = (
     "prepare",
@@ -37,7 +33,7 @@ COMMANDS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code (0, or 2 with one line on standard error)."""
+    """Entry point; returns the exit code."""
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if word.startswith("--config.")]
@@ -48,19 +44,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
     try:
         return options.run(options, overrides)
-    except UserError as error:
-        print(f"emu-jax {options.command}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"emu-jax {options.command}: interrupted", file=sys.stderr)
-        return 130
-    except Exception as error:
-        from emu_jax.buckets import is_transient, transient_error
-
-        if not is_transient(error):
+    except BaseException as error:
+        code, line = ending(error)
+        if not line:
             raise
-        print(f"emu-jax {options.command}: {transient_error(error)}", file=sys.stderr)
-        return EXIT_AGAIN
+        print(f"emu-jax {options.command}: {line}", file=sys.stderr)
+        return code
 
 
 def make_parser() -> argparse.ArgumentParser:

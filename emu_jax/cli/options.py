@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, as_path, check_local, is_bucket
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
+
+
+def path(text: str) -> Path:
+    """The type of an option that names a path on a local disk or in a bucket."""
+    try:
+        return as_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPath:
+    """The type of an option that names a path on a local disk.
+
+    Attributes:
+      what: what is there, and why it is local; for the error.
+    """
+
+    what: str
+
+    def __call__(self, text: str) -> pathlib.Path:
+        try:
+            return check_local(text, self.what)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """The model that a command loads."""
     parser.add_argument(
-        "--model", *aliases, required=True, type=Path, help="work directory, checkpoint, or published files"
+        "--model", *aliases, required=True, type=path, help="work directory, checkpoint, or published files"
     )
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, needed by published files")
+    parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     parser.add_argument(
         "--vision-head-dim", type=int, help="head size of the vision encoder in published files (default: 88)"
     )
@@ -61,7 +88,7 @@ def add_sampling(parser: argparse.ArgumentParser, guidance: float, guidance_help
 
 def add_compilation_cache(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--compilation-cache", type=Path, metavar="DIR", help="keep compiled programs for the next start"
+        "--compilation-cache", type=path, metavar="DIR", help="keep compiled programs for the next start"
     )
 
 
@@ -75,8 +102,11 @@ def use_compilation_cache(folder: Path | None) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if is_bucket(folder):
+            (folder / "README").write_bytes(b"JAX's persistent compilation cache\n")
+        else:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         raise UserError(
             f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"

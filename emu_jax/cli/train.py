@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
-from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, use_compilation_cache
+from emu_jax.buckets import transient_error
+from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, path, use_compilation_cache
+from emu_jax.errors import EXIT_AGAIN
 
 ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
 EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
@@ -15,34 +18,65 @@ EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstar
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", required=True, help=CONFIG_HELP)
-    parser.add_argument("--workdir", required=True, type=Path, help="folder for checkpoints, metrics and plots")
+    parser.add_argument("--workdir", required=True, type=path, help="folder for checkpoints, metrics and plots")
     parser.add_argument("--compile-only", action="store_true", help="compile the step, print its memory, write nothing")
     add_compilation_cache(parser)
     parser.add_argument(
         "--reshard-data", action="store_true", help="resume although data.shards or data.workers differ"
     )
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="config.FIELD=VALUE",
+        help="resume with another rate, clipping, length, mixture weight, …; recorded in workdir/history.jsonl",
+    )
+    parser.add_argument(
+        "--skip-windows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out N packing windows of data, counted over the whole run",
+    )
     parser.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof in workdir/profile")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    from emu_jax.buckets import is_transient
     from emu_jax.config import load_config
+    from emu_jax.errors import UserError
     from emu_jax.train import distributed
     from emu_jax.train.loop import compile_only, train
     from emu_jax.train.metrics import parse_steps
 
+    for word in options.change:
+        if not word.startswith("config.") or "=" not in word:
+            raise UserError(f"--change {word}: expected config.<field>=<value>")
+    change = [word.partition("=")[0].removeprefix("config.") for word in options.change]
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
     try:
         with distributed.job():
-            config = load_config(options.config, overrides)
+            config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
             if options.compile_only:
-                print(compile_only(config, options.workdir))
+                print(compile_only(config, options.workdir, change=change))
             else:
-                train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
-    except distributed.Preempted as stopped:
-        print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
-    except distributed.Diverged as stopped:
-        print(f"emu-jax train: {stopped}", file=sys.stderr)
-        return distributed.EXIT_DIVERGED
+                train(
+                    config,
+                    options.workdir,
+                    profile=profile,
+                    reshard_data=options.reshard_data,
+                    change=change,
+                    skip_windows=options.skip_windows,
+                )
+    except Exception as error:
+        if is_transient(error):
+            leave(error)
+        raise
     return 0
+
+
+def leave(error: Exception) -> NoReturn:
+    """Ends the process because storage cannot be reached, without the wait for a save that cannot end either."""
+    print(f"\nemu-jax train: {transient_error(error)}", file=sys.stderr, flush=True)
+    os._exit(EXIT_AGAIN)

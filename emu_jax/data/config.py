@@ -9,7 +9,7 @@ from typing import Any
 from emu_jax.data.frames import FRAMES, FrameSampling
 from emu_jax.data.mixture import UNITS, SourceConfig
 from emu_jax.data.sequence import CHAT_CUTS
-from emu_jax.data.sources import PairOrder, Source, open_source
+from emu_jax.data.sources import IMAGE_FINGERPRINTS, PairOrder, Source, open_source
 from emu_jax.errors import UserError, check_fields
 
 
@@ -31,10 +31,13 @@ class DataConfig:
       batch_samples: mean number of samples per batch, from which B follows at start; used if batch_rows is 0.
       max_padding: share of padding above which a run is refused; 1 never refuses.
       packing_window: records that are packed together; more of them fill rows better and need more memory.
-      shards: K, which must divide batch_rows. Another number gives another stream.
+      shards: K, which must divide batch_rows. Another number gives another stream. 0 makes one shard for each of the
+        parts over which the mesh spreads a batch's rows, so that every record is read by one host; the run records it.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
       max_faults: share of a source's documents that may have unreadable images; such documents are left out of the
         loss.
+      image_fingerprint: how a resumed run recognises that the images of a .jsonl file were replaced: by their "stat"
+        (size and time of change), or by their "content", which reads all of them at every start.
       video_frames, frame_sampling: number of a prepared video's frames that a sample shows, and their choice
         (`FrameSampling`).
     """
@@ -58,11 +61,12 @@ class DataConfig:
     max_padding: float = 1.0
     video_frames: int = FRAMES
     frame_sampling: str = "random"
+    image_fingerprint: str = "stat"
 
     def __post_init__(self):
         _ = self.frames  # raises if its settings are wrong
         # Grain cannot count the windows of an endless stream if each is one record, so a window has at least 2.
-        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 1)):
+        for name, least in (("row_tokens", 1), ("packing_window", 2), ("shards", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected at least {least}")
         if self.row_images < 0:
@@ -74,7 +78,7 @@ class DataConfig:
                 f"config.data.batch_rows={self.batch_rows}, batch_samples={self.batch_samples}; expected rows per "
                 "batch, or 0 and the mean number of samples per batch"
             )
-        if self.batch_rows % self.shards:
+        if self.batch_rows % max(self.shards, 1):
             raise UserError(
                 f"config.data.batch_rows={self.batch_rows} does not divide by config.data.shards={self.shards}; "
                 "expected the same number of rows from every shard"
@@ -82,7 +86,11 @@ class DataConfig:
         for name in ("max_faults", "predicted_share", "max_padding"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"config.data.{name}={getattr(self, name)}; expected a share of 0 to 1")
-        for name, known in (("mixture_unit", UNITS), ("chat_cut", CHAT_CUTS)):
+        for name, known in (
+            ("mixture_unit", UNITS),
+            ("chat_cut", CHAT_CUTS),
+            ("image_fingerprint", IMAGE_FINGERPRINTS),
+        ):
             if getattr(self, name) not in known:
                 raise UserError(f"config.data.{name}={getattr(self, name)!r}; choose one of {', '.join(known)}")
         for name, entry in self.mixture.items():
@@ -136,6 +144,7 @@ class DataConfig:
                 dataclasses.replace(self.pairs, **s.pairs),
                 subsequences=s.subsequences,
                 frames=self.frames,
+                image_fingerprint=self.image_fingerprint,
             )
             for name, s in self.sources.items()
         }

@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -79,12 +78,17 @@ class FluentChats:
 
     A chat asks either all questions about its image, in random order, or one question about it and one about each of
     some other images, as in a few-shot prompt.
+
+    Attributes:
+      examples: the images and what is known of them; a record is an index into them.
     """
+
+    images_fingerprint = ""
 
     def __init__(self, split: str, image_size: int):
         records = fluent_emoji.records(split)
-        found = [records[index] for index in range(len(records))]
-        self._examples = [fluent_emoji.read_example(record, image_size) for record in found]
+        found = records.read(range(len(records)))
+        self.examples = [fluent_emoji.read_example(record, image_size) for record in found]
         # The keys of the source fluent_emoji: a row that shows an image in both sources encodes it once.
         self._keys = [records.image_key(record, 0) for record in found]
         self.fingerprint = f"chats 1 {records.fingerprint}"
@@ -92,23 +96,23 @@ class FluentChats:
     @functools.cached_property
     def things(self) -> list[str]:
         """All that yes-or-no questions may ask for."""
-        return sorted({kind_of_thing(example) for example in self._examples})
+        return sorted({kind_of_thing(example) for example in self.examples})
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self.examples)
 
-    def __getitem__(self, index: int) -> Any:
-        return self._examples[index]
+    def read(self, indices: Sequence[int]) -> list[int]:
+        return list(indices)  # a chat may show any of the images
 
     def key(self, index: int) -> str:
         return self._keys[index]
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
+    def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
         parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system")]
         several = rng.random() < SEVERAL_IMAGES_SHARE
-        shown = [index, *rng.integers(len(self), size=rng.integers(1, MAX_IMAGES)).tolist()] if several else [index]
+        shown = [record, *rng.integers(len(self), size=rng.integers(1, MAX_IMAGES)).tolist()] if several else [record]
         for place in shown:
-            example = self._examples[place]
+            example = self.examples[place]
             asked = questions(example, self.things, rng)
             parts.append(Image(example.pixels, self._keys[place]))
             for number in rng.permutation(len(asked))[: 1 if several else None]:
@@ -117,5 +121,5 @@ class FluentChats:
 
     def texts(self) -> list[str]:
         rng = np.random.default_rng(0)
-        asked = (one for example in self._examples for one in questions(example, self.things, rng))
+        asked = (one for example in self.examples for one in questions(example, self.things, rng))
         return [IMAGE_SYSTEM, ROLE_WORDS, "yes no", *(text for one in asked for text in (one.question, one.answer))]

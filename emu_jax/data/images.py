@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import warnings
-from pathlib import Path
 
 import numpy as np
 import simplejpeg
@@ -17,6 +16,7 @@ from PIL import Image as PIL
 from PIL import ImageOps
 
 from emu_jax.errors import UserError
+from emu_jax.storage import Path
 
 MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
@@ -28,6 +28,20 @@ class ImageError(UserError):
     def __init__(self, reason: str, message: str):
         super().__init__(message)
         self.reason = reason
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file.
+
+    Raises:
+      ImageError: there is none, or it may not be read.
+    """
+    try:
+        return path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        raise ImageError("missing_image", f"{path}: no such image file") from error
+    except PermissionError as error:
+        raise ImageError("missing_image", f"{path}: it may not be read ({error.strerror})") from error
 
 
 def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
@@ -99,11 +113,14 @@ def flatten(image: PIL.Image) -> np.ndarray:
 
 
 def load_image(image: PIL.Image | np.ndarray | Path) -> np.ndarray:
-    """A PIL image, a uint8 array [H, W, 3] or a file's path -> uint8 [H, W, 3]."""
+    """A PIL image, a uint8 array [H, W, 3] or a file's path -> uint8 [H, W, 3].
+
+    Raises:
+      ImageError: the file is missing or not a readable image.
+      UserError: the array is of another shape or type.
+    """
     if isinstance(image, Path):
-        if not image.is_file():
-            raise UserError(f"{image}: no such image file")
-        return decode_image(image.read_bytes(), str(image))
+        return decode_image(read_file(image), str(image))
     if isinstance(image, PIL.Image):
         _check_size(image, "image")
         return flatten(image)

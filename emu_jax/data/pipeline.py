@@ -8,7 +8,8 @@ In: `config.data`, a tokenizer, and the size of the model's images. Out: an iter
 
 Shard k reads every K-th window and fills the k-th part of every batch. A host reads the shards whose rows its devices
 hold, and decodes only the images of its own rows. So batches and states depend on K but not on the number of hosts.
-With K = 1 every host plans all rows; with one shard per host, each host reads only its own records.
+With K = 1 every host plans all rows. With a shard for each device that holds rows of its own, a record is read by one
+host, whatever the order of the devices in the mesh; a host's four chips are not neighbours there on v5e.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from __future__ import annotations
 import collections
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -31,9 +36,9 @@ from emu_jax.data.sequence import TokenizedDocument
 from emu_jax.data.sources import Source, open_source
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.data.windows import Rows, make_windows
-from emu_jax.errors import UserError
+from emu_jax.errors import EXIT_LOST, TransientError, UserError
 
-STREAM = 5  # increases when the same settings give other batches, or when a state's meaning changes
+STREAM = 6  # increases when the same settings give other batches, or when a state's meaning changes
 FIELDS = ("images", "tokens", "segments", "slots", "text_weights", "visual_weights")  # of a batch; see `Pipeline`
 DESCRIBED = ("slots", "segments", "source_ids", "visual_weights")  # arrays from which a batch is described
 MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least so many documents
@@ -63,8 +68,8 @@ class Stream(Protocol):
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes near a state's position if the stream is now divided differently."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state, or near it if the stream differs or leaves windows out (`Pipeline.resume`)."""
         ...
 
     def close(self) -> None: ...
@@ -124,12 +129,25 @@ def _stacked(arrays: list[np.ndarray]) -> np.ndarray:
     return np.stack(arrays)
 
 
+WORKER_LOST = "Worker process was terminated unexpectedly"  # what Grain says of a killed one
+
 _worker = (0, 1)  # index of this process among the workers that prepare rows, and their number
 
 
 def _become_worker(index: int, count: int) -> None:
+    """A worker process lives as long as its parent, which also gets the signals that end a run, and may save first."""
     global _worker
     _worker = (index, count)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, name="end-with-parent", daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(EXIT_LOST)
 
 
 class _BuiltRows(grain.IterDataset):
@@ -183,6 +201,7 @@ class _Shard:
         fields: Sequence[str],
     ):
         per_batch = data.batch_rows // data.shards
+        self._workers = data.workers
 
         def assemble(built: list[BuiltRow]) -> _Part:
             described = {name: np.stack([row.arrays[name] for row in built]) for name in DESCRIBED}
@@ -193,8 +212,8 @@ class _Shard:
                 records=[built[row].records for row in own],
             )
 
-        # One thread reads ahead by two windows: enough to hide the packing, and cheap to discard.
-        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=2))
+        # Two windows ahead, each by its own thread: one waits for its records while the other is packed.
+        stream = windows.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=2))
         stream = _BuiltRows(grain.experimental.FlatMapIterDataset(stream, rows), build, per_batch)
         if data.workers:
             if not flags.FLAGS.is_parsed():  # Grain's worker processes read absl flags
@@ -208,7 +227,15 @@ class _Shard:
         self.counts: collections.Counter[str] = collections.Counter()
 
     def __next__(self) -> _Part:
-        return next(self._iterator)
+        try:
+            return next(self._iterator)
+        except RuntimeError as error:
+            if WORKER_LOST not in str(error):
+                raise
+            raise TransientError(
+                f"config.data.workers={self._workers}: a process that prepares batches was killed; run it again to "
+                "resume; if the system's log shows that memory ran out, lower config.data.workers"
+            ) from error
 
     def get_state(self) -> dict[str, Any]:
         return {"iterator": self._iterator.get_state(), "counts": dict(self.counts)}
@@ -250,6 +277,7 @@ class Pipeline:
         own: Callable[[int], list[int]] | None = None,
         learn_image_token: bool = False,
     ):
+        data = dataclasses.replace(data, shards=data.shards or 1)  # 0 is resolved where the mesh is known
         sources = data.open(image_size)
         self.sources = list(sources)
         self._fields = FIELDS if len(sources) == 1 else (*FIELDS, "source_ids")
@@ -258,23 +286,22 @@ class Pipeline:
         self.samples = samples.with_rows(self.data)
         self.fingerprint = _fingerprint(self.data, sources, tokenizer, queries, image_size, learn_image_token)
         self._tokenizer, self._image_size = tokenizer, image_size
-        self._windows = make_windows(self.samples, self.data)
+        self._earlier: list[list[Any]] = []  # [window, weights by source]: weights that held up to that window
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
         self._sources = list(sources.values())
         self.records: list[list[tuple[int, int]]] = []
         self._shards: dict[int, _Shard] = {}
+        self._skipped = 0  # windows that were left out on purpose
         self._start(0)
 
     def _start(self, offset: int) -> None:
         """Creates the shards anew; the stream starts at window `offset`."""
         data, rows = self.data, Rows(self.data)
-        windows = self._windows[offset:]
+        windows = make_windows(self.samples, data, self._earlier)[offset:]
         self.close()
         self._offset, self._shards = offset, {}
-        per_batch = data.batch_rows // data.shards
-        for shard in sorted({row // per_batch for row in self._own}):
-            own = [row - shard * per_batch for row in self._own if row // per_batch == shard]
+        for shard, own in rows_of_shards(self._own, data.batch_rows // data.shards).items():
             build = _Builder(data, self._image_size, self._tokenizer.pad_id, own)
             self._shards[shard] = _Shard(windows[shard :: data.shards], data, build, rows, own, self._fields)
 
@@ -343,7 +370,8 @@ class Pipeline:
         It covers the shards of this host; the states of several hosts can be merged by their keys.
         """
         shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
-        return {"fingerprint": self.fingerprint, "offset": self._offset, "shards": shards}
+        position = {"offset": self._offset, "skipped": self._skipped, "earlier": self._earlier}
+        return {"fingerprint": self.fingerprint, **position, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly after the batch at which the state was saved.
@@ -352,20 +380,60 @@ class Pipeline:
           UserError: the state is of another stream.
         """
         check_fingerprint(self.fingerprint, state["fingerprint"])
-        if state["offset"] != self._offset:
+        self._skipped = state["skipped"]
+        if (state["offset"], state["earlier"]) != (self._offset, self._earlier):
+            self._earlier = state["earlier"]
             self._start(state["offset"])
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes a stream that was divided into other shards or workers, at the granularity of windows.
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state; near it, at the granularity of windows, if something is to change.
 
-        All windows that were begun count as read. The rest of each old shard's current window is skipped for this
-        epoch. Where shards had drifted apart, some windows are skipped or repeated.
+        Then all windows that were begun count as read, and the rest of each old shard's current window is skipped for
+        this epoch. Where shards had drifted apart, some windows are skipped or repeated.
+
+        Args:
+          differing: entries of the fingerprint that may differ: `DIVISION`, whose stream is now divided differently,
+            and `mixture`, whose new weights hold from here on.
+          skip_windows: windows to have left out since the run began; those that were left out before count.
+
+        Returns:
+          how many windows are left out now.
+
+        Raises:
+          UserError: the state is of another stream, or more windows were left out before.
         """
-        check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
-        begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
-        self._start(state["offset"] + begun)
+        skip = skip_windows - state["skipped"] if skip_windows else 0
+        if skip < 0:
+            raise UserError(f"skip_windows={skip_windows}: this run has already left out {state['skipped']}")
+        if not differing and not skip:
+            self.set_state(state)
+            return 0
+        check_fingerprint(self.fingerprint, state["fingerprint"], but=differing)
+        begun = state["offset"] + sum(_windows(shard["iterator"]) for shard in state["shards"].values())
+        self._skipped, self._earlier = state["skipped"] + skip, state["earlier"]
+        mixture, before = self.fingerprint["mixture"], state["fingerprint"]["mixture"]
+        if mixture != before:
+            self._earlier = [*self._earlier, [begun, {name: entry["weight"] for name, entry in before.items()}]]
+        self._start(begun + skip)
+        return skip
+
+
+def rows_of_shards(own: Sequence[int], per_shard: int) -> dict[int, list[int]]:
+    """The shards that a host reads, each with the host's rows in it.
+
+    >>> rows_of_shards([2, 3, 4], per_shard=4)
+    {0: [2, 3], 1: [0]}
+
+    Args:
+      own: the host's rows of a batch.
+      per_shard: rows of a batch that a shard fills.
+    """
+    shards: dict[int, list[int]] = {}
+    for row in own:
+        shards.setdefault(row // per_shard, []).append(row % per_shard)
+    return dict(sorted(shards.items()))
 
 
 DIVISION = ("shards", "workers")  # fields that decide which process reads a window, not what it contains
@@ -395,7 +463,7 @@ def _documents(described: Mapping[str, np.ndarray], source: int) -> int:
     return int((first & (described["source_ids"] == source)).sum())
 
 
-def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
     """Raises unless a saved state is of the same stream; Grain itself would silently accept one of another seed.
 
     Args:
@@ -403,6 +471,11 @@ def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Seq
     """
     for name, value in own.items():
         if name not in but and saved.get(name) != value:
+            if name == "images":
+                raise UserError(
+                    "input pipeline: images of the .jsonl source were replaced, removed or copied since the checkpoint "
+                    "was taken (another size or time of change); restore them, or use a new work directory"
+                )
             mend = ", or pass reshard_data to resume near its position" if name in DIVISION else ""
             raise UserError(
                 f"input pipeline: the checkpoint was taken with {name}={saved.get(name)}, this run has {name}={value}; "
@@ -420,7 +493,8 @@ def _fingerprint(
 ) -> dict[str, Any]:
     """Everything that determines the batches, by name. Paths are not included, because folders may be moved."""
     fields = dataclasses.asdict(data)
-    del fields["source"], fields["max_faults"], fields["max_padding"], fields["batch_samples"]
+    for name in ("source", "max_faults", "max_padding", "batch_samples", "image_fingerprint"):
+        del fields[name]
     for entry in fields["mixture"].values():
         del entry["source"]
     more: dict[str, Any] = {
@@ -431,8 +505,11 @@ def _fingerprint(
         "learn_image_token": learn_image_token,
         "stream": STREAM,
     }
+    images = {name: source.images_fingerprint for name, source in sources.items() if source.images_fingerprint}
+    if images:
+        more["images"] = images
     if not data.mixture:  # a single source has its path as its name
-        more["records"] = next(iter(more["records"].values()))
+        more |= {name: next(iter(more[name].values())) for name in ("records", "images") if name in more}
     return json.loads(json.dumps(fields | more))
 
 

@@ -13,18 +13,18 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 
 from emu_jax.data.document import Text
 from emu_jax.data.kinds import KINDS
+from emu_jax.data.record_files import RecordFile, RecordFiles
 from emu_jax.data.records import pack_record, unpack_record
 from emu_jax.errors import UserError
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, list_files, replace_text
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # increases when the format of records changes
@@ -140,37 +140,38 @@ class Records:
             raise UserError(f"{folder}: no split {split!r}; it has {', '.join(sorted(self.manifest['splits']))}")
         self.folder, self.split = folder, split
         self._files: dict[str, dict[str, Any]] = self.manifest["splits"][split]["files"]
+        present = list_files(folder)
         for name, file in self._files.items():
-            path = folder / name
-            size = path.stat().st_size if path.is_file() else None
+            size = present[name].size if name in present else None
             if size != file["bytes"]:
                 found = "is missing" if size is None else f"has {size:,} bytes"
                 raise UserError(
-                    f"{path}: {found}, its manifest states {file['bytes']:,}; copy it again or prepare the data again"
+                    f"{folder / name}: {found}, its manifest states {file['bytes']:,}; copy it again or prepare the "
+                    "data again"
                 )
-        self._reader: ArrayRecordDataSource | None = None
-        self._count = sum(file["records"] for file in self._files.values())
+        self._records = RecordFiles(
+            RecordFile(folder / name, file["records"], file["bytes"]) for name, file in sorted(self._files.items())
+        )
         joined = "".join(file["sha256"] for _, file in sorted(self._files.items()))
         self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
 
     def __len__(self) -> int:
-        return self._count
+        return len(self._records)
 
     def __getitem__(self, index: int) -> Record:
-        if self._reader is None:  # opened on first use, because a forked process must not share file handles
-            self._reader = ArrayRecordDataSource([str(self.folder / name) for name in sorted(self._files)])
-        where = f"{self.folder} {self.split}[{index}]"
-        try:
-            data = self._reader[index]
-        except (RuntimeError, ValueError, IndexError) as error:  # what ArrayRecord's C++ raises on damage
-            raise UserError(
-                f"{where}: damaged ({str(error).partition(chr(10))[0][:120]}); `emu-jax inspect-data --verify` names "
-                "the file"
-            ) from error
-        return Record.parse(data, where)
+        return self.read([index])[0]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+    def read(self, indices: Sequence[int]) -> list[Record]:
+        """The records at `indices`, in their order: one call for many reads them at the same time.
+
+        Raises:
+          UserError: a file is missing or damaged.
+        """
+        found = self._records.read(indices)
+        return [
+            Record.parse(data, f"{self.folder} {self.split}[{index}]")
+            for index, data in zip(indices, found, strict=True)
+        ]
 
     def image_key(self, record: Record, part: int) -> str:
         """The key of the image that is the given part of a record; unique among all sources of a run."""

@@ -1,4 +1,4 @@
-"""A record -> its samples: weighted documents as sequences of at most a row; and the mean number of samples per record.
+"""Records -> their samples: weighted documents as sequences of at most a row; and a record's mean number of samples.
 
 For each document, it is drawn at random whether its images are *predicted* (regression targets) or only *read* (inputs
 of the text after them). If `model.stop_target_inputs` keeps gradients out of predicted images, the encoder learns from
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,10 +21,16 @@ from emu_jax.data.sources import Source
 from emu_jax.data.tokenizer import Tokenizer
 
 MEASURED_RECORDS = 2048  # of a source, spread evenly over it
+TOGETHER = 256  # of these, read at the same time
+
+
+Place = tuple[int, int]  # (number of the source, index of the record)
 
 
 class Samples:
-    """Grain transform: (source, record index) -> the record's samples.
+    """Grain transform: places of records, each with its generator -> the samples of each record.
+
+    The records of one call are read at the same time.
 
     Args:
       sources: the opened sources, in the order of `data.sources`.
@@ -50,15 +56,23 @@ class Samples:
             "chat_cut": data.chat_cut,
         }
 
-    def __call__(self, place: tuple[int, int], rng: np.random.Generator) -> list[TokenizedDocument]:
-        return self.cut(place, rng, self._data.row_images)
+    def __call__(self, drawn: Sequence[tuple[Place, np.random.Generator]]) -> list[list[TokenizedDocument]]:
+        return self.cut(drawn, self._data.row_images)
 
-    def cut(self, place: tuple[int, int], rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
-        """The samples of record `place`, (number of the source, index), for rows of `row_images` images."""
+    def cut(self, drawn: Sequence[tuple[Place, np.random.Generator]], row_images: int) -> list[list[TokenizedDocument]]:
+        """The samples of each record, for rows of `row_images` images."""
+        records: dict[Place, Any] = {}
+        for source in sorted({source for (source, _), _ in drawn}):
+            indices = sorted({index for (number, index), _ in drawn if number == source})
+            read = self._sources[source].read(indices)
+            records.update(zip([(source, index) for index in indices], read, strict=True))
+        return [self._cut(place, records[place], rng, row_images) for place, rng in drawn]
+
+    def _cut(self, place: Place, record: Any, rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
         source, index = place
         entry, row_tokens = self._entries[source], self._data.row_tokens
         samples = []
-        for document in self._sources[source].documents(index, rng):
+        for document in self._sources[source].documents(record, rng):
             document = dataclasses.replace(
                 document,
                 text_weight=document.text_weight * entry.text_weight,
@@ -84,10 +98,11 @@ class Samples:
         row_images = row_images or self._data.row_images
         count = len(self._sources[source])
         indices = np.unique(np.linspace(0, count - 1, min(count, most)).astype(int))
-        return [
-            self.cut((source, int(index)), np.random.default_rng([self._data.seed, source, int(index)]), row_images)
-            for index in indices
+        drawn = [
+            ((source, index), np.random.default_rng([self._data.seed, source, index])) for index in indices.tolist()
         ]
+        pieces = [drawn[first : first + TOGETHER] for first in range(0, len(drawn), TOGETHER)]
+        return [samples for piece in pieces for samples in self.cut(piece, row_images)]
 
     def per_record(self, unit: str, row_images: int, most: int = MEASURED_RECORDS) -> dict[str, float] | None:
         """The mean number of samples, or tokens, per record of each source; None if not needed.

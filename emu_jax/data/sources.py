@@ -1,7 +1,7 @@
 """Where a run's documents come from: prepared folders, the embedded images, or a JSONL file of pairs and documents.
 
-A source is random access (`len`, `source[i] -> record`). It turns a record into documents with a generator that depends
-only on the seed and the position in the stream, so any position can be computed again.
+A source is random access (`len`, `source.read(indices) -> records`). It turns a record into documents with a generator
+that depends only on the seed and the position in the stream, so any position can be computed again.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Sequence
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,14 +19,18 @@ import numpy as np
 from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
-from emu_jax.data.images import EncodedImage, load_image, resize
+from emu_jax.data.images import EncodedImage, ImageError, load_image, read_file, resize
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
+from emu_jax.data.record_files import THREADS
 from emu_jax.errors import UserError
+from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, list_files
 
 # MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
 RANDOM_IMAGES, RANDOM_TOKENS = 5, 512
+TOGETHER = 1024  # records that are read at the same time, where all of them are read
+JsonlRecord = tuple[bool, list[tuple[str, str]]]  # whether it is a pair, and its parts as (text or image, value)
 ORDERS = ("image_first", "text_first", "random", "both")
 
 
@@ -76,20 +80,28 @@ class PairOrder:
 
 
 class Source(Protocol):
-    """What the pipeline needs from a source."""
+    """What the pipeline needs from a source.
 
-    fingerprint: str  # changes when the records do
+    Attributes:
+      fingerprint: changes when the records do.
+      images_fingerprint: changes when images do that are not in the records; "" if there are none.
+    """
+
+    fingerprint: str
+    images_fingerprint: str
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, index: int) -> Any: ...
+    def read(self, indices: Sequence[int]) -> list[Any]:
+        """The records at `indices`; one call for many reads them at the same time."""
+        ...
 
     def key(self, index: int) -> str:
         """What record `index` is called where it comes from."""
         ...
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        """The documents of record `index`; their images have the model's size when they are read."""
+    def documents(self, record: Any, rng: np.random.Generator) -> list[Document]:
+        """The documents of a record; their images have the model's size when they are read."""
         ...
 
     def texts(self) -> list[str]:
@@ -103,6 +115,8 @@ class Prepared:
     Args:
       keep: keep all records and decoded images in memory; for small data sets.
     """
+
+    images_fingerprint = ""
 
     def __init__(
         self,
@@ -130,18 +144,17 @@ class Prepared:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> Record:
+    def read(self, indices: Sequence[int]) -> list[Record]:
         if not self._keep:
-            return self._records[index]
-        if index not in self._kept_records:
-            self._kept_records[index] = self._records[index]
-        return self._kept_records[index]
+            return self._records.read(indices)
+        new = sorted(set(indices) - self._kept_records.keys())
+        self._kept_records.update(zip(new, self._records.read(new), strict=True))
+        return [self._kept_records[index] for index in indices]
 
     def key(self, index: int) -> str:
-        return self[index].key
+        return self.read([index])[0].key
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        record = self[index]
+    def documents(self, record: Record, rng: np.random.Generator) -> list[Document]:
         kind = KINDS[record.kind]
         stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
         shown = self._frames.choose(stored, rng) if kind.one_video else stored
@@ -166,18 +179,19 @@ class Prepared:
         return self._kept_pixels[key]
 
     def texts(self) -> list[str]:
-        records = (self[index] for index in range(len(self)))
+        pieces = (range(first, min(first + TOGETHER, len(self))) for first in range(0, len(self), TOGETHER))
+        records = (record for piece in pieces for record in self.read(piece))
         return [part.text for record in records for part in record.parts if isinstance(part, Text)]
 
 
 class Jsonl:
-    """A file of documents, one JSON object per line; image paths are relative to the file.
+    """A file of documents, one JSON object per line; image paths are relative to the file, or begin by a scheme.
 
     {"image": "cat.png", "text": "a cat"}                                        a pair
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
     """
 
-    def __init__(self, path: Path, image_size: int, order: PairOrder):
+    def __init__(self, path: Path, image_size: int, order: PairOrder, image_fingerprint: str = "stat"):
         if not path.is_file():
             raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
         self._path, self._size, self._order = path, image_size, order
@@ -187,8 +201,12 @@ class Jsonl:
         self._numbers, self._records = [*lines], [self._parse(line, n) for n, line in lines.items()]
         if not self._records:
             raise UserError(f"config.data.source {path}: the file holds no documents")
+        named = {value for _, parts in self._records for kind, value in parts if kind == "image"}
+        self._images = {name: self._image_path(name) for name in sorted(named)}
+        versions = IMAGE_FINGERPRINTS[image_fingerprint](list(self._images.values()))
+        self.images_fingerprint = hashlib.sha256(json.dumps([*self._images, *versions]).encode()).hexdigest()
 
-    def _parse(self, line: str, number: int) -> tuple[bool, list[tuple[str, str]]]:
+    def _parse(self, line: str, number: int) -> JsonlRecord:
         where = f"{self._path}:{number}"
         try:
             record = json.loads(line)
@@ -209,25 +227,55 @@ class Jsonl:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> tuple[bool, list[tuple[str, str]]]:
-        """Whether the record is a pair, and its parts as (text or image, value)."""
-        return self._records[index]
+    def read(self, indices: Sequence[int]) -> list[JsonlRecord]:
+        return [self._records[index] for index in indices]
+
+    def _image_path(self, name: str) -> Path:
+        return as_path(name) if "://" in name else self._path.parent / name
 
     def key(self, index: int) -> str:
         return f"line {self._numbers[index]}"
 
     def _image(self, name: str) -> Image:
-        path = self._path.parent / name
+        path = self._images[name]
         return Image(lambda: resize(load_image(path), self._size), str(path))
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        is_pair, parts = self[index]
+    def documents(self, record: JsonlRecord, rng: np.random.Generator) -> list[Document]:
+        is_pair, parts = record
         if is_pair:
             return self._order.documents([self._image(parts[0][1])], parts[1][1], rng)
         return [Document(tuple(Text(value) if kind == "text" else self._image(value) for kind, value in parts))]
 
     def texts(self) -> list[str]:
         return [value for _, parts in self._records for kind, value in parts if kind == "text"]
+
+
+def _stats(paths: Sequence[Path]) -> list[str]:
+    """Size and time of each file's last change; in a bucket size and digest, by one listing of each folder."""
+    folders = {path.parent: None for path in paths if is_bucket(path)}
+    listed = {folder: list_files(folder) for folder in folders}
+    return [_version(listed[path.parent].get(path.name) if is_bucket(path) else file_info(path)) for path in paths]
+
+
+def _version(found: FileInfo | None) -> str:
+    return MISSING if found is None else f"{found.size} {found.version}"
+
+
+def _contents(paths: Sequence[Path]) -> list[str]:
+    """SHA-256 of each file."""
+    with ThreadPoolExecutor(THREADS) as threads:
+        return list(threads.map(_digest, paths))
+
+
+def _digest(path: Path) -> str:
+    try:
+        return hashlib.sha256(read_file(path)).hexdigest()
+    except ImageError:
+        return MISSING
+
+
+MISSING = "missing"  # a version; when the image is drawn, it counts as a fault
+IMAGE_FINGERPRINTS = {"stat": _stats, "content": _contents}  # how replaced images are recognised
 
 
 def subsequences(parts: Sequence[Text | Image], rng: np.random.Generator) -> list[Document]:
@@ -256,8 +304,12 @@ def open_source(
     *,
     subsequences: bool = False,
     frames: FrameSampling = EIGHT_AT_RANDOM,
+    image_fingerprint: str = "stat",
 ) -> Source:
     """Opens `fluent_emoji`, `fluent_emoji_chats`, a .jsonl file, or a folder of `emu-jax prepare`.
+
+    Args:
+      image_fingerprint: a name in `IMAGE_FINGERPRINTS`, for the images of a .jsonl file.
 
     Raises:
       UserError: there is no such source or split, or its images are smaller than `image_size`.
@@ -266,10 +318,11 @@ def open_source(
         return Prepared(fluent_emoji.records(split), image_size, order, keep=True)
     if name == embedded_chats.NAME:
         return embedded_chats.FluentChats(split, image_size)
+    path = as_path(name)
     if name.endswith(".jsonl"):
-        return Jsonl(Path(name), image_size, order)
-    if Path(name).is_dir():
-        return Prepared(Records(Path(name), split), image_size, order, subsequences=subsequences, frames=frames)
+        return Jsonl(path, image_size, order, image_fingerprint)
+    if path.is_dir():
+        return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
         f"{fluent_emoji.NAME} or {embedded_chats.NAME}"

@@ -13,11 +13,11 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import sentencepiece
 
 from emu_jax.errors import UserError
+from emu_jax.storage import Path, as_path
 
 IMG, IMG_END, IMAGE, PAD = "[IMG]", "[/IMG]", "<image>", "[PAD]"
 USER, ASSISTANT = "[USER]", "[ASSISTANT]"
@@ -62,7 +62,7 @@ class Tokenizer:
         Raises:
           UserError: it does not exist, or is not such a file.
         """
-        path = Path(path)
+        path = as_path(path)
         if not path.is_file():
             raise UserError(f"tokenizer {path}: no such file; expected a SentencePiece .model")
         return cls(path.read_bytes(), instruct=instruct, where=f"tokenizer {path}")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import vae
+from emu_jax.storage import Path
 
 
 class Decoder:

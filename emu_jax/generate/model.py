@@ -13,7 +13,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -47,6 +46,7 @@ from emu_jax.generate.text import (
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh, sharding, tree_shardings
+from emu_jax.storage import Path, as_path
 
 FINGERPRINT_VALUES = 64  # leading values of each parameter that enter the fingerprint
 TUNED = "chat"  # folder of a tuned model inside the work directory of the model that it was tuned from
@@ -130,12 +130,12 @@ class Emu:
         Raises:
           UserError: there is nothing to load, or the parts do not fit together.
         """
-        path = Path(path)
+        path = as_path(path)
         if decoder is None and Decoder.exists(path):
             decoder = path
         draws = None
         if decoder is not None:
-            draws = Decoder.load(Path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
+            draws = Decoder.load(as_path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         loaded = load_emu(
             path,

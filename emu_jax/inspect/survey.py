@@ -286,4 +286,4 @@ def _documents_a_record(source: Source, seed: int) -> float:
     """Mean over records that are spread evenly over the source; no image is decoded."""
     rng = np.random.default_rng(seed)
     sample = np.unique(np.linspace(0, len(source) - 1, min(len(source), SAMPLED_RECORDS)).astype(int))
-    return float(np.mean([len(source.documents(int(index), rng)) for index in sample]))
+    return float(np.mean([len(source.documents(record, rng)) for record in source.read(sample.tolist())]))

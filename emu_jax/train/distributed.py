@@ -1,31 +1,23 @@
-"""Several processes as one job: they start together, watch one another, and end together.
+"""Several processes as one job: they start together, compute together, and end together.
 
 On Cloud TPU VMs, GKE, Slurm and Open MPI the processes find one another. Elsewhere environment variables describe them:
 
     EMU_JAX_COORDINATOR=host:port   address of process 0      EMU_JAX_PROCESSES=N   EMU_JAX_PROCESS=0 … N-1
-    EMU_JAX_TIMEOUT=90              seconds after which a silent process, or a step that does not end, ends the job;
-                                    at the start, processes wait for one another three times as long
 
-A single process starts none of this.
-
-Every process publishes a heartbeat and its phase in JAX's coordination service. So each process can name the one that
-is lost or hangs, and exit: a collective operation that waits for a lost process would never return.
+At the start they wait for one another three times as long as `EMU_JAX_TIMEOUT`, by which they then watch one another
+(`watch.py`). A single process starts none of this but the watch.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,30 +25,24 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emu_jax.errors import UserError
-from emu_jax.train import exit_watchdog
-
-EXIT_PREEMPTED = 75  # EX_TEMPFAIL: saved, run it again. An unhandled SIGTERM exits with 143.
-EXIT_DIVERGED = 70  # EX_SOFTWARE: too many bad steps in a row
-EXIT_LOST = 69  # EX_UNAVAILABLE: another process was lost, hung or failed
+from emu_jax.errors import EXIT_AGAIN, EXIT_DIVERGED, CommandError, UserError
+from emu_jax.train.watch import Timeouts, Watch
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
-TIMEOUT = "EMU_JAX_TIMEOUT"
-HEARTBEATS = "emu_jax/heartbeats/"  # key prefix in the coordination service
-HOST = socket.gethostname()
-# Phases of a process, in the order of a step.
-STARTING, READING, COMPUTING, SAVING = PHASES = ("starting", "reading data", "computing", "saving")
-UNTIMED_PHASES = (STARTING, SAVING)  # they may take longer than the timeout
 # JAX's own timeout is longer by these seconds: JAX exits without naming the lost process.
 JAX_TIMEOUT_MARGIN = 20
 
 
-class Preempted(Exception):
+class Preempted(CommandError):
     """SIGTERM stopped the run, and its state is saved."""
 
+    exit_code = EXIT_AGAIN  # an unhandled SIGTERM would exit with 143
 
-class Diverged(Exception):
-    """Bad steps stopped the run, on all processes; its checkpoints are good."""
+
+class Diverged(CommandError):
+    """Bad steps, or a state that is not finite, stopped the run, on all processes; its checkpoints are good."""
+
+    exit_code = EXIT_DIVERGED
 
 
 # ---- the processes of a job ------------------------------------------------------------------------------------------
@@ -109,13 +95,6 @@ def _find_cluster() -> dict[str, Any] | None:
     return None
 
 
-def _timeout(environment: Mapping[str, str]) -> float:
-    text = environment.get(TIMEOUT, "90")
-    if not re.fullmatch(r"\d{1,6}(\.\d+)?", text) or float(text) < 5:
-        raise UserError(f"{TIMEOUT}={text!r}; expected seconds, at least 5")
-    return float(text)
-
-
 def _await_coordinator(address: str, seconds: float) -> None:
     """Returns once process 0 answers. If it never does, JAX ends the process without an exception to catch."""
     host, _, port = address.rpartition(":")
@@ -140,18 +119,32 @@ _watch: Watch | None = None
 
 @contextlib.contextmanager
 def job() -> Iterator[None]:
-    """Joins the job's other processes, if there are any, and leaves together with them.
+    """Joins the job's other processes, if there are any, watches them and itself, and leaves together with them.
 
-    An error inside ends all processes: this one exits with 2 (UserError) or 1, the others with `EXIT_LOST`.
+    An error inside ends all processes of several: this one exits with the error's code, the others with `EXIT_LOST`.
 
     Raises:
       UserError: the environment is wrong, or the other processes did not join in time.
     """
     global _watch
-    settings, timeout = find_job(os.environ), _timeout(os.environ)
-    if settings is None:
+    settings, timeouts = find_job(os.environ), Timeouts.of(os.environ)
+    if settings is not None:
+        _join(settings, timeouts.silence)
+    _watch = Watch(timeouts)
+    try:
         yield
-        return
+    except (Preempted, Diverged, SystemExit):
+        raise
+    except BaseException as error:
+        if settings is not None:
+            _watch.fail(error)
+        raise
+    finally:
+        _watch.close()
+        _watch = None
+
+
+def _join(settings: dict[str, Any], timeout: float) -> None:
     join_timeout = int(3 * timeout)
     if settings.get("process_id"):
         _await_coordinator(settings["coordinator_address"], join_timeout)
@@ -163,21 +156,22 @@ def job() -> Iterator[None]:
         )
     except (RuntimeError, ValueError) as error:
         raise UserError(f"cannot join the other processes ({str(error).splitlines()[0][:200]})") from error
-    _watch = Watch(timeout)
-    try:
-        yield
-    except (Preempted, Diverged, SystemExit):
-        _watch.close()
-        raise
-    except BaseException as error:
-        _watch.fail(error)
-    _watch.close()
 
 
 def heartbeat(phase: str, step: int) -> None:
-    """Records which of `PHASES` this process enters; the others read it, and the timeout starts anew."""
+    """Records which of `watch.PHASES` this process enters; the time of a phase starts anew."""
     if _watch is not None:
         _watch.heartbeat(phase, step)
+
+
+@contextlib.contextmanager
+def saves_at_exit() -> Iterator[None]:
+    """Tells the watch that what follows the block, also after an error, waits for unfinished saves."""
+    try:
+        yield
+    finally:
+        if _watch is not None:
+            _watch.await_save()
 
 
 def broadcast_from_process_0(value: int) -> int:
@@ -216,7 +210,7 @@ def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:
 class Preemption:
     """Stops a run after SIGTERM; it is enough to signal one process of several.
 
-    With several processes, JAX catches the signal and all of them stop at the same place.
+    With several processes, JAX catches the signal.
     """
 
     def __enter__(self) -> Preemption:
@@ -235,143 +229,8 @@ class Preemption:
         self._signalled = True
 
     def reached(self) -> bool:
-        """Whether to stop now; all processes must ask at the same places, after every micro-batch."""
-        self._asked += 1
+        """Whether to stop now; the processes ask equally often, and all stop at the same time."""
         if jax.process_count() == 1:
             return self._signalled
+        self._asked += 1  # JAX never stops a caller that leaves out a number
         return multihost_utils.reached_preemption_sync_point(self._asked)
-
-
-# ---- watching one another --------------------------------------------------------------------------------------------
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-    """A process's heartbeat, as the others read it.
-
-    Attributes:
-      beat: count of its heartbeats.
-      phase, step, seconds: one of `PHASES`, its step, and the time since the process entered it.
-      failure: why the process is about to exit; "" while it runs.
-      ended: whether it has left the job in order.
-    """
-
-    process: int
-    host: str
-    beat: int
-    phase: str
-    step: int
-    seconds: float
-    failure: str
-    ended: bool
-
-
-class Watch:
-    """A thread that publishes this process's reports and reads those of the others.
-
-    Args:
-      timeout: seconds of silence, or in one phase of a step, after which a process counts as lost.
-    """
-
-    def __init__(self, timeout: float):
-        from jax._src.distributed import global_state  # the only access to the service that JAX has started
-
-        self._client: Any = global_state.client
-        self._timeout = timeout
-        self._process, self._count = jax.process_index(), jax.process_count()
-        # Every process reads all reports: the more processes, the longer the interval.
-        self._interval = min(timeout / 20, max(1.0, self._count / 64))
-        self._phase = (STARTING, 0, time.monotonic())
-        self._failure, self._ended, self._beat = "", False, 0
-        self._heard: dict[int, tuple[int, float]] = {}  # newest beat of each process, and when it was read
-        self._failed: dict[int, float] = {}  # when the failure of a process was read
-        self._stopping = threading.Event()
-        names = [str(self._process), str(self._count), str(global_state.coordinator_address)]
-        self._exit_watchdog = subprocess.Popen(
-            [sys.executable, "-S", exit_watchdog.__file__, *names], stdin=subprocess.PIPE, start_new_session=True
-        )
-        self._thread = threading.Thread(target=self._run, name="emu-jax-watch", daemon=True)
-        self._thread.start()
-
-    def heartbeat(self, phase: str, step: int) -> None:
-        self._phase = (phase, step, time.monotonic())
-
-    def close(self) -> None:
-        """Leaves the job together with all other processes."""
-        self._ended = True
-        self._stopping.set()
-        self._thread.join()
-        jax.distributed.shutdown()
-        self._say_goodbye()
-
-    def fail(self, error: BaseException) -> None:
-        """Publishes why this process fails, and exits."""
-        code = 2 if isinstance(error, UserError) else 130 if isinstance(error, KeyboardInterrupt) else 1
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
-            # Most likely another process is lost; the thread is about to find out which one and to end this process.
-            time.sleep(self._timeout + 3 * self._interval)
-        if code == 1:
-            traceback.print_exception(error)
-        text = str(error) if code == 2 else f"{type(error).__name__}: {error}"
-        self._failure = text.splitlines()[0][:300]
-        time.sleep(4 * self._interval)  # so that the others read it: the service ends with process 0
-        self._leave(text, code)
-
-    def _run(self) -> None:
-        try:
-            while not self._stopping.wait(self._interval):
-                reports = self._exchange()
-                fate = None if self._failure else self._judge(reports)
-                if fate is not None:
-                    self._failure = fate
-                    self._exchange()
-                    time.sleep(3 * self._interval)
-                    self._leave(f"{fate}; start the job again to resume from the last checkpoint", EXIT_LOST)
-            self._exchange()  # publishes that it has ended
-        except jax.errors.JaxRuntimeError as error:
-            reason = str(error).splitlines()[0][:200]
-            self._leave(
-                f"process 0 of {self._count} is lost: its coordination service does not answer ({reason}); start the "
-                "job again to resume from the last checkpoint",
-                EXIT_LOST,
-            )
-
-    def _exchange(self) -> list[Report]:
-        """Publishes this process's report, and reads all reports."""
-        self._beat += 1
-        phase, step, began = self._phase
-        seconds = time.monotonic() - began
-        own = Report(self._process, HOST, self._beat, phase, step, seconds, self._failure, self._ended)
-        text = json.dumps(dataclasses.asdict(own))
-        self._client.key_value_set(f"{HEARTBEATS}{self._process}", text, allow_overwrite=True)
-        return [Report(**json.loads(value)) for _, value in self._client.key_value_dir_get(HEARTBEATS)]
-
-    def _judge(self, reports: list[Report]) -> str | None:
-        """Why the job has to end, naming the process; None while it need not."""
-        now = time.monotonic()
-        for report in reports:
-            beat, when = self._heard.get(report.process, (0, now))
-            if report.beat != beat:
-                self._heard[report.process] = report.beat, now
-            # If this process is about to fail in the same way (a wrong setting, say), it should report that itself.
-            if report.failure and now - self._failed.setdefault(report.process, now) > 1.5 * self._interval:
-                return f"{self._name(report)} ended: {report.failure}"
-            if report.beat == beat and now - when > self._timeout and not (report.ended or report.failure):
-                silent = f"no sign of life for {now - when:.0f} s"
-                return f"{self._name(report)} is lost: {silent}, last seen {report.phase}, step {report.step}"
-        # The others wait for the process that is furthest behind; among equals, for the one that got there last.
-        last = min(reports, key=lambda report: (report.step, PHASES.index(report.phase), report.seconds))
-        if last.seconds > self._timeout and last.phase not in UNTIMED_PHASES:
-            return f"{self._name(last)} hangs {last.phase}, step {last.step}, for more than {self._timeout:g} s"
-        return None
-
-    def _name(self, report: Report) -> str:
-        return f"process {report.process} of {self._count} ({report.host})"
-
-    def _say_goodbye(self) -> None:
-        self._exit_watchdog.communicate(exit_watchdog.GOODBYE.encode())
-
-    def _leave(self, message: str, code: int) -> None:
-        print(f"\nemu-jax train: {message}", file=sys.stderr, flush=True)  # a progress bar may fill the line
-        self._say_goodbye()
-        os._exit(code)  # an orderly exit would wait for the lost process

@@ -15,8 +15,13 @@ from emu_jax.errors import UserError
 from emu_jax.sharding import ROWS, sharding
 
 
+def row_parts(mesh: Mesh) -> int:
+    """Number of parts over which a mesh spreads the rows of a batch."""
+    return math.prod(mesh.shape[axis] for axis in ROWS)
+
+
 def _check_rows(mesh: Mesh, rows: int) -> None:
-    parts = math.prod(mesh.shape[axis] for axis in ROWS)
+    parts = row_parts(mesh)
     if rows % parts:
         product = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in ROWS)
         raise UserError(

@@ -12,14 +12,14 @@ If a checkpoint keeps an EMA, the EMA is used.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.load import load_leaves
@@ -27,6 +27,7 @@ from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten, nest
+from emu_jax.storage import Path, as_path
 from emu_jax.train.state import TrainState, ema_of
 from emu_jax.train.tasks.task import InitPart
 
@@ -80,7 +81,7 @@ def _open_all(config: ConfigDict, parts: Mapping[str, InitPart]) -> dict[str, Ch
     for field in init:
         if field not in parts:
             raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts) or 'none'}")
-    return {field: _open(field, parts[field], Path(path), config) for field, path in init.items() if path}
+    return {field: _open(field, parts[field], as_path(path), config) for field, path in init.items() if path}
 
 
 def _open(field: str, part: InitPart, path: Path, config: ConfigDict) -> Checkpoint:
@@ -131,7 +132,12 @@ def _load(
             sharding = _fitting(ours[name].sharding, tuple(shape))
             wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
     loaded = load_leaves(checkpoint, wanted)
-    return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in loaded.items()}
+    return {
+        name: _grown(value, ours[name], VOCABULARY[name], words)
+        if value.shape != ours[name].shape
+        else value.astype(ours[name].dtype)
+        for name, value in loaded.items()
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -144,15 +150,20 @@ def _takes(name: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
 
 
 def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
-    """The sharding, or a whole copy on every device if it does not divide a smaller vocabulary."""
-    try:
-        sharding.shard_shape(shape)
-    except ValueError:
-        return NamedSharding(sharding.mesh, PartitionSpec())
-    return sharding
+    """The sharding without the axes that it does not divide, such as a smaller vocabulary."""
+    if not isinstance(sharding, NamedSharding):
+        return sharding
+    names = [*sharding.spec, *(None,) * (len(shape) - len(sharding.spec))]
+    fitting = [name if _divides(sharding.mesh, name, size) else None for name, size in zip(names, shape, strict=True)]
+    return NamedSharding(sharding.mesh, PartitionSpec(*fitting))
 
 
-def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[int, Sequence[int]]) -> jax.Array:
+def _divides(mesh: Mesh, names: str | tuple[str, ...] | None, size: int) -> bool:
+    axes = (names,) if isinstance(names, str) else names or ()
+    return size % math.prod(mesh.shape[axis] for axis in axes) == 0
+
+
+def _grown(value: jax.Array, like: jax.Array, axis: int, words: Mapping[int, Sequence[int]]) -> jax.Array:
     """`value` in the dtype and sharding of `like`; new tokens along `axis` are the mean of old ones.
 
     The published code initialises new tokens like this; [USER] and [ASSISTANT] begin as "user" and "assistant" (from
@@ -161,13 +172,9 @@ def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[i
 
     def grow(value: jax.Array) -> jax.Array:
         wide = value.astype(jnp.float32)
-        if axis is not None:
-            new = like.shape[axis] - value.shape[axis]
-            old = value.shape[axis]
-            means = [
-                wide.take(jnp.array(words[token]), axis) if token in words else wide for token in range(old, old + new)
-            ]
-            wide = jnp.concatenate([wide, *(tokens.mean(axis, keepdims=True) for tokens in means)], axis=axis)
+        added = range(value.shape[axis], like.shape[axis])
+        means = [wide.take(jnp.array(words[token]), axis) if token in words else wide for token in added]
+        wide = jnp.concatenate([wide, *(tokens.mean(axis, keepdims=True) for tokens in means)], axis=axis)
         return wide.astype(like.dtype)
 
     return jax.jit(grow, out_shardings=like.sharding)(value)

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,13 +25,22 @@ from ml_collections import ConfigDict
 from emu_jax.buckets import retries
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
+from emu_jax.data.pipeline import DIVISION
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
-from emu_jax.train import distributed
+from emu_jax.train import distributed, watch
 from emu_jax.train.bad_step_report import BadStepReport
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.changes import (
+    Differences,
+    changed_mixture,
+    check_change,
+    differences,
+    fields_of,
+    is_changeable,
+    record,
+)
+from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
 from emu_jax.train.init_from import check_init, init_from_checkpoints
@@ -41,7 +50,7 @@ from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
-from emu_jax.workdir import CONFIG_FILE, OBSERVING
+from emu_jax.workdir import CONFIG_FILE, with_recorded_shards
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +67,11 @@ class TrainConfig:
         (compilation included) and are turned into a number of steps once, before the first step.
       seed: seed of fresh parameters, dropout and noise.
       log_every, checkpoint_every: intervals in steps; the last step is always logged and saved.
+      checkpoint_minutes: longest time between two checkpoints, beside `checkpoint_every`; 0 counts steps alone. It is
+        looked at every `log_every` steps, by the clock of process 0.
       keep_checkpoints: number of newest checkpoints to keep.
+      keep_every: interval in steps of checkpoints that are saved and kept for ever; 0 keeps none for ever.
+      save_timeout_minutes: time after which a save that has not ended is an error.
       max_bad_steps: bad steps in a row (`bad_steps.py`) that stop the run.
       mesh: sizes of the mesh axes (`sharding.make_mesh`).
       tuned: pass the options of `compiler.py` to the compiler.
@@ -73,6 +86,9 @@ class TrainConfig:
     mesh: Any
     max_bad_steps: int = 10
     tuned: bool = False
+    checkpoint_minutes: float = 0.0
+    keep_every: int = 0
+    save_timeout_minutes: float = 60.0
 
     def __post_init__(self):
         if min(self.steps, self.minutes) < 0 or not (self.steps or self.minutes):
@@ -82,6 +98,15 @@ class TrainConfig:
         for name in ("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least 1")
+        for name in ("checkpoint_minutes", "keep_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.train.{name}={getattr(self, name)}; expected 0 (none) or more")
+        if self.save_timeout_minutes <= 0:
+            raise UserError(f"config.train.save_timeout_minutes={self.save_timeout_minutes}; expected more than 0")
+
+    def saves_at(self, step: int) -> bool:
+        """Whether this step's state is saved, whatever the time."""
+        return step % self.checkpoint_every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
@@ -132,12 +157,20 @@ class Setup:
         return compile_step(self.task, self.optimizer, self.settings.seed, state, batch, options)
 
 
-def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), reshard_data: bool = False) -> TrainState:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    profile: range = range(0),
+    reshard_data: bool = False,
+    change: Collection[str] = (),
+    skip_windows: int = 0,
+) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there from its newest checkpoint.
 
     A run starts from the first of these that there is:
-      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the total
-         number of steps), on any mesh; a finished run is left as it is;
+      1. the newest checkpoint in workdir/checkpoints that is not corrupt (parameters, optimizer, step, position in the
+         data, and the total number of steps), on any mesh; a finished run is left as it is;
       2. the parts that config.init names (`init_from.py`), the other parameters fresh;
       3. fresh parameters from config.train.seed.
 
@@ -147,23 +180,29 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     Args:
       profile: steps to trace for xprof, into workdir/profile.
       reshard_data: resume a run that had other `data.shards` or `data.workers`, near its position in the data.
+      change: fields of the config, with dots, that may differ from the work directory's (`changes.py`).
+      skip_windows: windows of the data to have left out, counted over the whole run, so that starting it again leaves
+        out no more.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
       distributed.Preempted: SIGTERM stopped the run, and its state is saved.
-      distributed.Diverged: so many steps in a row were bad that the run stopped.
+      distributed.Diverged: so many steps in a row were bad that the run stopped, or the state is not finite; the
+        checkpoints are good.
     """
     began = time.time()
     first_process = jax.process_index() == 0
     # ---- settings: refused before anything is written ---------------------------------------------------------------
-    setup = Setup.make(config)
+    setup = Setup.make(config if reshard_data else with_recorded_shards(config, workdir))
     settings, task, mesh, config = setup.settings, setup.task, setup.mesh, setup.inputs.config
     stream, tokenizer = setup.inputs.stream, setup.inputs.tokenizer
     if settings.steps and profile and profile[-1] > settings.steps:
         raise UserError(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
-    check_workdir(workdir, config, RESHARDING if reshard_data else ())
+    changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
+    if change and not (workdir / CONFIG_FILE).exists():
+        raise UserError(f"change={', '.join(change)}: workdir={workdir} holds no run yet; set the fields themselves")
     check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run no longer reads config.init
         check_init(config, task.init_parts)
@@ -173,13 +212,16 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         print(f"workdir={workdir} is a mounted bucket: saves may fail there; name gs://… instead", file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
+    rotation = Rotation(settings.keep_checkpoints, settings.keep_every)
     # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
         hold(workdir) as check_lease,
-        Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir, rotation, timeout=settings.save_timeout_minutes * 60) as checkpoints,
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
+        distributed.saves_at_exit(),
+        contextlib.ExitStack() as at_exit,
     ):
         # ---- state: restored or fresh -----------------------------------------------------------------------------
         fresh = _newest_step(checkpoints, workdir) is None
@@ -187,20 +229,27 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             words = tokenizer.role_words if tokenizer is not None else {}
             state = create_state(task, setup.optimizer, settings.seed, mesh)
             state = init_from_checkpoints(state, config, task.init_parts, words)
+            stream.resume(stream.get_state(), skip_windows=skip_windows)
         else:
             target = abstract_state(task, setup.optimizer, mesh)
-            state, position = checkpoints.restore(target, tokenizer)
-            if reshard_data:
-                stream.reshard(position)
+            found = checkpoints.restore(target, tokenizer)
+            since = check_checkpoint(workdir, found.step, found.meta["config"], config)
+            differing = (*(DIVISION if reshard_data else ()), *(("mixture",) if changed_mixture(since) else ()))
+            skipped = stream.resume(found.meta["iterator"], differing=differing, skip_windows=skip_windows)
+            for line in checkpoints.set_aside(found.corrupt):
                 if first_process:
-                    write_config(workdir, config)
-            else:
-                stream.set_state(position)
+                    print(line, file=sys.stderr)
+            state = _with_length(found.state, settings.steps)
+            if first_process and (changed or skipped):
+                record(workdir, found.step, changed, skipped)
+            if first_process and (changed or not (workdir / CONFIG_FILE).exists()):
+                write_config(workdir, config)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
             if state.step >= state.total_steps:
                 return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
+        distributed.heartbeat(watch.COMPILING, 0)
         batch = setup.placed(setup.first)
         started = time.monotonic()
         with goodput.losing("compile_s"):
@@ -212,33 +261,37 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         if fresh:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
             total = distributed.broadcast_from_process_0(total)  # each process has timed the steps by its own clock
-            state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
+            state = _with_length(state, total)
             if first_process:
                 write_config(workdir, config)
+            distributed.heartbeat(watch.SAVING, 0)
             position = distributed.merge_across_processes(stream.get_state())
             checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
-            checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
         # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
         losses = task.plots.get("losses", ())
         writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
+        if writer is not None:
+            at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
         trace = Trace(workdir / "profile", profile if first_process else range(0))
+        timer = SaveTimer(settings.checkpoint_minutes * 60)
         interval = Interval(sum(task.flops().values()))
         bad_steps = BadStepReport(settings.max_bad_steps, stream)
         saved, diverged = start, ""
         goodput.start(start)
         for step in range(start + 1, total + 1):
-            distributed.heartbeat(distributed.READING, step)
+            distributed.heartbeat(watch.READING, step)
             trace.begin(step)
             before = stream.get_state() if setup.optimizer.accumulate_steps > 1 else {}
             with goodput.losing("input_wait_s"):
                 batch = interval.next_batch(stream)
-            distributed.heartbeat(distributed.COMPUTING, step)
+            distributed.heartbeat(watch.COMPUTING, step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 state, metrics = compiled(state, setup.placed(batch), preemption.reached)
             diverged = bad_steps.check()  # waits for the previous step; otherwise batches would pile up on the device
             dropped = metrics is None
+            saving = step == total or settings.saves_at(step)
             if metrics is None:
                 step, stopping = step - 1, True
             else:
@@ -247,6 +300,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                 row = None
                 if step % settings.log_every == 0 or step == total:
                     row = interval.finish() | {"compile_s": compile_seconds}
+                    saving |= timer.due()
                     if is_bucket(workdir):
                         row |= {"storage_retries": retries()}
                 if writer is not None:
@@ -256,8 +310,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                     diverged = diverged or bad_steps.check()
             if diverged:
                 break
-            if step % settings.checkpoint_every == 0 or step == total or stopping:
-                distributed.heartbeat(distributed.SAVING, step)
+            if saving or stopping:
+                distributed.heartbeat(watch.SAVING, step)
                 check_lease()
                 if writer is not None:
                     writer.commit()  # rows are on disk before their checkpoint
@@ -268,6 +322,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
                         saved = step
                     if step == total or stopping:
                         checkpoints.wait()
+                timer.restart()
                 goodput.write(step)
             if stopping:
                 break
@@ -287,14 +342,17 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     return state
 
 
-def compile_only(config: ConfigDict, workdir: Path) -> str:
+def compile_only(config: ConfigDict, workdir: Path, *, change: Collection[str] = ()) -> str:
     """Compiles the step that `train` would run; returns its time and memory as text, and writes nothing.
+
+    Args:
+      change: as in `train`.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
-    setup = Setup.make(config)
-    check_workdir(workdir, setup.inputs.config)
+    setup = Setup.make(with_recorded_shards(config, workdir))
+    check_workdir(workdir, setup.inputs.config, change)
     with contextlib.closing(setup.inputs.stream), jax.set_mesh(setup.mesh):
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)
@@ -344,37 +402,76 @@ def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
     return newest
 
 
-def check_workdir(workdir: Path, config: ConfigDict, changeable: Sequence[str] = ()) -> None:
+def check_workdir(workdir: Path, config: ConfigDict, changeable: Collection[str] = ()) -> Differences:
     """Checks that the work directory is this experiment's, or new; writes nothing.
 
     Args:
       changeable: fields that may differ, beside `OBSERVING`.
 
+    Returns:
+      those that do.
+
     Raises:
-      UserError: it belongs to another experiment, or is no folder.
+      UserError: it belongs to another experiment, or is no folder; or no run may change one of these fields.
     """
     if str(workdir).startswith("s3://"):
         raise UserError(
             f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
         )
+    try:
+        workdir.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"workdir={workdir}: cannot be read ({error.strerror}); name another folder") from error
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
-    file = workdir / CONFIG_FILE
+    file, here = workdir / CONFIG_FILE, fields_of(json.loads(to_json(config)))
     if not file.exists():
-        return
+        return {}
     try:
-        old = _fields(json.loads(file.read_text(encoding="utf-8")))
+        there = fields_of(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); expected the config that `emu-jax train` wrote") from error
-    new = _fields(json.loads(to_json(config)))
-    for name in sorted(old.keys() | new.keys()):
-        may_change = any(name == field or name.startswith(field + ".") for field in (*OBSERVING, *changeable))
-        if old.get(name) != new.get(name) and not may_change:
-            raise UserError(
-                f"workdir={workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
-                f"{new.get(name)!r} here; use a new work directory"
-                + (", or reshard_data to resume near its position in the data" if name in RESHARDING else "")
-            )
+    found = differences(there, here)
+    for name, values in found.items():
+        if name not in changeable:
+            raise _other_config(f"workdir={workdir}", name, *values)
+        if name not in RESHARDING:
+            check_change(name, *values)
+    return found
+
+
+def check_checkpoint(workdir: Path, step: int, saved: Mapping[str, Any], config: ConfigDict) -> Differences:
+    """Checks that a checkpoint is of this experiment; without config.json in the work directory, nothing else says so.
+
+    Args:
+      saved: the config in the checkpoint.
+
+    Returns:
+      the fields that have changed since.
+
+    Raises:
+      UserError: it belongs to another experiment.
+    """
+    found = differences(fields_of(saved), fields_of(json.loads(to_json(config))))
+    recorded = (workdir / CONFIG_FILE).exists()  # what has changed on purpose is in it, and was compared with it
+    for name, values in found.items():
+        if name not in RESHARDING and not (recorded and is_changeable(name)):  # the stream compares its own division
+            raise _other_config(f"{workdir / FOLDER / str(step)}", name, *values)
+    return found
+
+
+def _other_config(where: str, name: str, there: Any, here: Any) -> UserError:
+    mend = ""
+    if name in RESHARDING:
+        mend = ", or reshard_data to resume near its position in the data"
+    elif is_changeable(name):
+        mend = ", or change this field on purpose (change)"
+    return UserError(
+        f"{where}: it belongs to another config: {name} is {there!r} there and {here!r} here; use a new work directory"
+        + mend
+    )
 
 
 def check_writable(workdir: Path) -> None:
@@ -403,9 +500,17 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     replace_text(workdir / CONFIG_FILE, to_json(config) + "\n")
 
 
-def _fields(tree: dict) -> dict[str, Any]:
-    """A config's fields by their names with dots."""
-    return {name.replace("/", "."): value for name, value in flatten(tree).items()}
+def _with_length(state: TrainState, steps: int) -> TrainState:
+    """The state of a run of so many steps in all; 0 leaves it as it is.
+
+    Raises:
+      UserError: it has had more.
+    """
+    if steps and steps < state.step:
+        raise UserError(f"config.train.steps={steps}: the run has had {int(state.step)}; expected that or more")
+    if not steps:
+        return state
+    return dataclasses.replace(state, total_steps=jnp.asarray(steps, jnp.int32, device=state.step.sharding))
 
 
 def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:

@@ -16,13 +16,13 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
-from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
-from emu_jax.lines import Lines
+from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path, replace_text, write_atomically
+from emu_jax.train.events import Events
 from emu_jax.workdir import METRICS_FILE, read_metrics
 
 matplotlib.use("Agg")
@@ -50,8 +50,8 @@ class MetricsWriter:
         self._losses = tuple(losses)
         self._path = workdir / METRICS_FILE
         rows = read_metrics(self._path) if self._path.exists() else []
-        self._rows = Lines(self._path, [json.dumps(row) for row in rows if row["step"] <= start])
-        self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=start + 1)
+        self._rows = GrowingFile(self._path, b"".join(_line(row) for row in rows if row["step"] <= start))
+        self._events = Events(workdir / "tensorboard", start)
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
         self._by_source: list[dict[str, jax.Array]] = []  # losses by source of the steps since the last row
@@ -92,10 +92,8 @@ class MetricsWriter:
             self._write(step, values | dict(row))
 
     def _write(self, step: int, row: Mapping[str, float]) -> None:
-        self._rows.add(json.dumps({"step": step, **row}))
-        for name, value in row.items():
-            if math.isfinite(value):  # a bad step's are not, and TensorBoard would warn of each
-                self._events.add_scalar(name, value, step)
+        self._rows.add(_line({"step": step, **row}))
+        self._events.add(step, row)
         self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
 
     def commit(self) -> None:
@@ -103,11 +101,18 @@ class MetricsWriter:
         self.flush()
         self._rows.flush()
 
+    def close_bar(self) -> None:
+        self._bar.close()
+
     def close(self) -> None:
         self.flush()
-        self._bar.close()
+        self.close_bar()
         self._events.close()
         self._rows.close()
+
+
+def _line(row: Mapping[str, float]) -> bytes:
+    return (json.dumps(row) + "\n").encode()
 
 
 def next_batch_of(batches: Stream) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ and a long storyboard gives all its pieces, in rows of 8 images; the others choo
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -44,6 +45,7 @@ class Simulated:
     """A source whose records have the sizes of a published set's; a record is the same at every visit."""
 
     fingerprint = "simulated"
+    images_fingerprint = ""
 
     def __init__(self, name: str, frames: tuple[int, int], windows: bool):
         self._name, self._frames, self._windows = name, frames, windows
@@ -51,15 +53,15 @@ class Simulated:
     def __len__(self) -> int:
         return RECORDS
 
-    def __getitem__(self, index: int) -> int:
-        return index
+    def read(self, indices: Sequence[int]) -> list[int]:
+        return list(indices)
 
     def texts(self) -> list[str]:
         return []
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        size = np.random.default_rng([sorted(WEIGHTS).index(self._name), index])
-        images = [Image(PIXELS, f"{self._name}/{index}#{number}") for number in range(150)]
+    def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
+        size = np.random.default_rng([sorted(WEIGHTS).index(self._name), record])
+        images = [Image(PIXELS, f"{self._name}/{record}#{number}") for number in range(150)]
         if self._name.startswith("laion"):
             return PairOrder("random").documents(images[:1], words(size.integers(36, 81) - IMAGE_TOKENS - 1).text, rng)
         if self._name == "webvid":

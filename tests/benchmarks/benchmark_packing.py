@@ -84,7 +84,7 @@ def prepared_records(folders: Sequence[str]) -> Callable[[int], Iterator[Documen
         rng = np.random.default_rng(0)
         sizes = {"queries": QUERIES, "row_tokens": ROW_TOKENS, "row_images": row_images}
         for source, index in itertools.islice(iter(stream), RECORDS):
-            documents = opened[source].documents(index, rng)
+            documents = opened[source].documents(*opened[source].read([index]), rng)
             yield [piece for document in documents for piece in tokenize_document(document, tokenizer, **sizes)]
 
     return records

@@ -1,6 +1,5 @@
 """Leaves in slices: digests add up to those of training checkpoints, Orbax restores what is written, kills are safe."""
 
-import json
 import os
 import subprocess
 import sys
@@ -14,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_jax.checkpoints.store import digests
-from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, digest
+from emu_jax.checkpoints import streamed
+from emu_jax.checkpoints.store import digests, read_meta
+from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, digest, resumable_folder
 from emu_jax.errors import UserError
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int8]
@@ -24,7 +24,7 @@ LEAVES = {
     "params/norm/scale": ((6,), np.dtype(ml_dtypes.bfloat16)),
     "statistics/count": ((), np.dtype(np.float32)),
 }
-STACKED = ["params/blocks/kernel"]
+AXES = {"params/blocks/kernel": ("layers", "embed", "mlp")}
 
 
 def draw() -> dict[str, np.ndarray]:
@@ -36,7 +36,7 @@ def write_all(writer: LeafWriter, values: dict[str, np.ndarray], upto: int = 99)
     """Slices in order, as a conversion does it."""
     kernel = values["params/blocks/kernel"]
     slices = [(layer, {"params/blocks/kernel": kernel[layer]}) for layer in range(3)]
-    slices += [(None, {name: values[name]}) for name in LEAVES if name not in STACKED]
+    slices += [(None, {name: values[name]}) for name in LEAVES if name not in AXES]
     for step, (layer, part) in enumerate(slices[:upto]):
         if step not in writer.done:
             writer.write(step, layer, part)
@@ -60,9 +60,9 @@ def test_digests_are_those_of_training_checkpoints(shape, dtype, seed):
 
 def test_orbax_restores_what_was_written(tmp_path):
     values = draw()
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    writer = LeafWriter(tmp_path / "w", LEAVES, AXES)
     write_all(writer, values)
-    writer.finish("emu", {"config": {}}, {})
+    writer.finish("emu", {"config": {}})
     target = {
         "blocks": {"kernel": jax.ShapeDtypeStruct((3, 4, 5), jnp.float32)},
         "norm": {"scale": jax.ShapeDtypeStruct((6,), jnp.bfloat16)},
@@ -71,7 +71,7 @@ def test_orbax_restores_what_was_written(tmp_path):
         restored = checkpointer.restore(tmp_path / "w" / "params", target)
     np.testing.assert_array_equal(restored["blocks"]["kernel"], values["params/blocks/kernel"])
     np.testing.assert_array_equal(restored["norm"]["scale"], values["params/norm/scale"])
-    assert not (tmp_path / "w.partial").exists()
+    assert not (tmp_path / "w" / "progress.json").exists()
 
 
 RESTORE = """
@@ -91,9 +91,9 @@ np.save(sys.argv[2], np.asarray(kernel))
 
 def test_eight_devices_restore_their_parts(tmp_path):
     values = draw()
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    writer = LeafWriter(tmp_path / "w", LEAVES, AXES)
     write_all(writer, values)
-    writer.finish("emu", {}, {})
+    writer.finish("emu", {})
     command = [sys.executable, "-c", RESTORE, str(tmp_path / "w" / "params"), str(tmp_path / "found.npy")]
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
@@ -103,14 +103,14 @@ def test_eight_devices_restore_their_parts(tmp_path):
 
 def test_readers_see_slices_and_flipped_bits(tmp_path):
     values = draw()
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    writer = LeafWriter(tmp_path / "w", LEAVES, AXES)
     write_all(writer, values)
-    writer.finish("emu", {}, {})
-    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    writer.finish("emu", {})
+    meta = read_meta(tmp_path / "w")
     reader = LeafReader(tmp_path / "w", meta)
     np.testing.assert_array_equal(list(reader.slices("params/blocks/kernel")), values["params/blocks/kernel"])
     np.testing.assert_array_equal(reader["statistics/count"], values["statistics/count"])
-    chunk = tmp_path / "w" / "params" / "blocks.kernel" / "1.0.0"
+    chunk = tmp_path / "w" / "params" / "blocks.kernel" / "c.1.0.0"
     data = bytearray(chunk.read_bytes())
     data[3] ^= 1
     chunk.write_bytes(data)
@@ -118,46 +118,45 @@ def test_readers_see_slices_and_flipped_bits(tmp_path):
         list(reader.slices("params/blocks/kernel"))
 
 
-def test_chunks_are_a_layer_each(tmp_path):
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
-    write_all(writer, draw())
-    writer.finish("emu", {}, {})
-    chunks = sorted(p.name for p in (tmp_path / "w" / "params" / "blocks.kernel").iterdir() if p.name != ".zarray")
-    assert chunks == ["0.0.0", "1.0.0", "2.0.0"]
-
-
 @pytest.mark.parametrize("upto", range(6))
-def test_an_interrupted_run_is_gone_on_with(tmp_path, upto):
+def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch, upto):
+    monkeypatch.setattr(streamed, "RECORD_S", 0)
     values = draw()
-    write_all(LeafWriter(tmp_path / "w", LEAVES, STACKED, "job"), values, upto)
-    with (tmp_path / "w.partial" / "progress.jsonl").open("a") as file:
-        file.write('{"step": 4, "dig')  # killed in the middle of a line
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
+    write_all(LeafWriter(tmp_path / "w", LEAVES, AXES), values, upto)
+    writer = LeafWriter(tmp_path / "w", LEAVES, AXES)
     assert writer.done == set(range(min(upto, 5)))
+    assert not writer.complete
     write_all(writer, values)
-    writer.finish("emu", {}, {})
-    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    writer.finish("emu", {})
+    meta = read_meta(tmp_path / "w")
     reader = LeafReader(tmp_path / "w", meta)
     for name, value in values.items():
         np.testing.assert_array_equal(reader[name], value)
+    assert LeafWriter(tmp_path / "w", LEAVES, AXES).complete
 
 
-def test_a_run_killed_while_it_finished_is_gone_on_with(tmp_path):
-    """What belongs beside the leaves was moved in already; the next run brings it anew."""
-    writer = LeafWriter(tmp_path / "w", LEAVES, STACKED, "job")
-    write_all(writer, draw())
-    for folder, text in ((tmp_path / "w.partial" / "vae", "old"), (tmp_path / "vae", "new")):
-        folder.mkdir()
-        (folder / "x").write_text(text)
-    LeafWriter(tmp_path / "w", LEAVES, STACKED, "job").finish("emu", {}, {"vae": tmp_path / "vae"})
-    assert (tmp_path / "w" / "vae" / "x").read_text() == "new"
+def test_a_folder_gets_its_name_when_it_is_complete(tmp_path):
+    with resumable_folder(tmp_path / "w", "job") as place:
+        (place / "x").write_text("1")
+        assert not (tmp_path / "w").exists()
+    assert [file.name for file in (tmp_path / "w").iterdir()] == ["x"]
+    assert not (tmp_path / "w.partial").exists()
 
 
-def test_another_job_begins_anew(tmp_path):
-    write_all(LeafWriter(tmp_path / "w", LEAVES, STACKED, "job"), draw(), 2)
-    assert LeafWriter(tmp_path / "w", LEAVES, STACKED, "another").done == set()
+def test_a_folder_is_resumed_by_the_same_job_alone(tmp_path):
+    for job, found in (("one", False), ("one", True), ("another", False)):
+        with pytest.raises(KeyboardInterrupt), resumable_folder(tmp_path / "w", job) as place:
+            assert (place / "x").exists() == found
+            (place / "x").write_text("1")
+            raise KeyboardInterrupt
+
+
+def test_an_error_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UserError, match="damaged"), resumable_folder(tmp_path / "w", "job"):
+        raise UserError("damaged")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_exists_is_refused(tmp_path):
-    with pytest.raises(UserError, match="it exists; name a new folder"):
-        LeafWriter(tmp_path, LEAVES, STACKED, "job")
+    with pytest.raises(UserError, match="it exists; name a new folder"), resumable_folder(tmp_path, "job"):
+        pass

@@ -42,7 +42,7 @@ def _chats(source, place: int) -> list:
 
 
 def test_a_document_is_a_chat_about_one_image_or_several(source):
-    place = next(n for n in range(len(source)) if embedded_chats.has_one_tone(source[n]))
+    place = next(n for n in range(len(source)) if embedded_chats.has_one_tone(source.examples[n]))
     found = set()
     for document in _chats(source, place):
         roles = tuple(getattr(part, "role", "image") for part in document.parts)
@@ -71,6 +71,6 @@ def test_a_tokenizer_of_its_texts_spells_every_question(source):
 
 
 def test_held_out_combinations_are_not_answered_in_training(source):
-    captions = {source[place].caption for place in range(len(source))}
+    captions = {example.caption for example in source.examples}
     held_out = open_source(embedded_chats.NAME, "heldout_combinations", 16, PairOrder())
-    assert not captions & {held_out[place].caption for place in range(len(held_out))}
+    assert not captions & {example.caption for example in held_out.examples}

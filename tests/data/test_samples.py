@@ -1,6 +1,7 @@
 """Samples of records: which images are predicted and which are read, weights by source, and shares of a mixture."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -50,6 +51,7 @@ class _Records:
     """A source of given documents, a list a record."""
 
     fingerprint = "records"
+    images_fingerprint = ""
 
     def __init__(self, records: list[list[Document]]):
         self._records = records
@@ -57,11 +59,11 @@ class _Records:
     def __len__(self) -> int:
         return len(self._records)
 
-    def __getitem__(self, index: int) -> list[Document]:
-        return self._records[index]
+    def read(self, indices: Sequence[int]) -> list[list[Document]]:
+        return [self._records[index] for index in indices]
 
-    def documents(self, index: int, rng: np.random.Generator) -> list[Document]:
-        return self._records[index]
+    def documents(self, record: list[Document], rng: np.random.Generator) -> list[Document]:
+        return record
 
     def texts(self) -> list[str]:
         return []
@@ -71,7 +73,7 @@ def test_weights_of_a_source_scale_its_documents_losses():
     entry = SourceConfig("one", text_weight=0.5, visual_weight=3.0)
     source = _Records([[Document((IMAGE, Text("a cat")), text_weight=0.5)]])
     samples = Samples({"one": source}, TOKENIZER, dataclasses.replace(DATA, mixture={"one": entry}), QUERIES)
-    [found] = samples((0, 0), np.random.default_rng(0))
+    [[found]] = samples([((0, 0), np.random.default_rng(0))])
     assert found.text_weights.tolist() == [0, 0, 0, 0, 0, 0.25, 0.25, 0.25]
     assert found.visual_weights.tolist() == [0, 0, 3, 3, 3, 0, 0, 0]
     with pytest.raises(UserError, match=r"config\.data\.mixture\.web\.text_weight=-1\.0; expected 0 or more"):
@@ -82,7 +84,10 @@ def test_pairs_of_a_source_have_an_order_of_their_own():
     entries = {"one": SourceConfig("fluent_emoji", pairs={"order": "image_first"}), "two": SourceConfig("fluent_emoji")}
     data = dataclasses.replace(DATA, pairs=PairOrder("text_first"), mixture=entries)
     opened = data.open(SIZE)
-    first = {name: source.documents(0, np.random.default_rng(0))[0].parts[0] for name, source in opened.items()}
+    first = {
+        name: source.documents(*source.read([0]), np.random.default_rng(0))[0].parts[0]
+        for name, source in opened.items()
+    }
     assert isinstance(first["one"], Image) and isinstance(first["two"], Text)
     with pytest.raises(
         UserError, match=r"config\.data\.mixture\.one\.pairs\.ordr is no field of PairOrder; did you mean"

@@ -41,7 +41,7 @@ def test_documents_by_kind(tmp_path, kind, expected):
     source = Prepared(
         Records(write_folder(tmp_path / kind, [RECORDS[kind]], shards=1), "train"), SIZE, PairOrder("random")
     )
-    found = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(20)]
+    found = [source.documents(*source.read([0]), np.random.default_rng(seed))[0] for seed in range(20)]
     assert {spelt(document) for document in found} == expected
     images = [part for part in found[0].parts if isinstance(part, Image)]
     assert len({image.key for image in images}) == len(images)
@@ -81,7 +81,7 @@ STORED = {
 def test_frames_of_a_video(tmp_path, name, sampling, expected):
     folder = write_folder(tmp_path / name, [STORED[name]], shards=1)
     source = open_source(str(folder), "train", SIZE, PairOrder("image_first"), frames=sampling)
-    (document,) = source.documents(0, np.random.default_rng(0))
+    (document,) = source.documents(*source.read([0]), np.random.default_rng(0))
     assert frames_of(document) == expected
     assert [part for part in document.parts if isinstance(part, Text)] == [
         part for part in STORED[name].parts if isinstance(part, Text)
@@ -94,7 +94,7 @@ def test_random_frames_of_a_video(tmp_path, name):
     source = Prepared(
         Records(write_folder(tmp_path / name, [STORED[name]], shards=1), "train"), SIZE, PairOrder("random")
     )
-    visits = [source.documents(0, np.random.default_rng(seed))[0] for seed in range(40)]
+    visits = [source.documents(*source.read([0]), np.random.default_rng(seed))[0] for seed in range(40)]
     shown = [frames_of(document) for document in visits]
     assert all(len(set(frames)) == 8 and frames == sorted(frames) for frames in shown)
     assert len({tuple(frames) for frames in shown}) > 30

@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,9 +15,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PLACE = "--project=my-project --zone=us-east5-a"
 TRAIN = (
-    "--config configs/pretrain.py:14b --workdir /mnt/emu/runs/14b --config.data.source=/mnt/emu/documents.jsonl "
-    "--config.tokenizer.path=/mnt/emu/tokenizer.model --config.init.llama=/mnt/emu/weights/llama "
-    "--config.init.vision=/mnt/emu/weights/vision --config.model.remat=dots"
+    "train --config configs/pretrain.py:14b --workdir gs://my-bucket/runs/14b "
+    "--compilation-cache gs://my-bucket/cache --config.data.source=gs://my-bucket/data/laion_coco "
+    "--config.tokenizer.path=gs://my-bucket/tokenizer.model --config.init.llama=gs://my-bucket/weights/llama "
+    "--config.init.vision=gs://my-bucket/weights/vision --config.model.remat=dots"
 )
 QUEUED = "gcloud compute tpus queued-resources"
 VM = "gcloud compute tpus tpu-vm"
@@ -29,19 +32,16 @@ INSTALL = (
     "git archive --format=tar.gz COMMIT | gcloud storage cp - gs://my-bucket/archives/COMMIT.tar.gz",
     f"{ON_ALL} '--command={{ test ! -e emu_jax/launch/worker.sh || emu_jax/launch/worker.sh stop; }} && "
     "mkdir -p emu_jax && rm -rf emu_jax/* && gcloud storage cp gs://my-bucket/archives/COMMIT.tar.gz emu_jax.tar.gz && "
-    "tar -xzf emu_jax.tar.gz -C emu_jax && emu_jax/launch/worker.sh install'",
+    "tar -xzf emu_jax.tar.gz -C emu_jax && emu_jax/launch/worker.sh install tpu,gcs,s3'",
 )
-MOUNT = (
-    "{ mountpoint -q /mnt/emu || { sudo apt-get -qy install nfs-common; sudo mount -m 10.0.0.2:/emu /mnt/emu; }; } && "
-)
-RUN = f"{ON_ALL} '--command={MOUNT}emu_jax/launch/worker.sh start {TRAIN}'"
+RUN = f"{ON_ALL} '--command=emu_jax/launch/worker.sh start {TRAIN}'"
 DELETE = f"{QUEUED} delete emu {PLACE} --quiet --force"
 CLUSTER = f"--cluster=emu {PLACE}"
 SLICE = "--tpu-type=v5p-128 --num-slices=1"
 IMAGE = "us-docker.pkg.dev/my-project/emu/emu-jax:COMMIT"
 XPK_RUN = (
     f"xpk workload create --workload=emu {CLUSTER} {SLICE} --docker-image={IMAGE} --max-restarts=50 "
-    f"--restart-on-exit-codes=1,69,75 '--command=emu-jax train {TRAIN}'"
+    f"--restart-on-exit-codes=1,69,75 --termination-grace-period-seconds=600 '--command=emu-jax {TRAIN}'"
 )
 XPK_STOP = f"xpk workload delete --workload=emu {CLUSTER} --force"
 
@@ -108,7 +108,8 @@ def printed(project: Path, script: str, *words: str) -> list[str]:
             "gke.sh",
             "image",
             (
-                f"git archive COMMIT | docker build --file=launch/Dockerfile --tag={IMAGE} -",
+                "git archive COMMIT | docker build --file=launch/Dockerfile --build-arg=EXTRAS=tpu,gcs,s3 "
+                f"--tag={IMAGE} -",
                 f"docker push {IMAGE}",
             ),
         ),
@@ -143,7 +144,7 @@ def test_several_slices_train_together(project, tmp_path):
 
 
 def test_a_slice_at_once(project, tmp_path):
-    env = str(edited(project, tmp_path, QUEUED="no", CAPACITY="on-demand", MOUNT=""))
+    env = str(edited(project, tmp_path, QUEUED="no", CAPACITY="on-demand", MOUNT="'mount /mnt/emu'"))
     assert printed(project, "tpu-vm.sh", "--env", env, "create") == [
         f"{VM} create emu {PLACE} --accelerator-type=v5p-128 --version=v2-alpha-tpuv5",
         f"{VM} describe emu {PLACE} '--format=value(state)'",
@@ -152,9 +153,61 @@ def test_a_slice_at_once(project, tmp_path):
         f"{VM} ssh emu {PLACE} --worker=all '--command=emu_jax/launch/worker.sh stop'"
     ]
     assert printed(project, "tpu-vm.sh", "--env", env, "run") == [
-        f"{VM} ssh emu {PLACE} --worker=all '--command=emu_jax/launch/worker.sh start {TRAIN}'"
+        f"{VM} ssh emu {PLACE} --worker=all '--command={{ mount /mnt/emu; }} && emu_jax/launch/worker.sh start {TRAIN}'"
     ]
     assert printed(project, "tpu-vm.sh", "--env", env, "delete") == [f"{VM} delete emu {PLACE} --quiet"]
+
+
+CLOSED = {
+    "NETWORK": "closed",
+    "SUBNETWORK": "projects/my-project/regions/us-east5/subnetworks/pods",
+    "INTERNAL_IPS": "yes",
+    "SERVICE_ACCOUNT": "emu@my-project.iam.gserviceaccount.com",
+    "LABELS": "team=vision,run=14b",
+}
+
+
+def test_a_closed_network(project, tmp_path):
+    env = str(edited(project, tmp_path, **CLOSED, SSH="iap"))
+    (create, _) = printed(project, "tpu-vm.sh", "--env", env, "create")
+    flags = [f"--{name.lower().replace('_', '-')}={value}" for name, value in CLOSED.items()]
+    assert create == " ".join([CREATE[0], *flags]).replace("--internal-ips=yes", "--internal-ips")
+    tunnel = f"{QUEUED} ssh emu {PLACE} --tunnel-through-iap"
+    assert printed(project, "tpu-vm.sh", "--env", env, "stop") == [
+        f"{tunnel} --node=all --worker=all '--command=emu_jax/launch/worker.sh stop'"
+    ]
+    assert printed(project, "tpu-vm.sh", "--env", env, "logs") == [
+        f"{tunnel} --node=0 --worker=0 '--command=emu_jax/launch/worker.sh log'"
+    ]
+    assert printed(project, "gke.sh", "--env", env, "create") == [
+        f"xpk cluster create {CLUSTER} {SLICE} --spot --private "
+        f"'--custom-cluster-arguments=--network=closed --subnetwork={CLOSED['SUBNETWORK']} "
+        f"--service-account={CLOSED['SERVICE_ACCOUNT']}' "
+        f"'--custom-nodepool-arguments=--service-account={CLOSED['SERVICE_ACCOUNT']} --labels=team=vision,run=14b'"
+    ]
+
+
+def test_from_the_network_of_the_workers(project, tmp_path):
+    env = str(edited(project, tmp_path, INTERNAL_IPS="yes", SSH="internal-ip", QUEUED="no"))
+    assert printed(project, "tpu-vm.sh", "--env", env, "stop") == [
+        f"{VM} ssh emu {PLACE} --internal-ip --worker=all '--command=emu_jax/launch/worker.sh stop'"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("job", "extras"), [("evaluate", "tpu,gcs,s3,eval"), ("precompute", "tpu,gcs,s3")], ids=["evaluate", "precompute"]
+)
+def test_other_jobs(project, tmp_path, job, extras):
+    values = {"JOB": job, "ACCELERATOR_TYPE": "v5p-8", "ARGUMENTS": "(--model gs://b/emu)", "CONFIG": "", "WORKDIR": ""}
+    env = str(edited(project, tmp_path, **values))
+    (*_, install) = printed(project, "tpu-vm.sh", "--env", env, "install")
+    assert install.endswith(f"emu_jax/launch/worker.sh install {extras}'")
+    (run,) = printed(project, "tpu-vm.sh", "--env", env, "run")
+    assert run == f"{ON_ALL} '--command=emu_jax/launch/worker.sh start {job} --model gs://b/emu'"
+    (build, _) = printed(project, "gke.sh", "--env", env, "image")
+    assert f"--build-arg=EXTRAS={extras} " in build
+    (run,) = printed(project, "gke.sh", "--env", env, "run")
+    assert run.endswith(f"'--command=emu-jax {job} --model gs://b/emu'")
 
 
 def test_changes_that_stay_behind_are_mentioned(project, tmp_path):
@@ -177,13 +230,57 @@ def test_changes_that_stay_behind_are_mentioned(project, tmp_path):
         ("tpu-vm.sh", "CAPACITY", "cheap", "CAPACITY='cheap'; expected on-demand, spot or reserved; set it in "),
         ("tpu-vm.sh", "COMMIT", "gone", "COMMIT='gone'; expected a commit of this repository; set it in "),
         ("tpu-vm.sh", "CONFIG", "configs/gone.py", "CONFIG='configs/gone.py'; expected a file of commit "),
-        ("tpu-vm.sh", "WORKDIR", "gs://b/r", "WORKDIR='gs://b/r'; expected a folder that every worker sees, as in"),
-        ("tpu-vm.sh", "ARGUMENTS", "(--steps=3)", "ARGUMENTS has '--steps=3'; expected words like --config.a.b=value"),
+        (
+            "tpu-vm.sh",
+            "WORKDIR",
+            "gs://b",
+            "WORKDIR='gs://b'; expected a folder of a bucket, as in gs://my-bucket/runs/14b",
+        ),
+        ("tpu-vm.sh", "WORKDIR", "runs/14b", "WORKDIR='runs/14b'; expected a folder of a bucket, as in gs://my-bucket"),
+        ("tpu-vm.sh", "ARGUMENTS", "(--workdir=/mnt)", "'--workdir=/mnt' is no argument; set CONFIG and WORKDIR in "),
+        ("gke.sh", "ARGUMENTS", "($'a\\nb')", "ARGUMENTS has a line break in 'a…'; expected words of one line; set it"),
+        ("gke.sh", "ENVIRONMENT", "(A=1 --b=2)", "ENVIRONMENT has '--b=2'; expected words like NAME=value; set it in "),
+        ("tpu-vm.sh", "JOB", "serve", "JOB='serve'; expected train, evaluate or precompute; set it in "),
+        (
+            "tpu-vm.sh",
+            "JOB",
+            "evaluate",
+            "ACCELERATOR_TYPE='v5p-128'; expected a slice of one host for JOB=evaluate: v(5l",
+        ),
+        (
+            "gke.sh",
+            "JOB",
+            "precompute",
+            "ACCELERATOR_TYPE='v5p-128'; expected a slice of one host for JOB=precompute: v6e",
+        ),
+        (
+            "tpu-vm.sh",
+            "NETWORK",
+            "'a b'",
+            "NETWORK='a b'; expected a VPC network, or nothing for the project's default",
+        ),
+        ("gke.sh", "SUBNETWORK", "'a b'", "SUBNETWORK='a b'; expected a subnetwork, or nothing for the network's; set"),
+        ("tpu-vm.sh", "INTERNAL_IPS", "", "INTERNAL_IPS=''; expected yes or no; set it in "),
+        (
+            "tpu-vm.sh",
+            "INTERNAL_IPS",
+            "yes",
+            "SSH=external-ip with INTERNAL_IPS=yes; expected internal-ip or iap; set it",
+        ),
+        ("tpu-vm.sh", "SSH", "tunnel", "SSH='tunnel'; expected external-ip, internal-ip or iap; set it in "),
+        (
+            "gke.sh",
+            "SERVICE_ACCOUNT",
+            "emu",
+            "SERVICE_ACCOUNT='emu'; expected an account's address, or nothing for the",
+        ),
+        ("gke.sh", "LABELS", "team", "LABELS='team'; expected name=value,name=value, or nothing; set it in "),
         ("tpu-vm.sh", "RUNTIME_VERSION", "", "RUNTIME_VERSION=''; expected a TPU runtime version such as"),
         ("tpu-vm.sh", "QUEUED", "maybe", "QUEUED='maybe'; expected yes or no; set it in "),
         ("tpu-vm.sh", "ARCHIVES", "here", "ARCHIVES='here'; expected a folder in a bucket, gs://…; set it in "),
         ("gke.sh", "IMAGE", "emu:3", "IMAGE='emu:3'; expected a container image without a tag"),
         ("gke.sh", "MAX_RESTARTS", "many", "MAX_RESTARTS='many'; expected a number, 0 or more; set it in "),
+        ("gke.sh", "GRACE_SECONDS", "long", "GRACE_SECONDS='long'; expected a number, 0 or more; set it in "),
         ("gke.sh", "CAPACITY", "reserved", "RESERVATION=''; expected the reservation's name, for CAPACITY is reserved"),
         ("gke.sh", "ARGUMENTS", "(", "bash cannot read it; expected lines like those of launch/pod.env.example"),
     ],
@@ -197,6 +294,14 @@ def test_values_that_cannot_be(project, tmp_path, script, variable, value, expec
     assert str(env) in done.stderr
 
 
+@pytest.mark.parametrize("name", ["ARGUMENTS", "ENVIRONMENT"])
+def test_lists_are_lists(project, tmp_path, name):
+    env = edited(project, tmp_path, **{f"unset {name}; {name}": "'--config.a=1 --config.b=2'"})
+    done = launch(project, "gke.sh", "--dry-run", "--env", str(env), "run")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"{name} is no list; expected words in parentheses, as in {name}=(" in done.stderr
+
+
 def test_several_slices_are_queued(project, tmp_path):
     env = edited(project, tmp_path, SLICES="2", QUEUED="no")
     done = launch(project, "tpu-vm.sh", "--env", str(env), "create")
@@ -204,11 +309,48 @@ def test_several_slices_are_queued(project, tmp_path):
     assert "SLICES=2 with QUEUED=no; expected QUEUED=yes" in done.stderr
 
 
-@pytest.mark.parametrize("words", [(), ("fly",), ("run", "now"), ("--env",)])
-def test_commands_that_are_none(project, words):
+def test_a_tunnel_needs_a_queue(project, tmp_path):
+    env = edited(project, tmp_path, SSH="iap", QUEUED="no")
+    done = launch(project, "tpu-vm.sh", "--env", str(env), "stop")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "SSH=iap with QUEUED=no; expected QUEUED=yes, whose ssh knows the tunnel" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ((), "one of: create image run resume status logs stop delete"),
+        (("fly",), "one of: create image run resume status logs stop delete"),
+        (("--env",), "one of: create image run resume status logs stop delete"),
+        (("run", "now"), "'now' is not an argument of the job; expected one such as --reshard-data"),
+        (("stop", "--now"), "'--now': stop takes no arguments; those of the job follow run and resume"),
+        (("run", "--config", "a.py"), "'--config' is no argument; set CONFIG and WORKDIR in "),
+    ],
+)
+def test_commands_that_are_none(project, words, expected):
     done = launch(project, "gke.sh", *words)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
-    assert "one of: create image run resume status logs stop delete" in done.stderr
+    assert expected in done.stderr
+
+
+def test_settings_that_may_be_left_out(project, tmp_path):
+    """A file of an older example, and a shell that uses the same names, change nothing."""
+    optional = (
+        "JOB",
+        "NETWORK",
+        "SUBNETWORK",
+        "INTERNAL_IPS",
+        "SSH",
+        "SERVICE_ACCOUNT",
+        "LABELS",
+        "MOUNT",
+        "ENVIRONMENT",
+    )
+    env = tmp_path / "pod.env"
+    lines = (project / "launch" / "pod.env.example").read_text(encoding="utf-8").splitlines(keepends=True)
+    env.write_text("".join(line for line in lines if not line.startswith(tuple(f"{name}=" for name in optional))))
+    done = launch(project, "tpu-vm.sh", "--dry-run", "--env", str(env), "run", **dict.fromkeys(optional, "?"))
+    assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{RUN}\n")
 
 
 def test_without_an_environment_file(project, tmp_path):
@@ -234,32 +376,72 @@ AWKWARD = [
     "--config.a.b='it''s'",
     '--config.c="$HOME" `id` \\',
     "--config.d=",
+    "--compilation-cache",
+    "gs://b/$(date) $$ ${HOME} $$$(HOME)",
+    "--profile-steps",
+    "10:15",
 ]
+VARIABLES = {
+    "EMU_JAX_TIMEOUT": "300",
+    "LIBTPU_INIT_ARGS": "--xla_tpu_a=true --xla_tpu_b='c d'",
+    "EMPTY": "",
+    "AWKWARD": '"it\'s" $HOME $$ $(HOME) `id` \\ = *',
+}
+MORE = ["--change", "config.optimizer.learning_rate=1e-5", "--skip-windows", "3", "--note", "it's $$"]
 
 
 def recorder(path: Path) -> None:
-    """An executable that writes its arguments as a line of JSON."""
+    """An executable that writes its arguments and its environment as a line of JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!{sys.executable}\nimport json, sys\nprint(json.dumps(sys.argv[1:]))\n")
+    path.write_text(f"#!{sys.executable}\nimport json, os, sys\nprint(json.dumps([sys.argv[1:], dict(os.environ)]))\n")
     path.chmod(0o755)
+
+
+def expanded(command: str, environment: dict[str, str]) -> str:
+    """As Kubernetes expands a container's command: $(NAME) of a known variable is its value, $$ is $."""
+    return re.sub(
+        r"\$\$|\$\((.*?)\)",
+        lambda found: "$" if found[0] == "$$" else environment.get(found[1], found[0]),
+        command,
+    )
+
+
+def in_a_list(words: list[str]) -> str:
+    """Words as the environment file's author quotes them."""
+    return "(" + " ".join(shlex.quote(word) for word in words) + ")"
 
 
 @pytest.mark.parametrize(("script", "program"), [("tpu-vm.sh", "gcloud"), ("gke.sh", "xpk")])
 def test_words_reach_training_as_they_are(project, tmp_path, script, program):
     """Through the environment file, the script, the program's one command line, and the shell that runs it there."""
-    words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in AWKWARD)
-    env = edited(project, tmp_path, ARGUMENTS=f"({words})", SLICES="2", MOUNT="true")
+    variables = in_a_list([f"{name}={value}" for name, value in VARIABLES.items()])
+    values = {"ARGUMENTS": in_a_list(AWKWARD), "ENVIRONMENT": variables, "SLICES": "2", "MOUNT": "true"}
+    env = edited(project, tmp_path, **values)
     recorder(tmp_path / "bin" / program)
     recorder(tmp_path / "bin" / "emu-jax")
     recorder(tmp_path / "emu_jax" / "launch" / "worker.sh")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = launch(project, script, "--env", str(env), "run", PATH=path)
-    (line,) = [word for word in json.loads(done.stdout) if word.startswith("--command=")]
-    line = line.removeprefix("--command=")
-    there = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, env={"PATH": path})
-    _, *arguments = json.loads(there.stdout)  # after start or train
-    expected = ["--config", "configs/pretrain.py:14b", "--workdir", "/mnt/emu/runs/14b"]
-    assert arguments == [*expected, *AWKWARD, "--config.train.mesh.slice=2"]
+    done = launch(project, script, "--env", str(env), "run", *MORE, PATH=path)
+    words, _ = json.loads(done.stdout)
+    (line,) = [word.removeprefix("--command=") for word in words if word.startswith("--command=")]
+    assert "\n" not in line
+    there = {"PATH": path, "HOME": "/home/emu"}
+    if program == "xpk":
+        # What xpk makes of a command, and Kubernetes of that.
+        line = expanded(f"({line}) & PID=$!; wait $PID", there)
+    ran = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, env=there)
+    arguments, environment = json.loads(ran.stdout)
+    if program == "gcloud":
+        assert arguments.pop(0) == "start"
+    expected = ["train", "--config", "configs/pretrain.py:14b", "--workdir", "gs://my-bucket/runs/14b"]
+    assert arguments == [*expected, *AWKWARD, *MORE, "--config.train.mesh.slice=2"]
+    assert {name: environment.get(name) for name in VARIABLES} == VARIABLES
+
+
+def test_the_environment_is_that_of_the_installation_too(project, tmp_path):
+    env = edited(project, tmp_path, ENVIRONMENT="('PIP_INDEX_URL=https://in.house/simple')")
+    (*_, install) = printed(project, "tpu-vm.sh", "--env", str(env), "install")
+    assert "&& env PIP_INDEX_URL=https://in.house/simple emu_jax/launch/worker.sh install tpu,gcs,s3'" in install
 
 
 def test_shellcheck():
@@ -295,11 +477,11 @@ def test_a_worker(tmp_path):
             time.sleep(0.5)
         assert text in log.read_text()
 
-    done = worker("install")
+    done = worker("install", "tpu,gcs,s3")
     assert done.returncode == 0, done.stderr
     assert f"installed {tmp_path}/emu_jax/.venv/bin/emu-jax, Python 3." in done.stdout
     workdir = tmp_path / "run with spaces"
-    arguments = ["--config", "configs/quickstart.py", "--workdir", str(workdir)]
+    arguments = ["train", "--config", "configs/quickstart.py", "--workdir", str(workdir)]
 
     long = [*arguments, *(f"--config.train.{field}" for field in ("steps=100000", "checkpoint_every=5", "log_every=1"))]
 

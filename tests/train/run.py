@@ -20,12 +20,16 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import is_transient
 from emu_jax.checkpoints.store import digests
+from emu_jax.cli.train import leave
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
+from emu_jax.errors import CommandError, TransientError
 from emu_jax.sharding import make_mesh
+from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.checkpoint import Checkpoints, Rotation
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 from emu_jax.train.tasks.task import make_task
@@ -58,11 +62,11 @@ def describe(params: dict) -> dict:
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("workdir", type=Path)
+    parser.add_argument("workdir", type=as_path)
     parser.add_argument("--signal-at", type=int)
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--process", type=int, default=0)
-    parser.add_argument("--restore", type=Path)
+    parser.add_argument("--restore", type=as_path)
     options, overrides = parser.parse_known_args()
     config = load_config(str(Path(__file__).with_name("tiny.py")), overrides)
     if options.signal_at:
@@ -70,9 +74,15 @@ def main() -> int:
     try:
         with distributed.job():
             print(json.dumps(train(config, options)))
-    except distributed.Preempted as stopped:
+    except TransientError as error:
+        leave(error)
+    except CommandError as stopped:
         print(stopped, file=sys.stderr)
-        return distributed.EXIT_PREEMPTED
+        return stopped.exit_code
+    except Exception as error:
+        if is_transient(error):
+            leave(error)
+        raise
     return 0
 
 
@@ -85,8 +95,8 @@ def train(config: ConfigDict, options: argparse.Namespace) -> dict:
         mesh = make_mesh(config.train.mesh)
         task, inputs = make_task(config, mesh)
         target = abstract_state(task, OptimizerConfig.from_dict(config.optimizer), mesh)
-        with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
-            restored, _ = checkpoints.restore(target, inputs.tokenizer)
+        with Checkpoints(options.restore, Rotation(2), timeout=600) as checkpoints, jax.set_mesh(mesh):
+            restored = checkpoints.restore(target, inputs.tokenizer).state
         result["restored"] = describe(restored.params) | {"digests": digests({"params": restored.params})}
     return result
 

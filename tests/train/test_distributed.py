@@ -3,8 +3,8 @@
 Real processes on this machine, each with simulated devices of its own; `tests/train/run.py` is what they run.
 """
 
-import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.cli import main
-from emu_jax.errors import UserError
+from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
-from emu_jax.train.distributed import EXIT_LOST, EXIT_PREEMPTED, find_job
+from emu_jax.train.distributed import find_job
 from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
@@ -93,7 +93,7 @@ def assert_losses_agree(one: Path, other: Path) -> None:
 def assert_bitwise(one: Path, other: Path) -> None:
     """Every metric of every step, and every leaf of the newest state."""
     assert learnt(one) == learnt(other)
-    metas = [json.loads((newest_folder(workdir) / "meta" / "metadata").read_text()) for workdir in (one, other)]
+    metas = [read_meta(newest_folder(workdir)) for workdir in (one, other)]
     assert metas[0]["digests"] == metas[1]["digests"]
     assert metas[0]["iterator"] == metas[1]["iterator"]
 
@@ -116,6 +116,24 @@ def test_two_processes_train_as_one(one, two):
     assert sorted(path.name for path in two.iterdir()) == [
         *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
     ]
+
+
+@pytest.mark.slow
+def test_processes_fall_back_to_the_same_checkpoint(two, documents, tmp_path):
+    """The newest one is damaged in a file that the second process wrote, and that not every process reads."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    newest = newest_folder(workdir)
+    files = [path for path in (newest / "params").rglob("ocdbt.process_1/d/*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    errors = [error for _, error in finish(start(workdir, documents, processes=2))]
+    lines = [line for error in errors for line in error.splitlines() if "the checkpoint is corrupt" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{newest}: ") and "it is moved to" in lines[0]
+    assert (workdir / "corrupt" / newest.name).is_dir()
+    assert_bitwise(two, workdir)
 
 
 LAYOUTS = {  # processes, devices of each, mesh
@@ -159,7 +177,7 @@ def test_a_killed_coordinator_ends_the_other_and_the_run_goes_on(two, documents,
     lost = time.monotonic()
     (killed, _), (code, error) = finish(started)
     assert killed == -signal.SIGKILL and time.monotonic() - lost < LIMIT
-    assert code != 0 and "process 0 of 2 is lost" in message(error), error
+    assert code == EXIT_LOST and "process 0 of 2 is lost" in message(error), error
     assert_bitwise(two, train(workdir, documents, processes=2))
 
 
@@ -184,7 +202,7 @@ def test_sigterm_to_one_process_saves_and_stops_all(two, documents, tmp_path, pr
     workdir = tmp_path / "run"
     asked = ("--signal-at", "4", "--signal", "SIGTERM", "--process", str(process))
     done = finish(start(workdir, documents, *asked, processes=2))
-    assert [code for code, _ in done] == [EXIT_PREEMPTED] * 2, "\n".join(error for _, error in done)
+    assert [code for code, _ in done] == [EXIT_AGAIN] * 2, "\n".join(error for _, error in done)
     saved = int(newest_folder(workdir).name)
     assert 4 <= saved < STEPS and f"asked to stop after step {saved} of {STEPS}: saved" in done[0][1]
     assert_bitwise(two, train(workdir, documents, processes=2))
@@ -195,7 +213,7 @@ def test_sigterm_to_a_process_alone(one, documents, tmp_path):
     """It saves at the end of the step that it is in, and goes on bit for bit."""
     asked = ("--signal-at", "4", "--signal", "SIGTERM")
     [(code, error)] = finish(start(tmp_path / "run", documents, *asked, processes=1, devices=2))
-    assert code == EXIT_PREEMPTED and "asked to stop after step 5 of 8: saved" in error, error
+    assert code == EXIT_AGAIN and "asked to stop after step 5 of 8: saved" in error, error
     assert newest_folder(tmp_path / "run").name == "5"
     assert_bitwise(one, train(tmp_path / "run", documents, processes=1, devices=2))
 
@@ -207,7 +225,7 @@ def test_a_run_goes_on_with_another_number_of_processes(two, documents, tmp_path
     for at, processes in (("2", 2), ("3", 1)):
         asked = ("--signal-at", at, "--signal", "SIGTERM")
         done = finish(start(workdir, documents, *asked, processes=processes, devices=2 // processes))
-        assert {code for code, _ in done} == {EXIT_PREEMPTED}, done
+        assert {code for code, _ in done} == {EXIT_AGAIN}, done
     assert_losses_agree(two, train(workdir, documents, processes=4))
 
 

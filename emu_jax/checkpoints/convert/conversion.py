@@ -42,6 +42,7 @@ class Conversion:
       shapes: leaf, e.g. `params/llama/final_norm/scale`, -> shape.
       assignments: in the order of the leaves.
       dtypes: dtypes of the leaves that keep their own whatever precision is chosen.
+      axes: the logical axes of the leaves that are parameters of a model.
       about: notes on the source for the metadata; JSON-serialisable.
     """
 
@@ -51,6 +52,7 @@ class Conversion:
     shapes: dict[str, tuple[int, ...]]
     assignments: tuple[Assignment, ...]
     dtypes: dict[str, np.dtype] = dataclasses.field(default_factory=dict)
+    axes: dict[str, tuple[str | None, ...]] = dataclasses.field(default_factory=dict)
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def make(self, assignment: Assignment) -> np.ndarray:

@@ -193,13 +193,15 @@ def unet_conversion(folder: Path) -> Conversion:
         "unet": fields,
         "schedule": dataclasses.asdict(load_schedule(folder.parent / SCHEDULER)),
     }
-    return _conversion(folder, "unet", unet.abstract(unet.UNetConfig.from_dict(fields)), config)
+    sizes = unet.UNetConfig.from_dict(fields)
+    return _conversion(folder, "unet", unet.abstract(sizes), unet.logical_axes(sizes), config)
 
 
 def vae_conversion(folder: Path) -> Conversion:
     """Converts a folder's VAE; UserError lists what does not fit."""
     fields = vae_config(folder)
-    return _conversion(folder, "vae", vae.abstract(vae.VAEConfig.from_dict(fields)), {"image_size": 0, "vae": fields})
+    sizes = vae.VAEConfig.from_dict(fields)
+    return _conversion(folder, "vae", vae.abstract(sizes), vae.logical_axes(sizes), {"image_size": 0, "vae": fields})
 
 
 def safety_checker_conversion(folder: Path) -> Conversion:
@@ -224,7 +226,7 @@ def safety_checker_conversion(folder: Path) -> Conversion:
     except KeyError as error:
         raise UserError(f"{file.path}: holds no {error.args[0]}; expected Stable Diffusion's safety checker") from error
     config = {"safety_checker": dataclasses.asdict(sizes)}
-    return _conversion(folder, "safety_checker", clip.abstract(sizes), config)
+    return _conversion(folder, "safety_checker", clip.abstract(sizes), {}, config)
 
 
 def our_path(key: str) -> str:
@@ -380,7 +382,9 @@ def _weights(folder: Path) -> Tensors:
     return tensors
 
 
-def _conversion(folder: Path, holds: str, target: Mapping[str, Any], config: dict[str, Any]) -> Conversion:
+def _conversion(
+    folder: Path, holds: str, target: Mapping[str, Any], logical: Mapping[str, Any], config: dict[str, Any]
+) -> Conversion:
     """Assigns the leaves `params/<holds>/…` from a folder's files."""
     tensors = _weights(folder)
     faults = [fault for fault in unreadable(tensors) if not UNUSED.search(fault.name)]
@@ -393,10 +397,11 @@ def _conversion(folder: Path, holds: str, target: Mapping[str, Any], config: dic
         for path, leaf in flat.items()
     )
     shapes = {f"params/{holds}/{path}": tuple(leaf.shape) for path, leaf in flat.items()}
+    axes = {f"params/{holds}/{path}": names for path, names in flatten(logical).items()}
     about = {
         "format": "diffusers",
         "keys": keys,
         "shapes": {key: list(tensors.shapes[key]) for key in keys.values()},
         "dtypes": source_dtypes(tensors, {key: key for key in keys.values()}),
     }
-    return Conversion(tensors, holds, config, shapes, assignments, about=about)
+    return Conversion(tensors, holds, config, shapes, assignments, axes=axes, about=about)

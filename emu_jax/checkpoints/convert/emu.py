@@ -225,7 +225,7 @@ class Match:
 
     Attributes:
       config: `config.model`, as a plain dict; the sizes of parts outside the scope are meaningless.
-      targets: our path -> shape.
+      targets: our path -> shape. axes: our path -> logical axes.
       rules: the assignments to make, in the table's order.
       names: published key -> file's key, for every rule.
       adapters: published key of an adapted weight -> file's keys of lora_A [r, in] and lora_B [out, r].
@@ -234,6 +234,7 @@ class Match:
 
     config: dict[str, Any]
     targets: dict[str, tuple[int, ...]]
+    axes: dict[str, tuple[str | None, ...]]
     rules: list[Rule]
     names: dict[str, str]
     adapters: dict[str, tuple[str, str]]
@@ -282,6 +283,7 @@ def match(
     found += unfit
     try:
         abstract = flatten(emu.abstract(_as_config(config)))
+        axes = flatten(emu.logical_axes(_as_config(config)))
     except UserError as error:  # sizes that no model can have
         raise UserError(report(where, [*found, Fault("impossible", str(error))], layout)) from error
     targets = {path: leaf.shape for path, leaf in abstract.items() if scope(path)}
@@ -298,7 +300,7 @@ def match(
         raise UserError(report(where, found, layout))
     leftover = tuple(name for key, name in names.items() if key in ignored)
     targets = {path: tuple(shape) for path, shape in targets.items()}
-    return Match(config, targets, rules, {key: names[key] for key in used}, adapters, leftover)
+    return Match(config, targets, axes, rules, {key: names[key] for key in used}, adapters, leftover)
 
 
 def _published_names(
@@ -434,7 +436,8 @@ def conversion(
         else None,
         "dtypes": source_dtypes(tensors, names),
     }
-    return Conversion(tensors, "emu", {"model": matched.config}, shapes, tuple(assignments), dtypes, about)
+    axes = {f"params/{path}": logical for path, logical in matched.axes.items()}
+    return Conversion(tensors, "emu", {"model": matched.config}, shapes, tuple(assignments), dtypes, axes, about)
 
 
 def assign(matched: Match, tensors: Tensors, lora_alpha: float | None = None) -> list[Assignment]:

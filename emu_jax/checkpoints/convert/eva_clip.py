@@ -35,6 +35,7 @@ def conversion(tensors: Tensors, *, vision_head_dim: int = emu.VISION_HEAD_DIM) 
         layout=LAYOUT,
     )
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
+    axes = {f"params/{path}": logical for path, logical in matched.axes.items()}
     about = {
         "format": "eva_clip",
         "unused": [*unused, *matched.unused],
@@ -42,4 +43,4 @@ def conversion(tensors: Tensors, *, vision_head_dim: int = emu.VISION_HEAD_DIM) 
         "dtypes": source_dtypes(tensors, matched.names),
     }
     config = {"model": {"vision": matched.config["vision"]}}
-    return Conversion(tensors, "vision", config, shapes, tuple(emu.assign(matched, tensors)), about=about)
+    return Conversion(tensors, "vision", config, shapes, tuple(emu.assign(matched, tensors)), axes=axes, about=about)

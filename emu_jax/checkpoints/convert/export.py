@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import pathlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -33,7 +32,7 @@ from emu_jax.checkpoints.streamed import LeafReader
 from emu_jax.errors import UserError
 from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, copy_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +109,8 @@ def export(
 ) -> list[Path]:
     """Writes `source` to the new `folder` in a foreign format; returns the files of tensors.
 
+    The files for a bucket are first written to the local folder for temporary files, which must have room for them.
+
     Args:
       source: a work directory or a converted checkpoint; for diffusers also a folder with `unet` and `vae` in it.
       form: emu, llama, llama-base, diffusers or peft.
@@ -132,13 +133,13 @@ def export(
             files = FORMATS[form](source, partial, dtype, merge_lora, weights)
     except OSError as error:
         raise UserError(f"{folder}: cannot be written ({error.strerror or error})") from error
-    return [folder / file.relative_to(partial) for file in files]
+    return [folder / file.relative_to(partial).as_posix() for file in files]
 
 
 # --------------------------------------------------------------------------------------- one function per format
 
 
-def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+def _emu(source: Path, folder: pathlib.Path, dtype: str | None, merge_lora: bool, weights: str) -> list[pathlib.Path]:
     exported = Source(source, weights)
     model = exported.model()
     if (kind := model["causal"].get("kind", "causal")) != "causal":
@@ -167,11 +168,11 @@ def _emu(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weight
     if (source / UNET).is_dir() and (source / VAE).is_dir():
         files += _diffusers(source, folder, dtype, merge_lora, weights_of_parts(weights))
     if (source / SAFETY_CHECKER).is_dir():
-        shutil.copytree(source / SAFETY_CHECKER, folder / SAFETY_CHECKER)
+        copy_folder(source / SAFETY_CHECKER, folder / SAFETY_CHECKER)
     return files
 
 
-def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+def _llama(source: Path, folder: pathlib.Path, dtype: str | None, merge_lora: bool, weights: str) -> list[pathlib.Path]:
     if not merge_lora and Source(source).has_lora():
         raise UserError(
             f"{source}: holds LoRA beside its weights; set merge_lora, or export the formats llama-base and peft"
@@ -179,13 +180,17 @@ def _llama(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weig
     return _language_model(source, folder, dtype, merge_lora, weights)
 
 
-def _llama_base(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+def _llama_base(
+    source: Path, folder: pathlib.Path, dtype: str | None, merge_lora: bool, weights: str
+) -> list[pathlib.Path]:
     if merge_lora:
         raise UserError("the format llama-base is without LoRA; use the format llama with merge_lora")
     return _language_model(source, folder, dtype, False, weights)
 
 
-def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: bool, weights: str) -> list[Path]:
+def _language_model(
+    source: Path, folder: pathlib.Path, dtype: str | None, merge_lora: bool, weights: str
+) -> list[pathlib.Path]:
     exported = Source(source, weights)
     part = exported.checkpoint.holds == "llama"
     sizes = exported.config["model"]["llama"] if part else exported.model()["llama"]
@@ -220,7 +225,7 @@ def _language_model(source: Path, folder: Path, dtype: str | None, merge_lora: b
     return [folder / name for name in names]
 
 
-def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
+def _diffusers(source: Path, folder: pathlib.Path, dtype: str | None, _: bool, weights: str) -> list[pathlib.Path]:
     folders = {part: source / part for part in (UNET, VAE) if is_checkpoint(source / part)}
     if not folders:
         holds = Source(source).checkpoint.holds
@@ -249,7 +254,7 @@ def _diffusers(source: Path, folder: Path, dtype: str | None, _: bool, weights: 
     return files
 
 
-def _peft(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) -> list[Path]:
+def _peft(source: Path, folder: pathlib.Path, dtype: str | None, _: bool, weights: str) -> list[pathlib.Path]:
     exported = Source(source, weights)
     model = exported.model(weights=False)
     if not exported.has_lora():
@@ -279,7 +284,7 @@ def _peft(source: Path, folder: Path, dtype: str | None, _: bool, weights: str) 
     return [folder / "adapter_model.safetensors"]
 
 
-FORMATS: dict[str, Callable[[Path, Path, str | None, bool, str], list[Path]]] = {
+FORMATS: dict[str, Callable[[Path, pathlib.Path, str | None, bool, str], list[pathlib.Path]]] = {
     "emu": _emu,
     "llama": _llama,
     "llama-base": _llama_base,
@@ -376,7 +381,7 @@ def _nbytes(tensor: Tensor) -> int:
     return int(np.prod(shape)) * dtype.itemsize
 
 
-def _write(path: Path, tensors: list[Tensor], *, nest: str | None = None) -> None:
+def _write(path: pathlib.Path, tensors: list[Tensor], *, nest: str | None = None) -> None:
     declared = {name: (tuple(shape), dtype) for name, shape, dtype, _ in tensors}
     with (
         tensor_writer(path, declared, nest=nest) as write,
@@ -387,5 +392,5 @@ def _write(path: Path, tensors: list[Tensor], *, nest: str | None = None) -> Non
             bar.update(_nbytes(tensor))
 
 
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+def _write_json(path: pathlib.Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -14,23 +14,20 @@ Every key of every part is accounted for before the first byte is written.
 from __future__ import annotations
 
 import dataclasses
-import functools
-import shutil
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+import pathlib
 
 import jax
 import numpy as np
 
+from emu_jax import storage
 from emu_jax.checkpoints.convert import diffusers, emu, eva_clip, llama, stream
-from emu_jax.checkpoints.convert.conversion import Conversion, check_dtype, gather
+from emu_jax.checkpoints.convert.conversion import check_dtype, gather
 from emu_jax.checkpoints.convert.tensor_files import SUFFIXES, TensorFile, Tensors
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, UNET, VAE
+from emu_jax.checkpoints.streamed import check_new, resumable_folder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig, initial_statistics
-from emu_jax.storage import remove, write_atomically
 
 EXPECTED = (
     "the published Emu's folder, Emu-instruct.pt, a LLaMA folder (Hugging Face's or Meta's), EVA-CLIP's file, or a "
@@ -55,61 +52,51 @@ class Settings:
     lora_alpha: float = emu.LORA_ALPHA
     vision_head_dim: int = emu.VISION_HEAD_DIM
     llama_head_dim: int = emu.LLAMA_HEAD_DIM
-    tokenizer: Path | None = None
+    tokenizer: storage.Path | None = None
 
 
-Write = Callable[..., stream.Summary]  # `stream.write` of one conversion
-
-
-def convert(source: Path, folder: Path, settings: Settings) -> dict[str, stream.Summary]:
+def convert(source: storage.Path, folder: storage.Path, settings: Settings) -> dict[str, stream.Summary]:
     """Converts `source` to the new `folder`; returns figures by part.
+
+    Args:
+      source: on a local disk. folder: on a local disk or in a bucket.
 
     Raises:
       UserError: the source is in no known format, or does not fit it; nothing is left behind.
     """
     check_dtype(settings.dtype)
-    if folder.exists():
-        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
+    check_new(folder)
+    source = storage.check_local(source, "a published file or folder, which is memory-mapped,")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected {EXPECTED}")
-    main, parts, copies = _recognise(source, settings)
-    waiting = folder.with_name(folder.name + ".parts")  # finished parts, until the folder that they belong in is
-    done, beside = {}, {}
-    try:
-        for name, write in parts.items():
-            beside[name] = waiting / name
-            done[name] = write(beside[name], waiting=True)
+    jobs, copies = _recognise(source, settings)
+    files = [file for origin in copies.values() for file in sorted(origin.rglob("*"))]
+    stats = [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    whole = stream.fingerprint([[part, job.fingerprint] for part, job in jobs.items()] + stats)
+    done = {}
+    with resumable_folder(folder, whole) as place:
         for name, origin in copies.items():
-            beside[name] = waiting / name
-            remove(beside[name])
-            with write_atomically(beside[name]) as partial:
-                shutil.copytree(origin, partial)
-        if main is not None:
-            done["model"] = main(folder, beside)
-        else:
-            waiting.replace(folder)
-    except UserError:
-        remove(waiting)
-        raise
-    remove(waiting)
+            storage.copy_folder(origin, place / name)
+        for part, job in jobs.items():
+            done[part or "model"] = stream.write(job, place / part)
     return done
 
 
-def _recognise(source: Path, settings: Settings) -> tuple[Write | None, dict[str, Write], dict[str, Path]]:
-    """The writers of the folder itself (None: it has only parts) and of the parts in it, and the folders to copy."""
+def _recognise(source: pathlib.Path, settings: Settings) -> tuple[dict[str, stream.Job], dict[str, pathlib.Path]]:
+    """What is written to each part of the folder and, last, to the folder itself (""); and the folders to copy."""
     root = source / "pretrain" if (source / "pretrain" / "multimodal_encoder").is_dir() else source
-    parts: dict[str, Write] = {}
-    copies: dict[str, Path] = {}
+    parts: dict[str, stream.Job] = {}
+    copies: dict[str, pathlib.Path] = {}
     if root.is_dir() and (root / UNET).is_dir() and (root / VAE).is_dir():
-        parts[UNET] = _writer(diffusers.unet_conversion(root / UNET), dtype=settings.dtype)
-        parts[VAE] = _writer(diffusers.vae_conversion(root / VAE), dtype=settings.dtype)
+        parts[UNET] = stream.plan(diffusers.unet_conversion(root / UNET), dtype=settings.dtype)
+        parts[VAE] = stream.plan(diffusers.vae_conversion(root / VAE), dtype=settings.dtype)
         if (root / SAFETY_CHECKER).is_dir():
             gather(diffusers.safety_checker_conversion(root / SAFETY_CHECKER))  # refuses files that cannot be used
             copies[SAFETY_CHECKER] = root / SAFETY_CHECKER
     if root.is_dir() and not (root / "multimodal_encoder").is_dir():
         if parts:
             _refuse_int8(source, settings)
-            return None, parts, copies
+            return parts, copies
         if not llama.is_llama(root):
             raise UserError(f"{source}: holds no known weights; expected {EXPECTED}")
         _refuse_int8(source, settings)
@@ -117,7 +104,7 @@ def _recognise(source: Path, settings: Settings) -> tuple[Write | None, dict[str
         own = root / llama.TOKENIZER
         path = settings.tokenizer or (own if own.is_file() else None)
         tokenizer = Tokenizer.load(path) if path else None
-        return _writer(conversion, dtype=settings.dtype, tokenizer=tokenizer), {}, {}
+        return {"": stream.plan(conversion, dtype=settings.dtype, tokenizer=tokenizer)}, {}
     file = emu.find_weights(root)
     if file.suffix not in SUFFIXES:
         raise UserError(f"{source}: not a known kind of weights file; expected {EXPECTED}")
@@ -125,18 +112,18 @@ def _recognise(source: Path, settings: Settings) -> tuple[Write | None, dict[str
     if eva_clip.is_eva_clip(tensors):
         _refuse_int8(source, settings)
         conversion = eva_clip.conversion(tensors, vision_head_dim=settings.vision_head_dim)
-        return _writer(conversion, dtype=settings.dtype), {}, {}
-    return _emu(tensors, settings), parts, copies
+        return {"": stream.plan(conversion, dtype=settings.dtype)}, {}
+    return parts | {"": _emu(tensors, settings)}, copies
 
 
-def _refuse_int8(source: Path, settings: Settings) -> None:
+def _refuse_int8(source: pathlib.Path, settings: Settings) -> None:
     if settings.int8:
         raise UserError(
             f"int8=True: {source} is a part to initialise training from; only a whole Emu is stored in int8"
         )
 
 
-def _emu(tensors: Tensors, settings: Settings) -> Write:
+def _emu(tensors: Tensors, settings: Settings) -> stream.Job:
     conversion = emu.conversion(
         tensors,
         vision_head_dim=settings.vision_head_dim,
@@ -160,8 +147,4 @@ def _emu(tensors: Tensors, settings: Settings) -> Write:
             )
     statistics = jax.tree.map(np.asarray, initial_statistics(config))
     constants = {f"statistics/{name}": value for name, value in statistics.items()}
-    return _writer(conversion, dtype=settings.dtype, int8=settings.int8, tokenizer=tokenizer, constants=constants)
-
-
-def _writer(conversion: Conversion, **settings: Any) -> Write:
-    return functools.partial(stream.write, conversion, **settings)
+    return stream.plan(conversion, dtype=settings.dtype, int8=settings.int8, tokenizer=tokenizer, constants=constants)

@@ -102,12 +102,15 @@ def conversion(folder: Path) -> Conversion:
         raise UserError(f"{folder}: its config says a width of {width}, its weights {matched.config['llama']['width']}")
     model = {"llama": matched.config["llama"] | fields}
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
+    axes = {f"params/{path}": logical for path, logical in matched.axes.items()}
     about = {
         "format": "llama",
         "unused": list(matched.unused),
         "dtypes": source_dtypes(tensors, matched.names),
     }
-    return Conversion(tensors, "llama", {"model": model}, shapes, tuple(emu.assign(matched, tensors)), about=about)
+    return Conversion(
+        tensors, "llama", {"model": model}, shapes, tuple(emu.assign(matched, tensors)), axes=axes, about=about
+    )
 
 
 def _fields(file: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
@@ -29,6 +28,7 @@ from emu_jax.models.flops import forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import flatten, split
+from emu_jax.storage import as_path
 from emu_jax.train.groups import part_of
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.reach import check_reach
@@ -64,10 +64,10 @@ class PackedDocuments:
         A new one is trained on the texts of this run's sources and of those in `config.tokenizer.also`.
         """
         settings = self._config.tokenizer
-        if settings.path and is_checkpoint(Path(settings.path)):
-            return Tokenizer(read_tokenizer(Path(settings.path)).proto, instruct=self._instruct)
+        if settings.path and is_checkpoint(as_path(settings.path)):
+            return Tokenizer(read_tokenizer(as_path(settings.path)).proto, instruct=self._instruct)
         if settings.path:
-            return Tokenizer.load(Path(settings.path), instruct=self._instruct)
+            return Tokenizer.load(settings.path, instruct=self._instruct)
         fields = {name: settings[name] for name in ("vocab_size", "model_type", "also")}
         return Tokenizer(train_tokenizer(self.data, self.image_size, **fields).proto, instruct=self._instruct)
 
@@ -169,7 +169,7 @@ class Interleaved(Task):
         documents = cls.documents(config)
         stream = documents.pipeline(own)
         resolved = documents.config.copy_and_resolve_references()
-        resolved.data.update({"row_images": stream.data.row_images, "batch_rows": stream.data.batch_rows})
+        resolved.data.update({name: getattr(stream.data, name) for name in ("row_images", "batch_rows", "shards")})
         remarks = tuple(filter(None, (_unread_mixture(config), stream.fill.remark(stream.data))))
         return PackedInputs(resolved, stream, documents.tokenizer, remarks, stream.samples)
 

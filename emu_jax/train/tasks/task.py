@@ -27,7 +27,7 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.layers import Array
 from emu_jax.models.paths import split
-from emu_jax.train.global_batch import own_rows
+from emu_jax.train.global_batch import own_rows, row_parts
 from emu_jax.train.optimizer import OptimizerConfig
 
 Batch = Any  # a pytree of arrays [B, …]
@@ -217,6 +217,9 @@ def make_task(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Task, Input
       UserError: the settings cannot work together.
     """
     kind = find_task(config.get("objective", None))
+    if config.data.get("shards", None) == 0:
+        config = config.copy_and_resolve_references()
+        config.data.shards = 1 if mesh is None else row_parts(mesh)
     inputs = kind.open(config, lambda rows: list(range(rows)) if mesh is None else own_rows(mesh, rows))
     return kind(inputs.config, inputs), inputs
 

@@ -14,8 +14,10 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
+from emu_jax.storage import remove
 
 torch = pytest.importorskip("torch", reason="install .[convert]")
 safetensors = pytest.importorskip("safetensors.torch", reason="install .[convert]")
@@ -119,7 +121,7 @@ def test_lora_apart_and_merged_are_the_same_model(mini, converted_instruct, tmp_
 
 
 def test_a_conversion_says_what_it_read_and_wrote(mini, converted):
-    meta = json.loads((converted / "meta" / "metadata").read_text())
+    meta = read_meta(converted)
     file = mini / "pretrain" / ENCODER
     assert meta["source"]["files"] == {
         file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
@@ -128,34 +130,49 @@ def test_a_conversion_says_what_it_read_and_wrote(mini, converted):
     assert sorted(p.name for p in converted.iterdir()) == ["meta", "params", "statistics", "unet", "unused", "vae"]
 
 
-def test_a_killed_conversion_goes_on(mini, tmp_path, converted_instruct):
-    out, partial = tmp_path / "c", tmp_path / "c.partial" / "progress.jsonl"
-    command = [sys.executable, "-m", "emu_jax.cli", "convert", "--from", str(mini / "instruct" / "Emu-instruct.pt")]
-    command += ["--to", str(out), "--vision-head-dim", "12"]
+CONVERT = "import sys; from emu_jax.checkpoints import streamed; streamed.RECORD_S = 0; "
+CONVERT += "from emu_jax.cli import main; sys.exit(main(['convert', *sys.argv[1:]]))"
+
+
+def kill_conversion(source, out, slices: int) -> list[str]:
+    """Kills a conversion once this many slices are recorded; returns the command."""
+    progress = out.with_name(f"{out.name}.partial") / "progress.json"
+    command = [sys.executable, "-c", CONVERT, "--from", str(source), "--to", str(out), "--vision-head-dim", "12"]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and (not partial.exists() or partial.read_text().count("\n") < 20):
+    while time.monotonic() < deadline and not (
+        progress.exists() and len(json.loads(progress.read_text())["done"]) >= slices
+    ):
         time.sleep(0.001)
     process.kill()
     process.wait()
-    assert partial.exists() and not out.exists(), "killed in the middle"
+    assert progress.exists() and not out.exists(), "killed in the middle"
+    return command
+
+
+def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
+    out = tmp_path / "c"
+    command = kill_conversion(mini / "instruct" / "Emu-instruct.pt", out, 20)
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert found.returncode == 0 and "tensors written by an earlier run" in found.stdout, found.stdout + found.stderr
-    ours, theirs = (json.loads((path / "meta" / "metadata").read_text()) for path in (out, converted_instruct))
+    ours, theirs = (read_meta(path) for path in (out, converted_instruct))
     assert ours == theirs
+    assert {path.name for path in out.iterdir()} == {path.name for path in converted_instruct.iterdir()}
 
 
 def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
-    """What a killed run left beside the folder serves the same conversion again, and no other."""
-    left, meta, stamps = tmp_path / "c.parts", tmp_path / "c" / "unet" / "meta" / "metadata", []
-    for dtype in ("float32", "float32", "bfloat16"):
+    """What a killed run left behind serves the same conversion again, and no other."""
+    meta, stamps = tmp_path / "c" / "unet" / "meta" / "metadata", []
+    kill_conversion(mini, tmp_path / "c", 20)
+    left = shutil.copytree(tmp_path / "c.partial", tmp_path / "left")
+    for dtype in ("float32", "bfloat16"):
+        remove(tmp_path / "c")
+        shutil.copytree(left, tmp_path / "c.partial", dirs_exist_ok=True)
         run("convert", "--from", mini, "--to", tmp_path / "c", "--vision-head-dim", 12, "--dtype", dtype)
-        assert {kind for _, kind in json.loads(meta.read_text())["leaves"].values()} == {dtype}
+        assert {kind for _, kind in read_meta(tmp_path / "c" / "unet")["leaves"].values()} == {dtype}
         stamps.append(meta.stat().st_mtime_ns)
-        left.mkdir()
-        (tmp_path / "c" / "unet").replace(left / "unet")
-        shutil.rmtree(tmp_path / "c")
-    assert stamps[0] == stamps[1] != stamps[2], "the second run took the first one's U-Net"
+    assert (left / "unet" / "meta" / "metadata").stat().st_mtime_ns == stamps[0], "the first run took the U-Net over"
+    assert not (tmp_path / "c.partial").exists()
 
 
 def test_nothing_is_written_over(mini, converted, tmp_path, capsys):

@@ -1,0 +1,135 @@
+"""Records of files in buckets: the same as those of the files, by few requests, and damage is found."""
+
+import json
+import random
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from emu_jax.data import bucket_records, record_files
+from emu_jax.data.bucket_records import BucketReader
+from emu_jax.data.prepared import MANIFEST, Records
+from emu_jax.data.record_files import READER, RecordFile, RecordFiles
+from emu_jax.errors import UserError
+from tests.data.folders import pairs, write_folder
+
+
+def write(path, sizes: list[int], options: str = "group_size:1") -> list[bytes]:
+    """A local file with records of these sizes; returns them."""
+    chance = random.Random(0)
+    records = [chance.randbytes(size // 2) + b"a" * (size - size // 2) for size in sizes]
+    writer = ArrayRecordWriter(str(path), options)
+    for record in records:
+        writer.write(record)
+    writer.close()
+    return records
+
+
+SIZES = {
+    "short": [0, 1, 2, 30, 400],
+    "across blocks of 64 KiB": [60_000, 90_000, 5, 300_000, 65_536 - 24 - 40, 1_000_000, 7],
+    "a footer longer than the first request": [40] * 60_000,
+    "none": [],
+}
+
+
+@pytest.mark.parametrize("options", ["group_size:1", "group_size:1,uncompressed"])
+@pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
+def test_a_bucket_gives_what_the_file_holds(tmp_path, bucket, sizes, options):
+    expected = write(tmp_path / "local", sizes, options)
+    data = (tmp_path / "local").read_bytes()
+    (bucket / "file").write_bytes(data)
+    reader = BucketReader(bucket / "file", len(data), READER)
+    assert reader.num_records() == len(expected)
+    order = random.Random(1).sample(range(len(expected)), min(len(expected), 500))
+    for first in range(0, len(order), 7):
+        piece = order[first : first + 7]
+        assert reader.read(piece) == [expected[position] for position in piece]
+    assert reader.read(order[:50]) == [expected[position] for position in order[:50]]
+
+
+def test_s3_gives_what_the_file_holds(tmp_path, s3_bucket):
+    expected = write(tmp_path / "local", SIZES["across blocks of 64 KiB"])
+    data = (tmp_path / "local").read_bytes()
+    (s3_bucket / "file").write_bytes(data)
+    reader = BucketReader(s3_bucket / "file", len(data), READER)
+    assert reader.read([5, 0, 6, 1]) == [expected[position] for position in (5, 0, 6, 1)]
+
+
+def test_neighbours_are_one_request(tmp_path, bucket, monkeypatch):
+    expected = write(tmp_path / "local", [100] * 40)
+    data = (tmp_path / "local").read_bytes()
+    (bucket / "file").write_bytes(data)
+    reader = BucketReader(bucket / "file", len(data), READER)
+    asked = []
+    fetch = reader._fetch
+    monkeypatch.setattr(reader, "_fetch", lambda ranges: asked.extend(ranges) or fetch(ranges))
+    assert reader.read([12, 3, 10, 11, 3]) == [expected[position] for position in (12, 3, 10, 11, 3)]
+    assert len(asked) == 2 and sum(stop - start for start, stop in asked) < 1000
+
+
+def test_damage_is_found_and_its_file_is_named(tmp_path, bucket):
+    """60 flips of the records, of the footer and of the last block's two chunks: each changes nothing or is found."""
+    expected = write(tmp_path / "local", [400] * 60)
+    data = (tmp_path / "local").read_bytes()
+    (bucket / "whole").write_bytes(data)
+    footer = BucketReader(bucket / "whole", len(data), READER)._offsets[-1]
+    last = len(data) - bucket_records.BLOCK
+    spans = [(64, footer), (footer, footer + 200), (last, last + 100)]
+    chance, found = random.Random(0), 0
+    for number in range(60):
+        place = chance.randrange(*spans[number % 3])
+        path = bucket / str(number)
+        path.write_bytes(data[:place] + bytes([data[place] ^ (1 << chance.randrange(8))]) + data[place + 1 :])
+        records = RecordFiles([RecordFile(path, 60, len(data))])
+        try:
+            assert records.read(range(60)) == expected
+        except UserError as error:
+            assert str(error).startswith(f"{path}: damaged (")
+            found += 1
+    assert found > 45
+
+
+def test_files_that_are_cut_or_gone(tmp_path, bucket):
+    write(tmp_path / "local", [400] * 10)
+    data = (tmp_path / "local").read_bytes()
+    (bucket / "cut").write_bytes(data[:-500])
+    (bucket / "other").write_bytes(b"not an ArrayRecord file" * 10_000)
+    for name in ("cut", "other", "gone"):
+        with pytest.raises(
+            UserError, match=rf"^{bucket / name}: damaged \(.+\); copy it again or prepare the data again$"
+        ):
+            RecordFiles([RecordFile(bucket / name, 10, len(data))]).read([1])
+
+
+def test_what_was_fetched_is_dropped_in_time(tmp_path, bucket, monkeypatch):
+    monkeypatch.setattr(record_files, "HELD_BYTES", 5000)
+    expected = write(tmp_path / "local", [1000] * 4)
+    data = (tmp_path / "local").read_bytes()
+    files = []
+    for number in range(10):
+        (bucket / str(number)).write_bytes(data)
+        files.append(RecordFile(bucket / str(number), 4, len(data)))
+    opened = record_files._OpenFiles(most=100)
+    for number in (*range(10), *range(10)):
+        assert opened.read(files[number], [2]) == [expected[2]]
+    assert len(opened._readers) == 5 and opened._held.total() == 5000
+
+
+def test_a_prepared_folder_in_a_bucket(tmp_path, bucket):
+    local = write_folder(tmp_path / "cats", pairs("cat", 30))
+    for file in local.iterdir():
+        (bucket / "cats" / file.name).write_bytes(file.read_bytes())
+    here, there = Records(local, "train"), Records(bucket / "cats", "train")
+    assert there.fingerprint == here.fingerprint and there.read(range(30)) == here.read(range(30))
+    there.verify()
+    names = sorted(json.loads((local / MANIFEST).read_text())["splits"]["train"]["files"])
+    whole = (bucket / "cats" / names[0]).read_bytes()
+    (bucket / "cats" / names[0]).write_bytes(whole[:-1])
+    with pytest.raises(
+        UserError, match=rf"^{bucket}/cats/{names[0]}: has {len(whole) - 1:,} bytes, its manifest states"
+    ):
+        Records(bucket / "cats", "train")
+    (bucket / "cats" / names[0]).unlink()
+    with pytest.raises(UserError, match=rf"^{bucket}/cats/{names[0]}: is missing, its manifest states"):
+        Records(bucket / "cats", "train")
