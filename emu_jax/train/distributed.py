@@ -130,8 +130,7 @@ def job() -> Iterator[None]:
     except (Preempted, SystemExit):
         raise
     except BaseException as error:
-        if settings is not None:
-            _watch.fail(error)
+        _watch.fail(error)
         raise
     finally:
         _watch.close()

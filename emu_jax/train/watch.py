@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emu_jax.ending import ending
-from emu_jax.errors import EXIT_LOST, UserError
+from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import aborts, exit_watchdog
 
 TIMEOUT = "EMU_JAX_TIMEOUT"
@@ -207,11 +207,18 @@ class Watch:
         self._say_goodbye()
 
     def fail(self, error: BaseException) -> None:
-        """Publishes why this process of several fails, and exits."""
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        """Ends this process where an orderly exit might never end: it would wait for other processes, or for storage.
+
+        A process of several first publishes its reason.
+        """
+        if self._client is not None and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             # Most likely another process is lost; the thread is about to find out which one and to end this process.
             time.sleep(self._timeouts.silence + 3 * self._interval)
         code, line = ending(error)
+        if self._client is None:
+            if code == EXIT_AGAIN:
+                self._leave(line, code)
+            return
         if not line:
             traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"
