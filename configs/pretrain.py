@@ -82,6 +82,7 @@ def pretrain_14b() -> ConfigDict:
                 "eps": 1e-6,
                 "weight_decay": 0.05,
                 "clip_norm": 5.0,  # not published; Emu2's
+                "skip_spikes": 0.0,
                 "warmup_fraction": 0.2,  # [N]
                 "final_fraction": 0.0,  # [I]
                 "accumulate_steps": 1,
@@ -94,7 +95,11 @@ def pretrain_14b() -> ConfigDict:
                 "seed": 0,
                 "log_every": 10,
                 "checkpoint_every": 500,
+                "checkpoint_minutes": 30.0,
                 "keep_checkpoints": 2,
+                "keep_every": 0,
+                "save_timeout_minutes": 60.0,
+                "max_bad_steps": 10,
                 # FSDP over 16 chips takes 11 of 95 GB on v5p. Over part of a torus its compiler all-gathers parameters;
                 # over a whole torus it sums them instead, at twice the traffic.
                 "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},

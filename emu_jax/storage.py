@@ -130,6 +130,17 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def move_folder(folder: Path, to: Path) -> None:
+    """Gives a folder another name, which must be free: by a rename, and in a bucket by copies of its files."""
+    if not isinstance(folder, pathlib.Path):
+        from emu_jax import buckets
+
+        buckets.filesystem(folder).mv(str(folder), str(to), recursive=True)
+        return
+    to.parent.mkdir(parents=True, exist_ok=True)
+    folder.rename(to)
+
+
 @contextlib.contextmanager
 def write_atomically(path: Path) -> Iterator[Path]:
     """Yields another path at which to write a file or folder; moves it to `path` when the block succeeds.

@@ -10,8 +10,13 @@ from emu_jax.storage import Path, read_json_object
 
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
+HISTORY_FILE = "history.jsonl"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
-OBSERVING = ("train.log_every", "train.checkpoint_every", "train.keep_checkpoints", "train.mesh", "train.tuned")
+OBSERVING = (
+    *("train.log_every", "train.mesh", "train.tuned"),
+    *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
+    "train.save_timeout_minutes",
+)
 
 
 def with_recorded_shards(config: ConfigDict, workdir: Path) -> ConfigDict:

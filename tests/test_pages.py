@@ -68,6 +68,7 @@ RUNS = {
     r"^emu-jax train --config configs/instruct\.py --workdir runs/emu-i ": TUNED,
     r"^emu-jax train --config configs/ablations/": "tests/test_ablations.py::test_builds",
     r"^emu-jax train --config configs/mixture\.py": "tests/launch/test_mixture_data.py",
+    r"^emu-jax train .*(--change|--skip-windows) ": "tests/train/test_changes.py",
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",
     r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_images",
     r"^emu-jax evaluate .*nextqa": f"{BENCHMARKS}::test_what_a_metric_lacks_costs_no_prediction",

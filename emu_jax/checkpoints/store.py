@@ -1,7 +1,9 @@
 """The store of checkpoints: their folders, their metadata, and a digest of every leaf.
 
     workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
-                                                               └ holds, config, tokenizer, iterator, shapes, digests
+                                                               ├ meta: holds, config, tokenizer, iterator, shapes, …
+                                                               └ sha256: of all that
+                        corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
 
 Converted weights (`streamed.py`) are such a folder without an optimizer, and with `lora/` where adapters are kept apart
 from their kernels. Arrays are read by `load.py`; training saves and resumes them in `train/checkpoint.py`.
@@ -10,7 +12,8 @@ A run with `config.optimizer.ema_decay` keeps the exponential moving average (EM
 `statistics/ema`. Loading takes the EMA in place of those parameters unless it asks for raw ones (`WEIGHTS`); frozen
 parameters have no EMA and come from `params`.
 
-Orbax itself does not notice flipped bits in array data; the digests do.
+Orbax itself does not notice flipped bits in array data; the digests do. A corrupt checkpoint is an error for whoever
+loads weights, which names the checkpoint before it: nobody gets older weights than those that were asked for.
 """
 
 from __future__ import annotations
@@ -18,7 +21,10 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +32,14 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from emu_jax.buckets import is_transient
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.storage import Path, absolute, is_bucket
 
 FOLDER = "checkpoints"
+META = "meta/metadata"
 COMMIT_FILE = "commit_success.txt"  # Orbax', in buckets
 # Which weights are read: the EMA if the checkpoint keeps one; the last step's parameters; the EMA, or an error.
 WEIGHTS = ("auto", "raw", "ema")
@@ -65,35 +73,65 @@ def _digest(leaf: jax.Array) -> jax.Array:
     return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
 
 
-# One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices.
-_digests = jax.jit(lambda leaves: jax.tree.map(_digest, leaves))
+def _is_finite(leaf: jax.Array) -> jax.Array:
+    """bool []: whether no element is NaN or infinite."""
+    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.ones((), bool)
+
+
+# One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices. It reads
+# every shard once, where it is, for both results.
+_summaries = jax.jit(lambda leaves: jax.tree.map(lambda leaf: (_digest(leaf), _is_finite(leaf)), leaves))
+
+
+def summaries(items: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
+    """The digest of every leaf, by name, and the names of the leaves that hold a NaN or an infinity."""
+    values = jax.device_get(_summaries(named_leaves(items)))
+    digests = {name: int(digest) for name, (digest, _) in values.items()}
+    return digests, [name for name, (_, finite) in values.items() if not finite]
 
 
 def digests(items: Mapping[str, Any]) -> dict[str, int]:
     """The digest of every leaf, by name."""
-    values = jax.device_get(_digests(named_leaves(items)))
-    return {name: int(value) for name, value in values.items()}
+    return summaries(items)[0]
 
 
 def check_digests(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:
     """Raises UserError unless every leaf has the digest that it was saved with."""
     for name, value in digests(items).items():
         if value != meta["digests"][name]:
-            raise corrupt(folder, f"{name} has digest {value:08x}, expected {meta['digests'][name]:08x}")
+            raise CorruptCheckpoint(folder, f"{name} has digest {value:08x}, expected {meta['digests'][name]:08x}")
 
 
-def corrupt(folder: Path, what: str) -> UserError:
-    """The error for a damaged checkpoint."""
-    return UserError(f"{folder}: the checkpoint is corrupt: {what}; delete this folder to use an older checkpoint")
+class CorruptCheckpoint(UserError):
+    """A checkpoint is damaged; names the one before it, if there is one. A run resumes from that by itself."""
+
+    def __init__(self, folder: Path, what: str):
+        older = [step for step in steps_in(folder.parent) if folder.name.isdigit() and step < int(folder.name)]
+        mend = f"the checkpoint before it is {folder.parent / str(older[-1])}" if older else "make or copy it again"
+        super().__init__(f"{folder}: the checkpoint is corrupt: {what}; {mend}")
+        self.what = what
+
+
+_OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
+
+
+def disk_error(folder: Path, error: BaseException) -> OSError | None:
+    """The OSError that TensorStore tells by the text of another error; None if it tells of none."""
+    found = _OS_ERROR.search(str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else None
 
 
 def unreadable(folder: Path, error: BaseException) -> BaseException:
     """The error to show for a failed read; Orbax wraps the cause in descriptions of its own objects."""
+    if is_transient(error):
+        return error
     while error.__cause__ is not None:
         error = error.__cause__
-    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError):
-        return error  # a full device: the files may well be intact
-    return corrupt(folder, (str(error).splitlines() or [type(error).__name__])[0][:200])
+    error = disk_error(folder, error) or error
+    missing = isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError)
+    if isinstance(error, MemoryError | jax.errors.JaxRuntimeError | OSError) and not missing:
+        return error  # a full device, or a disk that fails: the files may well be intact
+    return CorruptCheckpoint(folder, (str(error).splitlines() or [type(error).__name__])[0][:200])
 
 
 # ------------------------------------------------------------------------------------------------------ metadata
@@ -114,25 +152,39 @@ def unpack_tokenizer(saved: Mapping[str, Any], path: Path) -> Tokenizer | None:
     return Tokenizer(base64.b64decode(saved["proto"]), instruct=saved["instruct"], where=str(path))
 
 
+def seal_meta(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata in the form that is stored: with a digest of their own."""
+    plain = json.loads(json.dumps(dict(meta)))  # as it will be read: keys are strings, tuples are lists
+    return {"meta": plain, "sha256": _sha256(plain)}
+
+
+def _sha256(meta: Any) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
 def read_meta(folder: Path) -> dict[str, Any]:
     """A checkpoint's metadata.
 
     Raises:
-      UserError: the folder is no checkpoint, is damaged, or is of an earlier version.
+      UserError: the folder is no checkpoint, is damaged (CorruptCheckpoint), or is of an earlier version.
     """
-    file = folder / "meta" / "metadata"
-    if not file.is_file():
-        raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {file.relative_to(folder)} in it")
+    file = folder / META
     try:
-        meta = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise corrupt(folder, f"{file.relative_to(folder)} is not JSON") from error
-    if "holds" not in meta:
+        sealed = json.loads(file.read_bytes())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
+        if folder.parent.name == FOLDER:
+            raise CorruptCheckpoint(folder, f"it has no {META}") from error
+        raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {META} in it") from error
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
+        raise CorruptCheckpoint(folder, f"{META} is not JSON") from error
+    if isinstance(sealed, dict) and "leaves" in sealed:
         raise UserError(
-            f"{folder}: a checkpoint of an earlier version, without `holds` in its metadata; train or convert again "
-            "into a new folder"
+            f"{folder}: a checkpoint of an earlier version, whose metadata have no digest; train or convert again into "
+            "a new folder"
         )
-    return meta
+    if not isinstance(sealed, dict) or "meta" not in sealed or sealed.get("sha256") != _sha256(sealed["meta"]):
+        raise CorruptCheckpoint(folder, f"{META} does not have its SHA-256")
+    return sealed["meta"]
 
 
 def check_leaves(folder: Path, leaves: Mapping[str, list], items: Mapping[str, Any]) -> None:
@@ -226,13 +278,16 @@ def newest_folder(path: Path) -> Path:
     """A work directory's newest checkpoint, or `path` itself if it is a checkpoint."""
     if (path / "meta").is_dir():
         return path
-    folder = path / FOLDER
-    steps = (
-        sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit() and is_committed(p)) if folder.is_dir() else []
-    )
+    steps = steps_in(path / FOLDER)
     if not steps:
         raise UserError(f"{path}: no checkpoint; expected {FOLDER}/<step> as `emu-jax train` writes")
-    return folder / str(steps[-1])
+    return path / FOLDER / str(steps[-1])
+
+
+def steps_in(folder: Path) -> list[int]:
+    """The steps of the checkpoints in a folder, ascending."""
+    found = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
+    return sorted(int(path.name) for path in found if is_committed(path))
 
 
 def is_committed(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from emu_jax.checkpoints import arrays
+from emu_jax.checkpoints.store import CorruptCheckpoint, seal_meta
 from emu_jax.errors import UserError
 from emu_jax.storage import Path, is_bucket, partial_path, remove, replace_text
 
@@ -32,6 +33,12 @@ Axes = Mapping[str, tuple[str | None, ...]]  # name -> the logical axes that div
 
 
 # ------------------------------------------------------------------------------------------------------- folders
+
+
+def check_new(folder: Path) -> None:
+    """Raises UserError if the folder exists, unless it is one in a bucket that `resumable_folder` has not finished."""
+    if folder.exists() and not (is_bucket(folder) and (folder / JOB).is_file()):
+        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
 
 
 @contextlib.contextmanager
@@ -50,8 +57,7 @@ def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
     """
     place = folder if is_bucket(folder) else partial_path(folder)
     marker = place / JOB
-    if folder.exists() and not (is_bucket(folder) and marker.is_file()):
-        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
+    check_new(folder)
     try:
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == job):
             remove(place)
@@ -175,7 +181,7 @@ class LeafWriter:
         for item, shapes in by_item.items():
             replace_text(self.folder / item / arrays.ITEM_FILE, json.dumps(arrays.describe_item(shapes)))
         described = {name: [list(shape), dtype.name] for name, (shape, dtype) in self.leaves.items()}
-        text = json.dumps({"holds": holds, **meta, "leaves": described, "digests": self.digests})
+        text = json.dumps(seal_meta({"holds": holds, **meta, "leaves": described, "digests": self.digests}))
         (self.folder / METADATA).parent.mkdir(exist_ok=True)
         replace_text(self.folder / METADATA, text)
         remove(self.folder / PROGRESS)
@@ -224,9 +230,8 @@ class LeafReader:
     def _check(self, name: str, total: int) -> None:
         name = self._ema.get(name, name)
         if total % 2**32 != self._digests[name]:
-            raise UserError(
-                f"{self.folder}: the checkpoint is corrupt: {name} has digest {total % 2**32:08x}, expected "
-                f"{self._digests[name]:08x}; use another checkpoint, or convert again"
+            raise CorruptCheckpoint(
+                self.folder, f"{name} has digest {total % 2**32:08x}, expected {self._digests[name]:08x}"
             )
 
     def _open(self, name: str) -> Any:

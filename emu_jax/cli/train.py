@@ -19,21 +19,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reshard-data", action="store_true", help="resume although data.shards or data.workers differ"
     )
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="config.FIELD=VALUE",
+        help="resume with another rate, clipping, length, mixture weight, …; recorded in workdir/history.jsonl",
+    )
+    parser.add_argument(
+        "--skip-windows",
+        type=int,
+        default=0,
+        metavar="N",
+        help="leave out N packing windows of data, counted over the whole run",
+    )
     parser.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof in workdir/profile")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
+    from emu_jax.errors import UserError
     from emu_jax.train import distributed
     from emu_jax.train.loop import compile_only, train
     from emu_jax.train.metrics import parse_steps
 
+    for word in options.change:
+        if not word.startswith("config.") or "=" not in word:
+            raise UserError(f"--change {word}: expected config.<field>=<value>")
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
     with distributed.job():
-        config = load_config(options.config, overrides)
+        config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
         if options.compile_only:
             print(compile_only(config, options.workdir))
         else:
-            train(config, options.workdir, profile=profile, reshard_data=options.reshard_data)
+            train(
+                config,
+                options.workdir,
+                profile=profile,
+                reshard_data=options.reshard_data,
+                change=[word.partition("=")[0].removeprefix("config.") for word in options.change],
+                skip_windows=options.skip_windows,
+            )
     return 0

@@ -104,6 +104,9 @@ class FluentChats:
     def read(self, indices: Sequence[int]) -> list[int]:
         return list(indices)  # a chat may show any of the images
 
+    def key(self, index: int) -> str:
+        return self._keys[index]
+
     def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
         parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system")]
         several = rng.random() < SEVERAL_IMAGES_SHARE

@@ -1,13 +1,15 @@
 """A Grain pipeline of examples that all have one shape: shuffled, batched, and resumed exactly.
 
-In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of these arrays, stacked.
+In: anything with a length and `examples([(index, generator), …]) -> arrays by name, for each`. Out: batches of these
+arrays, stacked.
 Each host reads its own rows of every batch; batches and states do not depend on the number of hosts.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import grain
@@ -44,6 +46,9 @@ class ExamplesConfig:
         return cls(**dict(fields))
 
 
+Drawn = tuple[int, np.random.Generator]  # index of a record, and a generator of its own
+
+
 class ExampleSource(Protocol):
     """What the pipeline needs from a source of examples."""
 
@@ -51,7 +56,13 @@ class ExampleSource(Protocol):
 
     def __len__(self) -> int: ...
 
-    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
+    def key(self, index: int) -> str:
+        """What example `index` is called where it comes from."""
+        ...
+
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        """An example for each index, drawn by its generator; the records of one call are read at the same time."""
+        ...
 
 
 class Images:
@@ -65,8 +76,14 @@ class Images:
     def __len__(self) -> int:
         return len(self._source)
 
-    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        (record,) = self._source.read([index])
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        records = self._source.read([index for index, _ in drawn])
+        return [self._example(record, *place) for record, place in zip(records, drawn, strict=True)]
+
+    def _example(self, record: Any, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         parts = [part for document in self._source.documents(record, rng) for part in document.parts]
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
@@ -91,6 +108,9 @@ class _Share(grain.MapDataset):
         return self._parent[batch * self._batch + self._own[number]]
 
 
+RECORD = "record"  # an example's index, beside its arrays until they leave the pipeline
+
+
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
 
@@ -106,18 +126,30 @@ class ExamplePipeline:
             .seed(data.seed)[:]  # as in `mixture.mix`
             .shuffle()
             .repeat()
-            .random_map(lambda index, rng: source.example(int(index), rng))
+            .random_map(lambda index, rng: (int(index), copy.deepcopy(rng)))  # Grain takes its generator back
         )
+
+        def read(drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
+            examples = source.examples(drawn)
+            arrays = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+            return arrays | {RECORD: np.array([index for index, _ in drawn])}
+
         own = range(data.batch) if own is None else own
-        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True)
-        self._batch = data.batch
-        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True, batch_fn=read)
+        self._batch, self._source, self._name = data.batch, source, data.source
+        self.records: list[list[tuple[int, int]]] = []
+        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def __iter__(self) -> ExamplePipeline:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
+        arrays = dict(next(self._iterator))
+        self.records = [[(0, int(record))] for record in arrays.pop(RECORD)]
+        return arrays
+
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self._name, self._source.key(record)
 
     def describe(self) -> dict[str, float]:
         return {"images": float(self._batch)}
@@ -131,9 +163,16 @@ class ExamplePipeline:
         check_fingerprint(self.fingerprint, state["fingerprint"])
         self._iterator.set_state(state["iterator"])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Continues exactly, because this stream is not divided."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues exactly: this stream is neither divided nor mixed.
+
+        Raises:
+          UserError: the state is of another stream, or windows are to be skipped.
+        """
+        if skip_windows:
+            raise UserError(f"skip_windows={skip_windows}: these examples are not packed, so there are no windows")
         self.set_state(state)
+        return 0
 
     def close(self) -> None:
         """Stops the threads that read ahead."""

@@ -124,22 +124,30 @@ class _Phase:
 
 
 class Selection(grain.transforms.DatasetSelectionMap):
-    """Index in the stream -> (source, index in that source's own stream of `lengths[source]` records)."""
+    """Index in the stream -> (source, index in that source's own stream of `lengths[source]` records).
 
-    def __init__(self, lengths: Sequence[int], weights: Sequence[float]):
+    Args:
+      weights: the sources' weights.
+      earlier: (end, weights) of the records before: up to position `end` other weights held. A source continues where
+        it was when the weights change.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[int],
+        weights: Sequence[float],
+        earlier: Sequence[tuple[int, Sequence[float]]] = (),
+    ):
         self._phases: list[tuple[int, _Phase]] = []  # (first position, phase)
         used, start = [0] * len(lengths), 0
-        while left := [source for source in range(len(lengths)) if used[source] < lengths[source]]:
-            phase = _Phase(left, weights, used)
-            self._phases.append((start, phase))
-            length = min(
-                sys.maxsize - start if lengths[s] == sys.maxsize else phase.index_of(s, lengths[s] - used[s])
-                for s in left
-            )
-            used = phase.used_after(length)
-            start += length
-            if start >= sys.maxsize:
-                break
+        for end, held in (*earlier, (sys.maxsize, weights)):
+            while start < end and (left := [s for s in range(len(lengths)) if used[s] < lengths[s]]):
+                phase = _Phase(left, held, used)
+                self._phases.append((start, phase))
+                ends = (phase.index_of(s, lengths[s] - used[s]) for s in left if lengths[s] != sys.maxsize)
+                length = min((end - start, *ends))
+                used = phase.used_after(length)
+                start += length
         self._length = start
 
     def __len__(self) -> int:
@@ -155,6 +163,7 @@ def mix(
     sources: Mapping[str, SourceConfig],
     seed: int,
     per_record: Mapping[str, float] | None = None,
+    earlier: Sequence[tuple[int, Mapping[str, float]]] = (),
 ) -> grain.MapDataset:
     """A stream of (number of the source, index of its record).
 
@@ -162,6 +171,7 @@ def mix(
       lengths: number of records of each source, by name and in order.
       per_record: mean number of weighted units (samples or tokens) per record of each source; None if weights count
         records.
+      earlier: (end, weights by source): the weights that held up to that record.
     """
     streams = []
     for number, (name, length) in enumerate(lengths.items()):
@@ -169,8 +179,13 @@ def mix(
         stream = grain.MapDataset.range(length).seed(seed + zlib.crc32(_salt(name, sources).encode()))[:].shuffle()
         stream = stream.repeat(sources[name].epochs or None)
         streams.append(stream.map(functools.partial(_numbered, number)))
-    weights = [sources[name].weight / (per_record[name] if per_record else 1) for name in lengths]
-    selection = Selection([len(stream) for stream in streams], weights)
+
+    def rates(weights: Mapping[str, float]) -> list[float]:
+        return [weights[name] / (per_record[name] if per_record else 1) for name in lengths]
+
+    now = rates({name: source.weight for name, source in sources.items()})
+    before = [(end, rates(weights)) for end, weights in earlier]
+    selection = Selection([len(stream) for stream in streams], now, before)
     return grain.MapDataset.select_from_datasets(streams, selection)
 
 

@@ -135,11 +135,13 @@ class BuiltRow(NamedTuple):
       cuts: int32 [S]. At a document's first position: `CONTINUES` if it continues a document that was cut, plus `CUT`
         if a later piece follows. 0 elsewhere.
       faults: (number of the source, what is wrong) for each document with an unreadable image.
+      records: (number of the source, index of the record) for each document.
     """
 
     arrays: dict[str, np.ndarray]
     cuts: np.ndarray
     faults: list[tuple[int, str]]
+    records: list[tuple[int, int]]
 
 
 def build_row(
@@ -203,7 +205,7 @@ def build_row(
             continue
         row["text_weights"][piece] = document.text_weights
         row["visual_weights"][piece] = document.visual_weights
-    return BuiltRow(row, cuts, faults)
+    return BuiltRow(row, cuts, faults, [(document.source, document.record) for document in documents])
 
 
 def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, float]:

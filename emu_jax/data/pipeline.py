@@ -21,7 +21,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import grain
@@ -45,7 +45,14 @@ MIN_JUDGED_DOCUMENTS = 1000  # a source's share of faults is taken of at least s
 
 
 class Stream(Protocol):
-    """An iterator of batches whose position can be saved and restored."""
+    """An iterator of batches whose position can be saved and restored.
+
+    Attributes:
+      records: for each row of the newest batch, of those that this process reads, its documents' records: (number of
+        the source, index of the record).
+    """
+
+    records: list[list[tuple[int, int]]]
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
@@ -53,12 +60,16 @@ class Stream(Protocol):
         """Metrics of the newest batch to log, such as counts of images and tokens."""
         ...
 
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        """The name of a source, and the key of one of its records, as a person finds it again."""
+        ...
+
     def get_state(self) -> dict[str, Any]: ...
 
     def set_state(self, state: Mapping[str, Any]) -> None: ...
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes near a state's position if the stream is now divided differently."""
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state, or near it if the stream differs or leaves windows out (`Pipeline.resume`)."""
         ...
 
     def close(self) -> None: ...
@@ -74,11 +85,13 @@ class _Part(NamedTuple):
       arrays: the fields of the batch, for this host's rows.
       described: `DESCRIBED` and the rows' cuts, for all rows of the part.
       faults: those of all rows, as `BuiltRow` has them.
+      records: those of this host's rows, as `BuiltRow` has them.
     """
 
     arrays: dict[str, np.ndarray]
     described: dict[str, np.ndarray]
     faults: list[tuple[int, str]]
+    records: list[list[tuple[int, int]]]
 
 
 class _Builder:
@@ -196,6 +209,7 @@ class _Shard:
                 arrays={name: _stacked([built[row].arrays[name] for row in own]) for name in fields},
                 described=described | {"cuts": np.stack([row.cuts for row in built])},
                 faults=[fault for row in built for fault in row.faults],
+                records=[built[row].records for row in own],
             )
 
         # Two windows ahead, each by its own thread: one waits for its records while the other is packed.
@@ -250,6 +264,7 @@ class Pipeline:
       sources: names of the sources, by number.
       data: the config with its row sizes filled in.
       fill: how full the first rows are.
+      records: those of the newest batch, see `Stream`.
     """
 
     def __init__(
@@ -271,16 +286,19 @@ class Pipeline:
         self.samples = samples.with_rows(self.data)
         self.fingerprint = _fingerprint(self.data, sources, tokenizer, queries, image_size, learn_image_token)
         self._tokenizer, self._image_size = tokenizer, image_size
-        self._windows = make_windows(self.samples, self.data)
+        self._earlier: list[list[Any]] = []  # [window, weights by source]: weights that held up to that window
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
         self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
+        self._sources = list(sources.values())
+        self.records: list[list[tuple[int, int]]] = []
         self._shards: dict[int, _Shard] = {}
+        self._skipped = 0  # windows that were left out on purpose
         self._start(0)
 
     def _start(self, offset: int) -> None:
         """Creates the shards anew; the stream starts at window `offset`."""
         data, rows = self.data, Rows(self.data)
-        windows = self._windows[offset:]
+        windows = make_windows(self.samples, data, self._earlier)[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         for shard, own in rows_of_shards(self._own, data.batch_rows // data.shards).items():
@@ -301,6 +319,7 @@ class Pipeline:
             parts.append(part)
             self._check_faults(part.faults)
         self._described = _join([part.described for part in parts])
+        self.records = [row for part in parts for row in part.records]
         return _join([part.arrays for part in parts])
 
     def _check_faults(self, faults: list[tuple[int, str]]) -> None:
@@ -337,6 +356,9 @@ class Pipeline:
             described |= {f"documents_{name}": _documents(self._described, i) for i, name in enumerate(self.sources)}
         return described
 
+    def name(self, source: int, record: int) -> tuple[str, str]:
+        return self.sources[source], self._sources[source].key(record)
+
     def close(self) -> None:
         """Stops the threads and processes that read ahead."""
         for shard in self._shards.values():
@@ -348,7 +370,8 @@ class Pipeline:
         It covers the shards of this host; the states of several hosts can be merged by their keys.
         """
         shards = {str(number): shard.get_state() for number, shard in self._shards.items()}
-        return {"fingerprint": self.fingerprint, "offset": self._offset, "shards": shards}
+        position = {"offset": self._offset, "skipped": self._skipped, "earlier": self._earlier}
+        return {"fingerprint": self.fingerprint, **position, "shards": shards}
 
     def set_state(self, state: Mapping[str, Any]) -> None:
         """Continues exactly after the batch at which the state was saved.
@@ -357,20 +380,44 @@ class Pipeline:
           UserError: the state is of another stream.
         """
         check_fingerprint(self.fingerprint, state["fingerprint"])
-        if state["offset"] != self._offset:
+        self._skipped = state["skipped"]
+        if (state["offset"], state["earlier"]) != (self._offset, self._earlier):
+            self._earlier = state["earlier"]
             self._start(state["offset"])
         for number, shard in self._shards.items():
             shard.set_state(state["shards"][str(number)])
 
-    def reshard(self, state: Mapping[str, Any]) -> None:
-        """Resumes a stream that was divided into other shards or workers, at the granularity of windows.
+    def resume(self, state: Mapping[str, Any], *, differing: Collection[str] = (), skip_windows: int = 0) -> int:
+        """Continues at a saved state; near it, at the granularity of windows, if something is to change.
 
-        All windows that were begun count as read. The rest of each old shard's current window is skipped for this
-        epoch. Where shards had drifted apart, some windows are skipped or repeated.
+        Then all windows that were begun count as read, and the rest of each old shard's current window is skipped for
+        this epoch. Where shards had drifted apart, some windows are skipped or repeated.
+
+        Args:
+          differing: entries of the fingerprint that may differ: `DIVISION`, whose stream is now divided differently,
+            and `mixture`, whose new weights hold from here on.
+          skip_windows: windows to have left out since the run began; those that were left out before count.
+
+        Returns:
+          how many windows are left out now.
+
+        Raises:
+          UserError: the state is of another stream, or more windows were left out before.
         """
-        check_fingerprint(self.fingerprint, state["fingerprint"], but=DIVISION)
-        begun = sum(_windows(shard["iterator"]) for shard in state["shards"].values())
-        self._start(state["offset"] + begun)
+        skip = skip_windows - state["skipped"] if skip_windows else 0
+        if skip < 0:
+            raise UserError(f"skip_windows={skip_windows}: this run has already left out {state['skipped']}")
+        if not differing and not skip:
+            self.set_state(state)
+            return 0
+        check_fingerprint(self.fingerprint, state["fingerprint"], but=differing)
+        begun = state["offset"] + sum(_windows(shard["iterator"]) for shard in state["shards"].values())
+        self._skipped, self._earlier = state["skipped"] + skip, state["earlier"]
+        mixture, before = self.fingerprint["mixture"], state["fingerprint"]["mixture"]
+        if mixture != before:
+            self._earlier = [*self._earlier, [begun, {name: entry["weight"] for name, entry in before.items()}]]
+        self._start(begun + skip)
+        return skip
 
 
 def rows_of_shards(own: Sequence[int], per_shard: int) -> dict[int, list[int]]:
@@ -416,7 +463,7 @@ def _documents(described: Mapping[str, np.ndarray], source: int) -> int:
     return int((first & (described["source_ids"] == source)).sum())
 
 
-def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Sequence[str] = ()) -> None:
+def check_fingerprint(own: Mapping[str, Any], saved: Mapping[str, Any], but: Collection[str] = ()) -> None:
     """Raises unless a saved state is of the same stream; Grain itself would silently accept one of another seed.
 
     Args:

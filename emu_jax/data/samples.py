@@ -66,9 +66,10 @@ class Samples:
             indices = sorted({index for (number, index), _ in drawn if number == source})
             read = self._sources[source].read(indices)
             records.update(zip([(source, index) for index in indices], read, strict=True))
-        return [self._cut(place[0], records[place], rng, row_images) for place, rng in drawn]
+        return [self._cut(place, records[place], rng, row_images) for place, rng in drawn]
 
-    def _cut(self, source: int, record: Any, rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
+    def _cut(self, place: Place, record: Any, rng: np.random.Generator, row_images: int) -> list[TokenizedDocument]:
+        source, index = place
         entry, row_tokens = self._entries[source], self._data.row_tokens
         samples = []
         for document in self._sources[source].documents(record, rng):
@@ -80,7 +81,7 @@ class Samples:
             document = read_or_predicted(document, self._data.predicted_share, rng)
             sizes: dict[str, Any] = {"row_tokens": row_tokens, "row_images": row_images}
             samples += tokenize_document(document, self._tokenizer, source=source, rng=rng, **sizes, **self._fixed)
-        return samples
+        return [dataclasses.replace(sample, record=index) for sample in samples]
 
     def with_rows(self, data: DataConfig) -> Samples:
         """The same samples for rows of other sizes."""

@@ -34,6 +34,7 @@ class TokenizedDocument:
       continues: whether this is a later piece of a document that was cut.
       cut: whether something of the document after this piece was cut off.
       source: number of the document's source.
+      record: index of its record there.
     """
 
     tokens: np.ndarray
@@ -44,6 +45,7 @@ class TokenizedDocument:
     continues: bool = False
     cut: bool = False
     source: int = 0
+    record: int = 0
 
     def __len__(self) -> int:
         return len(self.tokens)

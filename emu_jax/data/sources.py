@@ -96,6 +96,10 @@ class Source(Protocol):
         """The records at `indices`; one call for many reads them at the same time."""
         ...
 
+    def key(self, index: int) -> str:
+        """What record `index` is called where it comes from."""
+        ...
+
     def documents(self, record: Any, rng: np.random.Generator) -> list[Document]:
         """The documents of a record; their images have the model's size when they are read."""
         ...
@@ -147,6 +151,9 @@ class Prepared:
         self._kept_records.update(zip(new, self._records.read(new), strict=True))
         return [self._kept_records[index] for index in indices]
 
+    def key(self, index: int) -> str:
+        return self.read([index])[0].key
+
     def documents(self, record: Record, rng: np.random.Generator) -> list[Document]:
         kind = KINDS[record.kind]
         stored = [number for number, part in enumerate(record.parts) if isinstance(part, StoredImage)]
@@ -190,7 +197,8 @@ class Jsonl:
         self._path, self._size, self._order = path, image_size, order
         data = path.read_bytes()
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        self._records = [self._parse(line, n) for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()]
+        lines = {n: line for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()}
+        self._numbers, self._records = [*lines], [self._parse(line, n) for n, line in lines.items()]
         if not self._records:
             raise UserError(f"config.data.source {path}: the file holds no documents")
         named = {value for _, parts in self._records for kind, value in parts if kind == "image"}
@@ -224,6 +232,9 @@ class Jsonl:
 
     def _image_path(self, name: str) -> Path:
         return as_path(name) if "://" in name else self._path.parent / name
+
+    def key(self, index: int) -> str:
+        return f"line {self._numbers[index]}"
 
     def _image(self, name: str) -> Image:
         path = self._images[name]

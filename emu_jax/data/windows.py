@@ -8,6 +8,7 @@ A window is a pure function of its number, whatever was read before, and the sam
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping, Sequence
 
 import grain
 import numpy as np
@@ -38,11 +39,18 @@ class Rows:
         return rows
 
 
-def make_windows(samples: Samples, data: DataConfig) -> grain.MapDataset:
-    """The stream of windows, each a list of rows. `data.row_images` must be set."""
+def make_windows(
+    samples: Samples, data: DataConfig, earlier: Sequence[tuple[int, Mapping[str, float]]] = ()
+) -> grain.MapDataset:
+    """The stream of windows, each a list of rows. `data.row_images` must be set.
+
+    Args:
+      earlier: (end, weights by source): the weights that held up to that window.
+    """
     rates = samples.per_record(data.mixture_unit, data.row_images)
+    records = [(end * data.packing_window, weights) for end, weights in earlier]
     return (
-        mix(samples.lengths, data.sources, data.seed, rates)
+        mix(samples.lengths, data.sources, data.seed, rates, records)
         .seed(data.seed)
         .random_map(_with_generator)
         .batch(data.packing_window, drop_remainder=False, batch_fn=samples)

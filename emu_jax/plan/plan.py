@@ -48,7 +48,7 @@ class Plan:
     Attributes:
       kind: the config's objective, or `DECODE`.
       rows, row_name, tokens: a batch over all devices, as in `PlannedStep`.
-      memory: bytes by kind; their sum is the peak.
+      memory: bytes by kind while that program of the step runs that needs most; their sum is the peak.
       capacity: HBM of a device.
       compile_s: compilation time of the real step.
       cost: cost of the whole step.
@@ -120,7 +120,7 @@ def make_plan(
     step = decode(config, mesh, decode_rows) if task is None else training_step(task, mesh)
     started = time.monotonic()
     try:
-        executable, whole = step.build()
+        executables, whole = step.build()
     except jax.errors.JaxRuntimeError as error:
         raise _does_not_fit(error, step, topology) from error
     compile_s = time.monotonic() - started
@@ -155,7 +155,7 @@ def make_plan(
         row_name=step.row_name,
         tokens=step.tokens,
         remat="none" if task is None else task.remat,
-        memory=_memory(executable, step),
+        memory=max((_memory(executable, step) for executable in executables), key=lambda kinds: sum(kinds.values())),
         capacity=chip.hbm,
         compile_s=compile_s,
         cost=total,
@@ -207,7 +207,10 @@ def _does_not_fit(error: Exception, step: PlannedStep, topology: Topology) -> Ex
 
 
 def _memory(executable: jax.stages.Compiled, step: PlannedStep) -> dict[str, float]:
-    """Bytes per device by kind. Gradients are temporary too: at the end they use the memory of activations."""
+    """Bytes per device by kind while a program of the step runs.
+
+    Gradients are temporary too: at the end they use the memory of activations.
+    """
     found = executable.memory_analysis()
     assert found is not None  # compilers for CPUs and TPUs report it
     held = sum(step.held.values())

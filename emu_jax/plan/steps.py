@@ -28,7 +28,7 @@ from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
-from emu_jax.train.step import compile_step
+from emu_jax.train.step import Program, abstract_sums, programs
 from emu_jax.train.tasks.interleaved import VOCABULARY
 from emu_jax.train.tasks.task import Task, find_task
 
@@ -42,10 +42,11 @@ class PlannedStep:
       tokens: tokens of a batch; 0 where only rows count.
       flops: useful FLOPs by part over all devices, analytically.
       attention_flops: those of them in attention that a kernel may compute, which the compiler does not count.
-      held: bytes per device of what is kept between steps, by kind.
+      held: bytes per device of what is kept between its programs, by kind.
       moving: bytes per device of gradients, at their most.
       batch: ShapeDtypeStructs of a batch.
-      compile: the compiler's options -> the step's executable.
+      lower: makes the step's programs.
+      options: the compiler's.
     """
 
     rows: int
@@ -56,16 +57,24 @@ class PlannedStep:
     held: dict[str, float]
     moving: float
     batch: Any
-    compile: Callable[[dict[str, Any]], jax.stages.Compiled]
+    lower: Callable[[], list[Program]]
     mesh: Mesh
+    options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
-    def build(self) -> tuple[jax.stages.Compiled, Cost]:
-        """Compiles; returns the executable and the cost of its program (the body of a loop counts once)."""
-        with jax.set_mesh(self.mesh), tempfile.TemporaryDirectory() as folder:
-            # `Compiled.as_text` fails for large programs; the compiler's dump does not.
-            executable = self.compile({"xla_dump_to": folder, "xla_dump_hlo_as_text": True})
-            names = sorted(Path(folder).glob("*after_optimizations.txt"))
-            return executable, cost(executable, names[-1].read_text(encoding="utf-8"), self.mesh)
+    def build(self) -> tuple[list[jax.stages.Compiled], Cost]:
+        """Compiles; returns the executables and a step's cost (the body of a loop within a program counts once)."""
+        executables, total = [], Cost()
+        with jax.set_mesh(self.mesh):
+            for program in self.lower():
+                with tempfile.TemporaryDirectory() as folder:
+                    # `Compiled.as_text` fails for large programs; the compiler's dump does not.
+                    dump = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+                    executable = program.compile(self.options | dump)
+                    names = sorted(Path(folder).glob("*after_optimizations.txt"))
+                    text = names[-1].read_text(encoding="utf-8")
+                executables.append(executable)
+                total += cost(executable, text, self.mesh) * program.times
+        return executables, total
 
 
 def size(tree: Any) -> float:
@@ -98,7 +107,7 @@ def planned_task(config: ConfigDict, mesh: Mesh, rows_per_device: int = 0) -> Ta
 
 
 def training_step(task: Task, mesh: Mesh) -> PlannedStep:
-    """The step that `emu-jax train` compiles."""
+    """The step that `emu-jax train` compiles: with gradient accumulation, every program as often as it runs."""
     config = task.config
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     state = abstract_state(task, optimizer, mesh)
@@ -107,11 +116,7 @@ def training_step(task: Task, mesh: Mesh) -> PlannedStep:
     arrays = {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=shardings[name]) for name, x in shapes.items()}
     batch, flops = task.batch(**arrays), task.flops()
     ema = size(state.statistics.get("ema", {}))
-    tuned = compiler_options(mesh.devices.flat[0].device_kind, config.train.get("tuned", False))
-
-    def compile(options: dict[str, Any]) -> jax.stages.Compiled:
-        return compile_step(task, optimizer, config.train.seed, state, batch, tuned | options)
-
+    accumulates = optimizer.accumulate_steps > 1
     return PlannedStep(
         rows=task.rows,
         row_name=task.row_name,
@@ -122,12 +127,14 @@ def training_step(task: Task, mesh: Mesh) -> PlannedStep:
             "parameters": size(state.params),
             "optimizer": size(state.opt_state),
             **({"EMA": ema} if ema else {}),
+            **({"gradient sums": size(abstract_sums(task, state, batch))} if accumulates else {}),
             "batch and statistics": size(arrays) + size(state.statistics) - ema,
         },
         moving=size(task.split(state.params)[0]),
         batch=batch,
-        compile=compile,
+        lower=lambda: programs(task, optimizer, config.train.seed, state, batch),
         mesh=mesh,
+        options=compiler_options(mesh.devices.flat[0].device_kind, config.train.get("tuned", False)),
     )
 
 
@@ -173,12 +180,12 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
         hidden, cache = network.decode(network.embed(tokens).astype(model.dtype), position, cache, unroll=unroll)
         return network.logits(hidden).argmax(-1).astype(jnp.int32), cache
 
-    def compile(options: dict[str, Any]) -> jax.stages.Compiled:
+    def lower() -> list[Program]:
         # The compiler chooses the cache's layout, as it does for the body of the loop in `generate/text.py`.
         chosen = jax.tree.map(lambda leaf: Format(Layout.AUTO, leaf.sharding), (by_row["tokens"], cache))
         fixed = jax.tree.map(lambda leaf: leaf.sharding, params)
         wrapped = jax.jit(step, donate_argnums=2, in_shardings=(fixed, *chosen), out_shardings=chosen)
-        return wrapped.lower(params, by_row["tokens"], cache).compile(compiler_options=options)
+        return [Program("decode", 1, wrapped.lower(params, by_row["tokens"], cache))]
 
     matmuls = llama.layers * (4 * llama.width**2 + 3 * llama.width * llama.mlp_dim) + llama.width * llama.vocab_size
     attention = 2 * llama.layers * llama.width * llama.context
@@ -201,6 +208,6 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
         },
         moving=0.0,
         batch=by_row["tokens"],
-        compile=compile,
+        lower=lower,
         mesh=mesh,
     )

@@ -1,32 +1,44 @@
-"""A run's checkpoints: saved asynchronously and atomically, the newest N kept, and restored to resume the run.
+"""A run's checkpoints: saved asynchronously and atomically, rotated, and restored to resume the run.
 
 The folders are described in `checkpoints/store.py`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from emu_jax.buckets import is_transient
 from emu_jax.checkpoints.store import (
     FOLDER,
+    CorruptCheckpoint,
     check_digests,
     check_leaves,
-    digests,
+    disk_error,
     named_leaves,
     pack_tokenizer,
     read_meta,
+    seal_meta,
+    summaries,
     unreadable,
 )
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, absolute
+from emu_jax.storage import Path, absolute, move_folder
+from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
+
+CORRUPT = "corrupt"  # the folder beside the steps to which corrupt checkpoints are moved
+NAMED = 5  # leaves that an error names
+UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
 
 
 def _items(state: TrainState) -> dict[str, Any]:
@@ -34,20 +46,91 @@ def _items(state: TrainState) -> dict[str, Any]:
     items = {
         "params": state.params,
         "statistics": state.statistics,
-        "optimizer": {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state},
+        "optimizer": {
+            "step": state.step,
+            "total_steps": state.total_steps,
+            "opt_state": state.opt_state,
+            "bad_steps": state.bad_steps,
+        },
     }
     return {name: item for name, item in items.items() if jax.tree.leaves(item)}  # Orbax refuses empty items
 
 
-class Checkpoints:
-    """The checkpoints of one work directory. Leaving its `with` block waits for unfinished saves."""
+@dataclasses.dataclass(frozen=True)
+class Rotation:
+    """Which checkpoints are kept: the newest ones, and for ever those of every so many steps.
 
-    def __init__(self, workdir: Path, *, keep: int):
+    Attributes:
+      newest: number of newest checkpoints; all of them were finite when they were written.
+      every: interval in steps; 0 keeps none for ever. Step 0 is the first start, which init or the seed gives again.
+    """
+
+    newest: int
+    every: int = 0
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's protocol of a preservation policy."""
+        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self.newest :]
+        forever = [self.every > 0 < checkpoint.step and not checkpoint.step % self.every for checkpoint in checkpoints]
+        return [kept or found.step in newest for kept, found in zip(forever, checkpoints, strict=True)]
+
+
+class SaveTimer:
+    """Whether a checkpoint is due by time. The processes ask at the same steps and take the clock of process 0.
+
+    Args:
+      seconds: longest time between two checkpoints; 0: none is ever due.
+    """
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self._saved = self._asked = time.monotonic()
+
+    def restart(self) -> None:
+        """A checkpoint was saved."""
+        self._saved = time.monotonic()
+
+    def due(self) -> bool:
+        """Whether at the next question, as much later as this one is than the last, it would be too late."""
+        if not self._seconds:
+            return False
+        now = time.monotonic()
+        interval, self._asked = now - self._asked, now
+        return bool(distributed.broadcast_from_process_0(now + interval - self._saved > self._seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a run resumes from.
+
+    Attributes:
+      meta: the checkpoint's metadata (`store.read_meta`).
+      corrupt: newer checkpoints that could not be restored: step -> what is wrong.
+    """
+
+    step: int
+    state: TrainState
+    meta: dict[str, Any]
+    corrupt: dict[int, str]
+
+
+class Checkpoints:
+    """The checkpoints of one work directory. Leaving its `with` block waits for unfinished saves.
+
+    Args:
+      timeout: seconds after which a save that has not ended is an error.
+    """
+
+    def __init__(self, workdir: Path, rotation: Rotation, *, timeout: float):
         self._folder = absolute(workdir) / FOLDER
         self._manager = ocp.CheckpointManager(
             self._folder,
-            # A killed save leaves a temporary folder behind, which is removed at the next start.
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=rotation,
+                # A killed save leaves a temporary folder behind, which is removed at the next start.
+                cleanup_tmp_directories=True,
+                async_options=ocp.AsyncOptions(timeout_secs=max(1, int(timeout))),
+            ),
         )
 
     def __enter__(self) -> Checkpoints:
@@ -75,38 +158,66 @@ class Checkpoints:
     ) -> None:
         """Starts an asynchronous save once the last one has ended; the state may be donated to the next step.
 
-        Every process calls it and writes its own part.
+        Every process calls it and writes its own part. An error of the last save is raised here.
 
         Args:
           iterator: the position in the data, the same on all processes.
           holds: what the parameters are; inference and other runs ask for it.
+
+        Raises:
+          distributed.Diverged: a leaf is not finite; nothing is written.
         """
         items = _items(state)
+        digests, infinite = summaries(items)
+        if infinite := [name for name in infinite if not name.startswith(UNFILLED)]:
+            self.wait()
+            raise distributed.Diverged(_not_finite(int(state.step), infinite, self.latest_step()))
         meta = {
             "holds": holds,
             "config": json.loads(config_json),
             "tokenizer": pack_tokenizer(tokenizer),
             "iterator": dict(iterator),
             "leaves": {name: [list(leaf.shape), str(leaf.dtype)] for name, leaf in named_leaves(items).items()},
-            "digests": digests(items),
+            "digests": digests,
         }
-        arguments = {name: ocp.args.StandardSave(item) for name, item in items.items()}
-        self._manager.save(int(state.step), args=ocp.args.Composite(**arguments, meta=ocp.args.JsonSave(meta)))
+        arguments: dict[str, Any] = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        arguments["meta"] = ocp.args.JsonSave(seal_meta(meta))
+        with _disk_errors(self._folder):
+            self._manager.save(int(state.step), args=ocp.args.Composite(**arguments))
 
     def wait(self) -> None:
         """Returns once the last save is on disk; raises the error if it failed."""
-        self._manager.wait_until_finished()
+        with _disk_errors(self._folder):
+            self._manager.wait_until_finished()
 
-    def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> tuple[TrainState, dict[str, Any]]:
-        """The newest checkpoint in the shapes and shardings of `target`, and the iterator's state.
+    def restore(self, target: TrainState, tokenizer: Tokenizer | None) -> Restored:
+        """The newest checkpoint that is not corrupt, in the shapes and shardings of `target`; changes no files.
+
+        All processes restore the same one: it is corrupt for all if it is for one.
 
         Raises:
-          UserError: it has other shapes or another tokenizer, or is damaged.
+          UserError: it has other shapes or another tokenizer, or every checkpoint is corrupt.
         """
-        step = self._manager.latest_step()
-        folder = self._folder / str(step)
-        meta = read_meta(folder)
+        corrupt: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                state, meta = self._restore(self._folder / str(step), target, tokenizer)
+            except CorruptCheckpoint as error:
+                corrupt[step] = error.what
+            else:
+                return Restored(step, state, meta, corrupt)
+        newest = max(corrupt)
+        raise UserError(
+            f"{self._folder}: all {len(corrupt)} checkpoints are corrupt, the newest because {corrupt[newest]}; copy "
+            "one back from a backup, or use a new work directory"
+        )
+
+    def _restore(
+        self, folder: Path, target: TrainState, tokenizer: Tokenizer | None
+    ) -> tuple[TrainState, dict[str, Any]]:
         items = _items(target)
+        with _together(folder):
+            meta = read_meta(folder)
         check_leaves(folder, meta["leaves"], items)
         saved, own = (packed["fingerprint"] for packed in (meta["tokenizer"], pack_tokenizer(tokenizer)))
         if saved != own:
@@ -114,12 +225,12 @@ class Checkpoints:
                 f"{folder}: the checkpoint's tokenizer has fingerprint {saved[:12]}, this "
                 f"run's has {own[:12]}; use the same config.tokenizer, or a new work directory"
             )
-        arguments = {name: ocp.args.StandardRestore(item) for name, item in items.items()}
-        try:
-            restored = self._manager.restore(step, args=ocp.args.Composite(**arguments))
-        except Exception as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
-            raise unreadable(folder, error) from error
-        check_digests(folder, meta, {name: restored[name] for name in items})
+        with _together(folder):
+            try:
+                restored = {name: _read(folder / name, item) for name, item in items.items()}
+            except Exception as error:  # for some damage a plain one, for other ValueError or OSError
+                raise unreadable(folder, error) from error
+        check_digests(folder, meta, restored)
         optimizer = restored["optimizer"]
         state = TrainState(
             optimizer["step"],
@@ -127,10 +238,75 @@ class Checkpoints:
             restored["params"],
             optimizer["opt_state"],
             restored["statistics"] if "statistics" in items else {},
+            optimizer["bad_steps"],
         )
-        return state, meta["iterator"]
+        return state, meta
+
+    def set_aside(self, corrupt: Mapping[int, str]) -> list[str]:
+        """Moves corrupt checkpoints to `checkpoints/corrupt`, where nothing looks for them; every process calls it.
+
+        Args:
+          corrupt: those of `Restored`.
+
+        Returns:
+          a line for each.
+        """
+        lines = []
+        for step, what in sorted(corrupt.items()):
+            folder, number = self._folder / str(step), 1
+            while (to := self._folder / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
+                number += 1
+            lines.append(f"{folder}: the checkpoint is corrupt: {what}; it is moved to {to}")
+            if jax.process_index() == 0:
+                move_folder(folder, to)
+        if corrupt:
+            distributed.broadcast_from_process_0(0)  # nobody looks before the folders are moved
+            self._manager.reload()
+        return lines
 
     def close(self) -> None:
         """Waits for unfinished saves, which may fail only now (on a full disk), and stops."""
         self.wait()
         self._manager.close()
+
+
+def _read(folder: Path, item: Any) -> Any:
+    """One item of a checkpoint. Without Orbax's manager, whose barrier waits for a process that finds damage."""
+    handler = ocp.StandardCheckpointHandler()
+    try:
+        return handler.restore(epath.Path(folder), args=ocp.args.StandardRestore(item))
+    finally:
+        handler.close()
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Raises what a full or broken disk did to a save as the OSError that it was, of the folder of checkpoints."""
+    try:
+        yield
+    except ValueError as error:
+        if (found := disk_error(folder, error)) is None:
+            raise
+        raise found from error
+
+
+@contextlib.contextmanager
+def _together(folder: Path) -> Iterator[None]:
+    """Raises the CorruptCheckpoint of one process on every process."""
+    found = None
+    try:
+        yield
+    except CorruptCheckpoint as error:
+        found = error
+    reasons = distributed.merge_across_processes({"what": found.what} if found else {})
+    if reasons:
+        raise CorruptCheckpoint(folder, reasons["what"]) from found
+
+
+def _not_finite(step: int, leaves: Sequence[str], newest: int | None) -> str:
+    more = f" and {len(leaves) - NAMED} more" if len(leaves) > NAMED else ""
+    last = "there is no checkpoint" if newest is None else f"the newest checkpoint is that of step {newest}"
+    return (
+        f"step {step}: the state is not finite in {', '.join(leaves[:NAMED])}{more}; it is not saved, and {last}: "
+        "resume with a lower learning rate (change), or without the data that did it (skip_windows)"
+    )

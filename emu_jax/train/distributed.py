@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from emu_jax.errors import EXIT_AGAIN, CommandError, UserError
+from emu_jax.errors import EXIT_AGAIN, EXIT_DIVERGED, CommandError, UserError
 from emu_jax.train.watch import Timeouts, Watch
 
 COORDINATOR, PROCESSES, PROCESS = VARIABLES = ("EMU_JAX_COORDINATOR", "EMU_JAX_PROCESSES", "EMU_JAX_PROCESS")
@@ -37,6 +37,12 @@ class Preempted(CommandError):
     """SIGTERM stopped the run, and its state is saved."""
 
     exit_code = EXIT_AGAIN  # an unhandled SIGTERM would exit with 143
+
+
+class Diverged(CommandError):
+    """Bad steps, or a state that is not finite, stopped the run, on all processes; its checkpoints are good."""
+
+    exit_code = EXIT_DIVERGED
 
 
 # ---- the processes of a job ------------------------------------------------------------------------------------------
@@ -127,7 +133,7 @@ def job() -> Iterator[None]:
     _watch = Watch(timeouts)
     try:
         yield
-    except (Preempted, SystemExit):
+    except (Preempted, Diverged, SystemExit):
         raise
     except BaseException as error:
         _watch.fail(error)

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -25,12 +25,22 @@ from ml_collections import ConfigDict
 from emu_jax.buckets import retries
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
+from emu_jax.data.pipeline import DIVISION
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed, watch
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.bad_step_report import BadStepReport
+from emu_jax.train.changes import (
+    Differences,
+    changed_mixture,
+    check_change,
+    differences,
+    fields_of,
+    is_changeable,
+    record,
+)
+from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
 from emu_jax.train.init_from import check_init, init_from_checkpoints
@@ -38,16 +48,14 @@ from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
-from emu_jax.train.step import compile_step
+from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
-from emu_jax.workdir import CONFIG_FILE, OBSERVING, with_recorded_shards
+from emu_jax.workdir import CONFIG_FILE, with_recorded_shards
 
 log = logging.getLogger(__name__)
 
 RESHARDING = ("data.shards", "data.workers")  # fields that may also change when a run is resumed with reshard_data
 MEASURED_STEPS = 24  # timed to turn minutes into steps
-
-CompiledStep = Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +67,12 @@ class TrainConfig:
         (compilation included) and are turned into a number of steps once, before the first step.
       seed: seed of fresh parameters, dropout and noise.
       log_every, checkpoint_every: intervals in steps; the last step is always logged and saved.
+      checkpoint_minutes: longest time between two checkpoints, beside `checkpoint_every`; 0 counts steps alone. It is
+        looked at every `log_every` steps, by the clock of process 0.
       keep_checkpoints: number of newest checkpoints to keep.
+      keep_every: interval in steps of checkpoints that are saved and kept for ever; 0 keeps none for ever.
+      save_timeout_minutes: time after which a save that has not ended is an error.
+      max_bad_steps: bad steps in a row (`bad_steps.py`) that stop the run.
       mesh: sizes of the mesh axes (`sharding.make_mesh`).
       tuned: pass the options of `compiler.py` to the compiler.
     """
@@ -71,16 +84,29 @@ class TrainConfig:
     checkpoint_every: int
     keep_checkpoints: int
     mesh: Any
+    max_bad_steps: int = 10
     tuned: bool = False
+    checkpoint_minutes: float = 0.0
+    keep_every: int = 0
+    save_timeout_minutes: float = 60.0
 
     def __post_init__(self):
         if min(self.steps, self.minutes) < 0 or not (self.steps or self.minutes):
             raise UserError(
                 f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0"
             )
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints"):
+        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least 1")
+        for name in ("checkpoint_minutes", "keep_every"):
+            if getattr(self, name) < 0:
+                raise UserError(f"config.train.{name}={getattr(self, name)}; expected 0 (none) or more")
+        if self.save_timeout_minutes <= 0:
+            raise UserError(f"config.train.save_timeout_minutes={self.save_timeout_minutes}; expected more than 0")
+
+    def saves_at(self, step: int) -> bool:
+        """Whether this step's state is saved, whatever the time."""
+        return step % self.checkpoint_every == 0 or (self.keep_every > 0 and step % self.keep_every == 0)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> TrainConfig:
@@ -126,17 +152,25 @@ class Setup:
         shardings = batch_shardings(self.mesh, shapes)
         return self.task.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
 
-    def compile(self, state: TrainState, batch: Batch) -> jax.stages.Compiled:
+    def compile(self, state: TrainState, batch: Batch) -> Step:
         options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
         return compile_step(self.task, self.optimizer, self.settings.seed, state, batch, options)
 
 
-def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), reshard_data: bool = False) -> TrainState:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    profile: range = range(0),
+    reshard_data: bool = False,
+    change: Collection[str] = (),
+    skip_windows: int = 0,
+) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there from its newest checkpoint.
 
     A run starts from the first of these that there is:
-      1. the newest checkpoint in workdir/checkpoints (parameters, optimizer, step, position in the data, and the total
-         number of steps), on any mesh; a finished run is left as it is;
+      1. the newest checkpoint in workdir/checkpoints that is not corrupt (parameters, optimizer, step, position in the
+         data, and the total number of steps), on any mesh; a finished run is left as it is;
       2. the parts that config.init names (`init_from.py`), the other parameters fresh;
       3. fresh parameters from config.train.seed.
 
@@ -146,10 +180,15 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
     Args:
       profile: steps to trace for xprof, into workdir/profile.
       reshard_data: resume a run that had other `data.shards` or `data.workers`, near its position in the data.
+      change: fields of the config, with dots, that may differ from the work directory's (`changes.py`).
+      skip_windows: windows of the data to have left out, counted over the whole run, so that starting it again leaves
+        out no more.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
       distributed.Preempted: SIGTERM stopped the run, and its state is saved.
+      distributed.Diverged: so many steps in a row were bad that the run stopped, or the state is not finite; the
+        checkpoints are good.
     """
     began = time.time()
     first_process = jax.process_index() == 0
@@ -161,7 +200,9 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         raise UserError(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
-    check_workdir(workdir, config, RESHARDING if reshard_data else ())
+    changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
+    if change and not (workdir / CONFIG_FILE).exists():
+        raise UserError(f"change={', '.join(change)}: workdir={workdir} holds no run yet; set the fields themselves")
     check_writable(workdir)
     if not (workdir / CONFIG_FILE).exists():  # a resumed run no longer reads config.init
         check_init(config, task.init_parts)
@@ -171,11 +212,12 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         print(f"workdir={workdir} is a mounted bucket: saves may fail there; name gs://… instead", file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
+    rotation = Rotation(settings.keep_checkpoints, settings.keep_every)
     # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
         hold(workdir) as check_lease,
-        Checkpoints(workdir, keep=settings.keep_checkpoints) as checkpoints,
+        Checkpoints(workdir, rotation, timeout=settings.save_timeout_minutes * 60) as checkpoints,
         jax.set_mesh(mesh),
         distributed.Preemption() as preemption,
         distributed.saves_at_exit(),
@@ -187,15 +229,21 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
             words = tokenizer.role_words if tokenizer is not None else {}
             state = create_state(task, setup.optimizer, settings.seed, mesh)
             state = init_from_checkpoints(state, config, task.init_parts, words)
+            stream.resume(stream.get_state(), skip_windows=skip_windows)
         else:
             target = abstract_state(task, setup.optimizer, mesh)
-            state, position = checkpoints.restore(target, tokenizer)
-            if reshard_data:
-                stream.reshard(position)
+            found = checkpoints.restore(target, tokenizer)
+            since = check_checkpoint(workdir, found.step, found.meta["config"], config)
+            differing = (*(DIVISION if reshard_data else ()), *(("mixture",) if changed_mixture(since) else ()))
+            skipped = stream.resume(found.meta["iterator"], differing=differing, skip_windows=skip_windows)
+            for line in checkpoints.set_aside(found.corrupt):
                 if first_process:
-                    write_config(workdir, config)
-            else:
-                stream.set_state(position)
+                    print(line, file=sys.stderr)
+            state = _with_length(found.state, settings.steps)
+            if first_process and (changed or skipped):
+                record(workdir, found.step, changed, skipped)
+            if first_process and (changed or not (workdir / CONFIG_FILE).exists()):
+                write_config(workdir, config)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
             if state.step >= state.total_steps:
                 return state
@@ -213,13 +261,12 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         if fresh:
             total = settings.steps or measure_steps(compiled, state, batch, settings.minutes * 60, began)
             total = distributed.broadcast_from_process_0(total)  # each process has timed the steps by its own clock
-            state = dataclasses.replace(state, total_steps=jnp.asarray(total, jnp.int32, device=state.step.sharding))
+            state = _with_length(state, total)
             if first_process:
                 write_config(workdir, config)
             distributed.heartbeat(watch.SAVING, 0)
             position = distributed.merge_across_processes(stream.get_state())
             checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
-            checkpoints.wait()
         start, total = int(state.step), int(state.total_steps)
 
         # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
@@ -228,38 +275,54 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         if writer is not None:
             at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
         trace = Trace(workdir / "profile", profile if first_process else range(0))
+        timer = SaveTimer(settings.checkpoint_minutes * 60)
         interval = Interval(sum(task.flops().values()))
-        previous = None
+        bad_steps = BadStepReport(settings.max_bad_steps, stream)
+        saved, diverged = start, ""
         goodput.start(start)
         for step in range(start + 1, total + 1):
             distributed.heartbeat(watch.READING, step)
             trace.begin(step)
+            before = stream.get_state() if setup.optimizer.accumulate_steps > 1 else {}
             with goodput.losing("input_wait_s"):
                 batch = interval.next_batch(stream)
             distributed.heartbeat(watch.COMPUTING, step)
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                state, metrics = compiled(state, setup.placed(batch))
-            jax.block_until_ready(previous)  # otherwise batches would pile up on the device
-            previous = metrics
-            trace.end(step, metrics)
-            row = None
-            if step % settings.log_every == 0 or step == total:
-                row = interval.finish() | {"compile_s": compile_seconds}
-                if is_bucket(workdir):
-                    row |= {"storage_retries": retries()}
-            if writer is not None:
-                writer.add(step, metrics, row)
-            stopping = preemption.reached() and step < total
-            if step % settings.checkpoint_every == 0 or step == total or stopping:
+                state, metrics = compiled(state, setup.placed(batch), preemption.reached)
+            diverged = bad_steps.check()  # waits for the previous step; otherwise batches would pile up on the device
+            dropped = metrics is None
+            saving = step == total or settings.saves_at(step)
+            if metrics is None:
+                step, stopping = step - 1, True
+            else:
+                bad_steps.add(step, metrics, stream.records)
+                trace.end(step, metrics)
+                row = None
+                if step % settings.log_every == 0 or step == total:
+                    row = interval.finish() | {"compile_s": compile_seconds}
+                    saving |= timer.due()
+                    if is_bucket(workdir):
+                        row |= {"storage_retries": retries()}
+                if writer is not None:
+                    writer.add(step, metrics, row)
+                stopping = preemption.reached() and step < total
+                if step == total:
+                    diverged = diverged or bad_steps.check()
+            if diverged:
+                break
+            if saving or stopping:
                 distributed.heartbeat(watch.SAVING, step)
                 check_lease()
                 if writer is not None:
                     writer.commit()  # rows are on disk before their checkpoint
                 with goodput.losing("checkpoint_s"):
-                    position = distributed.merge_across_processes(stream.get_state())
-                    checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
+                    if step > saved:
+                        position = distributed.merge_across_processes(before if dropped else stream.get_state())
+                        checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
+                        saved = step
                     if step == total or stopping:
                         checkpoints.wait()
+                timer.restart()
                 goodput.write(step)
             if stopping:
                 break
@@ -268,6 +331,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: range = range(0), resha
         if writer is not None:
             writer.close()
 
+    if diverged:
+        raise distributed.Diverged(diverged)
     if stopping:
         raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run it again to resume")
 
@@ -289,21 +354,32 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)
         started = time.monotonic()
-        memory = setup.compile(state, batch).memory_analysis()
+        step = setup.compile(state, batch)
         seconds = time.monotonic() - started
+    found = [_memory(executable) for executable in step.executables]
+    needed = max(found, key=lambda parts: sum(parts.values()))  # all that is kept is an argument of each program
+    listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in needed.items())
+    return (
+        f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"
+        f"memory of a device, GB: {sum(needed.values()) / 1e9:.3f} ({listed})"
+    )
+
+
+def _memory(executable: jax.stages.Compiled) -> dict[str, int]:
+    """Bytes of a device while a program runs.
+
+    Raises:
+      UserError: the compiler does not report them.
+    """
+    memory = executable.memory_analysis()
     if memory is None:
         raise UserError("this platform's compiler does not report the memory of a program; train without compile_only")
-    parts = {
+    return {
         "arguments": memory.argument_size_in_bytes,
         "results": memory.output_size_in_bytes - memory.alias_size_in_bytes,  # most reuse the arguments' memory
         "temporary": memory.temp_size_in_bytes,
         "program": memory.generated_code_size_in_bytes,
     }
-    listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in parts.items())
-    return (
-        f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"
-        f"memory of a device, GB: {sum(parts.values()) / 1e9:.3f} ({listed})"
-    )
 
 
 def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
@@ -323,37 +399,76 @@ def _newest_step(checkpoints: Checkpoints, workdir: Path) -> int | None:
     return newest
 
 
-def check_workdir(workdir: Path, config: ConfigDict, changeable: Sequence[str] = ()) -> None:
+def check_workdir(workdir: Path, config: ConfigDict, changeable: Collection[str] = ()) -> Differences:
     """Checks that the work directory is this experiment's, or new; writes nothing.
 
     Args:
       changeable: fields that may differ, beside `OBSERVING`.
 
+    Returns:
+      those that do.
+
     Raises:
-      UserError: it belongs to another experiment, or is no folder.
+      UserError: it belongs to another experiment, or is no folder; or no run may change one of these fields.
     """
     if str(workdir).startswith("s3://"):
         raise UserError(
             f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
         )
+    try:
+        workdir.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:  # a name that is too long, say
+        raise UserError(f"workdir={workdir}: cannot be read ({error.strerror}); name another folder") from error
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"workdir={workdir}: a file of that name exists; name a folder")
-    file = workdir / CONFIG_FILE
+    file, here = workdir / CONFIG_FILE, fields_of(json.loads(to_json(config)))
     if not file.exists():
-        return
+        return {}
     try:
-        old = _fields(json.loads(file.read_text(encoding="utf-8")))
+        there = fields_of(json.loads(file.read_text(encoding="utf-8")))
     except ValueError as error:
         raise UserError(f"{file}: not JSON ({error}); expected the config that `emu-jax train` wrote") from error
-    new = _fields(json.loads(to_json(config)))
-    for name in sorted(old.keys() | new.keys()):
-        may_change = any(name == field or name.startswith(field + ".") for field in (*OBSERVING, *changeable))
-        if old.get(name) != new.get(name) and not may_change:
-            raise UserError(
-                f"workdir={workdir}: it belongs to another config: {name} is {old.get(name)!r} there and "
-                f"{new.get(name)!r} here; use a new work directory"
-                + (", or reshard_data to resume near its position in the data" if name in RESHARDING else "")
-            )
+    found = differences(there, here)
+    for name, values in found.items():
+        if name not in changeable:
+            raise _other_config(f"workdir={workdir}", name, *values)
+        if name not in RESHARDING:
+            check_change(name, *values)
+    return found
+
+
+def check_checkpoint(workdir: Path, step: int, saved: Mapping[str, Any], config: ConfigDict) -> Differences:
+    """Checks that a checkpoint is of this experiment; without config.json in the work directory, nothing else says so.
+
+    Args:
+      saved: the config in the checkpoint.
+
+    Returns:
+      the fields that have changed since.
+
+    Raises:
+      UserError: it belongs to another experiment.
+    """
+    found = differences(fields_of(saved), fields_of(json.loads(to_json(config))))
+    recorded = (workdir / CONFIG_FILE).exists()  # what has changed on purpose is in it, and was compared with it
+    for name, values in found.items():
+        if name not in RESHARDING and not (recorded and is_changeable(name)):  # the stream compares its own division
+            raise _other_config(f"{workdir / FOLDER / str(step)}", name, *values)
+    return found
+
+
+def _other_config(where: str, name: str, there: Any, here: Any) -> UserError:
+    mend = ""
+    if name in RESHARDING:
+        mend = ", or reshard_data to resume near its position in the data"
+    elif is_changeable(name):
+        mend = ", or change this field on purpose (change)"
+    return UserError(
+        f"{where}: it belongs to another config: {name} is {there!r} there and {here!r} here; use a new work directory"
+        + mend
+    )
 
 
 def check_writable(workdir: Path) -> None:
@@ -382,12 +497,20 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
     replace_text(workdir / CONFIG_FILE, to_json(config) + "\n")
 
 
-def _fields(tree: dict) -> dict[str, Any]:
-    """A config's fields by their names with dots."""
-    return {name.replace("/", "."): value for name, value in flatten(tree).items()}
+def _with_length(state: TrainState, steps: int) -> TrainState:
+    """The state of a run of so many steps in all; 0 leaves it as it is.
+
+    Raises:
+      UserError: it has had more.
+    """
+    if steps and steps < state.step:
+        raise UserError(f"config.train.steps={steps}: the run has had {int(state.step)}; expected that or more")
+    if not steps:
+        return state
+    return dataclasses.replace(state, total_steps=jnp.asarray(steps, jnp.int32, device=state.step.sharding))
 
 
-def measure_steps(compiled: CompiledStep, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
+def measure_steps(compiled: Step, state: TrainState, batch: Batch, seconds: float, began: float) -> int:
     """The number of steps that fill `seconds` since `began` (a time.time()); times steps on a copy of the state."""
     copy = jax.tree.map(jnp.copy, dataclasses.replace(state, total_steps=state.total_steps + MEASURED_STEPS))
     times = []

@@ -32,6 +32,8 @@ class OptimizerConfig:
       b1, b2, eps: Adam's.
       weight_decay: decay of matrices; norm scales, biases and embeddings have none (`groups.UNDECAYED`).
       clip_norm: clipping threshold for the global gradient norm; 0 turns clipping off.
+      skip_spikes: a step whose global gradient norm is above this multiple of its running median changes nothing
+        (`bad_steps.py`); 0 skips no finite step.
       warmup_fraction: share of all steps with a linear warm-up from 0.
       final_fraction: where the cosine schedule ends, as a fraction of the peak.
       accumulate_steps: gradient accumulation: micro-batches per step, along the rows.
@@ -73,6 +75,7 @@ class OptimizerConfig:
     drops: tuple[tuple[float, float], ...] = ()
     ema_decay: float = 0.0
     groups: tuple[Group, ...] = ()
+    skip_spikes: float = 0.0
 
     def __post_init__(self):
         rates = dict(self.learning_rate)
@@ -95,6 +98,11 @@ class OptimizerConfig:
             ),
             "ema_decay": (self.ema_decay, 0.0 <= self.ema_decay < 1.0, "0 to below 1"),
             "accumulate_steps": (self.accumulate_steps, self.accumulate_steps >= 1, "1 or more"),
+            "skip_spikes": (
+                self.skip_spikes,
+                self.skip_spikes == 0.0 or self.skip_spikes > 1.0,
+                "0 (none are skipped) or more than 1",
+            ),
         }
         for name, (value, valid, expected) in ranges.items():
             if not valid:

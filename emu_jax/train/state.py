@@ -1,4 +1,4 @@
-"""What a training step changes: step number, parameters, optimizer state and statistics."""
+"""What a training step changes: step number, parameters, optimizer state, statistics and counts of bad steps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from emu_jax.sharding import replicated, tree_shardings
+from emu_jax.train import bad_steps
 from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu_jax.train.tasks.task import Task
 
@@ -27,6 +28,7 @@ class TrainState:
       opt_state: optax state of the trainable parameters.
       statistics: the task's. With `optimizer.ema_decay` also `ema`, the exponential moving average of the trainable
         parameters: float32 whatever their dtype, because bfloat16 rounds away a change of a ten-thousandth.
+      bad_steps: their counts (`bad_steps.py`).
     """
 
     step: jax.Array
@@ -34,6 +36,7 @@ class TrainState:
     params: dict[str, Any]
     opt_state: Any
     statistics: dict[str, Any]
+    bad_steps: bad_steps.BadSteps
 
 
 def ema_of(trainable: dict[str, Any]) -> dict[str, Any]:
@@ -52,6 +55,7 @@ def _fresh(task: Task, config: OptimizerConfig, seed: int) -> TrainState:
         params=params,
         opt_state=make_optimizer(config).init(trainable),
         statistics=statistics,
+        bad_steps=bad_steps.initial(config.skip_spikes),
     )
 
 
@@ -74,6 +78,7 @@ def abstract_state(task: Task, config: OptimizerConfig, mesh: Mesh) -> TrainStat
             transform_non_params=lambda _: replicated(mesh),
         ),
         statistics=statistics | ({"ema": trainable} if config.ema_decay else {}),
+        bad_steps=dict.fromkeys(shapes.bad_steps, whole),
     )
     return jax.tree.map(lambda s, d: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=d), shapes, shardings)
 

@@ -1,6 +1,5 @@
 """Leaves in slices: digests add up to those of training checkpoints, Orbax restores what is written, kills are safe."""
 
-import json
 import os
 import subprocess
 import sys
@@ -15,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.checkpoints import streamed
-from emu_jax.checkpoints.store import digests
+from emu_jax.checkpoints.store import digests, read_meta
 from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, digest, resumable_folder
 from emu_jax.errors import UserError
 
@@ -107,7 +106,7 @@ def test_readers_see_slices_and_flipped_bits(tmp_path):
     writer = LeafWriter(tmp_path / "w", LEAVES, AXES)
     write_all(writer, values)
     writer.finish("emu", {})
-    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    meta = read_meta(tmp_path / "w")
     reader = LeafReader(tmp_path / "w", meta)
     np.testing.assert_array_equal(list(reader.slices("params/blocks/kernel")), values["params/blocks/kernel"])
     np.testing.assert_array_equal(reader["statistics/count"], values["statistics/count"])
@@ -129,7 +128,7 @@ def test_an_interrupted_run_is_resumed(tmp_path, monkeypatch, upto):
     assert not writer.complete
     write_all(writer, values)
     writer.finish("emu", {})
-    meta = json.loads((tmp_path / "w" / "meta" / "metadata").read_text())
+    meta = read_meta(tmp_path / "w")
     reader = LeafReader(tmp_path / "w", meta)
     for name, value in values.items():
         np.testing.assert_array_equal(reader[name], value)

@@ -43,6 +43,26 @@ def test_endless_sources_keep_their_weights_and_places_far_away():
     assert len({*far}) == 3000
 
 
+def test_weights_that_change_take_every_record_up_where_it_was():
+    """Two and one until record 5, then one and three; the first source has 6 records."""
+    selection = Selection([6, sys.maxsize], [1, 3], [(5, [2, 1])])
+    before = [(0, 0), (1, 0), (0, 1), (0, 2), (1, 1)]
+    then = [(1, 2), (0, 3), (1, 3), (1, 4), (1, 5), (0, 4), (1, 6), (1, 7), (1, 8), (0, 5), (1, 9), (1, 10)]
+    assert [selection[i] for i in range(17)] == before + then
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=5),
+    st.integers(0, 90),
+)
+def test_every_record_comes_once_whenever_weights_change(sources, end):
+    lengths, before, after = zip(*sources, strict=True)
+    selection = Selection(lengths, after, [(end, before)])
+    found = sorted(selection[i] for i in range(len(selection)))
+    assert found == [(source, number) for source, length in enumerate(lengths) for number in range(length)]
+
+
 def test_epochs_are_shuffled_anew_and_whole():
     stream = mix(
         {"a": 50, "b": 20}, {"a": SourceConfig("x", epochs=2), "b": SourceConfig("x", weight=0.5, epochs=1)}, 7

@@ -9,7 +9,7 @@ import pytest
 
 from emu_jax.data.config import DataConfig
 from emu_jax.data.document import Text
-from emu_jax.data.pipeline import Pipeline
+from emu_jax.data.pipeline import DIVISION, Pipeline
 from emu_jax.data.prepared import Record, StoredImage
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -98,7 +98,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
         for record in source.read(range(len(source))):
             for document in source.documents(record, np.random.default_rng(0)):
                 for piece in tokenize_document(document, tokenizer, queries=QUERIES, **sizes, source=number):
-                    row, _, faults = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
+                    row, _, faults, _ = build_row([piece], **sizes, image_size=SIZE, pad_id=tokenizer.pad_id)
                     assert not faults
                     found.update(documents_of({name: np.asarray(value)[None] for name, value in row.items()}))
     return found
@@ -222,13 +222,57 @@ def test_going_on_with_another_division(folders, tokenizer):
     state["fingerprint"]["batch_rows"] = 4  # of a run that keeps its batch
     with pytest.raises(UserError, match=r"shards=1, this run has shards=4; .* or pass reshard_data to resume near"):
         four.set_state(state)
-    four.reshard(state)
+    four.resume(state, differing=DIVISION)
     for batch in read_all([four]):
         found.update(documents_of(joined(batch)))
     expected = expected_documents(folders, tokenizer)
     assert not found - expected, f"read twice: {found - expected}"
     left_out = sum((expected - found).values())
     assert left_out <= 20, f"expected what is left of a window of 5 records and of four shards' ends, got {left_out}"
+
+
+def test_windows_that_are_skipped_are_counted_over_the_run(folders, tokenizer):
+    """Three windows in all, in two goes; asked for again, nothing more is left out, and going back is refused."""
+    sizes = {"queries": QUERIES, "image_size": SIZE}
+    data = config(folders, packing_window=4, batch_rows=2)
+    *streams, reference = [Pipeline(data, tokenizer, **sizes) for _ in range(4)]
+    reference.set_state(reference.get_state() | {"offset": 3})  # the window that was begun, and two
+    next(streams[0])
+    assert streams[1].resume(streams[0].get_state(), skip_windows=2) == 2
+    np.testing.assert_array_equal(next(streams[1])["tokens"], next(reference)["tokens"])
+    state = streams[1].get_state()
+    assert state["skipped"] == 2 and streams[2].resume(state, skip_windows=2) == 0
+    np.testing.assert_array_equal(next(streams[2])["tokens"], next(streams[1])["tokens"])
+    assert streams[2].resume(state, skip_windows=3) == 1 and streams[2].get_state()["skipped"] == 3
+    with pytest.raises(UserError, match=r"^skip_windows=2: this run has already left out 3$"):
+        streams[0].resume(streams[2].get_state(), skip_windows=2)
+    for stream in (*streams, reference):
+        stream.close()
+
+
+def test_other_weights_hold_from_the_next_window_on(folders, tokenizer):
+    """All documents of one epoch come once, whatever the weights; and the state says how to go on."""
+    sizes = {"queries": QUERIES, "image_size": SIZE}
+    data = config(folders, epochs=1, packing_window=5, batch_rows=1)
+    cats = dataclasses.replace(data.mixture["cats"], weight=0.5)
+    other = dataclasses.replace(data, mixture={**data.mixture, "cats": cats})
+    one, two, three = (Pipeline(settings, tokenizer, **sizes) for settings in (data, other, other))
+    found = collections.Counter()
+    for _ in range(20):
+        found.update(documents_of(next(one)))
+    with pytest.raises(UserError, match="the checkpoint was taken with mixture="):
+        two.set_state(one.get_state())
+    two.resume(one.get_state(), differing=("mixture",))
+    for _ in range(3):
+        found.update(documents_of(next(two)))
+    three.set_state(two.get_state())
+    for batch in read_all([three]):
+        found.update(documents_of(joined(batch)))
+    expected = expected_documents(folders, tokenizer)
+    assert not found - expected, f"read twice: {found - expected}"
+    assert sum((expected - found).values()) <= 8, "expected what is left of a window of 5 records and of the end"
+    for stream in (one, two):
+        stream.close()
 
 
 # ---------------------------------------------------------------- faults

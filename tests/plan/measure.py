@@ -20,7 +20,8 @@ from emu_jax.plan.steps import planned_task, training_step
 from emu_jax.plan.topology import describe
 from emu_jax.sharding import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.state import create_state
+from emu_jax.train.state import abstract_state, create_state
+from emu_jax.train.step import compile_step
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -44,7 +45,7 @@ def main() -> None:
     step = training_step(task, mesh)
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     with jax.set_mesh(mesh):
-        executable = step.compile({})
+        executable = compile_step(task, optimizer, config.train.seed, abstract_state(task, optimizer, mesh), step.batch)
         batch = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), step.batch)
         state = jax.block_until_ready(create_state(task, optimizer, 0, mesh))
         held = sum(x.nbytes for x in jax.tree.leaves((state, batch)))

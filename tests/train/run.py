@@ -27,7 +27,7 @@ from emu_jax.errors import CommandError
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
-from emu_jax.train.checkpoint import Checkpoints
+from emu_jax.train.checkpoint import Checkpoints, Rotation
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import abstract_state
 from emu_jax.train.tasks.task import make_task
@@ -87,8 +87,8 @@ def train(config: ConfigDict, options: argparse.Namespace) -> dict:
         mesh = make_mesh(config.train.mesh)
         task, inputs = make_task(config, mesh)
         target = abstract_state(task, OptimizerConfig.from_dict(config.optimizer), mesh)
-        with Checkpoints(options.restore, keep=2) as checkpoints, jax.set_mesh(mesh):
-            restored, _ = checkpoints.restore(target, inputs.tokenizer)
+        with Checkpoints(options.restore, Rotation(2), timeout=600) as checkpoints, jax.set_mesh(mesh):
+            restored = checkpoints.restore(target, inputs.tokenizer).state
         result["restored"] = describe(restored.params) | {"digests": digests({"params": restored.params})}
     return result
 

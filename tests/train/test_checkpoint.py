@@ -9,10 +9,11 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import CorruptCheckpoint, newest_folder
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train.loop import train
+from emu_jax.workdir import read_metrics
 from tests.train import tiny
 
 
@@ -63,19 +64,53 @@ def test_a_checkpoint_of_another_size_is_refused(trained, documents, tmp_path, o
         train(config(documents, override), workdir)
 
 
-def test_a_flipped_bit_is_found_and_the_older_checkpoint_named(trained, tmp_path):
-    folder = tmp_path / "2"
-    for name, data in files(newest_folder(trained)).items():
+def copy(files: dict[str, bytes], folder: Path) -> Path:
+    for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    meta = folder / "meta" / "metadata"
-    content = json.loads(meta.read_text())
-    name = next(name for name in content["digests"] if name.startswith("params/vision/"))
-    content["digests"][name] ^= 1
-    meta.write_text(json.dumps(content))
-    with pytest.raises(
-        UserError, match=rf"{folder}: the checkpoint is corrupt: {name} has digest .*; delete this folder"
-    ):
+    return folder
+
+
+def test_a_checkpoint_is_compared_where_config_json_is_missing(trained, documents, tmp_path):
+    """Its leaves have the same shapes, so that nothing else tells."""
+    workdir = tmp_path / "run"
+    workdir.mkdir()
+    (workdir / "checkpoints").symlink_to(trained / "checkpoints")
+    expected = r"run/checkpoints/2: it belongs to another config: model\.dtype is 'float32' there and 'bfloat16' here"
+    with pytest.raises(UserError, match=expected):
+        train(config(documents, "--config.model.dtype=bfloat16"), workdir)
+    assert list(workdir.iterdir()) == [workdir / "checkpoints"]
+
+
+def test_checkpoints_by_step_by_time_and_for_ever(documents, tmp_path):
+    """The time is always up here, so a checkpoint comes with every second row; those of every third step are kept."""
+    words = ["steps=7", "log_every=2", "checkpoint_every=100", "checkpoint_minutes=1e-9"]
+    words += ["keep_checkpoints=1", "keep_every=3"]
+    train(config(documents, *(f"--config.train.{word}" for word in words)), tmp_path / "run")
+    saved = [row["step"] for row in read_metrics(tmp_path / "run" / "goodput.jsonl")]
+    assert saved == [0, 2, 3, 4, 6, 7]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["3", "6", "7"]
+
+
+def test_metadata_are_covered_by_their_digest(trained, tmp_path):
+    """Also where they are valid JSON, and of the right types; the older checkpoint is named, not taken."""
+    original = files(newest_folder(trained))
+    content = json.loads(original["meta/metadata"])
+    name = next(name for name in content["meta"]["digests"] if name.startswith("params/vision/"))
+    content["meta"]["digests"][name] ^= 1
+    folder = copy(original | {"meta/metadata": json.dumps(content).encode()}, tmp_path / "4")
+    (tmp_path / "3").mkdir()
+    mend = f"the checkpoint before it is {tmp_path / '3'}"
+    with pytest.raises(UserError, match=f"^{folder}: the checkpoint is corrupt: meta/metadata .* SHA-256; {mend}$"):
+        load_emu(folder)
+
+
+@pytest.mark.parametrize(
+    "damaged", [b"", b"{", b"\xff{}", b"[" * 100_000, b"[]", b"null", b'{"meta": {}, "sha256": 1}']
+)
+def test_damaged_metadata_are_one_line(trained, tmp_path, damaged):
+    folder = copy(files(newest_folder(trained)) | {"meta/metadata": damaged}, tmp_path / "4")
+    with pytest.raises(CorruptCheckpoint, match=f"^{folder}: the checkpoint is corrupt: meta/metadata [^\n]*again$"):
         load_emu(folder)
 
 
@@ -89,9 +124,7 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
         folder = tmp_path / str(number)
         place = (2 * number + 1) * len(data) // 16
         changed = data[:place] + bytes([data[place] ^ 16]) + data[place + 1 :]
-        for name, content in (original | {victim: changed}).items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(content)
+        copy(original | {victim: changed}, folder)
         try:
             loaded = jax.tree.leaves(load_emu(folder).params)
         except UserError as error:
@@ -104,12 +137,10 @@ def test_damaged_files_never_load_as_other_values(trained, tmp_path):
 
 
 def test_a_checkpoint_of_an_earlier_version_is_refused(trained, tmp_path):
-    folder = tmp_path / "2"
-    (folder / "meta").mkdir(parents=True)
-    meta = json.loads((newest_folder(trained) / "meta" / "metadata").read_text())
-    assert meta.pop("holds") == "emu"
-    (folder / "meta" / "metadata").write_text(json.dumps(meta))
-    with pytest.raises(UserError, match=rf"{folder}: a checkpoint of an earlier version, without `holds`"):
+    original = files(newest_folder(trained))
+    meta = json.dumps(json.loads(original["meta/metadata"])["meta"]).encode()
+    folder = copy(original | {"meta/metadata": meta}, tmp_path / "2")
+    with pytest.raises(UserError, match=rf"{folder}: a checkpoint of an earlier version, whose metadata have no diges"):
         load_emu(folder)
 
 

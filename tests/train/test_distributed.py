@@ -3,8 +3,8 @@
 Real processes on this machine, each with simulated devices of its own; `tests/train/run.py` is what they run.
 """
 
-import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.cli import main
 from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
@@ -93,7 +93,7 @@ def assert_losses_agree(one: Path, other: Path) -> None:
 def assert_bitwise(one: Path, other: Path) -> None:
     """Every metric of every step, and every leaf of the newest state."""
     assert learnt(one) == learnt(other)
-    metas = [json.loads((newest_folder(workdir) / "meta" / "metadata").read_text()) for workdir in (one, other)]
+    metas = [read_meta(newest_folder(workdir)) for workdir in (one, other)]
     assert metas[0]["digests"] == metas[1]["digests"]
     assert metas[0]["iterator"] == metas[1]["iterator"]
 
@@ -116,6 +116,24 @@ def test_two_processes_train_as_one(one, two):
     assert sorted(path.name for path in two.iterdir()) == [
         *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
     ]
+
+
+@pytest.mark.slow
+def test_processes_fall_back_to_the_same_checkpoint(two, documents, tmp_path):
+    """The newest one is damaged in a file that the second process wrote, and that not every process reads."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    newest = newest_folder(workdir)
+    files = [path for path in (newest / "params").rglob("ocdbt.process_1/d/*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    errors = [error for _, error in finish(start(workdir, documents, processes=2))]
+    lines = [line for error in errors for line in error.splitlines() if "the checkpoint is corrupt" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{newest}: ") and "it is moved to" in lines[0]
+    assert (workdir / "checkpoints" / "corrupt" / newest.name).is_dir()
+    assert_bitwise(two, workdir)
 
 
 LAYOUTS = {  # processes, devices of each, mesh

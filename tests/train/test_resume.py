@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import EMA_PREFIX, newest_folder
+from emu_jax.checkpoints.store import EMA_PREFIX, newest_folder, read_meta
 from emu_jax.workdir import read_metrics
 
 ROOT = Path(__file__).parents[2]
@@ -71,7 +71,7 @@ def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     expected, got = learnt(whole), learnt(workdir)
     assert sorted(expected) == list(range(1, STEPS + 1))
     assert got == expected, f"killed at step {died_at}"
-    one, other = (json.loads((newest_folder(w) / "meta" / "metadata").read_text()) for w in (whole, workdir))
+    one, other = (read_meta(newest_folder(w)) for w in (whole, workdir))
     assert one["digests"] == other["digests"], "parameters, optimizer or statistics differ"
     assert any(name.startswith(EMA_PREFIX) for name in one["digests"])
     for weights in ("raw", "ema"):
@@ -143,7 +143,7 @@ def test_saved_on_eight_devices_restored_on_fewer(documents, tmp_path):
     """Parameters come back bit for bit, split over as many devices as there are."""
     eight = run(tmp_path / "eight", documents, "--config.train.mesh.fsdp=8", devices=8)
     assert eight.returncode == 0, eight.stderr
-    saved = json.loads((newest_folder(tmp_path / "eight") / "meta" / "metadata").read_text())["digests"]
+    saved = read_meta(newest_folder(tmp_path / "eight"))["digests"]
     saved = {name: digest for name, digest in saved.items() if name.startswith("params/")}
     for devices in (1, 2, 4):
         options = (

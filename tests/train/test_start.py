@@ -11,6 +11,7 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
@@ -84,7 +85,7 @@ def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
         )
     )
     assert main([*more, "--reshard-data"]) == 0
-    state = json.loads((checkpoint / "meta" / "metadata").read_text())["iterator"]
+    state = read_meta(checkpoint)["iterator"]
     assert sorted(state["shards"]) == ["0", "1"] and state["offset"] > 0
     shutil.rmtree(checkpoint)
     assert main(more) == 2, "the checkpoint that is left was taken with one shard"
@@ -140,6 +141,9 @@ def test_steps_that_were_lost_and_the_pause_are_restarts(tmp_path):
         (["--compilation-cache", "/dev/null/cache"], "--compilation-cache /dev/null/cache: cannot be written (Not a"),
         (["--workdir", "/dev/null/run"], "workdir=/dev/null/run: nothing can be written in /dev/null (Not a"),
         # Root may write everywhere but where the file system itself refuses.
+        (["--workdir", "x" * 300], f"workdir={'x' * 300}: cannot be read (File name too long); name another folder"),
+        (["--change", "train.steps=9"], "--change train.steps=9: expected config.<field>=<value>"),
+        (["--change", "config.train.steps=9"], "change=train.steps: workdir="),
         (["--workdir", "/proc/run"], "workdir=/proc/run: nothing can be written in /proc ("),
     ],
 )

@@ -14,6 +14,7 @@ from emu_jax.checkpoints.convert import llama
 from emu_jax.checkpoints.convert.conversion import gather
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
 from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import emu as model
@@ -124,7 +125,7 @@ def test_lora_loads_in_peft(golden, tmp_path):
     state = torch.load(file, weights_only=True)["module"]
     prefix = "decoder.lm.base_model.model."
     base = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix) and "lora" not in k}
-    meta = json.loads((tmp_path / "apart" / "meta" / "metadata").read_text())
+    meta = read_meta(tmp_path / "apart")
     described = llama.describe(meta["config"]["model"]["llama"])
     network = transformers.LlamaForCausalLM(transformers.LlamaConfig(**described))
     missing, _ = network.load_state_dict(base, strict=False)

@@ -14,6 +14,7 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.storage import remove
@@ -120,7 +121,7 @@ def test_lora_apart_and_merged_are_the_same_model(mini, converted_instruct, tmp_
 
 
 def test_a_conversion_says_what_it_read_and_wrote(mini, converted):
-    meta = json.loads((converted / "meta" / "metadata").read_text())
+    meta = read_meta(converted)
     file = mini / "pretrain" / ENCODER
     assert meta["source"]["files"] == {
         file.name: {"sha256": hashlib.sha256(file.read_bytes()).hexdigest(), "bytes": file.stat().st_size}
@@ -154,7 +155,7 @@ def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
     command = kill_conversion(mini / "instruct" / "Emu-instruct.pt", out, 20)
     found = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert found.returncode == 0 and "tensors written by an earlier run" in found.stdout, found.stdout + found.stderr
-    ours, theirs = (json.loads((path / "meta" / "metadata").read_text()) for path in (out, converted_instruct))
+    ours, theirs = (read_meta(path) for path in (out, converted_instruct))
     assert ours == theirs
     assert {path.name for path in out.iterdir()} == {path.name for path in converted_instruct.iterdir()}
 
@@ -168,7 +169,7 @@ def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
         remove(tmp_path / "c")
         shutil.copytree(left, tmp_path / "c.partial", dirs_exist_ok=True)
         run("convert", "--from", mini, "--to", tmp_path / "c", "--vision-head-dim", 12, "--dtype", dtype)
-        assert {kind for _, kind in json.loads(meta.read_text())["leaves"].values()} == {dtype}
+        assert {kind for _, kind in read_meta(tmp_path / "c" / "unet")["leaves"].values()} == {dtype}
         stamps.append(meta.stat().st_mtime_ns)
     assert (left / "unet" / "meta" / "metadata").stat().st_mtime_ns == stamps[0], "the first run took the U-Net over"
     assert not (tmp_path / "c.partial").exists()
