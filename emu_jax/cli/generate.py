@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from emu_jax.cli.options import add_decoding, add_model, add_sampling, decoding, path
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, is_url, write_atomically
+from emu_jax.storage import Path, write_atomically
 
 ABOUT = "Continue prompts that mix text and images: with text, embeddings, or the next image."
 EXAMPLE = "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2"
@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
 
 def prompt_part(word: str) -> str | Path:
     """A text, or an image's path: a mistyped name of a file must not be captioned as text."""
-    return path(word) if is_url(word) or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES else word
+    return path(word) if "://" in word or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES else word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
