@@ -8,7 +8,7 @@ seconds:
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
     EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
-    EMU_JAX_TIMEOUT_SAVING=3600     saving a checkpoint, or waiting for the last one
+    EMU_JAX_TIMEOUT_SAVING=3900     saving a checkpoint; longer than `config.train.save_timeout_minutes`
 
 Heartbeats are exchanged through JAX's coordination service. Without the watch, a collective operation that waits for a
 lost process would never return. The last words of a process that hangs are the stacks of its threads.
@@ -72,7 +72,7 @@ class Timeouts:
           UserError: one is malformed.
         """
         silence = _seconds(environment, TIMEOUT, 90)
-        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3600}
+        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3900}
         limits = {name: _seconds(environment, f"{TIMEOUT}_{name.upper()}", value) for name, value in defaults.items()}
         return cls(silence=silence, computing=silence, **limits)
 

@@ -16,7 +16,7 @@ TIMEOUTS = Timeouts(silence=90, starting=3600, compiling=3000, reading=900, comp
 
 
 def test_timeouts_of_the_environment():
-    assert Timeouts.of({}) == Timeouts(90, 3600, 3600, 900, 90, 3600)
+    assert Timeouts.of({}) == Timeouts(90, 3600, 3600, 900, 90, 3900)
     changed = {"EMU_JAX_TIMEOUT": "20", "EMU_JAX_TIMEOUT_READING": "7.5", "EMU_JAX_TIMEOUT_SAVING": "8000"}
     assert Timeouts.of(changed) == Timeouts(20, 3600, 3600, 7.5, 20, 8000)
     with pytest.raises(UserError, match=r"EMU_JAX_TIMEOUT_SAVING='soon'; expected seconds, at least 5"):
@@ -68,7 +68,7 @@ def test_the_process_that_the_others_wait_for_is_named(judge):
 HANGS = {  # STALL, the phase that is named, a function in its stack
     "reading": ("reading:6:600", "reading data, step 5, for more than 16 s", "__next__"),
     "computing": ("computing:5:600", "computing, step 5, for more than 15 s", "block_until_ready"),
-    "saving": ("saving:3:600", "saving, step 3, for more than 17 s", "get_state"),
+    "saving": ("saving:4:600", "saving, step 3, for more than 17 s", "get_state"),
 }
 
 
