@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from emu_jax.checkpoints.store import newest_folder, read_meta
+from emu_jax.checkpoints.store import newest_folder, read_meta, read_meta
 from emu_jax.cli import main
 from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
