@@ -2,7 +2,7 @@
 
 `python -m tests.benchmarks.benchmark_full_disk [CASE…]` as root (it mounts a tmpfs of 24 MB); prints a table. A CASE is
 ROW:KILOBYTES (once metrics.jsonl has ROW rows, all but so many kilobytes are taken), or save:KILOBYTES (in the middle
-of a save). Every case is three starts of one run: the one whose disk fills up, one on the full disk, one with room again.
+of a save). A case is three starts of one run: the one whose disk fills up, one on the full disk, one with room again.
 """
 
 import contextlib
