@@ -17,7 +17,7 @@ from emu_jax.sharding import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from tests.train import tiny
-from tests.train.tasks import interleaved, step_of
+from tests.train.tasks import compiled_step, interleaved
 
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 CONFIG = emu.EmuConfig.from_dict(models.debug())
@@ -160,7 +160,7 @@ def test_accumulated_micro_batches_are_the_whole_batch():
         config = OptimizerConfig.from_dict(fields)
         task = interleaved(SOURCES, IDS, config, sources=WEIGHTED)
         state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
-        found.append(jax.jit(step_of(task, config))(state, some))
+        found.append(compiled_step(task, config, state, some)(state, some))
     (expected, metrics), (got, metrics_parts) = found
     names = ["loss", "text_loss", "regression_loss", "grad_norm", "text_loss/web", "text_loss/pairs", "text_loss/chats"]
     for name in [*names, "regression_loss/web", "regression_loss/pairs"]:
