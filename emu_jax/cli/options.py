@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import Path, as_path, check_local, is_bucket
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
 
@@ -18,6 +20,23 @@ def path(text: str) -> Path:
         return as_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPath:
+    """The type of an option that names a path on a local disk.
+
+    Attributes:
+      what: what is there, and why it is local; for the error.
+    """
+
+    what: str
+
+    def __call__(self, text: str) -> pathlib.Path:
+        try:
+            return check_local(text, self.what)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -83,8 +102,11 @@ def use_compilation_cache(folder: Path | None) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if is_bucket(folder):
+            (folder / "README").write_bytes(b"JAX's persistent compilation cache\n")
+        else:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         raise UserError(
             f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"
