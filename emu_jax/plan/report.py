@@ -7,6 +7,7 @@ from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import AGREEMENT, DECODE, KERNEL_EFFICIENCY, Plan
+from emu_jax.storage import Path, write_atomically
 
 GIB = float(1 << 30)
 
