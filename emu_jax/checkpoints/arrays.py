@@ -180,7 +180,10 @@ def errors_of(folder: Path) -> Iterator[None]:
     except UserError:
         raise
     except (ValueError, KeyError, OSError) as error:
-        raise transient(folder, error) or unreadable(folder, error) from error
+        shown = transient(folder, error) or unreadable(folder, error)
+        if shown is error:
+            raise
+        raise shown from error
 
 
 def transient(folder: Path, error: Exception) -> TransientError | None:

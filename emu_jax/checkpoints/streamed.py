@@ -35,6 +35,12 @@ Axes = Mapping[str, tuple[str | None, ...]]  # name -> the logical axes that div
 # ------------------------------------------------------------------------------------------------------- folders
 
 
+def check_new(folder: Path) -> None:
+    """Raises UserError if the folder exists, unless it is one in a bucket that `resumable_folder` has not finished."""
+    if folder.exists() and not (is_bucket(folder) and (folder / JOB).is_file()):
+        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
+
+
 @contextlib.contextmanager
 def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
     """Yields where to write a new folder, with what an interrupted run of the same job wrote there.
@@ -51,8 +57,7 @@ def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
     """
     place = folder if is_bucket(folder) else partial_path(folder)
     marker = place / JOB
-    if folder.exists() and not (is_bucket(folder) and marker.is_file()):
-        raise UserError(f"{folder}: it exists; name a new folder, or remove it")
+    check_new(folder)
     try:
         if not (marker.is_file() and marker.read_text(encoding="utf-8") == job):
             remove(place)

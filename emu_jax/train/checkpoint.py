@@ -228,9 +228,7 @@ class Checkpoints:
         with _together(folder):
             try:
                 restored = {name: _read(folder / name, item) for name, item in items.items()}
-            except (
-                Exception
-            ) as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
+            except Exception as error:  # for some damage a plain one, for other ValueError or OSError
                 raise unreadable(folder, error) from error
         check_digests(folder, meta, restored)
         optimizer = restored["optimizer"]

@@ -132,7 +132,12 @@ def _load(
             sharding = _fitting(ours[name].sharding, tuple(shape))
             wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
     loaded = load_leaves(checkpoint, wanted)
-    return {name: _grown(value, ours[name], VOCABULARY.get(name), words) for name, value in loaded.items()}
+    return {
+        name: _grown(value, ours[name], VOCABULARY[name], words)
+        if value.shape != ours[name].shape
+        else value.astype(ours[name].dtype)
+        for name, value in loaded.items()
+    }
 
 
 def _plain(value: Any) -> Any:
@@ -158,7 +163,7 @@ def _divides(mesh: Mesh, names: str | tuple[str, ...] | None, size: int) -> bool
     return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
 
-def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[int, Sequence[int]]) -> jax.Array:
+def _grown(value: jax.Array, like: jax.Array, axis: int, words: Mapping[int, Sequence[int]]) -> jax.Array:
     """`value` in the dtype and sharding of `like`; new tokens along `axis` are the mean of old ones.
 
     The published code initialises new tokens like this; [USER] and [ASSISTANT] begin as "user" and "assistant" (from
@@ -167,13 +172,9 @@ def _grown(value: jax.Array, like: jax.Array, axis: int | None, words: Mapping[i
 
     def grow(value: jax.Array) -> jax.Array:
         wide = value.astype(jnp.float32)
-        if axis is not None:
-            new = like.shape[axis] - value.shape[axis]
-            old = value.shape[axis]
-            means = [
-                wide.take(jnp.array(words[token]), axis) if token in words else wide for token in range(old, old + new)
-            ]
-            wide = jnp.concatenate([wide, *(tokens.mean(axis, keepdims=True) for tokens in means)], axis=axis)
+        added = range(value.shape[axis], like.shape[axis])
+        means = [wide.take(jnp.array(words[token]), axis) if token in words else wide for token in added]
+        wide = jnp.concatenate([wide, *(tokens.mean(axis, keepdims=True) for tokens in means)], axis=axis)
         return wide.astype(like.dtype)
 
     return jax.jit(grow, out_shardings=like.sharding)(value)

@@ -67,7 +67,7 @@ def saved(folder: Path) -> dict[str, int]:
 
 
 def values(state: TrainState) -> dict[str, int]:
-    optimizer = {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state}
+    optimizer = {name: getattr(state, name) for name in ("step", "total_steps", "opt_state", "bad_steps")}
     return digests({"params": state.params, "statistics": state.statistics, "optimizer": optimizer})
 
 

@@ -4,6 +4,7 @@ Real processes on this machine, each with simulated devices of its own; `tests/t
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -115,6 +116,24 @@ def test_two_processes_train_as_one(one, two):
     assert sorted(path.name for path in two.iterdir()) == [
         *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
     ]
+
+
+@pytest.mark.slow
+def test_processes_fall_back_to_the_same_checkpoint(two, documents, tmp_path):
+    """The newest one is damaged in a file that the second process wrote, and that not every process reads."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    newest = newest_folder(workdir)
+    files = [path for path in (newest / "params").rglob("ocdbt.process_1/d/*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    errors = [error for _, error in finish(start(workdir, documents, processes=2))]
+    lines = [line for error in errors for line in error.splitlines() if "the checkpoint is corrupt" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{newest}: ") and "it is moved to" in lines[0]
+    assert (workdir / "checkpoints" / "corrupt" / newest.name).is_dir()
+    assert_bitwise(two, workdir)
 
 
 LAYOUTS = {  # processes, devices of each, mesh

@@ -1,6 +1,10 @@
 """Training that begins with converted parts: taken over exactly, new tokens as means, what does not fit is named."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import unet
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
+from emu_jax.storage import copy_folder
 from emu_jax.train.init_from import init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
@@ -76,6 +81,15 @@ def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging
         np.testing.assert_array_equal(found[name.removeprefix("params/")], value)
     for name in ("causal/queries", "ln_visual/scale", "llama/regress_head/kernel"):
         np.testing.assert_array_equal(found[name], fresh[name])
+
+
+def test_parts_in_a_bucket_are_the_same(parts, documents, bucket):
+    copy_folder(parts, bucket)
+    config = make_config(parts, documents)
+    _, local = begun(config)
+    config.init = ConfigDict({"emu": "", "llama": f"{bucket}/llama", "vision": f"{bucket}/vision"})
+    _, state = begun(config)
+    jax.tree.map(np.testing.assert_array_equal, state.params, local.params)
 
 
 def wanted(leaves) -> dict:
@@ -212,6 +226,14 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     config.unet.layers_per_block = 3
     with pytest.raises(UserError, match=r"made with unet\.layers_per_block=2, this config has 3"):
         init_from_checkpoints(state, config, TrainDecoder.init_parts)
+
+
+def test_no_device_holds_more_than_its_shard(tmp_path):
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
+    command = [sys.executable, "-m", "tests.train.initialise", str(tmp_path)]
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[2], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_published_configs_name_their_parts():

@@ -24,7 +24,7 @@ from emu_jax.checkpoints.convert import diffusers, emu, eva_clip, llama, stream
 from emu_jax.checkpoints.convert.conversion import check_dtype, gather
 from emu_jax.checkpoints.convert.tensor_files import SUFFIXES, TensorFile, Tensors
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, UNET, VAE
-from emu_jax.checkpoints.streamed import resumable_folder
+from emu_jax.checkpoints.streamed import check_new, resumable_folder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig, initial_statistics
@@ -65,6 +65,7 @@ def convert(source: storage.Path, folder: storage.Path, settings: Settings) -> d
       UserError: the source is in no known format, or does not fit it; nothing is left behind.
     """
     check_dtype(settings.dtype)
+    check_new(folder)
     source = storage.check_local(source, "a published file or folder, which is memory-mapped,")
     if not source.exists():
         raise UserError(f"{source}: no such file or folder; expected {EXPECTED}")
