@@ -45,7 +45,7 @@ def path_options() -> dict[tuple[str, str], argparse.Action]:
         for action in parser._actions:
             name = next(iter(action.option_strings), action.metavar)
             about = f"{action.metavar} {action.help}"
-            called = action.type is None and action.nargs != 0 and re.search(r"file|folder|FILE|DIR", about)
+            called = action.type is None and action.nargs != 0 and re.search(r"\b(file|folder|FILE|DIR)", about)
             if action.type not in (None, int, float) or called:
                 found[command, name] = action
     return {key: action for key, action in found.items() if key not in NAMES}

@@ -5,7 +5,7 @@
     FOLDER/1-of-2.jsonl    the other process's
 
 The first line identifies the run. On a local disk a kill loses no batch that has ended, and a last line that it cut off
-is removed. In a bucket a file is uploaded whole from time to time (`lines.py`): a kill loses what was predicted since
+is removed. In a bucket a file is uploaded whole from time to time (`growing_file.py`): a kill loses what was predicted since
 the last upload, half a minute's worth.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.lines import Lines
+from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path
 
 # Fields that predictions of one run share, and their names in error messages.
@@ -120,16 +120,19 @@ class Writer:
     def __init__(self, file: Path, run: RunIdentity):
         file.parent.mkdir(parents=True, exist_ok=True)
         data = file.read_bytes() if file.exists() else b""
-        complete = data[: data.rfind(b"\n") + 1].decode().split("\n")[:-1]  # without a line that a kill cut off
-        self._lines = Lines(file, complete or [json.dumps({"run": dataclasses.asdict(run)})])
+        complete = data[: data.rfind(b"\n") + 1]  # without a line that a kill cut off
+        self._file = GrowingFile(file, complete or _encode([{"run": dataclasses.asdict(run)}]))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Appends records; on a local disk they are in the file when it returns."""
-        for record in records:
-            self._lines.add(json.dumps(record, ensure_ascii=False))
+        self._file.add(_encode(records))
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._lines.close()
+        self._file.close()
+
+
+def _encode(records: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
