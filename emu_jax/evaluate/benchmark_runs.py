@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +56,7 @@ class EvaluationConfig:
     limit: int = 0
     batch: int = 16
     part: tuple[int, int] = (0, 1)
-    rices: Path | None = None
+    rices: pathlib.Path | None = None
     weights: Weights = dataclasses.field(default_factory=Weights)
     drawing: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -103,7 +103,7 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
 
 def find_root(benchmark: Benchmark, data: Path | None) -> Path:
     """The folder of the benchmark's name in `data` or, if there is none, `data` itself."""
-    data = data or Path()
+    data = data or pathlib.Path()
     return data / benchmark.name if (data / benchmark.name).is_dir() else data
 
 

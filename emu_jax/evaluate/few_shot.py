@@ -10,8 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -24,7 +24,7 @@ from emu_jax.evaluate.predict import ChooseExamples, read_images
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu as emu_model
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, write_atomically
 
 BATCH = 64  # images encoded at a time
 TEXT_EXAMPLES = 2  # as in the paper's runs marked *
@@ -65,7 +65,7 @@ class ClipFeatures:
 
     size = 224
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: pathlib.Path):
         from emu_jax.data.clip_scores import load_scorer
 
         self._scorer = load_scorer(str(folder))
@@ -94,7 +94,8 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as partial, partial.open("wb") as stream:
             np.save(stream, found)
-    found = np.load(file)
+    with file.open("rb") as stream:
+        found = np.load(stream)
     if len(found) != len(first):
         raise UserError(f"{file}: holds {len(found)} features, expected {len(first)}; delete it")
     return found[[rows[what] for what in shown]]

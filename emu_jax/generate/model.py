@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +47,7 @@ from emu_jax.generate.text import (
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh, sharding, tree_shardings
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import as_path
 
 FINGERPRINT_VALUES = 64  # leading values of each parameter that enter the fingerprint
 TUNED = "chat"  # folder of a tuned model inside the work directory of the model that it was tuned from
@@ -104,11 +105,11 @@ class Emu:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        path: str | os.PathLike[str],
         *,
-        tokenizer: Path | str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         vision_head_dim: int | None = None,
-        decoder: Path | str | None = None,
+        decoder: str | os.PathLike[str] | None = None,
         safety_checker: bool = True,
         mesh: Mapping[str, int] | None = None,
         weights: str = "auto",
@@ -118,7 +119,7 @@ class Emu:
         Args:
           path: a work directory or checkpoint (adapters that were trained stay beside their kernels; `merged` adds them
             up); or published files, whose LoRA is merged: a folder with multimodal_encoder/pytorch_model.bin, or a .pt,
-            .bin or .safetensors file.
+            .bin or .safetensors file. Work directories and checkpoints may be in buckets, as gs://… or s3://….
           tokenizer: SentencePiece .model; needed only for weights without a stored tokenizer, such as published files.
           vision_head_dim: published files: head width of the vision encoder, if it differs from the published 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, if it has them.
@@ -139,7 +140,7 @@ class Emu:
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         loaded = load_emu(
             path,
-            tokenizer=tokenizer,
+            tokenizer=None if tokenizer is None else as_path(tokenizer),
             require_tokenizer=True,
             mesh=place,
             weights=weights,

@@ -6,8 +6,8 @@ the CLIP score need weights that the user gives.
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import clip_score, frechet, inception
 from emu_jax.generate.model import Emu
+from emu_jax.storage import Path
 
 
 def figures(
@@ -24,8 +25,8 @@ def figures(
     real: Sequence[Path],
     texts: Sequence[str],
     *,
-    inception_weights: Path | None = None,
-    clip: Path | None = None,
+    inception_weights: pathlib.Path | None = None,
+    clip: pathlib.Path | None = None,
 ) -> dict[str, Figure]:
     """Fréchet distances and CLIP score.
 

@@ -16,7 +16,6 @@ import json
 import platform
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -30,7 +29,8 @@ from emu_jax.evaluate.quickstart.captions import Answer, Scores
 from emu_jax.evaluate.quickstart.chat import Chats
 from emu_jax.evaluate.quickstart.drawings import Drawings
 from emu_jax.generate.model import GeneratedText
-from emu_jax.storage import replace_text, write_atomically
+from emu_jax.storage import Path, replace_text, write_atomically
+from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, read_metrics
 
 IMAGE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out images shown with their captions
@@ -90,8 +90,8 @@ def _versions() -> dict[str, str]:
 def _page(
     workdir: Path, scores: Scores, figures: dict[str, Figure], drawings: Drawings | None, chats: Chats | None
 ) -> str:
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    config = (workdir / "config.json").read_text(encoding="utf-8")
+    metrics = read_metrics(workdir / METRICS_FILE)
+    config = (workdir / CONFIG_FILE).read_bytes().decode()
     held_out = [answer for answer in scores.answers if answer.split == "heldout_combinations"]
     unseen = [answer for answer in scores.answers if answer.split == "heldout_concepts"]
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
