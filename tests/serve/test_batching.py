@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from emu_jax.generate import embeddings
 from emu_jax.generate.text import Decoding
 from emu_jax.serve import continuous_batching, image_batching, prompt_batching
 from emu_jax.serve.continuous_batching import ContinuousBatcher, TextRequest
@@ -102,7 +103,7 @@ def test_every_image_is_the_one_drawn_on_its_own(plain):
         ImageRequest(encode_continuation(plain, prompt, draws=True), *settings, seed)
         for seed, (prompt, settings) in enumerate(zip(PROMPTS[:5], asked, strict=True))
     ]
-    programs = image_batching._advance, prompt_batching._generate_embeddings
+    programs = image_batching._advance, embeddings.generate_embeddings
     before = [program._cache_size() for program in programs]
     waiting, found = list(requests), {}
     running: dict[int, ImageRequest] = {}
