@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,24 +63,21 @@ class Cost:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:
-        moved = Counter(self.collectives)
-        moved.update(other.collectives)
-        return Cost(
-            self.flops + other.flops,
-            self.traffic + other.traffic,
-            self.seconds + other.seconds,
-            self.kernel_flops + other.kernel_flops,
-            dict(moved),
-        )
+        moved = {
+            kind: self.collectives.get(kind, 0.0) + other.collectives.get(kind, 0.0)
+            for kind in self.collectives | other.collectives
+        }
+        return Cost(*(mine + theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True)), moved)
 
     def __mul__(self, factor: float) -> Cost:
         moved = {kind: size * factor for kind, size in self.collectives.items()}
-        return Cost(
-            self.flops * factor, self.traffic * factor, self.seconds * factor, self.kernel_flops * factor, moved
-        )
+        return Cost(*(count * factor for count in self._counts()), moved)
 
     def __sub__(self, other: Cost) -> Cost:
         return self + other * -1.0
+
+    def _counts(self) -> tuple[float, float, float, float]:
+        return self.flops, self.traffic, self.seconds, self.kernel_flops
 
 
 def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:
