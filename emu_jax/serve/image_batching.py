@@ -67,7 +67,7 @@ class ImageBatcher:
     def clear(self) -> None:
         """Frees all slots."""
         self._slots: list[_Slot | None] = [None] * self.slots
-        noise = self.decoder.initial_latents([0] * self.slots, self.decoder.size, self.decoder.size)
+        noise = self.decoder.initial_latents([0] * self.slots)
         # Commit to a device like the outputs of `_advance`, or it compiles twice.
         device = jax.tree.leaves(self.decoder.unet_params)[0].sharding
         self._x = jax.device_put(jnp.zeros_like(noise), device)
@@ -78,11 +78,6 @@ class ImageBatcher:
     def free(self) -> list[int]:
         """The free slots."""
         return [number for number, slot in enumerate(self._slots) if slot is None]
-
-    @property
-    def active(self) -> bool:
-        """Whether any slot is in use."""
-        return any(slot is not None for slot in self._slots)
 
     def release(self, number: int) -> None:
         """Frees a slot."""
@@ -95,7 +90,7 @@ class ImageBatcher:
             table = make_table(request.sampler, self.decoder.schedule, request.steps)
             self._slots[number] = _Slot(request, table, embedded)
             self._conditions[self.slots + number] = embedded
-            noise = self.decoder.initial_latents([request.seed], self.decoder.size, self.decoder.size)
+            noise = self.decoder.initial_latents([request.seed])
             scale = np.float32(table.initial_scale)
             self._x, self._history = _put(self._x, self._history, np.int32(number), noise, scale)
 

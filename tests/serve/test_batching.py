@@ -38,7 +38,7 @@ def run(texts: ContinuousBatcher, requests: list[TextRequest]) -> list[list[int]
             for slot, (number, _), token in zip(free, joining, first, strict=False):
                 ids[number].append(token)
                 running[slot] = number
-        if texts.active:
+        if len(texts.free) < texts.slots:
             tokens = texts.decode()
             for slot, number in running.items():
                 ids[number] += [token for token in tokens[:, slot].tolist() if token >= 0]
@@ -88,7 +88,7 @@ def test_a_released_slot_is_free_and_its_neighbour_continues(plain, texts):
     texts.release(0)
     assert 0 in texts.free
     ids = [first]
-    while texts.active:
+    while len(texts.free) < texts.slots:
         tokens = texts.decode()
         assert (tokens[:, 0] == -1).all(), "a free slot has no new tokens"
         ids += [token for token in tokens[:, 1].tolist() if token >= 0]

@@ -19,10 +19,12 @@ from emu_jax.serve.downloads import Archive, Part, figures, html_page, write
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.tabs.controls import (
     EVENT,
-    DrawControls,
     always,
+    draw_controls,
     draw_settings,
+    new_tokens_slider,
     note,
+    offer,
     progress,
     text,
     whole,
@@ -101,15 +103,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             items = gr.Slider(
                 1, engine.limits.items, min(2, engine.limits.items), step=1, label="Number of items", info="Maximum"
             )
-            most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-            tokens = gr.Slider(1, most, min(32, most), step=1, label="New tokens", info="Maximum per text")
-            controls = DrawControls.show(engine) if engine.draws else None
+            tokens = new_tokens_slider(engine, 32, "Maximum per text")
+            controls = draw_controls(engine) if engine.draws else []
 
     async def downloads(page: Page) -> tuple:
-        if not page.parts:
-            return tuple(gr.DownloadButton(value=None, interactive=False) for _ in range(2))
-        paths = await asyncio.to_thread(save, name, page)
-        return tuple(gr.DownloadButton(value=path, interactive=True) for path in paths)
+        paths = await asyncio.to_thread(save, name, page) if page.parts else (None, None)
+        return tuple(offer(path) for path in paths)
 
     async def add(page: Page, entry: dict[str, Any]) -> AsyncIterator[tuple]:
         """Adds files first, then the text, in the order of the box."""
@@ -167,7 +166,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         return EMPTY, Page(), note("")
 
     idle_outputs = [preview, stop, as_html, as_zip]
-    inputs = [document, order, items, tokens, *(controls.inputs if controls else [])]
+    inputs = [document, order, items, tokens, *controls]
     running = go.click(with_errors(run), inputs, [paper, preview, document, status, stop], **EVENT)
     always(running, idle, document, idle_outputs)
     adding = box.submit(
