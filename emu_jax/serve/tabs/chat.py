@@ -24,6 +24,7 @@ from emu_jax.serve.tabs.controls import (
     text,
     text_controls,
     text_settings,
+    upload_box,
     with_errors,
     with_heartbeat,
 )
@@ -82,15 +83,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 render_markdown=False,
                 feedback_options=None,
             )
-            box = gr.MultimodalTextbox(
-                show_label=False,
-                elem_id="ask",
-                placeholder="Ask about an image or a video",
-                file_types=["image", "video"],
-                file_count="multiple",
-                max_plain_text_length=engine.limits.text_characters,
-                sources=["upload"],
-            )
+            box = upload_box(engine, "ask", "Ask about an image or a video", ["image", "video"])
             with gr.Row(elem_classes="tools"):
                 retry = gr.Button("Ask again", size="sm", min_width=90)
                 undo = gr.Button("Take back", size="sm", min_width=90)

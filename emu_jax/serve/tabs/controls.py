@@ -165,6 +165,20 @@ def draw_settings(sampler: object, steps: object, guidance: object, seed: object
     )
 
 
+def upload_box(engine: Engine, name: str, placeholder: str, kinds: list[str], **settings: Any) -> gr.MultimodalTextbox:
+    """Adds a box for a text and files; `name` is its id on the page."""
+    return gr.MultimodalTextbox(
+        show_label=False,
+        elem_id=name,
+        placeholder=placeholder,
+        file_types=kinds,
+        file_count="multiple",
+        max_plain_text_length=engine.limits.text_characters,
+        sources=["upload"],
+        **settings,
+    )
+
+
 # ---------------------------------------------------------------- status
 
 

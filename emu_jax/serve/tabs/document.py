@@ -27,6 +27,7 @@ from emu_jax.serve.tabs.controls import (
     offer,
     progress,
     text,
+    upload_box,
     whole,
     with_errors,
     with_heartbeat,
@@ -69,16 +70,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         with gr.Column(scale=3, min_width=320):
             paper = gr.HTML(EMPTY, elem_id="paper", elem_classes="paper", padding=False)
             preview = gr.HTML("", elem_id="preview", elem_classes="paper", padding=False)
-            box = gr.MultimodalTextbox(
-                show_label=False,
-                elem_id="add",
-                placeholder="Add text or images to the document",
-                file_types=["image"],
-                file_count="multiple",
-                max_plain_text_length=engine.limits.text_characters,
-                sources=["upload"],
-                submit_btn="Add",
-            )
+            box = upload_box(engine, "add", "Add text or images to the document", ["image"], submit_btn="Add")
             with gr.Row(elem_classes="tools"):
                 go = gr.Button("Continue", variant="primary", size="sm", min_width=100, elem_id="go")
                 stop = gr.Button("Stop", size="sm", min_width=70, interactive=False)
