@@ -63,21 +63,23 @@ class Cost:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:
-        moved = {
-            kind: self.collectives.get(kind, 0.0) + other.collectives.get(kind, 0.0)
-            for kind in self.collectives | other.collectives
-        }
-        return Cost(*(mine + theirs for mine, theirs in zip(self._counts(), other._counts(), strict=True)), moved)
-
-    def __mul__(self, factor: float) -> Cost:
-        moved = {kind: size * factor for kind, size in self.collectives.items()}
-        return Cost(*(count * factor for count in self._counts()), moved)
+        return self._plus(other, 1.0)
 
     def __sub__(self, other: Cost) -> Cost:
-        return self + other * -1.0
+        return self._plus(other, -1.0)
 
-    def _counts(self) -> tuple[float, float, float, float]:
-        return self.flops, self.traffic, self.seconds, self.kernel_flops
+    def __mul__(self, factor: float) -> Cost:
+        return Cost()._plus(self, factor)
+
+    def _plus(self, other: Cost, factor: float) -> Cost:
+        kinds = self.collectives | other.collectives
+        return Cost(
+            self.flops + factor * other.flops,
+            self.traffic + factor * other.traffic,
+            self.seconds + factor * other.seconds,
+            self.kernel_flops + factor * other.kernel_flops,
+            {kind: self.collectives.get(kind, 0.0) + factor * other.collectives.get(kind, 0.0) for kind in kinds},
+        )
 
 
 def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:
