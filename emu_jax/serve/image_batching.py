@@ -49,8 +49,8 @@ def _row(table: Table, number: int) -> Table:
     return jax.tree.map(lambda field: field[number] if field.ndim else field, table)
 
 
-_UNCHANGED = as_table(unchanged_rows(np.zeros(1)))
-IDENTITY_ROW = dataclasses.replace(_row(_UNCHANGED, 0), remember=np.float32(0))  # leaves latents and history unchanged
+# Leaves latents and history unchanged.
+IDENTITY_ROW = _row(as_table(unchanged_rows(np.zeros(1)) | {"remember": np.zeros(1)}), 0)
 
 
 class ImageBatcher:
