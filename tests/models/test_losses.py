@@ -16,6 +16,7 @@ from emu_jax.models.losses import SourceWeights, source_scales
 from emu_jax.sharding import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
+from tests.models.reference_batch import reference_batch
 from tests.train import tiny
 from tests.train.tasks import compiled_step, interleaved
 
@@ -36,9 +37,7 @@ WEIGHTED = (SourceWeights("web", 1.0, 0.5), SourceWeights("pairs", 0.3, 2.0), So
 def batch(rows: list[list[int]] = ROWS) -> emu.Batch:
     tokens = np.array([row + [IDS.pad] * (LENGTH - len(row)) for row in rows], np.int32)
     images = np.random.default_rng(0).integers(0, 256, (len(rows), 1, 16, 16, 3), np.uint8)
-    return emu.Batch.from_tokens(
-        jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(tokens != IDS.pad, jnp.int32), IDS
-    )
+    return reference_batch(jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(tokens != IDS.pad, jnp.int32), IDS)
 
 
 def of_sources(
