@@ -41,6 +41,17 @@ def test_groups_of_a_small_step(config, groups, frozen):
     assert (whole.moving - part.moving) > 0, "two layers' gradients and one's"
 
 
+def test_with_micro_batches_a_step_is_two_programs_beside_their_sums(config):
+    mesh = make_mesh({}, jax.devices()[:1])
+    config.optimizer.accumulate_steps = 2
+    step = steps.training_step(steps.planned_task(config, mesh), mesh)
+    with jax.set_mesh(mesh):
+        assert [(program.name, program.times) for program in step.lower()] == [("add_micro_batch", 2), ("update", 1)]
+    assert step.moving < step.held["gradient sums"] < 1.01 * step.moving, "gradients, and some numbers"
+    config.optimizer.accumulate_steps = 1
+    assert "gradient sums" not in steps.training_step(steps.planned_task(config, mesh), mesh).held
+
+
 def test_an_ema_is_held_beside_the_parameters(config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.optimizer.ema_decay = 0.999

@@ -15,11 +15,11 @@ import pytest
 from emu_jax.checkpoints.store import newest_folder
 from emu_jax.cli import main
 from emu_jax.config import load_config
+from emu_jax.errors import EXIT_AGAIN, EXIT_DIVERGED
 from emu_jax.sharding import make_mesh
 from emu_jax.train import loop
 from emu_jax.train.bad_step_report import documents, what_broke
 from emu_jax.train.bad_steps import WINDOW
-from emu_jax.train.distributed import EXIT_DIVERGED, EXIT_PREEMPTED
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
 from emu_jax.workdir import read_metrics
@@ -111,6 +111,20 @@ def test_a_dropped_step_leaves_the_state_and_is_repeated():
     assert values(state) == values(expected) and float(metrics["bad_steps"]) == 0.0
 
 
+def test_compile_only_counts_what_is_kept_between_micro_batches(tmp_path, capsys):
+    """The sums of the gradients, of the loss, its metric and the statistics: five numbers of 4 bytes more."""
+    sizes = []
+    for count in (1, 4):
+        step, _ = make_step(f"--config.optimizer.accumulate_steps={count}")
+        sizes.append([executable.memory_analysis().argument_size_in_bytes for executable in step.executables])
+    (whole,), (adding, updating) = sizes
+    batch = sum(leaf.nbytes for leaf in batch_of().values())
+    assert adding == whole + 5 * 4 + 4 and updating == adding - batch - 4
+    command = ["train", "--config", line.__file__, "--workdir", str(tmp_path / "run"), "--compile-only"]
+    assert main([*command, "--config.optimizer.accumulate_steps=4"]) == 0
+    assert capsys.readouterr().out.startswith("compiled the step in ")
+
+
 # ---- runs ------------------------------------------------------------------------------------------------------------
 
 
@@ -183,7 +197,7 @@ def test_sigterm_is_heard_between_micro_batches(tmp_path, capsys, monkeypatch):
     assert train(tmp_path / "whole", *settings) == 0
     with monkeypatch.context() as patched:
         patched.setattr(loop, "Interval", Interval)
-        assert train(tmp_path / "run", *settings) == EXIT_PREEMPTED
+        assert train(tmp_path / "run", *settings) == EXIT_AGAIN
     assert "asked to stop after step 6 of 16: saved" in capsys.readouterr().err
     assert newest_folder(tmp_path / "run").name == "6"
     assert train(tmp_path / "run", *settings) == 0
