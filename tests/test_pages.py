@@ -49,6 +49,7 @@ RUNS = {
     r"^launch/mixture\.sh( --dry-run)?$": "tests/launch/test_mixture.py::test_commands",
     r"^launch/ablations\.sh( --dry-run)?$": "tests/launch/test_ablations.py::test_commands",
     r"^launch/(tpu-vm|gke)\.sh( --dry-run)? (create|install|image|run|resume|status|logs|stop|delete)$": CLOUD,
+    r"^launch/lock\.sh ": "tests/launch/test_locks.py::test_commands",
     r"^cp launch/pod\.env\.example launch/pod\.env$": "tests/launch/test_scripts.py::project",
     r"^ruff (format|check) \.$": ".ci/run",
     r"^python -m mypy$": ".ci/run",

@@ -26,6 +26,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu
 from emu_jax.storage import Path, replace_text
 
@@ -93,7 +94,7 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
         benchmark = find_benchmark(name)
         root = find_root(benchmark, config.data)
         if benchmark.predicts == "image":
-            emu.check_drawing(*(config.drawing[field] for field in ("sampler", "steps", "guidance")))
+            emu.check_drawing(Drawing(**config.drawing))
         questions = benchmark.read(root, config.split)[: config.limit or None]
         shows_examples = any(config.few_shot) or config.text_examples
         pool = benchmark.read(root, benchmark.few_shot_split) if shows_examples else []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Sequence
@@ -107,23 +108,16 @@ def _name(image: Path | np.ndarray) -> str:
 
 def _encoded(questions: Sequence[Question], features: Features) -> np.ndarray:
     """float32 [N, F] of unit length; `BATCH` images are in memory at a time."""
+    shown = (
+        (number, image)
+        for number, question in enumerate(tqdm(questions, desc="examples", unit="image", leave=False))
+        for image in read_images(question, features.size)
+    )
     sums: np.ndarray | None = None
-
-    def add(some: list[tuple[int, np.ndarray]]) -> None:
-        nonlocal sums
+    while some := list(itertools.islice(shown, BATCH)):
         values = features(np.stack(pad_to([image for _, image in some], BATCH)))[: len(some)]
         sums = np.zeros((len(questions), values.shape[1]), np.float32) if sums is None else sums
         np.add.at(sums, [number for number, _ in some], values)
-
-    some: list[tuple[int, np.ndarray]] = []
-    for number, question in enumerate(tqdm(questions, desc="examples", unit="image", leave=False)):
-        for image in read_images(question, features.size):
-            some.append((number, image))
-            if len(some) == BATCH:
-                add(some)
-                some = []
-    if some:
-        add(some)
     if sums is None:
         raise UserError("few-shot examples are chosen by their images, but these questions show none")
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)

@@ -5,8 +5,8 @@
     FOLDER/1-of-2.jsonl    the other process's
 
 The first line identifies the run. On a local disk a kill loses no batch that has ended, and a last line that it cut off
-is removed. In a bucket a file is uploaded whole from time to time (`growing_file.py`): a kill loses what was predicted since
-the last upload, half a minute's worth.
+is removed. In a bucket a file is uploaded whole from time to time (`growing_file.py`): a kill loses what was predicted
+since the last upload, half a minute's worth.
 """
 
 from __future__ import annotations

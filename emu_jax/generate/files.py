@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu, GeneratedImage
 from emu_jax.storage import Path, as_path, is_bucket, write_atomically
 
@@ -90,7 +91,7 @@ def draw_files(emu: Emu, requests: Sequence[DrawingRequest], *, batch: int, sett
             raise UserError(f"{request.out}: the folder {request.out.parent} does not exist; make it first")
     if len({request.out for request in requests}) < len(requests):
         raise UserError("two requests name the same file; give every one its own `out`")
-    emu.check_drawing(**settings)
+    emu.check_drawing(Drawing(**settings))
     batch = min(batch, len(requests))
     with tqdm(total=len(requests), desc="draw", unit="image") as bar:
         for chunk, filled in padded_batches(requests, batch):

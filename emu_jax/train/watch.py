@@ -8,7 +8,7 @@ seconds:
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
     EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
-    EMU_JAX_TIMEOUT_SAVING=3600     saving a checkpoint, or waiting for the last one
+    EMU_JAX_TIMEOUT_SAVING=3900     saving a checkpoint; longer than `config.train.save_timeout_minutes`
 
 Heartbeats are exchanged through JAX's coordination service. Without the watch, a collective operation that waits for a
 lost process would never return. The last words of a process that hangs are the stacks of its threads.
@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emu_jax.ending import ending
-from emu_jax.errors import EXIT_LOST, UserError
+from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import aborts, exit_watchdog
 
 TIMEOUT = "EMU_JAX_TIMEOUT"
@@ -72,7 +72,7 @@ class Timeouts:
           UserError: one is malformed.
         """
         silence = _seconds(environment, TIMEOUT, 90)
-        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3600}
+        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3900}
         limits = {name: _seconds(environment, f"{TIMEOUT}_{name.upper()}", value) for name, value in defaults.items()}
         return cls(silence=silence, computing=silence, **limits)
 
@@ -207,11 +207,18 @@ class Watch:
         self._say_goodbye()
 
     def fail(self, error: BaseException) -> None:
-        """Publishes why this process of several fails, and exits."""
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        """Ends this process where an orderly exit might never end: it would wait for other processes, or for storage.
+
+        A process of several first publishes its reason.
+        """
+        if self._client is not None and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             # Most likely another process is lost; the thread is about to find out which one and to end this process.
             time.sleep(self._timeouts.silence + 3 * self._interval)
         code, line = ending(error)
+        if self._client is None:
+            if code == EXIT_AGAIN:
+                self._leave(line, code)
+            return
         if not line:
             traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"
