@@ -4,7 +4,7 @@ The loop records every phase of a step that it enters (`heartbeat`). A phase tha
 process of several that publishes no heartbeat for `EMU_JAX_TIMEOUT` is lost. Environment variables set the limits, in
 seconds:
 
-    EMU_JAX_TIMEOUT=90              silence of a process; a step, or more: 5 times the longest of the last ones
+    EMU_JAX_TIMEOUT=90              silence of a process; a step, or more: 5 times the median of the last ones
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
     EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
@@ -16,13 +16,13 @@ lost process would never return. The last words of a process that hangs are the 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import faulthandler
 import json
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -44,7 +44,7 @@ HOST = socket.gethostname()
 STARTING, COMPILING, READING, COMPUTING, SAVING = PHASES = (
     *("starting", "compiling", "reading data", "computing", "saving"),
 )
-STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the last ones
+STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the median of the last ones
 MEASURED_STEPS = 16  # the last ones
 STDERR = 2  # the file descriptor: in a notebook or a test, sys.stderr has none
 RESUMES = "start it again to resume from the last checkpoint"
@@ -93,21 +93,20 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._first: int | None = None
-        self._longest: collections.deque[list[float]] = collections.deque(maxlen=MEASURED_STEPS)  # [step, seconds]
+        self._last: dict[int, float] = {}  # seconds of the last steps
 
     def add(self, step: int, seconds: float) -> None:
         if self._first is None:
             self._first = step
-        if self._longest and self._longest[-1][0] == step:
-            self._longest[-1][1] = max(self._longest[-1][1], seconds)
-        else:
-            self._longest.append([step, seconds])
+        if step > self._first:
+            self._last[step] = max(seconds, self._last.get(step, 0.0))
+            self._last.pop(step - MEASURED_STEPS, None)
 
     def limit(self, step: int, timeouts: Timeouts) -> float:
         """Seconds that a step may take."""
         if self._first is None or step < self._first + 2:
             return timeouts.compiling
-        return max(timeouts.computing, STEP_MULTIPLE * max(seconds for _, seconds in self._longest))
+        return max(timeouts.computing, STEP_MULTIPLE * statistics.median(self._last.values()))
 
 
 @dataclasses.dataclass(frozen=True)

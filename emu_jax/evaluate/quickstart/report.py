@@ -13,6 +13,7 @@ import html
 import importlib.metadata
 import io
 import json
+import pathlib
 import platform
 import textwrap
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ CURVES = (
 )
 PACKAGES = ("emu-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
-STYLE = (Path(__file__).parent / "report.css").read_text(encoding="utf-8")
+STYLE = (pathlib.Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
 def write_report(
