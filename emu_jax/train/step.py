@@ -192,9 +192,8 @@ def programs(task: Task, config: OptimizerConfig, seed: int, state: TrainState, 
     kept = jax.tree.map(lambda leaf: leaf.sharding, sums)
     add = functools.partial(add_micro_batch, task=task, count=count, seed=seed)
     adding = jax.jit(add, donate_argnums=0, out_shardings=(kept, None), keep_unused=True)
-    updating = jax.jit(
-        functools.partial(update, task=task, config=config), donate_argnums=0, out_shardings=(layout, None)
-    )
+    put = functools.partial(update, task=task, config=config)
+    updating = jax.jit(put, donate_argnums=0, out_shardings=(layout, None), keep_unused=True)
     return [
         Program("add_micro_batch", count, adding.lower(sums, state, batch, number)),
         Program("update", 1, updating.lower(state, sums)),

@@ -3,6 +3,7 @@
 `config.bad` are the indices of points whose height is infinite.
 """
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import jax
@@ -11,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from configs import vae
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig
+from emu_jax.data.examples import Drawn, ExamplePipeline, ExamplesConfig
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.tasks.task import Inputs, Task, trainable_paths
 
@@ -30,7 +31,10 @@ class Points:
     def key(self, index: int) -> str:
         return f"point-{index}"
 
-    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        return [self._example(index) for index, _ in drawn]
+
+    def _example(self, index: int) -> dict[str, np.ndarray]:
         x = np.float32(index / POINTS)
         return {"x": x, "y": np.float32(np.inf) if index in self._bad else 3 * x + 1}
 

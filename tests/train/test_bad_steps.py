@@ -32,8 +32,7 @@ RATE = "--config.optimizer.learning_rate.slope=1e30"
 
 
 def batch_of(*bad: int) -> dict[str, jax.Array]:
-    points = line.Points(bad)
-    rows = [points.example(index, np.random.default_rng(0)) for index in range(line.ROWS)]
+    rows = line.Points(bad).examples([(index, np.random.default_rng(0)) for index in range(line.ROWS)])
     return {name: jnp.asarray([row[name] for row in rows]) for name in rows[0]}
 
 
