@@ -298,7 +298,7 @@ class Pipeline:
     def _start(self, offset: int) -> None:
         """Creates the shards anew; the stream starts at window `offset`."""
         data, rows = self.data, Rows(self.data)
-        windows = make_windows(self.samples, data, self._earlier)[offset:]
+        windows = make_windows(self.samples, data, [(end, weights) for end, weights in self._earlier])[offset:]
         self.close()
         self._offset, self._shards = offset, {}
         for shard, own in rows_of_shards(self._own, data.batch_rows // data.shards).items():

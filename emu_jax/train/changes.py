@@ -4,6 +4,7 @@ A change is recorded in the work directory: `config.json` is the config from the
 which step:
 
     {"step": 4000, "time": 1790000000.0, "change": {"optimizer.learning_rate.llama": [0.0001, 3e-05]}}
+    {"step": 6000, "time": 1790003600.0, "skipped_windows": 2}
 """
 
 from __future__ import annotations
