@@ -161,7 +161,7 @@ class FaultyProxy:
     """An HTTP proxy that breaks a share of the requests.
 
         drop      closes the connection before the request is forwarded
-        delay     answers half a second late
+        delay     answers `delay` seconds late
         reset     resets the connection before the request is forwarded
         503, 429  answers so, or by any other status, without forwarding
         truncate  forwards, and closes in the middle of the answer's body
@@ -176,7 +176,16 @@ class FaultyProxy:
       counts: fault, or "ok" -> number of requests.
     """
 
-    def __init__(self, target: int, share: float, seed: int = 0, faults: Sequence[str] = FAULTS, port: int = 0):
+    def __init__(
+        self,
+        target: int,
+        share: float,
+        seed: int = 0,
+        faults: Sequence[str] = FAULTS,
+        port: int = 0,
+        delay: float = 0.5,
+    ):
+        self.delay = delay
         self.target, self.share, self.faults = target, share, tuple(faults)
         self.counts: dict[str, int] = dict.fromkeys((*FAULTS, *faults, "ok"), 0)
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -201,7 +210,7 @@ class FaultyProxy:
                     self._answer(int(fault), [], b'{"error": {"message": "try another way"}}')
                     return
                 if fault == "delay":
-                    time.sleep(0.5)
+                    time.sleep(proxy.delay)
                 forwarded = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
                 forwarded.request(self.command, self.path, body, dict(self.headers))
                 response = forwarded.getresponse()

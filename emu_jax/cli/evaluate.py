@@ -42,7 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--part", default="0/1", metavar="I/N", help="process I of N, which answers every N-th question into one --out"
     )
     parser.add_argument("--clip", type=CLIP, help="folder of a CLIP, for CLIP scores of drawings")
-    parser.add_argument("--inception", type=INCEPTION, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID")
+    parser.add_argument(
+        "--inception", type=INCEPTION, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID"
+    )
     parser.add_argument("--wordnet", type=WORDNET, help="folder of WordNet, for WUPS")
     parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
     add_sampling(parser, guidance=5.0, guidance_help="guidance scale of drawings (default: the paper's for FID)")

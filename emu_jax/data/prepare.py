@@ -178,7 +178,7 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
     except ImportError as error:
         raise UserError(f"prepare needs Apache Beam ({error}); run `pip install 'emu-jax[prepare]'`") from error
     shards = reader.shards(path)
-    _make_folder(out)
+    make_folder(out)
     arguments = ["--runner", config.runner, *shlex.split(config.beam)]
     if config.runner == "DirectRunner":
         mode = "multi_processing" if config.workers > 1 else "in_memory"
@@ -254,7 +254,7 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
     )
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Makes the folder; a folder that a stopped preparation left, recognised by `BEGUN`, is emptied first."""
     if (out / MANIFEST).exists():
         raise UserError(f"{out}: it holds prepared data; name a new folder")

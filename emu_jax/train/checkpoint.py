@@ -288,6 +288,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     """Raises what a full or broken disk did to a save as the OSError that it was, of the folder of checkpoints."""
     try:
         yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     except ValueError as error:
         if (found := disk_error(folder, error)) is None:
             raise

@@ -360,7 +360,7 @@ def compile_only(config: ConfigDict, workdir: Path, *, change: Collection[str] =
         step = setup.compile(state, batch)
         seconds = time.monotonic() - started
     found = [_memory(executable) for executable in step.executables]
-    needed = max(found, key=lambda parts: sum(parts.values()))  # all that is kept is an argument of each program
+    needed = max(found, key=lambda parts: sum(parts.values()))  # what is kept is an argument of each
     listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in needed.items())
     return (
         f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"

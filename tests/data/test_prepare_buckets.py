@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from emu_jax import cli
-from emu_jax.data.prepare import PrepareConfig, prepare
+from emu_jax.data.prepare import make_folder
 from emu_jax.data.prepared import Records
 from emu_jax.data.raw.readers import make_reader
 from emu_jax.errors import UserError
@@ -48,7 +48,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_bucket_holds_what_a_folder_holds(tmp_path, bucket, workers):
     local = tmp_path / "raw"
     write_pairs(local)
@@ -82,16 +82,17 @@ def test_rows_of_parquet_and_jsonl(tmp_path, bucket, s3_bucket):
 
 
 def test_a_preparation_that_stopped_is_begun_anew(bucket):
-    write_pairs(bucket / "raw")
     (bucket / "out" / "begun.partial").write_bytes(b"")
     (bucket / "out" / "stale").write_bytes(b"half")
-    prepare(make_reader("pairs"), "pairs", str(bucket / "raw"), bucket / "out", PrepareConfig("set"))
-    assert not (bucket / "out" / "stale").exists() and not (bucket / "out" / "begun.partial").exists()
+    make_folder(bucket / "out")
+    assert list(contents(bucket / "out")) == ["begun.partial"]
+    make_folder(bucket / "new")
+    (bucket / "out" / "manifest.json").write_bytes(b"{}")
     with pytest.raises(UserError, match=rf"^{bucket}/out: it holds prepared data; name a new folder"):
-        prepare(make_reader("pairs"), "pairs", str(bucket / "raw"), bucket / "out", PrepareConfig("set"))
+        make_folder(bucket / "out")
     (bucket / "other" / "file").write_bytes(b"")
     with pytest.raises(UserError, match=rf"^{bucket}/other: it holds file; name a new folder"):
-        prepare(make_reader("pairs"), "pairs", str(bucket / "raw"), bucket / "other", PrepareConfig("set"))
+        make_folder(bucket / "other")
 
 
 @pytest.mark.parametrize("reader", ["mmc4", "coco", "chats", "html", "storyboards", "videos", "videochat"])

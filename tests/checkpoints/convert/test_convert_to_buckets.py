@@ -64,5 +64,7 @@ def test_a_model_that_draws(golden, tmp_path, bucket):
     jax.tree.map(np.testing.assert_array_equal, ours.params, theirs.params)
     for part in ("unet", "vae"):
         jax.tree.map(np.testing.assert_array_equal, leaves(bucket / "emu" / part), leaves(tmp_path / "emu" / part))
-    said = [run("generate", "--model", model, "--prompt", "a cat").stdout for model in (bucket / "emu", tmp_path / "emu")]
+    said = [
+        run("generate", "--model", model, "--prompt", "a cat").stdout for model in (bucket / "emu", tmp_path / "emu")
+    ]
     assert said[0] == said[1] != ""

@@ -61,6 +61,8 @@ class Storyboards:
 
     def shards(self, path: str) -> list[str]:
         """The folder itself if it holds videos, otherwise those of its subfolders that do."""
+        for folder in (self.subtitles, self.labels):
+            check_local(folder, LOCAL)
         root = check_local(path, LOCAL)
         if not root.is_dir():
             raise UserError(f"{path}: no such folder; expected one of storyboards")

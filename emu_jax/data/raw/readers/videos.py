@@ -135,7 +135,7 @@ class Videos:
         tables = sorted(place.glob("*.csv")) if place.is_dir() else [place]
         if not tables or not tables[0].is_file():
             raise UserError(f"{path}: no CSV of videos here; expected a .csv file, or a folder that holds some")
-        if self.folder and not Path(self.folder).is_dir():
+        if self.folder and not check_local(self.folder, LOCAL).is_dir():
             raise UserError(f"{self.folder}: no such folder; expected the folder of the videos of {path}")
         shards = []
         for table in tables:
