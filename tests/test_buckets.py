@@ -137,6 +137,14 @@ for use in (path.exists, path.read_bytes, lambda: path.write_bytes(b"1"), lambda
     assert done.stdout.count(f"{scheme}://bucket: {expected}") == 4, done.stdout + done.stderr[-2000:]
 
 
+def test_a_missing_extra_is_named(monkeypatch):
+    monkeypatch.setitem(buckets.EXTRAS, "gs", ("gcs", "package_that_is_not_installed"))
+    with pytest.raises(UserError) as raised:
+        buckets.use.__wrapped__("gs")
+    expected = "gs:// needs the package package_that_is_not_installed; install it by: pip install 'emu-jax[gcs]'"
+    assert str(raised.value) == expected
+
+
 def test_what_is_transient():
     cause = ValueError("UNAVAILABLE: CURL error")
     wrapped = RuntimeError("save failed")

@@ -30,7 +30,7 @@ TABLE = {
 REFUSED = [(*row, scheme) for row, cells in TABLE.items() for scheme in ("gs", "s3") if cells[scheme] == "no"]
 NAMES = {("prepare", "--name"), ("serve", "--name")}  # of a data set, of a model
 NEEDED = {
-    "train": ["--config", tiny.__file__, "--workdir", "run"],
+    "train": ["--config", tiny.__file__, "--workdir", "run", "--config.data.source={documents}"],
     "evaluate": ["--model", "run"],
     "convert": ["--from", "files", "--to", "weights"],
     "plan": ["--topology", "here"],
@@ -63,10 +63,11 @@ def test_an_option_takes_a_path_in_a_bucket(scheme):
 
 
 @pytest.mark.parametrize(("command", "option", "scheme"), REFUSED)
-def test_what_stays_local_refuses_a_bucket(command, option, scheme, capsys, monkeypatch, tmp_path):
+def test_what_stays_local_refuses_a_bucket(command, option, scheme, documents, capsys, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    needed = [word.format(documents=documents) for word in NEEDED.get(command, ())]
     try:
-        code = main([command, *NEEDED.get(command, []), option, f"{scheme}://bucket/a"])
+        code = main([command, *needed, option, f"{scheme}://bucket/a"])
     except SystemExit as stopped:
         code = stopped.code
     (line,) = capsys.readouterr().err.splitlines()
