@@ -88,7 +88,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["py.typed"], "emu_jax.serve": ["*.css"], "emu_jax.data.assets.fluent_emoji": ["*"]},
+    package_data={"": ["*.css"], "emu_jax": ["py.typed"], "emu_jax.data.assets.fluent_emoji": ["*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "jax>=0.10",

@@ -205,25 +205,31 @@ def read(stored: StoredArrays, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     """
     opened = {name: stored.open(name) for name in wanted}  # all at once: each takes a round trip to a bucket
     values: dict[str, jax.Array] = {}
-    reading: collections.deque[tuple[str, dict[Index, Any]]] = collections.deque()
+    reading: collections.deque[tuple[str, dict[Index, Index], dict[Index, Any]]] = collections.deque()
     ahead = 0  # bytes that are being read
 
     def finish() -> int:
-        name, parts = reading.popleft()
+        name, region_of, data = reading.popleft()
         leaf = wanted[name]
-        values[name] = jax.make_array_from_callback(
-            leaf.shape, leaf.sharding, lambda index: parts[_key(index, leaf.shape)].result()
-        )
-        return _nbytes(leaf, parts)
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            key = _key(index, leaf.shape)
+            region = region_of[key]
+            inside = (slice(start - first, stop - first) for (start, stop), (first, _) in zip(key, region, strict=True))
+            return data[region].result()[tuple(inside)]
+
+        values[name] = jax.make_array_from_callback(leaf.shape, leaf.sharding, part)
+        return sum(map(_size, data)) * leaf.dtype.itemsize
 
     for name, leaf in wanted.items():
         array = opened.pop(name).result()
         if array.shape != leaf.shape or array.dtype.numpy_dtype != leaf.dtype:
             raise ValueError(f"{name} is {array.dtype.name}{list(array.shape)}, its metadata say otherwise")
-        keys = {_key(index, leaf.shape) for index in leaf.sharding.addressable_devices_indices_map(leaf.shape).values()}
-        parts = {key: array[tuple(slice(*ends) for ends in key)].read() for key in keys}
-        reading.append((name, parts))
-        ahead += _nbytes(leaf, parts)
+        indices = leaf.sharding.addressable_devices_indices_map(leaf.shape).values()
+        region_of = regions({_key(index, leaf.shape) for index in indices})
+        data = {region: array[tuple(slice(*ends) for ends in region)].read() for region in set(region_of.values())}
+        reading.append((name, region_of, data))
+        ahead += sum(map(_size, data)) * leaf.dtype.itemsize
         while ahead > AHEAD and len(reading) > 1:
             ahead -= finish()
     while reading:
@@ -231,9 +237,23 @@ def read(stored: StoredArrays, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
     return values
 
 
+def regions(parts: Collection[Index]) -> dict[Index, Index]:
+    """Part -> the region that is read for it: all parts together where they fill a region, which takes few requests.
+
+    >>> regions([((0, 2), (0, 4)), ((0, 2), (4, 8))])
+    {((0, 2), (0, 4)): ((0, 2), (0, 8)), ((0, 2), (4, 8)): ((0, 2), (0, 8))}
+    >>> regions([((0, 2),), ((4, 6),)])
+    {((0, 2),): ((0, 2),), ((4, 6),): ((4, 6),)}
+    """
+    ends = [list(zip(*along, strict=True)) for along in zip(*parts, strict=True)]
+    box = tuple((min(starts), max(stops)) for starts, stops in ends)
+    filled = _size(box) == sum(map(_size, parts))
+    return {part: box if filled else part for part in parts}
+
+
 def _key(index: tuple[slice, ...], shape: tuple[int, ...]) -> Index:
     return tuple(part.indices(size)[:2] for part, size in zip(index, shape, strict=True))
 
 
-def _nbytes(leaf: jax.ShapeDtypeStruct, parts: Collection[Index]) -> int:
-    return sum(math.prod(stop - start for start, stop in part) for part in parts) * leaf.dtype.itemsize
+def _size(region: Index) -> int:
+    return math.prod(stop - start for start, stop in region)

@@ -6,9 +6,8 @@ import argparse
 import json
 from collections.abc import Sequence
 
-from emu_jax.cli.options import CONFIG_HELP, path
-from emu_jax.errors import UserError
-from emu_jax.storage import is_bucket, replace_text
+from emu_jax.cli.options import CONFIG_HELP, check_parent, path
+from emu_jax.storage import replace_text
 
 ABOUT = "Time input, decoding, drawing and training steps on this machine's devices, with random weights."
 EXAMPLE = "emu-jax bench --config configs/quickstart.py --size quickstart --json speed.json"
@@ -27,8 +26,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.bench import bench, describe
     from emu_jax.config import load_config
 
-    if options.json is not None and not is_bucket(options.json) and not options.json.parent.is_dir():
-        raise UserError(f"--json {options.json}: no such folder {options.json.parent}; make it, or name another")
+    check_parent("--json", options.json)
     timings = bench(load_config(options.config, overrides), size=options.size, repetitions=options.repetitions)
     devices = {"devices": jax.device_count(), "kind": jax.devices()[0].device_kind, "jax": jax.__version__}
     print(f"{devices['devices']} x {devices['kind']}, jax {devices['jax']}, {options.repetitions} repetitions\n")

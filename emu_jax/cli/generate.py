@@ -6,18 +6,20 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_decoding, add_model, add_sampling, decoding, path
+from emu_jax.cli.options import add_decoding, add_model, add_sampling, check_parent, decoding, path
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, write_atomically
+from emu_jax.storage import SCHEMES, Path, write_atomically
 
 ABOUT = "Continue prompts that mix text and images: with text, embeddings, or the next image."
 EXAMPLE = "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def prompt_part(word: str) -> str | Path:
     """A text, or an image's path: a mistyped name of a file must not be captioned as text."""
-    return path(word) if "://" in word or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES else word
+    is_file = word.startswith(BUCKETS) or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES
+    return path(word) if is_file else word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,6 +49,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     out = options.embeddings
     if out is not None and out.exists():
         raise UserError(f"--embeddings {out}: the file exists; name a new one")
+    check_parent("--embeddings", out)
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}; expected at least 1")
     requests = read_requests(options.prompts) if options.prompts else []

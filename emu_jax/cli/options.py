@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, as_path, check_local, is_bucket
+from emu_jax.storage import Path, as_path, check_local, create_text, is_bucket
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
 
@@ -37,6 +37,12 @@ class LocalPath:
             return check_local(text, self.what)
         except UserError as error:
             raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check_parent(option: str, file: Path | None) -> None:
+    """Raises UserError unless the folder of a file that is to be written exists; in a bucket there are no folders."""
+    if file is not None and not is_bucket(file) and not file.parent.is_dir():
+        raise UserError(f"{option} {file}: no such folder {file.parent}; make it, or name another")
 
 
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -103,7 +109,7 @@ def use_compilation_cache(folder: Path | None) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if is_bucket(folder):
-            (folder / "README").write_bytes(b"JAX's persistent compilation cache\n")
+            create_text(folder / "README", "Compiled programs of JAX.\n")
         else:
             with tempfile.TemporaryFile(dir=folder):
                 pass

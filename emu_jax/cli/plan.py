@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.options import CONFIG_HELP, path
+from emu_jax.cli.options import CONFIG_HELP, check_parent, path
 from emu_jax.errors import UserError
 from emu_jax.storage import replace_text
 
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for name in ("rows_per_device", "decode"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
+    check_parent("--json", options.json)
+    check_parent("--chart", options.chart)
     config = load_config(options.config, overrides)
     sweep = {}
     for text in options.compare or ():

@@ -69,9 +69,10 @@ def test_a_host_reads_its_own_part_of_the_published_size(pod, dtype):
         stored, chunk = arrays.chunk_shapes(leaf.shape, itemsize, axes[name])
         of_device = parts(leaf.shape, axes[name], mesh)
         for host, places in enumerate(hosts(math.prod(shape), chips, width)):
-            for part in {of_device[place] for place in places}:  # each part once, for all devices that hold it
-                needed[host] += math.prod(stop - start for start, stop in part) * itemsize
-                read[host] += bytes_read(part, itemsize, stored, chunk)
+            own = {of_device[place] for place in places}  # each part once, for all devices that hold it
+            needed[host] += sum(math.prod(stop - start for start, stop in part) for part in own) * itemsize
+            for region in set(arrays.regions(own).values()):
+                read[host] += bytes_read(region, itemsize, stored, chunk)
     worst = np.argmax(read / needed)
     found = f"{pod}, {dtype}: a host needs {needed[worst] / GB:.2f} GB and reads {read[worst] / GB:.2f} GB"
     print(f"{found}; all hosts read {read.sum() / GB:.1f} GB")
