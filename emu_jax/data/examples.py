@@ -71,7 +71,7 @@ class Images:
     def __init__(self, source: str, split: str, image_size: int):
         self._source = open_source(source, split, image_size, PairOrder("image_first"))
         self._name = source
-        self.fingerprint = self._source.fingerprint
+        self.fingerprint = self._source.fingerprint + self._source.images_fingerprint
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,8 +1,8 @@
 """Random access to the records of many ArrayRecord files, many records at a time.
 
 In: files whose numbers of records are known, and indices into all of them. Out: the records' bytes. A file is opened
-when one of its records is first read, and at most `most_open_files` are open in a process: a shuffled pass over 6,000
-files needs neither 6,000 handles nor 6,000 files opened at start.
+when one of its records is first read, and at most `OPEN_FILES` are open in a process: a shuffled pass over 6,000 files
+needs neither 6,000 handles nor 6,000 files opened at start.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import collections
 import functools
 import itertools
 import os
+import re
 import resource
 import threading
 from collections.abc import Callable, Iterable, Sequence
@@ -29,8 +30,11 @@ OPEN_FILES = 4096  # an open file holds its index in memory, 8 bytes a record
 HANDLES = 2  # of a file
 HELD_BYTES = 2 << 30  # records of files in buckets that a process keeps on its local disk
 MOST_HANDLES = 1 << 16  # where the hard limit is far above, programs that close every possible handle take long
+# Errors of file shares that pass, as the operating system words them in ArrayRecord's messages.
+_PASSING = re.compile(
+    r"\w+\(\) failed: (Input/output error|Stale file handle|Connection timed out|Transport endpoint is not connected)"
+)
 READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 1 << 15}  # random access
-
 
 Piece = tuple[int, Sequence[int]]  # a file's number, and positions in it
 
@@ -92,10 +96,13 @@ class RecordFiles:
         except TransientError:
             raise
         except (RuntimeError, ValueError, IndexError, FileNotFoundError) as error:  # the first is of ArrayRecord's C++
-            raise UserError(
-                f"{file.path}: damaged ({str(error).partition(chr(10))[0][:120]}); copy it again or prepare the data "
-                "again"
-            ) from error
+            raise _reason(file.path, str(error).partition("\n")[0][:120]) from error
+
+
+def _reason(path: Path, error: str) -> Exception:
+    if _PASSING.search(error):
+        return TransientError(f"{path}: cannot be read now ({error}); start the command again to resume")
+    return UserError(f"{path}: damaged ({error}); copy it again or prepare the data again")
 
 
 class Reader(Protocol):
@@ -122,7 +129,8 @@ class _OpenFiles:
     def read(self, file: RecordFile, positions: Sequence[int]) -> list[bytes]:
         with self._lock:
             reader = self._readers.get(file.path)
-        reader = reader or _open(file)  # outside of the lock: it waits for storage
+        if reader is None:
+            reader = _open(file)  # outside of the lock: it waits for storage
         records = reader.read(positions)
         with self._lock:
             self._readers.setdefault(file.path, reader)

@@ -6,12 +6,13 @@ import resource
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
-from emu_jax.data.record_files import RecordFile, RecordFiles, raise_file_limit
+from emu_jax.data.record_files import RecordFile, RecordFiles, _reason, raise_file_limit
 from emu_jax.data.records import write_records
-from emu_jax.errors import UserError
+from emu_jax.errors import TransientError, UserError
 
 FILES, HANDLES = 6000, 1024
 
@@ -50,6 +51,19 @@ def test_only_files_whose_records_are_read_are_opened(tmp_path):
         records.read([0])
     with pytest.raises(UserError, match=rf"^{files[2].path}: damaged \(.+\); copy it again or prepare the data again$"):
         records.read([2, 4])
+
+
+@pytest.mark.parametrize(
+    "said, kind",
+    [
+        ("pread() failed: Input/output error; reading a", TransientError),
+        ("open() failed: Stale file handle; opening a", TransientError),
+        ("open() failed: No such file or directory; opening a", UserError),
+        ("Corrupted Riegeli/records file: chunk header hash mismatch", UserError),
+    ],
+)
+def test_a_file_share_that_fails_in_passing_is_no_damage(said, kind):
+    assert type(_reason(Path("a"), said)) is kind
 
 
 def test_another_number_of_records_than_stated(tmp_path):
