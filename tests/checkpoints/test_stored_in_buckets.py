@@ -10,9 +10,11 @@ import pytest
 
 from emu_jax import buckets
 from emu_jax.checkpoints import arrays, streamed
-from emu_jax.checkpoints.store import read_meta
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, resumable_folder
 from emu_jax.errors import TransientError, UserError
+from emu_jax.storage import copy_folder
 from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server
 from tests.checkpoints.test_streamed import AXES, LEAVES, draw, write_all
 
@@ -37,6 +39,14 @@ def test_what_is_written_is_read(kind, request):
     assert sorted(path.name for path in folder.iterdir()) == ["meta", "params", "statistics"]
     with pytest.raises(UserError, match="it exists; name a new folder"):
         write(folder, values)
+
+
+def test_a_run_s_checkpoint_is_read(trained, bucket):
+    """As Orbax stores it: the arrays of an item in one store."""
+    local = newest_folder(trained)
+    copy_folder(local, bucket / "2")
+    found, expected = load_emu(bucket / "2"), load_emu(local)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
 def test_an_interrupted_run_is_resumed(bucket, monkeypatch):
