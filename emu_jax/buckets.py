@@ -2,8 +2,9 @@
 
 A request that fails in passing (no connection, a reset, a time-out, a body cut short, status 408, 429 or 5xx) is sent
 again, with growing pauses, until `EMU_JAX_STORAGE_TIMEOUT` seconds (600) have passed; then `TransientError` ends the
-command with exit code 75. `retries()` counts them. Any other failure, such as a bucket that does not exist or a missing
-permission, is raised at once. Listings are never cached, because other processes write to the same folders.
+command with exit code 75. `retries()` counts them. Any other failure is raised at once: a bucket that does not exist,
+missing permission and missing credentials as `UserError`. Buckets are never created. Listings are never cached, because
+other processes write to the same folders.
 
 A file that is opened for writing is uploaded whole when it is closed: an upload in parts cannot be resumed once an
 answer is lost.
@@ -108,6 +109,21 @@ def use(scheme: str) -> None:
         fsspec.register_implementation("s3", _s3(), clobber=True)
 
 
+def _no_such_bucket(bucket: str) -> UserError:
+    return UserError(f"{bucket}: no such bucket; create it first, or name another")
+
+
+def _denied(bucket: str, reason: str) -> UserError:
+    reason = " ".join(reason.split())[:200].rstrip(".")
+    return UserError(
+        f"{bucket}: access is denied ({reason}); name a bucket that this account may use, or another account"
+    )
+
+
+def _no_credentials(bucket: str, remedy: str) -> UserError:
+    return UserError(f"{bucket}: no credentials are found, and the bucket is not public; {remedy}")
+
+
 async def _persist(request: Callable[[], Awaitable[Any]], passing: Callable[[Exception], bool], what: str) -> Any:
     """A request's result; sent again after failures that are `passing`, until the timeout."""
     global _retries
@@ -128,6 +144,16 @@ async def _persist(request: Callable[[], Awaitable[Any]], passing: Callable[[Exc
         _retries += 1
         await asyncio.sleep(pause * random.uniform(0.5, 1.5))
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class _Flat:
+    """A file system without folders to make. Their libraries would create the bucket."""
+
+    async def _mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
+        pass
 
 
 class _Upload(io.BytesIO):
@@ -160,7 +186,23 @@ def _gcs() -> type:
     def lost_session(error: Exception) -> bool:
         return isinstance(error, FileNotFoundError) and "upload_id=" in str(error)
 
-    class GoogleCloudStorage(gcsfs.core.GCSFileSystem):
+    def refused(error: Exception, path: str) -> UserError | None:
+        """The error for the user, where a request is refused; not for one about the bucket itself, which few may do."""
+        asked = re.search(r"\bb/([^/]+)/o\b(/?)", path)
+        if not asked:
+            return None
+        bucket = f"gs://{asked[1]}"
+        if isinstance(error, FileNotFoundError) and not asked[2] and "upload_id=" not in path:
+            return _no_such_bucket(bucket)  # a listing or an upload: there is no object to miss
+        if isinstance(error, gcsfs.retry.HttpError) and error.code == 401:
+            return _no_credentials(
+                bucket, "log in by `gcloud auth application-default login`, or set GOOGLE_APPLICATION_CREDENTIALS"
+            )
+        if isinstance(error, OSError) and str(error).startswith("Forbidden"):
+            return _denied(bucket, str(error).partition("\n")[2] or "403")
+        return None
+
+    class GoogleCloudStorage(_Flat, gcsfs.core.GCSFileSystem):
         protocol = ("gs", "gcs")
 
         def __init__(self, *args: Any, **kwargs: Any):
@@ -169,7 +211,12 @@ def _gcs() -> type:
 
         async def _request(self, method: str, path: str, *args: Any, **kwargs: Any) -> Any:
             request = functools.partial(send, self, method, path, *args, **kwargs)
-            return await _persist(request, passing, f"{method} {path.format(*args)}")
+            try:
+                return await _persist(request, passing, f"{method} {path.format(*args)}")
+            except Exception as error:
+                if (refusal := refused(error, path.format(*args))) is not None:
+                    raise refusal from error
+                raise
 
         async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
             request = functools.partial(super()._pipe_file, path, data, **kwargs)
@@ -202,7 +249,18 @@ def _s3() -> type:
     def lost_session(error: Exception) -> bool:
         return "NoSuchUpload" in f"{error}{error.__cause__}"
 
-    class SimpleStorageService(s3fs.core.S3FileSystem):
+    def refused(error: Exception, bucket: str) -> UserError | None:
+        """The error for the user, where a request is refused."""
+        if isinstance(error, botocore.exceptions.NoCredentialsError):
+            return _no_credentials(
+                bucket, "log in by `aws configure`, or set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
+            )
+        if isinstance(error, PermissionError):
+            return _denied(bucket, str(error) or "403")
+        answer = getattr(error.__cause__, "response", {})
+        return _no_such_bucket(bucket) if answer.get("Error", {}).get("Code") == "NoSuchBucket" else None
+
+    class SimpleStorageService(_Flat, s3fs.core.S3FileSystem):
         retries = 1  # `_persist` does the rest
 
         def __init__(self, *args: Any, **kwargs: Any):
@@ -210,7 +268,12 @@ def _s3() -> type:
 
         async def _call_s3(self, method: str, *args: Any, **kwargs: Any) -> Any:
             request = functools.partial(super()._call_s3, method, *args, **kwargs)
-            return await _persist(request, passing, f"{method} {kwargs.get('Bucket')}/{kwargs.get('Key', '')}")
+            try:
+                return await _persist(request, passing, f"{method} {kwargs.get('Bucket')}/{kwargs.get('Key', '')}")
+            except Exception as error:
+                if (refusal := refused(error, f"s3://{kwargs.get('Bucket')}")) is not None:
+                    raise refusal from error
+                raise
 
         async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
             request = functools.partial(super()._pipe_file, path, data, **kwargs)

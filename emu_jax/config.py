@@ -21,6 +21,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError, nearest
+from emu_jax.storage import check_local
 
 # Groups whose entries the user names. The entries' fields are checked by the reader of the group, not here.
 OPEN_GROUPS = (("data", "mixture"),)
@@ -37,8 +38,9 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     10
 
     Raises:
-      UserError: the file is missing, the variant or a field is unknown, or a value has the wrong type.
+      UserError: the file is missing or in a bucket, the variant or a field is unknown, or a value has the wrong type.
     """
+    check_local(spec, "a config, which is Python code,")
     path, _, variant = spec.partition(":")
     file = Path(path)
     if not file.is_file() and file.parts[:1] == ("configs",):

@@ -13,12 +13,16 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 
 from emu_jax.buckets import is_transient, transient_error
 from emu_jax.errors import EXIT_AGAIN, EXIT_CRASH, EXIT_INTERRUPTED, CommandError
 
 # What a disk answers when it is full, over its quota or limit, broken, or read-only since it broke.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+_DISK_WORDS = re.compile("|".join(os.strerror(number) for number in DISK_ERRORS))
+_QUOTED = re.compile(r'"([^"]+)"')
 
 
 def ending(error: BaseException) -> tuple[int, str]:
@@ -27,17 +31,32 @@ def ending(error: BaseException) -> tuple[int, str]:
     >>> from emu_jax.errors import UserError
     >>> ending(UserError("steps=0; expected at least 1"))
     (2, 'steps=0; expected at least 1')
-    >>> ending(OSError(errno.ENOSPC, "No space left on device", "runs/mini/metrics.jsonl"))
-    (75, 'runs/mini/metrics.jsonl: No space left on device; mend that, then run it again')
+    >>> ending(OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl"))
+    (75, 'metrics.jsonl: No space left on device; make room or mend the disk, then run it again')
     >>> ending(KeyError("x"))
     (1, '')
     """
     if isinstance(error, CommandError):
         return error.exit_code, str(error)
-    if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-        return EXIT_AGAIN, f"{error.filename or 'writing a file'}: {error.strerror}; mend that, then run it again"
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"
+    disk = _disk_failure(error)
+    if disk:
+        return EXIT_AGAIN, f"{disk}; make room or mend the disk, then run it again"
     if is_transient(error):
         return EXIT_AGAIN, str(transient_error(error))
     return EXIT_CRASH, ""
+
+
+def _disk_failure(error: BaseException) -> str:
+    """Which file a disk has refused to write, and why; "" for other errors."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in DISK_ERRORS:
+            return f"{seen.filename or 'a file that was being written'}: {seen.strerror}"
+        words = _DISK_WORDS.search(str(seen))
+        if words:  # TensorStore's errors have no number
+            file = _QUOTED.search(str(seen), endpos=words.start())
+            return f"{file[1] if file else 'a file that was being written'}: {words[0]}"
+        seen = seen.__cause__ or seen.__context__
+    return ""

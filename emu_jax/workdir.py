@@ -13,7 +13,7 @@ METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "history.jsonl"
 # Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
 OBSERVING = (
-    *("train.log_every", "train.mesh", "train.tuned"),
+    *("train.log_every", "train.max_bad_steps", "train.mesh", "train.tuned"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
     "train.save_timeout_minutes",
 )

@@ -52,8 +52,8 @@ image() {
 }
 
 start() {
-  # Exit codes of emu-jax train: 1 after a crash, 69 after the loss of another worker, 75 after a requested stop with a
-  # saved checkpoint. Kubernetes restarts the job after these, but not after 2: a wrong setting stays wrong.
+  # Exit codes of emu-jax train: 1 after a crash, 69 after the loss of a worker, 75 after what passes, such as a stop with
+  # a saved checkpoint. Kubernetes restarts the job after these, but not after 2 (a wrong setting) or 70 (it diverged).
   local line
   line="${environment}emu-jax $(quoted "${job[@]}")"
   # Kubernetes reads $(NAME) in a command as a variable, and $$ as $.

@@ -93,7 +93,7 @@ if [ "$JOB" = train ]; then
   need CONFIG '[^-].*\.py(:.*)?' 'a config such as configs/pretrain.py:14b'
   git cat-file -e "$commit:${CONFIG%%:*}" 2> /dev/null ||
     refuse "CONFIG='$CONFIG'; expected a file of commit $commit; commit it, or set CONFIG in $env_file"
-  need WORKDIR '/.+|(gs|s3)://[^/]+/.+' 'a folder of a bucket, as in gs://my-bucket/runs/14b, or of a file share that every worker sees'
+  need WORKDIR '/.+|gs://[^/]+/.+' 'a folder of a bucket, as in gs://my-bucket/runs/14b, or of a file share that every worker sees'
   job=(train --config "$CONFIG" --workdir "$WORKDIR")
 else
   # They compute on one host: those of a slice would do the same work again.

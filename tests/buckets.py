@@ -161,9 +161,9 @@ class FaultyProxy:
     """An HTTP proxy that breaks a share of the requests.
 
         drop      closes the connection before the request is forwarded
-        delay     answers half a second late
+        delay     answers `delay` seconds late
         reset     resets the connection before the request is forwarded
-        503, 429  answers so, without forwarding
+        503, 429  answers so, or by any other status, without forwarding
         truncate  forwards, and closes in the middle of the answer's body
         lose      forwards, and closes before the answer
 
@@ -176,9 +176,18 @@ class FaultyProxy:
       counts: fault, or "ok" -> number of requests.
     """
 
-    def __init__(self, target: int, share: float, seed: int = 0, faults: Sequence[str] = FAULTS, port: int = 0):
+    def __init__(
+        self,
+        target: int,
+        share: float,
+        seed: int = 0,
+        faults: Sequence[str] = FAULTS,
+        port: int = 0,
+        delay: float = 0.5,
+    ):
+        self.delay = delay
         self.target, self.share, self.faults = target, share, tuple(faults)
-        self.counts: dict[str, int] = dict.fromkeys((*FAULTS, "ok"), 0)
+        self.counts: dict[str, int] = dict.fromkeys((*FAULTS, *faults, "ok"), 0)
         self._random, self._lock = random.Random(seed), threading.Lock()
         proxy = self
 
@@ -197,11 +206,11 @@ class FaultyProxy:
                     self.close_connection = True
                     self.connection.close()
                     return
-                if fault in ("503", "429"):
-                    self._answer(int(fault), [], b"try later")
+                if fault.isdigit():
+                    self._answer(int(fault), [], b'{"error": {"message": "try another way"}}')
                     return
                 if fault == "delay":
-                    time.sleep(0.5)
+                    time.sleep(proxy.delay)
                 forwarded = http.client.HTTPConnection("127.0.0.1", proxy.target, timeout=60)
                 forwarded.request(self.command, self.path, body, dict(self.headers))
                 response = forwarded.getresponse()
@@ -221,7 +230,8 @@ class FaultyProxy:
                     self.send_header(name, value)
                 self.send_header("Content-Length", length or str(len(data)))
                 self.end_headers()
-                self.wfile.write(data[: len(data) // 2] if cut else data)
+                if self.command != "HEAD":  # its answer has no body
+                    self.wfile.write(data[: len(data) // 2] if cut else data)
                 if cut:
                     self.close_connection = True
 

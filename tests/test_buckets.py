@@ -9,7 +9,7 @@ import pytest
 from emu_jax import buckets
 from emu_jax.errors import TransientError, UserError
 from emu_jax.storage import as_path, is_bucket, read_json_object, remove, replace_text, write_atomically
-from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server
+from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server, s3_environment
 
 LARGE = bytes(range(256)) * 40_000  # 10 MB: two requests of an upload
 
@@ -97,6 +97,44 @@ def test_a_bucket_that_is_down_is_transient(tmp_path):
     last = done.stderr.splitlines()[-1]
     assert "TransientError: GET b/bucket/o/a: storage does not answer for" in last, done.stderr[-2000:]
     assert buckets.TIMEOUT in last
+
+
+@pytest.mark.parametrize("kind", ["bucket", "s3_bucket"])
+def test_a_bucket_that_does_not_exist_is_not_created(kind, request):
+    absent = as_path(str(request.getfixturevalue(kind)).replace("://bucket/", "://absent/"))
+    absent.mkdir(parents=True, exist_ok=True)
+    absent.mkdir(exist_ok=True)
+    for use in (absent.exists, absent.is_dir, lambda: list(absent.iterdir()), lambda: (absent / "a").write_bytes(b"1")):
+        with pytest.raises(UserError) as raised:
+            use()
+        where = f"{str(absent).partition('://')[0]}://absent"
+        assert str(raised.value) == f"{where}: no such bucket; create it first, or name another"
+
+
+@pytest.mark.parametrize(
+    "scheme, status, variables, expected",
+    [
+        ("gs", 401, {}, "no credentials are found, and the bucket is not public; log in by `gcloud auth"),
+        ("gs", 403, {}, "access is denied (try another way); name a bucket that this account may use"),
+        ("s3", 403, {}, "access is denied (Forbidden); name a bucket that this account may use"),
+        ("s3", 200, {"AWS_ACCESS_KEY_ID": "", "HOME": "/nowhere"}, "no credentials are found, and the bucket is not"),
+    ],
+)
+def test_a_refusal_is_an_error_of_the_user(scheme, status, variables, expected):
+    program = f"""
+from emu_jax.errors import UserError
+from emu_jax.storage import as_path
+path = as_path("{scheme}://bucket/a")
+for use in (path.exists, path.read_bytes, lambda: path.write_bytes(b"1"), lambda: list(path.iterdir())):
+    try:
+        use()
+    except UserError as error:
+        print(error)
+"""
+    with FaultyProxy(free_port(), 1.0, faults=(str(status),)) as proxy:
+        variables = gcs_environment(proxy.url) | s3_environment(proxy.url) | variables | {buckets.TIMEOUT: "5"}
+        done = subprocess.run([sys.executable, "-c", program], env=child(variables), capture_output=True, text=True)
+    assert done.stdout.count(f"{scheme}://bucket: {expected}") == 4, done.stdout + done.stderr[-2000:]
 
 
 def test_what_is_transient():

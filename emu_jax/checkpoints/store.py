@@ -3,7 +3,7 @@
     workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
                                                                ├ meta: holds, config, tokenizer, iterator, shapes, …
                                                                └ sha256: of all that
-                        corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
+            corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
 
 Converted weights (`streamed.py`) are such a folder without an optimizer, and with `lora/` where adapters are kept apart
 from their kernels. Arrays are read by `load.py`; training saves and resumes them in `train/checkpoint.py`.
@@ -116,7 +116,12 @@ _OS_ERROR = re.compile(r"\[os_error_code='(\d+)'\]")
 
 
 def disk_error(folder: Path, error: BaseException) -> OSError | None:
-    """The OSError that TensorStore tells by the text of another error; None if it tells of none."""
+    """The OSError that TensorStore tells by the text of another error; None if it tells of none.
+
+    >>> import pathlib
+    >>> disk_error(pathlib.Path("runs"), ValueError("RESOURCE_EXHAUSTED: … [os_error_code='28']"))
+    OSError(28, 'No space left on device')
+    """
     found = _OS_ERROR.search(str(error))
     return OSError(int(found[1]), os.strerror(int(found[1])), str(folder)) if found else None
 

@@ -11,6 +11,7 @@ import argparse
 import importlib
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 from emu_jax.ending import ending
 
@@ -32,6 +33,13 @@ COMMANDS = (
 )
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = make_parser()
@@ -39,9 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     overrides = [word for word in rest if word.startswith("--config.")]
     unknown = [word for word in rest if not word.startswith("--config.")]
     if unknown or (overrides and "config" not in options):
-        parser.error(
-            f"{options.command}: unknown argument {(unknown or overrides)[0]}; see emu-jax {options.command} --help"
-        )
+        line = f"emu-jax {options.command}: unknown argument {(unknown or overrides)[0]}"
+        parser.exit(2, f"{line}; see emu-jax {options.command} --help\n")
     try:
         return options.run(options, overrides)
     except BaseException as error:
@@ -54,9 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
-        prog="emu-jax", description="Emu in JAX: train it, prompt it, evaluate it, look inside."
-    )
+    parser = Parser(prog="emu-jax", description="Emu in JAX: train it, prompt it, evaluate it, look inside.")
     parsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
     for name in COMMANDS:
         command = importlib.import_module(f"emu_jax.cli.{name.replace('-', '_')}")

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import add_decoding, add_model, decoding
+from emu_jax.cli.options import add_decoding, add_model, decoding, path
 from emu_jax.errors import UserError
 
 ABOUT = "Chat with an instruction-tuned model about images and videos; answers are streamed."
@@ -16,8 +15,8 @@ EXAMPLE = "emu-jax chat --model weights/emu-instruct --image cat.png"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser, "--checkpoint")
-    parser.add_argument("--image", nargs="+", type=Path, default=[], help="images to show with the first message")
-    parser.add_argument("--video", nargs="+", type=Path, default=[], help="videos to show with the first message")
+    parser.add_argument("--image", nargs="+", type=path, default=[], help="images to show with the first message")
+    parser.add_argument("--video", nargs="+", type=path, default=[], help="videos to show with the first message")
     parser.add_argument(
         "--system", help="system message, '' for none (default: the paper's if the first message shows something)"
     )
@@ -49,9 +48,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         weights=options.weights,
     )
     console = Console(emu.chat(options.system), sys.stdout, settings)
-    for video, paths in ((False, options.image), (True, options.video)):
-        for path in paths:
-            console.show(path, video=video)
+    for video, files in ((False, options.image), (True, options.video)):
+        for file in files:
+            console.show(file, video=video)
     if options.message is None and sys.stdin.isatty():
         converse_at_terminal(console)
         return 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+
+from emu_jax.cli.options import path
 
 ABOUT = "Compare runs in one table and one plot; runs that differ only in their seed form a group."
 EXAMPLE = "emu-jax compare runs/base-0 runs/base-1 runs/other-0 runs/other-1 --out runs/comparison"
@@ -12,9 +13,9 @@ EXAMPLE = "emu-jax compare runs/base-0 runs/base-1 runs/other-0 runs/other-1 --o
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="training work directories; the first one is the base"
+        "runs", nargs="+", type=path, metavar="RUN", help="training work directories; the first one is the base"
     )
-    parser.add_argument("--out", type=Path, default=Path("comparison"), help="folder for compare.json and compare.png")
+    parser.add_argument("--out", type=path, default="comparison", help="folder for compare.json and compare.png")
     parser.add_argument(
         "--figures", nargs="+", default=[], metavar="NAME", help="names in scores.json, or 'last text_loss'"
     )

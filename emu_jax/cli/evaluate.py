@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import add_mesh, add_model, add_sampling, figures_table, mesh, whole
+from emu_jax.cli.options import LocalPath, add_mesh, add_model, add_sampling, figures_table, mesh, path, whole
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.registry import benchmark_names
 
 ABOUT = "Evaluate a model: on benchmarks, or without --benchmark write the report of a run."
 EXAMPLE = "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4"
 
+# Other libraries open these files.
+CLIP = LocalPath("a CLIP, which transformers opens,")
+INCEPTION = LocalPath("a file of PyTorch, which is memory-mapped,")
+WORDNET = LocalPath("WordNet, which NLTK opens,")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
-    parser.add_argument("--out", type=Path, help="folder for the report or the scores (default: the work directory)")
+    parser.add_argument("--out", type=path, help="folder for the report or the scores (default: the work directory)")
     parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
-    parser.add_argument("--data", type=Path, help="folder with one folder of files for each benchmark")
+    parser.add_argument("--data", type=path, help="folder with one folder of files for each benchmark")
     parser.add_argument(
         "--split", default="", help="(default: the latest with published answers; for a report, all splits)"
     )
@@ -29,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--text-examples", action="store_true", help="add two text-only examples (the paper's zero-shot prompts, *)"
     )
     parser.add_argument(
-        "--rices", type=Path, metavar="CLIP", help="choose examples by this CLIP instead of the model's encoder"
+        "--rices", type=CLIP, metavar="CLIP", help="choose examples by this CLIP instead of the model's encoder"
     )
     parser.add_argument("--limit", type=int, default=0, help="use the first questions only (default: all)")
     parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
@@ -37,10 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--part", default="0/1", metavar="I/N", help="process I of N, which answers every N-th question into one --out"
     )
-    parser.add_argument("--clip", type=Path, help="folder of a CLIP, for CLIP scores of drawings")
-    parser.add_argument("--inception", type=Path, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID")
-    parser.add_argument("--wordnet", type=Path, help="folder of WordNet, for WUPS")
-    parser.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument("--clip", type=CLIP, help="folder of a CLIP, for CLIP scores of drawings")
+    parser.add_argument(
+        "--inception", type=INCEPTION, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID"
+    )
+    parser.add_argument("--wordnet", type=WORDNET, help="folder of WordNet, for WUPS")
+    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
     add_sampling(parser, guidance=5.0, guidance_help="guidance scale of drawings (default: the paper's for FID)")
 
 
@@ -61,9 +67,9 @@ def report(options: argparse.Namespace) -> int:
     chats = None
     if is_checkpoint(tuned):
         chats = chat.score(emu, Emu.load(tuned, weights=weights_of_parts(options.weights)), out / "benchmarks")
-    path = write_report(out, options.model, scores, drawn, chats)
+    page = write_report(out, options.model, scores, drawn, chats)
     print(figures_table(scores.figures | (drawn.figures if drawn else {}) | (chats.figures if chats else {})))
-    print(path)
+    print(page)
     return 0
 
 

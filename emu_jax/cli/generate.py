@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import add_decoding, add_model, add_sampling, decoding
+from emu_jax.cli.options import add_decoding, add_model, add_sampling, check_parent, decoding, path
 from emu_jax.errors import UserError
+from emu_jax.storage import SCHEMES, Path, write_atomically
 
 ABOUT = "Continue prompts that mix text and images: with text, embeddings, or the next image."
 EXAMPLE = "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2"
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
+
+
+def prompt_part(word: str) -> str | Path:
+    """A text, or an image's path: a mistyped name of a file must not be captioned as text."""
+    is_file = word.startswith(BUCKETS) or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES
+    return path(word) if is_file else word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", nargs="+", help="texts and image files, in order")
-    prompts.add_argument("--prompts", type=Path, metavar="FILE.jsonl", help="many images to draw (generate/files.py)")
-    parser.add_argument("--out", type=Path, metavar="OUT.png", help="draw the next image into this file")
-    parser.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    prompts.add_argument("--prompt", nargs="+", type=prompt_part, help="texts and image files, in order")
+    prompts.add_argument("--prompts", type=path, metavar="FILE.jsonl", help="many images to draw (generate/files.py)")
+    parser.add_argument("--out", type=path, metavar="OUT.png", help="draw the next image into this file")
+    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
     parser.add_argument("--no-safety-checker", action="store_true", help="do not use the decoder's safety checker")
     add_sampling(parser, guidance=7.5, guidance_help="guidance scale")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="draw one image for each seed")
     parser.add_argument("--height", type=int, help="in pixels (default: the decoder's)")
     parser.add_argument("--width", type=int, help="in pixels (default: the decoder's)")
     parser.add_argument("--batch", type=int, default=8, help="images drawn at a time")
-    parser.add_argument("--embeddings", type=Path, metavar="OUT.npy", help="write the next image's embeddings [Q, D]")
+    parser.add_argument("--embeddings", type=path, metavar="OUT.npy", help="write the next image's embeddings [Q, D]")
     parser.add_argument("--max-new-tokens", type=int, default=20, help="longest text, in tokens")
     add_decoding(parser)
 
@@ -41,13 +49,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     out = options.embeddings
     if out is not None and out.exists():
         raise UserError(f"--embeddings {out}: the file exists; name a new one")
-    # A word with the suffix of an image file is a file: a mistyped name must not be captioned as text.
-    prompt = [Path(word) if Path(word).suffix.lower() in IMAGE_SUFFIXES else word for word in options.prompt or ()]
+    check_parent("--embeddings", out)
     if options.batch < 1:
         raise UserError(f"--batch {options.batch}; expected at least 1")
     requests = read_requests(options.prompts) if options.prompts else []
     if options.out is not None:
-        requests = with_seeds(prompt, options.seeds, options.out)
+        requests = with_seeds(options.prompt, options.seeds, options.out)
     emu = Emu.load(
         options.model,
         tokenizer=options.tokenizer,
@@ -58,13 +65,14 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     if requests:
         settings = {name: getattr(options, name) for name in ("sampler", "steps", "guidance", "height", "width")}
-        for path in draw_files(emu, requests, batch=options.batch, settings=settings):
-            print(path)
+        for file in draw_files(emu, requests, batch=options.batch, settings=settings):
+            print(file)
         return 0
     if out is not None:
-        np.save(out, emu.generate_embeddings([prompt])[0])
+        with write_atomically(out) as partial, partial.open("wb") as file:
+            np.save(file, emu.generate_embeddings([options.prompt])[0])
         print(out)
         return 0
     settings = decoding(options) | {"max_new_tokens": options.max_new_tokens, "seed": options.seeds[0]}
-    print(emu.generate_text([prompt], **settings)[0].text)
+    print(emu.generate_text([options.prompt], **settings)[0].text)
     return 0

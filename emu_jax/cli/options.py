@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import Path, as_path, check_local, create_text, is_bucket
 
 CONFIG_HELP = "config file[:variant]; override fields with --config.a.b=value"
 
@@ -18,6 +20,29 @@ def path(text: str) -> Path:
         return as_path(text)
     except UserError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPath:
+    """The type of an option that names a path on a local disk.
+
+    Attributes:
+      what: what is there, and why it is local; for the error.
+    """
+
+    what: str
+
+    def __call__(self, text: str) -> pathlib.Path:
+        try:
+            return check_local(text, self.what)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def check_parent(option: str, file: Path | None) -> None:
+    """Raises UserError unless the folder of a file that is to be written exists; in a bucket there are no folders."""
+    if file is not None and not is_bucket(file) and not file.parent.is_dir():
+        raise UserError(f"{option} {file}: no such folder {file.parent}; make it, or name another")
 
 
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
@@ -83,8 +108,11 @@ def use_compilation_cache(folder: Path | None) -> None:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        if is_bucket(folder):
+            create_text(folder / "README", "Compiled programs of JAX.\n")
+        else:
+            with tempfile.TemporaryFile(dir=folder):
+                pass
     except OSError as error:
         raise UserError(
             f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import CONFIG_HELP
+from emu_jax.cli.options import CONFIG_HELP, check_parent, path
 from emu_jax.errors import UserError
+from emu_jax.storage import replace_text
 
 ABOUT = "Compile a step for absent TPUs: whether it fits, and how fast it should be."
 EXAMPLE = "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4"
@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compare", nargs="+", metavar="FIELD=A,B", help="rank all combinations, e.g. model.remat=full,dots rows=1,2,4"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure")
-    parser.add_argument("--chart", type=Path, metavar="FILE.png", help="draw memory and time")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write every figure")
+    parser.add_argument("--chart", type=path, metavar="FILE.png", help="draw memory and time")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -40,6 +40,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for name in ("rows_per_device", "decode"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
+    check_parent("--json", options.json)
+    check_parent("--chart", options.chart)
     config = load_config(options.config, overrides)
     sweep = {}
     for text in options.compare or ():
@@ -60,7 +62,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     if options.json is not None:
         figures = {name: dataclasses.asdict(found) for name, found in plans}
         figures = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
-        options.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        replace_text(options.json, json.dumps(figures, indent=2) + "\n")
     if options.chart is not None and plans:
         report.chart(plans, options.chart)
     return 0 if any(found.fits for _, found in plans) else 1

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import add_model
+from emu_jax.cli.options import add_model, path
 
 ABOUT = "Compute once what the decoder trains on: embeddings of texts, latents of images."
 EXAMPLE = "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents"
@@ -15,9 +14,9 @@ EXAMPLE = "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
-        "--vae", type=Path, required=True, help="work directory of configs/vae.py, or a diffusers folder"
+        "--vae", type=path, required=True, help="work directory of configs/vae.py, or a diffusers folder"
     )
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser.add_argument("--out", type=path, required=True, help="a new folder")
     parser.add_argument("--source", default="fluent_emoji", help="like config.data.source")
     parser.add_argument("--split", default="train", help="like config.data.split")
     parser.add_argument("--image-size", type=int, help="side of the images in pixels (default: the VAE's in training)")

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Sequence
-from pathlib import Path
 
+from emu_jax.cli.options import path
 from emu_jax.data.raw.readers import READERS
+from emu_jax.storage import absolute
 
 ABOUT = "Turn raw data into records once, for training to stream."
 EXAMPLE = "emu-jax prepare pairs --in laion-coco --out data/laion_coco --workers 8"
@@ -15,8 +16,15 @@ EXAMPLE = "emu-jax prepare pairs --in laion-coco --out data/laion_coco --workers
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="SOURCE", help=f"reader of the raw data: {', '.join(READERS)}")
-    parser.add_argument("--in", dest="path", required=True, help="file, folder or glob of raw data")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder, shared by all workers")
+    parser.add_argument(
+        "--in",
+        dest="path",
+        required=True,
+        help="file, folder or glob of raw data; tars, Parquet and JSONL that hold all may be in a bucket",
+    )
+    parser.add_argument(
+        "--out", type=path, required=True, help="a new folder or place in a bucket, which all workers see"
+    )
     parser.add_argument("--set", nargs="+", default=[], metavar="FIELD=VALUE", help="settings of the reader")
     parser.add_argument("--name", help="name of the data set (default: the folder's)")
     parser.add_argument("--split", default="train")
@@ -38,7 +46,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     fields = ("image_size", "quality", "min_side", "max_aspect")
     config = PrepareConfig(
-        name=options.name or re.sub(r"\W", "_", options.out.resolve().name),
+        name=options.name or re.sub(r"\W", "_", absolute(options.out).name),
         recoding=Recoding(**{name: getattr(options, name) for name in fields}),
         **{name: getattr(options, name) for name in ("split", "shards", "max_faults", "runner", "workers", "beam")},
     )

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 
-from emu_jax.cli.options import add_compilation_cache, add_mesh, add_weights, mesh, use_compilation_cache
+from emu_jax.cli.options import add_compilation_cache, add_mesh, add_weights, mesh, path, use_compilation_cache
 from emu_jax.errors import UserError
 
 ABOUT = "Serve a model to browsers (a page) and to programs (an HTTP API for OpenAI's clients)."
@@ -18,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         "--model",
-        type=Path,
+        type=path,
         help="work directory, checkpoint or published files (default: the quick start's)",
     )
     parser.add_argument(
@@ -26,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--port", type=int, default=7860, help="0: any free port")
     parser.add_argument("--name", help="name of the model in the API (default: the folder's)")
-    parser.add_argument("--tokenizer", type=Path, help="SentencePiece .model, needed by published files")
+    parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     add_weights(parser)
-    parser.add_argument("--decoder", type=Path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
     parser.add_argument(
         "--no-safety-checker", dest="safety_checker", action="store_false", help="do not use the safety checker"
     )

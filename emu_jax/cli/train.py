@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from emu_jax.buckets import transient_error
 from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, path, use_compilation_cache
-from emu_jax.errors import EXIT_AGAIN
 
 ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
 EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
@@ -42,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.buckets import is_transient
     from emu_jax.config import load_config
     from emu_jax.errors import UserError
     from emu_jax.train import distributed
@@ -52,30 +46,20 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for word in options.change:
         if not word.startswith("config.") or "=" not in word:
             raise UserError(f"--change {word}: expected config.<field>=<value>")
+    change = [word.partition("=")[0].removeprefix("config.") for word in options.change]
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
     use_compilation_cache(options.compilation_cache)
-    try:
-        with distributed.job():
-            config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
-            if options.compile_only:
-                print(compile_only(config, options.workdir))
-            else:
-                train(
-                    config,
-                    options.workdir,
-                    profile=profile,
-                    reshard_data=options.reshard_data,
-                    change=[word.partition("=")[0].removeprefix("config.") for word in options.change],
-                    skip_windows=options.skip_windows,
-                )
-    except Exception as error:
-        if is_transient(error):
-            leave(error)
-        raise
+    with distributed.job():
+        config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
+        if options.compile_only:
+            print(compile_only(config, options.workdir, change=change))
+        else:
+            train(
+                config,
+                options.workdir,
+                profile=profile,
+                reshard_data=options.reshard_data,
+                change=change,
+                skip_windows=options.skip_windows,
+            )
     return 0
-
-
-def leave(error: Exception) -> NoReturn:
-    """Ends the process because storage cannot be reached, without the wait for a save that cannot end either."""
-    print(f"\nemu-jax train: {transient_error(error)}", file=sys.stderr, flush=True)
-    os._exit(EXIT_AGAIN)

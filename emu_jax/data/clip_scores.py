@@ -9,12 +9,12 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from emu_jax.errors import UserError
+from emu_jax.storage import check_local
 
 BATCH = 32  # images or texts per forward pass
 
@@ -30,7 +30,7 @@ class ClipScorer:
     """
 
     def __init__(self, folder: str):
-        if not (Path(folder) / "config.json").is_file():
+        if not (check_local(folder, "the folder of CLIP's weights") / "config.json").is_file():
             raise UserError(f"clip={folder!r}: no config.json there; expected a folder of CLIP weights (Hugging Face)")
         try:
             import torch

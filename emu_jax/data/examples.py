@@ -1,11 +1,13 @@
 """A Grain pipeline of examples that all have one shape: shuffled, batched, and resumed exactly.
 
-In: anything with a length and `example(index, generator) -> arrays by name`. Out: batches of these arrays, stacked.
+In: anything with a length and `examples([(index, generator), …]) -> arrays by name, for each`. Out: batches of these
+arrays, stacked.
 Each host reads its own rows of every batch; batches and states do not depend on the number of hosts.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
@@ -44,6 +46,9 @@ class ExamplesConfig:
         return cls(**dict(fields))
 
 
+Drawn = tuple[int, np.random.Generator]  # index of a record, and a generator of its own
+
+
 class ExampleSource(Protocol):
     """What the pipeline needs from a source of examples."""
 
@@ -55,7 +60,9 @@ class ExampleSource(Protocol):
         """What example `index` is called where it comes from."""
         ...
 
-    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]: ...
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        """An example for each index, drawn by its generator; the records of one call are read at the same time."""
+        ...
 
 
 class Images:
@@ -72,8 +79,11 @@ class Images:
     def key(self, index: int) -> str:
         return self._source.key(index)
 
-    def example(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        (record,) = self._source.read([index])
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        records = self._source.read([index for index, _ in drawn])
+        return [self._example(record, *place) for record, place in zip(records, drawn, strict=True)]
+
+    def _example(self, record: Any, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         parts = [part for document in self._source.documents(record, rng) for part in document.parts]
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
@@ -116,13 +126,19 @@ class ExamplePipeline:
             .seed(data.seed)[:]  # as in `mixture.mix`
             .shuffle()
             .repeat()
-            .random_map(lambda index, rng: source.example(int(index), rng) | {RECORD: np.asarray(index)})
+            .random_map(lambda index, rng: (int(index), copy.deepcopy(rng)))  # Grain takes its generator back
         )
+
+        def read(drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
+            examples = source.examples(drawn)
+            arrays = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+            return arrays | {RECORD: np.array([index for index, _ in drawn])}
+
         own = range(data.batch) if own is None else own
-        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True)
+        batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True, batch_fn=read)
         self._batch, self._source, self._name = data.batch, source, data.source
         self.records: list[list[tuple[int, int]]] = []
-        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)))
+        self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
     def __iter__(self) -> ExamplePipeline:
         return self

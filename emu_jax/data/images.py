@@ -16,7 +16,7 @@ from PIL import Image as PIL
 from PIL import ImageOps
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path
+from emu_jax.storage import Path, as_path
 
 MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
@@ -37,7 +37,7 @@ def read_file(path: Path) -> bytes:
       ImageError: there is none, or it may not be read.
     """
     try:
-        return path.read_bytes()
+        return as_path(path).read_bytes()  # a process for input has no file systems yet
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise ImageError("missing_image", f"{path}: no such image file") from error
     except PermissionError as error:

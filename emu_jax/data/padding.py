@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -17,12 +18,12 @@ def pad_to(items: Sequence[Item], count: int) -> list[Item]:
     return [*items, *[items[-1]] * (count - len(items))]
 
 
-def padded_batches(items: Sequence[Item], size: int) -> Iterator[tuple[list[Item], list[Item]]]:
+def padded_batches(items: Iterable[Item], size: int) -> Iterator[tuple[list[Item], list[Item]]]:
     """Yields each batch of items, and the same batch padded to `size`.
 
     >>> list(padded_batches("abcde", 3))
     [(['a', 'b', 'c'], ['a', 'b', 'c']), (['d', 'e'], ['d', 'e', 'e'])]
     """
-    for start in range(0, len(items), size):
-        batch = list(items[start : start + size])
+    left = iter(items)
+    while batch := list(itertools.islice(left, size)):
         yield batch, pad_to(batch, size)

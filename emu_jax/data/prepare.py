@@ -4,8 +4,8 @@
                    └─ rejects ───────────────────────┴─ rejects ─ rejects.jsonl
 
 The same pipeline runs in one process, in several on one machine, or on Dataflow, Flink or Spark; all workers must see
-the folders of input and output. The same input and settings give the same bytes for any number of workers. A TFDS
-builder does not, because its serialised bytes differ from run to run; TFDS can read the result.
+the folders of input and output, which may be in buckets. The same input and settings give the same bytes for any number
+of workers. A TFDS builder does not, because its serialised bytes differ from run to run; TFDS can read the result.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import logging
 import math
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emu_jax.data.document import Text
@@ -27,8 +26,8 @@ from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 from emu_jax.data.records import write_records
-from emu_jax.errors import UserError
-from emu_jax.storage import write_atomically
+from emu_jax.errors import TransientError, UserError
+from emu_jax.storage import Path, as_path, replace_text, write_atomically
 
 SHARD_BYTES = 256 << 20
 REJECTS_PER_FILE = 1_000_000
@@ -179,7 +178,7 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
     except ImportError as error:
         raise UserError(f"prepare needs Apache Beam ({error}); run `pip install 'emu-jax[prepare]'`") from error
     shards = reader.shards(path)
-    _make_folder(out)
+    make_folder(out)
     arguments = ["--runner", config.runner, *shlex.split(config.beam)]
     if config.runner == "DirectRunner":
         mode = "multi_processing" if config.workers > 1 else "in_memory"
@@ -196,6 +195,8 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
             _build(pipeline, reader, shards, out, config)
     except Exception as error:  # a runner wraps a worker's exception, with its traceback as text
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        if TransientError.__name__ in f"{type(error).__name__} {error}":
+            raise TransientError(f"{source}: {config.runner} stopped ({reason[:300]}); run it again") from error
         raise UserError(
             f"{source}: {config.runner} stopped ({reason[:300]}); nothing is complete, run it again"
         ) from error
@@ -253,16 +254,16 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
     )
 
 
-def _make_folder(out: Path) -> None:
+def make_folder(out: Path) -> None:
     """Makes the folder; a folder that a stopped preparation left, recognised by `BEGUN`, is emptied first."""
     if (out / MANIFEST).exists():
         raise UserError(f"{out}: it holds prepared data; name a new folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        found = sorted(out.iterdir())
+        found = sorted(out.iterdir()) if out.is_dir() else []
         if found and not (out / BEGUN).exists():
             raise UserError(f"{out}: it holds {found[0].name}; name a new folder")
-        (out / BEGUN).touch()
+        replace_text(out / BEGUN, "")
         for stale in found:
             if stale.name != BEGUN:
                 stale.unlink()
@@ -329,9 +330,10 @@ class _WriteShard:
 
     def __call__(self, group: tuple[tuple[int, int], Iterable[tuple[int, bytes]]]) -> tuple[str, dict[str, Any]]:
         (index, count), elements = group
-        path = Path(self.folder) / shard_name(self.name, self.split, index, count)
-        written = write_records(path, (data for _, data in sorted(elements)))
-        return path.name, file_entry(path, written)
+        path = as_path(self.folder) / shard_name(self.name, self.split, index, count)
+        with write_atomically(path) as partial:
+            entry = file_entry(partial, write_records(partial, (data for _, data in sorted(elements))))
+        return path.name, entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -343,7 +345,7 @@ class _WriteRejects:
         rejects = sorted((reject for _, reject in elements), key=lambda reject: (reject.key, reject.reason))
         name = "rejects.jsonl" if count == 1 else f"rejects-{index:05d}-of-{count:05d}.jsonl"
         with (
-            write_atomically(Path(self.folder) / name) as partial,
+            write_atomically(as_path(self.folder) / name) as partial,
             partial.open("w", encoding="utf-8", errors="replace") as file,
         ):
             for reject in rejects:
@@ -357,7 +359,7 @@ class _WriteRejects:
 
 
 def _write_json(value: Any, path: str) -> None:
-    Path(path).write_text(json.dumps(value), encoding="utf-8")
+    replace_text(as_path(path), json.dumps(value))
 
 
 def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> dict[str, Any]:

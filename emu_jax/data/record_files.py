@@ -21,7 +21,7 @@ from typing import NamedTuple, Protocol
 from array_record.python.array_record_module import ArrayRecordReader
 
 from emu_jax.errors import TransientError, UserError
-from emu_jax.storage import Path, is_bucket
+from emu_jax.storage import Path, as_path, is_bucket
 
 THREADS = 32  # of a process, for reading: file shares and buckets take 2 to 50 ms a record, whatever its size
 PIECE = 8  # records of a file that one thread reads
@@ -140,7 +140,7 @@ def _open(file: RecordFile) -> Reader:
     if is_bucket(file.path):
         from emu_jax.data.bucket_records import BucketReader  # on demand: its packages are an extra
 
-        reader = BucketReader(file.path, file.size, READER)
+        reader = BucketReader(as_path(file.path), file.size, READER)  # a process for input has no file systems yet
     else:
         reader = ArrayRecordReader(str(file.path), **READER)
     found = reader.num_records() if reader.ok() else None

@@ -6,14 +6,13 @@ Reading and writing them needs TFDS's protocol buffers, but not TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordWriter
 from google.protobuf.message import DecodeError
 from tensorflow_datasets.proto import tf_example_pb2
 
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, write_atomically
 
 
 def pack_record(strings: Mapping[str, Iterable[bytes]], floats: Mapping[str, Iterable[float]] | None = None) -> bytes:

@@ -12,8 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,8 +26,9 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, replace_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class EvaluationConfig:
     limit: int = 0
     batch: int = 16
     part: tuple[int, int] = (0, 1)
-    rices: Path | None = None
+    rices: pathlib.Path | None = None
     weights: Weights = dataclasses.field(default_factory=Weights)
     drawing: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -93,7 +94,7 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
         benchmark = find_benchmark(name)
         root = find_root(benchmark, config.data)
         if benchmark.predicts == "image":
-            emu.check_drawing(*(config.drawing[field] for field in ("sampler", "steps", "guidance")))
+            emu.check_drawing(Drawing(**config.drawing))
         questions = benchmark.read(root, config.split)[: config.limit or None]
         shows_examples = any(config.few_shot) or config.text_examples
         pool = benchmark.read(root, benchmark.few_shot_split) if shows_examples else []
@@ -103,7 +104,7 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
 
 def find_root(benchmark: Benchmark, data: Path | None) -> Path:
     """The folder of the benchmark's name in `data` or, if there is none, `data` itself."""
-    data = data or Path()
+    data = data or pathlib.Path()
     return data / benchmark.name if (data / benchmark.name).is_dir() else data
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,7 +24,7 @@ from matplotlib import pyplot as plt
 
 from emu_jax.errors import UserError, nearest
 from emu_jax.models.paths import flatten
-from emu_jax.storage import read_json_object, replace_text, write_atomically
+from emu_jax.storage import Path, absolute, as_path, read_json_object, replace_text, write_atomically
 from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, OBSERVING, read_metrics
 
 SEED = "train.seed"
@@ -174,7 +173,7 @@ def _key(config: Mapping[str, Any]) -> str:
     """Identifies a config up to its seed, and up to the seeds of the runs that it was initialised from."""
 
     def meaning(name: str, value: Any) -> Any:
-        if name.startswith("init.") and value and (file := Path(value) / CONFIG_FILE).is_file():
+        if name.startswith("init.") and value and (file := as_path(value) / CONFIG_FILE).is_file():
             return _key(_flat(read_json_object(file, WRITTEN)))
         return value
 
@@ -191,7 +190,7 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """Names of groups: their folders' names without seeds (base-0 and base-1 are `base`)."""
     names = []
     for runs in groups:
-        folders = [run.path.resolve().name for run in runs]
+        folders = [absolute(run.path).name for run in runs]
         plain = {name.removesuffix(str(run.seed)).rstrip("-_.") for name, run in zip(folders, runs, strict=True)}
         names.append((plain.pop() if len(plain) == 1 else "") or folders[0])
     return [name if names.count(name) == 1 else str(runs[0].path) for name, runs in zip(names, groups, strict=True)]

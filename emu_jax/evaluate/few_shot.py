@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import pathlib
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Protocol
 
 import jax
@@ -24,7 +25,7 @@ from emu_jax.evaluate.predict import ChooseExamples, read_images
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu as emu_model
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, write_atomically
 
 BATCH = 64  # images encoded at a time
 TEXT_EXAMPLES = 2  # as in the paper's runs marked *
@@ -65,7 +66,7 @@ class ClipFeatures:
 
     size = 224
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: pathlib.Path):
         from emu_jax.data.clip_scores import load_scorer
 
         self._scorer = load_scorer(str(folder))
@@ -94,7 +95,8 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
         folder.mkdir(parents=True, exist_ok=True)
         with write_atomically(file) as partial, partial.open("wb") as stream:
             np.save(stream, found)
-    found = np.load(file)
+    with file.open("rb") as stream:
+        found = np.load(stream)
     if len(found) != len(first):
         raise UserError(f"{file}: holds {len(found)} features, expected {len(first)}; delete it")
     return found[[rows[what] for what in shown]]
@@ -106,23 +108,16 @@ def _name(image: Path | np.ndarray) -> str:
 
 def _encoded(questions: Sequence[Question], features: Features) -> np.ndarray:
     """float32 [N, F] of unit length; `BATCH` images are in memory at a time."""
+    shown = (
+        (number, image)
+        for number, question in enumerate(tqdm(questions, desc="examples", unit="image", leave=False))
+        for image in read_images(question, features.size)
+    )
     sums: np.ndarray | None = None
-
-    def add(some: list[tuple[int, np.ndarray]]) -> None:
-        nonlocal sums
+    while some := list(itertools.islice(shown, BATCH)):
         values = features(np.stack(pad_to([image for _, image in some], BATCH)))[: len(some)]
         sums = np.zeros((len(questions), values.shape[1]), np.float32) if sums is None else sums
         np.add.at(sums, [number for number, _ in some], values)
-
-    some: list[tuple[int, np.ndarray]] = []
-    for number, question in enumerate(tqdm(questions, desc="examples", unit="image", leave=False)):
-        for image in read_images(question, features.size):
-            some.append((number, image))
-            if len(some) == BATCH:
-                add(some)
-                some = []
-    if some:
-        add(some)
     if sums is None:
         raise UserError("few-shot examples are chosen by their images, but these questions show none")
     return sums / np.maximum(np.linalg.norm(sums, axis=1, keepdims=True), 1e-12)

@@ -14,7 +14,6 @@ import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from emu_jax.evaluate.question import Question
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, read_image
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, write_atomically
 
 READERS = 4  # threads
 AHEAD = 2  # batches of questions whose images are read before they are needed

@@ -1,23 +1,24 @@
-"""Predictions on disk: a JSON object a line, appended batch by batch: a killed run loses none and repeats none.
+"""Predictions in files: a JSON object a line, appended batch by batch: a killed run repeats none that is stored.
 
     FOLDER/0-of-2.jsonl    {"run": {"benchmark": "coco", "split": "test", "shots": 4, …}}
                            {"id": "391895", "prediction": "a man riding a motorcycle", "said": ["a man riding …"]}
     FOLDER/1-of-2.jsonl    the other process's
 
-The first line identifies the run. A last line that a kill cut off is removed; every other line is complete, because a
-batch is flushed to disk before the next one begins.
+The first line identifies the run. On a local disk a kill loses no batch that has ended, and a last line that it cut off
+is removed. In a bucket a file is uploaded whole from time to time (`growing_file.py`): a kill loses what was predicted
+since the last upload, half a minute's worth.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
+from emu_jax.growing_file import GrowingFile
+from emu_jax.storage import Path
 
 # Fields that predictions of one run share, and their names in error messages.
 CHECKED = {
@@ -119,22 +120,19 @@ class Writer:
     def __init__(self, file: Path, run: RunIdentity):
         file.parent.mkdir(parents=True, exist_ok=True)
         data = file.read_bytes() if file.exists() else b""
-        complete = data.rfind(b"\n") + 1
-        self._file = file.open("r+b" if file.exists() else "wb")
-        self._file.truncate(complete)  # removes a line that a kill cut off
-        self._file.seek(complete)
-        if not complete:
-            self.write([{"run": dataclasses.asdict(run)}])
+        complete = data[: data.rfind(b"\n") + 1]  # without a line that a kill cut off
+        self._file = GrowingFile(file, complete or _encode([{"run": dataclasses.asdict(run)}]))
 
     def write(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Appends records; they are on disk when it returns."""
-        lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-        self._file.write(lines.encode())
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Appends records; on a local disk they are in the file when it returns."""
+        self._file.add(_encode(records))
 
     def __enter__(self) -> Writer:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
+
+
+def _encode(records: Sequence[Mapping[str, Any]]) -> bytes:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Generator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +23,7 @@ from emu_jax.data.embedded_chats import NAME_ASKS
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import ASSISTANT, USER
 from emu_jax.evaluate.question import Question
+from emu_jax.storage import Path
 
 END = "</s>"
 

@@ -7,9 +7,10 @@ nothing else.
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
+
+from emu_jax.storage import Path
 
 
 @dataclasses.dataclass(frozen=True)

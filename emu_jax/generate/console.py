@@ -12,7 +12,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any, TextIO
 
 from emu_jax.data.images import load_image
@@ -20,6 +19,7 @@ from emu_jax.errors import UserError, nearest
 from emu_jax.generate.chat import Chat
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.prompt import ImageLike
+from emu_jax.storage import Path, as_path
 
 COMMANDS = {"/image": "PATH", "/video": "PATH", "/undo": "", "/reset": "", "/quit": ""}
 HELP = " ".join(f"{name} {argument}".strip() + "," for name, argument in COMMANDS.items()).rstrip(",")
@@ -62,7 +62,7 @@ class Console:
         if bool(argument.strip()) != bool(COMMANDS[name]):
             raise UserError(f"{line}: expected {name} {COMMANDS[name]}".rstrip())
         if name in ("/image", "/video"):
-            self.show(Path(argument.strip()).expanduser(), video=name == "/video")
+            self.show(as_path(argument.strip()).expanduser(), video=name == "/video")
         elif name == "/undo":
             self.chat.undo()
         elif name == "/reset":

@@ -7,6 +7,7 @@ folder/safety_checker      optional, a diffusers folder
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
@@ -21,6 +22,17 @@ from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import vae
 from emu_jax.storage import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """How images are drawn; see `Emu.generate_images`."""
+
+    sampler: str = "pndm"
+    steps: int = 50
+    guidance: float = 7.5
+    height: int | None = None
+    width: int | None = None
 
 
 class Decoder:
@@ -83,31 +95,27 @@ class Decoder:
                 f"{queries}; load the decoder that was trained with this model"
             )
 
-    def check(self, sampler: str, steps: int, guidance: float, height: int, width: int) -> None:
+    def check(self, drawing: Drawing) -> None:
         """Raises UserError for settings that cannot work, before anything is compiled."""
-        make_table(sampler, self.schedule, steps)
-        if not np.isfinite(guidance):
-            raise UserError(f"guidance={guidance}; expected a finite number, usually 1 to 10")
+        make_table(drawing.sampler, self.schedule, drawing.steps)
+        if not np.isfinite(drawing.guidance):
+            raise UserError(f"guidance={drawing.guidance}; expected a finite number, usually 1 to 10")
         multiple = self.vae_config.reduction
-        for name, value in (("height", height), ("width", width)):
-            if value < 1 or value % multiple:
+        for name, value in (("height", drawing.height), ("width", drawing.width)):
+            if value and (value < 1 or value % multiple):
                 raise UserError(f"{name}={value}; expected a multiple of {multiple} pixels")
 
-    def initial_latents(self, seeds: Sequence[int], height: int, width: int) -> jax.Array:
+    def initial_latents(self, seeds: Sequence[int], height: int | None = None, width: int | None = None) -> jax.Array:
         """Standard normal latents [N, h, w, C], each from its own seed, so that images do not depend on the batch."""
-        reduction = self.vae_config.reduction
-        shape = (height // reduction, width // reduction, self.unet_config.latent_channels)
-        return _normals(jnp.asarray(seeds, jnp.uint32), shape)
+        sides = ((side or self.size) // self.vae_config.reduction for side in (height, width))
+        return _normals(jnp.asarray(seeds, jnp.uint32), (*sides, self.unet_config.latent_channels))
 
     def draw(
         self,
         condition: np.ndarray,
         unconditional: np.ndarray,
         latents: np.ndarray | jax.Array,
-        *,
-        sampler: str,
-        steps: int,
-        guidance: float,
+        drawing: Drawing,
     ) -> tuple[np.ndarray, list[bool | None]]:
         """Denoises latents and decodes them: images uint8 [N, H, W, 3], and whether each was flagged.
 
@@ -115,16 +123,15 @@ class Decoder:
 
         Args:
           condition, unconditional: [N, Q, D].
-          latents: [N, h, w, C], of variance 1.
-          sampler, steps, guidance: as in `Emu.generate_images`.
+          latents: [N, h, w, C], of variance 1, in place of the drawing's height and width.
         """
         latents = sample(
             self.unet_params,
-            make_table(sampler, self.schedule, steps),
+            make_table(drawing.sampler, self.schedule, drawing.steps),
             jnp.asarray(latents),
             jnp.asarray(condition),
             jnp.asarray(unconditional),
-            guidance,
+            drawing.guidance,
             config=self.unet_config,
         )
         return self.decode(latents)

@@ -12,7 +12,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from PIL.PngImagePlugin import PngInfo
@@ -20,8 +19,9 @@ from tqdm import tqdm
 
 from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu, GeneratedImage
-from emu_jax.storage import write_atomically
+from emu_jax.storage import Path, as_path, is_bucket, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +51,21 @@ def read_requests(file: Path) -> list[DrawingRequest]:
       UserError: the file cannot be read, or a line is no request; names the file and the line.
     """
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_bytes().splitlines()
     except OSError as error:
-        raise UserError(f"{file}: cannot be read ({error.strerror}); expected a JSONL") from error
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected a JSONL") from error
+
+    def named(name: str) -> Path:
+        return as_path(name) if "://" in name else file.parent / name
+
     requests = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            prompt = tuple(
-                file.parent / part["image"] if isinstance(part, dict) else str(part) for part in record["prompt"]
-            )
-            requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), file.parent / record["out"]))
+            prompt = tuple(named(part["image"]) if isinstance(part, dict) else str(part) for part in record["prompt"])
+            requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), named(record["out"])))
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f'{file}:{number}: expected {{"prompt": ["text", {{"image": "a.png"}}], "out": "b.png", "seed": 0}} '
@@ -85,11 +87,11 @@ def draw_files(emu: Emu, requests: Sequence[DrawingRequest], *, batch: int, sett
             raise UserError(f"{request.out}: the file exists; name a new one")
         if request.out.suffix.lower() != ".png":
             raise UserError(f"{request.out}: images are written as PNG; name a file that ends in .png")
-        if not request.out.parent.is_dir():
+        if not is_bucket(request.out) and not request.out.parent.is_dir():
             raise UserError(f"{request.out}: the folder {request.out.parent} does not exist; make it first")
     if len({request.out for request in requests}) < len(requests):
         raise UserError("two requests name the same file; give every one its own `out`")
-    emu.check_drawing(**settings)
+    emu.check_drawing(Drawing(**settings))
     batch = min(batch, len(requests))
     with tqdm(total=len(requests), desc="draw", unit="image") as bar:
         for chunk, filled in padded_batches(requests, batch):

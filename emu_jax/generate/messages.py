@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -15,6 +14,7 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate.prompt import UNBOUNDED, ImageLike, embedding_index, read_image
+from emu_jax.storage import Path, is_bucket
 
 VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"}
 DEFAULT_NEW_TOKENS = 256  # maximum length of an answer, unless the caller gives another
@@ -99,11 +99,12 @@ def read_video(video: Video) -> Sequence[ImageLike]:
     if not video.source.is_file():
         raise UserError(f"{video.source}: no such video file")
     try:
-        return read_frames(video.source, video.frames)
+        # PyAV seeks in a file: one in a bucket is read whole.
+        return read_frames(video.source.read_bytes() if is_bucket(video.source) else video.source, video.frames)
     except VideoError as error:
         raise UserError(f"{video.source}: {error.detail}; expected a whole video or animation") from error
     except OSError as error:
-        raise UserError(f"{video.source}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{video.source}: cannot be read ({error.strerror or error})") from error
 
 
 def clean(text: str, where: str, *, strip: bool = True) -> str:

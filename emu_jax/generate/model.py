@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import Chat
-from emu_jax.generate.decoder import Decoder
+from emu_jax.generate.decoder import Decoder, Drawing
 from emu_jax.generate.document import IMAGE, Continuation
 from emu_jax.generate.embeddings import generate_embeddings
 from emu_jax.generate.prompt import ImageLike, Prompt, PromptBatch, embed_prompts, encode_prompts
@@ -46,7 +47,7 @@ from emu_jax.generate.text import (
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh, sharding, tree_shardings
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import as_path
 
 FINGERPRINT_VALUES = 64  # leading values of each parameter that enter the fingerprint
 TUNED = "chat"  # folder of a tuned model inside the work directory of the model that it was tuned from
@@ -104,11 +105,11 @@ class Emu:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        path: str | os.PathLike[str],
         *,
-        tokenizer: Path | str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
         vision_head_dim: int | None = None,
-        decoder: Path | str | None = None,
+        decoder: str | os.PathLike[str] | None = None,
         safety_checker: bool = True,
         mesh: Mapping[str, int] | None = None,
         weights: str = "auto",
@@ -118,7 +119,7 @@ class Emu:
         Args:
           path: a work directory or checkpoint (adapters that were trained stay beside their kernels; `merged` adds them
             up); or published files, whose LoRA is merged: a folder with multimodal_encoder/pytorch_model.bin, or a .pt,
-            .bin or .safetensors file.
+            .bin or .safetensors file. Work directories and checkpoints may be in buckets, as gs://… or s3://….
           tokenizer: SentencePiece .model; needed only for weights without a stored tokenizer, such as published files.
           vision_head_dim: published files: head width of the vision encoder, if it differs from the published 88.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, if it has them.
@@ -139,7 +140,7 @@ class Emu:
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         loaded = load_emu(
             path,
-            tokenizer=tokenizer,
+            tokenizer=None if tokenizer is None else as_path(tokenizer),
             require_tokenizer=True,
             mesh=place,
             weights=weights,
@@ -265,14 +266,8 @@ class Emu:
 
         Args: as in `generate_images`.
         """
-        settings: dict[str, Any] = {
-            "sampler": sampler,
-            "steps": steps,
-            "guidance": guidance,
-            "height": height,
-            "width": width,
-        }
-        return self.generate_images([prompt], seeds=[seed], latents=latents, **settings)[0]
+        drawing = dataclasses.asdict(Drawing(sampler, steps, guidance, height, width))
+        return self.generate_images([prompt], seeds=[seed], latents=latents, **drawing)[0]
 
     def generate_images(
         self,
@@ -299,32 +294,23 @@ class Emu:
         Raises:
           UserError: no decoder, an unknown sampler, or settings that cannot work; before anything is compiled.
         """
-        decoder = self.check_drawing(sampler, steps, guidance, height, width)
-        condition = self.generate_embeddings(prompts)
-        settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
-        return self._draw(decoder, condition, seeds, height, width, latents, settings)
+        drawing = Drawing(sampler, steps, guidance, height, width)
+        decoder = self.check_drawing(drawing)
+        return self._draw(decoder, self.generate_embeddings(prompts), drawing, seeds, latents)
 
     def reconstruct(self, image: ImageLike, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
         """Image -> its causal embeddings -> image: shows what the decoder can recover."""
         return self.reconstruct_images([image], seeds=[seed], **drawing)[0]
 
     def reconstruct_images(
-        self,
-        images: Sequence[ImageLike],
-        *,
-        sampler: str = "pndm",
-        steps: int = 50,
-        guidance: float = 7.5,
-        seeds: Sequence[int] | None = None,
-        height: int | None = None,
-        width: int | None = None,
+        self, images: Sequence[ImageLike], *, seeds: Sequence[int] | None = None, **drawing: Any
     ) -> list[GeneratedImage]:
         """`reconstruct` for several images in one batch."""
-        decoder = self.check_drawing(sampler, steps, guidance, height, width)
+        settings = Drawing(**drawing)
+        decoder = self.check_drawing(settings)
         size = self.config.vision.image_size
         condition = self.encode_images(np.stack([resize(load_image(image), size) for image in images]))  # [B, Q, D]
-        settings = {"sampler": sampler, "steps": steps, "guidance": guidance}
-        return self._draw(decoder, condition, seeds, height, width, None, settings)
+        return self._draw(decoder, condition, settings, seeds)
 
     def continue_document(
         self,
@@ -370,36 +356,32 @@ class Emu:
         """The model's own embeddings for the empty prompt: the unconditional branch of classifier-free guidance."""
         return self.generate_embeddings([[""]])
 
-    def check_drawing(
-        self, sampler: str, steps: int, guidance: float, height: int | None = None, width: int | None = None
-    ) -> Decoder:
+    def check_drawing(self, drawing: Drawing) -> Decoder:
         """The decoder, if it can draw with these settings; otherwise raises UserError. Compiles nothing."""
         if self.decoder is None:
             raise UserError(
                 "this model has no visual decoder; give Emu.load decoder=…, a folder that holds unet and vae"
             )
-        self.decoder.check(sampler, steps, guidance, height or self.decoder.size, width or self.decoder.size)
+        self.decoder.check(drawing)
         return self.decoder
 
     def _draw(
         self,
         decoder: Decoder,
         condition: Float[np.ndarray, "B Q D"],
+        drawing: Drawing,
         seeds: Sequence[int] | None,
-        height: int | None,
-        width: int | None,
-        latents: Float[np.ndarray, "B h w C"] | None,
-        settings: dict[str, Any],
+        latents: Float[np.ndarray, "B h w C"] | None = None,
     ) -> list[GeneratedImage]:
         count = len(condition)
         seeds = list(range(count)) if seeds is None else list(seeds)
         if len(seeds) != count or min(seeds) < 0:
             raise UserError(f"seeds={seeds}; expected {count} of them, one a prompt, each 0 or more")
-        noise = decoder.initial_latents(seeds, height or decoder.size, width or decoder.size)
+        noise = decoder.initial_latents(seeds, drawing.height, drawing.width)
         if latents is not None and np.shape(latents) != noise.shape:
             raise UserError(f"latents are {list(np.shape(latents))}; expected {list(noise.shape)}")
         unconditional = np.broadcast_to(self.unconditional, condition.shape)
-        images, flags = decoder.draw(condition, unconditional, noise if latents is None else latents, **settings)
+        images, flags = decoder.draw(condition, unconditional, noise if latents is None else latents, drawing)
         return [
             GeneratedImage(PIL.Image.fromarray(image), embeddings, seed, flagged)
             for image, embeddings, seed, flagged in zip(images, condition, seeds, flags, strict=True)

@@ -6,8 +6,8 @@ U-Net when it draws), the image's own embeddings, and its latents.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -22,8 +22,10 @@ from emu_jax.data.sources import PairOrder, Source, open_source
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import encode_latents
 from emu_jax.generate.model import Emu
+from emu_jax.storage import Path
 
 BATCH = 32
+TOGETHER = 256  # records that are read at the same time
 TEXT_LIMIT = 150  # characters; images after longer texts are dropped (from one set of notes on the paper)
 
 
@@ -59,13 +61,14 @@ def precompute(
     if size % autoencoder.config.reduction:
         raise UserError(f"image_size={size}; this VAE needs a multiple of {autoencoder.config.reduction}")
     records = open_source(source, split, size, PairOrder("text_first"))
-    parts = list(_conditioned_images(records))
-    if not parts:
+    found = _conditioned_images(records)
+    first = next(found, None)
+    if first is None:
         raise UserError(f"source={source}: no image has a text of at most {TEXT_LIMIT} characters before it")
+    pairs = itertools.chain([first], found)
 
     def examples() -> Iterator[LatentExample]:
-        batches = -(-len(parts) // BATCH)
-        for batch, filled in tqdm(padded_batches(parts, BATCH), desc="precompute", unit="batch", total=batches):
+        for batch, filled in tqdm(padded_batches(pairs, BATCH), desc="precompute", unit="batch"):
             images = np.stack([image.pixels for _, image in filled])
             seen = np.stack([resize(image, emu.config.vision.image_size) for image in images])
             encoded = emu.encode_images(seen)
@@ -82,18 +85,17 @@ def precompute(
         "image_size": size,
         "weights": weights,
     }
-    write_latents(out, examples(), emu.unconditional[0], about)
-    return len(parts)
+    return write_latents(out, examples(), emu.unconditional[0], about)
 
 
 def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
     """Yields (everything before the image in its document, image) for every image that has something before it."""
-    for index in range(len(source)):
-        (record,) = source.read([index])
-        for document in source.documents(record, np.random.default_rng(index)):
-            before: list[str | np.ndarray] = []
-            for part in document.parts:
-                texts = sum(len(piece) for piece in before if isinstance(piece, str))
-                if isinstance(part, Image) and before and texts <= TEXT_LIMIT:
-                    yield list(before), part
-                before.append(part.text if isinstance(part, Text) else part.pixels)
+    for start in range(0, len(source), TOGETHER):
+        indices = range(start, min(start + TOGETHER, len(source)))
+        for index, record in zip(indices, source.read(indices), strict=True):
+            for document in source.documents(record, np.random.default_rng(index)):
+                for place, part in enumerate(document.parts):
+                    before = document.parts[:place]
+                    texts = sum(len(piece.text) for piece in before if isinstance(piece, Text))
+                    if isinstance(part, Image) and before and texts <= TEXT_LIMIT:
+                        yield [piece.text if isinstance(piece, Text) else piece.pixels for piece in before], part

@@ -1,6 +1,7 @@
 """Prompts: lists that mix text and images -> left-padded token ids and stacked images -> embeddings.
 
-An image is a PIL image, a uint8 array [H, W, 3], a `pathlib.Path`, or an already normalised float array [S, S, 3].
+An image is a PIL image, a uint8 array [H, W, 3], a path (`storage.Path`), or an already
+normalised float array [S, S, 3].
 A str is text, in which the name of a special token ("[USER]") becomes that token.
 """
 
@@ -8,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ from PIL.Image import Image as PILImage
 from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMAGE, IMG, IMG_END, Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.storage import Path
 
 ImageLike = PILImage | np.ndarray | Path
 Prompt = Sequence[str | ImageLike]

@@ -52,18 +52,17 @@ class Table:
     initial_scale: Float[Array, ""]
 
 
-def _rows(timesteps: np.ndarray) -> dict[str, np.ndarray]:
+def unchanged_rows(timesteps: np.ndarray) -> dict[str, np.ndarray]:
     """A table whose rows leave x unchanged."""
     count = len(timesteps)
-    one, zero = np.ones(count), np.zeros(count)
     return {
         "timestep": timesteps.astype(np.float64),
-        "scale": one.copy(),
-        "from_x": zero.copy(),
-        "from_eps": one.copy(),
-        "x_coef": one.copy(),
+        "scale": np.ones(count),
+        "from_x": np.zeros(count),
+        "from_eps": np.ones(count),
+        "x_coef": np.ones(count),
         "history_coef": np.zeros((count, HISTORY)),
-        "remember": one.copy(),
+        "remember": np.ones(count),
         "initial_scale": np.ones(()),
     }
 
@@ -82,7 +81,7 @@ def _transfer(schedule: Schedule, start: np.ndarray, end: np.ndarray) -> tuple[n
 
 def _ddim(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     timesteps = _leading(schedule, steps)
-    rows = _rows(timesteps)
+    rows = unchanged_rows(timesteps)
     rows["x_coef"], rows["history_coef"][:, 0] = _transfer(
         schedule, timesteps, timesteps - schedule.train_steps // steps
     )
@@ -97,12 +96,10 @@ def _pndm(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     timesteps, stride = _leading(schedule, steps), schedule.train_steps // steps
     a, b = _transfer(schedule, timesteps, timesteps - stride)
     if steps == 1:
-        rows = _rows(timesteps)
-        rows["x_coef"], rows["history_coef"][:, 0] = a, b
-        return rows
+        return _ddim(schedule, steps)
     # The first step is taken twice, the second time with the mean of the predictions at both its ends. The correction
     # is linear in them: x + b * (mean - first). That second prediction is not remembered.
-    rows = _rows(np.insert(timesteps, 1, timesteps[1]))
+    rows = unchanged_rows(np.insert(timesteps, 1, timesteps[1]))
     rows["x_coef"] = np.insert(a, 1, 1.0)
     rows["history_coef"][0, 0] = b[0]
     rows["history_coef"][1, :2] = b[0] / 2, -b[0] / 2
@@ -121,7 +118,7 @@ def _sigmas(schedule: Schedule, timesteps: np.ndarray) -> np.ndarray:
 
 def _euler(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     timesteps = _leading(schedule, steps)
-    rows, sigmas = _rows(timesteps), _sigmas(schedule, timesteps)
+    rows, sigmas = unchanged_rows(timesteps), _sigmas(schedule, timesteps)
     rows["scale"] = 1.0 / np.sqrt(sigmas[:-1] ** 2 + 1.0)
     rows["history_coef"][:, 0] = np.diff(sigmas)
     rows["initial_scale"] = np.sqrt(sigmas[0] ** 2 + 1.0)
@@ -133,7 +130,7 @@ def _dpmpp(schedule: Schedule, steps: int) -> dict[str, np.ndarray]:
     ratios = _sigmas(schedule, timesteps)
     alpha = 1.0 / np.sqrt(ratios**2 + 1.0)  # [R + 1]
     sigma = ratios * alpha
-    rows = _rows(timesteps)
+    rows = unchanged_rows(timesteps)
     rows["from_x"], rows["from_eps"] = 1.0 / alpha[:-1], -ratios[:-1]  # the image that eps implies
     rows["x_coef"] = sigma[1:] / sigma[:-1]
     with np.errstate(divide="ignore"):
@@ -201,8 +198,13 @@ def make_table(sampler: str, schedule: Schedule, steps: int) -> Table:
     most = schedule.train_steps - schedule.offset
     if not 1 <= steps <= most:
         raise UserError(f"steps={steps}; expected 1 to {most} with sampler={sampler!r}, usually 20 to 50")
-    rows = {name: value.astype(np.float32) for name, value in fields(schedule, steps).items()}
-    return Table(**rows)  # type: ignore[arg-type]  # NumPy arrays until the compiled loop takes them
+    return as_table(fields(schedule, steps))
+
+
+def as_table(rows: dict[str, np.ndarray]) -> Table:
+    """A table of NumPy arrays, until a compiled loop takes them."""
+    fields = {name: value.astype(np.float32) for name, value in rows.items()}
+    return Table(**fields)  # type: ignore[arg-type]
 
 
 def empty_history(shape: tuple[int, ...]) -> Float[Array, "K N h w C"]:

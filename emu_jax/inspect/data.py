@@ -7,7 +7,6 @@ In: a config whose task packs documents. Out: tables as text, with one line of a
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from ml_collections import ConfigDict
 
@@ -16,7 +15,7 @@ from emu_jax.data.prepared import Records
 from emu_jax.errors import UserError
 from emu_jax.inspect.rows_page import draw_page
 from emu_jax.inspect.survey import Survey, Table, survey
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, as_path, is_bucket, replace_text
 from emu_jax.train.tasks.task import find_task
 
 
@@ -48,7 +47,7 @@ def inspect(
     if batches < 1 or rows < 0:
         raise UserError(f"batches={batches}, rows={rows}; expected at least 1 batch, and 0 rows or more")
     for name, file, what in (("out", out, "an HTML"), ("counts", counts, "a JSON")):
-        if file is not None and (file.is_dir() or not file.parent.is_dir()):
+        if file is not None and (file.is_dir() or not (is_bucket(file) or file.parent.is_dir())):
             found = "is a folder" if file.is_dir() else f"there is no folder {file.parent}"
             raise UserError(f"{name}={file}: {found}; name {what} file in a folder that exists")
     verified = _verify(documents.data, documents.image_size) if verify else []
@@ -74,8 +73,9 @@ def _verify(data: DataConfig, image_size: int) -> list[str]:
     data.open(image_size)  # raises for a source that is missing
     lines = []
     for name, entry in data.sources.items():
-        if Path(entry.source).is_dir():
-            records = Records(Path(entry.source), entry.split)
+        path = as_path(entry.source)
+        if path.is_dir():
+            records = Records(path, entry.split)
             records.verify()
             files = len(records.manifest["splits"][entry.split]["files"])
             lines.append(f"{name}: every file's digest is the manifest's ({files:,})")

@@ -11,6 +11,7 @@ import html
 import io
 import itertools
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from PIL import Image as PIL
@@ -24,50 +25,7 @@ SOURCE_COLOURS = ("#3466a8", "#c2601f", "#3c8a57", "#8557a3", "#a88420", "#2f8b9
 PNG_SIDE = 96  # pixels of a side up to which images are PNG, otherwise JPEG
 MAX_BARS = 24  # of a histogram
 
-STYLE = """
-*{box-sizing:border-box}
-body{font:15px/1.5 system-ui,"Segoe UI",Roboto,"DejaVu Sans",sans-serif;max-width:1160px;margin:2rem auto;
-padding:0 20px;color:#1c2430;background:#fff}
-h1{margin:0 0 .2rem;font-size:1.7rem}h2{margin:2.2rem 0 .6rem;font-size:1.2rem;border-bottom:1px solid #dde3ea;
-padding-bottom:.3rem}
-p{max-width:62rem;margin:.5rem 0}.sub{color:#5b6776}
-table{border-collapse:collapse;margin:.6rem 0 1.2rem;font-size:14px}
-th{font-weight:600;color:#5b6776}td,th{padding:.25rem 0 .25rem .8rem;text-align:right;border-bottom:1px solid #edf0f4;
-font-variant-numeric:tabular-nums}td:first-child,th:first-child{text-align:left;
-padding-left:0}
-dl{display:grid;grid-template-columns:max-content 1fr;gap:.2rem 1.2rem;font-size:14px;margin:0}
-dt{color:#5b6776}dd{margin:0}.tables{display:flex;flex-wrap:wrap;gap:0 3rem;align-items:flex-start}
-.plots{display:grid;grid-template-columns:1fr 1fr;gap:14px 28px}.plots figure{margin:0}
-figcaption{font-size:13px;color:#3c4756;margin-bottom:2px}svg{display:block;width:100%;height:auto}
-svg text{font:11px system-ui,"DejaVu Sans",sans-serif;fill:#5b6776}
-.dot{display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.35em}
-.row{margin:1.5rem 0 2.2rem}.row h3{font-size:14px;margin:0 0 .35rem;font-weight:600}.row h3 span{font-weight:400;
-color:#5b6776}
-.strip{display:flex;height:11px;border-radius:4px;overflow:hidden;margin-bottom:.6rem;background:#e3e6ea}
-.strip i{display:block;min-width:0}.strip .pad{background:#e3e6ea}
-.docs{display:flex;flex-wrap:wrap;gap:8px;align-items:stretch}.docs::after{content:"";flex:99 1 0}
-.doc{flex:1 1 auto;max-width:100%;border-left:4px solid var(--edge);background:var(--tint);border-radius:5px;
-padding:4px 10px 7px;--edge:#999;--tint:#f6f7f9}
-.about{font-size:11.5px;color:#5b6776;margin-bottom:2px;white-space:nowrap;overflow:hidden;text-overflow:ellipsis}
-.about b{color:#1c2430;font-weight:600}.about em{font-style:normal;background:#fff3c4;color:#6b4e00;border-radius:3px;
-padding:0 .4em;margin-left:.5em}
-.body{unicode-bidi:isolate;white-space:pre-wrap;overflow-wrap:anywhere;line-height:1.9}
-.t{padding:1px 0;border-radius:2px}.t:nth-child(even){background:var(--shade)}
-.w1{border-bottom:2.5px solid var(--edge)}.w2{border-bottom:1px solid var(--edge)}.w0{opacity:.42}
-.tag{font:10.5px/1.3 ui-monospace,"DejaVu Sans Mono",monospace;color:#6b7280;background:#e9ebee;border-radius:3px;
-padding:1px 3px;margin:0 2px;white-space:nowrap;opacity:1}
-.tag.w0{opacity:.6}.tag.v1{opacity:1;box-shadow:0 0 0 2px #16a34a}
-.pic{display:inline-block;position:relative;vertical-align:middle;margin:3px 4px;border-radius:5px;line-height:0;
-padding:2px;border:3px solid #16a34a;background:#fff}.pic.v0{border:2px dashed #a7afba;padding:3px}
-.pic img{width:84px;height:84px;border-radius:2px}.pic small{position:absolute;right:2px;bottom:2px;line-height:1.2;
-font-size:10.5px;color:#fff;background:rgba(20,28,40,.72);border-radius:3px;padding:1px 4px}
-.padding{margin-top:8px;font-size:11.5px;color:#6b7280;background:repeating-linear-gradient(135deg,#eef0f3 0 8px,#e3e6ea
-8px 16px);border-radius:5px;padding:3px 10px;max-width:100%;min-width:11rem}
-.legend{display:grid;grid-template-columns:repeat(3,1fr);gap:.35rem 1.6rem;font-size:13px;background:#f6f8fa;
-border:1px solid #e3e8ee;border-radius:8px;padding:.7rem 1rem;margin:.8rem 0}
-.legend .doc{display:inline;padding:1px 6px;background:var(--tint)}.legend .pic{width:22px;height:22px;margin:0 4px 0 0}
-.legend .line{display:block}
-"""
+STYLE = (Path(__file__).parent / "rows_page.css").read_text(encoding="utf-8")
 
 
 def draw_page(found: Survey) -> str:
@@ -83,7 +41,8 @@ def draw_page(found: Survey) -> str:
     return f"""<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <meta name="viewport" content="width=device-width"><title>What the model reads: {html.escape(names)}</title>
-<style>{STYLE}{hues}</style></head><body><h1>What the model reads</h1>
+<style>
+{STYLE}{hues}</style></head><body><h1>What the model reads</h1>
 <p class="sub">{html.escape(found.title)}</p>
 <p>The model learns from documents, in which texts and images alternate. A text is split into tokens: words, or parts
 of words; an image takes {found.queries} positions. Several documents are packed into a row of {d.row_tokens:,}

@@ -40,24 +40,6 @@ def quantise(
     return np.rint(kernel / scale[..., None, :]).astype(np.int8), scale
 
 
-def quantise_params(params: Mapping[str, Any]) -> Params:
-    """Parameters with the kernels of the language model's blocks quantised."""
-
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, value in tree.items():
-            path = f"{prefix}{name}"
-            if isinstance(value, Mapping):
-                found[name] = walk(value, f"{path}/")
-            elif is_quantised(path):
-                found[name], found[SCALE] = quantise(value)
-            else:
-                found[name] = value
-        return found
-
-    return walk(params, "")
-
-
 def dequantise_params(params: Mapping[str, Any], dtype: str) -> Params:
     """Parameters without scales, whose quantised kernels are integers * scale, rounded to `dtype` once."""
     found: dict[str, Any] = {}

@@ -5,6 +5,8 @@ Everything is computed in the dtype of the input, except group norms, which are 
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -65,20 +67,30 @@ class GroupNorm(nnx.Module):
         return means.repeat(y.shape[-1] // self.groups, axis=-1).reshape(y.shape[0], 1, -1)
 
 
+class Sizes(Protocol):
+    """What blocks read of a model's config."""
+
+    @property
+    def groups(self) -> int: ...
+    @property
+    def norm_eps(self) -> float: ...
+    @property
+    def param_dtype(self) -> str: ...
+
+
 class ResnetBlock(nnx.Module):
     """shortcut(x) + conv2(silu(norm2(conv1(silu(norm1(x))) + time))).
 
     `time` is the width of the time embedding; 0 means no time embedding.
     """
 
-    def __init__(
-        self, rngs: nnx.Rngs, inputs: int, outputs: int, *, groups: int, eps: float, dtype: str, time: int = 0
-    ):
-        self.norm1 = GroupNorm(inputs, groups, eps, dtype)
+    def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, c: Sizes, *, time: int = 0):
+        dtype = c.param_dtype
+        self.norm1 = GroupNorm(inputs, c.groups, c.norm_eps, dtype)
         self.conv1 = Conv(rngs, inputs, outputs, dtype)
         if time:
             self.time_emb_proj = Linear(rngs, time, outputs, ("embed", "mlp"), dtype, bias=True)
-        self.norm2 = GroupNorm(outputs, groups, eps, dtype)
+        self.norm2 = GroupNorm(outputs, c.groups, c.norm_eps, dtype)
         self.conv2 = Conv(rngs, outputs, outputs, dtype, gain=1e-2)  # the block starts close to its shortcut
         if inputs != outputs:
             self.conv_shortcut = Conv(rngs, inputs, outputs, dtype, size=1, padding=(0, 0))

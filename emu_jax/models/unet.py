@@ -201,15 +201,9 @@ class UNetStage(nnx.Module):
     upsamplers: nnx.Dict  # only on the way up, and not in the last stage
 
     def __init__(self, rngs: nnx.Rngs, widths: list[int], outputs: int, transformers: bool, c: UNetConfig):
-        common: dict[str, Any] = {
-            "groups": c.groups,
-            "eps": c.norm_eps,
-            "dtype": c.param_dtype,
-            "time": 4 * c.block_channels[0],
-        }
-        self.resnets = nnx.Dict(
-            {str(i): ResnetBlock(rngs, inputs, outputs, **common) for i, inputs in enumerate(widths)}
-        )
+        time = 4 * c.block_channels[0]
+        resnets = (ResnetBlock(rngs, inputs, outputs, c, time=time) for inputs in widths)
+        self.resnets = nnx.Dict({str(i): block for i, block in enumerate(resnets)})
         if transformers:
             self.attentions = nnx.Dict({str(i): SpatialTransformer(rngs, outputs, c) for i in range(len(widths))})
         self.remat = c.remat
@@ -234,13 +228,8 @@ class UNetMiddle(nnx.Module):
     """resnet, transformer, resnet at the lowest resolution."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: UNetConfig):
-        common: dict[str, Any] = {
-            "groups": c.groups,
-            "eps": c.norm_eps,
-            "dtype": c.param_dtype,
-            "time": 4 * c.block_channels[0],
-        }
-        self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
+        time = 4 * c.block_channels[0]
+        self.resnets = nnx.Dict({name: ResnetBlock(rngs, width, width, c, time=time) for name in ("0", "1")})
         self.attentions = nnx.Dict({"0": SpatialTransformer(rngs, width, c)})
 
     def __call__(

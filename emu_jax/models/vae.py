@@ -85,9 +85,8 @@ class VAEStage(nnx.Module):
     upsamplers: nnx.Dict
 
     def __init__(self, rngs: nnx.Rngs, inputs: int, outputs: int, layers: int, c: VAEConfig):
-        common: dict[str, Any] = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
         widths = [inputs] + [outputs] * (layers - 1)
-        self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, outputs, **common) for i, width in enumerate(widths)})
+        self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, outputs, c) for i, width in enumerate(widths)})
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h2 w2 O"]:
         for resnet in self.resnets.values():
@@ -102,8 +101,7 @@ class VAEMiddle(nnx.Module):
     """resnet, attention, resnet at the lowest resolution."""
 
     def __init__(self, rngs: nnx.Rngs, width: int, c: VAEConfig):
-        common: dict[str, Any] = {"groups": c.groups, "eps": c.norm_eps, "dtype": c.param_dtype}
-        self.resnets = nnx.Dict({str(i): ResnetBlock(rngs, width, width, **common) for i in range(2)})
+        self.resnets = nnx.Dict({name: ResnetBlock(rngs, width, width, c) for name in ("0", "1")})
         self.attentions = nnx.Dict({"0": VAEAttention(rngs, width, c)})
 
     def __call__(self, x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -64,24 +63,23 @@ class Cost:
     collectives: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __add__(self, other: Cost) -> Cost:
-        moved = Counter(self.collectives)
-        moved.update(other.collectives)
-        return Cost(
-            self.flops + other.flops,
-            self.traffic + other.traffic,
-            self.seconds + other.seconds,
-            self.kernel_flops + other.kernel_flops,
-            dict(moved),
-        )
-
-    def __mul__(self, factor: float) -> Cost:
-        moved = {kind: size * factor for kind, size in self.collectives.items()}
-        return Cost(
-            self.flops * factor, self.traffic * factor, self.seconds * factor, self.kernel_flops * factor, moved
-        )
+        return self._plus(other, 1.0)
 
     def __sub__(self, other: Cost) -> Cost:
-        return self + other * -1.0
+        return self._plus(other, -1.0)
+
+    def __mul__(self, factor: float) -> Cost:
+        return Cost()._plus(self, factor)
+
+    def _plus(self, other: Cost, factor: float) -> Cost:
+        kinds = self.collectives | other.collectives
+        return Cost(
+            self.flops + factor * other.flops,
+            self.traffic + factor * other.traffic,
+            self.seconds + factor * other.seconds,
+            self.kernel_flops + factor * other.kernel_flops,
+            {kind: self.collectives.get(kind, 0.0) + factor * other.collectives.get(kind, 0.0) for kind in kinds},
+        )
 
 
 def cost(executable: jax.stages.Compiled, program: str, mesh: Mesh) -> Cost:

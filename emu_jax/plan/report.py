@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import AGREEMENT, DECODE, KERNEL_EFFICIENCY, Plan
+from emu_jax.storage import Path, write_atomically
 
 GIB = float(1 << 30)
 
@@ -135,7 +135,8 @@ def chart(plans: list[tuple[str, Plan]], file: Path) -> None:
     _bars(right, names, [_seconds(plan) for _, plan in plans])
     right.set_xlabel("estimated time of a step, s, if nothing overlaps")
     right.set_yticklabels([])
-    figure.savefig(file, dpi=120)
+    with write_atomically(file) as partial:
+        figure.savefig(partial, format="png", dpi=120)
     pyplot.close(figure)
 
 

@@ -24,6 +24,7 @@ class Chip:
 
     Attributes:
       accelerator: prefix of its accelerator types.
+      kinds: JAX's `device_kind` of its devices.
       cores: cores per chip, as accelerator types count them.
       flops: bfloat16 peak, FLOP/s.
       hbm: bytes of HBM.
@@ -33,6 +34,7 @@ class Chip:
     """
 
     accelerator: str
+    kinds: tuple[str, ...]
     cores: int
     flops: float
     hbm: float
@@ -45,17 +47,10 @@ GIB = float(1 << 30)
 # From Google's page on each generation ("System architecture"), which gives the interconnect's two directions together.
 # v5e's network is a pod's 6.4 Tbit/s over 256 chips; v4's and v6e's are not published per chip and assumed to be v5e's.
 CHIPS = {
-    "v4": Chip("v4", 2, 275e12, 32 * GIB, 1228e9, 300e9, 3.1e9),
-    "v5e": Chip("v5litepod", 1, 197e12, 16 * GIB, 819e9, 200e9, 3.1e9),
-    "v5p": Chip("v5p", 2, 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9),
-    "v6e": Chip("v6e", 1, 918e12, 32 * GIB, 1638e9, 400e9, 3.1e9),
-}
-# JAX's `device_kind` of their devices.
-DEVICE_KINDS = {
-    "v4": ("TPU v4",),
-    "v5litepod": ("TPU v5 lite", "TPU v5e"),
-    "v5p": ("TPU v5", "TPU v5p"),
-    "v6e": ("TPU v6 lite", "TPU v6e"),
+    "v4": Chip("v4", ("TPU v4",), 2, 275e12, 32 * GIB, 1228e9, 300e9, 3.1e9),
+    "v5e": Chip("v5litepod", ("TPU v5 lite", "TPU v5e"), 1, 197e12, 16 * GIB, 819e9, 200e9, 3.1e9),
+    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 2, 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9),
+    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 1, 918e12, 32 * GIB, 1638e9, 400e9, 3.1e9),
 }
 # Dense bfloat16 peak, FLOP/s, by the beginning of JAX's `device_kind`; from NVIDIA's data sheets.
 GPU_PEAK_FLOPS = {
@@ -121,11 +116,14 @@ def describe(name: str) -> Topology:
 
 def peak_flops(kind: str) -> float:
     """bfloat16 peak of a device by its `device_kind`, FLOP/s; 0 where it is not known."""
-    for chip in CHIPS.values():
-        if kind in DEVICE_KINDS[chip.accelerator]:
-            return chip.flops
+    if (chip := _known_chip(kind)) is not None:
+        return chip.flops
     known = [name for name in GPU_PEAK_FLOPS if kind.startswith(name)]
     return GPU_PEAK_FLOPS[max(known, key=len)] if known else 0.0
+
+
+def _known_chip(kind: str) -> Chip | None:
+    return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
 
 
 def _here() -> Topology:
@@ -134,6 +132,7 @@ def _here() -> Topology:
     if memory is None:  # CPU devices share the machine's memory
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     kind = devices[0].device_kind
-    known = next((chip for chip in CHIPS.values() if kind in DEVICE_KINDS[chip.accelerator]), None)
-    chip = known or Chip(kind, 1, peak_flops(kind) or math.nan, float(memory), math.nan, math.nan, math.nan)
+    chip = _known_chip(kind) or Chip(
+        kind, (kind,), 1, peak_flops(kind) or math.nan, float(memory), math.nan, math.nan, math.nan
+    )
     return Topology(THIS_MACHINE, chip, len(devices), devices)

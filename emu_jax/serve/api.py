@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import io
 import json
 import time
 import uuid
@@ -24,9 +23,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from emu_jax.errors import UserError
+from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
 from emu_jax.serve.engine import Busy, Completion, Engine, Failed, Stopping, Ticket, TimeUp
-from emu_jax.serve.guard import Refusal, error_body
+from emu_jax.serve.guard import Refusal, error_body, error_response
 from emu_jax.serve.limits import LimitError
 from emu_jax.serve.metrics import Metrics
 from emu_jax.serve.openai_json import ChatRequest, ImageRequest
@@ -61,7 +61,7 @@ def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> Non
     app.router.add_route("/metrics", scrape, methods=["GET"])
 
     async def unknown(request: Request) -> Response:
-        return _error_response(
+        return error_response(
             Refusal(404, f"{request.method} {request.url.path[:100]} is not served here", code="not_found")
         )
 
@@ -78,42 +78,38 @@ def _with_errors(handler: Handler, route: str, metrics: Metrics) -> Handler:
             except ClientGone:
                 response = Response(status_code=GONE)
             except Exception as error:  # `_refusal` re-raises unknown errors: a logged 500
-                response = _error_response(*_refusal(error))
+                response = error_response(_refusal(error))
             outcome.status = response.status_code
         return response
 
     return answered
 
 
-def _refusal(error: Exception) -> tuple[Refusal, str | None]:
-    """An error -> status and message of its response, and the parameter that it is about."""
+def _refusal(error: Exception) -> Refusal:
+    """An error -> the refusal that the client gets."""
     match error:
         case Refusal():
-            return error, None
+            return error
         case pydantic.ValidationError():
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(str(part) for part in first["loc"])[:200]
-            return Refusal(400, f"{where}: {first['msg']}" if where else first["msg"], code="invalid_value"), where
+            message = f"{where}: {first['msg']}" if where else first["msg"]
+            return Refusal(400, message, code="invalid_value", parameter=where)
         case LimitError():
-            return Refusal(400, str(error), code="invalid_value"), error.parameter
+            return Refusal(400, str(error), code="invalid_value", parameter=error.parameter)
         case ContextError():
-            return Refusal(400, str(error), code="context_length_exceeded"), "messages"
+            return Refusal(400, str(error), code="context_length_exceeded", parameter="messages")
         case UserError():
-            return Refusal(400, str(error), code="invalid_value"), None
+            return Refusal(400, str(error), code="invalid_value")
         case Busy():
-            return Refusal(429, str(error), kind="rate_limit_error", code="queue_full"), None
+            return Refusal(429, str(error), kind="rate_limit_error", code="queue_full")
         case Stopping():
-            return Refusal(503, str(error), kind="server_error", code="stopping"), None
+            return Refusal(503, str(error), kind="server_error", code="stopping")
         case TimeUp():
-            return Refusal(504, str(error), kind="server_error", code="timeout"), None
+            return Refusal(504, str(error), kind="server_error", code="timeout")
         case Failed():
-            return Refusal(500, str(error), kind="server_error", code="model_failed"), None
+            return Refusal(500, str(error), kind="server_error", code="model_failed")
     raise error
-
-
-def _error_response(refusal: Refusal, param: str | None = None) -> JSONResponse:
-    headers = {"retry-after": "2"} if refusal.status in (429, 503) else None
-    return JSONResponse(error_body(refusal, param), refusal.status, headers=headers)
 
 
 class _Api:
@@ -187,11 +183,7 @@ class _Api:
         finally:
             for ticket in tickets:
                 ticket.cancel()
-        data = []
-        for result in drawn:
-            file = io.BytesIO()
-            result.image.save(file, "PNG")
-            data.append({"b64_json": base64.b64encode(file.getvalue()).decode(), "seed": result.seed})
+        data = [{"b64_json": base64.b64encode(png(each.image)).decode(), "seed": each.seed} for each in drawn]
         return JSONResponse({"created": int(time.time()), "data": data})
 
 
@@ -265,7 +257,6 @@ async def _events(ticket: Ticket[str, Completion], about: dict[str, Any], usage:
             yield event([], usage=_usage(completion))
         yield b"data: [DONE]\n\n"
     except (TimeUp, Failed, Stopping) as error:
-        refusal, param = _refusal(error)
-        yield b"data: " + json.dumps(error_body(refusal, param)).encode() + b"\n\n"
+        yield b"data: " + json.dumps(error_body(_refusal(error))).encode() + b"\n\n"
     finally:
         ticket.cancel()

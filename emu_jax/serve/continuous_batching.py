@@ -84,11 +84,6 @@ class ContinuousBatcher:
         """The free slots."""
         return np.flatnonzero(self._left == 0).tolist()
 
-    @property
-    def active(self) -> bool:
-        """Whether any slot is in use."""
-        return bool(self._left.any())
-
     def release(self, slot: int) -> None:
         """Frees a slot."""
         if self._left[slot]:

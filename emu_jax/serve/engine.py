@@ -20,6 +20,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 from emu_jax.data.tokenizer import IncrementalDetokenizer
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu, GeneratedImage
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at_end
@@ -108,7 +109,7 @@ class DrawSettings:
         limits.check("steps", self.steps, 1, limits.steps)
         limits.check("guidance", self.guidance, -limits.guidance, limits.guidance)
         limits.check("seed", self.seed, 0, 2**32 - 1)
-        model.check_drawing(self.sampler, self.steps, self.guidance)
+        model.check_drawing(Drawing(self.sampler, self.steps, self.guidance))
 
 
 class Ticket(Generic[Event, Result]):
@@ -400,13 +401,16 @@ class Engine:
                 queue.remove(job)
         return taken
 
+    def _release_ended(self, batcher: ContinuousBatcher | ImageBatcher, running: dict[int, Any]) -> None:
+        """Frees the slots of cancelled and late requests."""
+        for slot in [slot for slot, job in running.items() if self._has_ended(job)]:
+            batcher.release(slot)
+            del running[slot]
+
     def _prefill(self, lane: int) -> None:
         """Moves waiting texts into free slots."""
         batcher, texts = self._lanes[lane], self._texts[lane]
-        for slot, job in list(texts.items()):
-            if self._has_ended(job):
-                batcher.release(slot)
-                del texts[slot]
+        self._release_ended(batcher, texts)
         while self._text_queue and (free := [slot for slot in batcher.free if slot not in texts]):
             jobs = self._take(self._text_queue, min(len(free), PREFILL_BATCH_SIZES[-1]), lane)
             if not jobs:
@@ -449,10 +453,7 @@ class Engine:
 
     def _begin_images(self, batcher: ImageBatcher) -> None:
         """Moves waiting images into free slots."""
-        for slot, job in list(self._drawings.items()):
-            if self._has_ended(job):
-                batcher.release(slot)
-                del self._drawings[slot]
+        self._release_ended(batcher, self._drawings)
         free = batcher.free
         if jobs := self._take(self._image_queue, len(free)) if self._image_queue and free else []:
             slots = free[: len(jobs)]

@@ -8,12 +8,14 @@ or library behind it ever gets a body that is too large, incomplete, or endless.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import hmac
 import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from emu_jax.serve.limits import MEGA, Limits
@@ -26,12 +28,15 @@ PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # routes of the page; only 
 MAX_PATH_BYTES = 2048  # of a path with its query
 
 
+@dataclasses.dataclass(eq=False)
 class Refusal(Exception):
     """A refused request, with the fields of its error response as OpenAI's clients expect them."""
 
-    def __init__(self, status: int, message: str, *, kind: str = "invalid_request_error", code: str | None = None):
-        super().__init__(message)
-        self.status, self.message, self.kind, self.code = status, message, kind, code
+    status: int
+    message: str
+    kind: str = "invalid_request_error"
+    code: str | None = None
+    parameter: str | None = None  # what the error is about
 
 
 class Guard:
@@ -62,7 +67,9 @@ class Guard:
             self._check_body(scope, body)
         except Refusal as refusal:
             self._held -= len(body)
-            await answer(send, refusal)
+            response = error_response(refusal)
+            response.headers["connection"] = "close"  # the rest of the body is not read
+            await response(scope, receive, send)
             return
         try:
             await self.app(scope, _replay(body, receive), send)
@@ -172,20 +179,13 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-def error_body(refusal: Refusal, param: str | None = None) -> dict[str, Any]:
+def error_body(refusal: Refusal) -> dict[str, Any]:
     """{"error": …}, in the form of OpenAI's API."""
-    return {"error": {"message": refusal.message, "type": refusal.kind, "param": param, "code": refusal.code}}
+    error = {"message": refusal.message, "type": refusal.kind, "param": refusal.parameter, "code": refusal.code}
+    return {"error": error}
 
 
-async def answer(send: Send, refusal: Refusal) -> None:
-    """Sends a refusal and closes the connection; the rest of the body is not read."""
-    body = json.dumps(error_body(refusal)).encode()
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode()),
-        (b"connection", b"close"),
-    ]
-    if refusal.status == 429:
-        headers.append((b"retry-after", b"2"))
-    await send({"type": "http.response.start", "status": refusal.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+def error_response(refusal: Refusal) -> JSONResponse:
+    """The response to a refused request."""
+    headers = {"retry-after": "2"} if refusal.status in (429, 503) else None
+    return JSONResponse(error_body(refusal), refusal.status, headers=headers)

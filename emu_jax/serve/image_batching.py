@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +18,7 @@ import PIL.Image
 from jaxtyping import Array, Float, Int
 
 from emu_jax.generate.model import Emu, GeneratedImage
-from emu_jax.generate.samplers import HISTORY, Table, advance, empty_history, make_table
-from emu_jax.models import unet
+from emu_jax.generate.samplers import Table, advance, as_table, empty_history, make_table, unchanged_rows
 from emu_jax.serve.encoded_prompt import EncodedPrompt
 from emu_jax.serve.prompt_batching import PromptBatcher
 
@@ -46,24 +44,13 @@ class _Slot:
     row: int = 0
 
 
-def _table(fields: dict[str, Any]) -> Table:
-    """A table of NumPy arrays, which are not on a device yet."""
-    arrays: dict[str, Any] = {name: np.asarray(value, np.float32) for name, value in fields.items()}
-    return Table(**arrays)
+def _row(table: Table, number: int) -> Table:
+    """One row of a table: scalars."""
+    return jax.tree.map(lambda field: field[number] if field.ndim else field, table)
 
 
-IDENTITY_ROW = _table(  # leaves latents and history unchanged
-    {
-        "timestep": 0,
-        "scale": 1,
-        "from_x": 0,
-        "from_eps": 1,
-        "x_coef": 1,
-        "history_coef": [0] * HISTORY,
-        "remember": 0,
-        "initial_scale": 0,
-    }
-)
+# Leaves latents and history unchanged.
+IDENTITY_ROW = _row(as_table(unchanged_rows(np.zeros(1)) | {"remember": np.zeros(1)}), 0)
 
 
 class ImageBatcher:
@@ -80,7 +67,7 @@ class ImageBatcher:
     def clear(self) -> None:
         """Frees all slots."""
         self._slots: list[_Slot | None] = [None] * self.slots
-        noise = self.decoder.initial_latents([0] * self.slots, self.decoder.size, self.decoder.size)
+        noise = self.decoder.initial_latents([0] * self.slots)
         # Commit to a device like the outputs of `_advance`, or it compiles twice.
         device = jax.tree.leaves(self.decoder.unet_params)[0].sharding
         self._x = jax.device_put(jnp.zeros_like(noise), device)
@@ -91,11 +78,6 @@ class ImageBatcher:
     def free(self) -> list[int]:
         """The free slots."""
         return [number for number, slot in enumerate(self._slots) if slot is None]
-
-    @property
-    def active(self) -> bool:
-        """Whether any slot is in use."""
-        return any(slot is not None for slot in self._slots)
 
     def release(self, number: int) -> None:
         """Frees a slot."""
@@ -108,16 +90,13 @@ class ImageBatcher:
             table = make_table(request.sampler, self.decoder.schedule, request.steps)
             self._slots[number] = _Slot(request, table, embedded)
             self._conditions[self.slots + number] = embedded
-            noise = self.decoder.initial_latents([request.seed], self.decoder.size, self.decoder.size)
+            noise = self.decoder.initial_latents([request.seed])
             scale = np.float32(table.initial_scale)
             self._x, self._history = _put(self._x, self._history, np.int32(number), noise, scale)
 
     def step(self) -> dict[int, tuple[int, int]]:
         """One U-Net call for all slots; returns (calls made, calls in total) by slot."""
-        rows = [
-            IDENTITY_ROW if slot is None else jax.tree.map(lambda column, at=slot.row: column[at], _columns(slot.table))
-            for slot in self._slots
-        ]
+        rows = [IDENTITY_ROW if slot is None else _row(slot.table, slot.row) for slot in self._slots]
         row = jax.tree.map(lambda *values: np.stack(values), *rows)
         guidance = np.array([1.0 if slot is None else slot.request.guidance for slot in self._slots], np.float32)
         arrays = (row, self._x, self._history, self._conditions, guidance)
@@ -153,12 +132,6 @@ class ImageBatcher:
                 self.finish(0)
 
 
-def _columns(table: Table) -> Table:
-    """A table in which every field has one entry per row."""
-    fields = {field.name: getattr(table, field.name) for field in dataclasses.fields(table)}
-    return _table(fields | {"initial_scale": [0] * len(table.timestep)})
-
-
 @functools.partial(jax.jit, donate_argnames=("x", "history"))
 def _put(
     x: Float[Array, "N h w C"],
@@ -171,15 +144,4 @@ def _put(
     return x.at[number].set(scale * noise[0]), history.at[:, number].set(0.0)
 
 
-@functools.partial(jax.jit, static_argnames="config", donate_argnames=("x", "history"))
-def _advance(
-    params: unet.Params,
-    row: Table,
-    x: Float[Array, "N h w C"],
-    history: Float[Array, "K N h w C"],
-    conditions: Float[Array, "2*N Q D"],
-    guidance: Float[Array, " N"],
-    *,
-    config: unet.UNetConfig,
-) -> tuple[Float[Array, "N h w C"], Float[Array, "K N h w C"]]:
-    return advance(params, row, x, history, conditions, guidance, config=config)
+_advance = jax.jit(advance, static_argnames="config", donate_argnames=("x", "history"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import dataclasses
 from typing import Any, Literal
 
 import numpy as np
@@ -47,6 +48,10 @@ class _Request(pydantic.BaseModel):
             if value is None or name in IGNORED or value in NEUTRAL.get(name, ()):
                 continue
             raise LimitError(name[:100], f"{name[:100]} is not supported here; leave it out")
+
+    def given(self, *names: str) -> dict[str, Any]:
+        """Those of the fields that are not null."""
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
 
 class TextPart(_Request):
@@ -102,15 +107,7 @@ class ChatRequest(_Request):
     def settings(self) -> TextSettings:
         """The decoding settings; without a temperature, decoding is greedy."""
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-        defaults = TextSettings()
-        return TextSettings(
-            max_new_tokens=wanted,
-            temperature=defaults.temperature if self.temperature is None else self.temperature,
-            top_k=defaults.top_k if self.top_k is None else self.top_k,
-            top_p=defaults.top_p if self.top_p is None else self.top_p,
-            min_length=defaults.min_length if self.min_length is None else self.min_length,
-            seed=defaults.seed if self.seed is None else self.seed,
-        )
+        return TextSettings(wanted, **self.given("temperature", "top_k", "top_p", "min_length", "seed"))
 
     def check(self, limits: Limits) -> None:
         """Raises UserError for a request beyond the limits, before any image is decoded."""
@@ -160,16 +157,8 @@ class ImageRequest(_Request):
 
     def settings(self) -> list[DrawSettings]:
         """The settings of each image, with consecutive seeds."""
-        defaults = DrawSettings()
-        return [
-            DrawSettings(
-                sampler=defaults.sampler if self.sampler is None else self.sampler,
-                steps=defaults.steps if self.steps is None else self.steps,
-                guidance=defaults.guidance if self.guidance is None else self.guidance,
-                seed=(defaults.seed if self.seed is None else self.seed) + number,
-            )
-            for number in range(self.n or 1)
-        ]
+        first = DrawSettings(**self.given("sampler", "steps", "guidance", "seed"))
+        return [dataclasses.replace(first, seed=first.seed + number) for number in range(self.n or 1)]
 
     def check(self, limits: Limits, size: int) -> None:
         """Raises UserError for a request beyond the limits; `size` is the height and width of drawn images."""

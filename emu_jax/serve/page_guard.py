@@ -16,11 +16,11 @@ headers forbid browsers to load anything from other sites.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 API = "/gradio_api"
@@ -103,9 +103,6 @@ class Filter:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if not _serves(scope["method"], scope["path"]):
-            await _absent(send)
-            return
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -114,7 +111,9 @@ class Filter:
                 message = {**message, "headers": [*kept, *HEADERS]}
             await send(message)
 
-        await self.app(scope, receive, with_headers)
+        serves = _serves(scope["method"], scope["path"])
+        app: ASGIApp = self.app if serves else JSONResponse({"detail": "Not Found"}, 404)
+        await app(scope, receive, with_headers)
 
 
 def _serves(method: str, path: str) -> bool:
@@ -123,10 +122,3 @@ def _serves(method: str, path: str) -> bool:
             return is_own_file(path.removeprefix(FILE))
         return path in PAGE["GET"] or path.startswith(PREFIXES)
     return path.rstrip("/") in PAGE.get(method, ())
-
-
-async def _absent(send: Send) -> None:
-    body = json.dumps({"detail": "Not Found"}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *HEADERS]
-    await send({"type": "http.response.start", "status": 404, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
-import jax
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Bool, Float, Int
 
 from emu_jax.generate.embeddings import generate_embeddings
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import embed_prompts
-from emu_jax.models import emu
 from emu_jax.serve.encoded_prompt import EncodedPrompt
 
 MIN_LENGTH = 32  # positions; prompts are padded to 32, 64, … up to the context
@@ -76,21 +73,9 @@ class PromptBatcher:
 
     def generate_embeddings(self, prompts: Sequence[EncodedPrompt], rows: int) -> Float[np.ndarray, "N Q D"]:
         """The next image's embeddings, for prompts that end in [IMG]."""
-        arrays = self.stack(prompts, rows, left_padded=True)
+        tokens, visual, is_visual, valid = self.stack(prompts, rows, left_padded=True)
+        params = self.model.params
         with self.model.scope():
-            generated = _generate_embeddings(self.model.params, *arrays, config=self.model.config)
+            inputs = embed_prompts(params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
+            generated = generate_embeddings(params, inputs, valid, config=self.model.config)
         return np.asarray(generated)[: len(prompts)]
-
-
-@functools.partial(jax.jit, static_argnames="config")
-def _generate_embeddings(
-    params: emu.Params,
-    tokens: Int[Array, "R T"],
-    visual: Float[Array, "R T D"],
-    is_visual: Bool[Array, "R T"],
-    valid: Bool[Array, "R T"],
-    *,
-    config: emu.EmuConfig,
-) -> Float[Array, "R Q D"]:
-    inputs = embed_prompts(params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
-    return generate_embeddings(params, inputs, valid, config=config)

@@ -8,13 +8,13 @@ import dataclasses
 import ipaddress
 import logging
 import os
+import pathlib
 import re
 import signal
 import socket
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,10 +28,11 @@ from emu_jax.serve.engine import Engine
 from emu_jax.serve.guard import Guard
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.metrics import Metrics
+from emu_jax.storage import Path, absolute
 
 log = logging.getLogger(__name__)
 
-QUICKSTART = Path("runs/quickstart")
+QUICKSTART = pathlib.Path("runs/quickstart")
 KEY_VARIABLE = "EMU_JAX_API_KEY"
 MIN_KEY_LENGTH = 16  # characters
 STOP_SECONDS = 10  # time for running requests to end when the server stops
@@ -100,7 +101,7 @@ class Options:
     @property
     def model_name(self) -> str:
         """The model's name in the API."""
-        return self.name or re.sub(r"[^\w.:-]", "-", self.folder.resolve().name, flags=re.ASCII)[:100] or "emu"
+        return self.name or re.sub(r"[^\w.:-]", "-", absolute(self.folder).name, flags=re.ASCII)[:100] or "emu"
 
 
 def is_loopback(host: str) -> bool:
@@ -135,7 +136,7 @@ def load(options: Options) -> Emu:
     )
 
 
-def make_app(engine: Engine, options: Options, folder: Path) -> Callable:
+def make_app(engine: Engine, options: Options, folder: pathlib.Path) -> Callable:
     """The ASGI application of a started engine; the page stores uploads only in `folder`."""
 
     @contextlib.asynccontextmanager
@@ -170,7 +171,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
         log.info("compiling all programs")
         engine.start()
         config = uvicorn.Config(
-            make_app(engine, options, Path(folder)),
+            make_app(engine, options, pathlib.Path(folder)),
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=STOP_SECONDS,

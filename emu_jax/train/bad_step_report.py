@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from tqdm import tqdm
 
 from emu_jax.data.pipeline import Stream
 from emu_jax.train import distributed
 
-LISTED = 24  # documents that a line names
-KINDS = ("param_norm", "grad_norm", "update_norm")  # norms by part, in the order in which a step computes them
+LISTED = 24  # documents that a line names, of all sources together
+KINDS = ("param_norm", "grad_norm")  # norms by part that may break, in the order in which a step computes them
 MOVED = 0.1  # a part is suspected if a step has changed it by more than this share of its norm
 
 Records = Sequence[Sequence[tuple[int, int]]]  # of a batch's rows, as in `Stream`
@@ -78,35 +79,33 @@ class BadStepReport:
         )
 
     def _named(self, records: Records) -> dict[str, list[str]]:
-        """Keys by source; no more than a line names."""
-        places = dict.fromkeys((int(source), int(record)) for row in records for source, record in row)
-        found: dict[str, list[str]] = {}
-        for place in places:
-            source, key = self._stream.name(*place)
-            found.setdefault(source, []).append(key)
-        return found
+        """Keys by source; few more than a line shows, because a source may have to read them."""
+        by_source: dict[int, dict[int, None]] = {}
+        for row in records:
+            for source, record in row:
+                by_source.setdefault(source, {})[record] = None
+        names = [
+            self._stream.name(source, record) for source, of in by_source.items() for record in [*of][: LISTED + 1]
+        ]
+        return {source: [key for name, key in names if name == source] for source, _ in names}
 
 
-def documents(keys: Mapping[str, Any]) -> str:
-    """Keys by source, as text.
+def documents(keys: Mapping[str, Iterable[str]]) -> str:
+    """Keys by source, as text; of every source the first ones.
 
     >>> documents({"web": ["a", "b"], "chats": ["c"]})
     'web: a, b; chats: c'
     """
-    left, parts = LISTED, []
-    for source, of_source in keys.items():
-        shown = [*of_source][:left]
-        left -= len(shown)
-        parts.append(f"{source}: {', '.join(shown)}" if shown else "")
-    more = sum(map(len, keys.values())) - LISTED
-    return "; ".join(filter(None, parts)) + (f" and {more} more" if more > 0 else "")
+    most = max(LISTED // max(len(keys), 1), 1)
+    shown = {source: [*found][: most + 1] for source, found in keys.items()}
+    return "; ".join(f"{name}: {', '.join([*of[:most], *['…'] * (len(of) > most)])}" for name, of in shown.items())
 
 
 def what_broke(metrics: Mapping[str, Any], good: Mapping[str, Any]) -> str:
     """What broke first in a bad step, with the part of the model, as text.
 
-    It is the weights of a part, its gradient or its update. A loss that is not finite breaks the gradients of all parts
-    at once; then the part is named, if there is one, that the last good step changed too much.
+    It is the weights of a part, its gradient or its learning rate. A loss that is not finite breaks the gradients of
+    all parts at once; then the part is named, if there is one, that the last good step changed too much.
 
     >>> what_broke({"loss": 1.0, "grad_norm/causal": 2.0, "grad_norm/llama": math.inf}, {})
     'grad_norm/llama=inf broke first'
@@ -123,6 +122,9 @@ def what_broke(metrics: Mapping[str, Any], good: Mapping[str, Any]) -> str:
             return f"{kind} of all parts broke at once, with loss={metrics['loss']:g}{_suspect(good)}"
     if not math.isfinite(metrics["loss"]):
         return f"loss={metrics['loss']:g}"
+    part, rate = max(_by_part(metrics, "learning_rate").items(), key=lambda pair: pair[1])
+    if rate**2 > np.finfo(np.float32).max:
+        return f"learning_rate/{part}={rate:g} overflows"
     spike, before = _by_part(metrics, "grad_norm"), _by_part(good, "grad_norm")
     part = max(spike, key=lambda part: spike[part] / (before.get(part) or math.inf))
     ratio = f"grad_norm={metrics['grad_norm']:g} is {metrics['grad_norm_ratio']:.1f} times its running median"

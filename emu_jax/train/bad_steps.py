@@ -1,7 +1,7 @@
 """Which steps are bad, decided on the devices: a bad step advances the step number and changes nothing else.
 
-A step is bad if its loss, a gradient norm or an update norm is not finite, or, on request, if its gradient norm is a
-spike. The state counts bad steps; `bad_step_report.py` reads the counts and stops the run.
+A step is bad if its gradient norm, its loss or the square of a learning rate is not finite, or, on request, if its
+gradient norm is a spike. The state counts bad steps; `bad_step_report.py` reads the counts and stops the run.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ BadSteps = dict[str, jax.Array]  # in_a_row, total: int32 []; with `skip_spikes`
 
 
 def initial(skip_spikes: float) -> BadSteps:
-    """No bad step so far; the norms are NaN until there are some."""
+    """No bad step so far; a norm of 0 has still to come."""
     counts = {"in_a_row": jnp.zeros((), jnp.int32), "total": jnp.zeros((), jnp.int32)}
-    return counts | ({"norms": jnp.full(WINDOW, jnp.nan, jnp.float32)} if skip_spikes else {})
+    return counts | ({"norms": jnp.zeros(WINDOW, jnp.float32)} if skip_spikes else {})
 
 
 def judge(
-    bad_steps: BadSteps, step: jax.Array, grad_norm: jax.Array, others: Sequence[jax.Array], skip_spikes: float
+    bad_steps: BadSteps, step: jax.Array, numbers: Sequence[jax.Array], skip_spikes: float
 ) -> tuple[jax.Array, BadSteps, dict[str, jax.Array]]:
     """Whether a step is good, bool []; the new counts; and metrics, float32 [].
 
@@ -32,15 +32,14 @@ def judge(
 
     Args:
       step: steps done before this one, int32 [].
-      grad_norm, others: numbers of the step that must be finite, [].
+      numbers: what must be finite, each []; the first one is the gradient norm.
       skip_spikes: multiple of the median above which a gradient norm is a spike; 0 judges none.
     """
-    good = jnp.isfinite(jnp.stack([grad_norm, *others])).all()
-    new, metrics = {}, {}
+    good = jnp.isfinite(jnp.stack([*numbers])).all()
+    new, metrics, grad_norm = {}, {}, numbers[0]
     if skip_spikes:
         norms, place = bad_steps["norms"], step % WINDOW
-        median = jnp.median(norms)  # NaN while one of them is
-        ratio = jnp.where(median > 0.0, grad_norm / median, 0.0)
+        ratio = jnp.where((norms > 0.0).all(), grad_norm / jnp.median(norms), 0.0)
         good &= ratio <= skip_spikes
         new["norms"] = norms.at[place].set(jnp.where(good, grad_norm, norms[place]))
         metrics["grad_norm_ratio"] = ratio

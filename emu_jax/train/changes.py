@@ -24,7 +24,7 @@ CHANGEABLE = (
     *("optimizer.learning_rate", "optimizer.b1", "optimizer.b2", "optimizer.eps"),
     *("optimizer.weight_decay", "optimizer.clip_norm"),
     *("optimizer.warmup_fraction", "optimizer.final_fraction", "optimizer.drops", "train.steps"),
-    *("optimizer.skip_spikes", "train.max_bad_steps"),
+    "optimizer.skip_spikes",
 )
 MIXTURE_WEIGHT = re.compile(r"data\.mixture\.[^.]+\.weight")
 # Why other fields may not change, by the groups that hold them; the first that fits counts.

@@ -36,7 +36,9 @@ from emu_jax.storage import Path, absolute, move_folder
 from emu_jax.train import distributed
 from emu_jax.train.state import TrainState
 
-CORRUPT = "corrupt"  # the folder beside the steps to which corrupt checkpoints are moved
+# A work directory's folder to which corrupt checkpoints are moved. It is not among the checkpoints: in a bucket Orbax
+# takes any folder there for a save that was killed, and removes it.
+CORRUPT = "corrupt"
 NAMED = 5  # leaves that an error names
 UNFILLED = "optimizer/bad_steps/"  # leaves that are NaN until there is something to put there (`bad_steps.py`)
 
@@ -70,9 +72,11 @@ class Rotation:
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's protocol of a preservation policy."""
-        newest = sorted(checkpoint.step for checkpoint in checkpoints)[-self.newest :]
-        forever = [self.every > 0 < checkpoint.step and not checkpoint.step % self.every for checkpoint in checkpoints]
-        return [kept or found.step in newest for kept, found in zip(forever, checkpoints, strict=True)]
+        steps = [checkpoint.step for checkpoint in checkpoints]
+        kept = set(sorted(steps)[-self.newest :])
+        if self.every:
+            kept |= {step for step in steps if step > 0 and step % self.every == 0}
+        return [step in kept for step in steps]
 
 
 class SaveTimer:
@@ -228,9 +232,7 @@ class Checkpoints:
         with _together(folder):
             try:
                 restored = {name: _read(folder / name, item) for name, item in items.items()}
-            except (
-                Exception
-            ) as error:  # Orbax raises plain `Exception` for some damage, ValueError or OSError for other
+            except Exception as error:  # for some damage a plain one, for other ValueError or OSError
                 raise unreadable(folder, error) from error
         check_digests(folder, meta, restored)
         optimizer = restored["optimizer"]
@@ -245,7 +247,7 @@ class Checkpoints:
         return state, meta
 
     def set_aside(self, corrupt: Mapping[int, str]) -> list[str]:
-        """Moves corrupt checkpoints to `checkpoints/corrupt`, where nothing looks for them; every process calls it.
+        """Moves corrupt checkpoints to the work directory's `corrupt`, where nothing looks; every process calls it.
 
         Args:
           corrupt: those of `Restored`.
@@ -256,7 +258,7 @@ class Checkpoints:
         lines = []
         for step, what in sorted(corrupt.items()):
             folder, number = self._folder / str(step), 1
-            while (to := self._folder / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
+            while (to := self._folder.parent / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
                 number += 1
             lines.append(f"{folder}: the checkpoint is corrupt: {what}; it is moved to {to}")
             if jax.process_index() == 0:
@@ -286,6 +288,9 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     """Raises what a full or broken disk did to a save as the OSError that it was, of the folder of checkpoints."""
     try:
         yield
+    except OSError as error:
+        error.filename = error.filename or str(folder)
+        raise
     except ValueError as error:
         if (found := disk_error(folder, error)) is None:
             raise

@@ -136,8 +136,7 @@ def job() -> Iterator[None]:
     except (Preempted, Diverged, SystemExit):
         raise
     except BaseException as error:
-        if settings is not None:
-            _watch.fail(error)
+        _watch.fail(error)
         raise
     finally:
         _watch.close()

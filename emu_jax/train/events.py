@@ -7,6 +7,7 @@ ever.
 from __future__ import annotations
 
 import contextlib
+import math
 import struct
 import sys
 import time
@@ -41,7 +42,8 @@ class Events:
             self._file = GrowingFile(self._path, _record(first) + _record(purge))
 
     def add(self, step: int, row: Mapping[str, float]) -> None:
-        values = [value for name, number in row.items() for value in scalar(name, number).value]
+        finite = {name: number for name, number in row.items() if math.isfinite(number)}  # a bad step's are not all
+        values = [value for name, number in finite.items() for value in scalar(name, number).value]
         if self._file is not None:
             with self._or_without():
                 self._file.add(_record(Event(wall_time=time.time(), step=step, summary=Summary(value=values))))

@@ -342,14 +342,17 @@ def train(
     return state
 
 
-def compile_only(config: ConfigDict, workdir: Path) -> str:
+def compile_only(config: ConfigDict, workdir: Path, *, change: Collection[str] = ()) -> str:
     """Compiles the step that `train` would run; returns its time and memory as text, and writes nothing.
+
+    Args:
+      change: as in `train`.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
     """
     setup = Setup.make(with_recorded_shards(config, workdir))
-    check_workdir(workdir, setup.inputs.config)
+    check_workdir(workdir, setup.inputs.config, change)
     with contextlib.closing(setup.inputs.stream), jax.set_mesh(setup.mesh):
         state = abstract_state(setup.task, setup.optimizer, setup.mesh)
         batch = setup.placed(setup.first)
@@ -357,7 +360,7 @@ def compile_only(config: ConfigDict, workdir: Path) -> str:
         step = setup.compile(state, batch)
         seconds = time.monotonic() - started
     found = [_memory(executable) for executable in step.executables]
-    needed = max(found, key=lambda parts: sum(parts.values()))  # all that is kept is an argument of each program
+    needed = max(found, key=lambda parts: sum(parts.values()))  # what is kept is an argument of each
     listed = ", ".join(f"{name} {size / 1e9:.3f}" for name, size in needed.items())
     return (
         f"compiled the step in {seconds:.1f} s for {jax.device_count()} devices of {jax.process_count()} processes\n"

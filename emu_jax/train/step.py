@@ -54,12 +54,12 @@ class Sums:
 def train_step(
     state: TrainState, batch: Batch, *, task: Task, config: OptimizerConfig, seed: int
 ) -> tuple[TrainState, Metrics]:
-    """One update from a whole batch. Randomness (dropout, noise) follows from the seed and the step number, so a
-    resumed run repeats it.
+    """One update from a whole batch, without micro-batches.
 
-    A bad step (`bad_steps.py`) changes nothing but the step number and the counts of bad steps.
+    Randomness (dropout, noise) follows from the seed and the step number, so a resumed run repeats it. A bad step
+    (`bad_steps.py`) changes nothing but the step number and the counts of bad steps.
 
-    It adds to the task's metrics, each float32 []:
+    The update adds to the task's metrics, each float32 []:
 
         loss                          the loss
         grad_norm, grad_norm/<part>   L2 norm of the gradient before clipping, of all parts and of one
@@ -121,8 +121,11 @@ def update(state: TrainState, sums: Sums, *, task: Task, config: OptimizerConfig
     metrics |= {f"{name}/{part}": norm for name, tree in by_part.items() for part, norm in norms(tree).items()}
     metrics |= {f"learning_rate/{part}": peak * factor for part, peak in config.learning_rate}
 
-    finite = [sums.loss, *(value for name, value in metrics.items() if name.startswith("update_norm/"))]
-    good, bad_steps, counts = judge(state.bad_steps, state.step, metrics["grad_norm"], finite, config.skip_spikes)
+    # Adam's directions are of the order of 1: an update overflows where the square of its rate does. To judge the norm
+    # of the update itself would take another pass over all parameters.
+    squares = (jnp.square(peak * factor) for _, peak in config.learning_rate)
+    numbers = [metrics["grad_norm"], sums.loss, *squares]
+    good, bad_steps, counts = judge(state.bad_steps, state.step, numbers, config.skip_spikes)
     metrics |= counts
     new = jax.tree.map(lambda param, change: (param - change).astype(param.dtype), trainable, changes)
     statistics = sums.statistics
@@ -159,7 +162,7 @@ def _gradients(
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A program of the step, not yet compiled. All arrays that stay in memory while it runs are its arguments.
+    """A program of the step, not yet compiled. Its arguments are all that is kept between the step's programs.
 
     Attributes:
       name: what it does.

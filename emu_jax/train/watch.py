@@ -4,11 +4,11 @@ The loop records every phase of a step that it enters (`heartbeat`). A phase tha
 process of several that publishes no heartbeat for `EMU_JAX_TIMEOUT` is lost. Environment variables set the limits, in
 seconds:
 
-    EMU_JAX_TIMEOUT=90              silence of a process; a step, or more: 5 times the longest of the last ones
+    EMU_JAX_TIMEOUT=90              silence of a process; a step, or more: 5 times the median of the last ones
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
     EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
-    EMU_JAX_TIMEOUT_SAVING=3600     saving a checkpoint, or waiting for the last one
+    EMU_JAX_TIMEOUT_SAVING=3900     saving a checkpoint; longer than `config.train.save_timeout_minutes`
 
 Heartbeats are exchanged through JAX's coordination service. Without the watch, a collective operation that waits for a
 lost process would never return. The last words of a process that hangs are the stacks of its threads.
@@ -16,13 +16,13 @@ lost process would never return. The last words of a process that hangs are the 
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import faulthandler
 import json
 import os
 import re
 import socket
+import statistics
 import subprocess
 import sys
 import threading
@@ -34,7 +34,7 @@ from typing import Any, NamedTuple
 import jax
 
 from emu_jax.ending import ending
-from emu_jax.errors import EXIT_LOST, UserError
+from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import aborts, exit_watchdog
 
 TIMEOUT = "EMU_JAX_TIMEOUT"
@@ -44,7 +44,7 @@ HOST = socket.gethostname()
 STARTING, COMPILING, READING, COMPUTING, SAVING = PHASES = (
     *("starting", "compiling", "reading data", "computing", "saving"),
 )
-STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the last ones
+STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the median of the last ones
 MEASURED_STEPS = 16  # the last ones
 STDERR = 2  # the file descriptor: in a notebook or a test, sys.stderr has none
 RESUMES = "start it again to resume from the last checkpoint"
@@ -72,7 +72,7 @@ class Timeouts:
           UserError: one is malformed.
         """
         silence = _seconds(environment, TIMEOUT, 90)
-        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3600}
+        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3900}
         limits = {name: _seconds(environment, f"{TIMEOUT}_{name.upper()}", value) for name, value in defaults.items()}
         return cls(silence=silence, computing=silence, **limits)
 
@@ -93,21 +93,20 @@ class StepTimes:
 
     def __init__(self) -> None:
         self._first: int | None = None
-        self._longest: collections.deque[list[float]] = collections.deque(maxlen=MEASURED_STEPS)  # [step, seconds]
+        self._last: dict[int, float] = {}  # seconds of the last steps
 
     def add(self, step: int, seconds: float) -> None:
         if self._first is None:
             self._first = step
-        if self._longest and self._longest[-1][0] == step:
-            self._longest[-1][1] = max(self._longest[-1][1], seconds)
-        else:
-            self._longest.append([step, seconds])
+        if step > self._first:
+            self._last[step] = max(seconds, self._last.get(step, 0.0))
+            self._last.pop(step - MEASURED_STEPS, None)
 
     def limit(self, step: int, timeouts: Timeouts) -> float:
         """Seconds that a step may take."""
         if self._first is None or step < self._first + 2:
             return timeouts.compiling
-        return max(timeouts.computing, STEP_MULTIPLE * max(seconds for _, seconds in self._longest))
+        return max(timeouts.computing, STEP_MULTIPLE * statistics.median(self._last.values()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,11 +206,18 @@ class Watch:
         self._say_goodbye()
 
     def fail(self, error: BaseException) -> None:
-        """Publishes why this process of several fails, and exits."""
-        if isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error):
+        """Ends this process where an orderly exit might never end: it would wait for other processes, or for storage.
+
+        A process of several first publishes its reason.
+        """
+        if self._client is not None and (isinstance(error, jax.errors.JaxRuntimeError) or "Gloo" in str(error)):
             # Most likely another process is lost; the thread is about to find out which one and to end this process.
             time.sleep(self._timeouts.silence + 3 * self._interval)
         code, line = ending(error)
+        if self._client is None:
+            if code == EXIT_AGAIN:
+                self._leave(line, code)
+            return
         if not line:
             traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"

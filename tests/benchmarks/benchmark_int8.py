@@ -21,7 +21,8 @@ from emu_jax.data.config import DataConfig
 from emu_jax.data.pipeline import Pipeline
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
-from emu_jax.models.quantise import quantise_params
+from tests.models.quantised import quantise_params
+from tests.models.reference_batch import reference_batch
 
 BATCHES = 12
 ROWS, LENGTH, IMAGES = 4, 128, 2  # of random documents
@@ -52,7 +53,7 @@ def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict
         for start in np.linspace(4, LENGTH // 2, IMAGES).astype(int):
             tokens[:, start : start + queries + 2] = [ids.img, *[ids.image] * queries, ids.img_end]
         images = random.standard_normal((ROWS, IMAGES, size, size, 3), np.float32)
-        batches.append(emu.Batch.from_tokens(images, tokens, np.ones_like(tokens), ids))
+        batches.append(reference_batch(images, tokens, np.ones_like(tokens), ids))
     return config, loaded.params, loaded.statistics, ids, batches
 
 

@@ -1,17 +1,28 @@
 """Records of files in buckets: the same as those of the files, by few requests, and damage is found."""
 
 import json
+import os
 import random
+import subprocess
+import sys
+import urllib.request
 
+import numpy as np
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from emu_jax import buckets
 from emu_jax.data import bucket_records, record_files
 from emu_jax.data.bucket_records import BucketReader
+from emu_jax.data.config import DataConfig
+from emu_jax.data.pipeline import Pipeline
 from emu_jax.data.prepared import MANIFEST, Records
 from emu_jax.data.record_files import READER, RecordFile, RecordFiles
+from emu_jax.data.records import write_records
+from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
-from tests.data.folders import pairs, write_folder
+from tests.buckets import FAULTS, FaultyProxy, free_port, gcs_environment, gcs_server
+from tests.data.folders import SIZE, pairs, write_folder
 
 
 def write(path, sizes: list[int], options: str = "group_size:1") -> list[bytes]:
@@ -133,3 +144,66 @@ def test_a_prepared_folder_in_a_bucket(tmp_path, bucket):
     (bucket / "cats" / names[0]).unlink()
     with pytest.raises(UserError, match=rf"^{bucket}/cats/{names[0]}: is missing, its manifest states"):
         Records(bucket / "cats", "train")
+
+
+READ = """
+import sys
+from emu_jax import buckets
+from emu_jax.data.record_files import RecordFile, RecordFiles
+from emu_jax.storage import as_path
+records = RecordFiles([RecordFile(as_path(sys.argv[1]), 200, int(sys.argv[2]))])
+order = [index * 77 % 200 for index in range(200)]
+for first in range(0, 200, 50):
+    assert records.read(order[first : first + 50]) == [b"%d" % index * 100 for index in order[first : first + 50]]
+print(buckets.retries())
+"""
+
+
+@pytest.mark.parametrize("share, faults", [(0.3, FAULTS), (1.0, ("503", "reset"))])
+def test_a_faulty_network_is_no_damage(tmp_path, share, faults):
+    (tmp_path / "bucket").mkdir()
+    port = free_port()
+    write_records(tmp_path / "local", [b"%d" % index * 100 for index in range(200)])
+    data = (tmp_path / "local").read_bytes()
+    with FaultyProxy(port, 0.0, faults=faults, delay=0.05) as proxy, gcs_server(tmp_path, proxy.url, port):
+        variables = gcs_environment(proxy.url)
+        upload = f"{proxy.url}/upload/storage/v1/b/bucket/o?uploadType=media&name=file"
+        urllib.request.urlopen(urllib.request.Request(upload, data, method="POST")).close()
+        proxy.share = share
+        program = [sys.executable, "-c", READ, "gs://bucket/file", str(len(data))]
+        child = os.environ | variables | ({buckets.TIMEOUT: "2"} if share == 1 else {})
+        done = subprocess.run(program, env=child, capture_output=True, text=True)
+    if share == 1:
+        assert "TransientError: GET b/bucket/o/file: storage does not answer for" in done.stderr.splitlines()[-1]
+    else:
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert int(done.stdout) > 5
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_stream_from_a_bucket_is_that_of_the_folder(tmp_path, bucket, workers):
+    local = write_folder(tmp_path / "cats", pairs("cat", 60))
+    for file in local.iterdir():
+        (bucket / "cats" / file.name).write_bytes(file.read_bytes())
+    texts = [part.text for record in pairs("cat", 60) for part in record.parts[1:]]
+    proto = Tokenizer.train(texts, vocab_size=200, model_type="word").proto
+    (bucket / "tokenizer.model").write_bytes(proto)
+    tokenizer = Tokenizer.load(str(bucket / "tokenizer.model"))
+    fields = {"split": "train", "seed": 0, "row_tokens": 32, "row_images": 2, "batch_rows": 2, "packing_window": 8}
+    streams = [
+        Pipeline(
+            DataConfig.from_dict(fields | {"source": str(folder), "pairs": {}, "workers": workers}),
+            tokenizer,
+            queries=2,
+            image_size=SIZE,
+        )
+        for folder in (local, bucket / "cats")
+    ]
+    for _ in range(20):
+        expected, found = map(next, streams)
+        assert all(np.array_equal(found[name], expected[name]) for name in expected)
+    states = [stream.get_state() for stream in streams]
+    assert states[0]["fingerprint"] == states[1]["fingerprint"]
+    assert states[0]["shards"]["0"]["iterator"] == states[1]["shards"]["0"]["iterator"]
+    for stream in streams:
+        stream.close()

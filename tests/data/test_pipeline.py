@@ -3,6 +3,11 @@
 import dataclasses
 import itertools
 import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -17,7 +22,7 @@ from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.prepared import Record
 from emu_jax.data.sources import PairOrder
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.errors import UserError
+from emu_jax.errors import TransientError, UserError
 from tests.data.folders import image, write_folder
 
 SIZE, QUERIES = 16, 4
@@ -260,3 +265,42 @@ def test_bad_settings(tokenizer, change, message):
         Pipeline(dataclasses.replace(DATA, **change), tokenizer, queries=QUERIES, image_size=SIZE)
     with pytest.raises(UserError, match=r"config\.data\.pairs\.order='up'; choose one of"):
         PairOrder("up")
+
+
+def test_worker_processes_outlive_the_signals_that_end_a_run_and_are_missed_when_killed(open_pipeline):
+    """Their parent gets the same signals, and may train on for a step and save."""
+    pipeline = open_pipeline(workers=2)
+    take(pipeline, 1)
+    workers = [process.pid for process in multiprocessing.active_children()]
+    assert len(workers) == 2
+    for process, number in itertools.product(workers, (signal.SIGTERM, signal.SIGINT)):
+        os.kill(process, number)
+    take(pipeline, 40)
+    assert [process.pid for process in multiprocessing.active_children()] == workers
+    os.kill(workers[0], signal.SIGKILL)
+    with pytest.raises(TransientError, match=r"^config\.data\.workers=2: a process that prepares batches was killed; "):
+        take(pipeline, 1000)
+
+
+PARENT = """
+import multiprocessing, time
+from emu_jax.data.pipeline import _become_worker
+
+def work():
+    _become_worker(0, 1)
+    print("ready", flush=True)
+    time.sleep(30)
+    print("outlives its parent", flush=True)
+
+if __name__ == "__main__":
+    multiprocessing.get_context("fork").Process(target=work, daemon=True).start()
+    time.sleep(60)
+"""
+
+
+def test_a_worker_process_ends_with_its_parent(tmp_path):
+    (tmp_path / "parent.py").write_text(PARENT)
+    with subprocess.Popen([sys.executable, tmp_path / "parent.py"], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout.readline() == "ready\n"
+        parent.kill()
+        assert parent.stdout.read() == "", "returns when the worker has ended, too"

@@ -187,6 +187,27 @@ def test_records_come_by_weight(folders, tokenizer):
     assert described["documents"] == described["documents_cats"] + described["documents_dogs"]
 
 
+def test_every_row_knows_its_documents(folders, tokenizer):
+    """Each host's own rows, in the order of the segments, through worker processes too."""
+    sizes = {"queries": QUERIES, "image_size": SIZE}
+    data = config(folders, workers=1)
+    whole, half = Pipeline(data, tokenizer, **sizes), Pipeline(data, tokenizer, **sizes, own=lambda _: [1, 3])
+    for _ in range(3):
+        batch, _ = next(whole), next(half)
+        assert half.records == [whole.records[1], whole.records[3]]
+        for row, records in enumerate(whole.records):
+            assert len(records) == batch["segments"][row].max()
+            for segment, (source, record) in enumerate(records, 1):
+                here = batch["segments"][row] == segment
+                assert set(batch["source_ids"][row][here]) == {source}
+                name, key = whole.name(source, record)
+                assert name == whole.sources[source] == {"cat": "cats", "w": "dogs"}[key.partition("/")[0]]
+                word = key.replace("cat/", "cat").replace("w/", "web")  # which its text begins with
+                assert tokenizer.encode_plain(word)[0] in batch["tokens"][row][here]
+    for pipeline in (whole, half):
+        pipeline.close()
+
+
 @pytest.mark.parametrize(
     "change",
     [

@@ -26,6 +26,16 @@ def test_files_of_all_processes_are_one_set(tmp_path):
     assert predictions.read(tmp_path / "none", RUN, IDS) == {}
 
 
+def test_a_file_in_a_bucket_is_complete_once_it_is_closed(bucket):
+    file = bucket / "0-of-1.jsonl"
+    with predictions.Writer(file, RUN) as writer:
+        assert file.exists()  # a missing permission is noticed before anything is predicted
+        writer.write([{"id": "a", "prediction": "ä\u2028"}])
+    _write(bucket, [{"id": "b", "prediction": "y"}])
+    assert predictions.read(bucket, RUN, IDS) == {"a": "ä\u2028", "b": "y"}
+    assert predictions.read(bucket / "none", RUN, IDS) == {}
+
+
 @given(cut=st.integers(0, 400))
 def test_wherever_a_kill_cuts_the_file_whole_lines_stay_and_writing_goes_on(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")

@@ -105,7 +105,7 @@ def test_slots_are_freed_there(learnt):
         (alone,) = learnt.generate_text([prompt], max_new_tokens=8)
         request = TextRequest(encode_continuation(learnt, prompt), Decoding(), 8, 0)
         ids = batcher.prefill([1], [request])
-        while batcher.active:
+        while len(batcher.free) < batcher.slots:
             ids += [token for token in batcher.decode()[:, 1].tolist() if token >= 0]
         end = {"eos": [2], "image": [learnt.tokenizer.img_id], "length": []}[alone.ended_by]
         assert ids == [*alone.token_ids, *end], prompt

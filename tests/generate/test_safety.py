@@ -11,7 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from emu_jax.checkpoints.load import LoadedSafetyChecker, load_part
 from emu_jax.errors import UserError
-from emu_jax.generate.decoder import Decoder
+from emu_jax.generate.decoder import Decoder, Drawing
 from emu_jax.generate.safety import SafetyCheck, preprocess
 
 SIZE = 28
@@ -107,7 +107,7 @@ def test_flagged_images_are_black(folder, golden, tmp_path, on):
     reduction = decoder.vae_config.reduction
     latents = decoder.initial_latents([0, 1], 4 * reduction, 4 * reduction)
     condition = np.zeros((2, 4, decoder.unet_config.condition_dim), np.float32)
-    drawn, flags = decoder.draw(condition, condition, latents, sampler="ddim", steps=1, guidance=1.0)
+    drawn, flags = decoder.draw(condition, condition, latents, Drawing("ddim", 1, 1.0))
     assert flags == ([True, True] if on else [None, None])
     assert (drawn.max() == 0) == on, "black where the checker is on, and only there"
 

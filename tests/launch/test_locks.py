@@ -45,8 +45,11 @@ def requirements() -> list[Requirement]:
 def test_what_setup_asks_for_is_pinned(python, requirements):
     versions = pins(python)
     wanted = [each for each in requirements if not each.marker or each.marker.evaluate({"python_version": python})]
+    names = [each.name.lower().replace("_", "-") for each in wanted]
     missing = [
-        str(each) for each in wanted if versions.get(each.name.lower().replace("_", "-"), "none") not in each.specifier
+        str(each)
+        for name, each in zip(names, wanted, strict=True)
+        if name not in versions or versions[name] not in each.specifier
     ]
     assert missing == [], f"run launch/lock.sh: {lock(python).name} does not have them"
     assert {"jaxlib", "libtpu"} <= set(versions)

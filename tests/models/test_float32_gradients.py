@@ -18,6 +18,7 @@ from emu_jax.models.layers import Array, add_float32, project, project_float32
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh, tree_shardings
 from emu_jax.train.global_batch import batch_shardings
+from tests.models.reference_batch import reference_batch
 
 ROOT = Path(__file__).parents[2]
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
@@ -37,7 +38,7 @@ def config(on: bool, **fields) -> emu.EmuConfig:
 def batch(rows: int) -> emu.Batch:
     images = np.random.default_rng(0).integers(0, 256, (rows, 1, 16, 16, 3), np.uint8)
     tokens = np.array([ROW] * rows, np.int32)
-    return emu.Batch.from_tokens(jnp.asarray(images), jnp.asarray(tokens), jnp.ones_like(tokens), IDS)
+    return reference_batch(jnp.asarray(images), jnp.asarray(tokens), jnp.ones_like(tokens), IDS)
 
 
 def gradients(c: emu.EmuConfig) -> tuple[float, dict[str, np.ndarray]]:

@@ -13,6 +13,7 @@ from emu_jax.checkpoints.convert import emu as published
 from emu_jax.checkpoints.load import load_emu
 from emu_jax.models import emu, lora
 from emu_jax.models.paths import flatten
+from tests.models.reference_batch import reference_batch
 
 IDS = emu.SpecialIds(pad=32000, img=32001, img_end=32002, image=32003)
 FILES = {"pretrain": "mini-a/pretrain", "instruct": "mini-a/instruct/Emu-instruct.pt"}
@@ -31,7 +32,7 @@ def case(request, golden):
     images = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
     rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])  # row 0 holds two, row 1 one
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
-    batch = emu.Batch.from_tokens(rows, tokens, mask, IDS)
+    batch = reference_batch(rows, tokens, mask, IDS)
     return config, loaded.params, batch, reference, published.find_weights(path)
 
 
@@ -84,7 +85,7 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
     images = reference["images"].transpose(0, 2, 3, 1)  # [3, H, W, 3]
     rows = jnp.stack([images[:2], np.stack([images[2], np.zeros_like(images[2])])])
     tokens, mask = (jnp.asarray(reference[name], jnp.int32) for name in ("input_ids", "attention_mask"))
-    batch, live = emu.Batch.from_tokens(rows, tokens, mask, IDS), reference["attention_mask"].astype(bool)
+    batch, live = reference_batch(rows, tokens, mask, IDS), reference["attention_mask"].astype(bool)
     loaded = load_emu(path, vision_head_dim=12, merge_lora=False)
     assert loaded.config.llama.lora_rank == 16 and loaded.config.llama.lora_targets == ("q", "k", "v", "o")
     config, beside = dataclasses.replace(loaded.config, loss_chunk=8), loaded.params

@@ -14,7 +14,8 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu, layers, lora
 from emu_jax.models.llama import PROJECTIONS
 from emu_jax.models.paths import flatten, join, split
-from emu_jax.models.quantise import quantise_params
+from tests.models.quantised import quantise_params
+from tests.models.reference_batch import reference_batch
 
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 FOLDERS = {name: "attn" if name in "qkvo" else "mlp" for name in PROJECTIONS}
@@ -45,7 +46,7 @@ def grown(config: emu.EmuConfig) -> emu.Params:
 def batch() -> emu.Batch:
     """Two rows of text without an image."""
     tokens = jnp.asarray(np.random.default_rng(0).integers(1, 60, (2, 12)), jnp.int32)
-    return emu.Batch.from_tokens(jnp.zeros((2, 1, 16, 16, 3), jnp.uint8), tokens, jnp.ones_like(tokens), IDS)
+    return reference_batch(jnp.zeros((2, 1, 16, 16, 3), jnp.uint8), tokens, jnp.ones_like(tokens), IDS)
 
 
 def logits(params: emu.Params, config: emu.EmuConfig) -> np.ndarray:

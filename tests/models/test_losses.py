@@ -16,8 +16,9 @@ from emu_jax.models.losses import SourceWeights, source_scales
 from emu_jax.sharding import make_mesh
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
+from tests.models.reference_batch import reference_batch
 from tests.train import tiny
-from tests.train.tasks import interleaved, step_of
+from tests.train.tasks import compiled_step, interleaved
 
 IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 CONFIG = emu.EmuConfig.from_dict(models.debug())
@@ -36,9 +37,7 @@ WEIGHTED = (SourceWeights("web", 1.0, 0.5), SourceWeights("pairs", 0.3, 2.0), So
 def batch(rows: list[list[int]] = ROWS) -> emu.Batch:
     tokens = np.array([row + [IDS.pad] * (LENGTH - len(row)) for row in rows], np.int32)
     images = np.random.default_rng(0).integers(0, 256, (len(rows), 1, 16, 16, 3), np.uint8)
-    return emu.Batch.from_tokens(
-        jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(tokens != IDS.pad, jnp.int32), IDS
-    )
+    return reference_batch(jnp.asarray(images), jnp.asarray(tokens), jnp.asarray(tokens != IDS.pad, jnp.int32), IDS)
 
 
 def of_sources(
@@ -160,7 +159,7 @@ def test_accumulated_micro_batches_are_the_whole_batch():
         config = OptimizerConfig.from_dict(fields)
         task = interleaved(SOURCES, IDS, config, sources=WEIGHTED)
         state = create_state(task, config, 0, make_mesh({}, jax.devices()[:1]))
-        found.append(jax.jit(step_of(task, config))(state, some))
+        found.append(compiled_step(task, config, state, some)(state, some))
     (expected, metrics), (got, metrics_parts) = found
     names = ["loss", "text_loss", "regression_loss", "grad_norm", "text_loss/web", "text_loss/pairs", "text_loss/chats"]
     for name in [*names, "regression_loss/web", "regression_loss/pairs"]:

@@ -13,7 +13,8 @@ from configs import models
 from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
-from emu_jax.models.quantise import is_quantised, quantise, quantise_params
+from emu_jax.models.quantise import is_quantised, quantise
+from tests.models.quantised import quantise_params
 from tests.train.tasks import interleaved
 
 

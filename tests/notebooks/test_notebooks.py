@@ -72,7 +72,7 @@ def test_every_import_of_ours_exists(name):
     found = 0
     for source in code(name):
         for node in ast.walk(ast.parse(source)):  # plain Python: no magics
-            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] == "emu_jax":
+            if isinstance(node, ast.ImportFrom) and node.module.partition(".")[0] in ("emu_jax", "notebooks"):
                 module = importlib.import_module(node.module)
                 for alias in node.names:
                     if not hasattr(module, alias.name):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from emu_jax.generate import embeddings
 from emu_jax.generate.text import Decoding
 from emu_jax.serve import continuous_batching, image_batching, prompt_batching
 from emu_jax.serve.continuous_batching import ContinuousBatcher, TextRequest
@@ -37,7 +38,7 @@ def run(texts: ContinuousBatcher, requests: list[TextRequest]) -> list[list[int]
             for slot, (number, _), token in zip(free, joining, first, strict=False):
                 ids[number].append(token)
                 running[slot] = number
-        if texts.active:
+        if len(texts.free) < texts.slots:
             tokens = texts.decode()
             for slot, number in running.items():
                 ids[number] += [token for token in tokens[:, slot].tolist() if token >= 0]
@@ -87,7 +88,7 @@ def test_a_released_slot_is_free_and_its_neighbour_continues(plain, texts):
     texts.release(0)
     assert 0 in texts.free
     ids = [first]
-    while texts.active:
+    while len(texts.free) < texts.slots:
         tokens = texts.decode()
         assert (tokens[:, 0] == -1).all(), "a free slot has no new tokens"
         ids += [token for token in tokens[:, 1].tolist() if token >= 0]
@@ -102,7 +103,7 @@ def test_every_image_is_the_one_drawn_on_its_own(plain):
         ImageRequest(encode_continuation(plain, prompt, draws=True), *settings, seed)
         for seed, (prompt, settings) in enumerate(zip(PROMPTS[:5], asked, strict=True))
     ]
-    programs = image_batching._advance, prompt_batching._generate_embeddings
+    programs = image_batching._advance, embeddings.generate_embeddings
     before = [program._cache_size() for program in programs]
     waiting, found = list(requests), {}
     running: dict[int, ImageRequest] = {}

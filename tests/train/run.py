@@ -20,12 +20,10 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from emu_jax.buckets import is_transient
 from emu_jax.checkpoints.store import digests
-from emu_jax.cli.train import leave
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
-from emu_jax.errors import CommandError, TransientError
+from emu_jax.errors import CommandError
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import as_path
 from emu_jax.train import distributed, loop
@@ -74,15 +72,9 @@ def main() -> int:
     try:
         with distributed.job():
             print(json.dumps(train(config, options)))
-    except TransientError as error:
-        leave(error)
     except CommandError as stopped:
         print(stopped, file=sys.stderr)
         return stopped.exit_code
-    except Exception as error:
-        if is_transient(error):
-            leave(error)
-        raise
     return 0
 
 

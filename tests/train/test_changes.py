@@ -6,6 +6,7 @@ import shutil
 import jax.numpy as jnp
 import pytest
 
+from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.train.changes import check_change
@@ -48,6 +49,28 @@ def test_a_change_holds_from_the_next_step_and_is_recorded(trained, documents, t
     assert main([*run, *changes, "--change", "config.train.steps=3"]) == 2
     assert "config.train.steps=3: the run has had 4; expected that or more" in capsys.readouterr().err
     assert (workdir / "history.jsonl").read_bytes() == history
+
+
+@pytest.mark.slow
+def test_weights_of_a_mixture_change(documents, tmp_path):
+    """Also where the run is killed before its next checkpoint: then only config.json says so."""
+    workdir, weight = tmp_path / "run", "data.mixture.one.weight"
+    run = ["train", "--config", tiny.__file__, "--workdir", str(workdir), "--config.data.source="]
+    run += [f"--config.data.mixture.{name}.source={documents}" for name in ("one", "two")]
+    run += ["--config.data.mixture.one.weight=1.0", "--config.data.mixture.two.weight=1.0", "--config.train.steps=4"]
+    run += ["--config.train.checkpoint_every=2", "--config.data.packing_window=2", "--config.data.batch_rows=1"]
+    assert main(run) == 0
+    before = (workdir / "config.json").read_text()
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    changed = [*run, "--change", f"config.{weight}=3.0"]
+    assert main(changed) == 0
+    shutil.rmtree(workdir / "checkpoints" / "4")
+    assert main([*run, f"--config.{weight}=3.0"]) == 0, "as after a kill, without the change"
+    assert before != (workdir / "config.json").read_text()
+    (line,) = read_metrics(workdir / "history.jsonl")
+    assert line["step"] == 2 and line["change"] == {weight: [1.0, 3.0]}
+    earlier = read_meta(workdir / "checkpoints" / "4")["iterator"]["earlier"]
+    assert [weights for _, weights in earlier] == [{"one": 1.0, "two": 1.0}]
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def saved(folder: Path) -> dict[str, int]:
 
 
 def values(state: TrainState) -> dict[str, int]:
-    optimizer = {"step": state.step, "total_steps": state.total_steps, "opt_state": state.opt_state}
+    optimizer = {name: getattr(state, name) for name in ("step", "total_steps", "opt_state", "bad_steps")}
     return digests({"params": state.params, "statistics": state.statistics, "optimizer": optimizer})
 
 
@@ -85,7 +85,7 @@ def test_a_corrupt_newest_checkpoint_is_set_aside(two, documents, tmp_path, caps
         load_emu(workdir)
     state = train(config(documents), workdir)
     assert int(state.step) == 2 and saved(newest) == expected
-    aside = workdir / "checkpoints" / "corrupt" / "2"
+    aside = workdir / "corrupt" / "2"
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "corrupt" in line]
     assert line.startswith(f"{newest}: the checkpoint is corrupt: ") and line.endswith(f"; it is moved to {aside}")
     assert (aside / victim.relative_to(newest)).read_bytes() == data
@@ -105,7 +105,7 @@ def test_a_corrupt_checkpoint_in_a_bucket_is_set_aside(two, target, bucket):
         assert found.step == 1 and values(found.state) == saved(two / "checkpoints" / "1")
         assert not metadata.exists()
         metadata.parent.parent.joinpath(COMMIT_FILE).write_text("")  # a folder of that name is damaged once more
-    aside = bucket / "checkpoints" / "corrupt"
+    aside = bucket / "corrupt"
     assert sorted(path.name for path in aside.iterdir()) == ["2", "2.2"]
     assert (aside / "2" / "meta" / "metadata").read_text() == "{}"
 

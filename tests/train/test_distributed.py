@@ -4,6 +4,7 @@ Real processes on this machine, each with simulated devices of its own; `tests/t
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -117,6 +118,24 @@ def test_two_processes_train_as_one(one, two):
     ]
 
 
+@pytest.mark.slow
+def test_processes_fall_back_to_the_same_checkpoint(two, documents, tmp_path):
+    """The newest one is damaged in a file that the second process wrote, and that not every process reads."""
+    workdir = tmp_path / "run"
+    shutil.copytree(two, workdir)
+    newest = newest_folder(workdir)
+    files = [path for path in (newest / "params").rglob("ocdbt.process_1/d/*") if path.is_file()]
+    victim = max(files, key=lambda path: path.stat().st_size)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    errors = [error for _, error in finish(start(workdir, documents, processes=2))]
+    lines = [line for error in errors for line in error.splitlines() if "the checkpoint is corrupt" in line]
+    assert len(lines) == 1 and lines[0].startswith(f"{newest}: ") and "it is moved to" in lines[0]
+    assert (workdir / "corrupt" / newest.name).is_dir()
+    assert_bitwise(two, workdir)
+
+
 LAYOUTS = {  # processes, devices of each, mesh
     "2 processes, fsdp 8": (2, 4, {"fsdp": 8}),
     "2 processes, data 2, tensor 4": (2, 4, {"data": 2, "fsdp": 1, "tensor": 4}),
@@ -146,7 +165,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(two, documents, tmp
     assert killed == -signal.SIGKILL and time.monotonic() - lost < LIMIT
     assert code == EXIT_LOST, error
     assert "process 1 of 2 (" in message(error) and "is lost: no sign of life for" in message(error)
-    assert message(last).startswith("emu-jax train: process 1 of 2 ended: a signal or a crash ended it; start")
+    assert message(last).startswith("emu-jax train: process 1 of 2 ended: a signal or a crash ended it; start it")
     assert_bitwise(two, train(workdir, documents, processes=2))
 
 
@@ -293,17 +312,17 @@ def test_two_tasks_of_slurm_train_as_one(two, documents, tmp_path):
 # ---- what is said for a process that can say nothing more ------------------------------------------------------------
 
 
-def say(process: str, coordinator: str, words: str) -> str:
-    command = [sys.executable, "-S", exit_watchdog.__file__, process, "2", coordinator]
-    return subprocess.run(command, input=words, capture_output=True, text=True, check=True).stderr
-
-
-def test_last_words():
-    with socket.create_server(("127.0.0.1", 0)) as coordinator:
-        alive = f"127.0.0.1:{coordinator.getsockname()[1]}"
-        assert say("1", alive, exit_watchdog.GOODBYE) == ""
-        for process in "01":
-            expected = f"emu-jax train: process {process} of 2 ended: a signal or a crash ended it; start the job again"
-            assert say(process, alive, "").startswith(expected)
-    expected = f"emu-jax train: process 1 of 2 ended: process 0 of 2 is lost: nothing answers at {alive}; start the job"
-    assert say("1", alive, "").startswith(expected)
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (exit_watchdog.GOODBYE, ""),
+        (
+            "",
+            "emu-jax train: process 1 of 2 ended: a signal or a crash ended it; start it again to resume from the last "
+            "checkpoint\n",
+        ),
+    ],
+)
+def test_last_words(words, expected):
+    command = [sys.executable, "-S", exit_watchdog.__file__, "1", "2"]
+    assert subprocess.run(command, input=words, capture_output=True, text=True, check=True).stderr == expected

@@ -217,7 +217,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
     )
     config.init = ConfigDict({"unet": str(tmp_path / "c" / "unet")})
     fresh = {"unet": unet.init(unet.UNetConfig.from_dict(config.unet), jax.random.key(0))}
-    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}), config, TrainDecoder.init_parts)
+    state = init_from_checkpoints(TrainState(0, 0, fresh, None, {"ema": fresh}, {}), config, TrainDecoder.init_parts)
     found, before, expected = flatten(state.params), flatten(fresh), flatten({"unet": theirs.params})
     for name, value in expected.items():
         wide = "attn2/to_k/" in name or "attn2/to_v/" in name

@@ -7,18 +7,23 @@ A shard is a path that can be opened as it is; what follows its `//` is the same
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import re
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
+from emu_jax.storage import Path as AnyPath
+from emu_jax.storage import as_path, check_local, is_bucket
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_RECORD_CHARACTERS = 64 << 20
+LOCAL = "raw data in this format, with files beside each other,"
 CHUNK = 1 << 18  # characters of JSON read at a time
 SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -37,16 +42,19 @@ class Skip(Exception):
 # ---------------------------------------------------------------- shards
 
 
-def find_shards(path: str, patterns: Sequence[str], what: str) -> list[str]:
+def find_shards(path: str, patterns: Sequence[str], what: str, *, alone: bool = False) -> list[str]:
     """The files at `path`, sorted: a file, a glob, or a folder that is searched recursively for `patterns`.
 
     Args:
       what: what the files should be, for errors.
+      alone: whether a shard holds all that its documents need; otherwise `path` may not be in a bucket.
 
     Raises:
       UserError: there are none.
     """
-    here = Path(path)
+    if alone and is_bucket(as_path(path)):
+        return _find_in_bucket(path, patterns, what)
+    here = check_local(path, LOCAL)
     if here.is_file():
         return [f"{here.parent}//{here.name}"]
     if here.is_dir():
@@ -63,10 +71,49 @@ def find_shards(path: str, patterns: Sequence[str], what: str) -> list[str]:
     return shards
 
 
+def _find_in_bucket(path: str, patterns: Sequence[str], what: str) -> list[str]:
+    if glob.has_magic(path):
+        raise UserError(f"{path}: globs are not searched in buckets; name a folder or a file")
+    from emu_jax import buckets  # on demand: its packages are an extra
+
+    here = as_path(path)
+    if here.is_file():
+        return [f"{here.parent}//{here.name}"]
+    start = len(str(here).partition("://")[2]) + 1
+    names = sorted(file[start:] for file in buckets.filesystem(here).find(str(here)))
+    found = [name for name in names if any(PurePosixPath(name).match(pattern) for pattern in patterns)]
+    shards = [f"{here}//{name}" for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    if not shards:
+        raise UserError(f"{path}: holds no {' or '.join(patterns)}; expected {what}")
+    return shards
+
+
 def shard_name(shard: str) -> str:
     """The part of a shard's path that does not depend on the folder of the data."""
     head, mark, name = shard.rpartition("//")
     return name if mark and head else Path(shard).name
+
+
+def shard_path(shard: str) -> AnyPath:
+    """The file of a shard, which has two slashes where its name begins; in a bucket they would be another file's."""
+    head, mark, name = shard.rpartition("//")
+    return as_path(f"{head}/{name}" if mark and head else shard)
+
+
+@contextlib.contextmanager
+def opened(shard: str) -> Iterator[BinaryIO]:
+    """A shard's bytes; one in a bucket is first copied to a local temporary file."""
+    path = shard_path(shard)
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            yield file
+        return
+    from emu_jax import buckets
+
+    with tempfile.NamedTemporaryFile(prefix="emu-jax-") as copy:
+        buckets.filesystem(path).get_file(str(path), copy.name)
+        with open(copy.name, "rb") as file:
+            yield file
 
 
 # ---------------------------------------------------------------- text and images

@@ -14,9 +14,9 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from emu_jax.data.raw.files import MAX_RECORD_CHARACTERS, Skip, json_array, parse_json, shard_name
+from emu_jax.data.raw.files import MAX_RECORD_CHARACTERS, Skip, json_array, opened, parse_json, shard_name
 from emu_jax.data.raw.reader import Reject
-from emu_jax.errors import UserError
+from emu_jax.errors import TransientError, UserError
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip", "*.json", "*.json.gz", "*.parquet")
 PARQUET_ROWS = 16  # in memory at once; a row may hold its images
@@ -42,7 +42,7 @@ def read_rows(shard: str) -> Iterator[KeyedRow | Reject]:
         if name.endswith(".parquet"):
             yield from _parquet(shard, name)
         elif name.endswith(".zip"):
-            with zipfile.ZipFile(shard) as archive:
+            with opened(shard) as file, zipfile.ZipFile(file) as archive:
                 members = [member for member in archive.namelist() if member.endswith((".jsonl", ".json"))]
                 for member in members:
                     # Published archives hold one file of the same name; in others, the member's name tells them apart.
@@ -50,11 +50,13 @@ def read_rows(shard: str) -> Iterator[KeyedRow | Reject]:
                     with archive.open(member) as stream:
                         yield from _json(stream, where, member)
         elif name.endswith(".gz"):
-            with gzip.open(shard) as stream:
+            with opened(shard) as file, gzip.open(file) as stream:
                 yield from _json(stream, name, name.removesuffix(".gz"))
         else:
-            with open(shard, "rb") as stream:
+            with opened(shard) as stream:
                 yield from _json(stream, name, name)
+    except TransientError:
+        raise
     except (zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError, RuntimeError) as error:
         yield Reject(name, "cut_shard", f"{name} cannot be unpacked further ({error})")
     except FileNotFoundError as error:
@@ -112,7 +114,7 @@ def _parquet(shard: str, name: str) -> Iterator[KeyedRow | Reject]:
         raise UserError(f"{shard}: Parquet needs pyarrow; run `pip install 'emu-jax[prepare]'`") from error
     number = 0
     try:
-        with pyarrow.parquet.ParquetFile(shard) as file:
+        with opened(shard) as data, pyarrow.parquet.ParquetFile(data) as file:
             for batch in file.iter_batches(batch_size=PARQUET_ROWS):
                 for row in batch.to_pylist():
                     yield f"{name}/{number}", row

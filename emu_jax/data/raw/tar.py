@@ -17,7 +17,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-from emu_jax.data.raw.files import shard_name
+from emu_jax.data.raw.files import opened, shard_name
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 
@@ -116,7 +116,7 @@ def read_samples(
     """
     name = shard_name(shard)
     try:
-        with open(shard, "rb") as file:
+        with opened(shard) as file:
             stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
             members = _members(_Blocks(stream), name, max_member_bytes, record_bytes)
             yield from _samples(members, name, max_member_bytes)

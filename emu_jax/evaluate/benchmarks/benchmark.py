@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 from emu_jax.errors import UserError, nearest
@@ -19,7 +19,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, replace_text
 
 # A submission's answer: a text, or the rank of every candidate, in the candidates' order, 1 for the best.
 Answer = str | Sequence[int]
@@ -27,7 +27,7 @@ Answer = str | Sequence[int]
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Files that some metrics need and that the package cannot ship.
+    """Files that some metrics need and that the package cannot ship. They are local: other libraries open them.
 
     Attributes:
       clip: folder of a CLIP, for CLIP scores.
@@ -35,9 +35,9 @@ class Weights:
       wordnet: WordNet's folder, for WUPS; None to search NLTK's usual folders.
     """
 
-    clip: Path | None = None
-    inception: Path | None = None
-    wordnet: Path | None = None
+    clip: pathlib.Path | None = None
+    inception: pathlib.Path | None = None
+    wordnet: pathlib.Path | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,7 +111,7 @@ class Benchmark:
 
     def files(self, root: Path) -> Files:
         """The benchmark's folder, which must exist."""
-        return Files(Path(root), f"{self.name} expects there: {'; '.join(self.tree)}. Official files: {self.described}")
+        return Files(root, f"{self.name} expects there: {'; '.join(self.tree)}. Official files: {self.described}")
 
     def score(
         self, questions: Sequence[Question], predictions: Mapping[str, Any], scoring: Scoring
@@ -146,12 +146,11 @@ class Benchmark:
             raise UserError(f"{path}: {self.name} has no submission format; its predictions are scored here")
         self._check_answers(questions, answers)
         text = json.dumps(self.submission(questions, answers))
-        path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             replace_text(path, text + "\n")
         except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); expected a file's path") from error
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected a file's path") from error
 
     def _check_complete(self, questions: Sequence[Question], predictions: Mapping[str, Any]) -> None:
         if missing := [question.id for question in questions if question.id not in predictions]:

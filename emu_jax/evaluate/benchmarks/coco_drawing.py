@@ -9,8 +9,8 @@ question shows nothing to the model.
 from __future__ import annotations
 
 import hashlib
+import pathlib
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
 from emu_jax.evaluate.formats.captions import captioned, coco_names
@@ -19,6 +19,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import drawings
 from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Part
 from emu_jax.evaluate.question import Question
+from emu_jax.storage import Path
 
 CAPTIONS = 30_000
 SEED = 0
@@ -52,7 +53,7 @@ def real_images(root: Path, questions: Iterable[Question] | None = None) -> list
     document = _document(files)
     names = {str(entry.whole("id")): entry.text("file_name") for entry in document.entries("images")}
     ids = list(names) if questions is None else [question.id for question in questions]
-    check_asked(names, ids, "question", (document.path, Path("the questions")))
+    check_asked(names, ids, "question", (document.path, pathlib.Path("the questions")))
     images = [files.shown(*coco_names("val2014", names[key])) for key in ids]
     files.check_shown()
     return images

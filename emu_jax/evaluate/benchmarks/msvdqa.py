@@ -8,7 +8,6 @@ server takes results.
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark
@@ -16,6 +15,7 @@ from emu_jax.evaluate.formats.files import Entry, Files
 from emu_jax.evaluate.formats.video_qa import reader
 from emu_jax.evaluate.metrics.open_answers import figures
 from emu_jax.evaluate.prompts import vqa
+from emu_jax.storage import Path
 
 
 def _video_names(files: Files) -> Callable[[Entry], tuple[str, ...]]:
@@ -36,7 +36,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
     """`youtube_mapping.txt` -> the clips' names by number: {"vid1": "-4wsuPCjDBc_5_15"}."""
     clips: dict[str, str] = {}
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected lines such as -4wsuPCjDBc_5_15 vid1") from error
     for number, line in enumerate(lines, 1):

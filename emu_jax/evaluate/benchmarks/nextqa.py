@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from emu_jax.errors import UserError
@@ -27,6 +27,7 @@ from emu_jax.evaluate.metrics.figures import by_kind, check
 from emu_jax.evaluate.metrics.wups import Wups
 from emu_jax.evaluate.prompts import vqa
 from emu_jax.evaluate.question import Question
+from emu_jax.storage import Path
 
 COLUMNS = ("video", "question", "answer", "qid", "type")
 TYPES = ("CW", "CH", "TN", "TP", "TC", "DB", "DC", "DL", "DO")
@@ -71,18 +72,17 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[Entry]:
     """
     rows = []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.DictReader(file)
-            if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-                raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-            for fields in reader:
-                if None in fields or None in fields.values():
-                    count = len(reader.fieldnames or ())
-                    raise UserError(
-                        f"{path}: line {reader.line_num} does not have the {count} cells of the header; "
-                        "expected the file as it is published, so fetch it again"
-                    )
-                rows.append(Entry(fields, path, f"line {reader.line_num}"))
+        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+            raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
+        for fields in reader:
+            if None in fields or None in fields.values():
+                count = len(reader.fieldnames or ())
+                raise UserError(
+                    f"{path}: line {reader.line_num} does not have the {count} cells of the header; "
+                    "expected the file as it is published, so fetch it again"
+                )
+            rows.append(Entry(fields, path, f"line {reader.line_num}"))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a CSV of {', '.join(columns)}") from error
     if not rows:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,6 +33,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import ranking
 from emu_jax.evaluate.prompts import END, Calls, Example, ModelCall, Part, join
 from emu_jax.evaluate.question import Question
+from emu_jax.storage import Path
 
 DENSE = "visdial_1.0_val_dense_annotations.json"
 

@@ -9,13 +9,13 @@ of the folder. Each folder is listed once: a hundred thousand images need no sys
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable, Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from emu_jax.errors import UserError
+from emu_jax.storage import Path
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -215,7 +215,7 @@ class Files:
         folder, _, file = name.rpartition("/")
         if folder not in self._listings:
             try:
-                self._listings[folder] = frozenset(os.listdir(self.root / folder))
+                self._listings[folder] = frozenset(path.name for path in (self.root / folder).iterdir())
             except OSError:
                 self._listings[folder] = frozenset()
         return file in self._listings[folder]
@@ -235,8 +235,7 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
       UserError: the file is no JSON; names the line and column.
     """
     try:
-        with path.open(encoding="utf-8-sig") as file:
-            return json.load(file, object_pairs_hook=pairs_hook)
+        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
         why = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
     except UnicodeDecodeError as error:
@@ -248,7 +247,7 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     except _Twice as error:
         why = f"an object has the name {ascii(error.name)[:80]} twice"
     except OSError as error:
-        why = f"cannot be read ({error.strerror})"
+        why = f"cannot be read ({error.strerror or error})"
     raise UserError(f"{path}: {why}; expected the file as it is published, so fetch it again")
 
 

@@ -6,16 +6,19 @@ the CLIP score need weights that the user gives.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from emu_jax.data.clip_scores import ClipScorer, load_scorer
 from emu_jax.data.images import load_image
-from emu_jax.evaluate import vgg
+from emu_jax.errors import UserError
+from emu_jax.evaluate import intervals, vgg
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics import clip_score, frechet, inception
+from emu_jax.evaluate.metrics import frechet, inception
 from emu_jax.generate.model import Emu
+from emu_jax.storage import Path
 
 
 def figures(
@@ -24,8 +27,8 @@ def figures(
     real: Sequence[Path],
     texts: Sequence[str],
     *,
-    inception_weights: Path | None = None,
-    clip: Path | None = None,
+    inception_weights: pathlib.Path | None = None,
+    clip: pathlib.Path | None = None,
 ) -> dict[str, Figure]:
     """Fréchet distances and CLIP score.
 
@@ -52,7 +55,22 @@ def figures(
         weights = inception.load(inception_weights)
         found["FID"] = frechet.figure(*(inception.features(weights, images(paths)) for paths in (drawn, real)))
     if clip is not None:
-        from emu_jax.data.clip_scores import load_scorer
-
-        found[clip_score.CLIP_SCORE] = clip_score.figure(load_scorer(str(clip)), images(drawn), texts)
+        found["CLIP score"] = clip_score(load_scorer(str(clip)), images(drawn), texts)
     return found
+
+
+def clip_score(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence[str]) -> Figure:
+    """How well drawn images fit the texts they were drawn from: mean of max(100 cos, 0), from 0 to 100.
+
+    Scores of different CLIPs are not comparable: report the weights with the number.
+
+    Args:
+      images, texts: uint8 [H, W, 3] each, and texts, in the same order.
+
+    Raises:
+      UserError: the numbers of texts and images differ, or there are none.
+    """
+    seen, read = scorer.embed_images(images), scorer.embed_texts(texts)  # [N, D] each, of length 1
+    if len(seen) != len(read) or not len(seen):
+        raise UserError(f"CLIP score: {len(seen)} images and {len(read)} texts; expected one text an image")
+    return intervals.mean(np.maximum(100 * (seen * read).sum(-1), 0.0))

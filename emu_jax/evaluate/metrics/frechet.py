@@ -8,21 +8,18 @@ weights, have names of their own: compare only numbers of the same name.
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 from einops import rearrange
 
 from emu_jax.data.images import resize
-from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.features import in_batches
 from emu_jax.generate.model import Emu
-
-BATCH = 16
 
 # Mean [F]; A [min(N, F), F] with A^T A the covariance; the covariance's trace.
 Moments = tuple[np.ndarray, np.ndarray, float]
@@ -103,31 +100,15 @@ def vgg_features(params: vgg.Params, images: Iterable[np.ndarray]) -> np.ndarray
     """Images uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, normalised at each position, averaged over positions."""
     cells = vgg.GRID**2
     ends = np.cumsum(vgg.CHANNELS) * cells
-    rows = []
-    for batch in _batches(images):
-        features = vgg.features(params, pad_to(batch, BATCH))[: len(batch)]
-        parts = np.split(features, ends[:-1], axis=1)
-        rows.append(np.concatenate([rearrange(part, "n (g c) -> n g c", g=cells).mean(1) for part in parts], axis=1))
-    return _concatenate(rows)
+
+    def run(batch: list[np.ndarray]) -> np.ndarray:
+        parts = np.split(vgg.features(params, batch), ends[:-1], axis=1)
+        return np.concatenate([rearrange(part, "n (g c) -> n g c", g=cells).mean(1) for part in parts], axis=1)
+
+    return in_batches(run, images)
 
 
 def encoder_features(emu: Emu, images: Iterable[np.ndarray]) -> np.ndarray:
     """Images uint8 [H, W, 3] -> float32 [N, D]: Emu's visual embeddings, averaged over queries."""
     size = emu.config.vision.image_size
-    rows = []
-    for batch in _batches(images):
-        pixels = np.stack([resize(image, size) for image in pad_to(batch, BATCH)])
-        rows.append(emu.encode_images(pixels)[: len(batch)].mean(1))
-    return _concatenate(rows)
-
-
-def _batches(images: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
-    images = iter(images)
-    while batch := list(itertools.islice(images, BATCH)):
-        yield batch
-
-
-def _concatenate(rows: list[np.ndarray]) -> np.ndarray:
-    if not rows:
-        raise UserError("no images to take features of; expected two or more")
-    return np.concatenate(rows)
+    return in_batches(lambda batch: emu.encode_images(np.stack([resize(x, size) for x in batch])).mean(1), images)

@@ -18,7 +18,7 @@ from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
-from emu_jax.generate.model import Emu
+from emu_jax.generate.model import Emu, GeneratedText
 
 BATCH = 32  # prompts generated at a time
 TRAIN_SAMPLE = 160  # training images scored beside the held-out ones, to tell memorising from generalising
@@ -61,27 +61,27 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
     pools = {split: examples(split, emu.config.vision.image_size) for split in SPLITS}
     gallery = [example for pool in pools.values() for example in pool]
     rows = {example.key: row for row, example in enumerate(gallery)}
-    embeddings = in_batches(
-        lambda part: list(emu.encode_images(np.stack([e.pixels for e in part]))), gallery, "encode images"
-    )
-    embeddings = np.stack(embeddings)  # [G, Q, D]
+
+    def write(part_of: Callable[[Example], Any], pool: Sequence[Example], about: str) -> list[GeneratedText]:
+        """The texts that follow one part of every example."""
+        return in_batches(
+            lambda some: emu.generate_text([[part_of(e)] for e in some], max_new_tokens=CAPTION_TOKENS), pool, about
+        )
+
+    encoded = in_batches(lambda part: emu.encode_images(np.stack([e.pixels for e in part])), gallery, "encode images")
+    embeddings = np.stack(encoded)  # [G, Q, D]
     figures: dict[str, Figure] = {}
     answers: list[Answer] = []
     for split in dict.fromkeys(splits):
         pool = pools[split]
         if split == "train":
             pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
-        written = in_batches(
-            lambda part: emu.generate_text([[e.pixels] for e in part], max_new_tokens=CAPTION_TOKENS),
-            pool,
-            f"{split}: captions",
-        )
+        written = write(lambda e: e.pixels, pool, f"{split}: captions")
         captions = [one.text.strip() for one in written]
-        generated = np.stack(
-            in_batches(
-                lambda part: list(emu.generate_embeddings([[e.caption] for e in part])), pool, f"{split}: embeddings"
-            )
-        )  # [n, Q, D]
+        embedded = in_batches(
+            lambda part: emu.generate_embeddings([[e.caption] for e in part]), pool, f"{split}: embeddings"
+        )
+        generated = np.stack(embedded)  # [n, Q, D]
         truth = np.array([rows[e.key] for e in pool])
         distance = squared_distances(generated, embeddings)  # [n, G]
         ranks = (distance < distance[np.arange(len(pool)), truth][:, None]).sum(1)
@@ -90,11 +90,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
             for e, caption, rank, row in zip(pool, captions, ranks, distance, strict=True)
         ]
         if emu.config.learn_image_token:
-            named = in_batches(
-                lambda part: emu.generate_text([[e.caption] for e in part], max_new_tokens=CAPTION_TOKENS),
-                pool,
-                f"{split}: names",
-            )
+            named = write(lambda e: e.caption, pool, f"{split}: names")
             # Chance is unknown: an untrained model begins no image.
             for before, ended in (("a name", named), ("an image's caption", written)):
                 figures[f"{split}: an image begins by itself after {before}"] = share(

@@ -4,7 +4,6 @@ chats about held-out images."""
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from emu_jax.evaluate.embedded import HELD_OUT, TRAIN
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike
+from emu_jax.storage import Path
 
 BENCHMARKS = ("fluent", "fluent_qa")
 FEW_SHOT = (0, 4)  # numbers of examples

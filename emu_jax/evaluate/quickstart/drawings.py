@@ -20,6 +20,7 @@ from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, share
 from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
+from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu, GeneratedImage, GeneratedText
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class Drawings:
 
 def score(emu: Emu) -> Drawings:
     """Draws and scores the split of unseen combinations."""
-    size = emu.check_drawing(**SETTINGS).size
+    size = emu.check_drawing(Drawing(**SETTINGS)).size
     gallery = [example for split in SPLITS for example in examples(split, size)]
     pool = examples(SPLIT, size)
     seeds = {example.key: seed for seed, example in enumerate(pool)}

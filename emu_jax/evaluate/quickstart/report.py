@@ -13,10 +13,10 @@ import html
 import importlib.metadata
 import io
 import json
+import pathlib
 import platform
 import textwrap
 from collections.abc import Sequence
-from pathlib import Path
 
 import matplotlib
 import numpy as np
@@ -30,7 +30,8 @@ from emu_jax.evaluate.quickstart.captions import Answer, Scores
 from emu_jax.evaluate.quickstart.chat import Chats
 from emu_jax.evaluate.quickstart.drawings import Drawings
 from emu_jax.generate.model import GeneratedText
-from emu_jax.storage import replace_text, write_atomically
+from emu_jax.storage import Path, replace_text, write_atomically
+from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, read_metrics
 
 IMAGE_COLUMNS = 8  # of drawings.png
 GRID = 24  # held-out images shown with their captions
@@ -42,22 +43,7 @@ CURVES = (
 )
 PACKAGES = ("emu-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "sentencepiece", "numpy")
 
-STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;max-width:1060px;margin:2rem auto;padding:0 1rem;
-color:#1c2430}
-h1{margin-bottom:0}h2{margin-top:2.2rem;border-bottom:1px solid #dde3ea;padding-bottom:.3rem}
-.sub{color:#5b6776}table{border-collapse:collapse;width:100%}td,th{padding:.3rem .6rem;text-align:left;
-border-bottom:1px solid #edf0f4}td.n{text-align:right;font-variant-numeric:tabular-nums}
-.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(155px,1fr));gap:12px}
-.card{border:1px solid #dde3ea;border-radius:8px;padding:8px;font-size:12.5px;line-height:1.35}
-.card img{width:72px;height:72px;display:block;margin:0 auto 6px}.pair{display:flex}
-.wide{grid-template-columns:repeat(auto-fill,minmax(300px,1fr))}
-.asked,.said{border-radius:10px;padding:4px 9px;margin:4px 0;max-width:85%;width:fit-content}
-.asked{background:#e8f0fb;margin-left:auto}.said{background:#f1f3f5}
-.good{color:#16743c}.bad{color:#b3261e}
-pre{background:#f5f7fa;padding:1rem;border-radius:8px;overflow:auto;font-size:12px;max-height:26rem}
-.k{color:#5b6776}
-"""
+STYLE = (pathlib.Path(__file__).parent / "report.css").read_text(encoding="utf-8")
 
 
 def write_report(
@@ -90,14 +76,15 @@ def _versions() -> dict[str, str]:
 def _page(
     workdir: Path, scores: Scores, figures: dict[str, Figure], drawings: Drawings | None, chats: Chats | None
 ) -> str:
-    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    config = (workdir / "config.json").read_text(encoding="utf-8")
+    metrics = read_metrics(workdir / METRICS_FILE)
+    config = (workdir / CONFIG_FILE).read_bytes().decode()
     held_out = [answer for answer in scores.answers if answer.split == "heldout_combinations"]
     unseen = [answer for answer in scores.answers if answer.split == "heldout_concepts"]
     versions = ", ".join(f"{name} {version}" for name, version in _versions().items())
     last = metrics[-1]
     return f"""<!doctype html><html lang="en"><meta charset="utf-8"><title>emu_jax · {html.escape(workdir.name)}</title>
-<style>{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
+<style>
+{STYLE}</style><h1>{html.escape(workdir.name)}</h1>
 <p class="sub">One checkpoint after {last["step"]:,} steps: it names images and, from a name, generates the
 embeddings of an image. Held-out combinations are roles and skin tones that were each seen in training, but never
 together.</p>
@@ -216,17 +203,16 @@ def _caption_cards(answers: Sequence[Answer]) -> str:
             f'<div class=card><img src="{_png(answer.example.pixels)}" alt="">'
             f'<div class="{"good" if right else "bad"}">{html.escape(answer.caption) or "(nothing)"}</div>{truth}</div>'
         )
-    return f"<div class=grid>{''.join(cards)}</div>"
+    return _grid(cards)
 
 
 def _retrieval_cards(answers: Sequence[Answer]) -> str:
-    cards = [
-        f'<div class=card><div class=pair><img src="{_png(a.example.pixels)}" alt="">'
-        f'<img src="{_png(a.nearest.pixels)}" alt=""></div>{html.escape(a.example.caption)}'
-        f'<div class="{"good" if a.rank == 0 else "bad"}">right image: place {a.rank + 1}</div></div>'
-        for a in answers
-    ]
-    return f"<div class=grid>{''.join(cards)}</div>"
+    cards = []
+    for answer in answers:
+        place = f'<div class="{"good" if answer.rank == 0 else "bad"}">right image: place {answer.rank + 1}</div>'
+        images = [answer.example.pixels, answer.nearest.pixels]
+        cards.append(_card([images], html.escape(answer.example.caption) + place))
+    return _grid(cards)
 
 
 def _png(pixels: np.ndarray) -> str:

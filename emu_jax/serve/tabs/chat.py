@@ -17,12 +17,14 @@ from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE,
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.tabs.controls import (
     EVENT,
-    TextControls,
     always,
     length,
     note,
+    offer,
     text,
+    text_controls,
     text_settings,
+    upload_box,
     with_errors,
     with_heartbeat,
 )
@@ -81,15 +83,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 render_markdown=False,
                 feedback_options=None,
             )
-            box = gr.MultimodalTextbox(
-                show_label=False,
-                elem_id="ask",
-                placeholder="Ask about an image or a video",
-                file_types=["image", "video"],
-                file_count="multiple",
-                max_plain_text_length=engine.limits.text_characters,
-                sources=["upload"],
-            )
+            box = upload_box(engine, "ask", "Ask about an image or a video", ["image", "video"])
             with gr.Row(elem_classes="tools"):
                 retry = gr.Button("Ask again", size="sm", min_width=90)
                 undo = gr.Button("Take back", size="sm", min_width=90)
@@ -113,7 +107,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 lines=2,
                 max_lines=6,
             )
-            controls = TextControls.show(engine, new_tokens=64)
+            controls = text_controls(engine, new_tokens=64)
 
     def shown(turns: Conversation) -> list[dict[str, Any]]:
         messages = []
@@ -180,7 +174,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             turns, back = tuple(kept), {"value": {"text": last.question, "files": list(last.files)}}
         path = await asyncio.to_thread(save, name, turns) if turns else None
         box = gr.MultimodalTextbox(submit_btn=True, stop_btn=False, **back)
-        return shown(turns), turns, box, gr.DownloadButton(value=path, interactive=path is not None)
+        return shown(turns), turns, box, offer(path)
 
     async def stopped(turns: Conversation) -> tuple:
         return *await idle(turns), note("Stopped.")
@@ -193,7 +187,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
 
     async def reset() -> tuple:
         box = gr.MultimodalTextbox(value=None, submit_btn=True, stop_btn=False)
-        return [], (), box, note(""), gr.DownloadButton(value=None, interactive=False)
+        return [], (), box, note(""), offer()
 
     answer_outputs, idle_outputs = [chatbot, conversation, status], [chatbot, conversation, box, download]
     question_outputs = [chatbot, conversation, box, status]
@@ -202,7 +196,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         box.submit(with_errors(ask), [conversation, box], question_outputs, **EVENT),
         retry.click(with_errors(ask_again), conversation, question_outputs, **EVENT),
     ):
-        event = asking.success(with_errors(answer), [conversation, system, *controls.inputs], answer_outputs, **EVENT)
+        event = asking.success(with_errors(answer), [conversation, system, *controls], answer_outputs, **EVENT)
         always(event, idle, conversation, idle_outputs)
         answering.append(event)
     box.stop(stopped, conversation, [*idle_outputs, status], cancels=answering, **EVENT)

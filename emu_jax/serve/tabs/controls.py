@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import functools
 import html
 import math
@@ -119,25 +118,22 @@ def text(value: object, engine: Engine) -> str:
 # ---------------------------------------------------------------- settings
 
 
-@dataclasses.dataclass(frozen=True)
-class TextControls:
-    """Widgets for the decoding settings of a text."""
+def new_tokens_slider(engine: Engine, count: int, info: str) -> gr.Slider:
+    """The maximum number of new tokens of a text, at first `count`."""
+    most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
+    return gr.Slider(1, most, min(count, most), step=1, label="New tokens", info=info)
 
-    inputs: list[gr.components.Component]
 
-    @classmethod
-    def show(cls, engine: Engine, *, new_tokens: int) -> TextControls:
-        """Adds the widgets to the page."""
-        most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-        tokens = gr.Slider(1, most, min(new_tokens, most), step=1, label="New tokens", info="Maximum")
-        temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: greedy decoding")
-        top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Total probability of the likeliest tokens")
-        seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
-        return cls([tokens, temperature, top_p, seed])
+def text_controls(engine: Engine, *, new_tokens: int) -> list[gr.components.Component]:
+    """Adds widgets for the decoding settings of a text."""
+    tokens = new_tokens_slider(engine, new_tokens, "Maximum")
+    temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0: greedy decoding")
+    top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top-p", info="Total probability of the likeliest tokens")
+    return [tokens, temperature, top_p, _seed()]
 
 
 def text_settings(tokens: object, temperature: object, top_p: object, seed: object) -> TextSettings:
-    """Values of `TextControls`; the engine checks their bounds."""
+    """Values of `text_controls`; the engine checks their bounds."""
     return TextSettings(
         max_new_tokens=whole(tokens, "max_tokens"),
         temperature=number(temperature, "temperature"),
@@ -146,30 +142,40 @@ def text_settings(tokens: object, temperature: object, top_p: object, seed: obje
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class DrawControls:
-    """Widgets for the sampling settings of images."""
+def draw_controls(engine: Engine) -> list[gr.components.Component]:
+    """Adds widgets for the sampling settings of images."""
+    limits = engine.limits
+    sampler = gr.Dropdown(sampler_names(), value="pndm", label="Sampler")
+    steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
+    guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance scale", info="1: no guidance")
+    return [sampler, steps, guidance, _seed()]
 
-    inputs: list[gr.components.Component]
 
-    @classmethod
-    def show(cls, engine: Engine) -> DrawControls:
-        """Adds the widgets to the page."""
-        limits = engine.limits
-        sampler = gr.Dropdown(sampler_names(), value="pndm", label="Sampler")
-        steps = gr.Slider(1, limits.steps, min(50, limits.steps), step=1, label="Steps")
-        guidance = gr.Slider(0, min(20, limits.guidance), 7.5, step=0.5, label="Guidance scale", info="1: no guidance")
-        seed = gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
-        return cls([sampler, steps, guidance, seed])
+def _seed() -> gr.Number:
+    return gr.Number(0, precision=0, minimum=0, maximum=2**32 - 1, label="Seed")
 
 
 def draw_settings(sampler: object, steps: object, guidance: object, seed: object) -> DrawSettings:
-    """Values of `DrawControls`; the engine checks their bounds."""
+    """Values of `draw_controls`; the engine checks their bounds."""
     return DrawSettings(
         sampler=str(sampler),
         steps=whole(steps, "steps"),
         guidance=number(guidance, "guidance"),
         seed=whole(seed, "seed"),
+    )
+
+
+def upload_box(engine: Engine, name: str, placeholder: str, kinds: list[str], **settings: Any) -> gr.MultimodalTextbox:
+    """Adds a box for a text and files; `name` is its id on the page."""
+    return gr.MultimodalTextbox(
+        show_label=False,
+        elem_id=name,
+        placeholder=placeholder,
+        file_types=kinds,
+        file_count="multiple",
+        max_plain_text_length=engine.limits.text_characters,
+        sources=["upload"],
+        **settings,
     )
 
 
@@ -194,3 +200,8 @@ def progress(words: str, made: int = 0, of: int = 0) -> str:
     """A line and a progress bar; without `of`, an indeterminate one."""
     share = f' value="{made}" max="{of}"' if of else ""
     return f'<div class="going"><span>{html.escape(words)}</span><progress{share}></progress></div>'
+
+
+def offer(path: str | None = None) -> gr.DownloadButton:
+    """An update of a download button, which offers a file, or nothing."""
+    return gr.DownloadButton(value=path, interactive=path is not None)

@@ -19,12 +19,15 @@ from emu_jax.serve.downloads import Archive, Part, figures, html_page, write
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.tabs.controls import (
     EVENT,
-    DrawControls,
     always,
+    draw_controls,
     draw_settings,
+    new_tokens_slider,
     note,
+    offer,
     progress,
     text,
+    upload_box,
     whole,
     with_errors,
     with_heartbeat,
@@ -67,16 +70,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         with gr.Column(scale=3, min_width=320):
             paper = gr.HTML(EMPTY, elem_id="paper", elem_classes="paper", padding=False)
             preview = gr.HTML("", elem_id="preview", elem_classes="paper", padding=False)
-            box = gr.MultimodalTextbox(
-                show_label=False,
-                elem_id="add",
-                placeholder="Add text or images to the document",
-                file_types=["image"],
-                file_count="multiple",
-                max_plain_text_length=engine.limits.text_characters,
-                sources=["upload"],
-                submit_btn="Add",
-            )
+            box = upload_box(engine, "add", "Add text or images to the document", ["image"], submit_btn="Add")
             with gr.Row(elem_classes="tools"):
                 go = gr.Button("Continue", variant="primary", size="sm", min_width=100, elem_id="go")
                 stop = gr.Button("Stop", size="sm", min_width=70, interactive=False)
@@ -101,15 +95,12 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             items = gr.Slider(
                 1, engine.limits.items, min(2, engine.limits.items), step=1, label="Number of items", info="Maximum"
             )
-            most = min(engine.limits.new_tokens, engine.plain.config.llama.context)
-            tokens = gr.Slider(1, most, min(32, most), step=1, label="New tokens", info="Maximum per text")
-            controls = DrawControls.show(engine) if engine.draws else None
+            tokens = new_tokens_slider(engine, 32, "Maximum per text")
+            controls = draw_controls(engine) if engine.draws else []
 
     async def downloads(page: Page) -> tuple:
-        if not page.parts:
-            return tuple(gr.DownloadButton(value=None, interactive=False) for _ in range(2))
-        paths = await asyncio.to_thread(save, name, page)
-        return tuple(gr.DownloadButton(value=path, interactive=True) for path in paths)
+        paths = await asyncio.to_thread(save, name, page) if page.parts else (None, None)
+        return tuple(offer(path) for path in paths)
 
     async def add(page: Page, entry: dict[str, Any]) -> AsyncIterator[tuple]:
         """Adds files first, then the text, in the order of the box."""
@@ -167,7 +158,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         return EMPTY, Page(), note("")
 
     idle_outputs = [preview, stop, as_html, as_zip]
-    inputs = [document, order, items, tokens, *(controls.inputs if controls else [])]
+    inputs = [document, order, items, tokens, *controls]
     running = go.click(with_errors(run), inputs, [paper, preview, document, status, stop], **EVENT)
     always(running, idle, document, idle_outputs)
     adding = box.submit(

@@ -15,7 +15,17 @@ from emu_jax.errors import UserError
 from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.downloads import Archive, drawn_png, write
 from emu_jax.serve.engine import DrawSettings, Engine, Ticket
-from emu_jax.serve.tabs.controls import EVENT, DrawControls, draw_settings, note, progress, text, whole, with_errors
+from emu_jax.serve.tabs.controls import (
+    EVENT,
+    draw_controls,
+    draw_settings,
+    note,
+    offer,
+    progress,
+    text,
+    whole,
+    with_errors,
+)
 from emu_jax.serve.tabs.rows import Rows
 from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_images
@@ -61,7 +71,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                         example_labels=[f"{samples[1].thing}, {samples[7].thing}, then a {samples[2].thing}"],
                     )
             with gr.Accordion("Settings", open=False, elem_id="draw-settings"):
-                controls = DrawControls.show(engine)
+                controls = draw_controls(engine)
                 count = gr.Slider(1, engine.limits.drawings, 1, step=1, label="Images", info="With consecutive seeds")
         with gr.Column(scale=1, min_width=320):
             gallery = gr.Gallery(
@@ -84,8 +94,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         first, images = draw_settings(*values), whole(count, "images")
         engine.limits.check("images", images, 1, engine.limits.drawings)
         settings = [dataclasses.replace(first, seed=first.seed + number) for number in range(images)]
-        nothing = gr.DownloadButton(value=None, interactive=False)
-        yield [], progress(WAITING), gr.Button(interactive=True), nothing
+        yield [], progress(WAITING), gr.Button(interactive=True), offer()
         results: list[GeneratedImage] = []
         async with contextlib.aclosing(draw_all(engine, prompt, settings)) as events:
             async for event in events:
@@ -99,12 +108,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         flagged = sum(bool(result.flagged) for result in results)
         black = f" {flagged} of them flagged by the safety checker, and black." if flagged else ""
         shown = [(path, f"seed {each.seed}") for path, each in zip(paths, settings, strict=True)]
-        yield (
-            shown,
-            note(f"{summary(first, images)}.{black}"),
-            gr.Button(interactive=False),
-            gr.DownloadButton(value=archive, interactive=True),
-        )
+        yield shown, note(f"{summary(first, images)}.{black}"), gr.Button(interactive=False), offer(archive)
 
     async def from_words(words: object, *values: object) -> AsyncIterator[tuple]:
         prompt = text(words, engine).strip()
@@ -135,7 +139,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     async def nothing_drawn() -> tuple:
         return note("Nothing was drawn."), gr.Button(interactive=False)
 
-    inputs, outputs = [count, *controls.inputs], [gallery, status, stop, download]
+    inputs, outputs = [count, *controls], [gallery, status, stop, download]
     drawing = [
         by_words.click(with_errors(from_words), [words, *inputs], outputs, **EVENT),
         words.submit(with_errors(from_words), [words, *inputs], outputs, **EVENT),
@@ -181,31 +185,26 @@ class _Blend:
         async def select(event: gr.SelectData) -> int:
             return event.index
 
-        def mover(by: int):
-            async def move(images: list | None, index: int | None) -> tuple:
+        def changer(by: int | None):
+            """Moves the selected image by so many places; None removes it."""
+
+            async def change(images: list | None, index: int | None) -> tuple:
                 images = list(images or ())
                 if index is None or not 0 <= index < len(images):
                     gr.Warning("Select one of the images first.")
                     return gr.skip(), index
-                to = min(max(index + by, 0), len(images) - 1)
-                images.insert(to, images.pop(index))
+                image, to = images.pop(index), None
+                if by is not None:
+                    to = min(max(index + by, 0), len(images))
+                    images.insert(to, image)
                 return gr.Gallery(value=numbered(images), selected_index=to), to
 
-            return move
-
-        async def drop(images: list | None, index: int | None) -> tuple:
-            images = list(images or ())
-            if index is None or not 0 <= index < len(images):
-                gr.Warning("Select one of the images first.")
-                return gr.skip(), index
-            del images[index]
-            return gr.Gallery(value=numbered(images), selected_index=None), None
+            return change
 
         self.gallery.select(select, None, selected, **EVENT)
         both = [self.gallery, selected]
-        earlier.click(mover(-1), both, both, **EVENT)
-        later.click(mover(1), both, both, **EVENT)
-        remove.click(drop, both, both, **EVENT)
+        for button, by in ((earlier, -1), (later, 1), (remove, None)):
+            button.click(changer(by), both, both, **EVENT)
 
 
 def numbered(images: Sequence[tuple[str, Any]]) -> list[tuple[str, str]]:

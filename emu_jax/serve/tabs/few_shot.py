@@ -26,11 +26,12 @@ from emu_jax.serve.encoded_prompt import (
 from emu_jax.serve.engine import Completion, Engine, TextSettings, Ticket
 from emu_jax.serve.tabs.controls import (
     EVENT,
-    TextControls,
     length,
     note,
+    offer,
     progress,
     text,
+    text_controls,
     text_settings,
     with_errors,
     with_heartbeat,
@@ -89,7 +90,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             download = gr.DownloadButton("Download with prompt and settings", size="sm", interactive=False)
             exact = gr.HTML(EMPTY, elem_id="exact", elem_classes="paper", padding=False)
             with gr.Accordion("Settings", open=False):
-                controls = TextControls.show(engine, new_tokens=24)
+                controls = text_controls(engine, new_tokens=24)
 
     async def read(values: Sequence[object]) -> tuple[FewShotPrompt, Sequence[object]]:
         """An event's values -> the prompt, and the remaining values."""
@@ -115,8 +116,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     async def run(*values: object) -> AsyncIterator[tuple]:
         prompt, others = await read(values)
         settings = text_settings(*others)
-        nothing = gr.DownloadButton(value=None, interactive=False)
-        yield "", progress("Waiting for a free slot …"), gr.Button(interactive=True), nothing
+        yield "", progress("Waiting for a free slot …"), gr.Button(interactive=True), offer()
         ticket = await prompt.submit(engine, settings)
         answered = ""
         try:
@@ -133,17 +133,16 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             "prompt": archive.parts(prompt.parts()),
             "form": values[-5],
             "answer": completion.text,
+            "settings": dataclasses.asdict(settings),
         }
-        recorded["settings"] = dataclasses.asdict(settings)
         path = await asyncio.to_thread(archive.save, "few-shot", recorded)
-        done = gr.Button(interactive=False)
-        yield completion.text.strip(), note(length(completion)), done, gr.DownloadButton(value=path, interactive=True)
+        yield completion.text.strip(), note(length(completion)), gr.Button(interactive=False), offer(path)
 
     async def idle() -> tuple:
         return note(""), gr.Button(interactive=False)
 
     fields = [*rows.inputs, query, question, form]
-    running = go.click(with_errors(run), [*fields, *controls.inputs], [answer, status, stop, download], **EVENT)
+    running = go.click(with_errors(run), [*fields, *controls], [answer, status, stop, download], **EVENT)
     running.failure(idle, None, [status, stop], **EVENT)
     stop.click(idle, None, [status, stop], cancels=running, **EVENT)
     for field in fields:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from pathlib import Path
 from typing import ClassVar
 
 import jax
@@ -18,6 +17,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.models import diffusion, unet
 from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
+from emu_jax.storage import as_path
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
 
@@ -83,7 +83,7 @@ class TrainDecoder(Task):
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> DecoderInputs:
         data = ExamplesConfig.from_dict(config.data)
-        latents = Latents(Path(data.source))
+        latents = Latents(as_path(data.source))
         (height, _, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
         sizes = {"latent_size": height, "queries": queries}
         sizes |= {"unet.latent_channels": channels, "unet.condition_dim": dim}

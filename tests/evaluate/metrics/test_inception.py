@@ -214,7 +214,7 @@ def test_layers_are_all_of_pytorchs(network):
     expected = {
         name.removesuffix(".conv.weight"): tuple(v.shape) for name, v in network.state_dict().items() if v.ndim == 4
     }
-    assert expected == inception.LAYERS
+    assert expected == inception.layers()
 
 
 def test_reading_is_strict(network, tmp_path):

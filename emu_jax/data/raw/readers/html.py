@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip
+from emu_jax.data.raw.files import LOCAL, MAX_IMAGE_BYTES, Skip
 from emu_jax.data.raw.image_files import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.web import Found, check_similarity, finish
 from emu_jax.errors import UserError
+from emu_jax.storage import check_local
 
 MAX_PAGE_BYTES = 16 << 20
 SAMPLED_PAGES = 500  # pages, spread evenly, on which the repeated images are counted
@@ -72,7 +73,7 @@ class Html:
         check_similarity("Html", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
-        if not Path(path).is_dir():
+        if not check_local(path, LOCAL).is_dir():
             raise UserError(f"{path}: no such folder; expected a folder of HTML pages")
         pages, _ = _survey(self, path)
         if not pages:

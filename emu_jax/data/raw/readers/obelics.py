@@ -53,7 +53,10 @@ class Obelics:
         check_similarity("Obelics", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
-        shards = without_twins(find_shards(path, PATTERNS, "OBELICS-like rows in .parquet, .jsonl or .json"))
+        alone = not self.images and not self.names
+        shards = without_twins(
+            find_shards(path, PATTERNS, "OBELICS-like rows in .parquet, .jsonl or .json", alone=alone)
+        )
         named = {str(beside(shard, self.names)) for shard in shards} if self.names else set()
         shards = [shard for shard in shards if str(Path(shard)) not in named]
         if self.images:

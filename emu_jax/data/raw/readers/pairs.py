@@ -7,14 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, BinaryIO, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip, clean_text, find_shards, parse_json, shard_name
+from emu_jax.data.raw.files import (
+    MAX_IMAGE_BYTES,
+    Skip,
+    clean_text,
+    find_shards,
+    opened,
+    parse_json,
+    shard_name,
+    shard_path,
+)
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.tar import RECORD_BYTES, Sample, read_samples
 from emu_jax.errors import UserError
+from emu_jax.storage import Path
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image", "image.bytes")
 CAPTIONS = ("txt", "caption", "TEXT", "text")
@@ -59,7 +68,7 @@ class ImageText:
         _names("ImageText.caption", self.caption)
 
     def shards(self, path: str) -> list[str]:
-        found = find_shards(path, (*TARS, "*.parquet"), "image-text pairs in tars or parquet files")
+        found = find_shards(path, (*TARS, "*.parquet"), "image-text pairs in tars or parquet files", alone=True)
         tars = {shard.removesuffix(".tar") for shard in found if shard.endswith(".tar")}
         shards = [shard for shard in found if shard.removesuffix(".parquet") not in tars]
         if all(shard.endswith(".parquet") for shard in shards):
@@ -83,7 +92,7 @@ class ImageText:
             samples += 1
             yield from self._sample(f"{name}/{sample.name}", sample)
         if whole and shard.endswith(".tar"):
-            yield from _compare_count(Path(f"{shard.removesuffix('.tar')}_stats.json"), name, samples)
+            yield from _compare_count(shard_path(f"{shard.removesuffix('.tar')}_stats.json"), name, samples)
 
     def _sample(self, key: str, sample: Sample) -> Iterator[RawDocument | Reject]:
         fields: dict[str, Any] = {}
@@ -137,7 +146,7 @@ class ImageText:
 
     def _check_columns(self, shard: str) -> None:
         try:
-            with _open_parquet(shard) as file:
+            with opened(shard) as data, _open_parquet(data, shard) as file:
                 self._columns(file)
         except Skip as skip:
             if skip.reason == "no_column":
@@ -147,7 +156,7 @@ class ImageText:
         name = shard_name(shard)
         row = 0
         try:
-            with _open_parquet(shard) as file:
+            with opened(shard) as data, _open_parquet(data, shard) as file:
                 image, others = self._columns(file)
                 for batch in _batches(file, [image, *others]):
                     for n in range(batch.num_rows):
@@ -176,14 +185,14 @@ class ImageText:
             return skip.reject(key)
 
 
-def _open_parquet(shard: str) -> Any:
+def _open_parquet(data: BinaryIO, shard: str) -> Any:
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
         raise UserError(f"{shard}: reading Parquet needs pyarrow; run `pip install 'emu-jax[prepare]'`") from error
     try:
-        return parquet.ParquetFile(shard, buffer_size=1 << 20, page_checksum_verification=True)
+        return parquet.ParquetFile(data, buffer_size=1 << 20, page_checksum_verification=True)
     except (OSError, pyarrow.ArrowException) as error:
         raise Skip("cut_shard", f"{shard_name(shard)} is not a complete Parquet file ({_one_line(error)})") from error
 

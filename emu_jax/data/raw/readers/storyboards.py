@@ -29,10 +29,11 @@ import numpy as np
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import decode_image
-from emu_jax.data.raw.files import Skip
+from emu_jax.data.raw.files import LOCAL, Skip
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
 from emu_jax.errors import UserError
+from emu_jax.storage import check_local
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_SHEETS = 100  # the reference's
@@ -60,7 +61,9 @@ class Storyboards:
 
     def shards(self, path: str) -> list[str]:
         """The folder itself if it holds videos, otherwise those of its subfolders that do."""
-        root = Path(path)
+        for folder in (self.subtitles, self.labels):
+            check_local(folder, LOCAL)
+        root = check_local(path, LOCAL)
         if not root.is_dir():
             raise UserError(f"{path}: no such folder; expected one of storyboards")
         if _holds_video(root):

@@ -21,10 +21,11 @@ from typing import ClassVar
 
 from emu_jax.data.document import Text
 from emu_jax.data.frames import STORED
-from emu_jax.data.raw.files import Skip
+from emu_jax.data.raw.files import LOCAL, Skip
 from emu_jax.data.raw.reader import RawDocument, Reject
 from emu_jax.data.raw.video_files import stored_frames
 from emu_jax.errors import UserError
+from emu_jax.storage import check_local
 
 # ---------------------------------------------------------------- captions
 
@@ -130,11 +131,11 @@ class Videos:
 
     def shards(self, path: str) -> list[str]:
         """`<csv>@<first byte>:<first row>+<rows>`, for one CSV or all in a folder."""
-        place = Path(path)
+        place = check_local(path, LOCAL)
         tables = sorted(place.glob("*.csv")) if place.is_dir() else [place]
         if not tables or not tables[0].is_file():
             raise UserError(f"{path}: no CSV of videos here; expected a .csv file, or a folder that holds some")
-        if self.folder and not Path(self.folder).is_dir():
+        if self.folder and not check_local(self.folder, LOCAL).is_dir():
             raise UserError(f"{self.folder}: no such folder; expected the folder of the videos of {path}")
         shards = []
         for table in tables:
