@@ -97,6 +97,9 @@ def use(scheme: str) -> None:
     if importlib.util.find_spec(package) is None:
         raise UserError(f"{scheme}:// needs the package {package}; install it by: pip install 'emu-jax[{extra}]'")
     timeout()
+    # Otherwise TensorStore waits for ever on a connection that is silent.
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS", f"{SILENCE:.0f}")
+    os.environ.setdefault("TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES", "1")
     os.environ.setdefault("EPATH_USE_TF", "false")  # TensorFlow's file system would neither retry nor count
     import fsspec
 

@@ -212,7 +212,8 @@ def read(stored: StoredArrays, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> di
         name, region_of, data = reading.popleft()
         leaf = wanted[name]
 
-        def part(index: tuple[slice, ...]) -> np.ndarray:
+        def part(index: tuple[slice, ...] | None) -> np.ndarray:
+            assert index is not None
             key = _key(index, leaf.shape)
             region = region_of[key]
             inside = (slice(start - first, stop - first) for (start, stop), (first, _) in zip(key, region, strict=True))

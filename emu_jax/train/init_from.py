@@ -19,7 +19,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.load import load_leaves
@@ -158,7 +158,7 @@ def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:
     return NamedSharding(sharding.mesh, PartitionSpec(*fitting))
 
 
-def _divides(mesh: Mesh, names: str | tuple[str, ...] | None, size: int) -> bool:
+def _divides(mesh: Mesh | AbstractMesh, names: str | tuple[str, ...] | None, size: int) -> bool:
     axes = (names,) if isinstance(names, str) else names or ()
     return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 

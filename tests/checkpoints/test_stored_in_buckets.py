@@ -1,6 +1,7 @@
 """Converted weights in buckets: written, resumed and read as on a local disk; what does not answer is no damage."""
 
 import os
+import socket
 import subprocess
 import sys
 
@@ -10,9 +11,11 @@ import pytest
 
 from emu_jax import buckets
 from emu_jax.checkpoints import arrays, streamed
-from emu_jax.checkpoints.store import read_meta
+from emu_jax.checkpoints.load import load_emu
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, resumable_folder
 from emu_jax.errors import TransientError, UserError
+from emu_jax.storage import copy_folder
 from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server
 from tests.checkpoints.test_streamed import AXES, LEAVES, draw, write_all
 
@@ -37,6 +40,14 @@ def test_what_is_written_is_read(kind, request):
     assert sorted(path.name for path in folder.iterdir()) == ["meta", "params", "statistics"]
     with pytest.raises(UserError, match="it exists; name a new folder"):
         write(folder, values)
+
+
+def test_a_run_s_checkpoint_is_read(trained, bucket):
+    """As Orbax stores it: the arrays of an item in one store."""
+    local = newest_folder(trained)
+    copy_folder(local, bucket / "2")
+    found, expected = load_emu(bucket / "2"), load_emu(local)
+    jax.tree.map(np.testing.assert_array_equal, found.params, expected.params)
 
 
 def test_an_interrupted_run_is_resumed(bucket, monkeypatch):
@@ -109,6 +120,22 @@ def test_a_faulty_network_loses_nothing(tmp_path):
         done = child(program("gs://bucket/w"), gcs_environment(proxy.url))
     assert done.stdout == "the same\n", done.stderr[-2000:]
     assert sum(proxy.counts.values()) - proxy.counts["ok"] > 5
+
+
+SILENT = """
+import numpy as np
+from emu_jax.checkpoints import arrays
+from emu_jax.storage import as_path
+with arrays.errors_of(folder := as_path("gs://bucket/w")):
+    arrays.create(folder, "params/x", (4,), np.dtype(np.float32), (None,))
+"""
+
+
+def test_a_silent_bucket_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts connections, and says nothing
+        variables = gcs_environment(f"http://127.0.0.1:{server.getsockname()[1]}") | {buckets.TIMEOUT: "1"}
+        done = child(SILENT, variables | {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "1"})
+    assert "TransientError: gs://bucket/w: storage does not answer (" in done.stderr, done.stderr[-2000:]
 
 
 def test_a_bucket_that_is_down_is_no_damage(bucket, monkeypatch):
