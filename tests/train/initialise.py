@@ -108,7 +108,7 @@ def main(folder: Path) -> None:
 
     with jax.set_mesh(mesh):
         fresh = zeros(mesh, emu.logical_axes(ours), emu.abstract(ours))
-        state = TrainState(0, 0, fresh, None, jax.device_put(statistics, replicated(mesh)))
+        state = TrainState(0, 0, fresh, None, jax.device_put(statistics, replicated(mesh)), None)
         run = ConfigDict({"model": model(TOKENS + 3)})
         for init, taken in (
             ({"emu": "emu"}, lambda name: True),
