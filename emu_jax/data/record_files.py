@@ -34,7 +34,10 @@ MOST_HANDLES = 1 << 16  # where the hard limit is far above, programs that close
 _PASSING = re.compile(
     r"\w+\(\) failed: (Input/output error|Stale file handle|Connection timed out|Transport endpoint is not connected)"
 )
-READER = {"options": "readahead_buffer_size:0,max_parallelism:0", "file_reader_buffer_size": 1 << 15}  # random access
+READER: dict[str, str | int] = {  # for random access
+    "options": "readahead_buffer_size:0,max_parallelism:0",
+    "file_reader_buffer_size": 1 << 15,
+}
 
 Piece = tuple[int, Sequence[int]]  # a file's number, and positions in it
 

@@ -163,7 +163,9 @@ class Watch:
         self._timeouts, self._steps = timeouts, StepTimes()
         self._client: Any = global_state.client  # None in the only process
         self._coordinator = str(global_state.coordinator_address)
-        self._process, self._count = (jax.process_index(), jax.process_count()) if self._client is not None else (0, 1)
+        self._process, self._count = 0, 1
+        if self._client is not None:
+            self._process, self._count = jax.process_index(), jax.process_count()
         # Every process reads all reports: the more processes, the longer the interval.
         self._interval = min(timeouts.silence / 20, max(1.0, self._count / 64))
         self._paused = 0.0

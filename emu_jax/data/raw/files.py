@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
+import io
 import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
@@ -101,7 +102,7 @@ def shard_path(shard: str) -> AnyPath:
 
 
 @contextlib.contextmanager
-def opened(shard: str) -> Iterator[BinaryIO]:
+def opened(shard: str) -> Iterator[io.BufferedReader]:
     """A shard's bytes; one in a bucket is first copied to a local temporary file."""
     path = shard_path(shard)
     if isinstance(path, Path):
