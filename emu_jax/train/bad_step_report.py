@@ -39,6 +39,11 @@ class BadStepReport:
         self._good: Mapping[str, jax.Array] = {}  # metrics of the last good step
         self._bad: dict[int, tuple[str, Records]] = {}  # what broke in the bad steps since, and their records
 
+    @property
+    def in_a_row(self) -> bool:
+        """Whether the last step that was checked is bad: then the state may be spoilt, though it is finite."""
+        return bool(self._bad)
+
     def add(self, step: int, metrics: Mapping[str, jax.Array], records: Records) -> None:
         """Takes a step whose metrics may still be being computed."""
         self._pending = step, metrics, records

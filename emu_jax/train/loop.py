@@ -310,7 +310,8 @@ def train(
                     diverged = diverged or bad_steps.check()
             if diverged:
                 break
-            if saving or stopping:
+            # After a bad step the last good one may have spoilt the state: the checkpoints before are better.
+            if (saving or stopping) and (step == total or not bad_steps.in_a_row):
                 distributed.heartbeat(watch.SAVING, step)
                 check_lease()
                 if writer is not None:

@@ -24,6 +24,7 @@ import threading
 import time
 from pathlib import Path
 
+from emu_jax.checkpoints.store import read_meta
 from tests.buckets import FaultyProxy, free_port, gcs_environment, gcs_server
 from tests.train import tiny
 
@@ -51,8 +52,8 @@ def run(
 
 def digests(workdir: Path, steps: int) -> dict[str, int]:
     """The digests of a run's last checkpoint; {} without one. Reads the server's folder itself."""
-    file = workdir / "checkpoints" / str(steps) / "meta" / "metadata"
-    return json.loads(file.read_text())["digests"] if file.exists() else {}
+    folder = workdir / "checkpoints" / str(steps)
+    return read_meta(folder)["digests"] if (folder / "meta" / "metadata").exists() else {}
 
 
 def rows(workdir: Path) -> list[int]:
