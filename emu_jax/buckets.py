@@ -70,9 +70,10 @@ def is_transient(error: BaseException) -> bool:
     """Whether an error of a library, or one that it was raised from, tells that storage could not be reached."""
     seen: BaseException | None = error
     while seen is not None:
-        passing = isinstance(seen, TransientError | ConnectionError | TimeoutError)
-        # A reader of our output that has left is no storage.
-        if not isinstance(seen, BrokenPipeError) and (passing or _TRANSIENT_STATUS.search(str(seen))):
+        # JAX names a full device and a lost process by the same statuses.
+        by_status = type(seen).__name__ != "JaxRuntimeError" and _TRANSIENT_STATUS.search(str(seen))
+        passing = isinstance(seen, TransientError | ConnectionError | TimeoutError) or by_status
+        if passing and not isinstance(seen, BrokenPipeError):  # whoever read our output has left: that is no storage
             return True
         seen = seen.__cause__ or seen.__context__
     return False

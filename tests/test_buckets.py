@@ -4,6 +4,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 
 from emu_jax import buckets
@@ -153,6 +154,7 @@ def test_what_is_transient():
     assert buckets.is_transient(TransientError("down"))
     assert not buckets.is_transient(ValueError("NOT_FOUND: no such key"))
     assert not buckets.is_transient(FileNotFoundError("a"))
+    assert not buckets.is_transient(jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes"))
 
 
 def child(variables: dict[str, str]) -> dict[str, str]:
