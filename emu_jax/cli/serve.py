@@ -65,6 +65,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         mesh=mesh(options.mesh),
         limits=Limits(**limits),
     )
+    logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("emu_jax").setLevel(logging.INFO)
     use_compilation_cache(options.compilation_cache)
     print(f"serving {settings.folder} as {settings.model_name}; compiling takes a minute or more", flush=True)
