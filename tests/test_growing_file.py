@@ -6,7 +6,7 @@ import time
 import pytest
 
 from emu_jax import growing_file
-from emu_jax.errors import TransientError
+from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import as_path
 
@@ -46,7 +46,7 @@ def test_an_upload_that_failed_is_told(bucket, monkeypatch):
     monkeypatch.setenv("EMU_JAX_STORAGE_TIMEOUT", "0")
     rows._path = as_path("gs://no-such-bucket/rows.jsonl")
     rows.add(b"1")
-    with pytest.raises((OSError, TransientError)):
+    with pytest.raises(UserError, match="gs://no-such-bucket: no such bucket"):
         rows.close()
 
 
