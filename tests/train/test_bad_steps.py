@@ -1,7 +1,6 @@
 """A bad step changes nothing and is counted; too many in a row stop a run, whose checkpoints stay good."""
 
 import dataclasses
-import json
 import os
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu_jax.checkpoints.store import newest_folder
+from emu_jax.checkpoints.store import newest_folder, read_meta
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import EXIT_AGAIN, EXIT_DIVERGED
@@ -132,7 +131,7 @@ def train(workdir, *overrides: str) -> int:
 
 
 def saved(workdir) -> dict:
-    return json.loads((newest_folder(workdir) / "meta" / "metadata").read_text())
+    return read_meta(newest_folder(workdir))
 
 
 def test_too_many_in_a_row_stop_the_run(tmp_path, capsys):
@@ -150,20 +149,15 @@ def test_too_many_in_a_row_stop_the_run(tmp_path, capsys):
     assert "step 2 changes nothing: " in error
 
 
-def test_a_part_with_an_absurd_rate_is_named_and_what_is_saved_is_finite(tmp_path, capsys):
-    """With room for more bad steps than a checkpoint's interval: what is saved is where the run began."""
+def test_a_part_with_an_absurd_rate_is_named_and_nothing_is_saved_meanwhile(tmp_path, capsys):
+    """With room for more bad steps than a checkpoint's interval."""
     settings = (RATE, "--config.train.max_bad_steps=6")
     assert train(tmp_path / "run", *settings) == 70
     message = capsys.readouterr().err.splitlines()[-1]
     assert (
         "6 bad steps in a row, the last one is step 6: at step 1 learning_rate/slope=9.99581e+29 overflows" in message
     )
-    assert newest_folder(tmp_path / "run").name == "4"
-    first = json.loads((tmp_path / "run" / "checkpoints" / "0" / "meta" / "metadata").read_text())["digests"]
-    last = saved(tmp_path / "run")["digests"]
-    assert {name for name in last if last[name] != first[name]} == {
-        *("optimizer/step", "optimizer/bad_steps/in_a_row", "optimizer/bad_steps/total")
-    }
+    assert newest_folder(tmp_path / "run").name == "0"
 
 
 def test_a_rare_bad_document_is_named_and_the_run_goes_on(tmp_path, capsys):
