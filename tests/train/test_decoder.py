@@ -23,10 +23,10 @@ def test_examples_are_what_the_model_generates(drawing, documents):
     assert len(latents) == len(pairs) == 12
     np.testing.assert_allclose(latents.unconditional, emu.unconditional[0], atol=1e-5)
     expected = emu.generate_embeddings([[pairs[3]["text"]]])[0]
-    np.testing.assert_allclose(latents[3].condition, expected, atol=1e-5)
+    np.testing.assert_allclose(latents.read([3])[0].condition, expected, atol=1e-5)
     image = emu.generate_images  # drawing works from the folder that training wrote
     assert image([["a red bar"]], steps=2)[0].image.size == (16, 16)
-    first, second = (latents.example(3, np.random.default_rng(seed))["latents"] for seed in (0, 1))
+    first, second = (latents.examples([(3, np.random.default_rng(seed))])[0]["latents"] for seed in (0, 1))
     assert not np.allclose(first, second), "latents are drawn from their Gaussian"
 
 
