@@ -135,7 +135,7 @@ async def _persist(request: Callable[[], Awaitable[Any]], passing: Callable[[Exc
     while True:
         try:
             return await request()
-        except Exception as error:
+        except Exception as error:  # `passing` knows each library's; the others are raised again
             if not passing(error):
                 raise
             waited = time.monotonic() - began
@@ -217,7 +217,7 @@ def _gcs() -> type:
             request = functools.partial(send, self, method, path, *args, **kwargs)
             try:
                 return await _persist(request, passing, f"{method} {path.format(*args)}")
-            except Exception as error:
+            except Exception as error:  # raised again unless `refused` knows it
                 if (refusal := refused(error, path.format(*args))) is not None:
                     raise refusal from error
                 raise
@@ -274,7 +274,7 @@ def _s3() -> type:
             request = functools.partial(super()._call_s3, method, *args, **kwargs)
             try:
                 return await _persist(request, passing, f"{method} {kwargs.get('Bucket')}/{kwargs.get('Key', '')}")
-            except Exception as error:
+            except Exception as error:  # raised again unless `refused` knows it
                 if (refusal := refused(error, f"s3://{kwargs.get('Bucket')}")) is not None:
                     raise refusal from error
                 raise

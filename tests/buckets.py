@@ -169,7 +169,7 @@ class FaultyProxy:
 
     Args:
       target: port of the server.
-      share: of the requests that are broken; 1.0: nothing gets through. It may be changed at any time.
+      share: share of the requests to break; with 1.0 nothing gets through. It may be changed at any time.
       faults: the kinds to choose from.
 
     Attributes:

@@ -2,7 +2,7 @@
 
     workdir/checkpoints/<step>/ params/ statistics/ optimizer/ meta
                                                                ├ meta: holds, config, tokenizer, iterator, shapes, …
-                                                               └ sha256: of all that
+                                                               └ sha256: digest of `meta`
             corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
 
 Converted weights (`streamed.py`) are such a folder without an optimizer, and with `lora/` where adapters are kept apart
@@ -12,8 +12,8 @@ A run with `config.optimizer.ema_decay` keeps the exponential moving average (EM
 `statistics/ema`. Loading takes the EMA in place of those parameters unless it asks for raw ones (`WEIGHTS`); frozen
 parameters have no EMA and come from `params`.
 
-Orbax itself does not notice flipped bits in array data; the digests do. A corrupt checkpoint is an error for whoever
-loads weights, which names the checkpoint before it: nobody gets older weights than those that were asked for.
+Orbax itself does not notice flipped bits in array data; the digests do. Loading weights from a corrupt
+checkpoint is an error that names the checkpoint before it: nobody gets older weights than those that were asked for.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def values(state: TrainState) -> dict[str, int]:
 
 
 def test_a_corrupt_newest_checkpoint_is_set_aside(two, documents, tmp_path, capsys):
-    """The run goes on from the one before, and ends as if nothing had been; who only loads weights is told."""
+    """The run resumes from the one before and ends as if nothing had been; loading weights is an error."""
     workdir = tmp_path / "run"
     shutil.copytree(two, workdir)
     newest = workdir / "checkpoints" / "2"
@@ -177,7 +177,7 @@ def test_damage_of_any_file_falls_back_or_is_harmless(two, target, tmp_path, dam
         workdir = damaged(two, tmp_path / str(number), name, written)
         try:
             counts[outcome(workdir, two, target)] += 1
-        except Exception as error:
+        except Exception as error:  # whatever it is, the damage that caused it is named
             raise AssertionError(f"{damage} of {name} at byte {place}: {type(error).__name__}: {error}") from error
         shutil.rmtree(workdir)
     print(f"\n{damage} of {len(names)} files, {sum(counts.values())} times: {dict(counts)}")
