@@ -150,16 +150,6 @@ async def _persist(request: Callable[[], Awaitable[Any]], passing: Callable[[Exc
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-class _Flat:
-    """A file system without folders to make. Their libraries would create the bucket."""
-
-    async def _mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
-        pass
-
-
 class _Upload(io.BytesIO):
     """A file that is uploaded when it is closed."""
 
@@ -174,6 +164,41 @@ class _Upload(io.BytesIO):
             self._filesystem.pipe_file(self._path, data)
 
 
+class _Bucket:
+    """What both file systems share, in front of their library's class.
+
+    There are no folders to make: the libraries would create the bucket. A file is uploaded whole, and anew where the
+    library has lost an upload in parts.
+
+    Attributes:
+      scheme: of its URLs.
+    """
+
+    scheme: str
+
+    @staticmethod
+    def lost_upload(error: Exception) -> bool:
+        """Whether an upload in parts is not known any more."""
+        raise NotImplementedError
+
+    async def _mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def mkdir(self, path: str, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
+        request = functools.partial(super()._pipe_file, path, data, **kwargs)  # type: ignore[misc]
+        return await _persist(request, self.lost_upload, f"upload of {self.scheme}://{path}")
+
+    async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> Any:
+        request = functools.partial(super()._put_file, lpath, rpath, **kwargs)  # type: ignore[misc]
+        return await _persist(request, self.lost_upload, f"upload of {self.scheme}://{rpath}")
+
+    def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
+        return _Upload(self, path) if mode == "wb" else super()._open(path, mode, **kwargs)  # type: ignore[misc]
+
+
 @functools.cache
 def _gcs() -> type:
     import aiohttp
@@ -186,9 +211,6 @@ def _gcs() -> type:
         if isinstance(error, gcsfs.retry.HttpError) and str(error.code).isdigit():
             return int(error.code) in (408, 429) or int(error.code) >= 500
         return gcsfs.retry.is_retriable(error) or isinstance(error, ConnectionError | TimeoutError)
-
-    def lost_session(error: Exception) -> bool:
-        return isinstance(error, FileNotFoundError) and "upload_id=" in str(error)
 
     def refused(error: Exception, path: str) -> UserError | None:
         """The error for the user, where a request is refused; not for one about the bucket itself, which few may do."""
@@ -206,8 +228,13 @@ def _gcs() -> type:
             return _denied(bucket, str(error).partition("\n")[2] or "403")
         return None
 
-    class GoogleCloudStorage(_Flat, gcsfs.core.GCSFileSystem):
+    class GoogleCloudStorage(_Bucket, gcsfs.core.GCSFileSystem):
         protocol = ("gs", "gcs")
+        scheme = "gs"
+
+        @staticmethod
+        def lost_upload(error: Exception) -> bool:
+            return isinstance(error, FileNotFoundError) and "upload_id=" in str(error)
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **(kwargs | {"use_listings_cache": False}))
@@ -221,17 +248,6 @@ def _gcs() -> type:
                 if (refusal := refused(error, path.format(*args))) is not None:
                     raise refusal from error
                 raise
-
-        async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
-            request = functools.partial(super()._pipe_file, path, data, **kwargs)
-            return await _persist(request, lost_session, f"upload of gs://{path}")
-
-        async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> Any:
-            request = functools.partial(super()._put_file, lpath, rpath, **kwargs)
-            return await _persist(request, lost_session, f"upload of gs://{rpath}")
-
-        def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-            return _Upload(self, path) if mode == "wb" else super()._open(path, mode, **kwargs)
 
     return GoogleCloudStorage
 
@@ -250,9 +266,6 @@ def _s3() -> type:
         transient = (*s3fs.core.S3_RETRYABLE_ERRORS, botocore.exceptions.ConnectionError, ConnectionError, TimeoutError)
         return isinstance(error, transient)
 
-    def lost_session(error: Exception) -> bool:
-        return "NoSuchUpload" in f"{error}{error.__cause__}"
-
     def refused(error: Exception, bucket: str) -> UserError | None:
         """The error for the user, where a request is refused."""
         if isinstance(error, botocore.exceptions.NoCredentialsError):
@@ -264,8 +277,13 @@ def _s3() -> type:
         answer = getattr(error.__cause__, "response", {})
         return _no_such_bucket(bucket) if answer.get("Error", {}).get("Code") == "NoSuchBucket" else None
 
-    class SimpleStorageService(_Flat, s3fs.core.S3FileSystem):
+    class SimpleStorageService(_Bucket, s3fs.core.S3FileSystem):
+        scheme = "s3"
         retries = 1  # `_persist` does the rest
+
+        @staticmethod
+        def lost_upload(error: Exception) -> bool:
+            return "NoSuchUpload" in f"{error}{error.__cause__}"
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(*args, **(kwargs | {"use_listings_cache": False}))
@@ -278,17 +296,6 @@ def _s3() -> type:
                 if (refusal := refused(error, f"s3://{kwargs.get('Bucket')}")) is not None:
                     raise refusal from error
                 raise
-
-        async def _pipe_file(self, path: str, data: bytes, **kwargs: Any) -> Any:
-            request = functools.partial(super()._pipe_file, path, data, **kwargs)
-            return await _persist(request, lost_session, f"upload of s3://{path}")
-
-        async def _put_file(self, lpath: str, rpath: str, **kwargs: Any) -> Any:
-            request = functools.partial(super()._put_file, lpath, rpath, **kwargs)
-            return await _persist(request, lost_session, f"upload of s3://{rpath}")
-
-        def _open(self, path: str, mode: str = "rb", **kwargs: Any) -> Any:
-            return _Upload(self, path) if mode == "wb" else super()._open(path, mode, **kwargs)
 
     return SimpleStorageService
 
