@@ -28,7 +28,7 @@ VERSION = "brain.Event:2"
 class Events:
     """Appends rows to a new file in `folder`; TensorBoard leaves out what older files have of the steps after `start`.
 
-    They are a copy of metrics.jsonl. So where they cannot be written, this is said once, and the run goes on without.
+    They are a copy of metrics.jsonl. Where they cannot be written, one line says so, and the run continues without.
     """
 
     def __init__(self, folder: Path, start: int):

@@ -1,4 +1,4 @@
-"""A disk fills up under a run: what the run says, after how long, and how it goes on once there is room.
+"""A disk fills up under a run: what the run says, after how long, and how it resumes once there is room.
 
 `python -m tests.benchmarks.benchmark_full_disk [CASE…]` as root (it mounts a tmpfs of 24 MB); prints a table. A CASE is
 ROW:KILOBYTES (once metrics.jsonl has ROW rows, all but so many kilobytes are taken), or save:KILOBYTES (in the middle

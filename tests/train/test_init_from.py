@@ -108,7 +108,7 @@ def test_a_run_begins_there_and_resumes(parts, documents, tmp_path):
             np.testing.assert_array_equal(flatten(params[part])[name], value)
 
 
-def test_a_whole_model_is_gone_on_with(trained, documents):
+def test_a_whole_model_is_taken_over(trained, documents):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
     config.init = ConfigDict({"emu": str(trained), "llama": "", "vision": ""})
     _, state = begun(config)
