@@ -44,6 +44,11 @@ class BadStepReport:
         """Whether the last step that was checked is bad: then the state may be spoilt, though it is finite."""
         return bool(self._bad)
 
+    @property
+    def first(self) -> int:
+        """The first of the bad steps in a row, which there must be."""
+        return min(self._bad)
+
     def add(self, step: int, metrics: Mapping[str, jax.Array], records: Records) -> None:
         """Takes a step whose metrics may still be being computed."""
         self._pending = step, metrics, records
@@ -76,10 +81,10 @@ class BadStepReport:
             for processes in merged[step].values():
                 for source, keys in processes.items():
                     found.setdefault(source, {}).update(dict.fromkeys(keys))
-        first, last = min(self._bad), max(self._bad)
+        first, last = self.first, max(self._bad)
         return (
             f"{in_a_row} bad steps in a row, the last one is step {last}: at step {first} {self._bad[first][0]}; they "
-            f"changed nothing, and the checkpoints are good; documents of these rows: {documents(found)}; lower "
+            f"changed nothing, and nothing is saved since; documents of these rows: {documents(found)}; lower "
             "config.optimizer.learning_rate of that part, mend the documents, or raise config.train.max_bad_steps"
         )
 
@@ -128,7 +133,7 @@ def what_broke(metrics: Mapping[str, Any], good: Mapping[str, Any]) -> str:
     if not math.isfinite(metrics["loss"]):
         return f"loss={metrics['loss']:g}"
     part, rate = max(_by_part(metrics, "learning_rate").items(), key=lambda pair: pair[1])
-    if rate**2 > np.finfo(np.float32).max:
+    if float(rate) ** 2 > float(np.finfo(np.float32).max):
         return f"learning_rate/{part}={rate:g} overflows"
     spike, before = _by_part(metrics, "grad_norm"), _by_part(good, "grad_norm")
     part = max(spike, key=lambda part: spike[part] / (before.get(part) or math.inf))

@@ -63,7 +63,7 @@ class Rotation:
     """Which checkpoints are kept: the newest ones, and for ever those of every so many steps.
 
     Attributes:
-      newest: number of newest checkpoints; all of them were finite when they were written.
+      newest: number of newest checkpoints; 2 or more, since only the step after the last one shows whether it is good.
       every: interval in steps; 0 keeps none for ever. Step 0 is the first start, which init or the seed gives again.
     """
 
@@ -150,6 +150,17 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def doubt(self, step: int) -> str:
+        """Sets a checkpoint aside if the run has an older one: the first step after it was bad; every process calls it.
+
+        Returns:
+          a line about it.
+        """
+        self.wait()
+        if min(self._manager.all_steps()) == step:
+            return f"{self._folder / str(step)}, saved before them, is the only checkpoint; it may hold a spoilt state"
+        return self.set_aside({step: "the first step after this checkpoint was bad, so its state may be spoilt"})[0]
 
     def save(
         self,
@@ -246,24 +257,24 @@ class Checkpoints:
         )
         return state, meta
 
-    def set_aside(self, corrupt: Mapping[int, str]) -> list[str]:
-        """Moves corrupt checkpoints to the work directory's `corrupt`, where nothing looks; every process calls it.
+    def set_aside(self, bad: Mapping[int, str]) -> list[str]:
+        """Moves checkpoints to the work directory's `corrupt`, where nothing looks; every process calls it.
 
         Args:
-          corrupt: those of `Restored`.
+          bad: their steps, and what is wrong with each, as a sentence.
 
         Returns:
           a line for each.
         """
         lines = []
-        for step, what in sorted(corrupt.items()):
+        for step, what in sorted(bad.items()):
             folder, number = self._folder / str(step), 1
             while (to := self._folder.parent / CORRUPT / (f"{step}.{number}" if number > 1 else f"{step}")).exists():
                 number += 1
-            lines.append(f"{folder}: the checkpoint is corrupt: {what}; it is moved to {to}")
+            lines.append(f"{folder}: {what}; it is moved to {to}")
             if jax.process_index() == 0:
                 move_folder(folder, to)
-        if corrupt:
+        if bad:
             distributed.broadcast_from_process_0(0)  # nobody looks before the folders are moved
             self._manager.reload()
         return lines
@@ -312,6 +323,11 @@ def _together(folder: Path) -> Iterator[None]:
 
 def _not_finite(step: int, leaves: Sequence[str], newest: int | None) -> str:
     more = f" and {len(leaves) - NAMED} more" if len(leaves) > NAMED else ""
+    if step == 0:
+        return (
+            f"step 0: the state is not finite in {', '.join(leaves[:NAMED])}{more}; it is not saved: name weights in "
+            "config.init that are finite"
+        )
     last = "there is no checkpoint" if newest is None else f"the newest checkpoint is that of step {newest}"
     return (
         f"step {step}: the state is not finite in {', '.join(leaves[:NAMED])}{more}; it is not saved, and {last}: "

@@ -69,7 +69,7 @@ class TrainConfig:
       log_every, checkpoint_every: intervals in steps; the last step is always logged and saved.
       checkpoint_minutes: longest time between two checkpoints, beside `checkpoint_every`; 0 counts steps alone. It is
         looked at every `log_every` steps, by the clock of process 0.
-      keep_checkpoints: number of newest checkpoints to keep.
+      keep_checkpoints: number of newest checkpoints to keep; 2 or more, as `checkpoint.Rotation` says.
       keep_every: interval in steps of checkpoints that are saved and kept for ever; 0 keeps none for ever.
       save_timeout_minutes: time after which a save that has not ended is an error.
       max_bad_steps: bad steps in a row (`bad_steps.py`) that stop the run.
@@ -95,9 +95,9 @@ class TrainConfig:
             raise UserError(
                 f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0"
             )
-        for name in ("log_every", "checkpoint_every", "keep_checkpoints", "max_bad_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least 1")
+        for name, least in (("log_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 2), ("max_bad_steps", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"config.train.{name}={getattr(self, name)}; expected at least {least}")
         for name in ("checkpoint_minutes", "keep_every"):
             if getattr(self, name) < 0:
                 raise UserError(f"config.train.{name}={getattr(self, name)}; expected 0 (none) or more")
@@ -236,7 +236,8 @@ def train(
             since = check_checkpoint(workdir, found.step, found.meta["config"], config)
             differing = (*(DIVISION if reshard_data else ()), *(("mixture",) if changed_mixture(since) else ()))
             skipped = stream.resume(found.meta["iterator"], differing=differing, skip_windows=skip_windows)
-            for line in checkpoints.set_aside(found.corrupt):
+            corrupt = {step: f"the checkpoint is corrupt: {what}" for step, what in found.corrupt.items()}
+            for line in checkpoints.set_aside(corrupt):
                 if first_process:
                     print(line, file=sys.stderr)
             state = _with_length(found.state, settings.steps)
@@ -306,9 +307,12 @@ def train(
                 if writer is not None:
                     writer.add(step, metrics, row)
                 stopping = preemption.reached() and step < total
-                if step == total:
+                if saving or stopping:
                     diverged = diverged or bad_steps.check()
             if diverged:
+                # A step may be finite and spoil the state, which only the next one shows.
+                if start < saved == bad_steps.first - 1:
+                    diverged += f"; {checkpoints.doubt(saved)}"
                 break
             # After a bad step the last good one may have spoilt the state: the checkpoints before are better.
             if (saving or stopping) and (step == total or not bad_steps.in_a_row):

@@ -65,7 +65,7 @@ def train(run: Path, fields: dict[str, str], steps: int, seed: int) -> None:
     """
     settings = {f"model.{name}": value for name, value in fields.items()}
     settings |= {"train.steps": str(steps), "train.minutes": "0.0", "train.seed": str(seed), "data.seed": str(seed)}
-    settings |= {"train.log_every": str(LOG_EVERY), "train.checkpoint_every": str(steps), "train.keep_checkpoints": "1"}
+    settings |= {"train.log_every": str(LOG_EVERY), "train.checkpoint_every": str(steps), "train.keep_checkpoints": "2"}
     overrides = [f"--config.{name}={value}" for name, value in settings.items()]
     command = [sys.executable, "-m", "emu_jax.cli", "train", "--config", "configs/quickstart.py", "--workdir", str(run)]
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "JAX_PLATFORMS": "cpu"}

@@ -32,7 +32,7 @@ def fork(workdir: Path, documents: Path) -> tuple[int, Path]:
     with log.open("w") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
-    options = {"steps": STEPS, "checkpoint_every": 10, "keep_checkpoints": 1}
+    options = {"steps": STEPS, "checkpoint_every": 10, "keep_checkpoints": 2}
     fields = [f"--config.train.{name}={value}" for name, value in options.items()]
     words = [
         "train",

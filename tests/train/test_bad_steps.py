@@ -141,7 +141,7 @@ def test_too_many_in_a_row_stop_the_run(tmp_path, capsys):
     message = error.splitlines()[-1]
     assert message.startswith(
         "emu-jax train: 3 bad steps in a row, the last one is step 3: at step 1 grad_norm of all parts broke at once, "
-        "with loss=inf; they changed nothing, and the checkpoints are good; documents of these rows: points: point-"
+        "with loss=inf; they changed nothing, and nothing is saved since; documents of these rows: points: point-"
     )
     assert message.count("point-") == 24 == 3 * line.ROWS
     assert newest_folder(tmp_path / "run").name == "0"
@@ -158,6 +158,27 @@ def test_a_part_with_an_absurd_rate_is_named_and_nothing_is_saved_meanwhile(tmp_
         "6 bad steps in a row, the last one is step 6: at step 1 learning_rate/slope=9.99581e+29 overflows" in message
     )
     assert newest_folder(tmp_path / "run").name == "0"
+
+
+def test_a_checkpoint_with_a_spoilt_state_is_set_aside(tmp_path, capsys):
+    """A finite rate, whose update is finite and whose next loss is not."""
+    settings = ("--config.train.checkpoint_every=1", "--config.optimizer.clip_norm=0")
+    assert train(tmp_path / "run", "--config.train.steps=4", *settings) == 0
+    change = ("--change", "config.train.steps=16", "--change", "config.optimizer.learning_rate.slope=1.8e19")
+    capsys.readouterr()
+    assert train(tmp_path / "run", *settings, *change) == 70
+    message = capsys.readouterr().err.splitlines()[-1]
+    print(message)
+    spoilt = tmp_path / "run" / "checkpoints" / "5"
+    assert "3 bad steps in a row, the last one is step 8: at step 6 " in message
+    assert message.endswith(
+        f"; {spoilt}: the first step after this checkpoint was bad, so its state may be spoilt; it is moved to "
+        f"{tmp_path / 'run' / 'corrupt' / '5'}"
+    )
+    assert newest_folder(tmp_path / "run").name == "4" and (tmp_path / "run" / "corrupt" / "5" / "meta").is_dir()
+    sane = (*change[:3], "config.optimizer.learning_rate.slope=0.1")
+    assert train(tmp_path / "run", *settings, *sane) == 0
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["bad_steps"] == 0
 
 
 def test_a_rare_bad_document_is_named_and_the_run_goes_on(tmp_path, capsys):

@@ -85,7 +85,7 @@ def test_a_checkpoint_is_compared_where_config_json_is_missing(trained, document
 def test_checkpoints_by_step_by_time_and_for_ever(documents, tmp_path):
     """The time is always up here, so a checkpoint comes with every second row; those of every third step are kept."""
     words = ["steps=7", "log_every=2", "checkpoint_every=100", "checkpoint_minutes=1e-9"]
-    words += ["keep_checkpoints=1", "keep_every=3"]
+    words += ["keep_checkpoints=2", "keep_every=3"]
     train(config(documents, *(f"--config.train.{word}" for word in words)), tmp_path / "run")
     saved = [row["step"] for row in read_metrics(tmp_path / "run" / "goodput.jsonl")]
     assert saved == [0, 2, 3, 4, 6, 7]
