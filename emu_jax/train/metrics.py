@@ -290,9 +290,10 @@ def plot_metrics(workdir: Path, plots: Mapping[str, Sequence[str]]) -> list[Path
         names = [name for name in wanted if lines[name]]
         if not names:
             continue
-        figure, axes = plt.subplots(
-            1, len(names), figsize=(4.2 * len(names), 3), constrained_layout=True, squeeze=False
-        )
+        figure, axes = plt.subplots(1, len(names), figsize=(4.2 * len(names), 3), squeeze=False)
+        # A layout engine would draw every figure twice. In inches: room for the numbers beside and below each plot.
+        width, height = figure.get_size_inches()
+        figure.subplots_adjust(0.7 / width, 0.5 / height, 1 - 0.15 / width, 1 - 0.3 / height, wspace=0.25)
         for axis, name in zip(axes[0], names, strict=True):
             for line in lines[name]:
                 points = np.array([(row["step"], row[line]) for row in rows if line in row]).reshape(-1, 2)
