@@ -18,9 +18,10 @@ import re
 
 from emu_jax.buckets import is_transient, transient_error
 from emu_jax.errors import EXIT_AGAIN, EXIT_CRASH, EXIT_INTERRUPTED, CommandError
+from emu_jax.storage import FULL
 
 # What a disk answers when it is full, over its quota or limit, broken, or read-only since it broke.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
+DISK_ERRORS = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 _DISK_WORDS = re.compile("|".join(os.strerror(number) for number in DISK_ERRORS))
 _QUOTED = re.compile(r'"([^"]+)"')
 

@@ -1,9 +1,10 @@
 """Fixtures that several folders of tests share."""
 
+import fcntl
 import gc
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tests import array_types  # noqa: F401  (before the modules that it checks are imported)
@@ -56,31 +57,51 @@ def golden() -> Path:
 
 
 @pytest.fixture(scope="session")
-def documents(tmp_path_factory) -> Path:
+def make_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Makes a folder once for all workers of pytest-xdist: the first one that asks makes it, and the others wait."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent
+
+    def once(name: str, make: Callable[[Path], object]) -> Path:
+        folder, made = base / name, base / f"{name}.made"
+        with (base / f"{name}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not made.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a worker that failed to make it
+                make(folder)
+                made.touch()
+        return folder
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def documents(make_once) -> Path:
     """A JSONL of small documents (`train/tiny.py`)."""
-    return tiny.draw(tmp_path_factory.mktemp("documents"))
+    return make_once("documents", tiny.draw) / tiny.DOCUMENTS
 
 
 @pytest.fixture(scope="session")
-def drawing(tmp_path_factory, documents, trained) -> Path:
+def drawing(make_once, documents, trained) -> Path:
     """A copy of `trained` with a VAE and a decoder, trained for two steps each; tests must not change it."""
-    workdir = tmp_path_factory.mktemp("drawing") / "run"
-    shutil.copytree(trained, workdir)
-    tiny.train_decoder(workdir, documents)
-    return workdir
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained, folder / "run")
+        tiny.train_decoder(folder / "run", documents)
+
+    return make_once("drawing", make) / "run"
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory, documents) -> Path:
+def trained(make_once, documents) -> Path:
     """The work directory of two steps of `train/tiny.py`; tests must not change it."""
-    workdir = tmp_path_factory.mktemp("trained") / "run"
-    train(load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"]), workdir)
-    return workdir
+    config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=2"])
+    return make_once("trained", lambda folder: train(config, folder / "run")) / "run"
 
 
 @pytest.fixture(scope="session")
-def instructed(tmp_path_factory, documents, trained) -> Path:
+def instructed(make_once, documents, trained) -> Path:
     """The work directory of two steps of adapters on `trained`; tests must not change it."""
-    workdir = tmp_path_factory.mktemp("instructed") / "run"
-    train(tiny.instruct_config(documents, trained), workdir)
-    return workdir
+    config = tiny.instruct_config(documents, trained)
+    return make_once("instructed", lambda folder: train(config, folder / "run")) / "run"

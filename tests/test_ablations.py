@@ -92,6 +92,7 @@ def test_no_config_is_forgotten():
         load("queries:mini-7")
 
 
+@pytest.mark.slow
 def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
     """It trains, loads, generates and exports its language model; the published layout has no place for it."""
     words = [f"--config.data.source={documents}", "--config.train.steps=2", "--config.model.causal.kind=pooled"]
@@ -110,6 +111,7 @@ def test_a_run_without_a_causal_transformer(documents, tmp_path, capsys):
     assert main(["export", "--from", str(workdir), "--to", str(tmp_path / "llama"), "--format", "llama"]) == 0
 
 
+@pytest.mark.slow
 def test_scores_of_some_splits_alone(trained):
     """The right image is looked for among all images, whichever split is scored; another one is refused."""
     model = Emu.load(trained)

@@ -14,6 +14,7 @@ from emu_jax.plan.topology import CHIPS
 from tests.train import tiny
 
 
+@pytest.mark.slow
 def test_a_table_of_consistent_figures(documents, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "SAMPLER_STEPS", 3)
     monkeypatch.setattr(bench, "REPETITION_SECONDS", 0.01)

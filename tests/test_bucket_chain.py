@@ -95,7 +95,7 @@ def test_serve_and_chat_with_a_model_in_a_bucket(configs, bucket, tmp_path, monk
     run("chat", "--model", f"{root}/run/chat")
     server = Server("--model", f"{root}/run")
     try:
-        body = {"model": "emu", "messages": [{"role": "user", "content": "image 3"}], "max_tokens": 4}
+        body = {"model": "run", "messages": [{"role": "user", "content": "image 3"}], "max_tokens": 4}
         request = urllib.request.Request(
             f"{server.address}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )

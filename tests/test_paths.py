@@ -102,6 +102,7 @@ def put(workdir: Path, target) -> None:
         replace_text(target / step.relative_to(workdir).as_posix() / COMMIT_FILE, "")
 
 
+@pytest.mark.slow
 def test_evaluate_on_a_bucket_is_evaluate_on_a_disk(trained, bucket, tmp_path, monkeypatch, capsys):
     put(trained, bucket / "run")
     monkeypatch.chdir("/proc")

@@ -5,8 +5,8 @@ digests of its last checkpoint (parameters, moments, EMA, statistics) are compar
 disk.
 
     kill     --runs N runs (10) are killed at a random step (SIGKILL) and started again
-    faults   --runs N runs (20) at each of the shares 5% and 30% of broken requests (tests/buckets.py says how); a run
-             that ends with 75 is started again, up to 5 times
+    faults   --runs N runs (20), whose seeds begin with --first (0), at each of the shares 5% and 30% of broken requests
+             (tests/buckets.py says how); a run that ends with 75 is started again, up to 5 times
     down     nothing gets through to the bucket from the middle of a run on: it ends with 75; with the network back,
              the next start resumes
 """
@@ -80,7 +80,7 @@ def kill(folder: Path, documents: Path, options: argparse.Namespace, expected: d
 def faults(folder: Path, documents: Path, options: argparse.Namespace, expected: dict[str, int]) -> None:
     print("share  run  starts  last code  bitwise  rows     seconds  requests  broken")
     for share in options.shares:
-        for i in range(options.runs or 20):
+        for i in range(options.first, options.first + (options.runs or 20)):
             port, name = free_port(), f"faults-{share}-{i}"
             with FaultyProxy(port, share, seed=i) as proxy, gcs_server(folder, proxy.url, port):
                 began, starts, code = time.monotonic(), 0, 75
@@ -124,6 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("kill", "faults", "down"))
     parser.add_argument("--runs", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.05, 0.3])

@@ -150,6 +150,7 @@ def test_hosts_read_their_own_shards_alone(folders, tokenizer):
     ("shards", "workers", "every"),
     [(1, 0, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(2, 0, 1), (2, 2, 50)])],
 )
+@pytest.mark.slow
 def test_restored_at_two_hundred_positions(folders, tokenizer, shards, workers, every):
     sizes = {"queries": QUERIES, "image_size": SIZE}
     data = config(folders, shards=shards, workers=workers)

@@ -182,6 +182,7 @@ def _predicted(out):
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()[1:] if line.endswith(b"}")]
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_without_losing_or_repeating_one(trained, tmp_path):
     command = _command(trained, tmp_path, "--benchmark", "fluent", "--limit", "120", "--batch", "2")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

@@ -290,6 +290,7 @@ def test_the_cache_is_updated_in_place(words):
     assert chat._cache.k.shape == before.k.shape
 
 
+@pytest.mark.slow
 def test_to_the_last_position_of_the_context():
     """Turns of many lengths, some longer than a piece, until nothing more fits."""
     context = 100

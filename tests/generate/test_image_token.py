@@ -112,6 +112,7 @@ def test_slots_are_freed_there(learnt):
 
 
 @pytest.mark.parametrize(("name", "until_image"), [("deaf", True), ("learnt", False)])
+@pytest.mark.slow
 def test_served_texts_end_alike(request, name, until_image):
     """Also those of a model that has not learnt it, where they are asked for up to an image, as documents are."""
     model = request.getfixturevalue(name)

@@ -71,6 +71,7 @@ def test_guidance_and_seed_compile_nothing():
     assert not np.allclose(images[0], images[1])
 
 
+@pytest.mark.slow
 def test_a_batch_keeps_no_copy_of_its_inputs_a_step():
     """Sampling 8 takes no more than the U-Net on 16 needs, weights aside, and two sets of latents and history."""
     params = unet.init(CONFIG, jax.random.key(0))

@@ -113,7 +113,12 @@ def test_loss_chunks_do_not_change_the_loss(chunk):
 
 
 @pytest.mark.parametrize(
-    "change", [{"remat": "full"}, {"remat": "dots"}, {"remat": "attention"}, {"remat": "offload"}, {"unroll": True}]
+    "change",
+    [
+        {"remat": "full"},
+        {"unroll": True},
+        *(pytest.param({"remat": kept}, marks=pytest.mark.slow) for kept in ("dots", "attention", "offload")),
+    ],
 )
 def test_how_it_is_computed_changes_no_gradient(change):
     batch = make_batch([[FIRST, SECOND]], random_images(3)[None], 48)

@@ -81,6 +81,7 @@ def test_a_product_s_gradient_beside_float64():
     np.testing.assert_array_equal(project_float32(x, kernel), project(x, kernel.astype(jnp.bfloat16)))
 
 
+@pytest.mark.slow
 def test_gradients_of_the_model_are_the_same_but_not_rounded():
     (loss_off, off), (loss_on, on) = gradients(config(False)), gradients(config(True))
     assert loss_on == loss_off
@@ -125,6 +126,7 @@ def partitioned(on: bool) -> None:
 
 
 @pytest.mark.parametrize("on", [False, True])
+@pytest.mark.slow
 def test_gradients_are_reduced_over_devices_in_that_dtype(on, tmp_path):
     """Reads the partitioner's output: later passes widen bfloat16 on CPUs, but not on accelerators."""
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"

@@ -81,6 +81,7 @@ def test_a_ranking_ends_with_what_does_not_fit():
     assert lines[3].endswith("model.remat=dots: 8 rows do not fit v9:2x2")
 
 
+@pytest.mark.slow
 def test_plans_of_the_devices_at_hand_are_compared_written_and_drawn(tmp_path, capsys):
     files = ["--json", str(tmp_path / "plan.json"), "--chart", str(tmp_path / "plan.png")]
     options = ["--topology", "here", "--compare", "model.remat=none", "rows=4,2", "--untimed", *files]

@@ -95,6 +95,7 @@ def test_a_released_slot_is_free_and_its_neighbour_continues(plain, texts):
     assert ids == plain.generate_text([["a red bar"]], max_new_tokens=30, min_length=1000)[0].token_ids
 
 
+@pytest.mark.slow
 def test_every_image_is_the_one_drawn_on_its_own(plain):
     images = ImageBatcher(plain, 2)
     images.warm_up()

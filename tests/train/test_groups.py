@@ -336,6 +336,7 @@ def test_frozen_slices_stay_bit_for_bit():
             assert moved[~frozen].mean() > 0.9, f"{path}: {moved[~frozen].mean()}"
 
 
+@pytest.mark.slow
 def test_the_gradient_of_a_frozen_slice_is_left_out_before_clipping():
     """The norm that clips is that of the rest: what is trained moves as if the frozen rows had no gradient at all."""
     text = '(("llama/lm_head/kernel[:-4]", 1.0, None, True),)'
@@ -354,6 +355,7 @@ def test_the_gradient_of_a_frozen_slice_is_left_out_before_clipping():
     assert clipped == pytest.approx(1e-3, rel=1e-3), "of the first step's mean, a tenth of the clipped gradient"
 
 
+@pytest.mark.slow
 def test_frozen_by_an_entry_or_by_the_rate_of_the_part_is_the_same():
     text = '(("vision/.*", 1.0, None, True), ("ln_visual/.*", 1.0, None, True))'
     by_entry = steps(config_with(text), count=2)
@@ -364,6 +366,7 @@ def test_frozen_by_an_entry_or_by_the_rate_of_the_part_is_the_same():
     assert [by_entry[0].is_trainable(path) for path in paths] == [by_rate[0].is_trainable(path) for path in paths]
 
 
+@pytest.mark.slow
 def test_a_factor_is_of_the_learning_rate():
     """Adam's first step is its rate in size: half the factor moves half as far, without decay."""
     fields = {"weight_decay": 0.0, "clip_norm": 0.0}
@@ -377,6 +380,7 @@ def test_a_factor_is_of_the_learning_rate():
     assert np.abs(whole[1] - old[1]).max() > 1e-5
 
 
+@pytest.mark.slow
 def test_the_decay_of_an_entry_is_what_is_subtracted():
     """Without a gradient (a batch of text does not reach the encoder), the decay alone moves a parameter."""
     _, first, last, _ = steps(config_with('(("vision/blocks/1/norm1/scale", 1.0, 0.5, False),)'), 1, "text only")

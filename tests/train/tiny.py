@@ -12,8 +12,10 @@ from PIL import Image
 
 from configs import decoder, models, quickstart, vae
 from emu_jax.generate.precompute import precompute
+from emu_jax.storage import replace_text
 from emu_jax.train.loop import train
 
+DOCUMENTS = "documents.jsonl"
 COLOURS = {"red": (220, 40, 30), "green": (40, 170, 60), "blue": (30, 70, 210)}
 SHAPES = {"square": np.s_[4:12, 4:12], "bar": np.s_[6:10, :], "frame": np.s_[::15, :], "cross": np.s_[:, 7:9]}
 
@@ -69,7 +71,7 @@ def pairs(documents: Path) -> Path:
     """The pairs among the documents: those that hold an image and a text before it."""
     path = documents.with_name("pairs.jsonl")
     lines = [line for line in documents.read_text(encoding="utf-8").splitlines() if "parts" not in json.loads(line)]
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    replace_text(path, "\n".join(lines) + "\n")  # whole, whoever reads it meanwhile
     return path
 
 
@@ -93,6 +95,6 @@ def draw(folder: Path) -> Path:
             lines.append({"image": f"{name}-{shape}.png", "text": f"a {name} {shape}"})
     lines.append({"parts": [{"text": "only words here"}]})
     lines.append({"parts": [{"image": "red-bar.png"}, {"text": "then a cross"}, {"image": "blue-cross.png"}]})
-    path = folder / "documents.jsonl"
+    path = folder / DOCUMENTS
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path

@@ -33,6 +33,7 @@ def leaves(folder) -> dict[str, np.ndarray]:
     return load_leaves(checkpoint, wanted)
 
 
+@pytest.mark.slow
 def test_a_language_model(hugging_llama, tmp_path, bucket):
     for folder in (bucket / "llama", tmp_path / "llama"):
         assert run("convert", "--from", hugging_llama[0], "--to", folder).stdout.endswith(f"{folder}\n")
@@ -54,6 +55,7 @@ def test_a_source_in_a_bucket_is_refused(bucket):
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_draws(golden, tmp_path, bucket):
     tokenizer = golden / "llama_tokenizer.model"
     (bucket / "tokenizer.model").write_bytes(tokenizer.read_bytes())

@@ -139,6 +139,7 @@ def test_lora_loads_in_peft(golden, tmp_path):
     assert_close(logits_of(fields, params, tokens), theirs(adapted, tokens))
 
 
+@pytest.mark.slow
 def test_adapters_trained_here_load_in_peft(instructed, tmp_path):
     """Over the language model that the same run exports without them; logits are those of the merged model."""
     transformers = pytest.importorskip("transformers", reason="install .[test]")

@@ -233,6 +233,7 @@ def test_parts_are_not_stored_in_int8(hugging_llama, eva_clip, tmp_path, capsys)
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     """Orbax's own layout, with averaged parameters of the decoder, in and out again."""
     run("export", "--from", drawing, "--to", tmp_path / "out", "--format", "emu")
@@ -262,6 +263,7 @@ def test_bfloat16_weights_draw(mini, golden, tmp_path):
     assert emu.generate_image(["a red bus"], sampler="ddim", steps=1, height=32, width=32).image.size == (32, 32)
 
 
+@pytest.mark.slow
 def test_int8_weights_generate(mini, golden, converted, tmp_path):
     words = golden / "llama_tokenizer.model"
     run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--tokenizer", words, "--int8")
