@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
                 "groups": 8,
                 "scale": 1.0,  # measured during training and used afterwards
             },
-            "loss": {"squared_weight": 1.0, "kl_weight": 1e-3},
+            "loss": {"squared_weight": 1.0, "kl_weight": 1e-3, "perceptual_weight": 0.0, "perceptual_blocks": 3},
             "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8},
             "optimizer": {
                 "learning_rate": {"vae": 2e-3},

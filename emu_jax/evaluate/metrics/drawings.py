@@ -11,10 +11,11 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.clip_scores import ClipScorer, load_scorer
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError
-from emu_jax.evaluate import intervals, vgg
+from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import frechet, inception
 from emu_jax.generate.model import Emu
@@ -47,8 +48,8 @@ def figures(
             frechet.encoder_features(emu, images(drawn)), frechet.encoder_features(emu, images(real))
         )
     }
-    if (file := vgg.find_weights()) is not None:
-        params = vgg.load(file)
+    if (file := find_weights()) is not None:
+        params = load(file)
         features = [frechet.vgg_features(params, images(paths)) for paths in (drawn, real)]
         found["Frechet distance, VGG-16 features"] = frechet.figure(*features)
     if inception_weights is not None:

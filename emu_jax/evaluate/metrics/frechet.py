@@ -20,6 +20,7 @@ from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.features import in_batches
 from emu_jax.generate.model import Emu
+from emu_jax.models.vgg import CHANNELS, Params
 
 # Mean [F]; A [min(N, F), F] with A^T A the covariance; the covariance's trace.
 Moments = tuple[np.ndarray, np.ndarray, float]
@@ -96,10 +97,10 @@ def figure(generated: np.ndarray, real: np.ndarray, *, draws: int = 100, seed: i
     return Figure(value, (max(float(low), 0.0), float(high)), None, count)
 
 
-def vgg_features(params: vgg.Params, images: Iterable[np.ndarray]) -> np.ndarray:
+def vgg_features(params: Params, images: Iterable[np.ndarray]) -> np.ndarray:
     """Images uint8 [H, W, 3] -> float32 [N, 1472]: VGG-16, normalised at each position, averaged over positions."""
     cells = vgg.GRID**2
-    ends = np.cumsum(vgg.CHANNELS) * cells
+    ends = np.cumsum(CHANNELS) * cells
 
     def run(batch: list[np.ndarray]) -> np.ndarray:
         parts = np.split(vgg.features(params, batch), ends[:-1], axis=1)

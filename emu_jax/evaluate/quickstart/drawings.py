@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
@@ -99,11 +100,11 @@ def score(emu: Emu) -> Drawings:
 def feature_spaces() -> dict[str, Features]:
     """Features that images are compared by: pixels, and VGG features where the weights are installed."""
     spaces: dict[str, Features] = {"pixels": lambda images: np.stack(images).astype(np.float32) / 255.0}
-    file = vgg.find_weights()
+    file = find_weights()
     if file is None:
         log.warning("no VGG features: install emu-jax[eval] to compare images by them too")
     else:
-        spaces[VGG] = functools.partial(vgg.features, vgg.load(file))
+        spaces[VGG] = functools.partial(vgg.features, load(file))
     return spaces
 
 

