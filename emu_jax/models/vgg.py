@@ -49,4 +49,4 @@ def distance(
     Like LPIPS without its learnt weights of channels.
     """
     pairs = zip(activations(params, images, blocks), activations(params, others, blocks), strict=True)
-    return sum(jnp.square(normalised(a) - normalised(b)).sum(-1).mean((1, 2)) for a, b in pairs)
+    return jnp.stack([jnp.square(normalised(a) - normalised(b)).sum(-1).mean((1, 2)) for a, b in pairs]).sum(0)
