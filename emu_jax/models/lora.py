@@ -3,7 +3,7 @@
 A tree of adapters mirrors the parameters, with `lora_a` [L, in, r] and `lora_b` [L, r, out] in place of a stack's
 kernel [L, in, out]. In training they are stored beside the frozen kernels (`LlamaConfig.lora_rank`).
 
-    parameters with adapters ─ separate ─┬─ plain ────┬─ merge ─ W + alpha / r * A B ─ unmerge ─ plain
+    parameters with adapters ─ separate ─┬─ plain ────┬─ merge ─ W + alpha / r * A B
                                          └─ adapters ─┘
 """
 
@@ -44,11 +44,6 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], alpha: float) 
         else:
             merged[name] = merge(params[name], node, alpha)
     return merged
-
-
-def unmerge(params: Mapping[str, Any], adapters: Mapping[str, Any], alpha: float) -> Params:
-    """Parameters with the adapters subtracted from their kernels, in float32: undoes `merge`, up to rounding."""
-    return merge(params, adapters, -alpha)
 
 
 def merge_model(config: emu.EmuConfig, params: Mapping[str, Any]) -> tuple[emu.EmuConfig, Params]:

@@ -78,7 +78,6 @@ class Lease:
     def __init__(self, workdir: Path):
         self._workdir, self._file = workdir, workdir / FILE
         self._holder = Holder.current()
-        self._taken = ""  # by which run
         self._ending = threading.Event()
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="emu-jax-lease", daemon=True)

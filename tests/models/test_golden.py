@@ -104,7 +104,7 @@ def test_adapters_of_the_instructed_model_beside_its_weights_and_merged(golden):
         one, other = found["beside"][key], found["merged"][key]
         print(f"{key}: off by {np.abs(one - other).max() / np.abs(other).max():.1e} of the largest magnitude")
         assert_close(key, one, other, tolerance=1e-5)
-    back = flatten(lora.unmerge(merged, adapters, config.llama.lora_alpha))
+    back = flatten(lora.merge(merged, adapters, -config.llama.lora_alpha))
     for name, value in flatten(plain).items():
         np.testing.assert_allclose(back[name], value, atol=1e-6, err_msg=name)
     kernel = "llama/blocks/attn/q/kernel"

@@ -172,7 +172,7 @@ def test_unmerging_is_the_inverse_of_merging():
     merged = lora.merge(params, adapters, alpha=6.0)
     moved = {p for p, leaf in flatten(merged).items() if leaf is not flatten(params)[p]}
     assert moved == {"llama/blocks/attn/k/kernel", "llama/blocks/mlp/down/kernel"}, "others are shared"
-    back = flatten(lora.unmerge(merged, adapters, alpha=6.0))
+    back = flatten(lora.merge(merged, adapters, alpha=-6.0))
     for path in moved:
         assert float(jnp.abs(flatten(merged)[path] - flatten(params)[path]).max()) > 0.01
         np.testing.assert_allclose(back[path], flatten(params)[path], atol=1e-6)
