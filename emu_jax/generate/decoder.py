@@ -136,6 +136,11 @@ class Decoder:
         )
         return self.decode(latents)
 
+    def round_trip(self, images: np.ndarray) -> np.ndarray:
+        """Images uint8 [N, H, W, 3] -> what the VAE makes of them, without the U-Net."""
+        mean, _ = encode_latents(self.vae_params, images, config=self.vae_config)
+        return np.asarray(_images(self.vae_params, mean, config=self.vae_config))
+
     def decode(self, latents: jax.Array) -> tuple[np.ndarray, list[bool | None]]:
         """Latents [N, h, w, C] -> images uint8 [N, H, W, 3] and flags, as in `draw`."""
         images = np.asarray(_images(self.vae_params, latents, config=self.vae_config))

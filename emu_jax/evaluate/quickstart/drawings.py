@@ -1,7 +1,7 @@
 """Scores of a visual decoder on the embedded images: do a drawn image's nearest real neighbours show the right thing?
 
-Images are drawn from held-out captions, and from held-out images' own embeddings (reconstruction). Neighbours are
-searched among all images by squared distance of pixels and of VGG features.
+Images are drawn from held-out captions, and from held-out images' own embeddings (reconstruction); the VAE's round trip
+is what neither can surpass. Neighbours are searched among all images by squared distance of pixels and of VGG features.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class Drawings:
 
 def score(emu: Emu) -> Drawings:
     """Draws and scores the split of unseen combinations."""
-    size = emu.check_drawing(Drawing(**SETTINGS)).size
+    decoder = emu.check_drawing(Drawing(**SETTINGS))
+    size = decoder.size
     gallery = [example for split in SPLITS for example in examples(split, size)]
     pool = examples(SPLIT, size)
     seeds = {example.key: seed for seed, example in enumerate(pool)}
@@ -74,10 +75,15 @@ def score(emu: Emu) -> Drawings:
         results = emu.reconstruct_images([e.pixels for e in part], seeds=[seeds[e.key] for e in part], **SETTINGS)
         return [np.asarray(result.image) for result in results]
 
+    def through_vae(part: Sequence[Example]) -> list[np.ndarray]:
+        return list(decoder.round_trip(np.stack([e.pixels for e in part])))
+
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
+    coded = in_batches(through_vae, pool, "encode and decode")
     figures: dict[str, Figure] = {}
     for space, features in feature_spaces().items():
         sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
+        sets |= {"through the VAE": coded}
         seen = {name: np.stack(in_batches(features, some, f"{space}: {name}")) for name, some in sets.items()}
         known = seen.pop("gallery")
         if space == VGG:
