@@ -257,6 +257,51 @@ def create_text(path: Path, text: str) -> bool:
         return False
 
 
+def parse_json(data: bytes, where: str) -> Any:
+    """The JSON value in UTF-8 text, with or without a byte order mark.
+
+    Args:
+      where: file, and line if it has one, for errors.
+
+    Raises:
+      UserError: it is none, or a text in it is no Unicode.
+
+    >>> parse_json(b'["caf\\xe9"]', "a.jsonl:3")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: a.jsonl:3: not UTF-8 at byte 5; expected JSON, saved as UTF-8
+    """
+    try:
+        text = data.decode("utf-8-sig")
+        value = json.loads(text)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        why, cause = f"not UTF-8 at byte {error.start}; expected JSON, saved as UTF-8", error
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(error.object[error.start]):04x}"
+        why, cause = f"a text holds {half}, which is half of a surrogate pair; remove it", error
+    except RecursionError as error:
+        why, cause = "not JSON (nested too deeply)", error
+    except ValueError as error:
+        why, cause = f"not JSON ({error})", error
+    raise UserError(f"{where}: {why}") from cause
+
+
+def json_lines(file: Path, data: bytes) -> Iterator[tuple[int, Any]]:
+    """The values of JSONL with the numbers of their lines; lines end by \\n alone, and empty ones are left out.
+
+    Args:
+      file: where the data come from, for errors.
+
+    Raises:
+      UserError: as `parse_json`; names the line.
+    """
+    for number, line in enumerate(data.split(b"\n"), 1):
+        if line.strip():
+            yield number, parse_json(line, f"{file}:{number}")
+
+
 def read_json_object(file: Path, expected: str) -> dict[str, Any]:
     """The JSON object in a file.
 
@@ -267,11 +312,13 @@ def read_json_object(file: Path, expected: str) -> dict[str, Any]:
       UserError: the file is missing, is not JSON, or holds another JSON value.
     """
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = parse_json(file.read_bytes(), str(file))
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; expected {expected}") from error
-    except (ValueError, OSError) as error:
-        raise UserError(f"{file}: not a JSON file ({error}); expected {expected}") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected {expected}") from error
+    except UserError as error:
+        raise UserError(f"{error}; expected {expected}") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: not a JSON object; expected {expected}")
     return value

@@ -24,7 +24,7 @@ from emu_jax.data.kinds import KINDS
 from emu_jax.data.record_files import RecordFile, RecordFiles
 from emu_jax.data.records import pack_record, unpack_record
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, list_files, replace_text
+from emu_jax.storage import Path, list_files, read_json_object, replace_text
 
 MANIFEST = "manifest.json"
 SCHEMA = 1  # increases when the format of records changes
@@ -114,12 +114,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no {MANIFEST} in it; expected a folder that `emu-jax prepare` finished (run it again if it "
             "was stopped)"
         )
-    try:
-        manifest = json.loads(file.read_text(encoding="utf-8"))
-        schema = manifest["schema"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{file}: not a manifest of `emu-jax prepare` ({error!r}); prepare the data again") from error
-    if schema != SCHEMA:
+    manifest = read_json_object(file, "a manifest of `emu-jax prepare`; prepare the data again")
+    if (schema := manifest.get("schema")) != SCHEMA:
         raise UserError(f"{file}: records of schema {schema}; this version reads {SCHEMA}, prepare the data again")
     return manifest
 

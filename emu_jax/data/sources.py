@@ -24,7 +24,7 @@ from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
 from emu_jax.data.record_files import THREADS
 from emu_jax.errors import UserError
-from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, list_files
+from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, json_lines, list_files
 
 # MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
@@ -197,21 +197,17 @@ class Jsonl:
         self._path, self._size, self._order = path, image_size, order
         data = path.read_bytes()
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        lines = {n: line for n, line in enumerate(data.decode().splitlines(), 1) if line.strip()}
-        self._numbers, self._records = [*lines], [self._parse(line, n) for n, line in lines.items()]
-        if not self._records:
+        values = dict(json_lines(path, data))
+        if not values:
             raise UserError(f"config.data.source {path}: the file holds no documents")
+        self._numbers, self._records = [*values], [self._parse(value, n) for n, value in values.items()]
         named = {value for _, parts in self._records for kind, value in parts if kind == "image"}
         self._images = {name: self._image_path(name) for name in sorted(named)}
         versions = IMAGE_FINGERPRINTS[image_fingerprint](list(self._images.values()))
         self.images_fingerprint = hashlib.sha256(json.dumps([*self._images, *versions]).encode()).hexdigest()
 
-    def _parse(self, line: str, number: int) -> JsonlRecord:
+    def _parse(self, record: Any, number: int) -> JsonlRecord:
         where = f"{self._path}:{number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{where}: not JSON ({error})") from error
         if isinstance(record, dict) and {"image", "text"} <= record.keys():
             return True, [("image", str(record["image"])), ("text", str(record["text"]))]
         parts = record.get("parts") if isinstance(record, dict) else None

@@ -18,7 +18,7 @@ from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
-from emu_jax.storage import Path
+from emu_jax.storage import Path, json_lines
 
 # Fields that predictions of one run share, and their names in error messages.
 CHECKED = {
@@ -93,13 +93,10 @@ def read(folder: Path, run: RunIdentity, ids: Sequence[str]) -> dict[str, Any]:
 def _lines(file: Path) -> list[Any]:
     """The JSON of every complete line."""
     data = file.read_bytes()
-    records = []
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            records.append(json.loads(line))
-        except ValueError as error:
-            raise UserError(f"{file}:{number}: not JSON ({error}); delete the file to start again") from error
-    return records
+    try:
+        return [record for _, record in json_lines(file, data[: data.rfind(b"\n") + 1])]
+    except UserError as error:
+        raise UserError(f"{error}; delete the file to start again") from error
 
 
 def _check_run(file: Path, record: Any, run: RunIdentity) -> None:

@@ -21,7 +21,7 @@ from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu, GeneratedImage
-from emu_jax.storage import Path, as_path, is_bucket, write_atomically
+from emu_jax.storage import Path, as_path, is_bucket, json_lines, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def read_requests(file: Path) -> list[DrawingRequest]:
       UserError: the file cannot be read, or a line is no request; names the file and the line.
     """
     try:
-        lines = file.read_bytes().splitlines()
+        data = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected a JSONL") from error
 
@@ -59,11 +59,8 @@ def read_requests(file: Path) -> list[DrawingRequest]:
         return as_path(name) if "://" in name else file.parent / name
 
     requests = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, record in json_lines(file, data):
         try:
-            record = json.loads(line)
             prompt = tuple(named(part["image"]) if isinstance(part, dict) else str(part) for part in record["prompt"])
             requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), named(record["out"])))
         except (ValueError, KeyError, TypeError) as error:

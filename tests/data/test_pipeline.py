@@ -231,13 +231,22 @@ def test_jsonl_of_pairs_and_documents(tmp_path, tokenizer):
     ("line", "message"),
     [
         ("{", r"data.jsonl:1: not JSON"),
+        (
+            '\n{"image": "a.png", "text": "caf\xe9"}',
+            r"data.jsonl:2: not UTF-8 at byte 31; expected JSON, saved as UTF-8",
+        ),
+        (
+            '{"image": "a.png", "text": "a \\ud800"}',
+            r"data.jsonl:1: a text holds \\ud800, which is half of a surrogate",
+        ),
+        ("[" * 100_000, r"data.jsonl:1: not JSON \(nested too deeply\)"),
         ('{"image": 1}', r'data.jsonl:1: expected \{"image": …, "text": …\}'),
         ('{"parts": [{"video": "x"}]}', r'data.jsonl:1: a part is \{"text": …\} or \{"image": …\}'),
         ("", r"data.jsonl: the file holds no documents"),
     ],
 )
 def test_bad_jsonl_names_the_line(tmp_path, tokenizer, line, message):
-    (tmp_path / "data.jsonl").write_text(line)
+    (tmp_path / "data.jsonl").write_text(line, encoding="latin-1")
     data = dataclasses.replace(DATA, source=str(tmp_path / "data.jsonl"))
     with pytest.raises(UserError, match=message):
         Pipeline(data, tokenizer, queries=QUERIES, image_size=SIZE)

@@ -176,7 +176,7 @@ GOOD = '{"train": {"seed": 1}}'
         ({}, r"bad: no config\.json in it; expected a work directory of `emu-jax train`"),
         (
             {"config": '{"train": {'},
-            r"bad/config\.json: not a JSON file \(.*\); expected the config that `emu-jax train` wrote",
+            r"bad/config\.json: not JSON \(.*\); expected the config that `emu-jax train` wrote",
         ),
         ({"config": "[1]"}, r"bad/config\.json: not a JSON object; expected the config that"),
         ({"config": '{"train": {"steps": 1}}'}, r"bad/config\.json: has no train\.seed; expected the config that"),

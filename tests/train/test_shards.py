@@ -65,5 +65,5 @@ def test_no_number_of_shards_is_that_of_the_mesh_and_is_recorded(tmp_path, docum
     assert with_recorded_shards(config, tmp_path).data.shards == 2  # `check_workdir` refuses it
     (tmp_path / "config.json").write_text("{")
     config.data.shards = 0
-    with pytest.raises(UserError, match="not a JSON file"):
+    with pytest.raises(UserError, match="not JSON"):
         with_recorded_shards(config, tmp_path)
