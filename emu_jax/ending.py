@@ -18,9 +18,9 @@ import re
 
 from emu_jax.buckets import is_transient, transient_error
 from emu_jax.errors import EXIT_AGAIN, EXIT_CRASH, EXIT_INTERRUPTED, CommandError
-from emu_jax.storage import FULL
 
 # What a disk answers when it is full, over its quota or limit, broken, or read-only since it broke.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 DISK_ERRORS = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS, errno.ESTALE)
 _DISK_WORDS = re.compile("|".join(os.strerror(number) for number in DISK_ERRORS))
 _QUOTED = re.compile(r'"([^"]+)"')
@@ -38,6 +38,9 @@ def ending(error: BaseException) -> tuple[int, str]:
     (1, '')
     """
     if isinstance(error, CommandError):
+        cause = error.__cause__
+        if isinstance(cause, OSError) and cause.errno in FULL:  # nothing can be written there yet
+            return EXIT_AGAIN, f"{error}, or make room and run it again"
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return EXIT_INTERRUPTED, "interrupted"

@@ -11,7 +11,6 @@ turns what a user names into one of them. Requests to buckets retry, as `buckets
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import pathlib
@@ -27,7 +26,6 @@ from emu_jax.errors import UserError
 Path: TypeAlias = pathlib.Path | epath.Path
 
 SCHEMES = ("gs", "s3")  # each with an extra of its own: pip install 'emu-jax[gcs]'
-FULL = (errno.ENOSPC, errno.EDQUOT)  # what a disk answers that is full, or over its quota
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 

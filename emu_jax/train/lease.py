@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from emu_jax.errors import TransientError, UserError
-from emu_jax.storage import FULL, Path, create_text, replace_text
+from emu_jax.storage import Path, create_text, replace_text
 from emu_jax.train import distributed
 
 FILE = "lease.json"
@@ -72,7 +72,6 @@ class Lease:
 
     Raises:
       UserError: on entering: another run holds it, or nothing can be written there.
-      OSError: on entering: the disk is full.
     """
 
     def __init__(self, workdir: Path):
@@ -102,9 +101,6 @@ class Lease:
                 unreadable += 1
                 time.sleep(0.2)
         except OSError as error:
-            if error.errno in FULL:  # passes, as in the middle of a run
-                error.filename = str(self._file)
-                raise
             reason = error.strerror or str(error).splitlines()[0][:200]
             raise UserError(
                 f"workdir={self._workdir}: nothing can be written there ({reason}); name a folder where you may write"

@@ -28,7 +28,7 @@ from emu_jax.config import to_json
 from emu_jax.data.pipeline import DIVISION
 from emu_jax.errors import UserError, check_fields
 from emu_jax.sharding import make_mesh
-from emu_jax.storage import FULL, Path, is_bucket, is_mounted_bucket, replace_text
+from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed, watch
 from emu_jax.train.bad_step_report import BadStepReport
 from emu_jax.train.changes import (
@@ -486,7 +486,6 @@ def check_writable(workdir: Path) -> None:
 
     Raises:
       UserError: it cannot.
-      OSError: the disk is full.
     """
     for folder in () if is_bucket(workdir) else (workdir, workdir / FOLDER):
         while not folder.exists():
@@ -495,9 +494,6 @@ def check_writable(workdir: Path) -> None:
             with tempfile.TemporaryFile(dir=folder):
                 pass
         except OSError as error:
-            if error.errno in FULL:  # passes, as in the middle of a run
-                error.filename = str(folder)
-                raise
             raise UserError(
                 f"workdir={workdir}: nothing can be written in {folder} ({error.strerror}); name a folder where you "
                 "may write"
