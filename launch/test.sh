@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need and runs them (about 12 minutes on 2 cores). Arguments go to pytest.
+# Installs what the tests need and runs them (about 20 minutes on 2 cores). Arguments go to pytest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=launch/environment.sh
