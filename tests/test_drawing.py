@@ -45,6 +45,7 @@ def test_guidance_and_seed_compile_nothing(model):
     assert samplers.sample._cache_size() == before
 
 
+@pytest.mark.slow
 def test_other_sizes(model):
     assert model.generate_image(["a"], height=24, width=16, **FAST).image.size == (16, 24)
     assert model.generate_image(["a"], height=18, width=22, **FAST).image.size == (22, 18), "odd latents"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import functools
 import json
 import math
 import os
@@ -23,6 +24,7 @@ import numpy as np
 import tensorstore as ts
 
 from emu_jax import buckets
+from emu_jax.checkpoints import packed
 from emu_jax.checkpoints.store import unreadable
 from emu_jax.errors import TransientError, UserError
 from emu_jax.sharding import LOGICAL_AXIS_RULES
@@ -127,14 +129,22 @@ def describe_item(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 class StoredArrays:
-    """The arrays of a checkpoint, ours or Orbax's, by the names of their leaves."""
+    """The arrays of a checkpoint, ours, Orbax's or packed, by the names of their leaves."""
 
     def __init__(self, folder: Path):
         self._folder = folder
         self._items: dict[Path, dict[str, Any]] = {}
 
+    @functools.cached_property
+    def _packed(self) -> packed.PackedArrays | None:
+        return packed.PackedArrays(self._folder) if packed.is_packed(self._folder) else None
+
     def open(self, name: str) -> Any:
         """A future of the leaf's array, to be read."""
+        if self._packed is not None:
+            promise, future = ts.Promise.new()
+            promise.set_result(ts.array(self._packed[name]))
+            return future
         item, leaf = place(self._folder, name)
         if item not in self._items:
             self._items[item] = json.loads((item / ITEM_FILE).read_text(encoding="utf-8"))

@@ -26,6 +26,7 @@ from emu_jax.checkpoints.convert import diffusers
 from emu_jax.checkpoints.convert import emu as published
 from emu_jax.checkpoints.convert.conversion import gather
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
+from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import (
     Checkpoint,
     check_digests,
@@ -40,7 +41,7 @@ from emu_jax.models import clip, emu, lora, unet, vae
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.paths import flatten, join, nest
 from emu_jax.sharding import replicated, tree_shardings
-from emu_jax.storage import Path, as_path, check_local, copy_folder, is_bucket
+from emu_jax.storage import Path, check_local, copy_folder, is_bucket
 
 # ----------------------------------------------------------------------------------------------------------- Emu
 
@@ -81,8 +82,8 @@ def load_emu(
     Emu-instruct.pt are merged.
 
     Args:
-      path: a work directory or checkpoint; or published files: a folder with multimodal_encoder/pytorch_model.bin (or
-        the folder above its `pretrain`), or a .bin, .pt or .safetensors file.
+      path: a shipped model's name (`shipped.MODELS`); a work directory or checkpoint; or published files: a folder with
+        multimodal_encoder/pytorch_model.bin (or the folder above its `pretrain`), or a .bin, .pt or .safetensors file.
       tokenizer: SentencePiece .model, in place of the stored tokenizer.
       require_tokenizer: whether to refuse weights without a tokenizer, before any are read.
       mesh: parameters are split over it by the logical axis rules; by default they are on the first device.
@@ -95,7 +96,7 @@ def load_emu(
     Raises:
       UserError: no weights are there, they are damaged, or they are not an Emu's; lists everything that does not fit.
     """
-    path = as_path(path)
+    path = model_path(path)
     check_weights(weights)
     if not path.exists():
         raise UserError(f"{path}: no such file or folder; expected a work directory, a checkpoint or published weights")
@@ -302,7 +303,7 @@ def load_leaves(checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruc
     stored_as = {name: checkpoint.ema.get(name, name) for name in wanted}
     stored: dict[str, jax.ShapeDtypeStruct] = {}
     for name, leaf in wanted.items():
-        dtype = jnp.dtype(checkpoint.meta["leaves"][stored_as[name]][1])
+        dtype = jnp.dtype(checkpoint.stored_dtype(stored_as[name]))
         stored[stored_as[name]] = jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=leaf.sharding or device)
     with arrays.errors_of(checkpoint.folder):
         values = arrays.read(arrays.StoredArrays(checkpoint.folder), stored)

@@ -6,7 +6,8 @@
             corrupt/<step>/   set aside by a run that resumed from an older one (`train/checkpoint.py`)
 
 Converted weights (`streamed.py`) are such a folder without an optimizer, and with `lora/` where adapters are kept apart
-from their kernels. Arrays are read by `load.py`; training saves and resumes them in `train/checkpoint.py`.
+from their kernels. A packed checkpoint (`packed.py`) is one file. Arrays are read by `load.py`; training saves and
+resumes them in `train/checkpoint.py`.
 
 A run with `config.optimizer.ema_decay` keeps the exponential moving average (EMA) of its trainable parameters in
 `statistics/ema`. Loading takes the EMA in place of those parameters unless it asks for raw ones (`WEIGHTS`); frozen
@@ -33,6 +34,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.buckets import is_transient
+from emu_jax.checkpoints import packed
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -173,22 +175,22 @@ def read_meta(folder: Path) -> dict[str, Any]:
     Raises:
       UserError: the folder is no checkpoint, is damaged (CorruptCheckpoint), or is of an earlier version.
     """
-    file = folder / META
+    what = packed.FILE if packed.is_packed(folder) else META
     try:
-        sealed = json.loads(file.read_bytes())
+        sealed = packed.read_meta(folder) if packed.is_packed(folder) else json.loads((folder / META).read_bytes())
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         if folder.parent.name == FOLDER:
             raise CorruptCheckpoint(folder, f"it has no {META}") from error
         raise UserError(f"{folder}: not a checkpoint of emu_jax; expected {META} in it") from error
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
-        raise CorruptCheckpoint(folder, f"{META} is not JSON") from error
+        raise CorruptCheckpoint(folder, f"{what} is not JSON") from error
     if isinstance(sealed, dict) and "leaves" in sealed:
         raise UserError(
             f"{folder}: a checkpoint of an earlier version, whose metadata have no digest; train or convert again into "
             "a new folder"
         )
     if not isinstance(sealed, dict) or "meta" not in sealed or sealed.get("sha256") != _sha256(sealed["meta"]):
-        raise CorruptCheckpoint(folder, f"{META} does not have its SHA-256")
+        raise CorruptCheckpoint(folder, f"{what} does not have its SHA-256")
     return sealed["meta"]
 
 
@@ -242,6 +244,10 @@ class Checkpoint:
         """Leaf -> [shape, dtype], without the EMA's leaves."""
         return {name: leaf for name, leaf in self.meta["leaves"].items() if not name.startswith(EMA_PREFIX)}
 
+    def stored_dtype(self, leaf: str) -> str:
+        """The dtype that a leaf has on disk; a packed checkpoint's leaves are loaded in another one."""
+        return self.meta.get("stored", {}).get(leaf) or self.meta["leaves"][leaf][1]
+
     @property
     def source(self) -> dict[str, Any]:
         """What is known about the foreign files that the weights were converted from."""
@@ -276,12 +282,12 @@ def open_checkpoint(path: Path, weights: str = "auto") -> Checkpoint:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a folder is a work directory or a checkpoint of ours."""
-    return (path / FOLDER).is_dir() or (path / "meta").is_dir()
+    return (path / FOLDER).is_dir() or (path / "meta").is_dir() or packed.is_packed(path)
 
 
 def newest_folder(path: Path) -> Path:
     """A work directory's newest checkpoint, or `path` itself if it is a checkpoint."""
-    if (path / "meta").is_dir():
+    if (path / "meta").is_dir() or packed.is_packed(path):
         return path
     steps = steps_in(path / FOLDER)
     if not steps:

@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     emu = Emu.load(
         options.model,
         tokenizer=options.tokenizer,
+        tuned=True,
         vision_head_dim=options.vision_head_dim,
         weights=options.weights,
     )

@@ -55,10 +55,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
 
 def report(options: argparse.Namespace) -> int:
+    from emu_jax.checkpoints.layout import TUNED
     from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
     from emu_jax.evaluate.quickstart import captions, chat, drawings
     from emu_jax.evaluate.quickstart.report import write_report
-    from emu_jax.generate.model import TUNED, Emu
+    from emu_jax.generate.model import Emu
 
     emu = Emu.load(options.model, weights=options.weights)
     scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)

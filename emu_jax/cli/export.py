@@ -14,7 +14,7 @@ EXAMPLE = "emu-jax export --from runs/quickstart --to exported --format diffuser
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--from", dest="source", required=True, type=path, help="work directory or checkpoint")
     parser.add_argument("--to", dest="folder", required=True, type=path, help="a new folder")
-    parser.add_argument("--format", required=True, help="emu, llama, llama-base, diffusers or peft")
+    parser.add_argument("--format", required=True, help="emu, llama, llama-base, diffusers, peft or packed")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16 (default: as converted, or as in the checkpoint)")
     parser.add_argument("--merge-lora", action="store_true", help="add LoRA to the weights")
     add_weights(parser)

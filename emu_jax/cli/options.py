@@ -22,6 +22,16 @@ def path(text: str) -> Path:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def model(text: str) -> Path:
+    """The type of an option that names a model: a path, or one that the wheel carries."""
+    from emu_jax.checkpoints.shipped import model_path
+
+    try:
+        return model_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class LocalPath:
     """The type of an option that names a path on a local disk.
@@ -48,7 +58,11 @@ def check_parent(option: str, file: Path | None) -> None:
 def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
     """The model that a command loads."""
     parser.add_argument(
-        "--model", *aliases, required=True, type=path, help="work directory, checkpoint, or published files"
+        "--model",
+        *aliases,
+        required=True,
+        type=model,
+        help="emu-mini (in the box), a work directory, checkpoint, or published files",
     )
     parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     parser.add_argument(

@@ -24,8 +24,10 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
 from PIL.Image import Image as PILImage
 
+from emu_jax.checkpoints.layout import TUNED
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import weights_of_parts
+from emu_jax.checkpoints.shipped import model_path
+from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
 from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
@@ -50,7 +52,6 @@ from emu_jax.sharding import make_mesh, sharding, tree_shardings
 from emu_jax.storage import as_path
 
 FINGERPRINT_VALUES = 64  # leading values of each parameter that enter the fingerprint
-TUNED = "chat"  # folder of a tuned model inside the work directory of the model that it was tuned from
 CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of this many tokens, so that few shapes are compiled
 
 
@@ -109,6 +110,7 @@ class Emu:
         *,
         tokenizer: str | os.PathLike[str] | None = None,
         vision_head_dim: int | None = None,
+        tuned: bool = False,
         decoder: str | os.PathLike[str] | None = None,
         safety_checker: bool = True,
         mesh: Mapping[str, int] | None = None,
@@ -117,11 +119,13 @@ class Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
         Args:
-          path: a work directory or checkpoint (adapters that were trained stay beside their kernels; `merged` adds them
-            up); or published files, whose LoRA is merged: a folder with multimodal_encoder/pytorch_model.bin, or a .pt,
-            .bin or .safetensors file. Work directories and checkpoints may be in buckets, as gs://… or s3://….
+          path: "emu-mini", the model in the box; a work directory or checkpoint, whose adapters stay beside their
+            kernels (`merged` adds them up); or published files, whose LoRA is merged: a folder with
+            multimodal_encoder/pytorch_model.bin, or a .pt, .bin or .safetensors file. Work directories and checkpoints
+            may be in buckets, as gs://… or s3://….
           tokenizer: SentencePiece .model; needed only for weights without a stored tokenizer, such as published files.
           vision_head_dim: published files: head width of the vision encoder, if it differs from the published 88.
+          tuned: whether to load the model in the folder `chat` of `path`, which was tuned from it, if there is one.
           decoder: folder with the visual decoder's `unet` and `vae`; by default `path`, if it has them.
           safety_checker: whether to check drawn images, if the decoder's folder has a `safety_checker`.
           mesh: axes of a mesh of this process's devices, e.g. {"data": 4, "tensor": 2}; checkpoints are restored split.
@@ -131,12 +135,14 @@ class Emu:
         Raises:
           UserError: there is nothing to load, or the parts do not fit together.
         """
-        path = as_path(path)
+        path = model_path(path)
         if decoder is None and Decoder.exists(path):
             decoder = path
+        if tuned and is_checkpoint(path) and is_checkpoint(path / TUNED):
+            path = path / TUNED
         draws = None
         if decoder is not None:
-            draws = Decoder.load(as_path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
+            draws = Decoder.load(model_path(decoder), safety_checker=safety_checker, weights=weights_of_parts(weights))
         place = None if mesh is None else make_mesh(mesh, jax.local_devices())
         loaded = load_emu(
             path,

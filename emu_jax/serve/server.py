@@ -21,8 +21,7 @@ from fastapi import FastAPI
 
 from emu_jax.checkpoints.store import is_checkpoint
 from emu_jax.errors import UserError
-from emu_jax.generate.decoder import Decoder
-from emu_jax.generate.model import TUNED, Emu
+from emu_jax.generate.model import Emu
 from emu_jax.serve import api
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.guard import Guard
@@ -122,14 +121,11 @@ def body_seconds(host: str) -> float:
 
 def load(options: Options) -> Emu:
     """The model; UserError where there is none, or its parts do not fit."""
-    folder, decoder = options.folder, options.decoder
-    if is_checkpoint(folder) and is_checkpoint(folder / TUNED):
-        decoder = folder if decoder is None and Decoder.exists(folder) else decoder
-        folder = folder / TUNED
     return Emu.load(
-        folder,
+        options.folder,
         tokenizer=options.tokenizer,
-        decoder=decoder,
+        tuned=True,
+        decoder=options.decoder,
         safety_checker=options.safety_checker,
         mesh=options.mesh,
         weights=options.weights,

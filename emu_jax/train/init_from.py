@@ -5,8 +5,8 @@
     config.init.vision    EVA-CLIP's visual tower, or the encoder of an Emu with its ln_visual
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh
 
-The paper begins pretraining with LLaMA, EVA-CLIP and a fresh Causal Transformer. Parts that are not named stay fresh.
-If a checkpoint keeps an EMA, the EMA is used.
+Each is a path, or a shipped model's name ("emu-mini"). The paper begins pretraining with LLaMA, EVA-CLIP and a fresh
+Causal Transformer. Parts that are not named stay fresh. If a checkpoint keeps an EMA, the EMA is used.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.load import load_leaves
+from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten, nest
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import Path
 from emu_jax.train.state import TrainState, ema_of
 from emu_jax.train.tasks.task import InitPart
 
@@ -81,7 +82,7 @@ def _open_all(config: ConfigDict, parts: Mapping[str, InitPart]) -> dict[str, Ch
     for field in init:
         if field not in parts:
             raise UserError(f"config.init.{field} is no part of this model; choose among {', '.join(parts) or 'none'}")
-    return {field: _open(field, parts[field], as_path(path), config) for field, path in init.items() if path}
+    return {field: _open(field, parts[field], model_path(path), config) for field, path in init.items() if path}
 
 
 def _open(field: str, part: InitPart, path: Path, config: ConfigDict) -> Checkpoint:

@@ -19,6 +19,7 @@ IDS = emu.SpecialIds(pad=64, img=65, img_end=66, image=67)
 
 
 @pytest.mark.parametrize("from_scratch", [False, True])
+@pytest.mark.slow
 def test_loss_and_gradients_agree(from_scratch):
     config = emu.EmuConfig.from_dict(models.debug())
     config = dataclasses.replace(config, standardise=from_scratch, stop_target_inputs=from_scratch)

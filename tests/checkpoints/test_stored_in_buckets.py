@@ -113,6 +113,7 @@ def child(code: str, variables: dict[str, str]) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], env=os.environ | variables, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_a_faulty_network_loses_nothing(tmp_path):
     (tmp_path / "bucket").mkdir()
     port = free_port()
@@ -131,6 +132,7 @@ with arrays.errors_of(folder := as_path("gs://bucket/w")):
 """
 
 
+@pytest.mark.slow
 def test_a_silent_bucket_is_not_waited_for():
     with socket.create_server(("127.0.0.1", 0)) as server:  # it accepts connections, and says nothing
         variables = gcs_environment(f"http://127.0.0.1:{server.getsockname()[1]}") | {buckets.TIMEOUT: "1"}

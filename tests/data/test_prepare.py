@@ -86,6 +86,7 @@ def test_two_workers_write_the_bytes_of_one(tmp_path):
     assert kept | rejects.keys() == {f"{n % 4}/{n:03d}" for n in range(40)} and not kept & rejects.keys()
 
 
+@pytest.mark.slow
 def test_faults_up_to_a_share(tmp_path):
     config = PrepareConfig("numbers", recoding=Recoding(SIZE), max_faults=0.02)
     manifest = prepare(Numbers(count=200, broken=2), "numbers", "", tmp_path / "1%", config)

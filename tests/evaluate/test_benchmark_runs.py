@@ -56,10 +56,12 @@ def _run(model, names, tmp_path, **fields):
     return {result.run.name: result for result in evaluate(model, config, tmp_path / "out")}
 
 
-SCORED = ["coco", "nocaps", "flickr30k", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa"]
+NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet"]
+# These differ from coco in their files alone, which tests/evaluate/benchmarks reads.
+NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in ("nocaps", "flickr30k")]
 
 
-@pytest.mark.parametrize("name", [*SCORED, "mmvet"])
+@pytest.mark.parametrize("name", NAMES)
 def test_each_benchmark_runs_from_its_published_files(name, tuned, tmp_path):
     (result,) = _run(tuned, [name], tmp_path).values()
     benchmark = find_benchmark(name)
@@ -87,6 +89,7 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
 
 
+@pytest.mark.slow
 def test_drawings_are_compared_with_real_images(drawing, tmp_path):
     model = Emu.load(drawing)
     (result,) = _run(model, ["coco_drawing"], tmp_path).values()
@@ -120,6 +123,7 @@ def _submission(result):
     return [{"id": row["question_id"], **row} for row in json.loads((result.folder / "submission.json").read_text())]
 
 
+@pytest.mark.slow
 def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_path):
     results = _run(pretrained, ["vqav2"], tmp_path, few_shot=(0, 2))
     two_calls, examples = (
@@ -138,6 +142,7 @@ def test_zero_shot_is_the_same_run_with_or_without_others(pretrained, tmp_path):
     assert list(again) == ["okvqa-val-0shot"]
 
 
+@pytest.mark.slow
 def test_batches_change_no_prediction(pretrained, tmp_path):
     """Prompts of other lengths beside one, and a last batch that is not full."""
     write_sample("msvdqa", tmp_path / "msvdqa")

@@ -197,6 +197,7 @@ def test_answers_are_those_of_the_whole_conversation_as_one_prompt(words, decodi
     assert len({turn.answer.text for turn in chat.history}) == 3, "three answers that differ"
 
 
+@pytest.mark.slow
 def test_beams_between_greedy_answers(words):
     chat, prompt = words.chat(), [IMAGE_SYSTEM]
     for message, beams in zip(MESSAGES, (1, 3, 1), strict=True):

@@ -70,6 +70,7 @@ def test_sampled_and_searched_texts_hold_none(deaf, learnt):
     assert "image" in kinds, kinds
 
 
+@pytest.mark.slow
 def test_answers_of_a_chat_end_there_and_the_next_turn_goes_on(deaf, learnt):
     """A closed answer is followed by </s>, whatever ended it; the stream gives what is kept."""
     img, eos, kinds = deaf.tokenizer.img_id, deaf.tokenizer.eos_id, []

@@ -49,6 +49,7 @@ def test_a_model_that_knows_the_noise_gets_the_image_back(sampler):
     np.testing.assert_allclose(x, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_guidance_and_seed_compile_nothing():
     params = unet.init(CONFIG, jax.random.key(0))
     table = make_table("euler", SCHEDULE, 3)

@@ -59,6 +59,7 @@ def test_labels_and_targets_of_the_reference():
     np.testing.assert_array_equal(batch.visual_weights[0], [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
 
 
+@pytest.mark.slow
 def test_a_packed_row_costs_what_its_documents_cost_alone():
     images = random_images(3)
     packed = make_batch([[FIRST, SECOND, TEXT_ONLY]], images[None], 48)
@@ -86,6 +87,7 @@ def test_documents_may_share_an_image_slot():
     np.testing.assert_allclose(loss_sums(shared), loss_sums(twice), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_regression_is_exactly_zero_without_images():
     batch = make_batch([[TEXT_ONLY, TEXT_ONLY]], random_images(1)[None], 16)
     grads, (metrics, _) = GRADIENT(PARAMS, STATISTICS, batch, config=CONFIG, ids=IDS)
@@ -155,6 +157,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
     assert total(jax.random.key(1)) != total(jax.random.key(2))
 
 
+@pytest.mark.slow
 def test_logits_of_the_whole_batch_never_exist():
     """The compiled gradient has no float32 [B, S, V]."""
     batch = make_batch([[FIRST, SECOND]] * 4, np.stack([random_images(3)] * 4), 48)

@@ -90,6 +90,7 @@ def describe(value: np.ndarray) -> str:
     return f"{value.mean():9.5f} {value.std():9.5f} {np.abs(value).max():9.5f} {np.linalg.norm(value):9.2f}"
 
 
+@pytest.mark.slow
 def test_fresh_weights_are_the_reference_s(theirs):
     """Keys, shapes and distributions are equal; prints mean, std, bound and norm of each."""
     got = ours(stand_in())
@@ -101,6 +102,7 @@ def test_fresh_weights_are_the_reference_s(theirs):
     assert differing(got, theirs) == []
 
 
+@pytest.mark.slow
 def test_scaled_weights_differ_where_causal_py_says_so(theirs):
     """This also shows that the comparison distinguishes distributions."""
     cross = [

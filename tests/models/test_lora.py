@@ -148,6 +148,7 @@ def test_every_layer_and_projection_draws_its_own_mask(monkeypatch, remat):
     assert len(set(seen)) == 2 * 7, f"expected a key for each of 2 layers x 7 projections, got {len(set(seen))}"
 
 
+@pytest.mark.slow
 def test_dropout_follows_the_key_and_is_off_without_one():
     config = adapted(lora_dropout=0.5)
     params, statistics = grown(config), emu.initial_statistics(config)

@@ -132,6 +132,7 @@ def test_one_source_is_the_mean_over_tokens(sources):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_source_of_weight_0_teaches_nothing():
     """The gradient is that of the batch without the source's document."""
     weights = (SourceWeights("web"), SourceWeights("off", 0.0, 0.0))
@@ -147,6 +148,7 @@ def test_a_source_of_weight_0_teaches_nothing():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_the_whole_batch():
     """Losses are divided by the whole batch's totals, even when a source is in only one micro-batch."""
     rows = [ROWS[0], ROWS[1], ROWS[2], ROWS[0]]
@@ -168,6 +170,7 @@ def test_accumulated_micro_batches_are_the_whole_batch():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_image_tokens_may_be_labels(terms):
     """[IMG] with a weight is a label like any token; the gradient is that of the plain cross-entropy."""
     some = batch()

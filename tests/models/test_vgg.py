@@ -39,6 +39,7 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(params):
         assert distance == 0.0 and jnp.isfinite(gradient).all()
 
 
+@pytest.mark.slow
 def test_a_vae_learns_by_it(params, documents, tmp_path):
     config = tiny.vae_config(tiny.pairs(documents))
     config.loss.update({"perceptual_weight": 0.5, "perceptual_blocks": 2})

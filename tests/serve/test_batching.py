@@ -47,6 +47,7 @@ def run(texts: ContinuousBatcher, requests: list[TextRequest]) -> list[list[int]
 
 
 @pytest.mark.parametrize("temperature", [0.0, 2.0])
+@pytest.mark.slow
 def test_every_text_is_the_one_generated_on_its_own(plain, texts, temperature):
     settings = [
         {"temperature": temperature, "top_k": k, "top_p": p, "min_length": m, "seed": seed, "max_new_tokens": n}

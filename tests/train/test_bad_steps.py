@@ -160,6 +160,7 @@ def test_a_part_with_an_absurd_rate_is_named_and_nothing_is_saved_meanwhile(tmp_
     assert newest_folder(tmp_path / "run").name == "0"
 
 
+@pytest.mark.slow
 def test_a_checkpoint_with_a_spoilt_state_is_set_aside(tmp_path, capsys):
     """A finite rate, whose update is finite and whose next loss is not."""
     settings = ("--config.train.checkpoint_every=1", "--config.optimizer.clip_norm=0")
@@ -195,6 +196,7 @@ def test_the_last_step_is_judged_before_it_is_saved(tmp_path, capsys):
     assert newest_folder(tmp_path / "run").name == "0" and "bad steps in a row" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_sigterm_is_heard_between_micro_batches(tmp_path, capsys, monkeypatch):
     """It drops the step that it has begun, and the run resumes bitwise."""
 

@@ -17,6 +17,7 @@ from tests.train import tiny
 RATE = "optimizer.learning_rate.llama"
 
 
+@pytest.mark.slow
 def test_a_change_holds_from_the_next_step_and_is_recorded(trained, documents, tmp_path, capsys):
     workdir = tmp_path / "run"
     shutil.copytree(trained, workdir)

@@ -82,6 +82,7 @@ def test_a_checkpoint_is_compared_where_config_json_is_missing(trained, document
     assert list(workdir.iterdir()) == [workdir / "checkpoints"]
 
 
+@pytest.mark.slow
 def test_checkpoints_by_step_by_time_and_for_ever(documents, tmp_path):
     """The time is always up here, so a checkpoint comes with every second row; those of every third step are kept."""
     words = ["steps=7", "log_every=2", "checkpoint_every=100", "checkpoint_minutes=1e-9"]

@@ -71,6 +71,7 @@ def values(state: TrainState) -> dict[str, int]:
     return digests({"params": state.params, "statistics": state.statistics, "optimizer": optimizer})
 
 
+@pytest.mark.slow
 def test_a_corrupt_newest_checkpoint_is_set_aside(two, documents, tmp_path, capsys):
     """The run resumes from the one before and ends as if nothing had been; loading weights is an error."""
     workdir = tmp_path / "run"

@@ -141,6 +141,7 @@ def test_generate_takes_either(averaged, tmp_path):
         np.testing.assert_array_equal(np.load(out), expected, err_msg=str(words))
 
 
+@pytest.mark.slow
 def test_evaluate_scores_either(averaged, tmp_path):
     """The predictions' record names the model that made them."""
     found = {}
@@ -197,6 +198,7 @@ def test_a_run_begins_with_the_ema(averaged, documents):
         np.testing.assert_array_equal(value, begun[name])
 
 
+@pytest.mark.slow
 def test_tuned_adapters_have_an_ema_of_their_own(averaged, documents, tmp_path):
     config = tiny.instruct_config(documents, averaged)
     config.optimizer.ema_decay = 0.5
@@ -213,6 +215,7 @@ def test_tuned_adapters_have_an_ema_of_their_own(averaged, documents, tmp_path):
     np.testing.assert_array_equal(found[name], ema["llama/blocks/attn/q/lora_b"][1].T)
 
 
+@pytest.mark.slow
 def test_a_bfloat16_run_keeps_its_ema_in_float32(documents, tmp_path):
     words = ["--config.model.param_dtype=bfloat16", "--config.optimizer.ema_decay=0.9", "--config.train.steps=2"]
     train(load_config(tiny.__file__, [f"--config.data.source={documents}", *words]), tmp_path / "run")

@@ -307,6 +307,7 @@ def config_with(text: str, **fields) -> OptimizerConfig:
     )
 
 
+@pytest.mark.slow
 def test_frozen_slices_stay_bit_for_bit():
     """Layer 0 of the language model's blocks and its old token rows, beside a whole parameter; the rest moves."""
     text = (

@@ -228,6 +228,7 @@ def test_a_decoder_begins_with_stable_diffusions_unet(golden, tmp_path):
         init_from_checkpoints(state, config, TrainDecoder.init_parts)
 
 
+@pytest.mark.slow
 def test_no_device_holds_more_than_its_shard(tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=8"
     command = [sys.executable, "-m", "tests.train.initialise", str(tmp_path)]

@@ -33,6 +33,7 @@ def int8(trained, tmp_path_factory):
     return folder / "int8"
 
 
+@pytest.mark.slow
 def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     config = tiny.instruct_config(documents, int8)
     config.model.llama.int8 = True

@@ -82,6 +82,7 @@ def test_wrong_settings_fail_at_construction(changes, message):
         config(**changes)
 
 
+@pytest.mark.slow
 def test_every_part_that_learns_has_a_rate():
     def check(settings: OptimizerConfig, *parts: str) -> None:
         settings.check({part: {"x": ()} for part in parts}, {part: {"x": jnp.ones(())} for part in parts})

@@ -15,6 +15,8 @@ from emu_jax.checkpoints.load import load_emu
 from emu_jax.checkpoints.store import EMA_PREFIX, newest_folder, read_meta
 from emu_jax.workdir import read_metrics
 
+pytestmark = pytest.mark.slow  # each test trains several runs in processes of their own
+
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "images_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
 STEPS = 8  # of tiny.get_config, with a checkpoint every third
@@ -59,7 +61,7 @@ def learnt(workdir: Path) -> dict[int, dict]:
     return {row["step"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
 
 
-@pytest.mark.parametrize("when", ["between two saves", pytest.param("at random", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("when", ["between two saves", "at random"])
 def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     died_at = 5 if when == "between two saves" else int(np.random.default_rng().integers(1, STEPS))
     workdir = tmp_path / "run"
@@ -117,9 +119,7 @@ def one_device(documents, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize(
-    "layout", [next(iter(MESHES)), *(pytest.param(name, marks=pytest.mark.slow) for name in [*MESHES][1:])]
-)
+@pytest.mark.parametrize("layout", MESHES)
 def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout):
     """Losses of 20 steps agree to 1e-4; the parameters are split; a checkpoint moves from one mesh to the other."""
     mesh = [f"--config.train.mesh.{axis}={size}" for axis, size in MESHES[layout].items()]
@@ -138,7 +138,6 @@ def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout
         assert sizes["bytes_on_first_device"] < (1 / ways + 0.2) * sizes["bytes"], sizes
 
 
-@pytest.mark.slow
 def test_saved_on_eight_devices_restored_on_fewer(documents, tmp_path):
     """Parameters come back bit for bit, split over as many devices as there are."""
     eight = run(tmp_path / "eight", documents, "--config.train.mesh.fsdp=8", devices=8)

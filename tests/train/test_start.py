@@ -160,6 +160,7 @@ def test_wrong_variables_are_refused_in_one_line(documents, tmp_path, capsys, mo
     assert capsys.readouterr().err == "emu-jax train: EMU_JAX_TIMEOUT='soon'; expected seconds, at least 5\n"
 
 
+@pytest.mark.slow
 def test_a_run_says_what_it_wastes_and_what_it_does_not_read(tmp_path, documents, capsys):
     overrides = ["data.row_images=30", "data.mixture.mine.source=elsewhere", "train.steps=1"]
     config = load_config(tiny.__file__, [f"--config.{o}" for o in (f"data.source={documents}", *overrides)])
@@ -173,6 +174,7 @@ def test_a_run_says_what_it_wastes_and_what_it_does_not_read(tmp_path, documents
     assert "% of the image slots are empty; row_images=" in wasted and "would fit better than 30" in wasted
 
 
+@pytest.mark.slow
 def test_rows_that_are_measured_are_recorded(tmp_path, documents):
     """And the run resumes by the same config, whose sizes are open."""
     overrides = [f"data.source={documents}", "data.row_images=0", "data.batch_rows=0", "data.batch_samples=24"]

@@ -5,6 +5,7 @@
     llama-base  the language model without its LoRA: the base for the adapters of `peft`
     diffusers   unet, vae and scheduler
     peft        only the LoRA, in PEFT's format
+    packed      our own format in one file: a model with its decoder and its tuned model, small enough to be sent
 
 A run's EMA is exported unless `weights="raw"` asks for the last step's parameters. A leaf's layers are read, cast and
 written one at a time, and every leaf's digest is checked on the way. Tensors that came from published files get the
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -23,12 +25,13 @@ import ml_dtypes
 import numpy as np
 from tqdm import tqdm
 
+from emu_jax.checkpoints import packed
 from emu_jax.checkpoints.convert import diffusers, emu, llama
 from emu_jax.checkpoints.convert.emu_keys import PREFIXES, TRANSFORMS, Rule
 from emu_jax.checkpoints.convert.tensor_writers import tensor_writer
-from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, UNET, VAE
-from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint, weights_of_parts
-from emu_jax.checkpoints.streamed import LeafReader
+from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, TUNED, UNET, VAE
+from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint, seal_meta, weights_of_parts
+from emu_jax.checkpoints.streamed import LeafReader, digest
 from emu_jax.errors import UserError
 from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
@@ -41,6 +44,7 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+PACKED_ITEMS = ("params", "statistics", "lora")
 SHARD = 5 << 30  # maximum bytes of a file, in formats that allow several
 PEFT_LM, LM = PREFIXES[1]  # PEFT's prefix of the language model's keys, and the published one
 
@@ -113,7 +117,7 @@ def export(
 
     Args:
       source: a work directory or a converted checkpoint; for diffusers also a folder with `unet` and `vae` in it.
-      form: emu, llama, llama-base, diffusers or peft.
+      form: emu, llama, llama-base, diffusers, peft or packed.
       dtype: float32, bfloat16 or float16; None: see `Source.dtype_of`.
       merge_lora: add adapters to their weights.
       weights: "ema", "raw" (the last step's parameters), or "auto": the EMA if the run keeps one.
@@ -284,12 +288,52 @@ def _peft(source: Path, folder: pathlib.Path, dtype: str | None, _: bool, weight
     return [folder / "adapter_model.safetensors"]
 
 
+def _packed(
+    source: Path, folder: pathlib.Path, dtype: str | None, merge_lora: bool, weights: str
+) -> list[pathlib.Path]:
+    if merge_lora:
+        raise UserError("the format packed keeps LoRA beside its weights; use another format with merge_lora")
+    exported = Source(source, weights)
+    files = [_pack(exported, folder, dtype)]
+    for part in (UNET, VAE, TUNED):
+        if is_checkpoint(source / part):
+            other = Source(source / part, weights_of_parts(weights))
+            (folder / part).mkdir()
+            files.append(_pack(other, folder / part, dtype, base=folder if part == TUNED else None))
+    return files
+
+
+def _pack(exported: Source, folder: pathlib.Path, dtype: str | None, base: pathlib.Path | None = None) -> pathlib.Path:
+    """Writes a checkpoint as one file, without the leaves that `base`, another packed checkpoint, holds too."""
+    leaves = exported.leaves
+    names = [name for name in exported.checkpoint.leaves if name.partition("/")[0] in PACKED_ITEMS]
+    shared = {} if base is None else packed.PackedArrays(base)
+    digests, stored, own = {}, {}, []
+    for name in names:
+        shape, kind = leaves.shapes[name], leaves.dtypes[name]
+        # Vectors, such as the scales of norms, take little room and lose most by rounding.
+        kind = DTYPES[dtype] if dtype and len(shape) > 1 and kind.kind in "fV" else kind
+        value = leaves[name].astype(kind)
+        digests[name], stored[name] = digest(value, shape), kind.name
+        same = name in shared and shared[name].dtype == kind and np.array_equal(shared[name], value)
+        own += [] if same else [(name, shape, kind, _bound(leaves.__getitem__, name))]
+    meta = {key: exported.checkpoint.meta[key] for key in ("holds", "config", "tokenizer")}
+    meta["source"] = exported.checkpoint.source
+    meta["leaves"] = {name: exported.checkpoint.leaves[name] for name in names}
+    metadata = {packed.META: json.dumps(seal_meta(meta | {"digests": digests, "stored": stored}))}
+    if base is not None:
+        metadata[packed.BASE] = os.path.relpath(base, folder)
+    _write(folder / packed.FILE, own, metadata=metadata)
+    return folder / packed.FILE
+
+
 FORMATS: dict[str, Callable[[Path, pathlib.Path, str | None, bool, str], list[pathlib.Path]]] = {
     "emu": _emu,
     "llama": _llama,
     "llama-base": _llama_base,
     "diffusers": _diffusers,
     "peft": _peft,
+    "packed": _packed,
 }
 
 
@@ -381,10 +425,16 @@ def _nbytes(tensor: Tensor) -> int:
     return int(np.prod(shape)) * dtype.itemsize
 
 
-def _write(path: pathlib.Path, tensors: list[Tensor], *, nest: str | None = None) -> None:
+def _write(
+    path: pathlib.Path,
+    tensors: list[Tensor],
+    *,
+    nest: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     declared = {name: (tuple(shape), dtype) for name, shape, dtype, _ in tensors}
     with (
-        tensor_writer(path, declared, nest=nest) as write,
+        tensor_writer(path, declared, nest=nest, metadata=metadata) as write,
         tqdm(total=sum(map(_nbytes, tensors)), desc=path.name, unit="B", unit_scale=True) as bar,
     ):
         for tensor in tensors:

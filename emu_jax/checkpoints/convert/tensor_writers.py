@@ -30,6 +30,8 @@ SAFETENSORS_NAMES = {
     np.dtype(np.float16): "F16",
     np.dtype(np.float32): "F32",
     np.dtype(np.float64): "F64",
+    np.dtype(np.int8): "I8",
+    np.dtype(np.int32): "I32",
 }
 TORCH_STORAGES = {
     np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
@@ -44,7 +46,7 @@ Declared = Mapping[str, tuple[tuple[int, ...], np.dtype]]  # name -> shape, dtyp
 
 @contextlib.contextmanager
 def tensor_writer(
-    path: Path, declared: Declared, *, nest: str | None = None
+    path: Path, declared: Declared, *, nest: str | None = None, metadata: Mapping[str, str] | None = None
 ) -> Iterator[Callable[[str, np.ndarray], None]]:
     """Yields `write(name, value)`, which writes the next declared tensor, cast to its declared dtype.
 
@@ -52,11 +54,15 @@ def tensor_writer(
       path: the file; its suffix selects the format.
       declared: every tensor that will be written, in their order.
       nest: PyTorch only: the name under which the state dict is nested.
+      metadata: safetensors only: texts for the header.
     """
     waiting = collections.deque(declared)
     with contextlib.ExitStack() as context:
         partial = context.enter_context(write_atomically(path))
-        file = _safetensors(partial, declared) if path.suffix == ".safetensors" else _torch(partial, declared, nest)
+        if path.suffix == ".safetensors":
+            file = _safetensors(partial, declared, metadata or {})
+        else:
+            file = _torch(partial, declared, nest)
         append = context.enter_context(file)
 
         def write(name: str, value: np.ndarray) -> None:
@@ -73,8 +79,8 @@ Append = Callable[[str, np.ndarray], object]
 
 
 @contextlib.contextmanager
-def _safetensors(path: Path, declared: Declared) -> Iterator[Append]:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+def _safetensors(path: Path, declared: Declared, metadata: Mapping[str, str]) -> Iterator[Append]:
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     offset = 0
     for name, (shape, dtype) in declared.items():
         size = math.prod(shape) * dtype.itemsize

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import is_checkpoint, read_tokenizer
 from emu_jax.data.config import DataConfig
 from emu_jax.data.pipeline import Pipeline, train_tokenizer
@@ -28,7 +29,6 @@ from emu_jax.models.flops import forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.models.losses import SourceWeights
 from emu_jax.models.paths import flatten, split
-from emu_jax.storage import as_path
 from emu_jax.train.groups import part_of
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.reach import check_reach
@@ -64,8 +64,8 @@ class PackedDocuments:
         A new one is trained on the texts of this run's sources and of those in `config.tokenizer.also`.
         """
         settings = self._config.tokenizer
-        if settings.path and is_checkpoint(as_path(settings.path)):
-            return Tokenizer(read_tokenizer(as_path(settings.path)).proto, instruct=self._instruct)
+        if settings.path and is_checkpoint(model_path(settings.path)):
+            return Tokenizer(read_tokenizer(model_path(settings.path)).proto, instruct=self._instruct)
         if settings.path:
             return Tokenizer.load(settings.path, instruct=self._instruct)
         fields = {name: settings[name] for name in ("vocab_size", "model_type", "also")}

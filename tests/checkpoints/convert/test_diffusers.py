@@ -25,6 +25,7 @@ def folder(golden, tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_stable_diffusion_with_emus_condition_maps_with_nothing_left_over():
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("diffusers")

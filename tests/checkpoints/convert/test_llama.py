@@ -54,6 +54,7 @@ def load_folder(folder):
     return conversion.config["model"]["llama"], gather(conversion)["params"]
 
 
+@pytest.mark.slow
 def test_sharded_safetensors_have_transformers_logits(hugging_llama):
     folder, network = hugging_llama
     fields, params = load_folder(folder)
@@ -85,6 +86,7 @@ def test_metas_files_are_the_same_model(meta_llama, hugging_llama):
     assert_close(logits_of(fields, params, TOKENS)[..., :97], theirs(network, TOKENS))
 
 
+@pytest.mark.slow
 def test_an_exported_language_model_loads_in_transformers(golden, tmp_path):
     transformers = pytest.importorskip("transformers", reason="install .[test]")
     source = golden / "mini-a"
@@ -166,6 +168,7 @@ def test_adapters_trained_here_load_in_peft(instructed, tmp_path):
     assert_close(np.asarray(network.lm_head(hidden)), found)
 
 
+@pytest.mark.slow
 def test_adapters_trained_here_come_back(instructed, tmp_path):
     """As Emu-instruct.pt, which holds them apart, and merged; both are the run's model again."""
     for name, extra in (("apart", []), ("merged", ["--merge-lora"])):

@@ -150,6 +150,7 @@ def kill_conversion(source, out, slices: int) -> list[str]:
     return command
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
     out = tmp_path / "c"
     command = kill_conversion(mini / "instruct" / "Emu-instruct.pt", out, 20)
@@ -160,6 +161,7 @@ def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
     assert {path.name for path in out.iterdir()} == {path.name for path in converted_instruct.iterdir()}
 
 
+@pytest.mark.slow
 def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
     """What a killed run left behind serves the same conversion again, and no other."""
     meta, stamps = tmp_path / "c" / "unet" / "meta" / "metadata", []
@@ -279,6 +281,7 @@ def test_int8_weights_generate(mini, golden, converted, tmp_path):
     assert 0 < np.abs(near - far).max() < 0.1 * np.abs(far).max()
 
 
+@pytest.mark.slow
 def test_int8_weights_stay_here(mini, tmp_path, capsys):
     run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--int8")
     error = refused(capsys, "export", "--from", tmp_path / "q", "--to", tmp_path / "o", "--format", "llama")

@@ -197,6 +197,7 @@ def file(network, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_features_are_pytorchs(network, file):
     """An image scaled up, one scaled down and one of neither side's size."""
     rng = np.random.default_rng(0)

@@ -1,0 +1,27 @@
+"""Models that the wheel carries, by name: `Emu.load("emu-mini")`.
+
+Their folders are packed checkpoints (`packed.py`) with a model card.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from emu_jax.storage import Path, as_path
+
+MODELS = {"emu-mini": pathlib.Path(__file__).parent / "emu-mini"}
+
+
+def model_path(path: str | os.PathLike[str]) -> Path:
+    """The path of a model that a user names: a shipped model, a part of one ("emu-mini/chat"), or a path.
+
+    A file or folder of a shipped model's name is found by "./emu-mini".
+    """
+    name, _, part = os.fspath(path).partition("/")
+    return MODELS[name] / part if name in MODELS else as_path(path)
+
+
+def is_shipped(path: Path) -> bool:
+    """Whether a path is in a shipped model's folder, where nothing may be written."""
+    return any(folder in (path, *path.parents) for folder in MODELS.values())
