@@ -142,6 +142,8 @@ class StoredArrays:
     def open(self, name: str) -> Any:
         """A future of the leaf's array, to be read."""
         if self._packed is not None:
+            promise: Any
+            future: Any
             promise, future = ts.Promise.new()
             promise.set_result(ts.array(self._packed[name]))
             return future

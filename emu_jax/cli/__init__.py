@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -42,6 +43,8 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    if not sys.stderr.isatty():  # a progress bar in a log would be a line a tenth of a second
+        os.environ.setdefault("TQDM_MININTERVAL", "10")
     parser = make_parser()
     options, rest = parser.parse_known_args(arguments)
     overrides = [word for word in rest if word.startswith("--config.")]

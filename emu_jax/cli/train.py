@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from emu_jax.cli.options import CONFIG_HELP, add_compilation_cache, path, use_compilation_cache
+from emu_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from emu_jax.data.tokenizer import Tokenizer
+    from emu_jax.train.loop import Scoring
+    from emu_jax.train.tasks.task import Task
 
 ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
 EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
@@ -33,12 +40,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="leave out N packing windows of data, counted over the whole run",
     )
+    parser.add_argument(
+        "--score-every",
+        type=int,
+        default=0,
+        metavar="N",
+        help="score a sample of the embedded held-out images every N steps (for runs on the embedded images)",
+    )
     parser.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof in workdir/profile")
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.config import load_config
-    from emu_jax.errors import UserError
     from emu_jax.train import distributed
     from emu_jax.train.loop import compile_only, train
     from emu_jax.train.metrics import parse_steps
@@ -48,6 +61,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             raise UserError(f"--change {word}: expected config.<field>=<value>")
     change = [word.partition("=")[0].removeprefix("config.") for word in options.change]
     profile = parse_steps(options.profile_steps) if options.profile_steps else range(0)
+    scoring = _held_out(options.score_every) if options.score_every else None
     use_compilation_cache(options.compilation_cache)
     with distributed.job():
         config = load_config(options.config, [*overrides, *(f"--{word}" for word in options.change)])
@@ -61,5 +75,20 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 reshard_data=options.reshard_data,
                 change=change,
                 skip_windows=options.skip_windows,
+                scoring=scoring,
             )
     return 0
+
+
+def _held_out(every: int) -> Scoring:
+    """The scores of `--score-every`."""
+    from emu_jax.evaluate.quickstart.held_out import HeldOut
+    from emu_jax.models.emu import EmuConfig
+    from emu_jax.train.loop import Scoring
+
+    def make(task: Task, tokenizer: Tokenizer | None) -> HeldOut:
+        if task.holds != "emu" or tokenizer is None:
+            raise UserError(f"--score-every {every}: this run trains {task.holds}; only an Emu names images")
+        return HeldOut(EmuConfig.from_dict(task.config.model), tokenizer)
+
+    return Scoring(every, make)

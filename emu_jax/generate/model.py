@@ -101,7 +101,6 @@ class Emu:
             self.params = jax.tree.map(jnp.asarray, params)
         else:
             self.params = jax.device_put(params, tree_shardings(mesh, emu.logical_axes(config), params))
-        self._encode = jax.jit(lambda params, x: emu.encode_images(params, statistics, x, config=config))
 
     @classmethod
     def load(
@@ -189,7 +188,7 @@ class Emu:
         if pixels.ndim != 4 or pixels.shape[1:] != (size, size, 3):
             raise UserError(f"encode_images: expected [N, {size}, {size}, 3], got {list(pixels.shape)}")
         with self.scope():
-            return np.asarray(self._encode(self.params, self._shard(pixels)))
+            return np.asarray(_encode(self.params, self.statistics, self._shard(pixels), config=self.config))
 
     def generate_text(
         self,
@@ -445,6 +444,9 @@ class Emu:
         width = words.shape[1]
         images = self.encode_images(batch.images).reshape(-1, width) if len(batch.images) else np.zeros((1, width))
         return _embed(words, batch.tokens, images, batch.embedding_index)
+
+
+_encode = jax.jit(emu.encode_images, static_argnames="config")
 
 
 @jax.jit

@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from emu_jax.buckets import retries
 from emu_jax.checkpoints.store import FOLDER
 from emu_jax.config import to_json
 from emu_jax.data.pipeline import DIVISION
+from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
@@ -114,6 +115,29 @@ class TrainConfig:
         return cls(**dict(fields))
 
 
+# step, parameters, statistics -> more metrics of the step
+Scores = Callable[[int, dict[str, Any], dict[str, Any]], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What is scored while a run learns, beside its losses.
+
+    Attributes:
+      every: interval in steps; the last step is scored too.
+      make: the task and its tokenizer -> the scores; called once.
+    """
+
+    every: int
+    make: Callable[[Task, Tokenizer | None], Scores]
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise UserError(f"score_every={self.every}; expected at least 1")
+        if jax.process_count() > 1:
+            raise UserError("score_every: only a run of one process scores while it learns; evaluate its checkpoints")
+
+
 @dataclasses.dataclass(frozen=True)
 class Setup:
     """Everything that follows from a config; `make` refuses all settings that cannot work.
@@ -165,6 +189,7 @@ def train(
     reshard_data: bool = False,
     change: Collection[str] = (),
     skip_windows: int = 0,
+    scoring: Scoring | None = None,
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there from its newest checkpoint.
 
@@ -183,6 +208,7 @@ def train(
       change: fields of the config, with dots, that may differ from the work directory's (`changes.py`).
       skip_windows: windows of the data to have left out, counted over the whole run, so that starting it again leaves
         out no more.
+      scoring: what is scored while the run learns.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
@@ -200,6 +226,7 @@ def train(
         raise UserError(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
+    scores = scoring.make(task, tokenizer) if scoring else None
     changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
     if change and not (workdir / CONFIG_FILE).exists():
         raise UserError(f"change={', '.join(change)}: workdir={workdir} holds no run yet; set the fields themselves")
@@ -304,6 +331,9 @@ def train(
                     saving |= timer.due()
                     if is_bucket(workdir):
                         row |= {"storage_retries": retries()}
+                if scoring and scores and (step % scoring.every == 0 or step == total):
+                    with goodput.losing("scoring_s"), interval.paused():
+                        row = {**(row or {}), **scores(step, state.params, state.statistics)}
                 if writer is not None:
                     writer.add(step, metrics, row)
                 stopping = preemption.reached() and step < total

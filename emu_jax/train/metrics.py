@@ -156,6 +156,13 @@ class Interval:
         self._batches.append(batches.describe())
         return batch
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time inside out of the interval."""
+        started = time.monotonic()
+        yield
+        self._start += time.monotonic() - started
+
     def finish(self) -> dict[str, float]:
         """Means over the interval; a new one starts."""
         seconds, count = time.monotonic() - self._start, len(self._batches)
@@ -176,7 +183,8 @@ class Goodput:
     """Accounts for a run's time over all its starts: a row at every start and checkpoint.
 
     A row has `step`, `time` (seconds since 1970), and in seconds, counted from the first start: `startup_s`,
-    `compile_s`, `input_wait_s`, `checkpoint_s` (how long the loop waited for checkpoints), `restart_s` (from the last
+    `compile_s`, `input_wait_s`, `checkpoint_s` (how long the loop waited for checkpoints), `scoring_s` (`train`'s
+    `scoring`), `restart_s` (from the last
     row before an interruption to the next start: lost steps, and the pause) and `training_s` (the remaining time). They
     add up to the time since the first start; `goodput` is the share of `training_s`.
 
@@ -185,7 +193,7 @@ class Goodput:
       began: time of this start, in seconds since 1970.
     """
 
-    LOSSES = ("startup_s", "compile_s", "input_wait_s", "checkpoint_s", "restart_s")
+    LOSSES = ("startup_s", "compile_s", "input_wait_s", "checkpoint_s", "scoring_s", "restart_s")
 
     def __init__(self, path: Path | None, began: float):
         self._path, self._began, self._first = path, began, began

@@ -103,9 +103,9 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
 
 
 def in_batches(run: Callable[[Sequence[Item]], Iterable[Any]], items: Sequence[Item], about: str) -> list:
-    """Runs in batches of one size, so that each function compiles once."""
+    """Runs in batches of one size, so that each function compiles once; shows a bar if `about` says what for."""
     results: list = []
-    for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False):
+    for start in tqdm(range(0, len(items), BATCH), desc=about, leave=False, disable=not about):
         part = items[start : start + BATCH]
         results += list(run(pad_to(part, BATCH)))[: len(part)]
     return results
