@@ -5,7 +5,7 @@
             2   [ free …                                 ]  the other slots wait for their next decoding call
 
 A few prompts at a time, padded to one of a few lengths, are prefilled into free slots; then all slots decode a few
-tokens in one call. The shapes are few and known beforehand (`warm_up`), so nothing is compiled while requests wait. The
+tokens in one call. The shapes are few and known beforehand, so all programs are soon compiled (`warm_up`). The
 tokens of a slot do not depend on its neighbours: they are those of `Emu.generate_text` and `Chat`.
 """
 
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -130,12 +130,13 @@ class ContinuousBatcher:
         self._left[np.isin(tokens, self.model.ends).any(0)] = 0
         return tokens
 
-    def warm_up(self) -> None:
-        """Compiles all programs of `prefill` and `decode`."""
+    def warm_up(self) -> Iterator[None]:
+        """Compiles all programs of `prefill` and `decode`, some before each yield; then all slots are as they were."""
         size = self.model.config.vision.image_size
         nothing = np.zeros(0, np.int32)
         for count in IMAGE_BATCH_SIZES:
             self.prompts.encode_images([EncodedPrompt(nothing, nothing, np.zeros((count, size, size, 3), np.uint8))])
+            yield
         for length in self.prompts.lengths:
             count = length - TOKENS_PER_CALL - 1
             prompt = EncodedPrompt(
@@ -151,6 +152,7 @@ class ContinuousBatcher:
                 self.decode()
                 for slot in slots:
                     self.release(slot)
+                yield
 
 
 def _stack(decodings: Sequence[Decoding]) -> Decoding:

@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from emu_jax.data.tokenizer import IncrementalDetokenizer
@@ -32,6 +32,8 @@ from emu_jax.serve.limits import Limits
 log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3  # consecutive failed turns after which the server is unhealthy
+
+END = object()  # of an iterator
 
 Event = TypeVar("Event")  # emitted while a request runs
 Result = TypeVar("Result")
@@ -202,7 +204,11 @@ class Counts:
 
 
 class Engine:
-    """A model that serves many requests at a time. Call `start` before use and `close` after; or use `async with`."""
+    """A model that serves many requests at a time. Call `start` before use and `close` after; or use `async with`.
+
+    Attributes:
+      compiled: set once all programs are compiled.
+    """
 
     def __init__(self, model: Emu, limits: Limits | None = None):
         self.limits = limits or Limits()
@@ -222,6 +228,8 @@ class Engine:
         self._image_queue: collections.deque[_ImageJob] = collections.deque()
         self._texts: list[dict[int, _TextJob]] = [{} for _ in self._lanes]  # running, by slot
         self._drawings: dict[int, _ImageJob] = {}  # running, by slot
+        self.compiled = threading.Event()
+        self._warm_up = self._compile_all()
         self._stopping = False
         self._faults = 0
         self._thread: threading.Thread | None = None
@@ -247,13 +255,7 @@ class Engine:
         return {"text": sum(map(len, self._texts)), "image": len(self._drawings)}
 
     def start(self) -> None:
-        """Compiles all programs, then starts the engine's thread."""
-        began = time.monotonic()
-        for lane in self._lanes:
-            lane.warm_up()
-        if self._images is not None:
-            self._images.warm_up()
-        log.info("compiled in %.0f s", time.monotonic() - began)
+        """Starts the engine's thread. While no request waits, it compiles the programs that are still missing."""
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -327,12 +329,16 @@ class Engine:
     def _run(self) -> None:
         while True:
             with self._lock:
-                while not (self._stopping or self._has_work()):
+                while self.compiled.is_set() and not (self._stopping or self._has_work()):
                     self._lock.wait()
                 if self._stopping and (time.monotonic() > self._cancel_at or not self._has_work()):
                     break
+                idle = not self._has_work()
             try:
-                self._turn()
+                if not idle:
+                    self._turn()
+                elif next(self._warm_up, END) is END:
+                    self.compiled.set()
                 self._faults = 0
             except Exception as error:  # whatever XLA raises, the present requests fail and later ones are served
                 log.exception("the model failed")
@@ -343,6 +349,13 @@ class Engine:
         with self._lock:
             self._stopping = True
         self._fail_all(Stopping("the server stopped"))
+
+    def _compile_all(self) -> Iterator[None]:
+        """Compiles the programs of all batchers, some before each yield."""
+        began = time.monotonic()
+        for batcher in [*self._lanes, *([self._images] if self._images is not None else [])]:
+            yield from batcher.warm_up()
+        log.info("all programs are compiled, after %.0f s", time.monotonic() - began)
 
     def _has_work(self) -> bool:
         return bool(self._text_queue or self._image_queue or any(self._texts) or self._drawings)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -117,8 +117,8 @@ class ImageBatcher:
         images, flags = self.decoder.decode(self._x[number : number + 1])
         return GeneratedImage(PIL.Image.fromarray(images[0]), slot.embeddings, slot.request.seed, flags[0])
 
-    def warm_up(self) -> None:
-        """Compiles all programs of `begin`, `step` and `finish`."""
+    def warm_up(self) -> Iterator[None]:
+        """Compiles all programs of `begin`, `step` and `finish`, some before each yield; then all slots are free."""
         size = self.model.config.vision.image_size
         for length in self.prompts.lengths:
             is_longest = length == self.prompts.lengths[-1]
@@ -126,10 +126,11 @@ class ImageBatcher:
             tokens = np.full(count, self.model.tokenizer.img_id, np.int32)
             prompt = EncodedPrompt(tokens, np.full(count, -1, np.int32), np.zeros((0, size, size, 3), np.uint8))
             self.begin([0], [ImageRequest(prompt, "ddim", 1, 1.0, 0)])
-        while self._slots[0] is not None:
-            made, calls = self.step()[0]
-            if made == calls:
-                self.finish(0)
+            while self._slots[0] is not None:
+                made, calls = self.step()[0]
+                if made == calls:
+                    self.finish(0)
+            yield
 
 
 @functools.partial(jax.jit, donate_argnames=("x", "history"))

@@ -164,7 +164,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         engine = Engine(load(options), options.limits)
-        log.info("compiling all programs")
+        log.info("compiling; the first requests wait for what they need")
         engine.start()
         config = uvicorn.Config(
             make_app(engine, options, pathlib.Path(folder)),

@@ -32,6 +32,7 @@ def engine(model) -> Iterator[Engine]:
     """Started; tests must leave it idle."""
     engine = Engine(model, LIMITS)
     engine.start()
+    engine.compiled.wait()
     yield engine
     engine.close(0)
 

@@ -22,7 +22,7 @@ def plain(model):
 @pytest.fixture(scope="module")
 def texts(plain):
     texts = ContinuousBatcher(plain, 3)
-    texts.warm_up()
+    list(texts.warm_up())
     return texts
 
 
@@ -99,7 +99,7 @@ def test_a_released_slot_is_free_and_its_neighbour_continues(plain, texts):
 @pytest.mark.slow
 def test_every_image_is_the_one_drawn_on_its_own(plain):
     images = ImageBatcher(plain, 2)
-    images.warm_up()
+    list(images.warm_up())
     asked = [("pndm", 3, 2.0), ("ddim", 2, 7.5), ("euler", 5, 1.0), ("dpmpp", 4, -1.0), ("pndm", 1, 3.0)]
     requests = [
         ImageRequest(encode_continuation(plain, prompt, draws=True), *settings, seed)

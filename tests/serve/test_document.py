@@ -35,6 +35,7 @@ def model(drawing) -> Emu:
 def engine(model):
     engine = Engine(model, Limits(text_slots=2, drawing_slots=1, items=5))
     engine.start()
+    engine.compiled.wait()
     yield engine
     engine.close()
 

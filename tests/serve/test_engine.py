@@ -69,9 +69,29 @@ def test_cancelling_frees_the_slot(engine):
     assert cancelled >= 9
 
 
+def test_requests_are_answered_while_it_compiles(model):
+    """It has more slots for texts than other tests, so their programs are not there yet."""
+    engine = Engine(model, Limits(text_slots=5, drawing_slots=2))
+    engine.start()
+
+    async def ask():
+        ticket = await engine.complete(["a red bar"], TextSettings(max_new_tokens=6, min_length=1000))
+        return await ticket.result(), engine.compiled.is_set()
+
+    completion, compiled = asyncio.run(ask())
+    assert not compiled, "all programs were compiled before the first request was answered"
+    expected = model.without_adapters().generate_text([["a red bar"]], max_new_tokens=6, min_length=1000)[0]
+    assert completion.text == expected.text
+    assert engine.compiled.wait(600)
+    again = asyncio.run(ask())
+    assert again[0].text == expected.text
+    engine.close(0)
+
+
 def test_time_is_up(model):
     engine = Engine(model, Limits(text_slots=3, drawing_slots=2, seconds=0.05))
     engine.start()
+    engine.compiled.wait()
 
     async def ask():
         tickets = [await engine.complete(["a"], LONG) for _ in range(40)]
@@ -140,6 +160,7 @@ def test_too_many_images(engine):
 def test_the_end(model):
     engine = Engine(model, Limits(text_slots=3, drawing_slots=2))
     engine.start()
+    engine.compiled.wait()
 
     async def ask():
         running = await engine.complete(["a"], TextSettings(max_new_tokens=40, min_length=1000))

@@ -1,0 +1,62 @@
+"""emu-mini, the model in the box: what `Emu.load("emu-mini")` loads was trained by these four configs.
+
+launch/emu_mini.sh            # all of them, one after another; about eight hours on 2 CPU cores; resumable
+
+The recipe is the quick start's, with more steps and averaged parameters. The VAE compares images by what VGG-16 sees,
+too, which keeps texture. Scores: the model's card, emu_jax/checkpoints/emu-mini/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import decoder as decoders
+from configs import instruct, quickstart
+from configs import vae as vaes
+from emu_jax.config import choose
+
+
+def emu() -> ConfigDict:
+    """The model itself: 2.3 M parameters."""
+    config = quickstart.get_config()
+    config.optimizer.ema_decay = 0.9995
+    _run(config, steps=60_000)
+    return config
+
+
+def vae() -> ConfigDict:
+    """64 x 64 pixels to 8 x 8 latents of 8 channels, and back."""
+    config = vaes.get_config()
+    config.vae.update({"block_channels": (32, 32, 64, 96), "latent_channels": 8})
+    config.loss.update({"perceptual_weight": 0.3, "perceptual_blocks": 3})
+    config.optimizer.update({"learning_rate": ConfigDict({"vae": 1e-3}), "ema_decay": 0.999})
+    _run(config, steps=12_000)
+    return config
+
+
+def unet() -> ConfigDict:
+    """Draws latents from embeddings."""
+    config = decoders.mini()
+    config.unet.block_channels = (96, 128)
+    config.optimizer.update({"learning_rate": ConfigDict({"unet": 1e-3}), "ema_decay": 0.9995})
+    _run(config, steps=40_000)
+    return config
+
+
+def chat() -> ConfigDict:
+    """Low-rank adapters for chats about the embedded images."""
+    config = instruct.mini()
+    config.init.emu = config.tokenizer.path = "runs/emu-mini"
+    config.optimizer.ema_decay = 0.999
+    _run(config, steps=6_000)
+    return config
+
+
+def _run(config: ConfigDict, steps: int) -> None:
+    config.train.update({"steps": steps, "minutes": 0.0, "log_every": 50, "checkpoint_every": 500})
+
+
+VARIANTS = {"emu": emu, "vae": vae, "unet": unet, "chat": chat}
+
+
+def get_config(variant: str = "emu") -> ConfigDict:
+    """One of `VARIANTS`."""
+    return choose(VARIANTS, variant, __file__)
