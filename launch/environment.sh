@@ -1,6 +1,9 @@
 # shellcheck shell=bash
 # Sourced by the other scripts: makes a virtual environment and installs the package in it.
 
+# Large pages: XLA allocates a step's memory anew, and the kernel would fill it in pages of 4 kB (Linux with glibc 2.35).
+export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
+
 # Prints the first Python that is new enough. A name on the PATH may not run (pyenv's shims).
 find_python() {
   local name

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_decoding, add_model, decoding, path
+from emu_jax.cli.options import add_decoding, add_model, decoding, path, use_users_cache
 from emu_jax.errors import UserError
 
 ABOUT = "Chat with an instruction-tuned model about images and videos; answers are streamed."
@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     settings = decoding(options) | {"max_new_tokens": options.max_new_tokens, "seed": options.seed}
     tokens = 1 if options.max_new_tokens is None else options.max_new_tokens
     check_decoding(options.num_beams, tokens, options.temperature, options.top_p)
+    use_users_cache()
     emu = Emu.load(
         options.model,
         tokenizer=options.tokenizer,

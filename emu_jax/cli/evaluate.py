@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 from collections.abc import Sequence
 
-from emu_jax.cli.options import LocalPath, add_mesh, add_model, add_sampling, figures_table, mesh, path, whole
+from emu_jax.cli.options import (
+    LocalPath,
+    add_mesh,
+    add_model,
+    add_sampling,
+    figures_table,
+    mesh,
+    path,
+    use_users_cache,
+    whole,
+)
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.registry import benchmark_names
+from emu_jax.storage import Path
 
 ABOUT = "Evaluate a model: on benchmarks, or without --benchmark write the report of a run."
 EXAMPLE = "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4"
@@ -51,6 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
+    use_users_cache()
     return run_benchmarks(options) if options.benchmark else report(options)
 
 
@@ -64,7 +77,7 @@ def report(options: argparse.Namespace) -> int:
     emu = Emu.load(options.model, weights=options.weights)
     scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
-    out, tuned = options.out or options.model, options.model / TUNED
+    out, tuned = options.out or _own_folder(options.model), options.model / TUNED
     chats = None
     if is_checkpoint(tuned):
         chats = chat.score(emu, Emu.load(tuned, weights=weights_of_parts(options.weights)), out / "benchmarks")
@@ -74,12 +87,19 @@ def report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _own_folder(model: Path) -> Path:
+    """Where a model's scores go by default: into its own folder, or for a shipped one into runs/<name>."""
+    from emu_jax.checkpoints.shipped import is_shipped
+
+    return pathlib.Path("runs", model.name) if is_shipped(model) else model
+
+
 def run_benchmarks(options: argparse.Namespace) -> int:
     from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
     from emu_jax.evaluate.benchmarks.benchmark import Weights
     from emu_jax.generate.model import Emu
 
-    out = options.out or options.model / "benchmarks"
+    out = options.out or _own_folder(options.model) / "benchmarks"
     if not options.out and not options.model.is_dir():
         raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
     config = EvaluationConfig(

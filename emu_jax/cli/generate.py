@@ -6,7 +6,7 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_decoding, add_model, add_sampling, check_parent, decoding, path
+from emu_jax.cli.options import add_decoding, add_model, add_sampling, check_parent, decoding, path, use_users_cache
 from emu_jax.errors import UserError
 from emu_jax.storage import SCHEMES, Path, write_atomically
 
@@ -55,6 +55,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     requests = read_requests(options.prompts) if options.prompts else []
     if options.out is not None:
         requests = with_seeds(options.prompt, options.seeds, options.out)
+    use_users_cache()
     emu = Emu.load(
         options.model,
         tokenizer=options.tokenizer,

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import pathlib
+import platform
+import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -62,7 +65,7 @@ def add_model(parser: argparse.ArgumentParser, *aliases: str) -> None:
         *aliases,
         required=True,
         type=model,
-        help="emu-mini (in the box), a work directory, checkpoint, or published files",
+        help="work directory, checkpoint, or published files",
     )
     parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     parser.add_argument(
@@ -132,6 +135,39 @@ def use_compilation_cache(folder: Path | None) -> None:
             f"--compilation-cache {folder}: cannot be written ({error.strerror}); name a folder where you may write"
         ) from error
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+PROGRAMS = 1 << 30  # bytes of the user's cache of programs, which is emptied when it is larger
+
+
+def use_users_cache() -> None:
+    """Makes JAX keep compiled programs in the user's cache, unless JAX_COMPILATION_CACHE_DIR names another folder.
+
+    A command that answers one prompt would otherwise compile for longer than it computes. Where the user has no folder
+    for caches, nothing is kept.
+    """
+    import hashlib
+
+    import jax
+
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+        return
+    # A home folder may be shared by machines whose processors lack each other's instructions.
+    flags = pathlib.Path("/proc/cpuinfo")
+    lines = flags.read_text().splitlines() if flags.exists() else []
+    processor = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    name = hashlib.sha256(processor.encode()).hexdigest()[:12]
+    try:
+        home = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+        folder = home / "emu_jax" / "programs" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        if sum(file.stat().st_size for file in folder.iterdir()) > PROGRAMS:
+            shutil.rmtree(folder)
+            folder.mkdir()
+    except (OSError, RuntimeError):  # no home, or one that cannot be written
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 def add_mesh(parser: argparse.ArgumentParser, example: str) -> None:

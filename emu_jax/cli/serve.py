@@ -5,7 +5,15 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_compilation_cache, add_mesh, add_weights, mesh, path, use_compilation_cache
+from emu_jax.cli.options import (
+    add_compilation_cache,
+    add_mesh,
+    add_weights,
+    mesh,
+    path,
+    use_compilation_cache,
+    use_users_cache,
+)
 from emu_jax.errors import UserError
 
 ABOUT = "Serve a model to browsers (a page) and to programs (an HTTP API for OpenAI's clients)."
@@ -67,7 +75,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     )
     logging.basicConfig(format="%(asctime)s %(message)s")
     logging.getLogger("emu_jax").setLevel(logging.INFO)
+    if options.compilation_cache is None:
+        use_users_cache()
     use_compilation_cache(options.compilation_cache)
-    print(f"serving {settings.folder} as {settings.model_name}; compiling takes a minute or more", flush=True)
+    print(
+        f"serving {settings.folder} as {settings.model_name}; the first requests wait for programs to compile",
+        flush=True,
+    )
     server.serve(settings, lambda address: print(f"{address} (API: {address}/v1); Ctrl-C stops", flush=True))
     return 0

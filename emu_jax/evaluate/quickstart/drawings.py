@@ -32,6 +32,7 @@ SPLIT = "heldout_combinations"
 VGG = "VGG"
 SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
 TOP = 5  # nearest neighbours among which the role may be
+ROLE_FIGURE, TONE_FIGURE = f"neighbour's role right in top {TOP}", "neighbour's skin tone right"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,8 +137,8 @@ def neighbour_figures(
     ]
     tone_chance = float(np.mean([(tones == pool[n].tone).mean() for n in toned]))
     return {
-        f"{name}, neighbour's role right in top {TOP} ({space})": share(by_role, 1.0 - float(np.mean(missed))),
-        f"{name}, neighbour's skin tone right ({space})": share(by_tone, tone_chance),
+        f"{name}, {ROLE_FIGURE} ({space})": share(by_role, 1.0 - float(np.mean(missed))),
+        f"{name}, {TONE_FIGURE} ({space})": share(by_tone, tone_chance),
     }
 
 

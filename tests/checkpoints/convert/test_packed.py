@@ -110,8 +110,12 @@ def test_damage_is_named(model, tmp_path, where):
     assert str(folder) in str(error.value) and "\n" not in str(error.value), str(error.value)
 
 
-def test_names_of_shipped_models():
-    folder = MODELS["emu-mini"]
+def test_names_of_shipped_models(monkeypatch, tmp_path):
+    monkeypatch.setitem(MODELS, "emu-mini", tmp_path / "emu-mini")
+    with pytest.raises(UserError, match="carries no such model"):
+        model_path("emu-mini")
+    folder = tmp_path / "emu-mini"
+    folder.mkdir()
     assert model_path("emu-mini") == folder and model_path("emu-mini/chat") == folder / "chat"
     assert str(model_path("./emu-mini")) == "emu-mini" and str(model_path("runs/emu-mini")) == "runs/emu-mini"
     assert is_shipped(folder / "benchmarks") and not is_shipped(model_path("runs/emu-mini"))
