@@ -46,7 +46,7 @@ def emu_14b() -> ConfigDict:
                 "norm_eps": 1e-6,
                 "rope_base": 10000.0,
                 "context": 2048,
-                "int8": False,
+                "quantised": "",
                 "lora_rank": 0,
                 "lora_alpha": 16.0,
                 "lora_dropout": 0.0,

@@ -43,6 +43,7 @@ DTYPES = {
     np.dtype(np.float32): "float32",
     np.dtype(np.float64): "float64",
     np.dtype(np.int8): "int8",
+    np.dtype(ml_dtypes.int4): "int4",
 }
 
 Index = tuple[tuple[int, int], ...]  # a part of an array: start and stop along every axis

@@ -66,6 +66,8 @@ def _digest(leaf: jax.Array) -> jax.Array:
     """
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
+    if leaf.dtype == jnp.int4:  # a word each: two of them are a byte in memory, but not in NumPy
+        leaf = leaf.astype(jnp.int8)
     unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
     multiplier = jnp.ones((), jnp.uint32)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from emu_jax.checkpoints import arrays
@@ -106,6 +107,8 @@ def digest(value: np.ndarray, shape: tuple[int, ...], layer: int | None = None) 
 
 def _words(value: np.ndarray) -> np.ndarray:
     """The bits of an array as unsigned integers."""
+    if value.dtype == ml_dtypes.int4:
+        value = value.astype(np.int8)
     unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}.get(value.dtype.itemsize)
     if unsigned is None:  # 8 bytes: two words per element, on an axis of their own
         return np.ascontiguousarray(value).view(np.uint32).reshape(*value.shape, 2)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to", dest="folder", required=True, type=path, help="a new folder; the same command resumes a killed run"
     )
     parser.add_argument("--dtype", default="float32", help="dtype of the parameters: float32 or bfloat16")
-    parser.add_argument("--int8", action="store_true", help="store the LLM's kernels as int8 with scales")
+    parser.add_argument("--quantise", default="", metavar="KIND", help="store the LLM's kernels as int8 or int4")
     parser.add_argument("--merge-lora", action="store_true", help="add Emu-I's LoRA to its weights")
     parser.add_argument("--lora-alpha", type=float, default=16.0, help="not in the files (default: 16)")
     parser.add_argument("--vision-head-dim", type=int, default=88, help="not in the shapes (default: 88)")

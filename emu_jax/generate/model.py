@@ -171,7 +171,7 @@ class Emu:
     def merged(self) -> Emu:
         """This model with its adapters merged into their kernels (in float32): equal up to rounding, and faster.
 
-        Int8 kernels become floating point. Parameters without an adapter are shared, not copied.
+        Integer kernels become floating point. Parameters without an adapter are shared, not copied.
         """
         config, params = lora.merge_model(self.config, self.params)
         return Emu(config, params, self.statistics, self.tokenizer, self.decoder, self.mesh)

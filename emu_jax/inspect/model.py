@@ -31,7 +31,7 @@ def describe(config: ConfigDict) -> str:
     total = sum(counts.values())
     for part, count in counts.items():
         lines.append(f"{part:12s} {count:>16,}  {count / total:6.1%}  {sizes[part] / 1e9:7.2f} GB")
-    kind = f"{model.param_dtype}{', int8 in the blocks of llama' if model.llama.int8 else ''}"
+    kind = f"{model.param_dtype}{f', {model.llama.quantised} in the blocks of llama' if model.llama.quantised else ''}"
     lines.append(
         f"{'total':12s} {total:>16,}  {total / 1e9:.3f} B parameters, {sum(sizes.values()) / 1e9:.2f} GB in {kind}; "
         f"{model.dtype} compute"

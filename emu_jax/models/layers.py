@@ -20,6 +20,7 @@ from flax import nnx
 from jaxtyping import Bool, Float, Int
 
 from emu_jax.errors import UserError
+from emu_jax.models.quantise import KINDS, dequantise, scale_shape
 
 if TYPE_CHECKING:
     Array = jax.Array
@@ -153,7 +154,7 @@ class Linear(nnx.Module):
     Initialisation: the kernel has standard deviation gain / sqrt(in), which suits any width (0.014 at LLaMA's 5120),
     and the bias is 0. With `as_torch` both are uniform in [-1, 1] / sqrt(in), as in torch's nn.Linear.
 
-    With dtype int8 the kernel holds integers, y is multiplied by `scale` [out] (`quantise.py`), and neither is trained.
+    With dtype int8 or int4 the kernel holds integers beside their `scale` (`quantise.py`), and neither is trained.
     With `adapter` (rank, alpha, dropout) a low-rank map is added: alpha / rank * dropout(x) lora_a lora_b, in float32
     and initially 0 (`lora.py`); without a key there is no dropout. With `float32_gradients` the gradients of kernels
     and biases are float32 in any compute dtype (`project_float32`).
@@ -183,16 +184,19 @@ class Linear(nnx.Module):
             self.lora_a = parameter(rngs, (inputs, rank), (axes[0], "rank"), "float32", std=inputs**-0.5)
             self.lora_b = constant(0.0, (rank, outputs), ("rank", axes[1]), "float32")
             self.adapter_scale = alpha / rank
-        if dtype == "int8":
-            self.scale = constant(1.0, (outputs,), (axes[1],), "float32")
+        if dtype in KINDS:
+            shape = scale_shape(dtype, (inputs, outputs))
+            self.scale = constant(1.0, shape, axes[-len(shape) :], "float32")
         if bias and as_torch:
             self.bias = uniform(rngs, (outputs,), (axes[1],), dtype, bound=bound)
         elif bias:
             self.bias = constant(0.0, (outputs,), (axes[1],), dtype)
 
     def __call__(self, x: Float[Array, "*batch D"], key: Array | None = None) -> Float[Array, "*batch F"]:
-        if hasattr(self, "scale"):
+        if hasattr(self, "scale") and self.scale.ndim == 1:
             y = (project(x, self.kernel[...].astype(x.dtype)) * self.scale[...]).astype(x.dtype)
+        elif hasattr(self, "scale"):
+            y = project(x, dequantise(self.kernel[...], self.scale[...], x.dtype))
         else:
             y = self._project(x, self.kernel[...])
         if hasattr(self, "lora_a"):

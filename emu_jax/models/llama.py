@@ -31,6 +31,7 @@ from emu_jax.models.layers import (
     stack,
 )
 from emu_jax.models.packed_attention import KERNELS, packed_attention
+from emu_jax.models.quantise import KINDS
 from emu_jax.sharding import platform, with_logical_constraint
 
 # A block's linear maps, in the order of computation.
@@ -43,7 +44,8 @@ class LlamaConfig:
 
     Attributes:
       context: Length of the longest sequence that generation accepts.
-      int8: Store the blocks' kernels as 8-bit integers with scales (`quantise.py`); then only adapters are trainable.
+      quantised: "int8" or "int4" stores the blocks' kernels as integers with scales (`quantise.py`); then only adapters
+        are trainable. "" keeps them in floating point.
       lora_rank, lora_alpha: Rank and alpha of the LoRA adapters (`lora.py`); rank 0 means no adapters.
       lora_dropout: Dropout rate of the adapters' inputs in training.
       lora_targets: The projections with adapters, of `PROJECTIONS`; by default those of attention, as in the paper.
@@ -58,7 +60,7 @@ class LlamaConfig:
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
     context: int = 2048
-    int8: bool = False
+    quantised: str = ""
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_dropout: float = 0.0
@@ -71,6 +73,8 @@ class LlamaConfig:
                 f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
                 "head width (RoPE rotates pairs)"
             )
+        if self.quantised not in ("", *KINDS):
+            raise UserError(f"model.llama.quantised={self.quantised!r}; expected '' or one of {', '.join(KINDS)}")
         if self.lora_rank < 0:
             raise UserError(f"model.llama.lora_rank={self.lora_rank}; expected 0 (no adapters) or more")
         if not 0.0 <= self.lora_dropout < 1.0:
@@ -188,9 +192,9 @@ class LlamaBlock(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.attn_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.attn = LlamaAttention(rngs, c, "int8" if c.int8 else dtype)
+        self.attn = LlamaAttention(rngs, c, c.quantised or dtype)
         self.mlp_norm = RMSNorm(c.width, c.norm_eps, dtype)
-        self.mlp = LlamaMLP(rngs, c, "int8" if c.int8 else dtype)
+        self.mlp = LlamaMLP(rngs, c, c.quantised or dtype)
 
     def __call__(
         self,

@@ -49,14 +49,14 @@ def merge(params: Mapping[str, Any], adapters: Mapping[str, Any], alpha: float) 
 def merge_model(config: emu.EmuConfig, params: Mapping[str, Any]) -> tuple[emu.EmuConfig, Params]:
     """A model with adapters -> the same model, up to rounding, with the adapters merged; unchanged if it has none.
 
-    Int8 kernels are dequantised to `config.param_dtype` first: an adapter's change is smaller than their steps.
+    Integer kernels are dequantised to `config.param_dtype` first: an adapter's change is smaller than their steps.
     """
     if config.llama.lora_rank == 0:
         return config, dict(params)
     plain, adapters = separate(params)
-    if config.llama.int8:
+    if config.llama.quantised:
         plain = dequantise_params(plain, config.param_dtype)
-    llama = dataclasses.replace(config.llama, lora_rank=0, lora_dropout=0.0, int8=False)
+    llama = dataclasses.replace(config.llama, lora_rank=0, lora_dropout=0.0, quantised="")
     return dataclasses.replace(config, llama=llama), merge(plain, adapters, config.llama.lora_alpha)
 
 

@@ -82,7 +82,9 @@ def hint(plan: Plan) -> str:
     if not plan.fits:
         return "it does not fit: fewer rows, remat full, or more chips along fsdp or tensor"
     if plan.kind == DECODE:
-        return "every token reads all weights: more sequences at a time, int8 weights, or more chips along tensor"
+        return (
+            "every token reads all weights: more sequences at a time, int8 or int4 weights, or more chips along tensor"
+        )
     room = plan.capacity - plan.peak
     compute = plan.cost.flops / plan.peak_flops
     lost = {

@@ -213,11 +213,11 @@ class Engine:
     def __init__(self, model: Emu, limits: Limits | None = None):
         self.limits = limits or Limits()
         # Adapters are merged for chats and dropped for everything else: two models of one shape and one compilation.
-        # They cannot be merged into int8 kernels; such models chat with separate adapters.
+        # They cannot be merged into integer kernels; such models chat with separate adapters.
         self.chats = can_chat(model)
         adapted = model.config.llama.lora_rank > 0
         self.plain = model.without_adapters() if adapted else model
-        chat = model if not adapted or model.config.llama.int8 else model.merged()
+        chat = model if not adapted or model.config.llama.quantised else model.merged()
         models = [chat, self.plain] if adapted and self.chats else [self.plain]
         self._lanes = [ContinuousBatcher(each, self.limits.text_slots) for each in models]
         self._chat_model, self._chat_lane, self._plain_lane = chat, 0, len(models) - 1
@@ -353,8 +353,10 @@ class Engine:
     def _compile_all(self) -> Iterator[None]:
         """Compiles the programs of all batchers, some before each yield."""
         began = time.monotonic()
-        for batcher in [*self._lanes, *([self._images] if self._images is not None else [])]:
-            yield from batcher.warm_up()
+        for lane in self._lanes:
+            yield from lane.warm_up()
+        if self._images is not None:
+            yield from self._images.warm_up()
         log.info("all programs are compiled, after %.0f s", time.monotonic() - began)
 
     def _has_work(self) -> bool:

@@ -14,6 +14,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu, layers, lora
 from emu_jax.models.llama import PROJECTIONS
 from emu_jax.models.paths import flatten, join, split
+from emu_jax.models.quantise import KINDS
 from tests.models.quantised import quantise_params
 from tests.models.reference_batch import reference_batch
 
@@ -180,16 +181,16 @@ def test_unmerging_is_the_inverse_of_merging():
 
 
 @pytest.mark.parametrize("targets", [("q", "k", "v", "o"), PROJECTIONS])
-@pytest.mark.parametrize("int8", [False, True])
-def test_a_merged_model_says_the_same(targets, int8):
+@pytest.mark.parametrize("kind", ["", "int8", "int4"])
+def test_a_merged_model_says_the_same(targets, kind):
     config = adapted(lora_targets=targets)
     params = grown(config)
-    if int8:
-        config, params = adapted(lora_targets=targets, int8=True), quantise_params(params)
-        assert params["llama"]["blocks"]["attn"]["q"]["kernel"].dtype == np.int8
+    if kind:
+        config, params = adapted(lora_targets=targets, quantised=kind), quantise_params(params, kind)
+        assert params["llama"]["blocks"]["attn"]["q"]["kernel"].dtype == KINDS[kind]
     beside = logits(params, config)
     single, merged = lora.merge_model(config, params)
-    assert single.llama.lora_rank == 0 and not single.llama.int8
+    assert single.llama.lora_rank == 0 and not single.llama.quantised
     assert {p: x.shape for p, x in flatten(merged).items()} == {
         p: x.shape for p, x in flatten(emu.abstract(single)).items()
     }

@@ -79,7 +79,7 @@ def shrunk(config: ConfigDict, vocabulary: int) -> ConfigDict:
     """The config at debug size, with its own switches."""
     small = models.debug()
     for part in ("vision", "causal", "llama"):
-        sizes = {n: v for n, v in small[part].items() if n not in ("kind", "dropout", "int8") and "lora" not in n}
+        sizes = {n: v for n, v in small[part].items() if n not in ("kind", "dropout", "quantised") and "lora" not in n}
         config.model[part].update(sizes)
     config.model.llama.update({"vocab_size": vocabulary, "context": ROW_TOKENS})
     config.model.update({"dtype": "float32", "param_dtype": "float32", "remat": "none", "loss_chunk": 32})

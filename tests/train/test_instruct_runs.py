@@ -1,4 +1,4 @@
-"""Runs of the objective instruct: beside int8 kernels, loaded again, merged."""
+"""Runs of the objective instruct: beside integer kernels, loaded again, merged."""
 
 import json
 
@@ -14,38 +14,41 @@ from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.models import lora
 from emu_jax.models.paths import flatten
+from emu_jax.models.quantise import KINDS
 from emu_jax.train.loop import train
 from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 from tests.train.test_step import DOCUMENTS, batch_of
 
-# ---------------------------------------------------------------- int8 kernels
+# ---------------------------------------------------------------- integer kernels
 
 
-@pytest.fixture(scope="module")
-def int8(trained, tmp_path_factory):
-    """A pretraining run, exported and converted to int8."""
+@pytest.fixture(scope="module", params=["int8", "int4"])
+def integers(request, trained, tmp_path_factory):
+    """A pretraining run, exported and converted to integers."""
     pytest.importorskip("torch", reason="install .[convert]")
-    folder = tmp_path_factory.mktemp("int8")
+    folder = tmp_path_factory.mktemp(request.param)
     heads = ["--vision-head-dim", "8", "--llama-head-dim", "8"]
     assert main(["export", "--from", str(trained), "--to", str(folder / "emu"), "--format", "emu"]) == 0
-    assert main(["convert", "--from", str(folder / "emu"), "--to", str(folder / "int8"), "--int8", *heads]) == 0
-    return folder / "int8"
+    kind = ["--quantise", request.param]
+    assert main(["convert", "--from", str(folder / "emu"), "--to", str(folder / "run"), *kind, *heads]) == 0
+    return folder / "run"
 
 
 @pytest.mark.slow
-def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
-    config = tiny.instruct_config(documents, int8)
-    config.model.llama.int8 = True
+def test_adapters_train_beside_integer_kernels(integers, documents, tmp_path, capsys):
+    kind = load_emu(integers).config.llama.quantised
+    config = tiny.instruct_config(documents, integers)
+    config.model.llama.quantised = kind
     config.model.standardise = False  # published files hold no statistics
     config.train.steps = 6
     train(config, tmp_path / "run")
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0], f"expected the loss to fall: {losses}"
-    before, after = load_emu(int8), load_emu(tmp_path / "run")
-    assert after.config.llama.int8 and after.config.llama.lora_rank == 2
+    before, after = load_emu(integers), load_emu(tmp_path / "run")
+    assert after.config.llama.quantised == kind and after.config.llama.lora_rank == 2
     old, new = flatten(before.params), flatten(after.params)
-    kinds = {path: leaf.dtype for path, leaf in new.items() if leaf.dtype == jnp.int8}
+    kinds = {path: leaf.dtype for path, leaf in new.items() if leaf.dtype == KINDS[kind]}
     names = [f"attn/{name}" for name in "qkvo"] + [f"mlp/{name}" for name in ("gate", "up", "down")]
     assert set(kinds) == {f"llama/blocks/{name}/kernel" for name in names}
     grown = ("llama/embed/embedding", "llama/lm_head/kernel")  # two tokens more: [USER], [ASSISTANT]
@@ -79,13 +82,13 @@ def test_adapters_train_beside_int8_kernels(int8, documents, tmp_path, capsys):
     assert "export the checkpoint they were made from, and the LoRA of this one in the format peft" in error, error
 
 
-def test_int8_weights_must_come_from_somewhere(documents):
+def test_integer_weights_must_come_from_somewhere(documents):
     config = tiny.instruct_config(documents, "")
-    config.model.llama.int8 = True
-    with pytest.raises(UserError, match=r"adapters on int8 weights need weights to begin with; name a checkpoint of"):
+    config.model.llama.quantised = "int4"
+    with pytest.raises(UserError, match=r"adapters on integers need weights to begin with; name a checkpoint of"):
         make_task(config)
     config.objective = "pretrain"
-    with pytest.raises(UserError, match=r"integers are not trained; .* or train adapters beside int8 ones with"):
+    with pytest.raises(UserError, match=r"integers are not trained; .* or train adapters beside them with"):
         make_task(config)
 
 

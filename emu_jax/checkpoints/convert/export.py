@@ -72,9 +72,9 @@ class Source:
         if self.checkpoint.holds != "emu":
             raise UserError(f"{self.path}: holds {self.checkpoint.holds}; expected emu")
         model = self.config["model"]
-        if weights and model["llama"].get("int8"):
+        if weights and (kind := model["llama"].get("quantised")):
             own = ", and the LoRA of this one in the format peft" if self.has_lora() else ""
-            raise UserError(f"{self.path}: holds int8 weights; export the checkpoint they were made from{own}")
+            raise UserError(f"{self.path}: holds {kind} weights; export the checkpoint they were made from{own}")
         return model
 
     def has_lora(self) -> bool:

@@ -28,6 +28,7 @@ from emu_jax.checkpoints.streamed import check_new, resumable_folder
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.models.emu import EmuConfig, initial_statistics
+from emu_jax.models.quantise import KINDS
 
 EXPECTED = (
     "the published Emu's folder, Emu-instruct.pt, a LLaMA folder (Hugging Face's or Meta's), EVA-CLIP's file, or a "
@@ -41,13 +42,14 @@ class Settings:
 
     Attributes:
       dtype: dtype of parameters, float32 or bfloat16.
-      int8: store the language model's kernels in int8. merge_lora: add adapters to their weights.
+      quantise: "int8" or "int4" stores the language model's kernels as integers; "" does not.
+      merge_lora: add adapters to their weights.
       lora_alpha, vision_head_dim, llama_head_dim: not in the files; the defaults are the published models'.
       tokenizer: LLaMA's SentencePiece .model, stored with the weights.
     """
 
     dtype: str = "float32"
-    int8: bool = False
+    quantise: str = ""
     merge_lora: bool = False
     lora_alpha: float = emu.LORA_ALPHA
     vision_head_dim: int = emu.VISION_HEAD_DIM
@@ -65,6 +67,8 @@ def convert(source: storage.Path, folder: storage.Path, settings: Settings) -> d
       UserError: the source is in no known format, or does not fit it; nothing is left behind.
     """
     check_dtype(settings.dtype)
+    if settings.quantise not in ("", *KINDS):
+        raise UserError(f"quantise={settings.quantise!r}; expected one of {', '.join(KINDS)}")
     check_new(folder)
     source = storage.check_local(source, "a published file or folder, which is memory-mapped,")
     if not source.exists():
@@ -95,11 +99,11 @@ def _recognise(source: pathlib.Path, settings: Settings) -> tuple[dict[str, stre
             copies[SAFETY_CHECKER] = root / SAFETY_CHECKER
     if root.is_dir() and not (root / "multimodal_encoder").is_dir():
         if parts:
-            _refuse_int8(source, settings)
+            _refuse_integers(source, settings)
             return parts, copies
         if not llama.is_llama(root):
             raise UserError(f"{source}: holds no known weights; expected {EXPECTED}")
-        _refuse_int8(source, settings)
+        _refuse_integers(source, settings)
         conversion = llama.conversion(root)
         own = root / llama.TOKENIZER
         path = settings.tokenizer or (own if own.is_file() else None)
@@ -110,16 +114,17 @@ def _recognise(source: pathlib.Path, settings: Settings) -> tuple[dict[str, stre
         raise UserError(f"{source}: not a known kind of weights file; expected {EXPECTED}")
     tensors = TensorFile(file)
     if eva_clip.is_eva_clip(tensors):
-        _refuse_int8(source, settings)
+        _refuse_integers(source, settings)
         conversion = eva_clip.conversion(tensors, vision_head_dim=settings.vision_head_dim)
         return {"": stream.plan(conversion, dtype=settings.dtype)}, {}
     return parts | {"": _emu(tensors, settings)}, copies
 
 
-def _refuse_int8(source: pathlib.Path, settings: Settings) -> None:
-    if settings.int8:
+def _refuse_integers(source: pathlib.Path, settings: Settings) -> None:
+    if settings.quantise:
         raise UserError(
-            f"int8=True: {source} is a part to initialise training from; only a whole Emu is stored in int8"
+            f"quantise={settings.quantise}: {source} is a part to initialise training from; only a whole Emu is stored "
+            "in integers"
         )
 
 
@@ -132,8 +137,11 @@ def _emu(tensors: Tensors, settings: Settings) -> stream.Job:
         merge_lora=settings.merge_lora,
         keep_unused=True,
     )
-    if settings.int8 and any(leaf.startswith("lora/") for leaf in conversion.shapes):
-        raise UserError(f"int8=True: {tensors.path} holds LoRA, which cannot stay apart from int8; set merge_lora too")
+    if settings.quantise and any(leaf.startswith("lora/") for leaf in conversion.shapes):
+        raise UserError(
+            f"quantise={settings.quantise}: {tensors.path} holds LoRA, which cannot stay apart from integers; set "
+            "merge_lora too"
+        )
     config = EmuConfig.from_dict(conversion.config["model"])
     tokenizer = None
     if settings.tokenizer is not None:
@@ -147,4 +155,6 @@ def _emu(tensors: Tensors, settings: Settings) -> stream.Job:
             )
     statistics = jax.tree.map(np.asarray, initial_statistics(config))
     constants = {f"statistics/{name}": value for name, value in statistics.items()}
-    return stream.plan(conversion, dtype=settings.dtype, int8=settings.int8, tokenizer=tokenizer, constants=constants)
+    return stream.plan(
+        conversion, dtype=settings.dtype, quantised=settings.quantise, tokenizer=tokenizer, constants=constants
+    )

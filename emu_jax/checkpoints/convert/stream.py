@@ -23,7 +23,7 @@ from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, check
 from emu_jax.checkpoints.store import pack_tokenizer
 from emu_jax.checkpoints.streamed import LeafWriter
 from emu_jax.data.tokenizer import Tokenizer
-from emu_jax.models.quantise import SCALE, is_quantised, quantise
+from emu_jax.models.quantise import KINDS, SCALE, is_quantised, quantise, scale_shape
 from emu_jax.storage import Path
 
 BLOCK = 8 << 20  # bytes hashed at a time
@@ -59,7 +59,7 @@ class Job:
     Attributes:
       leaves: name -> shape and dtype of each leaf. axes: name -> its logical axes, for leaves that a mesh shards.
       config: the conversion's, with these settings.
-      int8: whether the language model's kernels are stored as 8-bit integers with a scale per column.
+      quantised: "int8" or "int4" if the language model's kernels are stored as integers with scales, or "".
       tokenizer: stored with the weights, if it is known.
       constants: leaves that come from no file.
     """
@@ -68,7 +68,7 @@ class Job:
     leaves: dict[str, tuple[tuple[int, ...], np.dtype]]
     axes: dict[str, tuple[str | None, ...]]
     config: dict[str, Any]
-    int8: bool
+    quantised: str
     tokenizer: Tokenizer | None
     constants: dict[str, np.ndarray]
 
@@ -90,7 +90,7 @@ def plan(
     conversion: Conversion,
     *,
     dtype: str = "float32",
-    int8: bool = False,
+    quantised: str = "",
     tokenizer: Tokenizer | None = None,
     constants: Mapping[str, np.ndarray] | None = None,
 ) -> Job:
@@ -98,7 +98,7 @@ def plan(
 
     Args:
       dtype: dtype of parameters, float32 or bfloat16; leaves in `conversion.dtypes` keep their own.
-      int8, tokenizer, constants: as in `Job`.
+      quantised, tokenizer, constants: as in `Job`.
     """
     wanted = check_dtype(dtype)
     axes = dict(conversion.axes)
@@ -107,10 +107,11 @@ def plan(
             axes.setdefault(assignment.leaf, ("layers", *(None,) * (len(conversion.shapes[assignment.leaf]) - 1)))
     leaves: dict[str, tuple[tuple[int, ...], np.dtype]] = {}
     for leaf, shape in conversion.shapes.items():
-        if int8 and is_quantised(leaf):
-            leaves[leaf] = (shape, np.dtype(np.int8))
-            leaves[_scale_of(leaf)] = ((shape[0], shape[-1]), np.dtype(np.float32))
-            axes[_scale_of(leaf)] = (axes[leaf][0], axes[leaf][-1])
+        if quantised and is_quantised(leaf):
+            scales = scale_shape(quantised, shape)
+            leaves[leaf] = (shape, KINDS[quantised])
+            leaves[_scale_of(leaf)] = (scales, np.dtype(np.float32))
+            axes[_scale_of(leaf)] = (axes[leaf][0], *axes[leaf][1 - len(scales) :])
         else:
             leaves[leaf] = (shape, conversion.dtypes.get(leaf, wanted))
     leaves |= {leaf: (value.shape, value.dtype) for leaf, value in (constants or {}).items()}
@@ -118,9 +119,9 @@ def plan(
     for part in ("model", "unet", "vae"):
         if part in config:
             config[part]["param_dtype"] = dtype
-    if int8:
-        config["model"]["llama"]["int8"] = True
-    return Job(conversion, leaves, axes, config, int8, tokenizer, dict(constants or {}))
+    if quantised:
+        config["model"]["llama"]["quantised"] = quantised
+    return Job(conversion, leaves, axes, config, quantised, tokenizer, dict(constants or {}))
 
 
 def write(job: Job, folder: Path) -> Summary:
@@ -157,9 +158,9 @@ def write(job: Job, folder: Path) -> Summary:
 
 def _slices(job: Job, assignment: Assignment) -> dict[str, np.ndarray]:
     leaf, value = assignment.leaf, job.conversion.make(assignment)
-    if not (job.int8 and is_quantised(leaf)):
+    if not (job.quantised and is_quantised(leaf)):
         return {leaf: value}
-    kernel, scale = quantise(value)
+    kernel, scale = quantise(value, job.quantised)
     return {leaf: kernel, _scale_of(leaf): scale}
 
 

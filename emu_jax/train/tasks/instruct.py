@@ -13,18 +13,19 @@ from emu_jax.train.tasks.task import OwnRows
 class Instruct(Interleaved):
     """Trains adapters beside the language model's kernels; every other parameter is frozen, as in the paper.
 
-    The kernels may be int8 (`quantise.py`), as in QLoRA: gradients flow through them but are never taken with respect
-    to them.
+    The kernels may be integers (`quantise.py`), as in QLoRA: gradients flow through them but are never taken with
+    respect to them.
     """
 
     instruct = True
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> PackedInputs:
-        if config.model.llama.int8 and not (config.get("init", None) or {}).get("emu", ""):
+        if config.model.llama.quantised and not (config.get("init", None) or {}).get("emu", ""):
+            kind = config.model.llama.quantised
             raise UserError(
-                "config.model.llama.int8=True: adapters on int8 weights need weights to begin with; name a checkpoint "
-                "of `emu-jax convert --int8` in config.init.emu"
+                f"config.model.llama.quantised={kind}: adapters on integers need weights to begin with; name a "
+                f"checkpoint of `emu-jax convert --quantise {kind}` in config.init.emu"
             )
         return super().open(config, own)
 

@@ -13,8 +13,8 @@ class Pretrain(Interleaved):
     timings = ("decode", "draw")
 
     def check_model(self, model: emu.EmuConfig) -> None:
-        if model.llama.int8:
+        if model.llama.quantised:
             raise UserError(
-                "config.model.llama.int8=True: integers are not trained; pretrain float32 or bfloat16 parameters, or "
-                "train adapters beside int8 ones with config.objective=instruct"
+                f"config.model.llama.quantised={model.llama.quantised}: integers are not trained; pretrain float32 or "
+                "bfloat16 parameters, or train adapters beside them with config.objective=instruct"
             )

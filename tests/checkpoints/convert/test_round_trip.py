@@ -17,6 +17,7 @@ from emu_jax.checkpoints.load import load_emu
 from emu_jax.checkpoints.store import read_meta
 from emu_jax.cli import main
 from emu_jax.errors import UserError
+from emu_jax.models.quantise import KINDS, quantise
 from emu_jax.storage import remove
 
 torch = pytest.importorskip("torch", reason="install .[convert]")
@@ -222,16 +223,20 @@ def test_other_tokenizers_do_not_fit(mini, tmp_path, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["t.model"]
 
 
-def test_int8_and_lora_do_not_mix(mini, tmp_path, capsys):
+def test_integers_and_lora_do_not_mix(mini, tmp_path, capsys):
     file = mini / "instruct" / "Emu-instruct.pt"
-    error = refused(capsys, "convert", "--from", file, "--to", tmp_path / "c", "--vision-head-dim", 12, "--int8")
-    assert "holds LoRA, which cannot stay apart from int8; set merge_lora too" in error
+    error = refused(
+        capsys, "convert", "--from", file, "--to", tmp_path / "c", "--vision-head-dim", 12, "--quantise", "int8"
+    )
+    assert "holds LoRA, which cannot stay apart from integers; set merge_lora too" in error
 
 
-def test_parts_are_not_stored_in_int8(hugging_llama, eva_clip, tmp_path, capsys):
+def test_parts_are_not_stored_in_integers(hugging_llama, eva_clip, tmp_path, capsys):
     for source in (hugging_llama[0], eva_clip[0]):
-        error = refused(capsys, "convert", "--from", source, "--to", tmp_path / "c", "--vision-head-dim", 12, "--int8")
-        assert "is a part to initialise training from; only a whole Emu is stored in int8" in error
+        error = refused(
+            capsys, "convert", "--from", source, "--to", tmp_path / "c", "--vision-head-dim", 12, "--quantise", "int4"
+        )
+        assert "is a part to initialise training from; only a whole Emu is stored in integers" in error
     assert not list(tmp_path.iterdir())
 
 
@@ -266,25 +271,27 @@ def test_bfloat16_weights_draw(mini, golden, tmp_path):
 
 
 @pytest.mark.slow
-def test_int8_weights_generate(mini, golden, converted, tmp_path):
-    words = golden / "llama_tokenizer.model"
-    run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--tokenizer", words, "--int8")
+@pytest.mark.parametrize("kind, off", [("int8", 0.1), ("int4", 0.6)])
+def test_integer_weights_generate(mini, golden, converted, tmp_path, kind, off):
+    arguments = ["--vision-head-dim", 12, "--tokenizer", golden / "llama_tokenizer.model", "--quantise", kind]
+    run("convert", "--from", mini, "--to", tmp_path / "q", *arguments)
     exact, small = Emu.load(converted), Emu.load(tmp_path / "q")
-    kernels = small.params["llama"]["blocks"]["mlp"]["up"]
-    assert kernels["kernel"].dtype == np.int8
-    np.testing.assert_allclose(
-        kernels["kernel"] * kernels["scale"][:, None, :],
-        exact.params["llama"]["blocks"]["mlp"]["up"]["kernel"],
-        atol=float(kernels["scale"].max()) * 0.51,
-    )
+    for name in ("up", "down"):
+        kernels = small.params["llama"]["blocks"]["mlp"][name]
+        integers, scale = quantise(exact.params["llama"]["blocks"]["mlp"][name]["kernel"], kind)
+        assert kernels["kernel"].dtype == KINDS[kind]
+        np.testing.assert_array_equal(kernels["kernel"].astype(np.int8), integers.astype(np.int8))
+        np.testing.assert_array_equal(kernels["scale"], scale)
     near, far = (emu.generate_embeddings([["a red bus"]]) for emu in (small, exact))
-    assert 0 < np.abs(near - far).max() < 0.1 * np.abs(far).max()
+    assert 0 < np.abs(near - far).max() < off * np.abs(far).max()
 
 
 @pytest.mark.slow
-def test_int8_weights_stay_here(mini, tmp_path, capsys):
-    run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--int8")
+def test_integer_weights_stay_here(mini, tmp_path, capsys):
+    run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--quantise", "int8")
     error = refused(capsys, "export", "--from", tmp_path / "q", "--to", tmp_path / "o", "--format", "llama")
     assert "holds int8 weights; export the checkpoint they were made from" in error
     with pytest.raises(UserError, match="holds no tokenizer"):
         Emu.load(tmp_path / "q")
+    error = refused(capsys, "convert", "--from", mini, "--to", tmp_path / "p", "--quantise", "int2")
+    assert "quantise='int2'; expected one of int8, int4" in error

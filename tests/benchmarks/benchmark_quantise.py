@@ -1,4 +1,5 @@
-"""What int8 costs: `python -m tests.benchmarks.benchmark_int8 MODEL [MODEL …]` prints a row a model.
+"""What integer weights cost: `python -m tests.benchmarks.benchmark_quantise MODEL [MODEL …]` prints a row a model and
+kind.
 
 MODEL is a work directory of pretraining, or published files with the widths of their heads: PATH:vision_head_dim. A
 trained model reads the held-out documents it was made for, published files random tokens and images. Compared are
@@ -21,6 +22,7 @@ from emu_jax.data.config import DataConfig
 from emu_jax.data.pipeline import Pipeline
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
+from emu_jax.models.quantise import KINDS
 from tests.models.quantised import quantise_params
 from tests.models.reference_batch import reference_batch
 
@@ -59,16 +61,19 @@ def foreign(path: Path, vision_head_dim: int) -> tuple[emu.EmuConfig, dict, dict
 
 def size_of(params: dict) -> tuple[int, int]:
     """Bytes of the language model's blocks, and of everything."""
-    sizes = {path: value.nbytes for path, value in flatten(params).items()}
+    bits = {
+        path: 4 if value.dtype == KINDS["int4"] else 8 * value.dtype.itemsize for path, value in flatten(params).items()
+    }
+    sizes = {path: value.size * bits[path] // 8 for path, value in flatten(params).items()}
     return sum(size for path, size in sizes.items() if path.startswith("llama/blocks/")), sum(sizes.values())
 
 
 def measure(
-    name: str, config: emu.EmuConfig, params: dict, statistics: dict, ids: emu.SpecialIds, batches: list
+    name: str, kind: str, config: emu.EmuConfig, params: dict, statistics: dict, ids: emu.SpecialIds, batches: list
 ) -> str:
     params = jax.tree.map(np.asarray, params)
-    small = dataclasses.replace(config, llama=dataclasses.replace(config.llama, int8=True))
-    quantised = quantise_params(params)
+    small = dataclasses.replace(config, llama=dataclasses.replace(config.llama, quantised=kind))
+    quantised = quantise_params(params, kind)
 
     @jax.jit
     def logits(batch: emu.Batch) -> tuple:
@@ -87,7 +92,7 @@ def measure(
         square += float(np.square(exact).sum())
     (blocks, whole), (blocks8, whole8) = size_of(params), size_of(quantised)
     return (
-        f"{name:24s}{blocks / 1e6:9.2f} -> {blocks8 / 1e6:6.2f} MB{whole / 1e6:9.2f} -> {whole8 / 1e6:6.2f} MB"
+        f"{name:24s}{kind:6s}{blocks / 1e6:9.2f} -> {blocks8 / 1e6:6.2f} MB{whole / 1e6:9.2f} -> {whole8 / 1e6:6.2f} MB"
         f"{agree / total:12.4f}{largest / top:12.4f}{(error / square) ** 0.5:12.4f}{total:8d}"
     )
 
@@ -96,11 +101,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="+")
     names = ("model", "blocks", "all parameters", "same token", "largest err.", "rms error", "tokens")
-    print(f"{names[0]:24s}{names[1]:>22s}{names[2]:>22s}" + "".join(f"{name:>12s}" for name in names[3:6]) + "  tokens")
+    print(f"{names[0]:30s}{names[1]:>22s}{names[2]:>22s}" + "".join(f"{name:>12s}" for name in names[3:6]) + "  tokens")
     for spec in parser.parse_args().model:
         path, _, head = spec.partition(":")
         loaded = trained(Path(path)) if is_checkpoint(Path(path)) else foreign(Path(path), int(head or 88))
-        print(measure(Path(path).name, *loaded))
+        for kind in KINDS:
+            print(measure(Path(path).name, kind, *loaded))
 
 
 if __name__ == "__main__":
