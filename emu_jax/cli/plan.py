@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from emu_jax.cli.options import CONFIG_HELP, check_parent, path
 from emu_jax.errors import UserError
-from emu_jax.storage import replace_text
+from emu_jax.storage import Path, replace_text
 
 ABOUT = "Compile a step for absent TPUs: whether it fits, and how fast it should be."
 EXAMPLE = "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4"
@@ -18,6 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--topology", required=True, help="v5p:4x4x4, v5e:16x16, 2*v5p:4x4x4 (two slices), …, or here")
     parser.add_argument("--rows-per-device", type=int, default=0, help="(default: the config's batch)")
     parser.add_argument("--decode", type=int, default=0, metavar="ROWS", help="plan decoding of this many sequences")
+    parser.add_argument("--serve", action="store_true", help="plan serving: all weights, and every program that runs")
+    parser.add_argument(
+        "--drawing", metavar="CONFIG", help="with --serve: a decoder's config, such as configs/decoder.py:published"
+    )
     parser.add_argument(
         "--untimed", action="store_true", help="memory and collectives only: one compilation instead of six"
     )
@@ -30,16 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     import dataclasses
-    import json
 
     from emu_jax.config import load_config
     from emu_jax.plan import report
     from emu_jax.plan.plan import Plan, compare, make_plan
+    from emu_jax.plan.serving import plan_serving
     from emu_jax.plan.topology import describe as describe_topology
 
     for name in ("rows_per_device", "decode"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
+    if options.drawing and not options.serve:
+        raise UserError(f"--drawing {options.drawing}: only a served model draws; add --serve")
+    if options.serve and (options.compare or options.decode or options.chart):
+        raise UserError("--serve: it takes no --compare, --decode or --chart")
     check_parent("--json", options.json)
     check_parent("--chart", options.chart)
     config = load_config(options.config, overrides)
@@ -50,6 +60,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
             raise UserError(f"--compare {text}: expected FIELD=A,B as in model.remat=full,dots or rows=1,2,4")
         sweep[field] = values.split(",")
     topology = describe_topology(options.topology)
+    if options.serve:
+        drawing = load_config(options.drawing, []) if options.drawing else None
+        serving = plan_serving(config, topology, drawing)
+        print(report.describe_serving(serving))
+        _write_json(options.json, dataclasses.asdict(serving))
+        return 0 if serving.fits else 1
     sizes = (options.rows_per_device, options.decode)
     if sweep:
         ranking = compare(config, topology, sweep, *sizes, timed=not options.untimed)
@@ -59,10 +75,13 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     else:
         plans = [(options.topology, make_plan(config, topology, *sizes, timed=not options.untimed))]
         print(report.describe(plans[0][1]))
-    if options.json is not None:
-        figures = {name: dataclasses.asdict(found) for name, found in plans}
-        figures = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
-        replace_text(options.json, json.dumps(figures, indent=2) + "\n")
+    _write_json(options.json, {name: dataclasses.asdict(found) for name, found in plans})
     if options.chart is not None and plans:
         report.chart(plans, options.chart)
     return 0 if any(found.fits for _, found in plans) else 1
+
+
+def _write_json(file: Path | None, figures: Mapping[str, Any]) -> None:
+    if file is not None:
+        plain = json.loads(json.dumps(figures), parse_constant=lambda _: None)  # JSON knows no NaN
+        replace_text(file, json.dumps(plain, indent=2) + "\n")

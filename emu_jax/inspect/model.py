@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
+from emu_jax.models.quantise import element_bytes
 
 
 def describe(config: ConfigDict) -> str:
@@ -27,7 +28,9 @@ def describe(config: ConfigDict) -> str:
     lines.append("")
     leaves = {part: jax.tree.leaves(subtree) for part, subtree in tree.items()}
     counts = {part: sum(math.prod(leaf.shape) for leaf in some) for part, some in leaves.items()}
-    sizes = {part: sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in some) for part, some in leaves.items()}
+    sizes = {
+        part: sum(math.prod(leaf.shape) * element_bytes(leaf.dtype) for leaf in some) for part, some in leaves.items()
+    }
     total = sum(counts.values())
     for part, count in counts.items():
         lines.append(f"{part:12s} {count:>16,}  {count / total:6.1%}  {sizes[part] / 1e9:7.2f} GB")

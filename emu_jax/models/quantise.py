@@ -34,6 +34,15 @@ CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)  # candidates: shares of the larg
 KERNEL = re.compile(r"(params/)?llama/blocks/(attn|mlp)/[a-z]+/kernel")
 
 
+def element_bytes(dtype: Any) -> float:
+    """Bytes of an element on a device: half of one for int4, which NumPy keeps in a whole one.
+
+    >>> element_bytes("bfloat16"), element_bytes("int4")
+    (2.0, 0.5)
+    """
+    return 0.5 if jnp.dtype(dtype) == KINDS["int4"] else float(jnp.dtype(dtype).itemsize)
+
+
 def is_quantised(path: str) -> bool:
     """Whether a leaf, e.g. `params/llama/blocks/attn/q/kernel`, is stored as integers."""
     return KERNEL.fullmatch(path) is not None

@@ -7,6 +7,7 @@ from typing import Any
 
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import AGREEMENT, DECODE, KERNEL_EFFICIENCY, Plan
+from emu_jax.plan.serving import ServingPlan
 from emu_jax.storage import Path, write_atomically
 
 GIB = float(1 << 30)
@@ -58,6 +59,28 @@ def describe(plan: Plan) -> str:
             f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({_scaled(read, 'B')} a device)",
         ]
     return "\n".join([*lines, f"hint: {hint(plan)}"])
+
+
+def describe_serving(plan: ServingPlan) -> str:
+    """A served model's memory, program by program, and estimates of time."""
+    weights = sum(plan.weights.values())
+    listed = ", ".join(f"{name} {size / GIB:.2f}" for name, size in plan.weights.items() if size >= GIB / 200)
+    lines = [
+        f"serving on {plan.topology}: {plan.chips} chips; "
+        f"at most {plan.peak / GIB:.2f} of {plan.capacity / GIB:.0f} GiB "
+        f"a device: {'fits' if plan.fits else 'DOES NOT FIT'}",
+        f"weights: {weights / GIB:.2f} GiB ({listed})",
+        "",
+        f"{'a sequence or an image at a time':44s}{'beside weights':>16s}{'together':>12s}{'estimate':>12s}",
+    ]
+    for program in plan.programs:
+        if program.error:
+            lines.append(f"{program.about:44s} {program.error}")
+            continue
+        time = "" if math.isnan(program.seconds) else f"{program.seconds:10.4f} s"
+        together = (weights + program.needs) / GIB
+        lines.append(f"{program.about:44s}{program.needs / GIB:12.2f} GiB{together:8.2f} GiB{time:>12s}")
+    return "\n".join(lines)
 
 
 def _scaled(amount: float, unit: str) -> str:

@@ -22,6 +22,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
+from emu_jax.models.quantise import element_bytes
 from emu_jax.plan.program import Cost, cost
 from emu_jax.sharding import ROWS, replicated, sharding, tree_shardings
 from emu_jax.train.compiler import compiler_options
@@ -80,7 +81,7 @@ class PlannedStep:
 def size(tree: Any) -> float:
     """Bytes per device of described arrays."""
     leaves = jax.tree.leaves(tree)
-    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
+    return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * element_bytes(x.dtype) for x in leaves))
 
 
 def placed(mesh: Mesh, axes: Any, shapes: Any) -> Any:
@@ -194,7 +195,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
     weights = params["llama"]
     head = weights["lm_head"]["kernel"]
     read = size(weights) - size(weights["regress_head"]) - size(weights["embed"]) - size(head)
-    read += math.prod(head.shape) * head.dtype.itemsize / mesh.shape["tensor"]
+    read += math.prod(head.shape) * element_bytes(head.dtype) / mesh.shape["tensor"]
     return PlannedStep(
         rows=rows,
         row_name="sequences",
