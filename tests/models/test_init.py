@@ -44,7 +44,7 @@ def ours(config: emu.EmuConfig) -> dict[str, np.ndarray]:
 def theirs() -> dict[str, np.ndarray]:
     """Initial parameters of the reference's modules, built as in Emu1/models/causal_former.py and modeling_llama.py."""
     torch = pytest.importorskip("torch", reason="install .[convert]")
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
     torch.manual_seed(0)
     c = stand_in()
     t5 = transformers.T5Config(

@@ -88,7 +88,7 @@ def test_metas_files_are_the_same_model(meta_llama, hugging_llama):
 
 @pytest.mark.slow
 def test_an_exported_language_model_loads_in_transformers(golden, tmp_path):
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
     source = golden / "mini-a"
     assert main(["convert", "--from", str(source), "--to", str(tmp_path / "c"), "--vision-head-dim", "12"]) == 0
     assert main(["export", "--from", str(tmp_path / "c"), "--to", str(tmp_path / "o"), "--format", "llama"]) == 0
@@ -104,7 +104,7 @@ def test_an_exported_language_model_loads_in_transformers(golden, tmp_path):
 def test_exported_shards_have_an_index(hugging_llama, tmp_path, monkeypatch):
     from emu_jax.checkpoints.convert import export
 
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
     folder, network = hugging_llama
     monkeypatch.setattr(export, "SHARD", 60_000)
     assert main(["convert", "--from", str(folder), "--to", str(tmp_path / "c")]) == 0
@@ -116,8 +116,8 @@ def test_exported_shards_have_an_index(hugging_llama, tmp_path, monkeypatch):
 
 def test_lora_loads_in_peft(golden, tmp_path):
     """The language model without LoRA, exported, and the adapter folder, loaded by PEFT: logits of the merged model."""
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
-    peft = pytest.importorskip("peft", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
+    peft = pytest.importorskip("peft", reason="install .[compare]")
     file = golden / "mini-a" / "instruct" / "Emu-instruct.pt"
     for name, extra in (("apart", []), ("merged", ["--merge-lora"])):
         out = str(tmp_path / name)
@@ -144,8 +144,8 @@ def test_lora_loads_in_peft(golden, tmp_path):
 @pytest.mark.slow
 def test_adapters_trained_here_load_in_peft(instructed, tmp_path):
     """Over the language model that the same run exports without them; logits are those of the merged model."""
-    transformers = pytest.importorskip("transformers", reason="install .[test]")
-    peft = pytest.importorskip("peft", reason="install .[test]")
+    transformers = pytest.importorskip("transformers", reason="install .[compare]")
+    peft = pytest.importorskip("peft", reason="install .[compare]")
     for name, extra in (("peft", []), ("llama-base", []), ("llama", ["--merge-lora"]), ("emu", ["--merge-lora"])):
         out = ["--to", str(tmp_path / name), "--format", name, *extra]
         assert main(["export", "--from", str(instructed), *out]) == 0
