@@ -46,6 +46,7 @@ PLANNED = "docs/pods-and-plan.md"
 RUNS = {
     r"^launch/quickstart\.sh$": ".ci/run",
     r"^launch/test\.sh": ".ci/run",
+    r"^launch/emu_mini\.sh": "tests/launch/test_emu_mini.py",
     r"^launch/mixture\.sh( --dry-run)?$": "tests/launch/test_mixture.py::test_commands",
     r"^launch/ablations\.sh( --dry-run)?$": "tests/launch/test_ablations.py::test_commands",
     r"^launch/(tpu-vm|gke)\.sh( --dry-run)? (create|install|image|run|resume|status|logs|stop|delete)$": CLOUD,
