@@ -96,6 +96,7 @@ def test_special_care_lowers_the_threshold(folder, tmp_path):
 
 
 @pytest.mark.parametrize("on", [True, False])
+@pytest.mark.slow
 def test_flagged_images_are_black(folder, golden, tmp_path, on):
     for name in ("unet", "vae", "scheduler"):
         (tmp_path / name).symlink_to(golden / "mini-a" / "pretrain" / name)

@@ -144,6 +144,7 @@ def test_standardised_embeddings_have_unit_variance_and_running_statistics():
     np.testing.assert_allclose(embeds.var(0).mean(), 1.0, atol=0.05)
 
 
+@pytest.mark.slow
 def test_dropout_needs_a_key_and_changes_the_loss():
     fields = models.debug()
     fields.causal.dropout, fields.vision.drop_path = 0.5, 0.5

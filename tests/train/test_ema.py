@@ -100,6 +100,7 @@ def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_run_s_ema_is_the_kernel_over_its_parameters(averaged):
     raw = [parameters(averaged / "checkpoints" / str(step), "raw") for step in range(1, STEPS + 1)]
     ema = parameters(averaged, "ema")

@@ -54,6 +54,7 @@ def test_what_compile_only_has_cached_training_does_not_compile(documents, tmp_p
     assert re.search(r"cache hit for 'jit_train_step'", done.stderr), done.stderr[-3000:]
 
 
+@pytest.mark.slow
 def test_a_trace_of_some_steps_and_where_the_time_went(documents, tmp_path):
     config = load_config(tiny.__file__, [f"--config.data.source={documents}", "--config.train.steps=3"])
     config.train.checkpoint_every = 2
@@ -68,6 +69,7 @@ def test_a_trace_of_some_steps_and_where_the_time_went(documents, tmp_path):
     assert rows[-1]["restart_s"] == 0
 
 
+@pytest.mark.slow
 def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
     """A run of one shard goes on with two, and then needs not be asked again."""
     run = arguments(documents, tmp_path / "run", "--config.train.steps=4", "--config.train.checkpoint_every=2")
@@ -92,6 +94,7 @@ def test_data_divided_anew_only_when_asked(documents, tmp_path, capsys):
     assert "the checkpoint was taken with shards=1, this run has shards=2" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_data_that_end_before_the_steps(documents, tmp_path):
     config = load_config(tiny.__file__, ["--config.train.steps=100"])
     config.data.mixture = ConfigDict({"few": {"source": str(documents), "epochs": 1}})

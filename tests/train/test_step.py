@@ -71,6 +71,7 @@ def test_one_program_for_every_kind_of_document():
     assert step._cache_size() == 1, "compilations"
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_are_the_whole_batch():
     whole, state = make_step()
     fields = tiny.get_config().optimizer

@@ -38,6 +38,7 @@ needs_java = pytest.mark.skipif(
 
 @needs_package
 @needs_java
+@pytest.mark.slow
 def test_scores_are_pycocoevalcaps():
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
