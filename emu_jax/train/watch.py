@@ -45,6 +45,8 @@ STARTING, COMPILING, READING, COMPUTING, SAVING = PHASES = (
     *("starting", "compiling", "reading data", "computing", "saving"),
 )
 STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the median of the last ones
+# What hangs on CPUs uses no processor. A run that other processes keep from them uses at least 1 / STARVED of one.
+STARVED = 10
 MEASURED_STEPS = 16  # the last ones
 STDERR = 2  # the file descriptor: in a notebook or a test, sys.stderr has none
 RESUMES = "start it again to resume from the last checkpoint"
@@ -141,6 +143,7 @@ class _Entered(NamedTuple):
     Attributes:
       at: when, by `time.monotonic`.
       paused: seconds for which the process had been paused by then.
+      busy: seconds of processor time that it had used by then.
       limit: seconds that it may last.
     """
 
@@ -148,6 +151,7 @@ class _Entered(NamedTuple):
     step: int
     at: float
     paused: float
+    busy: float
     limit: float
 
 
@@ -169,7 +173,7 @@ class Watch:
         # Every process reads all reports: the more processes, the longer the interval.
         self._interval = min(timeouts.silence / 20, max(1.0, self._count / 64))
         self._paused = 0.0
-        self._entered = _Entered(STARTING, 0, time.monotonic(), 0.0, timeouts.starting)
+        self._entered = _Entered(STARTING, 0, time.monotonic(), 0.0, time.process_time(), timeouts.starting)
         self._failure, self._ended, self._beat = "", False, 0
         self._heard: dict[int, tuple[int, float]] = {}  # newest beat of each process, and when it was read
         self._failed: dict[int, float] = {}  # when the failure of a process was read
@@ -191,7 +195,7 @@ class Watch:
         limits = {STARTING: self._timeouts.starting, COMPILING: self._timeouts.compiling}
         limits |= {READING: self._timeouts.reading, SAVING: self._timeouts.saving}
         limit = self._steps.limit(step, self._timeouts) if phase == COMPUTING else limits[phase]
-        self._entered = _Entered(phase, step, now, self._paused, limit)
+        self._entered = _Entered(phase, step, now, self._paused, time.process_time(), limit)
 
     def await_save(self) -> None:
         """Enters `SAVING` in the newest step: the run ends, in order or by an error, and waits for unfinished saves."""
@@ -257,6 +261,9 @@ class Watch:
         self._beat += 1
         now = self._entered
         seconds = time.monotonic() - now.at - (self._paused - now.paused)
+        alone = self._client is None and now.phase != STARTING  # before that, JAX may have no backend
+        if alone and jax.default_backend() == "cpu":
+            seconds = max(0.0, seconds - STARVED * (time.process_time() - now.busy))
         own = Report(
             *(self._process, HOST, self._beat, now.phase, now.step, seconds, now.limit, self._failure, self._ended)
         )

@@ -45,6 +45,20 @@ def test_a_step_may_take_five_times_as_long_as_the_median_of_the_last():
     assert steps.limit(83, TIMEOUTS) == 90
 
 
+@pytest.mark.parametrize("busy, seconds", [(0.0, 100.0), (2.0, 80.0), (15.0, 0.0)])
+def test_a_run_that_is_kept_from_its_processors_is_slow_and_does_not_hang(monkeypatch, busy, seconds):
+    """100 s in a phase, in which the only process used `busy` seconds of a CPU."""
+    own = watch.Watch.__new__(watch.Watch)
+    own._client, own._beat, own._paused, own._process, own._failure, own._ended = None, 0, 0.0, 0, "", False
+    own._entered = watch._Entered(COMPUTING, 7, 1000.0, 0.0, 30.0, 90.0)
+    monkeypatch.setattr(watch.time, "monotonic", lambda: 1100.0)
+    monkeypatch.setattr(watch.time, "process_time", lambda: 30.0 + busy)
+    (found,) = own._exchange()
+    assert found.seconds == seconds
+    own._entered = watch._Entered(watch.STARTING, 0, 1000.0, 0.0, 30.0, 90.0)
+    assert own._exchange()[0].seconds == 100.0, "before JAX has a backend"
+
+
 def report(process: int, phase: str, step: int, seconds: float, limit: float) -> Report:
     return Report(process, "host", 1, phase, step, seconds, limit, "", False)
 
@@ -55,7 +69,7 @@ def judge(monkeypatch):
     monkeypatch.setattr(faulthandler, "dump_traceback", lambda file: None)
     own = watch.Watch.__new__(watch.Watch)
     own._timeouts, own._interval, own._count = TIMEOUTS, 1.0, 3
-    own._entered = watch._Entered(COMPUTING, 7, 0.0, 0.0, 90.0)
+    own._entered = watch._Entered(COMPUTING, 7, 0.0, 0.0, 0.0, 90.0)
     own._heard, own._failed = {}, {}
     return lambda *reports: own._judge(list(reports))
 
