@@ -18,6 +18,7 @@ from emu_jax.generate import chat as module
 from emu_jax.generate import text
 from emu_jax.generate.chat import Chat
 from emu_jax.generate.messages import Video
+from emu_jax.generate.model import _encode
 from emu_jax.generate.prompt import PromptBatch, embedding_index
 from emu_jax.models import emu
 
@@ -269,16 +270,14 @@ def test_a_third_turn_compiles_nothing(caplog):
     assert any("_next_token" in line for line in compiled(chat, MESSAGES[0])), "the first turn compiles"
     compiled(chat, MESSAGES[1])
     sizes = [
-        program._cache_size()
-        for program in (module._prefill_chunk, module._first_token, module._next_token, model._encode)
+        program._cache_size() for program in (module._prefill_chunk, module._first_token, module._next_token, _encode)
     ]
     assert compiled(chat, MESSAGES[2]) == []
     assert compiled(chat, "what is this ?", temperature=0.5, top_k=3, top_p=0.5, seed=2, min_length=3) == []
     other = model.chat("the bar")
     assert compiled(other, MESSAGES[2], temperature=1) == [], "another chat of the model"
     assert sizes == [
-        program._cache_size()
-        for program in (module._prefill_chunk, module._first_token, module._next_token, model._encode)
+        program._cache_size() for program in (module._prefill_chunk, module._first_token, module._next_token, _encode)
     ]
 
 

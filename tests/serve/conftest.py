@@ -55,13 +55,16 @@ class Server:
         self.address = self._wait(300.0)
 
     def _wait(self, seconds: float) -> str:
-        end = time.monotonic() + seconds
+        """The address, once all programs are compiled."""
+        end, address = time.monotonic() + seconds, ""
         while time.monotonic() < end:
             if select.select([self.process.stdout], [], [], 1.0)[0]:
                 line = self.process.stdout.readline()
                 self.lines.append(line)
                 if line.startswith("http://"):
-                    return line.split()[0]
+                    address = line.split()[0]
+                if "all programs are compiled" in line:
+                    return address
                 if not line:
                     break
         self.process.kill()

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -253,19 +254,29 @@ def test_what_cannot_be_started(arguments, said, tmp_path):
     assert said in line
 
 
-def test_sigterm_before_it_answers_leaves_nothing(instructed, tmp_path):
+@pytest.mark.parametrize(
+    "when, code, line",
+    [("serving ", 130, "interrupted"), ("http://127.0.0.1:", 0, "")],
+    ids=["it loads", "programs compile"],
+)
+def test_sigterm_at_the_start_leaves_nothing(instructed, tmp_path, when, code, line):
     command = [sys.executable, "-u", "-m", "emu_jax.cli", "serve", "--checkpoint", str(instructed), "--port", "0"]
-    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    environment = os.environ | {"TMPDIR": str(tmp_path), "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "programs")}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    for line in process.stdout:
-        if "compiling all programs" in line:
-            break
-    assert any(path.name.startswith("emu-jax-") for path in tmp_path.iterdir())
+
+    def folders() -> list[Path]:
+        return [path for path in tmp_path.iterdir() if path.name.startswith("emu-jax-")]
+
+    said = ""
+    while when not in said or not folders():
+        assert select.select([process.stdout], [], [], 120)[0] or folders(), f"two minutes of silence after: {said}"
+        said += process.stdout.readline() if when not in said else ""
+        assert process.poll() is None, said
     process.terminate()
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 130, said
-    assert "interrupted" in said
-    assert not [path for path in tmp_path.iterdir() if path.name.startswith("emu-jax-")]
+    rest, _ = process.communicate(timeout=120)
+    assert process.returncode == code, said + rest
+    assert line in rest and "all programs are compiled" not in said + rest
+    assert not folders()
 
 
 def test_a_port_in_use(served, instructed, capsys):
