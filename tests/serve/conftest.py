@@ -55,15 +55,16 @@ class Server:
         self.address = self._wait(300.0)
 
     def _wait(self, seconds: float) -> str:
-        """The address, once all programs are compiled."""
-        end, address = time.monotonic() + seconds, ""
+        """The address, once all programs are compiled; either may be told first."""
+        end, address, compiled = time.monotonic() + seconds, "", False
         while time.monotonic() < end:
             if select.select([self.process.stdout], [], [], 1.0)[0]:
                 line = self.process.stdout.readline()
                 self.lines.append(line)
                 if line.startswith("http://"):
                     address = line.split()[0]
-                if "all programs are compiled" in line:
+                compiled |= "all programs are compiled" in line
+                if address and compiled:
                     return address
                 if not line:
                     break
