@@ -1,9 +1,9 @@
-"""emu-mini, the model in the box: what `Emu.load("emu-mini")` loads was trained by these four configs.
+"""emu-mini, a small model that is meant to be shipped: the quick start's recipe, with more steps and an EMA.
 
-launch/emu_mini.sh            # all of them, one after another; about eight hours on 2 CPU cores; resumable
+launch/emu_mini.sh            # all four configs, one after another; about eight hours on 2 CPU cores; resumable
 
-The recipe is the quick start's, with more steps and averaged parameters. The VAE compares images by what VGG-16 sees,
-too, which keeps texture. Scores: the model's card, emu_jax/checkpoints/emu-mini/README.md.
+The VAE compares images by what VGG-16 sees, too, which keeps texture. The whole recipe has not been run yet, so no
+scores are known.
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Repeats emu-mini, the model in the box: trains its parts on the embedded images, scores them, and packs them into
+# Trains emu-mini (configs/emu_mini.py): its parts on the embedded images; then scores them and packs them into
 # runs/emu-mini/packed. About eight hours on 2 CPU cores; the same command resumes. Arguments go to every training.
 # WORKDIR=DIR: another work directory. ON=gpu: with JAX for NVIDIA's GPUs.
 set -euo pipefail

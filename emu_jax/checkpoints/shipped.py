@@ -1,4 +1,4 @@
-"""Models that the wheel carries, by name: `Emu.load("emu-mini")`.
+"""Models that a wheel may carry, by name: `Emu.load("emu-mini")`. This one carries none yet.
 
 Their folders are packed checkpoints (`packed.py`) with a model card, scores and curves.
 """

@@ -118,8 +118,8 @@ class Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
         Args:
-          path: "emu-mini", the model in the box; a work directory or checkpoint, whose adapters stay beside their
-            kernels (`merged` adds them up); or published files, whose LoRA is merged: a folder with
+          path: a shipped model's name (`checkpoints/shipped.py`); a work directory or checkpoint, whose adapters stay
+            beside their kernels (`merged` adds them up); or published files, whose LoRA is merged: a folder with
             multimodal_encoder/pytorch_model.bin, or a .pt, .bin or .safetensors file. Work directories and checkpoints
             may be in buckets, as gs://… or s3://….
           tokenizer: SentencePiece .model; needed only for weights without a stored tokenizer, such as published files.

@@ -136,8 +136,8 @@ wrong, with the right one below.</p>{_caption_cards(held_out[:GRID])}"""
 combinations are roles and skin tones that were each seen in training, but never together.</p>
 {_drawn_cards(drawings) if drawings else ""}{captions}
 {_chat_cards(chats) if chats else ""}
-<h2>Imagined</h2><p class="sub">Left: the image that belongs to a held-out name. Right: of all {scores.gallery:,}
-images, the one closest to the embeddings that the model generates from the name.</p>
+<h2>Imagined</h2><p class="sub">Left: the image that belongs to a held-out name. Right: the one among all
+{scores.gallery:,} that is closest to the embeddings that the model generates from the name.</p>
 {_retrieval_cards(held_out[: GRID // 2])}
 {_training(run.metrics)}
 <h2>Figures</h2>{_main_table(figures)}
@@ -152,8 +152,10 @@ images, the one closest to the embeddings that the model generates from the name
 def _training(metrics: Sequence[dict]) -> str:
     if not metrics:
         return ""
-    image = f'<img src="{_curves(metrics, box_curves())}" style="max-width:100%" alt="training curves">'
-    return f"""<h2>Learnt</h2><p class="sub">Grey: the run that made {BOX}; its last value is dotted.</p>{image}"""
+    behind = box_curves()
+    about = f'<p class="sub">Grey: the run that made {BOX}; its last value is dotted.</p>' if behind else ""
+    image = f'<img src="{_curves(metrics, behind)}" style="max-width:100%" alt="training curves">'
+    return f"<h2>Learnt</h2>{about}{image}"
 
 
 def box_curves() -> list[dict[str, float]]:
