@@ -18,8 +18,8 @@ samples [I] (`SETS`). Rank 16, alpha 16 and dropout 0.05 are the reference's [C]
 1e-5 and 500 warm-up steps are from memory and unverified [M]. Clipping at 1.0 and pretraining's betas, eps and weight
 decay are inferred [I]. A step has as many packed rows as hold 128 samples on average.
 
-In chats only the answers are learnt; in other documents all text is. To tune over integer weights, convert
-with `emu-jax convert --quantise int4` (or int8) and set `--config.model.llama.quantised=int4` here.
+In chats only the answers are learnt; in other documents all text is. To tune over int8 weights, convert with
+`emu-jax convert --quantise int8` and set `--config.model.llama.quantised=int8` here.
 """
 
 from ml_collections import ConfigDict

@@ -6,8 +6,8 @@
 Symmetric, rounded to nearest. `layers.Linear` multiplies by int8 in the compute dtype and scales the products; int4 it
 scales first, and the compiler reads 4 bits from memory and does both on the way to the product. An int4 scale is the
 one of some candidates that leaves the smallest squared error, because in 15 levels a clipped outlier costs less than
-coarse steps. Embeddings, heads and norms, 3% of LLaMA, keep their precision. Quantised weights serve inference and the
-training of adapters (`lora.py`).
+coarse steps. Embeddings, heads and norms, 3% of LLaMA, keep their precision. Quantised weights serve inference; int8
+also serves the training of adapters (`lora.py`).
 """
 
 from __future__ import annotations

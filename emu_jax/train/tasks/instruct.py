@@ -13,7 +13,7 @@ from emu_jax.train.tasks.task import OwnRows
 class Instruct(Interleaved):
     """Trains adapters beside the language model's kernels; every other parameter is frozen, as in the paper.
 
-    The kernels may be integers (`quantise.py`), as in QLoRA: gradients flow through them but are never taken with
+    The kernels may be int8 (`quantise.py`), as in QLoRA: gradients flow through them but are never taken with
     respect to them.
     """
 
@@ -21,6 +21,12 @@ class Instruct(Interleaved):
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> PackedInputs:
+        if config.model.llama.quantised == "int4":
+            # JAX 0.10.2 compiles a step for another layout of int4 than that of its arguments.
+            raise UserError(
+                "config.model.llama.quantised=int4: adapters are trained over int8 or floating point; convert with "
+                "--quantise int8"
+            )
         if config.model.llama.quantised and not (config.get("init", None) or {}).get("emu", ""):
             kind = config.model.llama.quantised
             raise UserError(
