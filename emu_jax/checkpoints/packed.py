@@ -24,7 +24,7 @@ FILE = "emu_jax.safetensors"
 META = "emu_jax"  # key of the metadata in the header's `__metadata__`
 BASE = "base"  # key of the base's path, from the folder of the file
 LIMIT = 100 << 20  # bytes of a header, in safetensors' own reader
-DTYPES = {
+DTYPES = {  # by their names in safetensors
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -57,7 +57,7 @@ def _read_header(file: Any) -> dict[str, Any]:
     if length > LIMIT:
         raise ValueError("it is not a safetensors file")
     header = json.loads(file.read(length))
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not isinstance(header.get("__metadata__", {}), dict):
         raise ValueError("its header is no JSON object")
     return header
 
@@ -66,7 +66,7 @@ class PackedArrays(Mapping[str, np.ndarray]):
     """The leaves of a packed checkpoint and of its base, by name, in the dtypes of the files. Reads each file once.
 
     Raises:
-      ValueError: a file is damaged, or a leaf is absent.
+      ValueError: a file is damaged. KeyError: a leaf is absent.
     """
 
     def __init__(self, folder: Path):

@@ -41,7 +41,7 @@ def test_errors_are_half_a_step(inputs, outputs, seed, size):
     size=st.floats(1e-20, 1e20),
 )
 def test_groups_of_rows_are_scaled_apart(groups, outputs, layers, seed, size):
-    """Against a loop over groups and columns: of all candidates, the scale with the least squared error."""
+    """Against a loop over groups and columns: the scale is the candidate with the least squared error."""
     kernel = np.random.default_rng(seed).standard_t(3, (*layers, groups * 128, outputs)) * size
     kernel = kernel.astype(np.float32)
     kernel[..., :128, 0] = 0.0

@@ -312,7 +312,9 @@ def _pack(exported: Source, folder: pathlib.Path, dtype: str | None, base: pathl
     for name in names:
         shape, kind = leaves.shapes[name], leaves.dtypes[name]
         # Vectors, such as the scales of norms, take little room and lose most by rounding.
-        kind = DTYPES[dtype] if dtype and len(shape) > 1 and kind.kind in "fV" else kind
+        kind = DTYPES[dtype] if dtype and len(shape) > 1 and kind in DTYPES.values() else kind
+        if kind not in packed.DTYPES.values():
+            raise UserError(f"{exported.path}: {name} is {kind.name}, which the format packed does not hold; use int8")
         value = leaves[name].astype(kind)
         digests[name], stored[name] = digest(value, shape), kind.name
         same = name in shared and shared[name].dtype == kind and np.array_equal(shared[name], value)

@@ -22,17 +22,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from emu_jax.checkpoints import packed
 from emu_jax.checkpoints.convert.tensor_files import import_torch
 from emu_jax.storage import write_atomically
 
-SAFETENSORS_NAMES = {
-    np.dtype(ml_dtypes.bfloat16): "BF16",
-    np.dtype(np.float16): "F16",
-    np.dtype(np.float32): "F32",
-    np.dtype(np.float64): "F64",
-    np.dtype(np.int8): "I8",
-    np.dtype(np.int32): "I32",
-}
+SAFETENSORS_NAMES = {dtype: name for name, dtype in packed.DTYPES.items()}
 TORCH_STORAGES = {
     np.dtype(ml_dtypes.bfloat16): "BFloat16Storage",
     np.dtype(np.float16): "HalfStorage",

@@ -14,6 +14,7 @@ from emu_jax.checkpoints.convert.export import export
 from emu_jax.checkpoints.load import load_emu
 from emu_jax.checkpoints.shipped import MODELS, is_shipped, model_path
 from emu_jax.checkpoints.store import open_checkpoint
+from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.generate.model import Emu
 from emu_jax.models.paths import flatten
@@ -119,6 +120,17 @@ def test_names_of_shipped_models(monkeypatch, tmp_path):
     assert model_path("emu-mini") == folder and model_path("emu-mini/chat") == folder / "chat"
     assert str(model_path("./emu-mini")) == "emu-mini" and str(model_path("runs/emu-mini")) == "runs/emu-mini"
     assert is_shipped(folder / "benchmarks") and not is_shipped(model_path("runs/emu-mini"))
+
+
+def test_int4_is_refused(model, tmp_path, capsys):
+    heads = ["--vision-head-dim", "8", "--llama-head-dim", "8"]
+    export(model / "run", tmp_path / "emu", "emu")
+    words = ["--from", str(tmp_path / "emu"), "--to", str(tmp_path / "int4"), "--quantise", "int4", *heads]
+    assert main(["convert", *words]) == 0
+    for dtype in (None, "bfloat16"):
+        with pytest.raises(UserError, match="kernel is int4, which the format packed does not hold; use int8"):
+            export(tmp_path / "int4", tmp_path / "packed", "packed", dtype=dtype)
+    assert not (tmp_path / "packed").exists()
 
 
 def test_merging_is_refused(model, tmp_path):
