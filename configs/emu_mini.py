@@ -25,8 +25,8 @@ def emu() -> ConfigDict:
 def vae() -> ConfigDict:
     """64 x 64 pixels to 8 x 8 latents of 8 channels, and back."""
     config = vaes.get_config()
-    config.vae.update({"block_channels": (32, 32, 64, 96), "latent_channels": 8})
-    config.loss.update({"perceptual_weight": 0.3, "perceptual_blocks": 3})
+    config.vae.update({"block_channels": (16, 32, 64, 96), "latent_channels": 8})
+    config.loss.update({"perceptual_weight": 0.3, "perceptual_blocks": 2})
     config.optimizer.update({"learning_rate": ConfigDict({"vae": 1e-3}), "ema_decay": 0.999})
     _run(config, steps=12_000)
     return config

@@ -60,8 +60,8 @@ def mini() -> ConfigDict:
     emu-jax train --config configs/instruct.py:mini --workdir runs/quickstart/chat \\
         --config.init.emu=runs/quickstart --config.tokenizer.path=runs/quickstart
 
-    The adapters are on all projections of the language model, because a small model that has never read a question has
-    more to learn.
+    In some of the chats the answer is an image, which is regressed as in pretraining. The adapters are on all
+    projections of the language model, because a small model that has never read a question has more to learn.
     """
     config = quickstart.get_config()
     config.objective = "instruct"
@@ -69,8 +69,7 @@ def mini() -> ConfigDict:
     config.tokenizer.path = "runs/quickstart"
     config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
     config.model.llama.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")
-    config.model.regression_loss_weight = 0.0
-    config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "batch_rows": 6})
+    config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "batch_rows": 6, "predicted_share": 1.0})
     config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
     config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})
     config.train.update({"minutes": 4.0})

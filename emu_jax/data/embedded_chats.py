@@ -3,6 +3,9 @@
 "what is this?"                            "woman astronaut: dark skin tone"
 "what skin tone does the person have?"     "dark"                       if the image shows one person with a skin tone
 "yes or no, is this a firefighter"         "yes" or "no", equally often; the wrong name is another image's
+"draw fairy: dark skin tone"               the image of that name
+
+In training, the first and the last are asked in other words, too (`NAME_ASKS`, `DRAW_ASKS`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,13 @@ from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.fluent_emoji import Example
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 
-NAME_ASKS = "what is this?"
+NAME_ASKS = ("what is this?", "what do you see?", "what does the image show?", "describe the image")
 TONE_ASKS = "what skin tone does the person have?"
+DRAW_ASKS = ("draw {}", "please draw {}", "draw an image of {}", "can you draw {}")
 NAME = "fluent_emoji_chats"  # as config.data.source
 SEVERAL_IMAGES_SHARE = 0.3  # share of chats that show several images
+DRAWN_SHARE = 0.2  # share of chats that ask for an image and show none
+DRAWN_AT_END_SHARE = 0.1  # share of the other chats that ask for one at their end
 MAX_IMAGES = 5  # of a chat
 ROLE_WORDS = "user assistant"  # words from which [USER] and [ASSISTANT] are initialised
 
@@ -52,7 +58,12 @@ class Asked:
 
 def name(example: Example) -> Asked:
     """Asks what the image shows."""
-    return Asked(NAME_ASKS, example.caption, "name")
+    return Asked(NAME_ASKS[0], example.caption, "name")
+
+
+def draw(example: Example) -> str:
+    """Asks for an image of that name."""
+    return DRAW_ASKS[0].format(example.caption)
 
 
 def tone(example: Example) -> Asked | None:
@@ -77,7 +88,7 @@ class FluentChats:
     """A source (`sources.Source`) with one chat per image, drawn anew in every epoch.
 
     A chat asks either all questions about its image, in random order, or one question about it and one about each of
-    some other images, as in a few-shot prompt.
+    some other images, as in a few-shot prompt; or it asks for its image, which is the answer.
 
     Attributes:
       examples: the images and what is known of them; a record is an index into them.
@@ -91,7 +102,7 @@ class FluentChats:
         self.examples = [fluent_emoji.read_example(record, image_size) for record in found]
         # The keys of the source fluent_emoji: a row that shows an image in both sources encodes it once.
         self._keys = [records.image_key(record, 0) for record in found]
-        self.fingerprint = f"chats 1 {records.fingerprint}"
+        self.fingerprint = f"chats 2 {records.fingerprint}"
 
     @functools.cached_property
     def things(self) -> list[str]:
@@ -108,18 +119,33 @@ class FluentChats:
         return self._keys[index]
 
     def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
+        if rng.random() < DRAWN_SHARE:
+            return [Document(tuple(self._drawn(record, rng)))]
         parts: list[Text | Image] = [Text(IMAGE_SYSTEM, "system")]
         several = rng.random() < SEVERAL_IMAGES_SHARE
         shown = [record, *rng.integers(len(self), size=rng.integers(1, MAX_IMAGES)).tolist()] if several else [record]
         for place in shown:
             example = self.examples[place]
             asked = questions(example, self.things, rng)
-            parts.append(Image(example.pixels, self._keys[place]))
+            parts.append(self._image(place))
             for number in rng.permutation(len(asked))[: 1 if several else None]:
-                parts += [Text(asked[number].question, "user"), Text(asked[number].answer, "assistant")]
+                one = asked[number]
+                words = NAME_ASKS[rng.integers(len(NAME_ASKS))] if one.kind == "name" else one.question
+                parts += [Text(words, "user"), Text(one.answer, "assistant")]
+        if rng.random() < DRAWN_AT_END_SHARE:
+            parts += self._drawn(int(rng.integers(len(self))), rng)
         return [Document(tuple(parts))]
+
+    def _drawn(self, place: int, rng: np.random.Generator) -> list[Text | Image]:
+        """A request for an image, and the image; the empty text after it makes it the assistant's."""
+        words = DRAW_ASKS[rng.integers(len(DRAW_ASKS))].format(self.examples[place].caption)
+        return [Text(words, "user"), self._image(place), Text("", "assistant")]
+
+    def _image(self, place: int) -> Image:
+        return Image(self.examples[place].pixels, self._keys[place])
 
     def texts(self) -> list[str]:
         rng = np.random.default_rng(0)
         asked = (one for example in self.examples for one in questions(example, self.things, rng))
-        return [IMAGE_SYSTEM, ROLE_WORDS, "yes no", *(text for one in asked for text in (one.question, one.answer))]
+        words = [IMAGE_SYSTEM, ROLE_WORDS, "yes no", *NAME_ASKS, *(ask.format("") for ask in DRAW_ASKS)]
+        return [*words, *(text for one in asked for text in (one.question, one.answer))]

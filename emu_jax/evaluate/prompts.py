@@ -173,7 +173,7 @@ def embedded(question: Question, images: Sequence[Part], examples: Sequence[Exam
 
     if chat:
         parts = chat_prompt(question, images, examples, asks)
-    elif question.text == NAME_ASKS:  # in pretraining the name directly follows the image
+    elif question.text == NAME_ASKS[0]:  # in pretraining the name directly follows the image
         parts = join(*(join(shown, f" {shown_answer(example)} ") for example, shown in examples), images)
     else:
         parts = join(*(join(s, f"{asks(e)} {shown_answer(e)} ") for e, s in examples), images, asks(question))

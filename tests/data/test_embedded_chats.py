@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from emu_jax.data import embedded_chats
-from emu_jax.data.document import Image
+from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.fluent_emoji import Example
+from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
@@ -38,14 +39,20 @@ def test_yes_is_as_frequent_as_no():
 
 
 def _chats(source, place: int) -> list:
-    return [source.documents(place, np.random.default_rng(seed))[0] for seed in range(60)]
+    return [source.documents(place, np.random.default_rng(seed))[0] for seed in range(120)]
+
+
+def _roles(chat: Document) -> tuple[str, ...]:
+    return tuple(getattr(part, "role", "image") for part in chat.parts)
 
 
 def test_a_document_is_a_chat_about_one_image_or_several(source):
     place = next(n for n in range(len(source)) if embedded_chats.has_one_tone(source.examples[n]))
     found = set()
     for document in _chats(source, place):
-        roles = tuple(getattr(part, "role", "image") for part in document.parts)
+        if document.parts[-1].text == "":
+            continue  # the answer is an image
+        roles = _roles(document)
         images = roles.count("image")
         turn = ("user", "assistant")
         expected = ("image", *turn * 3) if images == 1 else ("image", *turn) * images
@@ -53,6 +60,34 @@ def test_a_document_is_a_chat_about_one_image_or_several(source):
         assert document.parts[0].text == IMAGE_SYSTEM
         found.add(images)
     assert found == {1, 2, 3, 4, 5}, found
+
+
+def test_some_chats_ask_for_an_image_and_get_the_one_of_that_name(source):
+    places = {source.key(place): place for place in range(len(source))}
+    drawn = [chat for chat in _chats(source, 0) if chat.parts[-1].text == ""]
+    assert 0.15 < len(drawn) / 120 < 0.45, len(drawn)  # 0.2 + 0.8 * 0.1
+    assert {_roles(chat)[0] for chat in drawn} == {"user", "system"}, (
+        "expected requests alone and after other questions"
+    )
+    for chat in drawn:
+        assert _roles(chat)[-3:] == ("user", "image", "assistant")
+        asked, image, _ = chat.parts[-3:]
+        caption = source.examples[places[image.key]].caption
+        assert asked.text in {ask.format(caption) for ask in embedded_chats.DRAW_ASKS}, asked.text
+
+
+def test_a_drawn_image_is_learnt_and_a_shown_one_is_not(source):
+    tokenizer = Tokenizer(Tokenizer.train(source.texts(), vocab_size=4000, model_type="word").proto, instruct=True)
+    shown = (Image(PIXELS, "cat"), Text("what is this?", "user"), Text("cat", "assistant"))
+    asked = (Text("draw a dog", "user"), Image(PIXELS, "dog"), Text("", "assistant"))
+    size = {"queries": 2, "row_tokens": 64, "row_images": 2, "learn_image_token": True}
+    (sequence,) = tokenize_document(Document((*shown, *asked)), tokenizer, **size)
+    learnt = np.flatnonzero(sequence.tokens == tokenizer.img_id)
+    assert sequence.text_weights[learnt].tolist() == [0, 1], "expected that the model learns to begin the second image"
+    assert sequence.visual_weights[sequence.slots == 0].sum() == 0
+    assert sequence.visual_weights[sequence.slots == 1].all()
+    assert sequence.tokens[-1] == tokenizer.eos_id
+    assert sequence.text_weights[-1] == 1
 
 
 def test_a_document_depends_on_the_generator_alone(source):

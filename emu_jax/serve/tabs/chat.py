@@ -92,7 +92,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             status = gr.HTML(note(""), elem_id="chat-status", padding=False)
             gr.Examples(
                 [
-                    [{"text": NAME_ASKS, "files": [samples[1].path]}],
+                    [{"text": NAME_ASKS[0], "files": [samples[1].path]}],
                     [{"text": TONE_ASKS, "files": [samples[6].path]}],
                     [{"text": f"yes or no, is this a {samples[2].thing}", "files": [samples[2].path]}],
                 ],

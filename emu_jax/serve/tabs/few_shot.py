@@ -179,12 +179,12 @@ def build(form: str, examples: Sequence[tuple[np.ndarray, str]], shown: np.ndarr
     if prompt is None:
         messages: list[Message] = []
         for seen, label in examples:
-            messages += [Message(USER_ROLE, (seen, question or NAME_ASKS)), Message(ASSISTANT_ROLE, (label,))]
-        return FewShotPrompt(messages=(*messages, Message(USER_ROLE, (shown, question or NAME_ASKS))))
+            messages += [Message(USER_ROLE, (seen, question or NAME_ASKS[0])), Message(ASSISTANT_ROLE, (label,))]
+        return FewShotPrompt(messages=(*messages, Message(USER_ROLE, (shown, question or NAME_ASKS[0]))))
     if prompt is prompts.vqa and not (question and examples):
         raise UserError("this form needs an example and a question; fill them in")
     if prompt is prompts.embedded:
-        question = question or NAME_ASKS  # not used: the prompt of this form is only the image
+        question = question or NAME_ASKS[0]  # not used: the prompt of this form is only the image
     few_shot = [
         (Question(str(number), text=question, answers=(label,)), [seen])
         for number, (seen, label) in enumerate(examples)
