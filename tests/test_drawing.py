@@ -12,7 +12,8 @@ from emu_jax import Emu
 from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.generate import samplers
-from emu_jax.generate.model import GeneratedImage, GeneratedText
+from emu_jax.generate.decoder import GeneratedImage
+from emu_jax.generate.model import GeneratedText
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 FAST = {"sampler": "ddim", "steps": 2}

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=int, help="longest answer (default: the rest of the context, at most 256)"
     )
+    parser.add_argument(
+        "--drawings", type=path, default=path("."), help="folder of the images that answers draw (default: this one)"
+    )
     add_decoding(parser, beams_help="beam search with this many beams; beams do not stream")
     parser.add_argument("--seed", type=int, default=0)
 
@@ -49,7 +52,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         vision_head_dim=options.vision_head_dim,
         weights=options.weights,
     )
-    console = Console(emu.chat(options.system), sys.stdout, settings)
+    console = Console(emu.chat(options.system), sys.stdout, settings, options.drawings if emu.decoder else None)
     for video, files in ((False, options.image), (True, options.video)):
         for file in files:
             console.show(file, video=video)

@@ -4,11 +4,13 @@
     for piece in chat.stream([Path("cat.png"), "what is this?"]):
         print(piece, end="", flush=True)
     chat.say("which colour has it?").text
+    if chat.say("draw a cat").ended_by == "image":
+        chat.draw().image.save("cat.png")
 
 The conversation is one growing sequence, token by token the one that training packs from the same turns
 (`data/sequence.py`):
 
-    <s> system [USER]: question [ASSISTANT]: answer </s> [USER]: …
+    <s> system [USER]: question [ASSISTANT]: answer </s> [USER]: … [ASSISTANT]: [IMG] <image>*Q [/IMG] </s>
 
 Its keys and values stay in one cache, as large as the model's context, so a turn costs only its own tokens. Slot n of
 the cache holds position n. New tokens are prefilled in chunks that are padded to one of a few sizes; the next chunk
@@ -20,7 +22,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Generator, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +32,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from emu_jax.data.document import Image, Text
 from emu_jax.data.tokenizer import ASSISTANT, USER, Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import Drawing, GeneratedImage
 from emu_jax.generate.messages import (
     DEFAULT_NEW_TOKENS,
     Video,
@@ -38,7 +41,7 @@ from emu_jax.generate.messages import (
     read_message,
     tokenize_conversation,
 )
-from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, embed_prompts
+from emu_jax.generate.prompt import LENGTH_BUCKET, ImageLike, embed_prompts, read_image
 from emu_jax.generate.text import (
     Decoding,
     EndedBy,
@@ -72,6 +75,14 @@ class ChatModel(Protocol):
     def encode_images(self, pixels: np.ndarray) -> np.ndarray:
         """Images [N, S, S, 3] -> float32 [N, Q, D]."""
 
+    def check_drawing(self, drawing: Drawing) -> object:
+        """Raises UserError if the model cannot draw with these settings."""
+
+    def draw_next(
+        self, inputs: Float[Array, "1 T D"], valid: Bool[Array, "1 T"], drawing: Drawing, seed: int
+    ) -> GeneratedImage:
+        """Draws the image after an embedded prompt that ends in [IMG]."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
@@ -80,11 +91,13 @@ class Turn:
     Attributes:
       read: positions prefilled before the answer's first token: the message and the end of the turn before it, but not
         the conversation.
+      image: the image that ends the answer, once `Chat.draw` has drawn it.
     """
 
     message: tuple[str | ImageLike | Video, ...]
     answer: GeneratedText
     read: int
+    image: GeneratedImage | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +244,44 @@ class Chat:
         ids = self.model.tokenizer.encode_plain(answer)
         self._starts.append(self._append(turn))
         self._turns.append(Turn(turn.message, GeneratedText(answer, ids, 0.0, "eos"), 0))
+
+    def draw(self, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
+        """Draws the image that the last answer began: its `ended_by` is "image". The image becomes part of the answer.
+
+        The next turns read it as the model reads any image, as in `Emu.continue_document`.
+
+        Args: as in `Emu.generate_image`.
+
+        Raises:
+          UserError: the last answer began no image, or it is drawn already; the model has no visual decoder; settings
+            that cannot work; the image does not fit the context. The conversation is unchanged.
+        """
+        self._settle()
+        model, turn = self.model, self._turns[-1] if self._turns else None
+        if turn is None or turn.answer.ended_by != "image" or turn.image is not None:
+            reason = "there is no answer yet" if turn is None else "the last answer began none, or it is drawn already"
+            raise UserError(f"chat: there is no image to draw ({reason}); draw where an answer's ended_by is 'image'")
+        settings = Drawing(**drawing)
+        model.check_drawing(settings)
+        queries = model.config.causal.queries
+        room = model.config.llama.context - len(self._tokens)
+        if room < queries + 2:
+            raise UserError(
+                f"chat: an image of {queries + 2} tokens does not fit the model's context of "
+                f"{model.config.llama.context} after {len(self._tokens)}; take turns back, or reset the chat"
+            )
+        end = len(self._tokens) - 1  # position of </s>, which comes after the image
+        opened = [*self._tokens[:end], model.tokenizer.img_id]
+        drawn = model.draw_next(*self._embed(opened), settings, seed)
+        (embedded,) = self._encode([read_image(drawn.image, model.config.vision.image_size, "the drawn image")])
+        self._cut(end)
+        first = len(self._images) * queries
+        self._images.append(embedded)
+        self._tokens += [model.tokenizer.img_id, *[model.tokenizer.image_id] * queries, model.tokenizer.img_end_id]
+        self._embedding_index += [-1, *range(first, first + queries), -1]
+        self._append_text([model.tokenizer.eos_id])
+        self._turns[-1] = dataclasses.replace(turn, image=drawn)
+        return drawn
 
     def _open(
         self,
@@ -423,18 +474,23 @@ class Chat:
             self._filled = last
         return hidden
 
+    def _embed(self, ids: Sequence[int]) -> tuple[Float[Array, "1 T D"], Bool[Array, "1 T"]]:
+        """The conversation's first tokens, or all of them and more text, as one left-padded prompt."""
+        length, model = len(ids), self.model
+        padded = -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
+        tokens = np.full((1, padded), model.tokenizer.pad_id, np.int32)
+        tokens[0, padded - length :] = ids
+        visual, is_visual = (np.roll(x, padded - length, axis=1) for x in self._visual(0, length, padded))
+        inputs = embed_prompts(model.params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
+        return inputs, jnp.arange(padded)[None] >= padded - length
+
     def _search(self, turn: _Prepared, count: int, decoding: Decoding, beams: int) -> None:
         """A turn by beam search, with a cache of its own; the chat's cache takes the answer with the next turn."""
         model = self.model
         start = self._append(turn)
         try:
             length = len(self._tokens)
-            padded = -(-length // LENGTH_BUCKET) * LENGTH_BUCKET
-            tokens = np.full((1, padded), model.tokenizer.pad_id, np.int32)
-            tokens[0, padded - length :] = self._tokens
-            visual, is_visual = (np.roll(x, padded - length, axis=1) for x in self._visual(0, length, padded))
-            inputs = embed_prompts(model.params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
-            valid = jnp.arange(padded)[None] >= padded - length
+            inputs, valid = self._embed(self._tokens)
             static = {"config": model.config, "ends": model.ends, "max_new_tokens": count, "beams": beams}
             new_tokens, scores = beam_search(model.params, inputs, valid, decoding, **static)
             ids, ended_by = truncate_at_end(np.asarray(new_tokens)[0].tolist(), model.ends)

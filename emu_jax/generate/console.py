@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, TextIO
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError, nearest
 from emu_jax.generate.chat import Chat
+from emu_jax.generate.files import DrawingRequest, save
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.prompt import ImageLike
 from emu_jax.storage import Path, as_path
@@ -30,10 +32,11 @@ class Console:
 
     Args:
       settings: as in `Chat.say`. Beam search does not stream: the answer is written once it is complete.
+      drawings: folder of the images that answers begin, drawing-1.png and so on; None draws none.
     """
 
-    def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any]):
-        self.chat, self.out, self.settings = chat, out, settings
+    def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any], drawings: Path | None = None):
+        self.chat, self.out, self.settings, self.drawings = chat, out, settings, drawings
         self._shown: list[ImageLike | Video] = []
 
     def show(self, path: Path, *, video: bool) -> None:
@@ -84,8 +87,19 @@ class Console:
                         break
         self._shown = []
         self._write("\n")
+        if not interrupts and self.drawings is not None and self.chat.history[-1].answer.ended_by == "image":
+            self._draw(message, self.drawings)
         if interrupts:
             raise KeyboardInterrupt
+
+    def _draw(self, message: str, folder: Path) -> None:
+        """Draws the image that the answer to a message began, and writes the path of its file."""
+        drawn = self.chat.draw(seed=self.settings.get("seed", 0))
+        folder.mkdir(parents=True, exist_ok=True)
+        taken = {file.name for file in folder.iterdir()}
+        name = next(name for number in itertools.count(1) if (name := f"drawing-{number}.png") not in taken)
+        save(drawn, DrawingRequest((message,), drawn.seed, folder / name), {})
+        self._write(f"{folder / name}\n")
 
     def _write(self, text: str) -> None:
         self.out.write(text)

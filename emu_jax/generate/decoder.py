@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
+from PIL.Image import Image as PILImage
 
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, UNET, VAE
 from emu_jax.checkpoints.load import LoadedSafetyChecker, LoadedUNet, LoadedVAE, load_part
@@ -22,6 +24,22 @@ from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import vae
 from emu_jax.storage import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class GeneratedImage:
+    """A drawn image.
+
+    Attributes:
+      embeddings: visual embeddings that the image was drawn from.
+      seed: seed of the initial noise.
+      flagged: whether the safety checker flagged the image, which is then black; None without a checker.
+    """
+
+    image: PILImage
+    embeddings: Float[np.ndarray, "Q D"]
+    seed: int
+    flagged: bool | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,8 +19,8 @@ from tqdm import tqdm
 
 from emu_jax.data.padding import padded_batches
 from emu_jax.errors import UserError
-from emu_jax.generate.decoder import Drawing
-from emu_jax.generate.model import Emu, GeneratedImage
+from emu_jax.generate.decoder import Drawing, GeneratedImage
+from emu_jax.generate.model import Emu
 from emu_jax.storage import Path, as_path, is_bucket, json_lines, write_atomically
 
 log = logging.getLogger(__name__)

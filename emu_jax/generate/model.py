@@ -22,7 +22,6 @@ import numpy as np
 import PIL.Image
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Shaped
-from PIL.Image import Image as PILImage
 
 from emu_jax.checkpoints.layout import TUNED
 from emu_jax.checkpoints.load import load_emu
@@ -32,7 +31,7 @@ from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate.chat import Chat
-from emu_jax.generate.decoder import Decoder, Drawing
+from emu_jax.generate.decoder import Decoder, Drawing, GeneratedImage
 from emu_jax.generate.document import IMAGE, Continuation
 from emu_jax.generate.embeddings import generate_embeddings
 from emu_jax.generate.prompt import ImageLike, Prompt, PromptBatch, embed_prompts, encode_prompts
@@ -53,22 +52,6 @@ from emu_jax.storage import as_path
 
 FINGERPRINT_VALUES = 64  # leading values of each parameter that enter the fingerprint
 CANDIDATE_BUCKET = 8  # candidates are padded to a multiple of this many tokens, so that few shapes are compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class GeneratedImage:
-    """A drawn image.
-
-    Attributes:
-      embeddings: visual embeddings that the image was drawn from.
-      seed: seed of the initial noise.
-      flagged: whether the safety checker flagged the image, which is then black; None without a checker.
-    """
-
-    image: PILImage
-    embeddings: Float[np.ndarray, "Q D"]
-    seed: int
-    flagged: bool | None = None
 
 
 class Emu:
@@ -251,7 +234,11 @@ class Emu:
 
     def generate_embeddings(self, prompts: Sequence[Prompt]) -> Float[np.ndarray, "B Q D"]:
         """The visual embeddings of the image that follows each prompt, in float32, generated autoregressively."""
-        inputs, valid = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
+        return self._generate_embeddings(*self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG))
+
+    def _generate_embeddings(
+        self, inputs: Float[Array, "B T D"], valid: Bool[Array, "B T"]
+    ) -> Float[np.ndarray, "B Q D"]:
         with self.scope():
             return np.asarray(generate_embeddings(self.params, inputs, valid, config=self.config))
 
@@ -302,6 +289,13 @@ class Emu:
         drawing = Drawing(sampler, steps, guidance, height, width)
         decoder = self.check_drawing(drawing)
         return self._draw(decoder, self.generate_embeddings(prompts), drawing, seeds, latents)
+
+    def draw_next(
+        self, inputs: Float[Array, "1 T D"], valid: Bool[Array, "1 T"], drawing: Drawing, seed: int
+    ) -> GeneratedImage:
+        """Draws the image after one embedded prompt that ends in [IMG]; `generate_images` takes texts and images."""
+        decoder = self.check_drawing(drawing)
+        return self._draw(decoder, self._generate_embeddings(inputs, valid), drawing, [seed])[0]
 
     def reconstruct(self, image: ImageLike, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
         """Image -> its causal embeddings -> image: shows what the decoder can recover."""

@@ -1,7 +1,7 @@
 """An HTTP API compatible with OpenAI's clients, and /healthz and /metrics.
 
 GET  /v1/models   /v1/models/NAME
-POST /v1/chat/completions       text and images (data URIs); streaming
+POST /v1/chat/completions       text and images (data URIs); streaming; an image that the answer begins is drawn
 POST /v1/images/generations     b64_json
 """
 
@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
 from emu_jax.serve.engine import Busy, Completion, Engine, Failed, Stopping, Ticket, TimeUp
@@ -153,15 +154,27 @@ class _Api:
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return StreamingResponse(_events(ticket, about, usage), media_type="text/event-stream", headers=NO_CACHE)
+
+            async def drawn(text: str) -> Ticket[tuple[int, int], GeneratedImage]:
+                return await self.engine.draw_answer(messages, text, body.drawing())
+
+            events = _events(ticket, about, usage, drawn if self.engine.draws else None)
+            return StreamingResponse(events, media_type="text/event-stream", headers=NO_CACHE)
         completion = await _unless_gone(request, ticket)
+        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
+        if self._draws(completion):
+            drawing = await self.engine.draw_answer(messages, completion.text, body.drawing())
+            message["images"] = [_image_part(await _unless_gone(request, drawing))]
         choice = {
             "index": 0,
-            "message": {"role": "assistant", "content": completion.text, "refusal": None},
+            "message": message,
             "finish_reason": _reason(completion),
             "logprobs": None,
         }
         return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(completion)})
+
+    def _draws(self, completion: Completion) -> bool:
+        return self.engine.draws and completion.ended_by == "image"
 
     # ------------------------------------------------------------ images
 
@@ -225,6 +238,12 @@ async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
                 await task
 
 
+def _image_part(drawn: GeneratedImage) -> dict[str, Any]:
+    """A drawn image as the content part that OpenAI's clients send; clients of other servers know `images` too."""
+    data = base64.b64encode(png(drawn.image)).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}, "seed": drawn.seed}
+
+
 def _reason(completion: Completion) -> str:
     return "length" if completion.ended_by == "length" else "stop"
 
@@ -237,14 +256,23 @@ def _usage(completion: Completion) -> dict[str, int]:
     }
 
 
-async def _events(ticket: Ticket[str, Completion], about: dict[str, Any], usage: bool) -> AsyncIterator[bytes]:
-    """Server-sent events of a chat completion; the ticket is cancelled however the stream ends."""
+async def _events(
+    ticket: Ticket[str, Completion],
+    about: dict[str, Any],
+    usage: bool,
+    draw: Callable[[str], Awaitable[Ticket[tuple[int, int], GeneratedImage]]] | None,
+) -> AsyncIterator[bytes]:
+    """Server-sent events of a chat completion; `draw` begins the image after a text.
+
+    The tickets are cancelled however the stream ends.
+    """
+    tickets: list[Ticket] = [ticket]
 
     def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
         chunk = {**about, "object": "chat.completion.chunk", "choices": choices, **more}
         return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
 
-    def choice(delta: dict[str, str], reason: str | None = None) -> list[dict[str, Any]]:
+    def choice(delta: dict[str, Any], reason: str | None = None) -> list[dict[str, Any]]:
         return [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
 
     try:
@@ -252,11 +280,15 @@ async def _events(ticket: Ticket[str, Completion], about: dict[str, Any], usage:
         async for piece in ticket:
             yield event(choice({"content": piece}))
         completion = await ticket.result()
+        if draw is not None and completion.ended_by == "image":
+            tickets.append(drawing := await draw(completion.text))
+            yield event(choice({"images": [_image_part(await drawing.result())]}))
         yield event(choice({}, _reason(completion)))
         if usage:
             yield event([], usage=_usage(completion))
         yield b"data: [DONE]\n\n"
-    except (TimeUp, Failed, Stopping) as error:
+    except (Busy, TimeUp, Failed, Stopping, UserError) as error:
         yield b"data: " + json.dumps(error_body(_refusal(error))).encode() + b"\n\n"
     finally:
-        ticket.cancel()
+        for each in tickets:
+            each.cancel()

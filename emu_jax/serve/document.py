@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import AsyncIterator
 
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.document import IMAGE, Continuation, check_continuation
-from emu_jax.generate.model import GeneratedImage
 from emu_jax.generate.prompt import Prompt
 from emu_jax.serve.engine import DrawSettings, Engine, TextSettings
 

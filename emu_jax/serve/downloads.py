@@ -22,9 +22,9 @@ import numpy as np
 from PIL import Image as PIL
 from PIL.Image import Image as PILImage
 
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.files import png_metadata
 from emu_jax.generate.messages import Video
-from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.engine import DrawSettings
 
 Part = str | np.ndarray | PILImage | Video

@@ -31,7 +31,10 @@ SYSTEM_ROLE, USER_ROLE, ASSISTANT_ROLE = "system", "user", "assistant"
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """One message of a conversation; `role` is system, user or assistant. Only users show images and videos."""
+    """One message of a conversation; `role` is system, user or assistant.
+
+    Users show images and videos; an assistant's images are those that it drew.
+    """
 
     role: str
     parts: tuple[str | ImageLike | Video, ...]
@@ -102,8 +105,10 @@ def encode_continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> E
     return encoded
 
 
-def encode_conversation(model: Emu, messages: Sequence[Message]) -> EncodedPrompt:
+def encode_conversation(model: Emu, messages: Sequence[Message], *, drawn_after: str | None = None) -> EncodedPrompt:
     """A conversation that ends with a user's message, ready for the answer.
+
+    With `drawn_after`, the answer's text so far, it is ready for the image that the model began there.
 
     Consecutive messages of one role are joined. Without a system message, the paper's is used if the first turn shows
     images or videos.
@@ -139,21 +144,37 @@ def encode_conversation(model: Emu, messages: Sequence[Message]) -> EncodedPromp
     for number, (role, content) in enumerate(turns):
         where = f"message {number + 1}"
         if role == ASSISTANT_ROLE:
-            parts.append(Text(_text(content, where), "assistant"))
+            parts += _answer(content, size, where)
             continue
         shown, videos = read_message(content, size, where)
         if number == 0 and (first := default_system(shown, videos) if system is None else system):
             parts.append(Text(first, "system"))
         parts += shown
-    parts.append(Text("", "assistant"))
+    parts.append(Text(drawn_after or "", "assistant"))
     pixels = [part.pixels for part in parts if isinstance(part, Image)]
     tokens, index = tokenize_conversation(parts, model.tokenizer, model.config.causal.queries)
     images = np.stack(pixels) if pixels else np.zeros((0, size, size, 3), np.uint8)
-    return EncodedPrompt(tokens[:-1], index[:-1], images)  # without </s>: the answer is still missing
+    tokens, index = tokens[:-1], index[:-1]  # without </s>: the answer is still missing
+    if drawn_after is not None:
+        tokens, index = np.append(tokens, np.int32(model.tokenizer.img_id)), np.append(index, np.int32(-1))
+    return EncodedPrompt(tokens, index, images)
+
+
+def _answer(content: Sequence[str | ImageLike | Video], size: int, where: str) -> list[Text | Image]:
+    """An assistant's message as parts. The text after an image makes it part of the answer."""
+    parts: list[Text | Image] = []
+    for part in content:
+        if isinstance(part, Video):
+            raise UserError(f"{where}: only users show videos; expected texts and images")
+        if isinstance(part, str):
+            parts.append(Text(clean(part, where), "assistant"))
+        else:
+            parts.append(Image(read_image(part, size, where), ""))
+    return [*parts, Text("", "assistant")] if parts and isinstance(parts[-1], Image) else parts
 
 
 def _text(content: Sequence[str | ImageLike | Video], where: str) -> str:
     texts = [part for part in content if isinstance(part, str)]
     if len(texts) < len(content):
-        raise UserError(f"{where}: only users show images and videos; expected text")
+        raise UserError(f"{where}: it shows an image or a video; expected text")
     return clean("".join(texts), where)

@@ -20,8 +20,8 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 from emu_jax.data.tokenizer import IncrementalDetokenizer
-from emu_jax.generate.decoder import Drawing
-from emu_jax.generate.model import Emu, GeneratedImage
+from emu_jax.generate.decoder import Drawing, GeneratedImage
+from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at_end
 from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
@@ -221,7 +221,9 @@ class Engine:
         models = [chat, self.plain] if adapted and self.chats else [self.plain]
         self._lanes = [ContinuousBatcher(each, self.limits.text_slots) for each in models]
         self._chat_model, self._chat_lane, self._plain_lane = chat, 0, len(models) - 1
-        self._images = ImageBatcher(self.plain, self.limits.drawing_slots) if model.decoder is not None else None
+        self._images: ImageBatcher | None = None
+        if model.decoder is not None:
+            self._images = ImageBatcher(self.plain, self.limits.drawing_slots, chat_model=chat if self.chats else None)
         self.counts = Counts()
         self._lock = threading.Condition()
         self._text_queue: collections.deque[_TextJob] = collections.deque()
@@ -297,7 +299,26 @@ class Engine:
         """The image that follows a prompt; events are (U-Net calls made, calls in total). Raises: as `chat`."""
         settings.check(self.limits, self.plain)
         encoded = await asyncio.to_thread(encode_continuation, self.plain, prompt, draws=True)
-        request = ImageRequest(encoded, settings.sampler, settings.steps, settings.guidance, settings.seed)
+        return self._submit_image(encoded, settings)
+
+    async def draw_answer(
+        self, messages: Sequence[Message], text: str, settings: DrawSettings
+    ) -> Ticket[tuple[int, int], GeneratedImage]:
+        """The image that the model began after `text`, in its answer to a conversation; events as of `draw`.
+
+        Raises: as `chat`.
+        """
+        settings.check(self.limits, self._chat_model)
+        model = self._chat_model
+        encoded = await asyncio.to_thread(encode_conversation, model, messages, drawn_after=text)
+        encoded.max_new_tokens(model.config.llama.context, model.config.causal.queries)
+        return self._submit_image(encoded, settings, is_chat=True)
+
+    def _submit_image(
+        self, prompt: EncodedPrompt, settings: DrawSettings, *, is_chat: bool = False
+    ) -> Ticket[tuple[int, int], GeneratedImage]:
+        self.limits.check_images(len(prompt.images))
+        request = ImageRequest(prompt, settings.sampler, settings.steps, settings.guidance, settings.seed, is_chat)
         job = _ImageJob(Ticket(self.limits.seconds), request)
         self._submit(self._image_queue, job)
         return job.ticket

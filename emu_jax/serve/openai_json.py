@@ -109,6 +109,10 @@ class ChatRequest(_Request):
         wanted = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
         return TextSettings(wanted, **self.given("temperature", "top_k", "top_p", "min_length", "seed"))
 
+    def drawing(self) -> DrawSettings:
+        """The settings of an image that the answer begins."""
+        return DrawSettings(**self.given("seed"))
+
     def check(self, limits: Limits) -> None:
         """Raises UserError for a request beyond the limits, before any image is decoded."""
         self.check_fields()

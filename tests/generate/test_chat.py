@@ -10,6 +10,7 @@ from PIL import Image as PIL
 from configs import models
 from emu_jax import Emu
 from emu_jax.data.document import Document, Image, Text
+from emu_jax.data.images import resize
 from emu_jax.data.sequence import tokenize_document
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.data.tokenizer import Tokenizer
@@ -21,6 +22,7 @@ from emu_jax.generate.messages import Video
 from emu_jax.generate.model import _encode
 from emu_jax.generate.prompt import PromptBatch, embedding_index
 from emu_jax.models import emu
+from tests.train import tiny
 
 SIZE, QUERIES = 16, 4
 TEXTS = [
@@ -459,6 +461,68 @@ def test_a_video_is_eight_images(words, tmp_path):
 
 
 # ---------------------------------------------------------------- what cannot be
+
+
+FAST = {"sampler": "ddim", "steps": 2, "guidance": 2.0}
+
+
+@pytest.fixture(scope="module")
+def drawer(instructed, drawing) -> Emu:
+    return tiny.that_draws(Emu.load(instructed, decoder=drawing).merged())
+
+
+def test_an_answer_that_begins_an_image_is_drawn(drawer):
+    chat = drawer.chat("")
+    answer = chat.say("draw a red bar")
+    assert (answer.text, answer.ended_by) == ("", "image")
+    drawn = chat.draw(seed=3, **FAST)
+    prompt = ["[USER]: draw a red bar [ASSISTANT]:"]
+    np.testing.assert_allclose(drawn.embeddings, drawer.generate_embeddings([prompt])[0], atol=1e-5)
+    alone = drawer.generate_image(prompt, seed=3, **FAST)
+    np.testing.assert_allclose(np.asarray(drawn.image, int), np.asarray(alone.image, int), atol=1)
+    assert chat.history[-1].image is drawn
+
+
+def test_a_drawn_image_is_read_like_one_that_was_shown(drawer):
+    """The tokens are those that training packs, and the next answer is that of the whole conversation."""
+    chat = drawer.chat("")
+    chat.say("draw a red bar")
+    shown = resize(np.asarray(chat.draw(**FAST).image), SIZE)
+    assert chat.say("and a blue one", max_new_tokens=3).ended_by == "image"
+    parts = [Text("draw a red bar", "user"), Image(shown, "0"), Text("", "assistant")]
+    parts += [Text("and a blue one", "user"), Text("", "assistant")]
+    queries = drawer.config.causal.queries
+    assert chat.tokens == packed(drawer.tokenizer, parts, queries)
+    second = chat.draw(**FAST)
+    (before, after) = drawer.encode_images(shown[None])[0], chat._images[0]
+    np.testing.assert_allclose(after, before, atol=1e-5)
+    prompt = ["[USER]: draw a red bar [ASSISTANT]:", shown, "</s>[USER]: and a blue one [ASSISTANT]:"]
+    np.testing.assert_allclose(second.embeddings, drawer.generate_embeddings([prompt])[0], atol=1e-4)
+    chat.undo()
+    chat.undo()
+    assert chat.tokens == []
+
+
+def test_what_cannot_be_drawn(drawer, words):
+    with pytest.raises(UserError, match="there is no answer yet"):
+        drawer.chat("").draw()
+    said = words.chat("")
+    said.say("what is this ?", max_new_tokens=2)
+    with pytest.raises(UserError, match="the last answer began none"):
+        said.draw()
+    chat = drawer.chat("")
+    chat.say("a red bar")
+    before = chat.tokens
+    with pytest.raises(UserError, match="steps=0"):
+        chat.draw(steps=0)
+    full = Emu(drawer.config, drawer.params, drawer.statistics, drawer.tokenizer).chat("")
+    full.say("a red bar")
+    with pytest.raises(UserError, match="no visual decoder"):
+        full.draw()
+    assert chat.tokens == before
+    chat.draw(**FAST)
+    with pytest.raises(UserError, match="drawn already"):
+        chat.draw(**FAST)
 
 
 def test_models_of_pretraining_do_not_chat(trained):

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from emu_jax import Emu
+from emu_jax.data.document import Image, Text
 from emu_jax.errors import UserError
-from emu_jax.generate.messages import Video
+from emu_jax.generate.messages import Video, tokenize_conversation
 from emu_jax.serve.encoded_prompt import ContextError, Message, encode_continuation, encode_conversation
 
 DRAW = np.random.default_rng(0)
@@ -40,6 +41,24 @@ def test_a_conversation_is_what_a_chat_reads(roomy, first, system):
         before.append(Message("assistant", (answer,)))
 
 
+def test_an_assistant_s_image_is_part_of_its_answer(model):
+    parts = [Text("draw a bar", "user"), Text("here", "assistant"), Image(CAT, ""), Text("", "assistant")]
+    parts += [Text("and?", "user"), Text("", "assistant")]
+    ids, _ = tokenize_conversation(parts, model.tokenizer, model.config.causal.queries)
+    turns = [Message("user", ("draw a bar",)), Message("assistant", ("here", CAT)), Message("user", ("and?",))]
+    found = encode_conversation(model, turns)
+    assert found.tokens.tolist() == ids[:-1].tolist()
+    assert len(found.images) == 1
+
+
+def test_an_image_that_an_answer_begins(model):
+    asked = [Message("user", ("draw a bar",))]
+    answered, begun = encode_conversation(model, asked), encode_conversation(model, asked, drawn_after="a red")
+    text = model.tokenizer.encode_plain("a red")
+    assert begun.tokens.tolist() == [*answered.tokens.tolist(), *text, model.tokenizer.img_id]
+    assert begun.embedding_index.tolist() == [-1] * len(begun.tokens)
+
+
 def test_a_continuation_is_what_generate_text_reads(model):
     found = encode_continuation(model, [CAT, "a red ", DOG])
     assert found.images.shape == (2, 16, 16, 3)
@@ -63,7 +82,11 @@ def test_messages_of_one_role_are_one(model):
         ([Message("user", ("a",)), Message("system", ("b",))], "in turn"),
         ([Message("robot", ("a",))], "role 'robot' is unknown"),
         ([Message("user", ("  ",))], "message is empty"),
-        ([Message("system", (CAT,)), Message("user", ("a",))], "only users show images"),
+        ([Message("system", (CAT,)), Message("user", ("a",))], "the system message: it shows an image"),
+        (
+            [Message("user", ("a",)), Message("assistant", (Video([CAT]),)), Message("user", ("b",))],
+            "only users show videos",
+        ),
         ([Message("user", ("\ud800",))], "not Unicode text"),
     ],
 )

@@ -9,6 +9,8 @@ from emu_jax.errors import UserError
 from emu_jax.serve.encoded_prompt import Message
 from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
 from emu_jax.serve.limits import LimitError, Limits
+from tests.serve.conftest import LIMITS
+from tests.train import tiny
 
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 LONG = TextSettings(max_new_tokens=80, min_length=1000)
@@ -43,6 +45,30 @@ def test_texts_and_images_at_the_same_time(engine, model):
     for seed, drawn in enumerate(images):
         alone = plain.generate_image(["a red bar"], sampler="ddim", steps=3, guidance=2.0, seed=seed)
         np.testing.assert_allclose(np.asarray(drawn.image, int), np.asarray(alone.image, int), atol=1)
+
+
+def test_images_in_answers_beside_others(model):
+    """The answer's embeddings are those of the model that chats, the others' of the one without adapters."""
+    drawer = tiny.that_draws(model.merged())
+    engine = Engine(drawer, LIMITS)
+    engine.start()
+    asked, settings = [Message("user", ("a bar",))], DrawSettings("ddim", 3, 2.0, seed=4)
+
+    async def ask():
+        completion = await (await engine.chat(asked, TextSettings(max_new_tokens=4))).result()
+        answer = await engine.draw_answer(asked, completion.text, settings)
+        other = await engine.draw(["a bar"], settings)
+        return completion, await answer.result(), await other.result()
+
+    completion, answer, other = asyncio.run(ask())
+    engine.close(0)
+    assert (completion.text, completion.ended_by) == ("", "image")
+    chat = drawer.chat("")
+    chat.say("a bar")
+    expected = chat.draw(sampler="ddim", steps=3, guidance=2.0, seed=4)
+    np.testing.assert_allclose(np.asarray(answer.image, int), np.asarray(expected.image, int), atol=1)
+    alone = drawer.generate_image(["a bar"], sampler="ddim", steps=3, guidance=2.0, seed=4)
+    np.testing.assert_allclose(np.asarray(other.image, int), np.asarray(alone.image, int), atol=1)
 
 
 def test_cancelling_frees_the_slot(engine):

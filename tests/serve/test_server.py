@@ -1,5 +1,6 @@
 """A real server process and real clients: the `openai` package, streams, errors, metrics, a client that leaves."""
 
+import asyncio
 import base64
 import io
 import json
@@ -12,13 +13,17 @@ import time
 import urllib.request
 from pathlib import Path
 
+import httpx
 import numpy as np
 import openai
 import pytest
 from PIL import Image
 
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.server import Options, make_app
 from tests.pages import blocks
-from tests.serve.conftest import KEY, SLOTS, Server
+from tests.serve.conftest import KEY, LIMITS, SLOTS, Server
+from tests.train import tiny
 
 CAT = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 
@@ -45,6 +50,33 @@ def get(server: Server, path: str) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def client(served) -> openai.OpenAI:
     return openai.OpenAI(base_url=served.address + "/v1", api_key="none is asked for", max_retries=0, timeout=60)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_begins_an_image_has_the_image(model, tmp_path, stream):
+    """OpenAI's client, with the application in this process: its model begins an image wherever it answers."""
+    drawer = tiny.that_draws(model.merged())
+    engine = Engine(drawer, LIMITS)
+    engine.start()
+
+    async def ask() -> tuple[str, list]:
+        app = make_app(engine, Options(checkpoint=Path("tiny"), page=False), tmp_path)
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
+        client = openai.AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="none", http_client=http, max_retries=0)
+        fields = {"model": "tiny", "messages": [{"role": "user", "content": "a bar"}], "seed": 4}
+        if not stream:
+            message = (await client.chat.completions.create(**fields)).choices[0].message
+            return message.content, message.images
+        deltas = [chunk.choices[0].delta async for chunk in await client.chat.completions.create(**fields, stream=True)]
+        return "".join(d.content or "" for d in deltas), [i for d in deltas for i in getattr(d, "images", None) or []]
+
+    text, images = asyncio.run(ask())
+    engine.close(0)
+    assert (text, len(images)) == ("", 1)
+    drawn = Image.open(io.BytesIO(base64.b64decode(images[0]["image_url"]["url"].split(",")[1])))
+    chat = drawer.chat("")
+    chat.say("a bar")
+    np.testing.assert_allclose(np.asarray(drawn, int), np.asarray(chat.draw(seed=4).image, int), atol=1)
 
 
 def test_models(client):

@@ -3,14 +3,17 @@
 `get_config` takes no data; `draw` writes them, and `--config.data.source=…` names them.
 """
 
+import dataclasses
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import decoder, models, quickstart, vae
+from emu_jax import Emu
 from emu_jax.generate.precompute import precompute
 from emu_jax.storage import replace_text
 from emu_jax.train.loop import train
@@ -65,6 +68,19 @@ def instruct_config(source: Path, begin: Path) -> ConfigDict:
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-2})
     config.train.update({"steps": 2, "minutes": 0.0, "log_every": 1, "checkpoint_every": 1})
     return config
+
+
+def that_draws(model: Emu) -> Emu:
+    """The model with other output weights: wherever it answers, it begins an image at once."""
+    config = dataclasses.replace(model.config, learn_image_token=True)
+    for sign in (1.0, -1.0):  # one of the two makes [IMG] likelier than the other tokens, whose logits are 0
+        kernel = np.zeros(model.params["llama"]["lm_head"]["kernel"].shape, np.float32)
+        kernel[:, model.tokenizer.img_id] = sign
+        llama = model.params["llama"] | {"lm_head": {"kernel": jnp.asarray(kernel)}}
+        changed = Emu(config, model.params | {"llama": llama}, model.statistics, model.tokenizer, model.decoder)
+        if changed.chat("").say("a red bar", max_new_tokens=1).ended_by == "image":
+            return changed
+    raise AssertionError("neither sign makes [IMG] the likeliest token")
 
 
 def pairs(documents: Path) -> Path:

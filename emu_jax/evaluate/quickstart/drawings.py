@@ -21,8 +21,8 @@ from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, share
 from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
-from emu_jax.generate.decoder import Drawing
-from emu_jax.generate.model import Emu, GeneratedImage, GeneratedText
+from emu_jax.generate.decoder import Drawing, GeneratedImage
+from emu_jax.generate.model import Emu, GeneratedText
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,7 @@
-"""Chat about images and videos: answers stream, and can be stopped, regenerated and taken back."""
+"""Chat about images and videos: answers stream, and can be stopped, regenerated and taken back.
+
+Where the model begins an image in its answer, it is drawn.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,19 @@ from typing import Any
 
 import gradio as gr
 
-from emu_jax.data.embedded_chats import NAME_ASKS, TONE_ASKS
+from emu_jax.data.embedded_chats import DRAW_ASKS, NAME_ASKS, TONE_ASKS
 from emu_jax.errors import UserError
-from emu_jax.serve.downloads import Archive
+from emu_jax.generate.decoder import GeneratedImage
+from emu_jax.serve.downloads import Archive, png, write
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.engine import Engine
+from emu_jax.serve.engine import DrawSettings, Engine
 from emu_jax.serve.tabs.controls import (
     EVENT,
     always,
     length,
     note,
     offer,
+    progress,
     text,
     text_controls,
     text_settings,
@@ -32,7 +37,8 @@ from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_uploads
 
 EMPTY = """### Ask about an image
-Add one or more images, or a short video, and ask a question. Every turn may have images.
+Add one or more images, or a short video, and ask a question. Every turn may have images. Some models
+draw when asked to.
 """
 NO_CHAT = """### This model does not chat
 It was pretrained, but not tuned to follow instructions: it continues text and images (see the other tabs).
@@ -51,6 +57,7 @@ class Turn:
       files: uploaded files, for the page.
       shown: the same images and videos, for the model.
       answer: None before its first piece.
+      drawn: the image that ends the answer, for the model. drawn_file: the same, for the page.
       settings: settings of its decoding.
     """
 
@@ -58,6 +65,8 @@ class Turn:
     files: tuple[str, ...]
     shown: tuple[Any, ...]
     answer: str | None = None
+    drawn: GeneratedImage | None = None
+    drawn_file: str = ""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -95,6 +104,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     [{"text": NAME_ASKS[0], "files": [samples[1].path]}],
                     [{"text": TONE_ASKS, "files": [samples[6].path]}],
                     [{"text": f"yes or no, is this a {samples[2].thing}", "files": [samples[2].path]}],
+                    *([[{"text": DRAW_ASKS[0].format(samples[0].name), "files": []}]] if engine.draws else []),
                 ],
                 box,
                 label="Examples, with images that were not in the training set",
@@ -116,8 +126,10 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 messages.append({"role": USER_ROLE, "content": {"path": file}})
             if turn.question:
                 messages.append({"role": USER_ROLE, "content": html.escape(turn.question)})
-            if turn.answer is not None:
+            if turn.answer or (turn.answer is not None and not turn.drawn_file):
                 messages.append({"role": ASSISTANT_ROLE, "content": html.escape(turn.answer)})
+            if turn.drawn_file:
+                messages.append({"role": ASSISTANT_ROLE, "content": {"path": turn.drawn_file}})
         return messages
 
     async def ask(turns: Conversation, message: dict[str, Any]) -> AsyncIterator[tuple]:
@@ -134,7 +146,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         """Removes the last answer from the conversation."""
         if not turns:
             raise UserError("there is no question to answer; ask one")
-        turns = (*turns[:-1], dataclasses.replace(turns[-1], answer=None))
+        turns = (*turns[:-1], dataclasses.replace(turns[-1], answer=None, drawn=None, drawn_file=""))
         yield shown(turns), turns, gr.MultimodalTextbox(submit_btn=False, stop_btn=True), note("…")
 
     async def answer(turns: Conversation, system: str, *values: object) -> AsyncIterator[tuple]:
@@ -144,7 +156,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         for turn in turns[:-1]:
             messages += [
                 Message(USER_ROLE, (*turn.shown, turn.question)),
-                Message(ASSISTANT_ROLE, (turn.answer or "",)),
+                Message(ASSISTANT_ROLE, (turn.answer or "", *([turn.drawn.image] if turn.drawn else []))),
             ]
         last = turns[-1]
         messages.append(Message(USER_ROLE, (*last.shown, last.question)))
@@ -164,6 +176,17 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         finally:
             ticket.cancel()
         last = dataclasses.replace(last, answer=completion.text)
+        if engine.draws and completion.ended_by == "image":
+            drawing = await engine.draw_answer(messages, completion.text, DrawSettings(seed=settings.seed))
+            try:
+                async for made in with_heartbeat(drawing):
+                    status = gr.skip() if made is None else progress(f"Drawing: step {made[0]} of {made[1]}", *made)
+                    yield gr.skip(), gr.skip(), status
+                drawn = await drawing.result()
+            finally:
+                drawing.cancel()
+            file = await asyncio.to_thread(write, "drawing.png", png(drawn.image))
+            last = dataclasses.replace(last, drawn=drawn, drawn_file=file)
         yield shown((*turns[:-1], last)), (*turns[:-1], last), note(length(completion))
 
     async def idle(turns: Conversation) -> tuple:
@@ -209,7 +232,11 @@ def save(name: str, turns: Conversation) -> str:
     """Saves a conversation as a zip; returns its path."""
     archive = Archive()
     recorded = [
-        {"user": archive.parts([*turn.shown, turn.question]), "assistant": turn.answer, "settings": turn.settings}
+        {
+            "user": archive.parts([*turn.shown, turn.question]),
+            "assistant": archive.parts([turn.answer or "", *([turn.drawn] if turn.drawn else [])]),
+            "settings": turn.settings,
+        }
         for turn in turns
     ]
     return archive.save("chat", {"model": name, "kind": "chat", "turns": recorded})

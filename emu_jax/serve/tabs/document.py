@@ -11,9 +11,9 @@ from typing import Any
 import gradio as gr
 
 from emu_jax.errors import UserError
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.document import IMAGE, TEXT
 from emu_jax.generate.messages import Video
-from emu_jax.generate.model import GeneratedImage
 from emu_jax.serve.document import DocumentSettings, DrawingProgress, TextPiece, continue_document
 from emu_jax.serve.downloads import Archive, Part, figures, html_page, write
 from emu_jax.serve.engine import Engine

@@ -12,7 +12,7 @@ import gradio as gr
 import numpy as np
 
 from emu_jax.errors import UserError
-from emu_jax.generate.model import GeneratedImage
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import Archive, drawn_png, write
 from emu_jax.serve.engine import DrawSettings, Engine, Ticket
 from emu_jax.serve.tabs.controls import (
