@@ -78,6 +78,7 @@ print(buckets.retries())
 """
 
 
+@pytest.mark.long
 def test_a_faulty_network_loses_nothing(tmp_path):
     (tmp_path / "bucket").mkdir()
     port = free_port()

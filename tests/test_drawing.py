@@ -67,6 +67,7 @@ def test_documents_go_on_as_the_caller_says(model):
     assert all(isinstance(item, GeneratedText) for item in model.continue_document([IMAGE], max_items=1, **FAST))
 
 
+@pytest.mark.long
 def test_a_model_that_begins_images_decides(model):
     """[IMG] is made likelier than the word that would come: of a model that has learnt it no text holds it."""
     prompt, img = ["a red bar"], model.tokenizer.img_id

@@ -101,7 +101,7 @@ def test_pages_are_short(name):
     assert len((ROOT / PAGES[name]).read_text(encoding="utf-8").splitlines()) < LINES
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_source(stage):
     follow("source", stage)
     manifest = json.loads((stage / "data" / "albums" / "manifest.json").read_text(encoding="utf-8"))
@@ -109,7 +109,7 @@ def test_source(stage):
     assert last_metrics(stage / "runs" / "albums")["text_loss"] > 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_benchmark(stage, trained):
     shutil.copytree(trained, stage / "runs" / "quickstart")
     follow("benchmark", stage)
@@ -143,7 +143,7 @@ def test_a_sampler_that_knows_the_noise_finds_the_image(stage):
     assert x == pytest.approx(image)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_loss(stage):
     PIL.fromarray(people(TRAIN)[0].pixels).save(stage / "dog.png")
     follow("loss", stage)
@@ -154,7 +154,7 @@ def test_loss(stage):
     assert metrics["loss"] == pytest.approx(parts + 0.1 * metrics["query_similarity"], rel=1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_task(stage):
     follow("task", stage)
     assert last_metrics(stage / "runs" / "denoise")["squared_error"] > 0

@@ -118,6 +118,7 @@ def test_evaluate_on_a_bucket_is_evaluate_on_a_disk(trained, bucket, tmp_path, m
     assert "exactly right" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_generate_on_a_bucket_is_generate_on_a_disk(drawing, bucket, tmp_path, monkeypatch, capsys):
     put(drawing, bucket / "run")
     Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(tmp_path / "grey.png")

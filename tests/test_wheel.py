@@ -70,7 +70,7 @@ def test_what_is_in_it(wheel):
     assert not [name for name in names if name.startswith(("configs/", "tests/", "launch/"))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_works_from_an_empty_folder(installed, tmp_path):
     imported = run(installed / "python", "-c", "import emu_jax; print(emu_jax.__file__)", folder=tmp_path)
     assert Path(imported).is_relative_to(installed.parent)

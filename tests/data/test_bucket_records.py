@@ -159,6 +159,7 @@ print(buckets.retries())
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("share, faults", [(0.3, FAULTS), (1.0, ("503", "reset"))])
 def test_a_faulty_network_is_no_damage(tmp_path, share, faults):
     (tmp_path / "bucket").mkdir()

@@ -172,6 +172,7 @@ def test_hosts_together_read_the_batches_of_one(open_pipeline):
     assert [host.describe() for host in four] == [described[11]] * 4
 
 
+@pytest.mark.long
 def test_worker_processes_of_a_host_build_its_rows(open_pipeline):
     one = open_pipeline(workers=2, batch_rows=3)
     expected = [{name: rows[1:2] for name, rows in batch.items()} for batch in take(one, 6)]

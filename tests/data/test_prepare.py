@@ -57,6 +57,7 @@ def records_of(folder) -> list[Record]:
     return [records[i] for i in range(len(records))]
 
 
+@pytest.mark.long
 def test_two_workers_write_the_bytes_of_one(tmp_path):
     reader = Numbers(broken=1, repeated=3)
     for workers in (1, 2):
@@ -104,6 +105,7 @@ def test_faults_up_to_a_share(tmp_path):
     assert len(records_of(out)) == 194
 
 
+@pytest.mark.long
 def test_folders_that_cannot_be_written(tmp_path):
     config = PrepareConfig("numbers", recoding=Recoding(SIZE))
     (tmp_path / "used").mkdir()

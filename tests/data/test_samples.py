@@ -110,6 +110,7 @@ RECORDS = {
 WEIGHTS = {"pairs": 4.0, "web": 4.0, "story": 1.0}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("unit", ["samples", "records", "tokens"])
 def test_sources_have_the_shares_that_their_weights_say(unit):
     """Records of one sample, of two, and of one that is as long as a row."""

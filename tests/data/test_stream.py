@@ -104,7 +104,7 @@ def expected_documents(folders, tokenizer) -> collections.Counter:
     return found
 
 
-@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (1, 2), (4, 0), pytest.param(4, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("hosts", "workers"), [(1, 0), (1, 2), (4, 0), pytest.param(4, 2, marks=pytest.mark.long)])
 def test_one_epoch_holds_every_document_once(folders, tokenizer, hosts, workers):
     """Rows that do not fill a last batch are left over: epochs are read until they are few."""
     sizes = {"queries": QUERIES, "image_size": SIZE}
@@ -148,9 +148,9 @@ def test_hosts_read_their_own_shards_alone(folders, tokenizer):
 
 @pytest.mark.parametrize(
     ("shards", "workers", "every"),
-    [(1, 0, 1), *(pytest.param(*each, marks=pytest.mark.slow) for each in [(2, 0, 1), (2, 2, 50)])],
+    [(1, 0, 1), *(pytest.param(*each, marks=pytest.mark.long) for each in [(2, 0, 1), (2, 2, 50)])],
 )
-@pytest.mark.slow
+@pytest.mark.long
 def test_restored_at_two_hundred_positions(folders, tokenizer, shards, workers, every):
     sizes = {"queries": QUERIES, "image_size": SIZE}
     data = config(folders, shards=shards, workers=workers)

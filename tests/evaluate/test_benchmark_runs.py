@@ -61,7 +61,7 @@ def _run(model, names, tmp_path, **fields):
 
 NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet"]
 # These differ from coco in their files alone, which tests/evaluate/benchmarks reads.
-NAMES += [pytest.param(name, marks=pytest.mark.slow) for name in ("nocaps", "flickr30k")]
+NAMES += [pytest.param(name, marks=pytest.mark.long) for name in ("nocaps", "flickr30k")]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -92,7 +92,7 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_drawings_are_compared_with_real_images(drawing, tmp_path):
     model = Emu.load(drawing)
     (result,) = _run(model, ["coco_drawing"], tmp_path).values()
@@ -126,7 +126,7 @@ def _submission(result):
     return [{"id": row["question_id"], **row} for row in json.loads((result.folder / "submission.json").read_text())]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_path):
     results = _run(pretrained, ["vqav2"], tmp_path, few_shot=(0, 2))
     two_calls, examples = (
@@ -138,6 +138,7 @@ def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_p
     assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' images and the questions'
 
 
+@pytest.mark.long
 def test_zero_shot_is_the_same_run_with_or_without_others(pretrained, tmp_path):
     """The pool of examples does not matter if none is shown: earlier predictions are kept."""
     _run(pretrained, ["okvqa"], tmp_path, few_shot=[0, 2], limit=2)
@@ -145,7 +146,7 @@ def test_zero_shot_is_the_same_run_with_or_without_others(pretrained, tmp_path):
     assert list(again) == ["okvqa-val-0shot"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_batches_change_no_prediction(pretrained, tmp_path):
     """Prompts of other lengths beside one, and a last batch that is not full."""
     write_sample("msvdqa", tmp_path / "msvdqa")
@@ -190,7 +191,7 @@ def _predicted(out):
     return [json.loads(line) for file in files for line in file.read_bytes().splitlines()[1:] if line.endswith(b"}")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_run_resumes_without_losing_or_repeating_one(trained, tmp_path):
     command = _command(trained, tmp_path, "--benchmark", "fluent", "--limit", "120", "--batch", "2")
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -208,7 +209,7 @@ def test_a_killed_run_resumes_without_losing_or_repeating_one(trained, tmp_path)
     assert len({line["id"] for line in after}) == len(after) == 120
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_and_devices_change_no_prediction(documents, tmp_path):
     """Two processes' parts over a mesh of eight devices, against one process on one.
 

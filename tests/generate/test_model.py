@@ -32,6 +32,7 @@ def test_every_kind_of_image_is_the_same_image(model, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_one_result_a_prompt_whatever_the_mixture(model):
     prompts = [["a red bar"], [IMAGE, "then", IMAGE], [IMAGE]]
     together = model.generate_text(prompts, num_beams=3, max_new_tokens=6)

@@ -134,6 +134,7 @@ def test_nothing_is_written_behind_an_end():
     assert len({tuple(row) for row in rows}) > 1, rows
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("beams", [1, 4])
 def test_left_padding_and_neighbours_change_nothing(beams):
     def run(inputs, valid):

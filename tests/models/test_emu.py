@@ -59,7 +59,7 @@ def test_labels_and_targets_of_the_reference():
     np.testing.assert_array_equal(batch.visual_weights[0], [0, 0, 0, 1, 1, 1, 1, 1, 0, 0, 0, 0])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_packed_row_costs_what_its_documents_cost_alone():
     images = random_images(3)
     packed = make_batch([[FIRST, SECOND, TEXT_ONLY]], images[None], 48)
@@ -87,7 +87,7 @@ def test_documents_may_share_an_image_slot():
     np.testing.assert_allclose(loss_sums(shared), loss_sums(twice), rtol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_regression_is_exactly_zero_without_images():
     batch = make_batch([[TEXT_ONLY, TEXT_ONLY]], random_images(1)[None], 16)
     grads, (metrics, _) = GRADIENT(PARAMS, STATISTICS, batch, config=CONFIG, ids=IDS)
@@ -96,6 +96,7 @@ def test_regression_is_exactly_zero_without_images():
     assert float(jnp.abs(grads["vision"]["patch_embed"]["kernel"]).max()) == 0.0
 
 
+@pytest.mark.long
 def test_regression_targets_receive_no_gradient():
     """Without the text loss and with predictions of 0, no gradient flows to the encoder through the targets."""
     batch = make_batch([[FIRST]], random_images(1)[None], 16)
@@ -107,6 +108,7 @@ def test_regression_targets_receive_no_gradient():
     assert float(jnp.abs(grads["vision"]["patch_embed"]["kernel"]).max()) == 0.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 7, 48, 1000])
 def test_loss_chunks_do_not_change_the_loss(chunk):
     batch = make_batch([[FIRST, SECOND]], random_images(3)[None], 48)
@@ -119,7 +121,7 @@ def test_loss_chunks_do_not_change_the_loss(chunk):
     [
         {"remat": "full"},
         {"unroll": True},
-        *(pytest.param({"remat": kept}, marks=pytest.mark.slow) for kept in ("dots", "attention", "offload")),
+        *(pytest.param({"remat": kept}, marks=pytest.mark.long) for kept in ("dots", "attention", "offload")),
     ],
 )
 def test_how_it_is_computed_changes_no_gradient(change):
@@ -133,6 +135,7 @@ def test_how_it_is_computed_changes_no_gradient(change):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.long
 def test_standardised_embeddings_have_unit_variance_and_running_statistics():
     config = dataclasses.replace(CONFIG, standardise=True)
     images = random_images(6)[None]
@@ -144,7 +147,7 @@ def test_standardised_embeddings_have_unit_variance_and_running_statistics():
     np.testing.assert_allclose(embeds.var(0).mean(), 1.0, atol=0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_dropout_needs_a_key_and_changes_the_loss():
     fields = models.debug()
     fields.causal.dropout, fields.vision.drop_path = 0.5, 0.5
@@ -158,7 +161,7 @@ def test_dropout_needs_a_key_and_changes_the_loss():
     assert total(jax.random.key(1)) != total(jax.random.key(2))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_logits_of_the_whole_batch_never_exist():
     """The compiled gradient has no float32 [B, S, V]."""
     batch = make_batch([[FIRST, SECOND]] * 4, np.stack([random_images(3)] * 4), 48)

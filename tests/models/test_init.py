@@ -112,6 +112,7 @@ def test_scaled_weights_differ_where_causal_py_says_so(theirs):
     assert differing(ours(stand_in(init="scaled")), theirs) == sorted(["cformer.causal_tokens", *cross, *heads])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["causal", "bidirectional"])
 def test_published_statistics(kind):
     """The reference's standard deviations within five standard errors, and the bounds of uniform parameters."""

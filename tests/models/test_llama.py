@@ -13,6 +13,7 @@ from emu_jax.models.llama import LlamaConfig
 CONFIG = emu.EmuConfig.from_dict(models.debug())
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("steps", [[7], [4, 1, 1, 1], [1, 6]])
 def test_decoding_from_a_cache_equals_one_forward_pass(steps):
     llama = emu.bind(CONFIG, emu.init(CONFIG, jax.random.key(0))).llama

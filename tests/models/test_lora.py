@@ -120,6 +120,7 @@ def test_the_adapter_s_input_alone_is_dropped():
     np.testing.assert_allclose(linear(x), x @ kernel + 0.5 * x @ a @ b, atol=1e-5)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_layer_and_projection_draws_its_own_mask(monkeypatch, remat):
     """Records the keys that the running program uses, backward pass included."""
@@ -180,6 +181,7 @@ def test_unmerging_is_the_inverse_of_merging():
         np.testing.assert_allclose(back[path], flatten(params)[path], atol=1e-6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("targets", [("q", "k", "v", "o"), PROJECTIONS])
 @pytest.mark.parametrize("kind", ["", "int8", "int4"])
 def test_a_merged_model_says_the_same(targets, kind):

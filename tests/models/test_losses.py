@@ -118,6 +118,7 @@ def test_the_metrics_of_sources_are_the_same_under_either_mean():
     assert float(found[0]["text_loss"]) != pytest.approx(float(found[1]["text_loss"]), rel=1e-3)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("sources", [(), (SourceWeights("one", 0.3, 0.7),)])
 def test_one_source_is_the_mean_over_tokens(sources):
     """Bitwise, including gradients; batches of one source have no source ids."""

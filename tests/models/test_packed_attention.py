@@ -39,6 +39,7 @@ def results(kernel: str, head_dim: int = 128) -> dict[str, np.ndarray]:
     return {name: np.asarray(x) for name, x in zip(("mixed", "dq", "dk", "dv"), (mixed, *gradients), strict=True)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("head_dim", [128, 40])
 def test_the_tpu_kernel_equals_plain_attention(head_dim):
     plain, splash = results("plain", head_dim), results("splash", head_dim)
@@ -56,6 +57,7 @@ with jax.set_mesh(make_mesh({sys.argv[1]: 2})):
 """
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
 def test_the_tpu_kernel_is_sharded_over_a_mesh(axis, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"

@@ -33,6 +33,7 @@ def test_errors_are_half_a_step(inputs, outputs, seed, size):
     assert (np.abs(integers * scale - kernel) <= 0.501 * scale).all()
 
 
+@pytest.mark.long
 @given(
     groups=st.integers(1, 3),
     outputs=st.integers(1, 5),

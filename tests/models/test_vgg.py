@@ -32,6 +32,7 @@ def test_the_distance_by_hand(params):
     assert (vgg.distance(params, *images, 3) > expected).all(), "further blocks are added"
 
 
+@pytest.mark.long
 def test_equal_images_have_no_distance_and_a_finite_gradient(params):
     for value in (0.0, 1.0):
         image = jnp.full((1, 16, 16, 3), value)

@@ -45,6 +45,7 @@ def test_a_model_that_draws():
     assert plan.weights["unet"] > 0 and plan.weights["vae"] > 0
 
 
+@pytest.mark.long
 def test_as_a_command(tmp_path, capsys):
     file = tmp_path / "plan.json"
     words = ["--config", tiny.__file__, "--topology", "here", "--serve", "--json", str(file)]

@@ -41,6 +41,7 @@ def test_groups_of_a_small_step(config, groups, frozen):
     assert (whole.moving - part.moving) > 0, "two layers' gradients and one's"
 
 
+@pytest.mark.long
 def test_with_micro_batches_a_step_is_two_programs_beside_their_sums(config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.optimizer.accumulate_steps = 2

@@ -72,6 +72,7 @@ def test_every_text_is_the_one_generated_on_its_own(plain, texts, temperature):
         assert ids == alone.token_ids + [plain.tokenizer.eos_id] * ends
 
 
+@pytest.mark.long
 def test_to_the_last_position_of_the_context(plain, texts):
     prompt = encode_continuation(plain, ["a"])
     limit = prompt.max_new_tokens(plain.config.llama.context, plain.config.llama.context - len(prompt.tokens))

@@ -95,6 +95,7 @@ def test_cancelling_frees_the_slot(engine):
     assert cancelled >= 9
 
 
+@pytest.mark.long
 def test_requests_are_answered_while_it_compiles(model):
     """It has more slots for texts than other tests, so their programs are not there yet."""
     engine = Engine(model, Limits(text_slots=5, drawing_slots=2))

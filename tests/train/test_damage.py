@@ -93,6 +93,7 @@ def test_a_corrupt_newest_checkpoint_is_set_aside(two, documents, tmp_path, caps
     assert open_checkpoint(workdir).folder == newest
 
 
+@pytest.mark.long
 def test_a_corrupt_checkpoint_in_a_bucket_is_set_aside(two, target, bucket):
     for file in (two / "checkpoints").rglob("*"):
         if file.is_file():

@@ -30,7 +30,7 @@ def test_examples_are_what_the_model_generates(drawing, documents):
     assert not np.allclose(first, second), "latents are drawn from their Gaussian"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_resumed_decoder_is_the_uninterrupted_one(drawing, tmp_path):
     config = tiny.decoder_config(drawing / "latents")
     config.train.steps = 4

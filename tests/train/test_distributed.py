@@ -110,7 +110,7 @@ def one(tmp_path_factory, documents) -> Path:
     return train(tmp_path_factory.mktemp("one") / "run", documents, processes=1, devices=2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_as_one(one, two):
     assert_losses_agree(one, two)
     assert sorted(path.name for path in two.iterdir()) == [

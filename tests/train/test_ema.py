@@ -115,6 +115,7 @@ def test_a_run_s_ema_is_the_kernel_over_its_parameters(averaged):
     assert same(parameters(averaged, "auto"), ema), "the EMA is what is taken by default"
 
 
+@pytest.mark.long
 def test_metrics_tell_the_decay(averaged):
     found = [row["ema_decay"] for row in read_metrics(averaged / "metrics.jsonl")]
     expected = [1 - (1 - DECAY) / (1 - DECAY ** (step + 1)) for step in range(STEPS)]
@@ -179,6 +180,7 @@ def test_export_writes_either(averaged, tmp_path, words):
     np.testing.assert_array_equal(found["model.norm.weight"], expected["llama/final_norm/scale"])
 
 
+@pytest.mark.long
 def test_a_run_begins_with_the_ema(averaged, documents):
     """Adapters on it: the EMA in its place; their own EMA is of them alone, and of the initial ones as they are."""
     config = tiny.instruct_config(documents, averaged)

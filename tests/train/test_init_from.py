@@ -61,6 +61,7 @@ def begun(config: ConfigDict, mesh_sizes: dict | None = None):
         return kept, init_from_checkpoints(fresh, inputs.config, task.init_parts, inputs.tokenizer.role_words)
 
 
+@pytest.mark.long
 def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging_llama):
     config = make_config(parts, documents)
     fresh, state = begun(config)

@@ -71,7 +71,7 @@ def test_adapters_alone_are_trained(trained):
     assert set(sizes) == expected, "moments of what is trained alone"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_equal_merged_weights(trained):
     _, after, _ = trained
     flat = flatten(after.params)

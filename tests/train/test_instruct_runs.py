@@ -98,6 +98,7 @@ def test_integer_weights_must_come_from_somewhere(documents):
 # ---------------------------------------------------------------- a run's checkpoint
 
 
+@pytest.mark.long
 def test_a_run_is_loaded_with_its_adapters_beside_the_weights(instructed):
     beside = Emu.load(instructed)
     assert beside.config.llama.lora_targets == ("q", "v", "down") and beside.tokenizer.instruct

@@ -29,6 +29,7 @@ FIRST = ("quickstart", "ablations/base", "pretrain:14b", "instruct:mini")
 NAMES = [name if name in FIRST else pytest.param(name, marks=pytest.mark.slow) for name in CONFIGS]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_trained_gets_a_gradient(name, sources):
     for kind in kinds_of(name):

@@ -15,7 +15,8 @@ from emu_jax.checkpoints.load import load_emu
 from emu_jax.checkpoints.store import EMA_PREFIX, newest_folder, read_meta
 from emu_jax.workdir import read_metrics
 
-pytestmark = pytest.mark.slow  # each test trains several runs in processes of their own
+# Each test trains several runs in processes of their own.
+LONG, SLOW = pytest.mark.long, pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "images_per_s", "step_ms", "input_wait_ms", "compute_ms", "model_gflop_per_s", "compile_s"}
@@ -61,7 +62,7 @@ def learnt(workdir: Path) -> dict[int, dict]:
     return {row["step"]: {name: value for name, value in row.items() if name not in TIMES} for row in rows}
 
 
-@pytest.mark.parametrize("when", ["between two saves", "at random"])
+@pytest.mark.parametrize("when", [pytest.param("between two saves", marks=LONG), pytest.param("at random", marks=SLOW)])
 def test_kill_minus_nine_changes_nothing(whole, documents, tmp_path, when):
     died_at = 5 if when == "between two saves" else int(np.random.default_rng().integers(1, STEPS))
     workdir = tmp_path / "run"
@@ -89,6 +90,7 @@ def _leaves(tree: dict) -> list[np.ndarray]:
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
+@SLOW
 def test_a_finished_run_is_left_as_it_is(whole, documents):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
     done = run(whole, documents)
@@ -119,7 +121,9 @@ def one_device(documents, tmp_path_factory) -> Path:
     return workdir
 
 
-@pytest.mark.parametrize("layout", MESHES)
+@pytest.mark.parametrize(
+    "layout", [pytest.param(name, marks=LONG if number == 0 else SLOW) for number, name in enumerate(MESHES)]
+)
 def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout):
     """Losses of 20 steps agree to 1e-4; the parameters are split; a checkpoint moves from one mesh to the other."""
     mesh = [f"--config.train.mesh.{axis}={size}" for axis, size in MESHES[layout].items()]
@@ -138,6 +142,7 @@ def test_eight_devices_train_as_one_does(documents, tmp_path, one_device, layout
         assert sizes["bytes_on_first_device"] < (1 / ways + 0.2) * sizes["bytes"], sizes
 
 
+@SLOW
 def test_saved_on_eight_devices_restored_on_fewer(documents, tmp_path):
     """Parameters come back bit for bit, split over as many devices as there are."""
     eight = run(tmp_path / "eight", documents, "--config.train.mesh.fsdp=8", devices=8)

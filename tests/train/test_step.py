@@ -60,6 +60,7 @@ DOCUMENTS = {
 }
 
 
+@pytest.mark.long
 def test_one_program_for_every_kind_of_document():
     step, state = make_step()
     for name, document in DOCUMENTS.items():
@@ -71,7 +72,7 @@ def test_one_program_for_every_kind_of_document():
     assert step._cache_size() == 1, "compilations"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_accumulated_micro_batches_are_the_whole_batch():
     whole, state = make_step()
     fields = tiny.get_config().optimizer
@@ -88,7 +89,7 @@ def test_accumulated_micro_batches_are_the_whole_batch():
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_frozen_part_does_not_move_and_has_no_gradient_and_no_moments():
     """Its share of the gradient's norm, which is clipped, is gone."""
     fields = tiny.get_config().optimizer
@@ -114,7 +115,7 @@ def test_a_frozen_part_does_not_move_and_has_no_gradient_and_no_moments():
     assert float(rows["all"]["grad_norm"]) > 1.001 * float(rows["frozen"]["grad_norm"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_norms_by_part_are_those_of_a_plain_computation():
     """Of the gradient before it is clipped, of the parameters before the step, and of what the step takes from them."""
     config = OptimizerConfig.from_dict(tiny.get_config().optimizer.to_dict() | {"clip_norm": 0.01})
@@ -140,7 +141,7 @@ def test_norms_by_part_are_those_of_a_plain_computation():
 
 
 @pytest.mark.parametrize(("document", "stopped"), [("image last", True), ("image first", False)])
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_part_without_a_gradient_shows(document, stopped):
     """Where every image is a regression target and `stop_target_inputs` stops it, the encoder's norm is 0."""
     fields = model().to_dict() | {"stop_target_inputs": True}

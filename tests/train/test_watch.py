@@ -4,6 +4,7 @@ Processes that train `tests/train/tiny.py`, where the task `tests/train/stalling
 """
 
 import faulthandler
+import re
 
 import pytest
 
@@ -85,7 +86,7 @@ def test_the_process_that_the_others_wait_for_is_named(judge):
     assert judge(*waiting, report(1, COMPUTING, 7, 91, 90)) == expected, "the last to get there"
 
 
-# STALL, the phase that is named, and a function in its stack: a step blocks its caller, or whoever waits for its results.
+# STALL, the phase that is named, and a function in its stack: a step blocks its caller, or the one who waits for it.
 HANGS = {
     "reading": ("reading:6:600", "reading data, step 5, for more than 16 s", "__next__"),
     "computing": ("computing:5:600", "computing, step 5, for more than 15 s", "(__call__|block_until_ready)"),

@@ -25,7 +25,7 @@ def folder(golden, tmp_path):
     return tmp_path
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_stable_diffusion_with_emus_condition_maps_with_nothing_left_over():
     torch = pytest.importorskip("torch")
     library = pytest.importorskip("diffusers")
@@ -50,7 +50,7 @@ def test_stable_diffusion_with_emus_condition_maps_with_nothing_left_over():
         assert sorted(matched.values()) == sorted(shapes), "every key once"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_odd_latents_as_the_library_does(folder):
     """Sizes that halve to odd ones: 5 x 7 latents through three resolutions."""
     torch = pytest.importorskip("torch")
@@ -68,7 +68,7 @@ def test_odd_latents_as_the_library_does(folder):
     np.testing.assert_allclose(unet.apply(params, latents, steps, condition, config=config), expected, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_exported_parts_load_in_diffusers(drawing, tmp_path):
     """Averaged U-Net, and a VAE with the scale that training measured: what the library computes."""
     torch = pytest.importorskip("torch")

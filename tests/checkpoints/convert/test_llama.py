@@ -79,6 +79,7 @@ def test_sharded_bin_files_are_the_same(hugging_llama, tmp_path):
         np.testing.assert_array_equal(flatten(params)[path], value)
 
 
+@pytest.mark.long
 def test_metas_files_are_the_same_model(meta_llama, hugging_llama):
     _, network = hugging_llama
     fields, params = load_folder(meta_llama)
@@ -114,6 +115,7 @@ def test_exported_shards_have_an_index(hugging_llama, tmp_path, monkeypatch):
     np.testing.assert_array_equal(theirs(again, TOKENS), theirs(network, TOKENS))
 
 
+@pytest.mark.long
 def test_lora_loads_in_peft(golden, tmp_path):
     """The language model without LoRA, exported, and the adapter folder, loaded by PEFT: logits of the merged model."""
     transformers = pytest.importorskip("transformers", reason="install .[compare]")
@@ -182,6 +184,7 @@ def test_adapters_trained_here_come_back(instructed, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, emu.merged().params)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

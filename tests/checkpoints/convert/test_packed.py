@@ -73,6 +73,7 @@ def test_is_a_safetensors_file(model):
     assert value.dtype == "bfloat16"
 
 
+@pytest.mark.long
 def test_can_be_exported_and_continued(model, documents, tmp_path):
     from emu_jax.config import load_config
     from emu_jax.train.loop import train

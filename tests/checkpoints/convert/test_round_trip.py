@@ -74,6 +74,7 @@ def converted_instruct(mini, tmp_path_factory):
     return out
 
 
+@pytest.mark.long
 def test_every_tensor_of_the_pretrained_model_comes_back(mini, converted, tmp_path):
     run("export", "--from", converted, "--to", tmp_path / "out", "--format", "emu")
     for file in (ENCODER, UNET, VAE):
@@ -104,6 +105,7 @@ def test_bfloat16_sources_come_back_too(mini, tmp_path, kind, dtype):
     assert_same_bits(read(tmp_path / "out" / name), state)
 
 
+@pytest.mark.long
 def test_converted_weights_are_the_published_ones(mini, converted):
     emu = Emu.load(converted)
     direct = load_emu(mini / "pretrain", vision_head_dim=12)
@@ -112,6 +114,7 @@ def test_converted_weights_are_the_published_ones(mini, converted):
     assert emu.decoder is not None and emu.tokenizer.vocab_size == direct.config.llama.vocab_size
 
 
+@pytest.mark.long
 def test_lora_apart_and_merged_are_the_same_model(mini, converted_instruct, tmp_path):
     file = mini / "instruct" / "Emu-instruct.pt"
     run("convert", "--from", file, "--to", tmp_path / "m", "--vision-head-dim", 12, "--merge-lora")
@@ -151,7 +154,7 @@ def kill_conversion(source, out, slices: int) -> list[str]:
     return command
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
     out = tmp_path / "c"
     command = kill_conversion(mini / "instruct" / "Emu-instruct.pt", out, 20)
@@ -162,7 +165,7 @@ def test_a_killed_conversion_is_resumed(mini, tmp_path, converted_instruct):
     assert {path.name for path in out.iterdir()} == {path.name for path in converted_instruct.iterdir()}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_parts_of_another_conversion_are_not_taken(mini, tmp_path):
     """What a killed run left behind serves the same conversion again, and no other."""
     meta, stamps = tmp_path / "c" / "unet" / "meta" / "metadata", []
@@ -240,7 +243,7 @@ def test_parts_are_not_stored_in_integers(hugging_llama, eva_clip, tmp_path, cap
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     """Orbax's own layout, with averaged parameters of the decoder, in and out again."""
     run("export", "--from", drawing, "--to", tmp_path / "out", "--format", "emu")
@@ -259,7 +262,7 @@ def test_checkpoints_of_training_are_exported(drawing, tmp_path, caplog):
     assert ours.size == theirs.size and abs(ours.vae_config.scale / theirs.vae_config.scale - 1) < 1e-6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_bfloat16_weights_draw(mini, golden, tmp_path):
     words = golden / "llama_tokenizer.model"
     small = ["--dtype", "bfloat16", "--tokenizer", words, "--vision-head-dim", 12]
@@ -270,7 +273,7 @@ def test_bfloat16_weights_draw(mini, golden, tmp_path):
     assert emu.generate_image(["a red bus"], sampler="ddim", steps=1, height=32, width=32).image.size == (32, 32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind, off", [("int8", 0.1), ("int4", 0.6)])
 def test_integer_weights_generate(mini, golden, converted, tmp_path, kind, off):
     arguments = ["--vision-head-dim", 12, "--tokenizer", golden / "llama_tokenizer.model", "--quantise", kind]
@@ -286,7 +289,7 @@ def test_integer_weights_generate(mini, golden, converted, tmp_path, kind, off):
     assert 0 < np.abs(near - far).max() < off * np.abs(far).max()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_integer_weights_stay_here(mini, tmp_path, capsys):
     run("convert", "--from", mini, "--to", tmp_path / "q", "--vision-head-dim", 12, "--quantise", "int8")
     error = refused(capsys, "export", "--from", tmp_path / "q", "--to", tmp_path / "o", "--format", "llama")

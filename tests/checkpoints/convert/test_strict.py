@@ -91,7 +91,7 @@ def published(name: str) -> str:
     return name
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_pattern_of_the_published_files(golden, tmp_path, kind):
     folder, file = KINDS[kind]

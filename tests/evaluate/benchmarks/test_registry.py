@@ -234,6 +234,7 @@ def _put(value, place, new):
     return value
 
 
+@pytest.mark.long
 @EVERY
 @settings(max_examples=25)
 @given(data=st.data())
@@ -260,6 +261,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
         path.write_text(whole)
 
 
+@pytest.mark.long
 @EVERY
 @settings(max_examples=25)
 @given(data=st.data())
@@ -293,6 +295,7 @@ def _shuffled(value, rng):
     return value
 
 
+@pytest.mark.long
 @EVERY
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))

@@ -24,6 +24,7 @@ def test_scores_are_those_of_the_report(trained, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith("step 7: ")
 
 
+@pytest.mark.long
 def test_a_run_has_rows_of_them(documents, tmp_path):
     words = [f"--config.data.source={documents}", "--config.train.steps=3", "--config.train.log_every=2"]
     assert main(["train", "--config", tiny.__file__, "--workdir", str(tmp_path), "--score-every", "2", *words]) == 0
