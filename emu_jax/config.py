@@ -42,11 +42,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     check_local(spec, "a config, which is Python code,")
     path, _, variant = spec.partition(":")
-    file = Path(path)
-    if not file.is_file() and file.parts[:1] == ("configs",):
-        file = SHIPPED / path
-    if not file.is_file():
-        raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
+    file = config_file(path)
     # Config files import one another as `configs.models`, from any current directory.
     folders = file.resolve().parents
     root = str(next((folder for folder in folders if folder.name == "configs"), folders[0]).parent)
@@ -65,6 +61,20 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     for text in overrides:
         override(config, text)
     return config
+
+
+def config_file(path: str) -> Path:
+    """A config's file: the user's own, or else the one of that path that comes with the package.
+
+    Raises:
+      UserError: there is neither.
+    """
+    file = Path(path)
+    if not file.is_file() and file.parts[:1] == ("configs",):
+        file = SHIPPED / path
+    if not file.is_file():
+        raise UserError(f"--config {path}: no such file; expected a config such as configs/quickstart.py")
+    return file
 
 
 def choose(variants: Mapping[str, Callable[[], ConfigDict]], variant: str, file: str) -> ConfigDict:

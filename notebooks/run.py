@@ -43,7 +43,7 @@ class CellError(Exception):
 
 
 def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
-    """Runs a notebook with `folder` as its current one; a link `emu_jax` there stands for the clone that Colab has.
+    """Runs a notebook with `folder` as its current one.
 
     Raises:
       CellError: a cell fails.
@@ -52,9 +52,6 @@ def execute(name: str, folder: Path, size: str = "") -> NotebookNode:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    link = folder / "emu_jax"
-    if not link.exists():
-        link.symlink_to(HERE.parent, target_is_directory=True)
     sockets = tempfile.TemporaryDirectory()  # over TCP, all that is said could be read by other users
     environment = os.environ | {"TQDM_DISABLE": "1"} | ({"EMU_JAX_NOTEBOOK": size} if size else {})
     begun = [0]  # cells, counted from 1
@@ -113,7 +110,7 @@ def _stored(data: NotebookNode, folder: Path) -> dict[str, str]:
 
 def without_paths(text: str, folder: Path) -> str:
     """Text with paths in `folder` and the checkout made relative, and other absolute ones shortened to their names."""
-    for place in (str(folder / "emu_jax"), str(folder), str(HERE.parent)):
+    for place in (str(folder), str(HERE.parent)):
         text = text.replace(place + "/", "").replace(place, ".")
     return ABSOLUTE.sub(lambda found: "…/" + Path(found[0]).name, text)
 

@@ -3,7 +3,7 @@
 import numpy as np
 import PIL.Image
 
-from notebooks.image_grid import RIGHT, WRONG, sheet
+from emu_jax.evaluate.image_grid import RIGHT, WRONG, sheet
 
 
 def test_images_stand_row_by_row():
