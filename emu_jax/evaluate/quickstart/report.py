@@ -225,10 +225,13 @@ def _chat_cards(chats: Chats) -> str:
     for conversation in chats.conversations:
         turns = []
         for exchange in conversation.exchanges:
+            turns.append(f"<div class=asked>{html.escape(exchange.question)}</div>")
+            if exchange.drawn is not None:
+                turns.append(f'<div class="said good"><img src="{_png(np.asarray(exchange.drawn))}" alt=""></div>')
+                continue
             right = exchange.answer == exchange.right
             mark = "good" if right else "bad"
-            truth = "" if right else f" <span class=k>({html.escape(exchange.right)})</span>"
-            turns.append(f"<div class=asked>{html.escape(exchange.question)}</div>")
+            truth = "" if right else f" <span class=k>({html.escape(exchange.right or 'an image')})</span>"
             turns.append(f'<div class="said {mark}">{html.escape(exchange.answer) or "(nothing)"}{truth}</div>')
         image = f'<img src="{_png(conversation.example.pixels)}" alt="">'
         cards.append(f"<div class=card>{image}{''.join(turns)}</div>")
