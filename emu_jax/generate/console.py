@@ -96,10 +96,10 @@ class Console:
         """Draws the image that the answer to a message began, and writes the path of its file."""
         drawn = self.chat.draw(seed=self.settings.get("seed", 0))
         folder.mkdir(parents=True, exist_ok=True)
-        taken = {file.name for file in folder.iterdir()}
-        name = next(name for number in itertools.count(1) if (name := f"drawing-{number}.png") not in taken)
-        save(drawn, DrawingRequest((message,), drawn.seed, folder / name), {})
-        self._write(f"{folder / name}\n")
+        files = (folder / f"drawing-{number}.png" for number in itertools.count(1))
+        file = next(file for file in files if not file.exists())
+        save(drawn, DrawingRequest((message,), drawn.seed, file), {})
+        self._write(f"{file}\n")
 
     def _write(self, text: str) -> None:
         self.out.write(text)

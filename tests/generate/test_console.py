@@ -13,6 +13,8 @@ from PIL import Image
 
 from emu_jax import Emu
 from emu_jax.cli import main
+from emu_jax.generate.console import Console, converse
+from tests.train import tiny
 
 
 @pytest.fixture
@@ -119,3 +121,19 @@ def test_ctrl_c_stops_an_answer(model, capfd, monkeypatch):
     assert note == "(stopped)" and err == ""
     assert whole.startswith(stopped) and whole != stopped
     assert len(calls) == 2 + 4, "steps: two for three tokens, then four for five"
+
+
+def test_images_that_answers_begin_are_files(instructed, drawing, tmp_path):
+    """They are numbered after those that are there, and carry what was asked."""
+    model = tiny.that_draws(Emu.load(instructed, decoder=drawing).merged())
+    (tmp_path / "drawing-1.png").touch()
+    out = io.StringIO()
+    console = Console(model.chat(""), out, {"seed": 3}, tmp_path)
+    converse(console, ["draw a red bar", "/undo", "and a blue one"])
+    files = [tmp_path / "drawing-2.png", tmp_path / "drawing-3.png"]
+    assert out.getvalue() == "".join(f"\n{file}\n" for file in files)
+    asked = [Image.open(file).text["prompt"] for file in files]
+    assert asked == ['["draw a red bar"]', '["and a blue one"]']
+    silent = io.StringIO()
+    converse(Console(model.chat(""), silent, {"seed": 3}), ["draw a red bar"])
+    assert silent.getvalue() == "\n", "without a folder nothing is drawn"
