@@ -110,3 +110,28 @@ def test_it_installs(python, tmp_path):
     installed = {re.sub(r"[-_.]+", "-", each["name"]).lower(): each["version"] for each in found}
     assert installed.pop("emu-jax")
     assert installed == pins(python)
+
+
+@pytest.mark.slow
+def test_the_lowest_versions_that_setup_allows_work(tmp_path):
+    """A machine that has older packages already, which satisfy setup.py: it trains, saves, loads and generates."""
+    for name in ("emu_jax", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / "source" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "README.md", "pyproject.toml"):
+        shutil.copy(ROOT / name, tmp_path / "source")
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*command: object) -> str:
+        done = subprocess.run([*map(str, command)], cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run(sys.executable, "-m", "venv", "lowest")
+    python = tmp_path / "lowest" / "bin" / "python"
+    run(python, "-m", "pip", "install", "--quiet", "uv")
+    uv = tmp_path / "lowest" / "bin" / "uv"
+    run(uv, "pip", "install", "--quiet", "--python", python, "--resolution", "lowest-direct", tmp_path / "source")
+    steps = ("--config.train.steps=4", "--config.train.minutes=0")
+    command = tmp_path / "lowest" / "bin" / "emu-jax"
+    run(command, "train", "--config", "configs/quickstart.py", "--workdir", "run", *steps)
+    run(command, "generate", "--model", "run", "--prompt", "cat", "--max-new-tokens", "4")
