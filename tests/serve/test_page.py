@@ -27,6 +27,8 @@ from emu_jax.data import fluent_emoji
 from emu_jax.data.images import resize
 from emu_jax.serve.encoded_prompt import Message
 from emu_jax.serve.engine import DrawSettings, Engine, TextSettings
+from tests.serve.conftest import LIMITS
+from tests.train import tiny
 
 uvicorn = pytest.importorskip("uvicorn")
 pytest.importorskip("gradio")
@@ -213,7 +215,7 @@ def test_a_question_about_an_image(page, server, samples):
         about = json.loads(archive.read("settings.json"))
         assert sorted(archive.namelist()) == ["image-1.png", "settings.json"]
     assert about["turns"][0]["user"] == [{"image": "image-1.png"}, {"text": "what is this?"}]
-    assert about["turns"][0]["assistant"] == expected.text
+    assert about["turns"][0]["assistant"] == [{"text": expected.text}]
     assert about["turns"][0]["settings"]["system"] == "a red bar"
 
     enabled(page, "Take back").click()
@@ -231,6 +233,51 @@ def test_texts_are_shown_as_they_are(page):
     ask(page, text)
     playwright.expect(page.locator("#chat .user").first).to_contain_text(text, timeout=PATIENCE)
     assert page.locator("#chat .user img, #chat .user b").count() == 0
+
+
+def test_an_answer_that_begins_an_image_is_drawn(browser, model, tmp_path):
+    drawer = tiny.that_draws(model.merged())
+    engine = Engine(drawer, LIMITS)
+    engine.start()
+    with serve(engine, tmp_path / "files") as server, opened(browser, server) as page:
+        ask(page, "a bar")
+        playwright.expect(page.locator("#chat .bot img")).to_have_count(1, timeout=PATIENCE)
+        address = page.locator("#chat .bot img").get_attribute("src")
+        shown = Image.open(io.BytesIO(page.request.get(address).body()))
+        ask(page, "and again")  # reads the drawn image, and draws another one
+        playwright.expect(page.locator("#chat .bot img")).to_have_count(2, timeout=PATIENCE)
+        with zipfile.ZipFile(io.BytesIO(downloaded(page, enabled(page, "Download")))) as archive:
+            assert sorted(archive.namelist()) == ["drawing-1.png", "drawing-2.png", "settings.json"]
+    engine.close(0)
+    chat = drawer.chat("")
+    chat.say("a bar")
+    assert_alike(shown, chat.draw().image)
+
+
+def test_one_click_shows_what_it_can_do(page, server):
+    """An example of each tab asks, draws, blends, continues and answers at once."""
+    clicked = ".gallery-item, tbody tr"
+    page.get_by_label("System message").fill("a")  # the paper's is longer than this model's context
+    page.locator("#chat-examples").locator(clicked).first.click()
+    playwright.expect(page.locator("#chat .bot").first).to_be_visible(timeout=PATIENCE)
+    tab(page, "Draw")
+    quick(page)
+    page.locator("#draw-names").locator(clicked).first.click()
+    drawn_images(page, 1)
+    before = page.locator("#drawn img").first.get_attribute("src")
+    page.get_by_role("tab", name="Blend").click()
+    page.locator("#draw-blends").locator(clicked).first.click()
+    page.wait_for_function("x => document.querySelector('#drawn img')?.src !== x", arg=before, timeout=PATIENCE)
+    drawn_images(page, 1)
+    tab(page, "Document")
+    page.get_by_label("number input for Steps").locator("visible=true").fill("3")
+    page.locator("#document-examples").locator(clicked).nth(1).click()
+    playwright.expect(page.locator("#document-status")).to_contain_text("new items", timeout=PATIENCE)
+    tab(page, "Few-shot")
+    page.get_by_label("Form of the prompt").click()
+    page.get_by_role("option", name="plain: image, text").click()
+    page.locator("#few-shot-examples").locator(clicked).first.click()
+    playwright.expect(page.locator("#few-shot-status")).to_contain_text("prompt of", timeout=PATIENCE)
 
 
 def test_errors_are_one_line(page, server, tmp_path):

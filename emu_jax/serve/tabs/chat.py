@@ -99,7 +99,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 clear = gr.Button("Clear", size="sm", min_width=90)
                 download = gr.DownloadButton("Download", size="sm", min_width=90, interactive=False)
             status = gr.HTML(note(""), elem_id="chat-status", padding=False)
-            gr.Examples(
+            examples = gr.Examples(
                 [
                     [{"text": NAME_ASKS[0], "files": [samples[1].path]}],
                     [{"text": TONE_ASKS, "files": [samples[6].path]}],
@@ -107,7 +107,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     *([[{"text": DRAW_ASKS[0].format(samples[0].name), "files": []}]] if engine.draws else []),
                 ],
                 box,
-                label="Examples, with images that were not in the training set",
+                label="Examples, with images that were not in the training set: one click asks",
                 elem_id="chat-examples",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
@@ -218,6 +218,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     for asking in (
         box.submit(with_errors(ask), [conversation, box], question_outputs, **EVENT),
         retry.click(with_errors(ask_again), conversation, question_outputs, **EVENT),
+        examples.load_input_event.success(with_errors(ask), [conversation, box], question_outputs, **EVENT),
     ):
         event = asking.success(with_errors(answer), [conversation, system, *controls], answer_outputs, **EVENT)
         always(event, idle, conversation, idle_outputs)

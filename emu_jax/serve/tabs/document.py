@@ -80,14 +80,14 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             with gr.Row(elem_classes="tools"):
                 as_html = gr.DownloadButton("Download as HTML", size="sm", min_width=130, interactive=False)
                 as_zip = gr.DownloadButton("Download all (zip)", size="sm", min_width=130, interactive=False)
-            gr.Examples(
+            examples = gr.Examples(
                 [
                     [{"text": "", "files": [samples[3].path]}],
                     [{"text": samples[0].name, "files": []}],
                     [{"text": samples[4].name, "files": [samples[4].path]}],
                 ],
                 box,
-                label="Examples (add one, then continue)",
+                label="Examples: one click adds it and continues",
                 elem_id="document-examples",
             )
         with gr.Column(scale=1, min_width=260), gr.Accordion("Settings", open=True):
@@ -159,11 +159,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
 
     idle_outputs = [preview, stop, as_html, as_zip]
     inputs = [document, order, items, tokens, *controls]
-    running = go.click(with_errors(run), inputs, [paper, preview, document, status, stop], **EVENT)
-    always(running, idle, document, idle_outputs)
-    adding = box.submit(
-        with_errors(add), [document, box], [paper, preview, document, box, status], cancels=running, **EVENT
-    )
+    outputs, added = [paper, preview, document, status, stop], [paper, preview, document, box, status]
+    shown = examples.load_input_event.success(with_errors(add), [document, box], added, **EVENT)
+    running = [go.click(with_errors(run), inputs, outputs, **EVENT)]
+    running.append(shown.success(with_errors(run), inputs, outputs, **EVENT))
+    for event in running:
+        always(event, idle, document, idle_outputs)
+    adding = box.submit(with_errors(add), [document, box], added, cancels=running, **EVENT)
     adding.success(idle, document, idle_outputs, **EVENT)
     stop.click(idle, document, idle_outputs, cancels=running, **EVENT)
     for button, change, given in ((undo, undo_part, document), (clear, reset, None)):

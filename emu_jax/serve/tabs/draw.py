@@ -51,10 +51,11 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                         label="What to draw", placeholder=samples[0].name, lines=2, elem_id="draw-words", max_lines=6
                     )
                     by_words = gr.Button("Draw", variant="primary", elem_id="draw-by-words")
-                    gr.Examples(
+                    names = gr.Examples(
                         [[sample.name] for sample in samples[:6]],
                         words,
-                        label="Names that were not in the training set",
+                        label="Names that were not in the training set: one click draws",
+                        elem_id="draw-names",
                     )
                 with gr.Tab("Blend"):
                     blend = _Blend(samples)
@@ -64,7 +65,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                     rows = Rows(engine, count=4, first=2, label="Text", placeholder="what the image shows")
                     last = gr.Textbox(label="Text to draw", lines=2, elem_id="draw-last")
                     by_rows = gr.Button("Draw", variant="primary", elem_id="draw-by-rows")
-                    gr.Examples(
+                    in_context = gr.Examples(
                         [[samples[1].path, samples[1].name, samples[7].path, samples[7].name, samples[2].name]],
                         [rows.images[0], rows.texts[0], rows.images[1], rows.texts[1], last],
                         label="Example",
@@ -143,8 +144,11 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     drawing = [
         by_words.click(with_errors(from_words), [words, *inputs], outputs, **EVENT),
         words.submit(with_errors(from_words), [words, *inputs], outputs, **EVENT),
+        names.load_input_event.success(with_errors(from_words), [words, *inputs], outputs, **EVENT),
         by_blend.click(with_errors(from_blend), [blend.gallery, *inputs], outputs, **EVENT),
+        blend.examples.load_input_event.success(with_errors(from_blend), [blend.gallery, *inputs], outputs, **EVENT),
         by_rows.click(with_errors(from_rows), [*rows.inputs, last, *inputs], outputs, **EVENT),
+        in_context.load_input_event.success(with_errors(from_rows), [*rows.inputs, last, *inputs], outputs, **EVENT),
     ]
     for event in drawing:
         event.failure(nothing_drawn, None, [status, stop], **EVENT)
@@ -176,10 +180,11 @@ class _Blend:
             earlier = gr.Button("◀ Earlier", size="sm", min_width=80)
             later = gr.Button("Later ▶", size="sm", min_width=80)
             remove = gr.Button("Remove", size="sm", min_width=80)
-        gr.Examples(
+        self.examples = gr.Examples(
             [[[samples[2].path, samples[6].path]], [[samples[4].path, samples[1].path, samples[9].path]]],
             self.gallery,
-            label="Images that were not in the training set",
+            label="Images that were not in the training set: one click blends",
+            elem_id="draw-blends",
         )
 
         async def select(event: gr.SelectData) -> int:

@@ -72,13 +72,14 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             with gr.Row(elem_classes="tools"):
                 go = gr.Button("Answer", variant="primary", size="sm", elem_id="few-shot-go", min_width=100)
                 stop = gr.Button("Stop", size="sm", min_width=70, interactive=False)
-            gr.Examples(
+            given = gr.Examples(
                 [
                     [samples[1].path, samples[1].name, samples[6].path, samples[6].name, samples[0].path, ""],
                     [samples[4].path, samples[4].thing, samples[7].path, samples[7].thing, samples[2].path, ""],
                 ],
                 [rows.images[0], rows.texts[0], rows.images[1], rows.texts[1], query, question],
-                label="Examples, with images that were not in the training set",
+                label="Examples, with images that were not in the training set: one click answers",
+                elem_id="few-shot-examples",
                 example_labels=[
                     f"names: {samples[1].thing}, {samples[6].thing}, then a {samples[0].thing}",
                     f"without skin tones: {samples[4].thing}, {samples[7].thing}, then a {samples[2].thing}",
@@ -142,8 +143,13 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         return note(""), gr.Button(interactive=False)
 
     fields = [*rows.inputs, query, question, form]
-    running = go.click(with_errors(run), [*fields, *controls], [answer, status, stop, download], **EVENT)
-    running.failure(idle, None, [status, stop], **EVENT)
+    inputs, outputs = [*fields, *controls], [answer, status, stop, download]
+    running = [
+        go.click(with_errors(run), inputs, outputs, **EVENT),
+        given.load_input_event.success(with_errors(run), inputs, outputs, **EVENT),
+    ]
+    for event in running:
+        event.failure(idle, None, [status, stop], **EVENT)
     stop.click(idle, None, [status, stop], cancels=running, **EVENT)
     for field in fields:
         field.change(preview, fields, exact, trigger_mode="always_last", **EVENT)
