@@ -24,6 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from emu_jax.chips import peak_flops
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.generate import text
@@ -31,10 +32,9 @@ from emu_jax.generate.samplers import make_table, sample
 from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.flops import forward_flops, unet_forward_flops
-from emu_jax.plan.topology import peak_flops
 from emu_jax.sharding import make_mesh
 from emu_jax.train.global_batch import batch_shardings
-from emu_jax.train.metrics import COUNTED
+from emu_jax.train.interval import PER_SECOND
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import create_state
 from emu_jax.train.step import compile_step
@@ -143,7 +143,7 @@ def _input(inputs: Inputs, repetitions: int) -> Timing:
         if number:  # the first repetition starts threads or processes
             seconds.append((time.perf_counter() - started) / INPUT_BATCHES)
         counts += [count for _, count in batches]
-    units = {name: float(np.mean([count[name] for count in counts])) for name in COUNTED if name in counts[0]}
+    units = {name: float(np.mean([count[name] for count in counts])) for name in PER_SECOND if name in counts[0]}
     rows = len(jax.tree.leaves(batches[0][0])[0])
     return Timing("input", f"{rows} rows", tuple(seconds), {"rows": float(rows)} | units)
 
@@ -211,7 +211,7 @@ def _train(task: Task, inputs: Inputs, repetitions: int) -> Timing:
             return state, metrics
 
         seconds = timed(run, repetitions)
-    units = {name: counts[name] for name in COUNTED if name in counts}
+    units = {name: counts[name] for name in PER_SECOND if name in counts}
     shape = " x ".join(f"{axis} {size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     flops = sum(task.flops().values())
     return _measured("train step", f"{task.rows} rows, {shape}", seconds, units, flops, list(mesh.devices.flat))

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from emu_jax import bench
+from emu_jax.chips import CHIPS
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
-from emu_jax.plan.topology import CHIPS
 from tests.train import tiny
 
 

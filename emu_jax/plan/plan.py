@@ -24,11 +24,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from emu_jax.chips import Chip
 from emu_jax.config import override
 from emu_jax.errors import UserError
 from emu_jax.plan.program import Cost
 from emu_jax.plan.steps import PlannedStep, decode, planned_task, training_step
-from emu_jax.plan.topology import Chip, Topology
+from emu_jax.plan.topology import Topology
 from emu_jax.sharding import AXES, make_mesh
 from emu_jax.train.tasks.task import Task
 

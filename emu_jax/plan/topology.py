@@ -1,4 +1,4 @@
-"""TPU slices that you do not have: their devices as the TPU compiler describes them, and their chips' figures.
+"""TPU slices that you do not have: their devices as the TPU compiler describes them.
 
 In: a name such as `v5p:4x4x4` (chips along the slice's axes), or `here` for this machine's devices. Out: devices for a
 mesh, on which steps compile but cannot run. It needs libtpu (`pip install 'emu-jax[plan]'`), but no TPU.
@@ -15,51 +15,9 @@ from typing import Any
 
 import jax
 
+from emu_jax.chips import CHIPS, Chip, known_chip, peak_flops
 from emu_jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-    """A TPU generation's published figures, per chip.
-
-    Attributes:
-      accelerator: prefix of its accelerator types.
-      kinds: JAX's `device_kind` of its devices.
-      cores: cores per chip, as accelerator types count them.
-      flops: bfloat16 peak, FLOP/s.
-      hbm: bytes of HBM.
-      bandwidth: bytes/s of HBM.
-      interconnect: bytes/s that a chip sends to all its neighbours in the slice together; it receives as many.
-      network: bytes/s that a chip sends to other slices, over the data-centre network.
-    """
-
-    accelerator: str
-    kinds: tuple[str, ...]
-    cores: int
-    flops: float
-    hbm: float
-    bandwidth: float
-    interconnect: float
-    network: float
-
-
-GIB = float(1 << 30)
-# From Google's page on each generation ("System architecture"), which gives the interconnect's two directions together.
-# v5e's network is a pod's 6.4 Tbit/s over 256 chips; v4's and v6e's are not published per chip and assumed to be v5e's.
-CHIPS = {
-    "v4": Chip("v4", ("TPU v4",), 2, 275e12, 32 * GIB, 1228e9, 300e9, 3.1e9),
-    "v5e": Chip("v5litepod", ("TPU v5 lite", "TPU v5e"), 1, 197e12, 16 * GIB, 819e9, 200e9, 3.1e9),
-    "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 2, 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9),
-    "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 1, 918e12, 32 * GIB, 1638e9, 400e9, 3.1e9),
-}
-# Dense bfloat16 peak, FLOP/s, by the beginning of JAX's `device_kind`; from NVIDIA's data sheets.
-GPU_PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100 PCIe": 756e12,
-    "NVIDIA H100 NVL": 835e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
 THIS_MACHINE = "here"  # the name of this machine's devices
 EXPECTED = (
     "a generation and the chips along its axes, as in v5p:4x4x4, v5e:16x16, v6e:16x16 or v4:4x4x4; 2*v5p:4x4x4 for "
@@ -114,25 +72,13 @@ def describe(name: str) -> Topology:
     return Topology(name, chip, chips * slices, list(devices))
 
 
-def peak_flops(kind: str) -> float:
-    """bfloat16 peak of a device by its `device_kind`, FLOP/s; 0 where it is not known."""
-    if (chip := _known_chip(kind)) is not None:
-        return chip.flops
-    known = [name for name in GPU_PEAK_FLOPS if kind.startswith(name)]
-    return GPU_PEAK_FLOPS[max(known, key=len)] if known else 0.0
-
-
-def _known_chip(kind: str) -> Chip | None:
-    return next((chip for chip in CHIPS.values() if kind in chip.kinds), None)
-
-
 def _here() -> Topology:
     devices = jax.devices()
     memory = (devices[0].memory_stats() or {}).get("bytes_limit")
     if memory is None:  # CPU devices share the machine's memory
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / len(devices)
     kind = devices[0].device_kind
-    chip = _known_chip(kind) or Chip(
+    chip = known_chip(kind) or Chip(
         kind, (kind,), 1, peak_flops(kind) or math.nan, float(memory), math.nan, math.nan, math.nan
     )
     return Topology(THIS_MACHINE, chip, len(devices), devices)

@@ -183,19 +183,24 @@ def allgather(value: int) -> list[int]:
     return [int(v) for v in multihost_utils.process_allgather(np.int32(value))] if jax.process_count() > 1 else [value]
 
 
-def merge_across_processes(tree: dict[str, Any]) -> dict[str, Any]:
-    """The nested dicts of all processes merged into one, on every process; the lowest process wins where keys clash."""
+def gather(tree: dict[str, Any]) -> list[dict[str, Any]]:
+    """The JSON-serialisable dict of every process, in their order, on every process."""
     if jax.process_count() == 1:
-        return tree
+        return [tree]
     data = np.frombuffer(json.dumps(tree).encode(), np.uint8)
     sizes = allgather(len(data))
     padded = np.zeros(max(sizes), np.uint8)
     padded[: len(data)] = data
     rows = multihost_utils.process_allgather(padded)  # [processes, bytes]
-    result: dict[str, Any] = {}
-    for row, size in zip(rows, sizes, strict=True):
-        _merge(result, json.loads(row[:size].tobytes()))
-    return result
+    return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+
+
+def merge_across_processes(tree: dict[str, Any]) -> dict[str, Any]:
+    """The nested dicts of all processes merged into one, on every process; the lowest process wins where keys clash."""
+    first, *others = gather(tree)
+    for other in others:
+        _merge(first, other)
+    return first
 
 
 def _merge(tree: dict[str, Any], other: dict[str, Any]) -> None:

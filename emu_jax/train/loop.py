@@ -45,8 +45,9 @@ from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
 from emu_jax.train.init_from import check_init, init_from_checkpoints
+from emu_jax.train.interval import Interval, next_batch_of
 from emu_jax.train.lease import hold
-from emu_jax.train.metrics import Goodput, Interval, MetricsWriter, Trace, next_batch_of, plot_metrics
+from emu_jax.train.metrics import Goodput, MetricsWriter, Trace, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import Step, compile_step
@@ -302,9 +303,9 @@ def train(
         writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
         if writer is not None:
             at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
-        trace = Trace(workdir / "profile", profile if first_process else range(0))
+        trace = Trace(workdir, profile if first_process else range(0))
         timer = SaveTimer(settings.checkpoint_minutes * 60)
-        interval = Interval(sum(task.flops().values()))
+        interval = Interval(task.flops())
         bad_steps = BadStepReport(settings.max_bad_steps, stream)
         saved, diverged = start, ""
         goodput.start(start)
@@ -331,6 +332,8 @@ def train(
                     saving |= timer.due()
                     if is_bucket(workdir):
                         row |= {"storage_retries": retries()}
+                    if first_process:
+                        trace.look_for_request(step)
                 if scoring and scores and (step % scoring.every == 0 or step == total):
                     with goodput.losing("scoring_s"), interval.paused():
                         row = {**(row or {}), **scores(step, state.params, state.statistics)}

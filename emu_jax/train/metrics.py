@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,7 +18,6 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
-from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path, replace_text, write_atomically
@@ -33,7 +33,8 @@ PLOTS = {
     "speed": ("step_ms", "input_wait_ms", "images_per_s", "tokens_per_s", "model_gflop_per_s"),
 }
 
-COUNTED = ("tokens", "images")  # counts of a batch that are reported per second
+
+log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -114,71 +115,6 @@ def _line(row: Mapping[str, float]) -> bytes:
     return (json.dumps(row) + "\n").encode()
 
 
-def next_batch_of(batches: Stream) -> dict[str, np.ndarray]:
-    """The next batch.
-
-    Raises:
-      UserError: the data have ended, as they do where every source has a number of epochs.
-    """
-    try:
-        return next(batches)
-    except StopIteration:
-        raise UserError(
-            "config.data: every source has had its epochs, and the run has not had its steps; lower "
-            "config.train.steps, or set epochs=0, which reads a source for ever"
-        ) from None
-
-
-class Interval:
-    """Times and batch statistics between two logged steps.
-
-    Args:
-      flops: useful FLOPs of a step, analytically; 0 where they are not counted.
-    """
-
-    def __init__(self, flops: float):
-        self._flops = flops
-        self._restart()
-
-    def _restart(self) -> None:
-        self._start, self._wait = time.monotonic(), 0.0
-        self._batches: list[dict[str, float]] = []
-
-    def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
-        """The next batch; times how long the loop waits for it.
-
-        Raises:
-          UserError: the data have ended.
-        """
-        started = time.monotonic()
-        batch = next_batch_of(batches)
-        self._wait += time.monotonic() - started
-        self._batches.append(batches.describe())
-        return batch
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time inside out of the interval."""
-        started = time.monotonic()
-        yield
-        self._start += time.monotonic() - started
-
-    def finish(self) -> dict[str, float]:
-        """Means over the interval; a new one starts."""
-        seconds, count = time.monotonic() - self._start, len(self._batches)
-        mean = {name: float(np.mean([b[name] for b in self._batches])) for name in self._batches[0]}
-        counted = {name: mean.pop(name) for name in COUNTED if name in mean}
-        row = mean | {
-            **{f"{name}_per_s": value * count / seconds for name, value in counted.items()},
-            "step_ms": 1e3 * seconds / count,
-            "input_wait_ms": 1e3 * self._wait / count,
-            "compute_ms": 1e3 * (seconds - self._wait) / count,
-            "model_gflop_per_s": self._flops * count / seconds / 1e9,
-        }
-        self._restart()
-        return row
-
-
 class Goodput:
     """Accounts for a run's time over all its starts: a row at every start and checkpoint.
 
@@ -250,11 +186,29 @@ def parse_steps(text: str) -> range:
     return range(int(match[1]), int(match[2]) + 1)
 
 
-class Trace:
-    """An xprof trace of some steps, in `folder`; none where a run starts after the first of them."""
+PROFILE, PROFILE_REQUEST = "profile", "profile.request"  # in a work directory
+REQUESTED_STEPS, MOST_REQUESTED_STEPS = 3, 100
 
-    def __init__(self, folder: Path, steps: range):
-        self._folder, self._steps, self._running = folder, steps, False
+
+class Trace:
+    """An xprof trace of some steps, in workdir/profile; none where a run starts after the first of them.
+
+    While a run trains, the file workdir/profile.request asks for a trace of the next steps, as many as it says, or 3.
+    """
+
+    def __init__(self, workdir: Path, steps: range):
+        self._folder, self._request = workdir / PROFILE, workdir / PROFILE_REQUEST
+        self._steps, self._running = steps, False
+
+    def look_for_request(self, step: int) -> None:
+        """Traces the steps after `step` if someone asks for it, and removes the request."""
+        if self._running or not self._request.exists():
+            return
+        text = self._request.read_text().strip()
+        self._request.unlink()
+        count = min(int(text), MOST_REQUESTED_STEPS) if re.fullmatch(r"[1-9]\d{0,8}", text) else REQUESTED_STEPS
+        self._steps = range(step + 1, step + 1 + count)
+        log.info("%s: tracing steps %d to %d", self._request, self._steps[0], self._steps[-1])
 
     def begin(self, step: int) -> None:
         if self._steps and step == self._steps.start:

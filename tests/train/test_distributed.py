@@ -19,6 +19,7 @@ from emu_jax.cli import main
 from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
 from emu_jax.train.distributed import find_job
+from emu_jax.workdir import read_metrics
 from tests.train import tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
@@ -73,9 +74,8 @@ def message(error: str) -> str:
     return [line for line in error.splitlines() if line.startswith("emu-jax train: ")][-1]
 
 
-# How the first process's own rows are filled.
-DESCRIBING = {"pad_fraction", "slot_occupancy", "documents", "split_documents", "faulty_documents"}
-DESCRIBING |= {"predicted_share", "read_share"}
+# Means over processes of the shares of their own documents, and what one process does not have.
+DESCRIBING = {"predicted_share", "read_share", "slowest_process"}
 
 
 def assert_losses_agree(one: Path, other: Path) -> None:
@@ -88,6 +88,12 @@ def assert_losses_agree(one: Path, other: Path) -> None:
         assert a[step].keys() == b[step].keys()
         for name, value in a[step].items():
             assert abs(value - b[step][name]) <= 1e-4 * abs(value), f"step {step}: {name} {value} and {b[step][name]}"
+
+
+def counted(workdir: Path) -> list[tuple[int, int]]:
+    """Tokens and images of every step."""
+    rows = read_metrics(workdir / "metrics.jsonl")
+    return [tuple(round(row[f"{name}_per_s"] * row["step_ms"] / 1e3) for name in ("tokens", "images")) for row in rows]
 
 
 def assert_bitwise(one: Path, other: Path) -> None:
@@ -113,6 +119,9 @@ def one(tmp_path_factory, documents) -> Path:
 @pytest.mark.long
 def test_two_processes_train_as_one(one, two):
     assert_losses_agree(one, two)
+    assert counted(one) == counted(two), "expected the counts of both processes"
+    slowest = [row.get("slowest_process") for row in read_metrics(two / "metrics.jsonl")]
+    assert set(slowest) <= {0.0, 1.0}, slowest
     assert sorted(path.name for path in two.iterdir()) == [
         *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from emu_jax.train.metrics import PLOTS, MetricsWriter, lines_of, plot_metrics
+from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
 from emu_jax.workdir import read_metrics
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
@@ -81,3 +81,24 @@ def test_plots_show_the_whole_and_its_parts(trained, tmp_path):
     (tmp_path / "metrics.jsonl").write_bytes((trained / "metrics.jsonl").read_bytes())
     assert tmp_path / "plots" / "optimisation.png" in plot_metrics(tmp_path, {"losses": ("text_loss",)})
     assert (tmp_path / "plots" / "losses.png").exists()
+
+
+def test_a_running_run_is_traced_on_request(tmp_path):
+    """The file is removed, and says how many of the next steps; without a number there are three."""
+    request = tmp_path / "profile.request"
+    for text, steps in (("2\n", (6, 7)), ("please", (6, 7, 8))):
+        request.write_text(text)
+        trace = Trace(tmp_path / text.strip(), range(0))
+        (tmp_path / text.strip()).mkdir()
+        trace.look_for_request(4)
+        assert request.exists(), "it is another run's"
+        request.rename(tmp_path / text.strip() / request.name)
+        trace.look_for_request(5)
+        assert not (tmp_path / text.strip() / request.name).exists()
+        running = []
+        for step in range(6, 10):
+            trace.begin(step)
+            running += [step] if trace._running else []
+            trace.end(step, jnp.zeros(()))
+        assert tuple(running) == steps
+        assert list((tmp_path / text.strip() / "profile").rglob("*.xplane.pb"))
