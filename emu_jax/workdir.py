@@ -6,6 +6,7 @@ import json
 
 from ml_collections import ConfigDict
 
+from emu_jax.errors import UserError
 from emu_jax.storage import Path, read_json_object
 
 CONFIG_FILE = "config.json"
@@ -17,6 +18,14 @@ OBSERVING = (
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
     "train.save_timeout_minutes",
 )
+
+
+def check_scheme(workdir: Path) -> None:
+    """Raises UserError for a work directory in a bucket that cannot hold one."""
+    if str(workdir).startswith("s3://"):
+        raise UserError(
+            f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
+        )
 
 
 def with_recorded_shards(config: ConfigDict, workdir: Path) -> ConfigDict:

@@ -64,6 +64,7 @@ RUNS = {
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve ": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",
+    r"^emu-jax sweep ": "tests/test_sweep.py::test_a_sweep_is_stopped_and_goes_on",
     r"^emu-jax compare ": "tests/evaluate/test_compare.py::test_the_command_writes_files",
     r"^emu-jax train --config configs/pretrain\.py:14b ": PLANNED,
     r"^emu-jax train --config configs/decoder\.py:published": PLANNED,
@@ -92,7 +93,9 @@ SMALLER = {
 PATH = re.compile(r"`((?:emu_jax|configs|docs|launch|tests|notebooks|\.ci)/[\w./*-]+)(?::[\w.]+)*`")
 # A file of the package, with something that it defines: `train/step.py:train_step`.
 PACKAGES = "|".join(path.name for path in sorted((ROOT / "emu_jax").iterdir()) if path.is_dir())
-MODULE = re.compile(rf"`((?:(?:{PACKAGES})/[\w/]+|sharding|config|errors|workdir|storage|bench)\.py)(?::(\w+))?`")
+MODULE = re.compile(
+    rf"`((?:(?:{PACKAGES})/[\w/]+|sharding|config|errors|workdir|storage|bench|chips|sweep)\.py)(?::(\w+))?`"
+)
 EXTRA = re.compile(r"(?:\.|emu-jax)\[([a-z,]+)\]")
 
 

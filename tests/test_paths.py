@@ -34,6 +34,7 @@ NEEDED = {
     "evaluate": ["--model", "run"],
     "convert": ["--from", "files", "--to", "weights"],
     "plan": ["--topology", "here"],
+    "sweep": ["--config", tiny.__file__, "--out", "runs"],
 }
 
 

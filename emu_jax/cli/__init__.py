@@ -26,6 +26,7 @@ COMMANDS = (
     "serve",
     "evaluate",
     "compare",
+    "sweep",
     "inspect",
     "plan",
     "bench",

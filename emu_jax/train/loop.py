@@ -52,7 +52,7 @@ from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
-from emu_jax.workdir import CONFIG_FILE, with_recorded_shards
+from emu_jax.workdir import CONFIG_FILE, check_scheme, with_recorded_shards
 
 log = logging.getLogger(__name__)
 
@@ -452,10 +452,7 @@ def check_workdir(workdir: Path, config: ConfigDict, changeable: Collection[str]
     Raises:
       UserError: it belongs to another experiment, or is no folder; or no run may change one of these fields.
     """
-    if str(workdir).startswith("s3://"):
-        raise UserError(
-            f"workdir={workdir}: Orbax writes no checkpoints to s3://; name a local folder, or a gs:// bucket"
-        )
+    check_scheme(workdir)
     try:
         workdir.stat()
     except (FileNotFoundError, NotADirectoryError):
