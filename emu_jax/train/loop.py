@@ -1,6 +1,6 @@
 """The training loop: config and work directory -> a trained checkpoint, metrics and plots.
 
-workdir/ config.json  checkpoints/<step>/  metrics.jsonl  goodput.jsonl  tensorboard/  plots/  profile/
+workdir/ config.json  checkpoints/<step>/  metrics.jsonl  goodput.jsonl  starts.jsonl  tensorboard/  plots/  profile/
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import pathlib
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -49,9 +49,11 @@ from emu_jax.train.interval import Interval, next_batch_of
 from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, MetricsWriter, Trace, plot_metrics
 from emu_jax.train.optimizer import OptimizerConfig
+from emu_jax.train.starts import add_start, describe
 from emu_jax.train.state import TrainState, abstract_state, create_state
 from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
+from emu_jax.train.trackers import TrackedRun, default_name, find_tracker
 from emu_jax.workdir import CONFIG_FILE, check_scheme, with_recorded_shards
 
 log = logging.getLogger(__name__)
@@ -191,6 +193,8 @@ def train(
     change: Collection[str] = (),
     skip_windows: int = 0,
     scoring: Scoring | None = None,
+    track: Sequence[str] = (),
+    name: str = "",
 ) -> TrainState:
     """Trains `config` in `workdir`, or resumes the run there from its newest checkpoint.
 
@@ -210,6 +214,8 @@ def train(
       skip_windows: windows of the data to have left out, counted over the whole run, so that starting it again leaves
         out no more.
       scoring: what is scored while the run learns.
+      track: names of trackers (`trackers.py`), which get the metrics too. name: the run's name there; by default that
+        of the work directory.
 
     Raises:
       UserError: a setting cannot work, or the work directory belongs to another config.
@@ -228,6 +234,8 @@ def train(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
     scores = scoring.make(task, tokenizer) if scoring else None
+    for tracker in track:
+        find_tracker(tracker)
     changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
     if change and not (workdir / CONFIG_FILE).exists():
         raise UserError(f"change={', '.join(change)}: workdir={workdir} holds no run yet; set the fields themselves")
@@ -300,8 +308,11 @@ def train(
 
         # ---- train: a step is dispatched before the results of the previous one are read ---------------------------
         losses = task.plots.get("losses", ())
-        writer = MetricsWriter(workdir, start=start, total=total, losses=losses) if first_process else None
-        if writer is not None:
+        writer = None
+        if first_process:
+            facts = describe(start, stream.get_state().get("fingerprint", {}))
+            run = TrackedRun(name or default_name(workdir), add_start(workdir, facts), workdir, config, facts)
+            writer = MetricsWriter(run, start=start, total=total, losses=losses, track=track)
             at_exit.callback(writer.close_bar)  # what is printed after an error begins a line
         trace = Trace(workdir, profile if first_process else range(0))
         timer = SaveTimer(settings.checkpoint_minutes * 60)

@@ -18,10 +18,12 @@ import matplotlib
 import numpy as np
 from tqdm import tqdm
 
+from emu_jax.config import to_json
 from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path, replace_text, write_atomically
 from emu_jax.train.events import Events
+from emu_jax.train.trackers import TrackedRun, Trackers
 from emu_jax.workdir import METRICS_FILE, read_metrics
 
 matplotlib.use("Agg")
@@ -44,14 +46,18 @@ class MetricsWriter:
 
     Args:
       losses: names of the losses; "name/source" is one source's. Other metrics with a "/" are of a part of the model.
+      track: names of trackers, which get the rows, too.
     """
 
-    def __init__(self, workdir: Path, *, start: int, total: int, losses: Sequence[str]):
+    def __init__(self, run: TrackedRun, *, start: int, total: int, losses: Sequence[str], track: Sequence[str] = ()):
+        workdir = run.workdir
         self._losses = tuple(losses)
         self._path = workdir / METRICS_FILE
         rows = read_metrics(self._path) if self._path.exists() else []
         self._rows = GrowingFile(self._path, b"".join(_line(row) for row in rows if row["step"] <= start))
-        self._events = Events(workdir / "tensorboard", start)
+        self._events, self._trackers = Events(workdir / "tensorboard", start), Trackers(track, run)
+        texts = {"config": to_json(run.config), "start": json.dumps(dict(run.facts), indent=2)}
+        self._events.describe({tag: f"```json\n{text}\n```" for tag, text in texts.items()})
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
         self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
         self._by_source: list[dict[str, jax.Array]] = []  # losses by source of the steps since the last row
@@ -94,6 +100,7 @@ class MetricsWriter:
     def _write(self, step: int, row: Mapping[str, float]) -> None:
         self._rows.add(_line({"step": step, **row}))
         self._events.add(step, row)
+        self._trackers.log(step, row)
         self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
 
     def commit(self) -> None:
@@ -109,6 +116,7 @@ class MetricsWriter:
         self.close_bar()
         self._events.close()
         self._rows.close()
+        self._trackers.close()
 
 
 def _line(row: Mapping[str, float]) -> bytes:

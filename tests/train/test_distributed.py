@@ -123,7 +123,7 @@ def test_two_processes_train_as_one(one, two):
     slowest = [row.get("slowest_process") for row in read_metrics(two / "metrics.jsonl")]
     assert set(slowest) <= {0.0, 1.0}, slowest
     assert sorted(path.name for path in two.iterdir()) == [
-        *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "tensorboard")
+        *("checkpoints", "config.json", "goodput.jsonl", "metrics.jsonl", "plots", "starts.jsonl", "tensorboard")
     ]
 
 

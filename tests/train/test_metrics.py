@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+from emu_jax.config import load_config
 from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
+from emu_jax.train.trackers import TrackedRun
 from emu_jax.workdir import read_metrics
+from tests.train import line
 
 NORMS = ("grad_norm", "update_norm", "param_norm")
 
@@ -33,7 +36,8 @@ def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(t
         {"loss": 3.0, "grad_norm": 5.0, "grad_norm/vision": 4.0, "text_loss/rare": math.nan, "text_loss/often": 1.0},
         {"loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "text_loss/rare": 7.0, "text_loss/often": 2.0},
     ]
-    writer = MetricsWriter(tmp_path, start=0, total=2, losses=("text_loss",))
+    run = TrackedRun("a", "1", tmp_path, load_config(line.__file__), {"python": "3"})
+    writer = MetricsWriter(run, start=0, total=2, losses=("text_loss",))
     for row in rows:
         writer.note({name: jnp.asarray(value) for name, value in row.items()})
     writer.hold(2, {name: jnp.asarray(value) for name, value in rows[-1].items()}, {"step_ms": 1.5})
@@ -41,7 +45,8 @@ def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(t
     expected = {"step": 2, "loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "step_ms": 1.5}
     expected |= {"text_loss/rare": 7.0, "text_loss/often": 1.5}
     assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
-    assert events(tmp_path) == {(name, 2): value for name, value in expected.items() if name != "step"}
+    texts = {("config/text_summary", 0): 0.0, ("start/text_summary", 0): 0.0}
+    assert events(tmp_path) == texts | {(name, 2): value for name, value in expected.items() if name != "step"}
 
 
 RUNS = {
