@@ -64,6 +64,7 @@ RUNS = {
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve ": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",
+    r"^emu-jax evaluate .*--watch": "tests/evaluate/quickstart/test_watch.py::test_beside_a_training_and_killed",
     r"^emu-jax sweep ": "tests/test_sweep.py::test_a_sweep_is_stopped_and_goes_on",
     r"^emu-jax compare ": "tests/evaluate/test_compare.py::test_the_command_writes_files",
     r"^emu-jax train --config configs/pretrain\.py:14b ": PLANNED,

@@ -33,6 +33,12 @@ WORDNET = LocalPath("WordNet, which NLTK opens,")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--out", type=path, help="folder for the report or the scores (default: the work directory)")
+    parser.add_argument(
+        "--watch", action="store_true", help="score each checkpoint of a run once, while it trains: evaluations.jsonl"
+    )
+    parser.add_argument(
+        "--keep-best", default="", metavar="FIGURE", help="with --watch: copy the best checkpoint by it into best/"
+    )
     parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
     parser.add_argument("--data", type=path, help="folder with one folder of files for each benchmark")
     parser.add_argument(
@@ -64,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     use_users_cache()
+    if options.watch:
+        return watch_run(options)
+    if options.keep_best:
+        raise UserError(f"--keep-best {options.keep_best!r}: only --watch keeps the best checkpoint")
     return run_benchmarks(options) if options.benchmark else report(options)
 
 
@@ -84,6 +94,18 @@ def report(options: argparse.Namespace) -> int:
     page = write_report(out, options.model, scores, drawn, chats)
     print(figures_table(scores.figures | (drawn.figures if drawn else {}) | (chats.figures if chats else {})))
     print(page)
+    return 0
+
+
+def watch_run(options: argparse.Namespace) -> int:
+    from emu_jax.evaluate.quickstart.watch import watch
+
+    if options.benchmark or options.out:
+        raise UserError("--watch scores the embedded images, into the work directory; leave out --benchmark and --out")
+    splits = options.split.split(",") if options.split else ["heldout_combinations"]
+    for row in watch(options.model, splits, keep_best=options.keep_best, weights=options.weights):
+        shown = ", ".join(f"{name.partition(': ')[2]} {value:.3f}" for name, value in row["figures"].items())
+        print(f"step {row['step']}{' (best so far)' if 'best' in row else ''}: {shown}", flush=True)
     return 0
 
 
