@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import select
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -52,22 +52,23 @@ class Server:
             env=environment,
         )
         self.lines: list[str] = []
+        # A thread: two lines that come at once would both be read by the first `readline`, and `select` sees none left.
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         self.address = self._wait(300.0)
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self.lines.append(line)
 
     def _wait(self, seconds: float) -> str:
         """The address, once all programs are compiled; either may be told first."""
-        end, address, compiled = time.monotonic() + seconds, "", False
-        while time.monotonic() < end:
-            if select.select([self.process.stdout], [], [], 1.0)[0]:
-                line = self.process.stdout.readline()
-                self.lines.append(line)
-                if line.startswith("http://"):
-                    address = line.split()[0]
-                compiled |= "all programs are compiled" in line
-                if address and compiled:
-                    return address
-                if not line:
-                    break
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self._reader.is_alive():
+            addresses = [line.split()[0] for line in self.lines if line.startswith("http://")]
+            if addresses and any("all programs are compiled" in line for line in self.lines):
+                return addresses[0]
+            time.sleep(0.05)
         self.process.kill()
         raise AssertionError(f"the server did not start:\n{''.join(self.lines)}")
 
@@ -82,7 +83,7 @@ class Server:
             return self.process.wait(60)
         finally:
             self.process.kill()
-            self.lines += self.process.stdout.readlines()
+            self._reader.join()
 
 
 @pytest.fixture(scope="session")
