@@ -133,7 +133,7 @@ def load(options: Options) -> Emu:
 
 
 def make_app(engine: Engine, options: Options, folder: pathlib.Path) -> Callable:
-    """The ASGI application of a started engine; the page stores uploads only in `folder`."""
+    """The ASGI application of an engine; the page stores uploads only in `folder`."""
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -164,10 +164,13 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         engine = Engine(load(options), options.limits)
+        # Before the engine's thread starts: the page imports packages that replace Python's import for a moment (lazy
+        # imports of etils), and what JAX imports meanwhile in the other thread would be a proxy.
+        app = make_app(engine, options, pathlib.Path(folder))
         log.info("compiling; the first requests wait for what they need")
         engine.start()
         config = uvicorn.Config(
-            make_app(engine, options, pathlib.Path(folder)),
+            app,
             log_level="warning",
             server_header=False,
             timeout_graceful_shutdown=STOP_SECONDS,
