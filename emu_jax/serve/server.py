@@ -167,19 +167,19 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
         # Before the engine's thread starts: the page imports packages that replace Python's import for a moment (lazy
         # imports of etils), and what JAX imports meanwhile in the other thread would be a proxy.
         app = make_app(engine, options, pathlib.Path(folder))
-        log.info("compiling; the first requests wait for what they need")
-        engine.start()
-        config = uvicorn.Config(
-            app,
-            log_level="warning",
-            server_header=False,
-            timeout_graceful_shutdown=STOP_SECONDS,
-            h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-            http="h11",
-            ws="none",
-        )
-        server = _Server(config, listener.getsockname(), ready)
-        try:
+        try:  # from here on the engine's thread has to end first, whatever happens
+            log.info("compiling; the first requests wait for what they need")
+            engine.start()
+            config = uvicorn.Config(
+                app,
+                log_level="warning",
+                server_header=False,
+                timeout_graceful_shutdown=STOP_SECONDS,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+                http="h11",
+                ws="none",
+            )
+            server = _Server(config, listener.getsockname(), ready)
             # uvicorn stops gracefully, then raises the signal again.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)
