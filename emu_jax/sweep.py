@@ -25,7 +25,7 @@ from emu_jax.workdir import check_scheme
 
 UNSAFE = re.compile(r"[^\w.=,+-]+")  # characters of values that names of folders do without
 LONGEST_NAME = 150
-STOPPED = (EXIT_AGAIN, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # exit codes of a run that goes on later
+STOPPED = (EXIT_AGAIN, EXIT_INTERRUPTED, -signal.SIGTERM, -signal.SIGINT)  # of a run that was stopped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Sweep:
             varied = dict(zip(self.fields, values, strict=True))
             for seed in self.seeds:
                 parts = [f"{names[field]}={value}" for field, value in varied.items()]
-                name = UNSAFE.sub("_", ",".join([*parts]) or "base")[:LONGEST_NAME] + f"-{seed}"
+                name = UNSAFE.sub("_", ",".join(parts) or "base")[:LONGEST_NAME] + f"-{seed}"
                 settings = [f"--config.{field}={value}" for field, value in varied.items()]
                 overrides = (*self.fixed, *settings, f"--config.train.seed={seed}")
                 found.append(SweepRun(name, self.folder / name, self.config, overrides, self.splits))
@@ -169,7 +169,7 @@ def execute(
         if before is not None:
             signal.signal(signal.SIGTERM, before)
     if stopped.is_set():
-        raise TransientError("stopped; the same command goes on with what is left")
+        raise TransientError("stopped; run it again to resume")
     return failed
 
 

@@ -103,7 +103,7 @@ def test_a_sweep_is_stopped_and_goes_on(documents, tmp_path):
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 75, said
-    assert said.splitlines()[-1] == "emu-jax sweep: stopped; the same command goes on with what is left"
+    assert said.splitlines()[-1] == "emu-jax sweep: stopped; run it again to resume"
     assert not (out / "clip_norm=0.5-0").exists()
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     assert done.returncode == 0, done.stderr

@@ -152,19 +152,18 @@ class _Api:
         messages = await asyncio.to_thread(body.decode, self.engine.limits)
         ticket = await self.engine.chat(messages, body.settings())
         about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+
+        async def draw(text: str) -> Ticket[tuple[int, int], GeneratedImage]:
+            return await self.engine.draw_answer(messages, text, body.drawing())
+
         if body.stream:
             usage = body.stream_options is not None and body.stream_options.include_usage
-
-            async def drawn(text: str) -> Ticket[tuple[int, int], GeneratedImage]:
-                return await self.engine.draw_answer(messages, text, body.drawing())
-
-            events = _events(ticket, about, usage, drawn if self.engine.draws else None)
+            events = _events(ticket, about, usage, draw if self.engine.draws else None)
             return StreamingResponse(events, media_type="text/event-stream", headers=NO_CACHE)
         completion = await _unless_gone(request, ticket)
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
-        if self._draws(completion):
-            drawing = await self.engine.draw_answer(messages, completion.text, body.drawing())
-            message["images"] = [_image_part(await _unless_gone(request, drawing))]
+        if self.engine.draws and completion.ended_by == "image":
+            message["images"] = [_image_part(await _unless_gone(request, await draw(completion.text)))]
         choice = {
             "index": 0,
             "message": message,
@@ -172,9 +171,6 @@ class _Api:
             "logprobs": None,
         }
         return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(completion)})
-
-    def _draws(self, completion: Completion) -> bool:
-        return self.engine.draws and completion.ended_by == "image"
 
     # ------------------------------------------------------------ images
 

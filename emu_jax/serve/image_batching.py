@@ -137,10 +137,8 @@ class ImageBatcher:
             count = length - self.model.config.causal.queries if is_longest else length
             tokens = np.full(count, self.model.tokenizer.img_id, np.int32)
             prompt = EncodedPrompt(tokens, np.full(count, -1, np.int32), np.zeros((0, size, size, 3), np.uint8))
-            if self._answers is not self.prompts:
-                self._answers.generate_embeddings(
-                    [prompt], self.slots
-                )  # adapters that are not merged are another program
+            if self._answers is not self.prompts:  # with adapters that are not merged it is another program
+                self._answers.generate_embeddings([prompt], self.slots)
             self.begin([0], [ImageRequest(prompt, "ddim", 1, 1.0, 0)])
             while self._slots[0] is not None:
                 made, calls = self.step()[0]

@@ -209,8 +209,8 @@ class Trace:
         self._steps, self._running = steps, False
 
     def look_for_request(self, step: int) -> None:
-        """Traces the steps after `step` if someone asks for it, and removes the request."""
-        if self._running or not self._request.exists():
+        """Traces the steps after `step` if someone asks, and removes the request; a planned trace comes first."""
+        if (self._steps and step < self._steps[-1]) or not self._request.exists():
             return
         text = self._request.read_text().strip()
         self._request.unlink()

@@ -27,7 +27,7 @@ def describe(step: int, fingerprint: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
       step: the run's steps before it.
-      fingerprint: of the stream of data.
+      fingerprint: the data stream's.
     """
     return {
         "step": step,

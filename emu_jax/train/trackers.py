@@ -153,7 +153,7 @@ class Trackers:
         for name, tracker in list(self._running.items()):
             try:
                 act(tracker)
-            except Exception as error:
+            except Exception as error:  # as above
                 self._lost(name, error)
 
     def _lost(self, name: str, error: Exception) -> None:
