@@ -95,9 +95,10 @@ def _safetensors(path: Path, declared: Declared, metadata: Mapping[str, str]) ->
 def _torch(path: Path, declared: Declared, nest: str | None) -> Iterator[Append]:
     keys = {name: str(number) for number, name in enumerate(declared)}
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("archive/data.pkl", _describe(declared, keys, nest))
-        archive.writestr("archive/byteorder", "little")
-        archive.writestr("archive/version", "3\n")
+        description = {"data.pkl": _describe(declared, keys, nest), "byteorder": b"little", "version": b"3\n"}
+        for name, content in description.items():
+            # A ZipInfo of its own has no time of day: the same weights are the same bytes.
+            archive.writestr(zipfile.ZipInfo(f"archive/{name}"), content)
 
         def append(name: str, value: np.ndarray) -> None:
             info = zipfile.ZipInfo(f"archive/data/{keys[name]}")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 
 import jax
 import numpy as np
@@ -88,6 +89,8 @@ def test_every_tensor_of_the_pretrained_model_comes_back(mini, converted, tmp_pa
 def test_every_tensor_of_the_instructed_model_comes_back(mini, converted_instruct, tmp_path):
     run("export", "--from", converted_instruct, "--to", tmp_path / "out", "--format", "emu")
     assert_same_bits(read(tmp_path / "out" / "Emu-instruct.pt"), read(mini / "instruct" / "Emu-instruct.pt"))
+    times = {member.date_time for member in zipfile.ZipFile(tmp_path / "out" / "Emu-instruct.pt").infolist()}
+    assert times == {(1980, 1, 1, 0, 0, 0)}, f"expected no time of day, so that equal weights are equal bytes: {times}"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
