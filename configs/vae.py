@@ -24,7 +24,13 @@ def get_config() -> ConfigDict:
                 "groups": 8,
                 "scale": 1.0,  # measured during training and used afterwards
             },
-            "loss": {"squared_weight": 1.0, "kl_weight": 1e-3, "perceptual_weight": 0.0, "perceptual_blocks": 3},
+            "loss": {
+                "squared_weight": 1.0,
+                "kl_weight": 1e-3,
+                "perceptual_weight": 0.0,
+                "perceptual_blocks": 3,
+                "perceptual_crop": 0,
+            },
             "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8},
             "optimizer": {
                 "learning_rate": {"vae": 2e-3},
@@ -41,8 +47,8 @@ def get_config() -> ConfigDict:
                 "groups": (),
             },
             "train": {
-                "steps": 0,
-                "minutes": 3.0,
+                "steps": 800,
+                "minutes": 0.0,
                 "seed": 0,
                 "log_every": 20,
                 "checkpoint_every": 500,

@@ -43,7 +43,7 @@ def test_equal_images_have_no_distance_and_a_finite_gradient(params):
 @pytest.mark.slow
 def test_a_vae_learns_by_it(params, documents, tmp_path):
     config = tiny.vae_config(tiny.pairs(documents))
-    config.loss.update({"perceptual_weight": 0.5, "perceptual_blocks": 2})
+    config.loss.update({"perceptual_weight": 0.5, "perceptual_blocks": 2, "perceptual_crop": 8})
     train(config, tmp_path / "run")
     row = read_metrics(tmp_path / "run" / "metrics.jsonl")[0]
     parts = {"absolute_error": 1.0, "squared_error": 1.0, "kl": 1e-3, "perceptual": 0.5}
@@ -60,3 +60,30 @@ def test_without_weights_it_is_refused(documents, monkeypatch):
     config.loss.update({"perceptual_weight": 0.0, "perceptual_blocks": 6})
     with pytest.raises(UserError, match=r"perceptual_blocks=6; expected 1 to 5"):
         vae.TrainVAE(config)
+
+
+@pytest.mark.parametrize(
+    ("crop", "message"),
+    [
+        (10, r"^config\.loss\.perceptual_crop=10: expected 0 or a multiple of 4, by which 3 blocks reduce the side"),
+        (-4, r"^config\.loss\.perceptual_crop=-4: expected 0 or a multiple of 4"),
+        (96, r"^config\.loss\.perceptual_crop=96: images are \d+ pixels wide; expected at most that"),
+    ],
+)
+def test_crops_that_cannot_be(documents, tmp_path, crop, message):
+    config = tiny.vae_config(tiny.pairs(documents))
+    config.loss.perceptual_crop = crop
+    with pytest.raises(UserError, match=message):
+        train(config, tmp_path / "run")
+
+
+def test_crops_are_the_same_squares_of_both_images():
+    rows, columns = np.meshgrid(np.arange(7.0), np.arange(9.0), indexing="ij")
+    image = np.stack([rows, columns, 100 * rows + columns], -1)  # each pixel says where it is
+    first, second = vae.crops((jnp.tile(image, (64, 1, 1, 1)), jnp.tile(-image, (64, 1, 1, 1))), 4, jax.random.key(0))
+    np.testing.assert_array_equal(first, -second)
+    corners = np.asarray(first[:, 0, 0, :2]).astype(int)  # [64, 2]
+    for square, (row, column) in zip(first, corners, strict=True):
+        np.testing.assert_array_equal(square, image[row : row + 4, column : column + 4])
+    found = [set(axis) for axis in corners.T.tolist()]
+    assert found == [set(range(4)), set(range(6))], f"expected every corner to be drawn: {found}"
