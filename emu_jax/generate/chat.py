@@ -56,6 +56,8 @@ from emu_jax.models import emu
 from emu_jax.models.llama import KVCache
 
 PREFILL_SIZES = (32, 64, 128, 256, 512)  # positions prefilled by one call: one compiled program each
+# Said beside an answer, not in it: the model must not read it in the next turn.
+UNDRAWN = "an image begins here, but this model has no visual decoder to draw it"
 IMAGE_BATCH = 8  # images encoded by one call, as many as a video has frames; the rest is encoded one by one
 
 Message = str | Sequence[str | ImageLike | Video]

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from emu_jax.data.images import load_image
 from emu_jax.errors import UserError, nearest
-from emu_jax.generate.chat import Chat
+from emu_jax.generate.chat import UNDRAWN, Chat
 from emu_jax.generate.files import DrawingRequest, save
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.prompt import ImageLike
@@ -32,7 +32,7 @@ class Console:
 
     Args:
       settings: as in `Chat.say`. Beam search does not stream: the answer is written once it is complete.
-      drawings: folder of the images that answers begin, drawing-1.png and so on; None draws none.
+      drawings: folder of the images that answers begin, drawing-1.png and so on; None: the model has no visual decoder.
     """
 
     def __init__(self, chat: Chat, out: TextIO, settings: dict[str, Any], drawings: Path | None = None):
@@ -87,8 +87,11 @@ class Console:
                         break
         self._shown = []
         self._write("\n")
-        if not interrupts and self.drawings is not None and self.chat.history[-1].answer.ended_by == "image":
-            self._draw(message, self.drawings)
+        if not interrupts and self.chat.history[-1].answer.ended_by == "image":
+            if self.drawings is None:
+                self._write(f"({UNDRAWN})\n")
+            else:
+                self._draw(message, self.drawings)
         if interrupts:
             raise KeyboardInterrupt
 

@@ -23,6 +23,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from emu_jax.errors import UserError
+from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
@@ -162,8 +163,11 @@ class _Api:
             return StreamingResponse(events, media_type="text/event-stream", headers=NO_CACHE)
         completion = await _unless_gone(request, ticket)
         message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
-        if self.engine.draws and completion.ended_by == "image":
-            message["images"] = [_image_part(await _unless_gone(request, await draw(completion.text)))]
+        if completion.ended_by == "image":
+            if self.engine.draws:
+                message["images"] = [_image_part(await _unless_gone(request, await draw(completion.text)))]
+            else:
+                message["refusal"] = UNDRAWN
         choice = {
             "index": 0,
             "message": message,
@@ -258,7 +262,7 @@ async def _events(
     usage: bool,
     draw: Callable[[str], Awaitable[Ticket[tuple[int, int], GeneratedImage]]] | None,
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of a chat completion; `draw` begins the image after a text.
+    """Server-sent events of a chat completion; `draw` begins the image after a text, and is None without a decoder.
 
     The tickets are cancelled however the stream ends.
     """
@@ -276,9 +280,12 @@ async def _events(
         async for piece in ticket:
             yield event(choice({"content": piece}))
         completion = await ticket.result()
-        if draw is not None and completion.ended_by == "image":
-            tickets.append(drawing := await draw(completion.text))
-            yield event(choice({"images": [_image_part(await drawing.result())]}))
+        if completion.ended_by == "image":
+            if draw is None:
+                yield event(choice({"refusal": UNDRAWN}))
+            else:
+                tickets.append(drawing := await draw(completion.text))
+                yield event(choice({"images": [_image_part(await drawing.result())]}))
         yield event(choice({}, _reason(completion)))
         if usage:
             yield event([], usage=_usage(completion))

@@ -13,6 +13,7 @@ from PIL import Image
 
 from emu_jax import Emu
 from emu_jax.cli import main
+from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.console import Console, converse
 from tests.train import tiny
 
@@ -136,4 +137,4 @@ def test_images_that_answers_begin_are_files(instructed, drawing, tmp_path):
     assert asked == ['["draw a red bar"]', '["and a blue one"]']
     silent = io.StringIO()
     converse(Console(model.chat(""), silent, {"seed": 3}), ["draw a red bar"])
-    assert silent.getvalue() == "\n", "without a folder nothing is drawn"
+    assert silent.getvalue() == f"\n({UNDRAWN})\n"

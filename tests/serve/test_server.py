@@ -19,6 +19,8 @@ import openai
 import pytest
 from PIL import Image
 
+from emu_jax import Emu
+from emu_jax.generate.chat import UNDRAWN
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.server import Options, make_app
 from tests.pages import blocks
@@ -52,31 +54,45 @@ def client(served) -> openai.OpenAI:
     return openai.OpenAI(base_url=served.address + "/v1", api_key="none is asked for", max_retries=0, timeout=60)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_begins_an_image_has_the_image(model, tmp_path, stream):
-    """OpenAI's client, with the application in this process: its model begins an image wherever it answers."""
-    drawer = tiny.that_draws(model.merged())
-    engine = Engine(drawer, LIMITS)
+def asked_to_draw(model: Emu, folder: Path, stream: bool) -> tuple[str, list, str | None]:
+    """Text, images and refusal of an answer to OpenAI's client, with the application in this process."""
+    engine = Engine(model, LIMITS)
     engine.start()
 
-    async def ask() -> tuple[str, list]:
-        app = make_app(engine, Options(checkpoint=Path("tiny"), page=False), tmp_path)
+    async def ask() -> tuple[str, list, str | None]:
+        app = make_app(engine, Options(checkpoint=Path("tiny"), page=False), folder)
         http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
         client = openai.AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="none", http_client=http, max_retries=0)
         fields = {"model": "tiny", "messages": [{"role": "user", "content": "a bar"}], "seed": 4}
         if not stream:
             message = (await client.chat.completions.create(**fields)).choices[0].message
-            return message.content, message.images
+            return message.content, getattr(message, "images", []), message.refusal
         deltas = [chunk.choices[0].delta async for chunk in await client.chat.completions.create(**fields, stream=True)]
-        return "".join(d.content or "" for d in deltas), [i for d in deltas for i in getattr(d, "images", None) or []]
+        images = [image for d in deltas for image in getattr(d, "images", None) or []]
+        return "".join(d.content or "" for d in deltas), images, "".join(d.refusal or "" for d in deltas) or None
 
-    text, images = asyncio.run(ask())
-    engine.close(0)
-    assert (text, len(images)) == ("", 1)
+    try:
+        return asyncio.run(ask())
+    finally:
+        engine.close(0)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_begins_an_image_has_the_image(model, tmp_path, stream):
+    """This model begins an image wherever it answers."""
+    drawer = tiny.that_draws(model.merged())
+    text, images, refusal = asked_to_draw(drawer, tmp_path, stream)
+    assert (text, len(images), refusal) == ("", 1, None)
     drawn = Image.open(io.BytesIO(base64.b64decode(images[0]["image_url"]["url"].split(",")[1])))
     chat = drawer.chat("")
     chat.say("a bar")
     np.testing.assert_allclose(np.asarray(drawn, int), np.asarray(chat.draw(seed=4).image, int), atol=1)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_without_a_decoder_the_answer_says_that_it_cannot_draw(instructed, tmp_path, stream):
+    drawer = tiny.that_draws(Emu.load(instructed).merged())
+    assert asked_to_draw(drawer, tmp_path, stream) == ("", [], UNDRAWN)
 
 
 def test_models(client):
@@ -275,11 +291,10 @@ def test_a_key(instructed):
         (("--text-slots", "0"), "limit text_slots=0; expected more than 0"),
         (("--name", "../x y"), "name='../x y'; expected"),
         (("--port", "99999"), "port=99999; expected 0 to 65535"),
-        ((), "runs/quickstart: no checkpoint to serve; make one by launch/quickstart.sh"),
     ],
 )
 def test_what_cannot_be_started(arguments, said, tmp_path):
-    command = [sys.executable, "-m", "emu_jax.cli", "serve", *(arguments or ("--port", "0"))]
+    command = [sys.executable, "-m", "emu_jax.cli", "serve", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     (line,) = result.stderr.strip().splitlines()

@@ -15,6 +15,7 @@ import gradio as gr
 
 from emu_jax.data.embedded_chats import DRAW_ASKS, NAME_ASKS, TONE_ASKS
 from emu_jax.errors import UserError
+from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import Archive, png, write
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
@@ -43,8 +44,7 @@ draw when asked to.
 NO_CHAT = """### This model does not chat
 It was pretrained, but not tuned to follow instructions: it continues text and images (see the other tabs).
 
-`launch/quickstart.sh` trains a model that chats in `runs/quickstart/chat`, and `emu-jax serve` finds it there. Of the
-published weights, `Emu-instruct.pt` chats.
+`emu-jax serve`, without a checkpoint, serves emu-mini, which chats. Of the published weights, `Emu-instruct.pt` chats.
 """
 
 
@@ -176,7 +176,10 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         finally:
             ticket.cancel()
         last = dataclasses.replace(last, answer=completion.text)
-        if engine.draws and completion.ended_by == "image":
+        said = length(completion)
+        if completion.ended_by == "image" and not engine.draws:
+            said = f"{said} {UNDRAWN[0].upper()}{UNDRAWN[1:]}."
+        elif completion.ended_by == "image":
             drawing = await engine.draw_answer(messages, completion.text, DrawSettings(seed=settings.seed))
             try:
                 async for made in with_heartbeat(drawing):
@@ -187,7 +190,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
                 drawing.cancel()
             file = await asyncio.to_thread(write, "drawing.png", png(drawn.image))
             last = dataclasses.replace(last, drawn=drawn, drawn_file=file)
-        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(length(completion))
+        yield shown((*turns[:-1], last)), (*turns[:-1], last), note(said)
 
     async def idle(turns: Conversation) -> tuple:
         """The idle page; a question without an answer goes back to the text box."""
