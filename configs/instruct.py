@@ -72,7 +72,7 @@ def mini() -> ConfigDict:
     config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "batch_rows": 6, "predicted_share": 1.0})
     config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
     config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})
-    config.train.update({"minutes": 4.0})
+    config.train.steps = 1100
     return config
 
 

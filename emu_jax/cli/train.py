@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from emu_jax.train.tasks.task import Task
 
 ABOUT = "Train a config in a work directory; the same command resumes from the last checkpoint."
-EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.minutes=60"
+EXAMPLE = "emu-jax train --config configs/quickstart.py --workdir runs/quickstart --config.train.steps=20000"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -30,7 +30,7 @@ CHANGEABLE = (
 MIXTURE_WEIGHT = re.compile(r"data\.mixture\.[^.]+\.weight")
 # Why other fields may not change, by the groups that hold them; the first that fits counts.
 REASONS = {
-    "train.minutes": "they became a number of steps at the first start; change train.steps",
+    "train.minutes": "they became a number of steps at the first start; change them to 0, and train.steps",
     "train": "the steps so far depend on it",
     "optimizer": "the optimizer's state depends on it",
     "data": "the saved position in the data depends on it",
@@ -72,6 +72,8 @@ def is_changeable(name: str) -> bool:
 
 def check_change(name: str, there: Any, here: Any) -> None:
     """Raises UserError unless a run may change this field from one value to the other."""
+    if name == "train.minutes" and not here:
+        return  # they became a number of steps at the first start, which train.steps changes
     if not is_changeable(name) and not _within(name, OBSERVING):
         reason = next(why for group, why in REASONS.items() if not group or _within(name, (group,)))
         raise UserError(f"change: {name} cannot change within a run: {reason}; use a new work directory")

@@ -16,13 +16,15 @@ from collections.abc import Iterator, Mapping
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tensorboardX.record_writer import masked_crc32c
-from tensorboardX.summary import scalar, text
+from tensorboardX.summary import histogram, hparams, image, scalar, text
 
 from emu_jax.errors import TransientError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path
+from emu_jax.train.observation import NOTHING, Observation
 
 VERSION = "brain.Event:2"
+METRICS = ("loss", "text_loss", "regression_loss")  # beside hyperparameters, where a run has them
 
 
 class Events:
@@ -41,16 +43,22 @@ class Events:
             folder.mkdir(exist_ok=True)
             self._file = GrowingFile(self._path, _record(first) + _record(purge))
 
-    def describe(self, texts: Mapping[str, str]) -> None:
-        """Texts in Markdown, by tag."""
-        values = [value for tag, words in texts.items() for value in text(tag, words).value]
-        if self._file is not None:
-            with self._or_without():
-                self._file.add(_record(Event(wall_time=time.time(), step=0, summary=Summary(value=values))))
+    def describe(self, texts: Mapping[str, str], parameters: Mapping[str, float | str]) -> None:
+        """Texts in Markdown, by tag; and hyperparameters, by name, beside which TensorBoard shows `METRICS`."""
+        self._write(0, *(text(tag, words) for tag, words in texts.items()))
+        self._write(0, *hparams(dict(parameters), dict.fromkeys(METRICS, 0.0)))
 
-    def add(self, step: int, row: Mapping[str, float]) -> None:
+    def add(self, step: int, row: Mapping[str, float], seen: Observation = NOTHING) -> None:
         finite = {name: number for name, number in row.items() if math.isfinite(number)}  # a bad step's are not all
-        values = [value for name, number in finite.items() for value in scalar(name, number).value]
+        self._write(
+            step,
+            *(scalar(name, number) for name, number in finite.items()),
+            *(image(name, pixels, dataformats="HWC") for name, pixels in seen.images.items()),
+            *(histogram(name, values, bins="auto") for name, values in seen.histograms.items()),
+        )
+
+    def _write(self, step: int, *summaries: Summary) -> None:
+        values = [value for summary in summaries for value in summary.value]
         if self._file is not None:
             with self._or_without():
                 self._file.add(_record(Event(wall_time=time.time(), step=step, summary=Summary(value=values))))

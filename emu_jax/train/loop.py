@@ -48,6 +48,7 @@ from emu_jax.train.init_from import check_init, init_from_checkpoints
 from emu_jax.train.interval import Interval, next_batch_of
 from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, MetricsWriter, Trace, plot_metrics
+from emu_jax.train.observation import NOTHING, Observe
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.starts import add_start, describe
 from emu_jax.train.state import TrainState, abstract_state, create_state
@@ -67,8 +68,8 @@ class TrainConfig:
     """`config.train`.
 
     Attributes:
-      steps, minutes: length of the run; `minutes` count only where `steps` is 0. They start with the call of `train`
-        (compilation included) and are turned into a number of steps once, before the first step.
+      steps, minutes: length of the run, by one of them. Minutes start with the call of `train` (compilation included)
+        and are turned into a number of steps once, before the first step.
       seed: seed of fresh parameters, dropout and noise.
       log_every, checkpoint_every: intervals in steps; the last step is always logged and saved.
       checkpoint_minutes: longest time between two checkpoints, beside `checkpoint_every`; 0 counts steps alone. It is
@@ -95,9 +96,10 @@ class TrainConfig:
     save_timeout_minutes: float = 60.0
 
     def __post_init__(self):
-        if min(self.steps, self.minutes) < 0 or not (self.steps or self.minutes):
+        if min(self.steps, self.minutes) < 0 or bool(self.steps) == bool(self.minutes):
             raise UserError(
-                f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0"
+                f"config.train.steps={self.steps}, config.train.minutes={self.minutes}; expected one of them above 0, "
+                "and the other 0"
             )
         for name, least in (("log_every", 1), ("checkpoint_every", 1), ("keep_checkpoints", 2), ("max_bad_steps", 1)):
             if getattr(self, name) < least:
@@ -118,21 +120,17 @@ class TrainConfig:
         return cls(**dict(fields))
 
 
-# step, parameters, statistics -> more metrics of the step
-Scores = Callable[[int, dict[str, Any], dict[str, Any]], Mapping[str, float]]
-
-
 @dataclasses.dataclass(frozen=True)
 class Scoring:
     """What is scored while a run learns, beside its losses.
 
     Attributes:
       every: interval in steps; the last step is scored too.
-      make: the task and its tokenizer -> the scores; called once.
+      make: the task and its tokenizer -> what observes the model; called once.
     """
 
     every: int
-    make: Callable[[Task, Tokenizer | None], Scores]
+    make: Callable[[Task, Tokenizer | None], Observe]
 
     def __post_init__(self):
         if self.every < 1:
@@ -233,7 +231,7 @@ def train(
         raise UserError(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
-    scores = scoring.make(task, tokenizer) if scoring else None
+    observe = scoring.make(task, tokenizer) if scoring else None
     for tracker in track:
         find_tracker(tracker)
     changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
@@ -337,7 +335,7 @@ def train(
             else:
                 bad_steps.add(step, metrics, stream.records)
                 trace.end(step, metrics)
-                row = None
+                row, seen = None, NOTHING
                 if step % settings.log_every == 0 or step == total:
                     row = interval.finish() | {"compile_s": compile_seconds}
                     saving |= timer.due()
@@ -345,11 +343,12 @@ def train(
                         row |= {"storage_retries": retries()}
                     if first_process:
                         trace.look_for_request(step)
-                if scoring and scores and (step % scoring.every == 0 or step == total):
+                if scoring and observe and (step % scoring.every == 0 or step == total):
                     with goodput.losing("scoring_s"), interval.paused():
-                        row = {**(row or {}), **scores(step, state.params, state.statistics)}
+                        seen = observe(step, state.params, state.statistics)
+                        row = {**(row or {}), **seen.numbers}
                 if writer is not None:
-                    writer.add(step, metrics, row)
+                    writer.add(step, metrics, row, seen)
                 stopping = preemption.reached() and step < total
                 if saving or stopping:
                     diverged = diverged or bad_steps.check()

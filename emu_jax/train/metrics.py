@@ -16,13 +16,16 @@ from typing import Any
 import jax
 import matplotlib
 import numpy as np
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from emu_jax.config import to_json
 from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.storage import Path, replace_text, write_atomically
+from emu_jax.train.changes import fields_of
 from emu_jax.train.events import Events
+from emu_jax.train.observation import NOTHING, Observation
 from emu_jax.train.trackers import TrackedRun, Trackers
 from emu_jax.workdir import METRICS_FILE, read_metrics
 
@@ -57,36 +60,46 @@ class MetricsWriter:
         self._rows = GrowingFile(self._path, b"".join(_line(row) for row in rows if row["step"] <= start))
         self._events, self._trackers = Events(workdir / "tensorboard", start), Trackers(track, run)
         texts = {"config": to_json(run.config), "start": json.dumps(dict(run.facts), indent=2)}
-        self._events.describe({tag: f"```json\n{text}\n```" for tag, text in texts.items()})
+        self._events.describe(
+            {tag: f"```json\n{text}\n```" for tag, text in texts.items()}, hyperparameters(run.config)
+        )
         self._bar = tqdm(total=total, initial=start, desc="train", unit="step", dynamic_ncols=True)
-        self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float]] | None = None
+        self._held: tuple[int, Mapping[str, jax.Array], Mapping[str, float], Observation] | None = None
         self._by_source: list[dict[str, jax.Array]] = []  # losses by source of the steps since the last row
 
     def _is_by_source(self, name: str) -> bool:
         loss, _, source = name.partition("/")
         return bool(source) and loss in self._losses
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float] | None) -> None:
-        """Takes a step's metrics, and what else its row has; None: the step has no row."""
+    def add(
+        self,
+        step: int,
+        metrics: Mapping[str, jax.Array],
+        row: Mapping[str, float] | None,
+        seen: Observation = NOTHING,
+    ) -> None:
+        """Takes a step's metrics, what else its row has, and what is seen at it; None: the step has no row."""
         self.flush()
         self.note(metrics)
         self._bar.update()
         if row is not None:
-            self.hold(step, metrics, row)
+            self.hold(step, metrics, row, seen)
 
     def note(self, metrics: Mapping[str, jax.Array]) -> None:
         """Takes a step's losses by source. Most batches have none of a rare source, so a row averages over steps."""
         self._by_source.append({name: value for name, value in metrics.items() if self._is_by_source(name)})
 
-    def hold(self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float]) -> None:
+    def hold(
+        self, step: int, metrics: Mapping[str, jax.Array], row: Mapping[str, float], seen: Observation = NOTHING
+    ) -> None:
         """Takes a row whose `metrics` are still being computed; `flush` waits for them."""
         self.flush()
-        self._held = step, metrics, row
+        self._held = step, metrics, row, seen
 
     def flush(self) -> None:
         """Writes the row that was taken last, unless it is written."""
         if self._held is not None:
-            step, metrics, row = self._held
+            step, metrics, row, seen = self._held
             self._held = None
             computed = jax.device_get(metrics).items()
             values = {name: float(value) for name, value in computed if not self._is_by_source(name)}
@@ -95,12 +108,12 @@ class MetricsWriter:
             for name in noted[0] if noted else ():
                 found = [float(values[name]) for values in noted if not np.isnan(values[name])]
                 values |= {name: sum(found) / len(found)} if found else {}
-            self._write(step, values | dict(row))
+            self._write(step, values | dict(row), seen)
 
-    def _write(self, step: int, row: Mapping[str, float]) -> None:
+    def _write(self, step: int, row: Mapping[str, float], seen: Observation) -> None:
         self._rows.add(_line({"step": step, **row}))
-        self._events.add(step, row)
-        self._trackers.log(step, row)
+        self._events.add(step, row, seen)
+        self._trackers.log(step, row, seen)
         self._bar.set_postfix({name: f"{row[name]:.3f}" for name in self._losses if name in row}, refresh=False)
 
     def commit(self) -> None:
@@ -117,6 +130,12 @@ class MetricsWriter:
         self._events.close()
         self._rows.close()
         self._trackers.close()
+
+
+def hyperparameters(config: ConfigDict) -> dict[str, float | str]:
+    """The fields of a config by their names with dots: numbers as they are, the rest as text."""
+    fields = fields_of(json.loads(to_json(config)))
+    return {name: value if isinstance(value, int | float) else json.dumps(value) for name, value in fields.items()}
 
 
 def _line(row: Mapping[str, float]) -> bytes:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, nearest
 from emu_jax.storage import Path, is_bucket
+from emu_jax.train.observation import Observation
 
 PROJECT = "emu_jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 ENTRY_POINTS = "emu_jax.trackers"
@@ -50,8 +51,8 @@ class TrackedRun:
 class Tracker(Protocol):
     """Takes a run's rows. A run that resumes gives some rows again, with the same numbers."""
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
-        """Takes the metrics of a step."""
+    def log(self, step: int, row: Mapping[str, float], seen: Observation) -> None:
+        """Takes the metrics of a step, and what is seen at it; the numbers of `seen` are in the row."""
 
     def close(self) -> None:
         """Returns once everything is written."""
@@ -61,7 +62,7 @@ class WandB:
     """Weights & Biases; WANDB_MODE=offline writes files into the work directory, for `wandb sync`."""
 
     def __init__(self, run: TrackedRun):
-        wandb = _imported("wandb")
+        self._wandb = wandb = _imported("wandb")
         folder = tempfile.mkdtemp() if is_bucket(run.workdir) else str(run.workdir)
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT") or PROJECT,
@@ -73,9 +74,9 @@ class WandB:
             settings=wandb.Settings(console="off", silent=True),
         )
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
+    def log(self, step: int, row: Mapping[str, float], seen: Observation) -> None:
         if step >= self._run.step:  # what a resumed run repeats is there already
-            self._run.log(dict(row), step=step)
+            self._run.log(_all(self._wandb, row, seen), step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -99,9 +100,9 @@ class Trackio:
         storage = importlib.import_module("trackio.sqlite_storage").SQLiteStorage
         self._last = storage.get_last_step(project, name) if name in storage.get_runs(project) else None
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
+    def log(self, step: int, row: Mapping[str, float], seen: Observation) -> None:
         if self._last is None or step > self._last:  # what a resumed run repeats is there already
-            self._trackio.log(dict(row), step=step)
+            self._trackio.log(_all(self._trackio, row, seen), step=step)
 
     def close(self) -> None:
         self._trackio.finish()
@@ -143,8 +144,8 @@ class Trackers:
             except Exception as error:  # of a network, a login or a disk: whatever the package raises
                 self._lost(name, error)
 
-    def log(self, step: int, row: Mapping[str, float]) -> None:
-        self._each(lambda tracker: tracker.log(step, row))
+    def log(self, step: int, row: Mapping[str, float], seen: Observation) -> None:
+        self._each(lambda tracker: tracker.log(step, row, seen))
 
     def close(self) -> None:
         self._each(lambda tracker: tracker.close())
@@ -164,6 +165,13 @@ class Trackers:
             "numbers",
             file=sys.stderr,
         )
+
+
+def _all(package: ModuleType, row: Mapping[str, float], seen: Observation) -> dict[str, Any]:
+    """A row with images and histograms, in the types that both packages have."""
+    images = {name: package.Image(pixels) for name, pixels in seen.images.items()}
+    histograms = {name: package.Histogram(values) for name, values in seen.histograms.items()}
+    return {**row, **images, **histograms}
 
 
 def _described(run: TrackedRun) -> dict[str, Any]:

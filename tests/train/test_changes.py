@@ -81,6 +81,7 @@ def test_weights_of_a_mixture_change(documents, tmp_path):
         ("optimizer.clip_norm", 1.0, 0.0),
         ("train.checkpoint_minutes", 0.0, 30.0),
         ("train.steps", 0, 100),
+        ("train.minutes", 60, 0.0),
         ("data.mixture.mmc4.weight", 64, 32.0),
     ],
 )
@@ -96,7 +97,7 @@ def test_what_may_change(name, there, here):
         ("data.seed", 0, 1, "within a run: the saved position in the data depends on it; use a new work directory"),
         ("data.mixture.mmc4.epochs", 0, 1, "within a run: the saved position in the data depends on it"),
         ("optimizer.ema_decay", 0.0, 0.9, "within a run: the optimizer's state depends on it"),
-        ("train.minutes", 60, 90, "within a run: they became a number of steps at the first start; change train.steps"),
+        ("train.minutes", 60, 90, "within a run: they became a number of steps at the first start; change them to 0"),
         ("train.seed", 0, 1, "within a run: the steps so far depend on it"),
         ("init.emu", "", "weights/emu", "within a run: only the first start of a run reads it"),
         ("model.llama.width", 16, 32, "within a run: the parameters depend on it"),

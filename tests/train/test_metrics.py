@@ -1,5 +1,7 @@
 """Where numbers go: rows of metrics.jsonl, TensorBoard, plots; norms by part for every kind of run."""
 
+import io
+import json
 import math
 import struct
 from pathlib import Path
@@ -7,10 +9,14 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
+from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.config import load_config
 from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
+from emu_jax.train.observation import Observation
 from emu_jax.train.trackers import TrackedRun
 from emu_jax.workdir import read_metrics
 from tests.train import line
@@ -45,8 +51,38 @@ def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(t
     expected = {"step": 2, "loss": 2.0, "grad_norm": 1.0, "grad_norm/vision": 0.5, "step_ms": 1.5}
     expected |= {"text_loss/rare": 7.0, "text_loss/often": 1.5}
     assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
-    texts = {("config/text_summary", 0): 0.0, ("start/text_summary", 0): 0.0}
-    assert events(tmp_path) == texts | {(name, 2): value for name, value in expected.items() if name != "step"}
+    about = [f"{name}/text_summary" for name in ("config", "start")]
+    about += [f"_hparams_/{name}" for name in ("experiment", "session_start_info", "session_end_info")]
+    numbers = {(name, 2): value for name, value in expected.items() if name != "step"}
+    assert events(tmp_path) == {(name, 0): 0.0 for name in about} | numbers
+
+
+def summaries(workdir: Path) -> dict[str, Summary.Value]:
+    """Whatever TensorBoard shows, by tag, the last of each."""
+    (path,) = (workdir / "tensorboard").iterdir()
+    data, at, found = path.read_bytes(), 0, {}
+    while at < len(data):
+        (length,) = struct.unpack_from("<Q", data, at)
+        found |= {value.tag: value for value in Event.FromString(data[at + 12 : at + 12 + length]).summary.value}
+        at += length + 16
+    return found
+
+
+def test_tensorboard_has_images_histograms_and_hyperparameters(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    seen = Observation({}, {"sheet": pixels}, {"ranks": np.array([0.0, 0.0, 3.0])})
+    run = TrackedRun("a", "1", tmp_path, load_config(line.__file__), {})
+    writer = MetricsWriter(run, start=0, total=1, losses=())
+    writer.add(1, {"loss": jnp.asarray(1.0)}, {}, seen)
+    writer.close()
+    found = summaries(tmp_path)
+    stored = Image.open(io.BytesIO(found["sheet"].image.encoded_image_string))
+    np.testing.assert_array_equal(np.asarray(stored), pixels)
+    assert (found["ranks"].histo.num, found["ranks"].histo.sum) == (3, 3.0)
+    session = HParamsPluginData.FromString(found["_hparams_/session_start_info"].metadata.plugin_data.content)
+    parameters = session.session_start_info.hparams
+    assert parameters["optimizer.b1"].number_value == run.config.optimizer.b1
+    assert parameters["objective"].string_value == json.dumps(run.config.objective)
 
 
 RUNS = {

@@ -1,18 +1,22 @@
 """Trackers: the real packages offline, in a run that is stopped and goes on; what fails, and what is recorded."""
 
+import importlib
 import json
 import math
 import struct
 import subprocess
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.train import trackers
 from emu_jax.train.loop import train
+from emu_jax.train.observation import Observation
 from emu_jax.train.starts import git_state
 from emu_jax.workdir import read_metrics
 from tests.train import line
@@ -79,10 +83,32 @@ def test_both_have_every_row_once(tmp_path, monkeypatch):
             assert all(math.isclose(found[step][key], value, rel_tol=1e-6) for key, value in numbers.items())
 
 
+def test_both_have_images_and_histograms(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    pytest.importorskip("trackio")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    storage = _fresh_storage(monkeypatch, tmp_path / "trackio")
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8)
+    seen = Observation({}, {"sheet": pixels}, {"ranks": np.array([0.0, 2.0, 2.0])})
+    run = trackers.TrackedRun("a", "0123456789", tmp_path, load_config(line.__file__), {})
+    both = trackers.Trackers(["wandb", "trackio"], run)
+    both.log(3, {"loss": 1.0}, seen)
+    both.close()
+    row = logged_by_wandb(tmp_path / "wandb")[3]
+    assert sum(row["ranks/values"]) == 3 and row["sheet/_type"] == "image-file"
+    (tracked,) = storage.get_logs("emu_jax", storage.get_runs("emu_jax")[0])
+    assert sum(tracked["ranks"]["values"]) == 3
+    for folder in (tmp_path / "wandb", tmp_path / "trackio"):
+        (file,) = folder.rglob("*.png")
+        np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), pixels)
+
+
 def _fresh_storage(monkeypatch, folder):
     """Trackio reads TRACKIO_DIR once, when it is imported."""
     storage = pytest.importorskip("trackio.sqlite_storage")
     monkeypatch.setattr(storage, "TRACKIO_DIR", folder)
+    for module in ("utils", "run", "media.media"):
+        monkeypatch.setattr(importlib.import_module(f"trackio.{module}"), "MEDIA_DIR", folder / "media")
     return storage.SQLiteStorage
 
 
@@ -92,7 +118,7 @@ class Broken:
     def __init__(self, run: trackers.TrackedRun):
         self.rows = 0
 
-    def log(self, step, row):
+    def log(self, step, row, seen):
         self.rows += 1
         if self.rows == 3:
             raise ConnectionError("nobody answers\nat all")

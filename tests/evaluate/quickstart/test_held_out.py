@@ -16,11 +16,15 @@ def test_scores_are_those_of_the_report(trained, monkeypatch, capsys):
     """Of a whole split, the captions are scored as in the report; images are searched in the sample, not in all."""
     model = Emu.load(trained)
     monkeypatch.setattr(held_out, "SAMPLE", 140)
-    scores = HeldOut(model.config, model.tokenizer)(7, model.params, model.statistics)
+    seen = HeldOut(model.config, model.tokenizer)(7, model.params, model.statistics)
+    scores = seen.numbers
     report = score(model, [SPLIT])
     assert scores[CAPTION] == report.figures[f"{SPLIT}: caption exactly right"].value
     right = np.array([answer.rank == 0 for answer in report.answers])
     assert scores[CLOSEST] >= right.mean(), "a sample of the images has fewer rivals than all of them"
+    ranks = seen.histograms["held_out_ranks"]
+    assert len(ranks) == 140 and (ranks == 0).mean() == scores[CLOSEST]
+    assert seen.images["held_out_captions"].shape[1:] == (720, 3), "six images of 1.5 inches at 80 dots an inch"
     assert capsys.readouterr().out.startswith("step 7: ")
 
 
