@@ -89,6 +89,8 @@ def pretrain_14b() -> ConfigDict:
                 "ema_decay": 0.0,
                 "groups": (),
             },
+            # Losses of held-out data every so many steps: a split that every source has, or sources of their own.
+            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8},
             "train": {
                 "steps": 10_000,
                 "minutes": 0.0,

@@ -69,6 +69,8 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.0,
                 "groups": (),
             },
+            # The losses of images that training does not show, on the same 4 batches every time.
+            "eval": {"every": 0, "source": "", "split": "heldout_combinations", "mixture": {}, "batches": 4},
             "train": {
                 "steps": 2000,
                 "minutes": 0.0,

@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.0,
                 "groups": (),
             },
+            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8},  # losses of held-out data
             "train": {
                 "steps": 800,
                 "minutes": 0.0,

@@ -16,7 +16,7 @@ HISTORY_FILE = "history.jsonl"
 OBSERVING = (
     *("train.log_every", "train.max_bad_steps", "train.mesh", "train.tuned"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
-    "train.save_timeout_minutes",
+    *("train.save_timeout_minutes", "eval"),
 )
 
 

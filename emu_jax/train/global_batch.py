@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -61,3 +61,11 @@ def put_rows(values: np.ndarray, own: Sequence[int], rows: int, where: NamedShar
         return values[first : first + stop - start]
 
     return jax.make_array_from_callback((rows, *values.shape[1:]), where, piece)
+
+
+def place_batch(mesh: Mesh, rows: int, arrays: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's rows of a batch of `rows` -> global arrays on the mesh."""
+    own = own_rows(mesh, rows)
+    shapes = {name: jax.ShapeDtypeStruct((rows, *value.shape[1:]), value.dtype) for name, value in arrays.items()}
+    shardings = batch_shardings(mesh, shapes)
+    return {name: put_rows(value, own, rows, shardings[name]) for name, value in arrays.items()}

@@ -43,15 +43,16 @@ from emu_jax.train.changes import (
 )
 from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
-from emu_jax.train.global_batch import batch_shardings, own_rows, put_rows
+from emu_jax.train.global_batch import place_batch
+from emu_jax.train.held_out_losses import PREFIX, EvalConfig, HeldOutLosses
 from emu_jax.train.init_from import check_init, init_from_checkpoints
 from emu_jax.train.interval import Interval, next_batch_of
 from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, MetricsWriter, Trace, plot_metrics
-from emu_jax.train.observation import NOTHING, Observe
+from emu_jax.train.observation import NOTHING, Observe, merged
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.starts import add_start, describe
-from emu_jax.train.state import TrainState, abstract_state, create_state
+from emu_jax.train.state import TrainState, abstract_state, averaged, create_state
 from emu_jax.train.step import Step, compile_step
 from emu_jax.train.tasks.task import Batch, Inputs, Task, make_task
 from emu_jax.train.trackers import TrackedRun, default_name, find_tracker
@@ -172,10 +173,7 @@ class Setup:
 
     def placed(self, batch: dict[str, np.ndarray]) -> Batch:
         """This process's rows of a batch -> global arrays on the mesh."""
-        rows, own = self.task.rows, own_rows(self.mesh, self.task.rows)
-        shapes = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
-        shardings = batch_shardings(self.mesh, shapes)
-        return self.task.batch(**{k: put_rows(v, own, rows, shardings[k]) for k, v in batch.items()})
+        return self.task.batch(**place_batch(self.mesh, self.task.rows, batch))
 
     def compile(self, state: TrainState, batch: Batch) -> Step:
         options = compiler_options(self.mesh.devices.flat[0].device_kind, self.settings.tuned)
@@ -231,7 +229,9 @@ def train(
         raise UserError(
             f"profile_steps={profile[0]}:{profile[-1]}: the run ends after config.train.steps={settings.steps}"
         )
-    observe = scoring.make(task, tokenizer) if scoring else None
+    evaluation = EvalConfig.of(config)
+    losses_of = HeldOutLosses(evaluation, task, setup.inputs, mesh) if evaluation.every else None
+    scores = scoring.make(task, tokenizer) if scoring else None
     for tracker in track:
         find_tracker(tracker)
     changed = check_workdir(workdir, config, (*change, *(RESHARDING if reshard_data else ())))
@@ -250,6 +250,7 @@ def train(
     # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
+        contextlib.closing(losses_of) if losses_of else contextlib.nullcontext(),
         hold(workdir) as check_lease,
         Checkpoints(workdir, rotation, timeout=settings.save_timeout_minutes * 60) as checkpoints,
         jax.set_mesh(mesh),
@@ -343,9 +344,16 @@ def train(
                         row |= {"storage_retries": retries()}
                     if first_process:
                         trace.look_for_request(step)
-                if scoring and observe and (step % scoring.every == 0 or step == total):
+                observers = [
+                    observe
+                    for every, observe in ((evaluation.every, losses_of), (scoring.every if scoring else 0, scores))
+                    if observe and (step % every == 0 or step == total)
+                ]
+                if observers:
+                    distributed.heartbeat(watch.OBSERVING, step)
                     with goodput.losing("scoring_s"), interval.paused():
-                        seen = observe(step, state.params, state.statistics)
+                        weights, statistics = averaged(state)
+                        seen = merged([observe(step, weights, statistics) for observe in observers])
                         row = {**(row or {}), **seen.numbers}
                 if writer is not None:
                     writer.add(step, metrics, row, seen)
@@ -386,7 +394,7 @@ def train(
 
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
     if first_process:
-        plot_metrics(workdir, task.plots)
+        plot_metrics(workdir, {**task.plots, "held_out": [f"{PREFIX}{name}" for name in losses]})
     return state
 
 

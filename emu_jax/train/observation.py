@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,3 +28,10 @@ class Observation:
 # step, parameters, statistics -> what is seen of the model at that step
 Observe = Callable[[int, dict[str, Any], dict[str, Any]], Observation]
 NOTHING = Observation()
+
+
+def merged(observations: Sequence[Observation]) -> Observation:
+    """What several observers see at one step; their names differ."""
+    groups = ("numbers", "images", "histograms")
+    parts = {group: {k: v for each in observations for k, v in getattr(each, group).items()} for group in groups}
+    return Observation(**parts)

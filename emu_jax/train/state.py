@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from emu_jax.models.paths import flatten, nest
 from emu_jax.sharding import replicated, tree_shardings
 from emu_jax.train import bad_steps
 from emu_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -57,6 +58,16 @@ def _fresh(task: Task, config: OptimizerConfig, seed: int) -> TrainState:
         statistics=statistics,
         bad_steps=bad_steps.initial(config.skip_spikes),
     )
+
+
+def averaged(state: TrainState) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parameters that a run is judged by, their EMA where it keeps one; and the task's statistics."""
+    statistics = {name: value for name, value in state.statistics.items() if name != "ema"}
+    if "ema" not in state.statistics:
+        return state.params, statistics
+    params = flatten(state.params)
+    ema = {path: leaf.astype(params[path].dtype) for path, leaf in flatten(state.statistics["ema"]).items()}
+    return nest(params | ema), statistics
 
 
 def abstract_state(task: Task, config: OptimizerConfig, mesh: Mesh) -> TrainState:

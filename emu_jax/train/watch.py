@@ -8,6 +8,7 @@ seconds:
     EMU_JAX_TIMEOUT_STARTING=3600   opening the data, initialising or restoring the state
     EMU_JAX_TIMEOUT_COMPILING=3600  compiling the step, and its first two runs, from which the others are measured
     EMU_JAX_TIMEOUT_READING=900     waiting for a batch; storage may be silent for 600 (`buckets.py`)
+    EMU_JAX_TIMEOUT_OBSERVING=3600  evaluating while a run trains (`config.eval`, `--score-every`)
     EMU_JAX_TIMEOUT_SAVING=3900     saving a checkpoint; longer than `config.train.save_timeout_minutes`
 
 Heartbeats are exchanged through JAX's coordination service. Without the watch, a collective operation that waits for a
@@ -41,8 +42,8 @@ TIMEOUT = "EMU_JAX_TIMEOUT"
 HEARTBEATS = "emu_jax/heartbeats/"  # key prefix in the coordination service
 HOST = socket.gethostname()
 # Phases of a process, in the order in which it enters them.
-STARTING, COMPILING, READING, COMPUTING, SAVING = PHASES = (
-    *("starting", "compiling", "reading data", "computing", "saving"),
+STARTING, COMPILING, READING, COMPUTING, OBSERVING, SAVING = PHASES = (
+    *("starting", "compiling", "reading data", "computing", "observing", "saving"),
 )
 STEP_MULTIPLE = 5  # a step hangs when it takes so many times as long as the median of the last ones
 # What hangs on CPUs uses no processor. A run that other processes keep from them uses at least 1 / STARVED of one.
@@ -64,6 +65,7 @@ class Timeouts:
     compiling: float
     reading: float
     computing: float
+    observing: float
     saving: float
 
     @classmethod
@@ -74,7 +76,7 @@ class Timeouts:
           UserError: one is malformed.
         """
         silence = _seconds(environment, TIMEOUT, 90)
-        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "saving": 3900}
+        defaults = {"starting": 3600, "compiling": 3600, "reading": 900, "observing": 3600, "saving": 3900}
         limits = {name: _seconds(environment, f"{TIMEOUT}_{name.upper()}", value) for name, value in defaults.items()}
         return cls(silence=silence, computing=silence, **limits)
 
@@ -193,7 +195,7 @@ class Watch:
         if last.phase == COMPUTING:
             self._steps.add(last.step, now - last.at)
         limits = {STARTING: self._timeouts.starting, COMPILING: self._timeouts.compiling}
-        limits |= {READING: self._timeouts.reading, SAVING: self._timeouts.saving}
+        limits |= {READING: self._timeouts.reading, SAVING: self._timeouts.saving, OBSERVING: self._timeouts.observing}
         limit = self._steps.limit(step, self._timeouts) if phase == COMPUTING else limits[phase]
         self._entered = _Entered(phase, step, now, self._paused, time.process_time(), limit)
 

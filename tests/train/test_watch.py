@@ -13,13 +13,13 @@ from emu_jax.train import watch
 from emu_jax.train.watch import COMPUTING, READING, SAVING, Report, StepTimes, Timeouts
 from tests.train.test_distributed import finish, message, start
 
-TIMEOUTS = Timeouts(silence=90, starting=3600, compiling=3000, reading=900, computing=90, saving=3600)
+TIMEOUTS = Timeouts(silence=90, starting=3600, compiling=3000, reading=900, computing=90, observing=3600, saving=3600)
 
 
 def test_timeouts_of_the_environment():
-    assert Timeouts.of({}) == Timeouts(90, 3600, 3600, 900, 90, 3900)
+    assert Timeouts.of({}) == Timeouts(90, 3600, 3600, 900, 90, 3600, 3900)
     changed = {"EMU_JAX_TIMEOUT": "20", "EMU_JAX_TIMEOUT_READING": "7.5", "EMU_JAX_TIMEOUT_SAVING": "8000"}
-    assert Timeouts.of(changed) == Timeouts(20, 3600, 3600, 7.5, 20, 8000)
+    assert Timeouts.of(changed) == Timeouts(20, 3600, 3600, 7.5, 20, 3600, 8000)
     with pytest.raises(UserError, match=r"EMU_JAX_TIMEOUT_SAVING='soon'; expected seconds, at least 5"):
         Timeouts.of({"EMU_JAX_TIMEOUT_SAVING": "soon"})
 

@@ -174,6 +174,13 @@ class Interleaved(Task):
         return PackedInputs(resolved, stream, documents.tokenizer, remarks, stream.samples)
 
     @classmethod
+    def open_held_out(cls, config: ConfigDict, own: OwnRows, inputs: Inputs) -> PackedInputs:
+        """With the run's tokenizer, and rows of the run's size."""
+        documents = cls.documents(config)
+        documents.tokenizer = inputs.tokenizer
+        return PackedInputs(config, documents.pipeline(own), inputs.tokenizer)
+
+    @classmethod
     def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
         config = config.copy_and_resolve_references()
         config.model.llama.vocab_size = config.model.llama.vocab_size or VOCABULARY
@@ -223,6 +230,11 @@ class Interleaved(Task):
             normalisers=normalisers,
             sources=self.sources,
         )
+
+    def held_out_metrics(self, params: dict, statistics: dict, batch: emu.Batch, key: Array) -> dict[str, Array]:
+        """Without dropout, and with the running statistics of embeddings."""
+        fixed = {"config": self.model, "ids": self.ids, "sources": self.sources}
+        return emu.loss(params, statistics, batch, train=False, **fixed)[1][0]
 
     def flops(self) -> dict[str, float]:
         data = self.config.data

@@ -116,6 +116,16 @@ class Task(Protocol):
         ...
 
     @classmethod
+    def open_held_out(cls, config: ConfigDict, own: OwnRows, inputs: Inputs) -> Inputs:
+        """Opens held-out data for a run.
+
+        Args:
+          config: the run's, resolved, with other data.
+          inputs: the run's.
+        """
+        return cls.open(config, own)
+
+    @classmethod
     def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
         """Returns a new config with every size filled in, to plan with.
 
@@ -160,6 +170,12 @@ class Task(Protocol):
     ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
         """The loss [], its metrics, and the new statistics."""
         ...
+
+    def held_out_metrics(
+        self, params: dict[str, Any], statistics: dict[str, Any], batch: Batch, key: Array
+    ) -> dict[str, Array]:
+        """The metrics of `loss` on a batch that the run does not learn from."""
+        return self.loss(params, statistics, batch, key, self.normalisers(batch))[1][0]
 
     def flops(self) -> dict[str, float]:
         """Useful FLOPs of a step over all devices, by part; empty where they are not counted.
