@@ -89,7 +89,12 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["emu_jax", "emu_jax.*"]),
-    package_data={"": ["*.css"], "emu_jax": ["py.typed"], "emu_jax.data.assets.fluent_emoji": ["*"]},
+    package_data={
+        "": ["*.css"],
+        "emu_jax": ["py.typed"],
+        "emu_jax.data.assets.fluent_emoji": ["*"],
+        "emu_jax.checkpoints": ["emu-mini/**"],
+    },
     cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "jax>=0.10.2",

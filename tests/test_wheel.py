@@ -1,4 +1,4 @@
-"""The wheel: what is in it, and that it trains, captions and inspects from an empty folder."""
+"""The wheel: what is in it, that it works from an empty folder, and that every Python runs the model in it."""
 
 import os
 import shutil
@@ -68,6 +68,45 @@ def test_what_is_in_it(wheel):
     assert "emu_jax/py.typed" in expected and "emu_jax/data/assets/fluent_emoji/LICENSE-fluent-emoji.txt" in expected
     assert expected - names == set()
     assert not [name for name in names if name.startswith(("configs/", "tests/", "launch/"))]
+
+
+def interpreter(version: str) -> str | None:
+    """A Python of this version that makes environments: on the PATH, or one of pyenv's."""
+    found = [shutil.which(f"python{version}")]
+    if pyenv := shutil.which("pyenv"):
+        names = subprocess.run(
+            [pyenv, "versions", "--bare"], capture_output=True, text=True, check=False
+        ).stdout.split()
+        own = [name for name in names if name.startswith(f"{version}.")]
+        found += [subprocess.run([pyenv, "prefix", n], capture_output=True, text=True).stdout.strip() for n in own]
+        found = [f"{path}/bin/python" if path and Path(path).is_dir() else path for path in found]
+    check = f"import sys, venv, ensurepip; assert sys.version.startswith('{version}.')"
+    for path in filter(None, found):
+        if subprocess.run([path, "-c", check], capture_output=True, check=False).returncode == 0:
+            return path
+    return None
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("version", ["3.11", "3.12", "3.13"])
+def test_every_python_runs_the_box(version, wheel, tmp_path):
+    """An empty environment, with the newest packages that this Python takes."""
+    python = interpreter(version)
+    if python is None:
+        pytest.skip(f"no Python {version} on this machine")
+    run(python, "-m", "venv", "environment", folder=tmp_path)
+    command = tmp_path / "environment" / "bin" / "emu-jax"
+    pip = (tmp_path / "environment" / "bin" / "python", "-m", "pip", "--quiet", "--disable-pip-version-check")
+    run(*pip, "install", wheel, folder=tmp_path)
+    example = examples("heldout_combinations", 128)[0]
+    PIL.fromarray(example.pixels).save(tmp_path / "image.png")
+    box = ("--model", "emu-mini")
+    caption = run(command, "generate", *box, "--prompt", "image.png", folder=tmp_path).strip()
+    answer = run(command, "chat", *box, "--image", "image.png", "--message", "what is this?", folder=tmp_path).strip()
+    print(run(*pip, "freeze", folder=tmp_path))
+    assert example.role in caption and example.role in answer, (caption, answer, example.caption)
+    run(command, "generate", *box, "--prompt", example.caption, "--out", "drawing.png", folder=tmp_path)
+    assert PIL.open(tmp_path / "drawing.png").size == (64, 64)
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""Models that a wheel may carry, by name: `Emu.load("emu-mini")`. This one carries none yet.
+"""Models that a wheel carries, by name: `Emu.load("emu-mini")`.
 
 Their folders are packed checkpoints (`packed.py`) with a model card, scores and curves.
 """
@@ -12,7 +12,8 @@ from emu_jax.errors import UserError
 from emu_jax.storage import Path, as_path
 
 CURVES_FILE = "curves.jsonl"  # some rows of the metrics of the run that made a shipped model
-MODELS = {"emu-mini": pathlib.Path(__file__).parent / "emu-mini"}
+DEFAULT = "emu-mini"
+MODELS = {DEFAULT: pathlib.Path(__file__).parent / "emu-mini"}
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:

@@ -10,6 +10,7 @@ from emu_jax.cli.options import (
     add_mesh,
     add_weights,
     mesh,
+    model,
     path,
     use_compilation_cache,
     use_users_cache,
@@ -25,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint",
         "--model",
-        type=path,
-        help="work directory, checkpoint or published files (default: the quick start's)",
+        type=model,
+        help="work directory, checkpoint or published files (default: emu-mini, the model in the box)",
     )
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on; any but this machine's own needs EMU_JAX_API_KEY"

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 import uvicorn
 from fastapi import FastAPI
 
-from emu_jax.checkpoints.store import is_checkpoint
+from emu_jax.checkpoints.shipped import DEFAULT, model_path
 from emu_jax.errors import UserError
 from emu_jax.generate.model import Emu
 from emu_jax.serve import api
@@ -31,7 +31,6 @@ from emu_jax.storage import Path, absolute
 
 log = logging.getLogger(__name__)
 
-QUICKSTART = pathlib.Path("runs/quickstart")
 KEY_VARIABLE = "EMU_JAX_API_KEY"
 MIN_KEY_LENGTH = 16  # characters
 STOP_SECONDS = 10  # time for running requests to end when the server stops
@@ -43,8 +42,8 @@ class Options:
     """Settings of a server.
 
     Attributes:
-      checkpoint: as in `Emu.load`, by default the quick start's. If a work directory has a tuned model in its folder
-        `chat`, both are served.
+      checkpoint: as in `Emu.load`, by default the model in the box. If it has a tuned model in its folder `chat`, both
+        are served.
       tokenizer, decoder, weights, safety_checker, mesh: as in `Emu.load`.
       name: the model's name in the API; by default the folder's.
       key: required of every client; None serves only this machine.
@@ -86,16 +85,9 @@ class Options:
         """The folder or file to serve.
 
         Raises:
-          UserError: no checkpoint was given, and the quick start has not run.
+          UserError: no checkpoint was given, and this installation carries no model.
         """
-        if self.checkpoint is not None:
-            return self.checkpoint
-        if not is_checkpoint(QUICKSTART):
-            raise UserError(
-                f"{QUICKSTART}: no checkpoint to serve; make one by launch/quickstart.sh (or emu-jax train --config "
-                "configs/quickstart.py --workdir runs/quickstart), or give another checkpoint"
-            )
-        return QUICKSTART
+        return model_path(DEFAULT) if self.checkpoint is None else self.checkpoint
 
     @property
     def model_name(self) -> str:

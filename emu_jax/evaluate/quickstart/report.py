@@ -26,7 +26,7 @@ from PIL import Image
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from emu_jax.checkpoints.shipped import CURVES_FILE, MODELS
+from emu_jax.checkpoints.shipped import CURVES_FILE, DEFAULT, MODELS
 from emu_jax.checkpoints.store import open_checkpoint
 from emu_jax.config import to_json
 from emu_jax.evaluate.intervals import Figure
@@ -47,7 +47,6 @@ CURVES = (
     ("text_loss", "text: cross-entropy (nats a token)", True),
     ("regression_loss", "visual: squared error a dimension", False),
 )
-BOX = "emu-mini"  # whose curves are behind those of a run
 SPLIT = "heldout_combinations"
 # The figures that are not folded: group -> (what is shown, the figure's name after the split's).
 MAIN = {
@@ -153,14 +152,14 @@ def _training(metrics: Sequence[dict]) -> str:
     if not metrics:
         return ""
     behind = box_curves()
-    about = f'<p class="sub">Grey: the run that made {BOX}; its last value is dotted.</p>' if behind else ""
+    about = f'<p class="sub">Grey: the run that made {DEFAULT}; its last value is dotted.</p>' if behind else ""
     image = f'<img src="{_curves(metrics, behind)}" style="max-width:100%" alt="training curves">'
     return f"<h2>Learnt</h2>{about}{image}"
 
 
 def box_curves() -> list[dict[str, float]]:
     """Rows of the metrics of the run that made the model in the box."""
-    file = MODELS[BOX] / CURVES_FILE
+    file = MODELS[DEFAULT] / CURVES_FILE
     return read_metrics(file) if file.is_file() else []
 
 

@@ -31,7 +31,7 @@ from emu_jax.serve.tabs.samples import Sample
 from emu_jax.serve.uploads import read_images
 
 NO_DECODER = """### This model does not draw
-It has no visual decoder. `launch/quickstart.sh` trains one, and `emu-jax serve --decoder FOLDER` loads one from a
+It has no visual decoder. `launch/quickstart.sh --all` trains one; `emu-jax serve --decoder FOLDER` loads one from a
 folder that holds `unet` and `vae`.
 """
 UPDATE_SECONDS = 0.25  # between two updates of the progress
