@@ -45,6 +45,8 @@ PLANNED = "docs/pods-and-plan.md"
 # The first pattern that is found in a command -> what runs it: HERE, a test, a line of .ci/run, or a documented check.
 RUNS = {
     r"^launch/quickstart\.sh$": ".ci/run",
+    r"^launch/quickstart\.sh --all$": "tests/launch/test_quickstart.py",
+    r"^launch/quickstart\.sh --full$": "tests/launch/test_emu_mini.py",
     r"^launch/test\.sh": ".ci/run",
     r"^launch/emu_mini\.sh": "tests/launch/test_emu_mini.py",
     r"^launch/mixture\.sh( --dry-run)?$": "tests/launch/test_mixture.py::test_commands",
@@ -246,6 +248,7 @@ def stage(tmp_path_factory) -> Path:
             write(group, folder)
     for name, person in zip(("dog", "cat", "tiger", "fairy"), people(HELD_OUT), strict=True):
         PIL.fromarray(person.pixels).save(folder / f"{name}.png")
+    shutil.copy(folder / "dog.png", folder / "image.png")
     for name in WRITERS:
         write_sample(name, folder / "benchmarks" / name)
     (folder / "llava_instruct_150k.json").write_bytes((folder / "llava" / "llava_instruct_150k.json").read_bytes())

@@ -11,6 +11,7 @@ from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import examples
 from emu_jax.evaluate.quickstart.captions import CAPTION_TOKENS
 from emu_jax.evaluate.quickstart.held_out import CAPTION, CLOSEST
+from emu_jax.evaluate.quickstart.report import MAIN
 from emu_jax.workdir import read_metrics
 
 FOLDER = MODELS[DEFAULT]
@@ -34,6 +35,11 @@ def test_the_card_has_the_scores(scores):
     shown = {cells[1].strip(): float(cells[2]) for line in card.splitlines() if len(cells := line.split("|")) == 6}
     expected = {name: round(figure["value"], 2) for name, figure in scores.items() if name.startswith("heldout")}
     assert shown == expected
+
+
+def test_the_report_s_main_figures_are_scored(scores):
+    names = {f"{SPLIT}: {name}" for lines in MAIN.values() for _, name in lines}
+    assert names <= set(scores), f"no such figures: {sorted(names - set(scores))}"
 
 
 def test_its_curves_have_scores_and_losses():

@@ -38,7 +38,7 @@ from emu_jax.generate.model import GeneratedText
 from emu_jax.storage import Path, replace_text, write_atomically
 from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, read_metrics
 
-IMAGE_COLUMNS = 8  # of drawings.png
+IMAGE_BANDS, IMAGE_COLUMNS = 3, 8  # of drawings.png
 GRID = 24  # held-out images shown with their captions
 # metric, title, whether its axis is logarithmic
 CURVES = (
@@ -65,7 +65,7 @@ MAIN = {
         ("the nearest image has the skin tone", f"drawn from the caption, {TONE_FIGURE} (pixels)"),
     ),
     "Questions answered": (
-        ("“what is this?”", "questions, tuned, 0 examples: exactly right (name)"),
+        ("“what is this?”", "names, tuned, 0 examples: exactly right (name)"),
         ("“what skin tone does the person have?”", "questions, tuned, 0 examples: exactly right (tone)"),
         ("“yes or no, is this a …”", "questions, tuned, 0 examples: exactly right (is-this)"),
     ),
@@ -239,14 +239,15 @@ answers are wrong, with the right one after them.</p><div class="grid wide">{"".
 
 
 def _drawings_image(path: Path, drawings: Drawings) -> None:
-    """Two bands of held-out captions: the real image, the image drawn from the caption, the reconstruction."""
-    some = drawings.examples[: 2 * IMAGE_COLUMNS]
+    """Bands of held-out captions: the real image, the image drawn from the caption, the reconstruction."""
+    some = drawings.examples[: IMAGE_BANDS * IMAGE_COLUMNS]
     rows = {
         "real": [d.example.pixels for d in some],
         "drawn from\nthe caption": [d.drawn for d in some],
         "reconstructed": [d.reconstructed for d in some],
     }
-    figure, axes = plt.subplots(6, IMAGE_COLUMNS, figsize=(1.25 * IMAGE_COLUMNS, 8.6), constrained_layout=True)
+    size = 1.25 * IMAGE_COLUMNS, 4.3 * IMAGE_BANDS
+    figure, axes = plt.subplots(3 * IMAGE_BANDS, IMAGE_COLUMNS, figsize=size, constrained_layout=True)
     for number, drawn in enumerate(some):
         band, column = divmod(number, IMAGE_COLUMNS)
         for row, (name, images) in enumerate(rows.items()):
