@@ -97,7 +97,7 @@ PATH = re.compile(r"`((?:emu_jax|configs|docs|launch|tests|notebooks|\.ci)/[\w./
 # A file of the package, with something that it defines: `train/step.py:train_step`.
 PACKAGES = "|".join(path.name for path in sorted((ROOT / "emu_jax").iterdir()) if path.is_dir())
 MODULE = re.compile(
-    rf"`((?:(?:{PACKAGES})/[\w/]+|sharding|config|errors|workdir|storage|bench|chips|sweep)\.py)(?::(\w+))?`"
+    rf"`((?:(?:{PACKAGES})/[\w/]+|sharding|config|errors|workdir|storage|bench|chips|sweep|observation)\.py)(?::(\w+))?`"
 )
 EXTRA = re.compile(r"(?:\.|emu-jax)\[([a-z,]+)\]")
 

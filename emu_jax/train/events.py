@@ -20,8 +20,8 @@ from tensorboardX.summary import histogram, hparams, image, scalar, text
 
 from emu_jax.errors import TransientError
 from emu_jax.growing_file import GrowingFile
+from emu_jax.observation import NOTHING, Observation
 from emu_jax.storage import Path
-from emu_jax.train.observation import NOTHING, Observation
 
 VERSION = "brain.Event:2"
 METRICS = ("loss", "text_loss", "regression_loss")  # beside hyperparameters, where a run has them

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError, check_fields
+from emu_jax.observation import Observation
 from emu_jax.train.global_batch import own_rows, place_batch
-from emu_jax.train.observation import Observation
 from emu_jax.train.tasks.task import Inputs, Task
 
 PREFIX = "held_out_"  # of a held-out loss's name

@@ -28,6 +28,7 @@ from emu_jax.config import to_json
 from emu_jax.data.pipeline import DIVISION
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError, check_fields
+from emu_jax.observation import NOTHING, Observe, merged
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed, watch
@@ -49,7 +50,6 @@ from emu_jax.train.init_from import check_init, init_from_checkpoints
 from emu_jax.train.interval import Interval, next_batch_of
 from emu_jax.train.lease import hold
 from emu_jax.train.metrics import Goodput, MetricsWriter, Trace, plot_metrics
-from emu_jax.train.observation import NOTHING, Observe, merged
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.starts import add_start, describe
 from emu_jax.train.state import TrainState, abstract_state, averaged, create_state

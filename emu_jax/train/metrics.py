@@ -22,10 +22,10 @@ from tqdm import tqdm
 from emu_jax.config import to_json
 from emu_jax.errors import UserError
 from emu_jax.growing_file import GrowingFile
+from emu_jax.observation import NOTHING, Observation
 from emu_jax.storage import Path, replace_text, write_atomically
 from emu_jax.train.changes import fields_of
 from emu_jax.train.events import Events
-from emu_jax.train.observation import NOTHING, Observation
 from emu_jax.train.trackers import TrackedRun, Trackers
 from emu_jax.workdir import METRICS_FILE, read_metrics
 

@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from emu_jax.config import to_json
 from emu_jax.errors import UserError, nearest
+from emu_jax.observation import Observation
 from emu_jax.storage import Path, is_bucket
-from emu_jax.train.observation import Observation
 
 PROJECT = "emu_jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 ENTRY_POINTS = "emu_jax.trackers"

@@ -15,8 +15,8 @@ from tensorboardX.proto.plugin_hparams_pb2 import HParamsPluginData
 from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.config import load_config
+from emu_jax.observation import Observation
 from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
-from emu_jax.train.observation import Observation
 from emu_jax.train.trackers import TrackedRun
 from emu_jax.workdir import read_metrics
 from tests.train import line

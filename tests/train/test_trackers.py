@@ -14,9 +14,9 @@ from PIL import Image
 from emu_jax.cli import main
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
+from emu_jax.observation import Observation
 from emu_jax.train import trackers
 from emu_jax.train.loop import train
-from emu_jax.train.observation import Observation
 from emu_jax.train.starts import git_state
 from emu_jax.workdir import read_metrics
 from tests.train import line

@@ -14,7 +14,7 @@ from emu_jax.evaluate.image_grid import RIGHT, WRONG, sheet
 from emu_jax.evaluate.quickstart.captions import CAPTION_TOKENS, in_batches, squared_distances
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu
-from emu_jax.train.observation import Observation
+from emu_jax.observation import Observation
 
 SPLIT = "heldout_combinations"
 SHOWN = 24  # images on a sheet

@@ -177,6 +177,7 @@ class Interleaved(Task):
     def open_held_out(cls, config: ConfigDict, own: OwnRows, inputs: Inputs) -> PackedInputs:
         """With the run's tokenizer, and rows of the run's size."""
         documents = cls.documents(config)
+        assert inputs.tokenizer is not None  # `open` made one
         documents.tokenizer = inputs.tokenizer
         return PackedInputs(config, documents.pipeline(own), inputs.tokenizer)
 
@@ -233,8 +234,10 @@ class Interleaved(Task):
 
     def held_out_metrics(self, params: dict, statistics: dict, batch: emu.Batch, key: Array) -> dict[str, Array]:
         """Without dropout, and with the running statistics of embeddings."""
-        fixed = {"config": self.model, "ids": self.ids, "sources": self.sources}
-        return emu.loss(params, statistics, batch, train=False, **fixed)[1][0]
+        _, (metrics, _) = emu.loss(
+            params, statistics, batch, config=self.model, ids=self.ids, train=False, sources=self.sources
+        )
+        return metrics
 
     def flops(self) -> dict[str, float]:
         data = self.config.data
