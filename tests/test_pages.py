@@ -46,7 +46,6 @@ PLANNED = "docs/pods-and-plan.md"
 RUNS = {
     r"^launch/quickstart\.sh$": ".ci/run",
     r"^launch/quickstart\.sh --all$": "tests/launch/test_quickstart.py",
-    r"^launch/quickstart\.sh --full$": "tests/launch/test_emu_mini.py",
     r"^launch/test\.sh": ".ci/run",
     r"^launch/emu_mini\.sh": "tests/launch/test_emu_mini.py",
     r"^launch/mixture\.sh( --dry-run)?$": "tests/launch/test_mixture.py::test_commands",
@@ -64,7 +63,7 @@ RUNS = {
     r"^python -m mkdocs build --strict$": "tests/test_docs.py::test_the_site_builds",
     r"^emu-jax evaluate .*gs://": "tests/test_paths.py::test_evaluate_on_a_bucket_is_evaluate_on_a_disk",
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
-    r"^emu-jax serve ": "tests/serve/conftest.py::served",
+    r"^emu-jax serve( |$)": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",
     r"^emu-jax evaluate .*--watch": "tests/evaluate/quickstart/test_watch.py::test_beside_a_training_and_killed",
     r"^emu-jax sweep ": "tests/test_sweep.py::test_a_sweep_is_stopped_and_goes_on",

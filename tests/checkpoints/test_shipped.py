@@ -32,7 +32,8 @@ def test_what_is_shipped():
 
 def test_the_card_has_the_scores(scores):
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    shown = {cells[1].strip(): float(cells[2]) for line in card.splitlines() if len(cells := line.split("|")) == 6}
+    lines = [line.split("|") for line in card.splitlines() if line.startswith("| heldout")]
+    shown = {cells[1].strip(): float(cells[2]) for cells in lines}
     expected = {name: round(figure["value"], 2) for name, figure in scores.items() if name.startswith("heldout")}
     assert shown == expected
 
