@@ -7,6 +7,7 @@ plotting backend.
 from __future__ import annotations
 
 import textwrap
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -48,6 +49,9 @@ def sheet(
         axis = figure.add_axes((column / columns, bottom, 0.96 / columns, 0.98 * inches / (height * rows)))
         axis.set_axis_off()
         axis.imshow(np.asarray(image))
-        axis.set_title("\n".join(text), fontsize=7, color=colour, pad=2)
-    canvas.draw()
+        # A model's text is no formula, whatever signs it has.
+        axis.set_title("\n".join(text), fontsize=7, color=colour, pad=2, parse_math=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)  # a letter that the font lacks
+        canvas.draw()
     return PIL.Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3])

@@ -27,3 +27,10 @@ def test_long_titles_make_room_and_end():
     short, long, longer = (sheet([image], ["word " * count], columns=1).height for count in (3, 12, 100))
     print(short, long, longer)
     assert short < long < longer == round(80 * (1.5 + 5 * 0.13 + 0.05))
+
+
+def test_any_text_is_a_title(recwarn):
+    """What a model writes: formulas that are none, and letters that the font lacks."""
+    images = [np.zeros((4, 4, 3), np.uint8)] * 2
+    assert sheet(images, ["costs $5 and \\frac{", "$x^$ 日本語 \x15"]).width > 0
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]

@@ -215,7 +215,7 @@ def test_the_pages_example(served, capsys):
     (text,) = (block.text for block in blocks(Path("docs/serving.md")) if "from openai" in block.text)
     changes = {
         "http://127.0.0.1:7860": served.address,
-        'model="quickstart"': 'model="tiny"',
+        'model="emu-mini"': 'model="tiny"',
         'question = [{"role"': 'question = [{"role": "system", "content": ""}, {"role"',
         "stream=True": "stream=True, max_tokens=5",
     }
