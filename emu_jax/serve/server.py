@@ -14,7 +14,7 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 
 import uvicorn
 from fastapi import FastAPI
@@ -152,16 +152,18 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
       UserError: the server cannot listen at the address, or there is no model; before anything is compiled.
     """
     listener = _listen(options.host, options.port)
-    with listener, _signals(), tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
+    with listener, _Signals() as signals, tempfile.TemporaryDirectory(prefix="emu-jax-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # read when gradio is imported
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         engine = Engine(load(options), options.limits)
         # Before the engine's thread starts: the page imports packages that replace Python's import for a moment (lazy
         # imports of etils), and what JAX imports meanwhile in the other thread would be a proxy.
         app = make_app(engine, options, pathlib.Path(folder))
+        signals.hold()  # nothing may interrupt the start of a thread
         try:  # from here on the engine's thread has to end first, whatever happens
             log.info("compiling; the first requests wait for what they need")
             engine.start()
+            signals.release()
             config = uvicorn.Config(
                 app,
                 log_level="warning",
@@ -180,16 +182,42 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
             engine.close(0)
 
 
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Until uvicorn runs, SIGTERM raises KeyboardInterrupt, so that files are removed; restores handlers at the end."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
+class _Signals:
+    """Until uvicorn runs, SIGTERM and SIGINT raise KeyboardInterrupt, so that files are removed.
+
+    Python drops an exception that is raised while it collects garbage, where JAX has a callback; `hold` raises it
+    again.
+    """
+
+    def __enter__(self) -> _Signals:
+        self._asked = self._held = False
+        self._before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        for number in self._before:
+            signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def hold(self) -> None:
+        """Keeps further signals for `release`; raises KeyboardInterrupt if one came before."""
+        self._held = True
+        self._raise()
+
+    def release(self) -> None:
+        """Raises KeyboardInterrupt if a signal came meanwhile, and for those to come."""
+        self._held = False
+        self._raise()
+
+    def _raise(self) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+
+    def _handle(self, number: int, frame: object) -> None:
+        self._asked = True
+        if not self._held:
+            raise KeyboardInterrupt
 
 
 class _Server(uvicorn.Server):
