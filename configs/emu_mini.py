@@ -1,6 +1,6 @@
 """emu-mini, the model in the box: the quick start's recipe, with more steps and an EMA.
 
-launch/emu_mini.sh            # all four configs, one after another; about two hours on 2 CPU cores; resumable
+launch/emu_mini.sh            # all four configs, one after another; by estimate two hours on 2 CPU cores; resumable
 
 The VAE compares images by what VGG-16 sees, too, which keeps texture. The scores are on the model's card,
 emu_jax/checkpoints/emu-mini/README.md.

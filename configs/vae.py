@@ -2,7 +2,7 @@
 
 emu-jax train --config configs/vae.py --workdir runs/quickstart/vae
 
-3 minutes on 2 CPU cores.
+By estimate 3 minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

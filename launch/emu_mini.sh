@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains emu-mini (configs/emu_mini.py): its parts on the embedded images; then scores them and packs them into
-# runs/emu-mini/packed. About two hours on 2 CPU cores; the same command resumes. Arguments go to every training.
+# runs/emu-mini/packed. By estimate two hours on 2 CPU cores; the same command resumes. Arguments go to every training.
 # WORKDIR=DIR: another work directory. ON=gpu: with JAX for NVIDIA's GPUs.
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -33,8 +33,8 @@ no assistant, and it knows nothing but emoji.
 |---|---|---|---|---|
 {parts}
 
-Trained from scratch by `launch/emu_mini.sh` (configs/emu_mini.py) with emu_jax {version}. The hours are the steps' own,
-on one CPU core each. Matrices are stored in bfloat16, vectors in float32: {megabytes:.1f} MB in all.
+Trained from scratch by `launch/emu_mini.sh` (configs/emu_mini.py) with emu_jax {version}. The hours are the steps' own.
+Matrices are stored in bfloat16, vectors in float32: {megabytes:.1f} MB in all.
 
 ## Data
 

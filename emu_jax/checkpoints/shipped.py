@@ -13,7 +13,7 @@ from emu_jax.storage import Path, as_path
 
 CURVES_FILE = "curves.jsonl"  # some rows of the metrics of the run that made a shipped model
 DEFAULT = "emu-mini"
-MODELS = {DEFAULT: pathlib.Path(__file__).parent / "emu-mini"}
+MODELS = {DEFAULT: pathlib.Path(__file__).parent / DEFAULT}
 
 
 def model_path(path: str | os.PathLike[str]) -> Path:

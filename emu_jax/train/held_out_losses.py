@@ -95,8 +95,8 @@ class HeldOutLosses:
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
         losses = {"loss", *self._task.plots.get("losses", ())}
         names = [name for name in found[0] if name.partition("/")[0] in losses]
-        # A batch has NaN for a source of which it has nothing.
-        values = {name: [row[name] for row in found if not np.isnan(row[name])] for name in names}
+        # A batch has NaN for a source of which it has nothing; NaN of all sources is the model's, and stays.
+        values = {n: [row[n] for row in found if "/" not in n or not np.isnan(row[n])] for n in names}
         return Observation({f"{PREFIX}{name}": float(np.mean(some)) for name, some in values.items() if some})
 
     def close(self) -> None:
