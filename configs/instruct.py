@@ -49,7 +49,7 @@ def published() -> ConfigDict:
     config.data.update({"batch_samples": 128, "batch_rows": 0})
     config.data.mixture = ConfigDict({name: pretrain.source(thousands) for name, thousands in SETS.items()})
     config.optimizer.learning_rate = ConfigDict({"llama": 1e-5})
-    config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0})
+    config.optimizer.update({"warmup_fraction": 0.05, "clip_norm": 1.0, "accumulate_steps": 1})
     config.train.checkpoint_every = 1000
     return config
 

@@ -23,6 +23,7 @@ def emu_14b() -> ConfigDict:
                 "mlp_dim": 6144,
                 "norm_eps": 1e-6,
                 "drop_path": 0.0,
+                "remat": "auto",
             },
             "causal": {
                 "kind": "causal",
@@ -36,6 +37,7 @@ def emu_14b() -> ConfigDict:
                 "max_distance": 128,
                 "norm_eps": 1e-6,
                 "dropout": 0.1,
+                "remat": "auto",
             },
             "llama": {
                 "vocab_size": 32004,
@@ -52,12 +54,12 @@ def emu_14b() -> ConfigDict:
                 "lora_dropout": 0.0,
                 "lora_targets": ("q", "k", "v", "o"),
                 "attention": "auto",
+                "remat": "auto",
             },
             "dtype": "bfloat16",
             "param_dtype": "float32",
             "init": "reference",
             "float32_gradients": False,
-            "remat": "full",
             "unroll": False,
             "loss_chunk": 256,
             # The weights of the two losses are not published; 1 : 1 is inferred.
@@ -89,7 +91,9 @@ def mini() -> ConfigDict:
     )
     # `configs/quickstart.py` takes the vocabulary size from the tokenizer.
     model.llama.update({"vocab_size": 2004, "width": 128, "layers": 3, "heads": 4, "mlp_dim": 384, "context": 256})
-    model.update({"dtype": "float32", "remat": "none", "unroll": True, "loss_chunk": 48})
+    model.update({"dtype": "float32", "unroll": True, "loss_chunk": 48})
+    for part in (model.vision, model.causal, model.llama):
+        part.remat = "none"
     model.update({"init": "scaled", "standardise": True, "stop_target_inputs": True})
     return model
 

@@ -29,7 +29,6 @@ def pretrain_14b() -> ConfigDict:
     """The published sizes, 14.2 B parameters."""
     model = models.emu_14b()
     model.llama.vocab_size = 0  # the tokenizer's 32,000 and [PAD], [IMG], [/IMG], <image>
-    model.remat = "dots"
     return ConfigDict(
         {
             "objective": "pretrain",
@@ -44,8 +43,9 @@ def pretrain_14b() -> ConfigDict:
                 # As many as the paper's mixture has in 2,048 tokens (tests/benchmarks/benchmark_packing.py).
                 # `emu-jax inspect-data` shows what fits your data; 0 measures it.
                 "row_images": 21,
-                # 150 B tokens in 10,000 steps [N] are 7,300 rows a step, rounded to a multiple of 1,024 chips.
-                "batch_rows": 7168,
+                # The paper's 82 M samples in 10,000 steps [N] are 8,200 a step. A row of its mixture holds 8.5 of them
+                # if storyboards have 4 to 16 images, 3.5 if 80 to 120 (benchmark_packing.py): 965 to 2,340 rows.
+                "batch_rows": 1024,
                 "packing_window": 1024,
                 "shards": 0,  # as many as devices hold rows, so that each record is read by one host
                 "workers": 1,
@@ -85,7 +85,7 @@ def pretrain_14b() -> ConfigDict:
                 "skip_spikes": 0.0,
                 "warmup_fraction": 0.2,  # [N]
                 "final_fraction": 0.0,  # [I]
-                "accumulate_steps": 1,
+                "accumulate_steps": 0,  # by `train.fits`
                 "ema_decay": 0.0,
                 "groups": (),
             },
@@ -102,9 +102,16 @@ def pretrain_14b() -> ConfigDict:
                 "keep_every": 0,
                 "save_timeout_minutes": 60.0,
                 "max_bad_steps": 10,
-                # FSDP over 16 chips takes 11 of 95 GB on v5p. Over part of a torus its compiler all-gathers parameters;
-                # over a whole torus it sums them instead, at twice the traffic.
-                "mesh": {"slice": 1, "data": -1, "fsdp": 16, "tensor": 1, "context": 1},
+                "mesh": {"slice": 0, "data": -1, "fsdp": 0, "tensor": 1, "context": 1},  # 0: by `fits`
+                # What fits a device, by `emu-jax plan`. FSDP over 16 chips takes 11 of 95 GB on v5p; over part of a
+                # torus the compiler all-gathers parameters, over a whole torus it sums them, at twice the traffic.
+                "fits": {
+                    "v4": {"rows": 1, "fsdp": 32, "vision": "full", "causal": "full", "llama": "dots"},
+                    "v5e": {"rows": 1, "fsdp": 128, "vision": "full", "causal": "full", "llama": "dots"},
+                    "v5p": {"rows": 4, "fsdp": 16, "vision": "full", "causal": "full", "llama": "dots"},
+                    "v6e": {"rows": 2, "fsdp": 64, "vision": "full", "causal": "full", "llama": "dots"},
+                    "tpu7x": {"rows": 4, "fsdp": 16, "vision": "full", "causal": "full", "llama": "dots"},
+                },
                 "tuned": False,  # True: steps are 1 to 2% faster on v5p and v5e, compiling takes minutes (compiler.py)
             },
         }

@@ -33,6 +33,7 @@ from emu_jax.models import emu, unet
 from emu_jax.models.diffusion import Schedule
 from emu_jax.models.flops import forward_flops, unet_forward_flops
 from emu_jax.sharding import make_mesh
+from emu_jax.train.fit import fit
 from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.interval import PER_SECOND
 from emu_jax.train.optimizer import OptimizerConfig
@@ -107,7 +108,7 @@ def bench(config: ConfigDict, *, size: str = "quickstart", repetitions: int = 5)
         raise UserError(f"repetitions={repetitions}; expected at least 1")
     if size not in UNETS:
         raise UserError(f"size={size} is unknown; choose one of {', '.join(UNETS)}")
-    task, inputs = make_task(config)
+    task, inputs = make_task(fit(config, jax.devices()))
     try:
         # Training comes last, because it needs the most memory.
         found = [_input(inputs, repetitions)]

@@ -21,6 +21,7 @@ from emu_jax.errors import UserError
 # parallel, context parallel) use the fast network within a slice.
 AXES = ("slice", "data", "fsdp", "tensor", "context")
 ROWS = ("slice", "data", "fsdp")  # the axes that shard a batch's rows
+REPLICAS = ("slice", "data")  # those of them over which parameters are replicated
 
 # FSDP shards parameters along their embedding axis, tensor parallelism along heads, MLP and vocabulary. They are
 # replicated over slices, so that only gradients cross between slices. Activations are sharded by rows, and under
@@ -90,17 +91,22 @@ def partition_spec(
     """The mesh axes of one array by the logical axis rules.
 
     A dimension that its mesh axes do not divide is sharded over as many of the first ones as do, or replicated. With
-    `uneven` it is sharded over all of them.
+    `uneven` it is sharded over all of them. Within `jax.shard_map`, the axes that it maps are left out.
     """
     entries = []
     for name, size in zip(logical, shape, strict=True):
         axes = LOGICAL_AXIS_RULES[name]
-        names = (axes,) if isinstance(axes, str) else axes or ()
+        names = tuple(axis for axis in ((axes,) if isinstance(axes, str) else axes or ()) if is_auto(mesh, axis))
         while names and not uneven and size % math.prod(mesh.shape[axis] for axis in names):
             names = names[:-1]
         sharded = math.prod(mesh.shape[axis] for axis in names) > 1
         entries.append((names if len(names) > 1 else names[0]) if sharded else None)
     return PartitionSpec(*entries)
+
+
+def is_auto(mesh: Mesh | AbstractMesh, axis: str) -> bool:
+    """Whether the compiler shards over a mesh axis; within `jax.shard_map` it does not over those that it maps."""
+    return mesh.axis_types[mesh.axis_names.index(axis)] == AxisType.Auto
 
 
 def sharding(mesh: Mesh, logical: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:

@@ -12,9 +12,11 @@ from emu_jax.storage import Path, read_json_object
 CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 HISTORY_FILE = "history.jsonl"
-# Fields that may differ when a work directory is resumed: they change what is observed, not what is learnt.
+# Fields that may differ when a work directory is resumed: they change what is observed, and how a step is computed on
+# the devices at hand, not what is learnt.
 OBSERVING = (
-    *("train.log_every", "train.max_bad_steps", "train.mesh", "train.tuned"),
+    *("train.log_every", "train.max_bad_steps", "train.mesh", "train.tuned", "train.fits"),
+    *("optimizer.accumulate_steps", "model.vision.remat", "model.causal.remat", "model.llama.remat"),
     *("train.checkpoint_every", "train.checkpoint_minutes", "train.keep_checkpoints", "train.keep_every"),
     *("train.save_timeout_minutes", "eval"),
 )

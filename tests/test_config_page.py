@@ -12,6 +12,7 @@ from tests.pages import ROOT
 
 CONFIGS = ("quickstart.py", "pretrain.py:14b", "instruct.py:14b", "vae.py", "decoder.py:mini", "mixture.py")
 NAMED = {"data.mixture", "optimizer.learning_rate"}  # their entries have names of the user's, or of parts
+ALIKE = {"train.fits"}  # their entries have the same fields
 TOP = {"objective"}  # explained in the text
 
 
@@ -37,6 +38,9 @@ def shipped() -> dict[str, set[str]]:
             where = f"{group}.{name}".lstrip(".")
             if not isinstance(value, ConfigDict) or where in NAMED:
                 found.setdefault(group, set()).add(name)
+            elif where in ALIKE:
+                for entry in value.values():
+                    add(where, entry)
             else:
                 add(where, value)
 

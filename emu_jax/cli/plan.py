@@ -28,7 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--untimed", action="store_true", help="memory and collectives only: one compilation instead of six"
     )
     parser.add_argument(
-        "--compare", nargs="+", metavar="FIELD=A,B", help="rank all combinations, e.g. model.remat=full,dots rows=1,2,4"
+        "--compare",
+        nargs="+",
+        metavar="FIELD=A,B",
+        help="rank all combinations, e.g. model.llama.remat=full,dots rows=1,2,4",
     )
     parser.add_argument("--json", type=path, metavar="FILE", help="write every figure")
     parser.add_argument("--chart", type=path, metavar="FILE.png", help="draw memory and time")
@@ -57,7 +60,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for text in options.compare or ():
         field, separator, values = text.partition("=")
         if not separator or not all(values.split(",")):
-            raise UserError(f"--compare {text}: expected FIELD=A,B as in model.remat=full,dots or rows=1,2,4")
+            raise UserError(f"--compare {text}: expected FIELD=A,B as in model.llama.remat=full,dots or rows=1,2,4")
         sweep[field] = values.split(",")
     topology = describe_topology(options.topology)
     if options.serve:

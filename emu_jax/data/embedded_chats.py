@@ -29,6 +29,9 @@ SEVERAL_IMAGES_SHARE = 0.3  # share of chats that show several images
 DRAWN_SHARE = 0.2  # share of chats that ask for an image and show none
 DRAWN_AT_END_SHARE = 0.1  # share of the other chats that ask for one at their end
 MAX_IMAGES = 5  # of a chat
+# Yes-or-no questions about an image on its own. One answer of two tokens a chat teaches too little: a model of 2 M
+# parameters answered every such question with "no".
+YES_OR_NO = 3
 ROLE_WORDS = "user assistant"  # words from which [USER] and [ASSISTANT] are initialised
 
 
@@ -102,7 +105,7 @@ class FluentChats:
         self.examples = [fluent_emoji.read_example(record, image_size) for record in found]
         # The keys of the source fluent_emoji: a row that shows an image in both sources encodes it once.
         self._keys = [records.image_key(record, 0) for record in found]
-        self.fingerprint = f"chats 2 {records.fingerprint}"
+        self.fingerprint = f"chats 3 {records.fingerprint}"
 
     @functools.cached_property
     def things(self) -> list[str]:
@@ -127,6 +130,8 @@ class FluentChats:
         for place in shown:
             example = self.examples[place]
             asked = questions(example, self.things, rng)
+            if not several:
+                asked += [is_this(example, self.things, rng) for _ in range(YES_OR_NO - 1)]
             parts.append(self._image(place))
             for number in rng.permutation(len(asked))[: 1 if several else None]:
                 one = asked[number]

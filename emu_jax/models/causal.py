@@ -34,6 +34,7 @@ from emu_jax.models.layers import (
     Linear,
     RMSNorm,
     attention,
+    check_remat,
     dropout,
     merge_heads,
     parameter,
@@ -56,6 +57,7 @@ class CausalConfig:
     Attributes:
       kind: "causal", as published; "bidirectional", where every query sees all others; or "pooled", no transformer
         (`PooledPatches`), which uses only the field `queries`.
+      remat: What is saved of a block for the backward pass (`layers.REMAT_POLICIES`).
     """
 
     queries: int
@@ -69,8 +71,10 @@ class CausalConfig:
     norm_eps: float = 1e-6
     dropout: float = 0.0
     kind: str = "causal"
+    remat: str = "none"
 
     def __post_init__(self):
+        check_remat("model.causal", self.remat)
         if self.kind not in KINDS:
             raise UserError(f"model.causal.kind={self.kind!r} is unknown; choose one of {', '.join(KINDS)}")
         if self.queries < 1:
@@ -195,7 +199,7 @@ class CausalTransformer(nnx.Module):
         self.float32_gradients = False
 
     def __call__(
-        self, features: Float[Array, "I T Dv"], *, remat: str = "none", unroll: bool = False, key: Array | None = None
+        self, features: Float[Array, "I T Dv"], *, unroll: bool = False, key: Array | None = None
     ) -> Float[Array, "I Q D"]:
         c = self.config
         keys = split_key(key, 3)
@@ -207,7 +211,7 @@ class CausalTransformer(nnx.Module):
         x = repeat(self.queries[...], shape, features.dtype, float32_gradients=self.float32_gradients)  # [I, Q, W]
         x = dropout(x, c.dropout, keys[0])
         x = scan_layers(
-            self.blocks, x, remat=remat, unroll=unroll, key=keys[1], features=features, bias=bias, mask=mask
+            self.blocks, x, remat=c.remat, unroll=unroll, key=keys[1], features=features, bias=bias, mask=mask
         )
         x = dropout(self.final_norm(x), c.dropout, keys[2])
         return self.projection(x)
@@ -251,7 +255,7 @@ class PooledPatches(nnx.Module):
         self.config = c
 
     def __call__(
-        self, features: Float[Array, "I T Dv"], *, remat: str = "none", unroll: bool = False, key: Array | None = None
+        self, features: Float[Array, "I T Dv"], *, unroll: bool = False, key: Array | None = None
     ) -> Float[Array, "I Q D"]:
         """The options of `CausalTransformer` have no effect: there are no layers and no dropout."""
         patches = features[:, 1:]  # [I, P, Dv]

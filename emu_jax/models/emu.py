@@ -48,7 +48,6 @@ class EmuConfig:
         "scaled": every linear map with variance 1 / inputs, and queries with variance 1, at any width.
       float32_gradients: Keep weight gradients in float32 from their product on and reduce them over devices in it, at
         twice the traffic of bfloat16; changes nothing where compute is float32.
-      remat: What is saved of a block for the backward pass (`layers.REMAT_POLICIES`).
       unroll: Unroll the layers instead of scanning them (shallow models on CPUs).
       loss_chunk: Number of sequence positions whose logits exist at a time.
       text_loss_weight, regression_loss_weight: Weights of the two losses (1 : 1 by default; the paper gives none). With
@@ -71,7 +70,6 @@ class EmuConfig:
     param_dtype: str = "float32"
     init: str = "reference"
     float32_gradients: bool = False
-    remat: str = "none"
     unroll: bool = False
     loss_chunk: int = 256
     text_loss_weight: float = 1.0
@@ -157,10 +155,9 @@ class EmuModel(nnx.Module):
         """Normalised pixels -> vision_features, ln_visual [I, P+1, Dv], causal_embeds [I, Q, D]."""
         c = self.config
         key_vision, key_causal = split_key(key, 2)
-        options: dict[str, Any] = {"remat": c.remat, "unroll": c.unroll}
-        features = self.vision(pixels.astype(c.dtype), key=key_vision, **options)
+        features = self.vision(pixels.astype(c.dtype), key=key_vision, unroll=c.unroll)
         normed = self.ln_visual(features)
-        embeds = self.causal(normed, key=key_causal, **options)
+        embeds = self.causal(normed, key=key_causal, unroll=c.unroll)
         return {"vision_features": features, "ln_visual": normed, "causal_embeds": embeds}
 
 
@@ -280,12 +277,8 @@ def _forward(
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
     # The encoders take the first two keys split from `key` (`EmuModel.encode`).
-    options: dict[str, Any] = {
-        "remat": config.remat,
-        "unroll": config.unroll,
-        "key": None if key is None else jax.random.fold_in(key, 2),
-    }
-    hidden = model.llama(inputs.astype(config.dtype), positions, batch.segments, **options)
+    key = None if key is None else jax.random.fold_in(key, 2)
+    hidden = model.llama(inputs.astype(config.dtype), positions, batch.segments, unroll=config.unroll, key=key)
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 

@@ -32,6 +32,7 @@ _policies = jax.checkpoint_policies
 REMAT_POLICIES: dict[str, Callable | None] = {
     "none": None,  # everything
     "full": _policies.nothing_saveable,  # only its input
+    "auto": _policies.nothing_saveable,  # the same, where nobody has chosen; training chooses by the kind of device
     "attention": _policies.save_only_these_names("qkv", "attention"),  # queries, keys, values, attention's output
     "dots": _policies.save_from_both_policies(  # the same and the outputs of all linear maps
         _policies.dots_with_no_batch_dims_saveable, _policies.save_only_these_names("qkv", "attention")
@@ -49,11 +50,14 @@ REMAT_POLICIES: dict[str, Callable | None] = {
 ADAPTER_LEAVES = ("lora_a", "lora_b")  # the two factors of a LoRA adapter, beside `kernel`
 
 
-def check_compute(where: str, config: Any) -> None:
-    """Raises unless `dtype`, `param_dtype` and, if it has one, `remat` of the model config at `where` are known."""
-    remat = getattr(config, "remat", "none")
+def check_remat(where: str, remat: str) -> None:
+    """Raises unless the `remat` of the model config at `where` is known."""
     if remat not in REMAT_POLICIES:
         raise UserError(f"{where}.remat={remat!r} is unknown; choose one of {sorted(REMAT_POLICIES)}")
+
+
+def check_compute(where: str, config: Any) -> None:
+    """Raises unless `dtype` and `param_dtype` of the model config at `where` are known."""
     for name in ("dtype", "param_dtype"):
         if getattr(config, name) not in ("float32", "bfloat16"):
             raise UserError(f"{where}.{name}={getattr(config, name)!r}; expected float32 or bfloat16")

@@ -23,6 +23,7 @@ from emu_jax.models.layers import (
     RMSNorm,
     apply_rope,
     attention,
+    check_remat,
     merge_heads,
     parameter,
     rope_tables,
@@ -50,6 +51,7 @@ class LlamaConfig:
       lora_dropout: Dropout rate of the adapters' inputs in training.
       lora_targets: The projections with adapters, of `PROJECTIONS`; by default those of attention, as in the paper.
       attention: Attention kernel for packed rows (`packed_attention.py`); "auto" chooses by device.
+      remat: What is saved of a block for the backward pass (`layers.REMAT_POLICIES`).
     """
 
     vocab_size: int
@@ -66,8 +68,10 @@ class LlamaConfig:
     lora_dropout: float = 0.0
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o")
     attention: str = "auto"
+    remat: str = "none"
 
     def __post_init__(self):
+        check_remat("model.llama", self.remat)
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise UserError(
                 f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
@@ -272,7 +276,6 @@ class Llama(nnx.Module):
         positions: Int[Array, "B S"],
         segments: Int[Array, "B S"],
         *,
-        remat: str = "none",
         unroll: bool = False,
         key: Array | None = None,
     ) -> Float[Array, "B S D"]:
@@ -281,7 +284,7 @@ class Llama(nnx.Module):
         key = key if c.lora_rank and c.lora_dropout else None
         cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
         attend = packed_attention(segments, c.head_dim, c.attention)
-        x = scan_layers(self.blocks, embeddings, remat=remat, unroll=unroll, key=key, attend=attend, cos=cos, sin=sin)
+        x = scan_layers(self.blocks, embeddings, remat=c.remat, unroll=unroll, key=key, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
 
     def logits(self, hidden: Float[Array, "B *batch D"]) -> Float[Array, "B *batch V"]:

@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from emu_jax.models.layers import Array
-from emu_jax.sharding import num_shards, partition_spec, platform
+from emu_jax.sharding import is_auto, num_shards, partition_spec, platform
 
 BLOCKS = (512, 256, 128)  # block sizes of queries and keys; the largest that divides a device's share is used
 LANES = 128  # lanes of a vector register; head widths are padded to a multiple
@@ -81,5 +81,6 @@ def splash_attention(
         segment_specs = (PartitionSpec(spec[0], spec[2]), PartitionSpec(spec[0], None))
         kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(spec[1], spec[2])))
         in_specs = (kernel_spec, spec, key_spec, key_spec, *segment_specs[: len(segment_ids)])
-        rows = jax.shard_map(rows, in_specs=in_specs, out_specs=spec, check_vma=False)
+        axes = {axis for axis in mesh.axis_names if is_auto(mesh, axis)}
+        rows = jax.shard_map(rows, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False)
     return rows(kernel, q, k, v, *segment_ids)[..., :head_dim]

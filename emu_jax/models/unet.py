@@ -30,6 +30,7 @@ from emu_jax.models.layers import (
     Linear,
     attention,
     check_compute,
+    check_remat,
     gelu,
     merge_heads,
     split_heads,
@@ -82,6 +83,7 @@ class UNetConfig:
                     f"unet.heads={self.heads}; choose widths that do"
                 )
         check_compute("unet", self)
+        check_remat("unet", self.remat)
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> UNetConfig:

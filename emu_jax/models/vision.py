@@ -21,6 +21,7 @@ from emu_jax.models.layers import (
     Linear,
     add,
     attention,
+    check_remat,
     constant,
     dropout,
     gelu,
@@ -37,7 +38,12 @@ from emu_jax.sharding import with_logical_constraint
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the vision encoder; `drop_path` is the probability of dropping a residual branch, in every layer."""
+    """Sizes of the vision encoder.
+
+    Attributes:
+      drop_path: Probability of dropping a residual branch, in every layer.
+      remat: What is saved of a block for the backward pass (`layers.REMAT_POLICIES`).
+    """
 
     image_size: int
     patch_size: int
@@ -47,8 +53,10 @@ class VisionConfig:
     mlp_dim: int
     norm_eps: float = 1e-6
     drop_path: float = 0.0
+    remat: str = "none"
 
     def __post_init__(self):
+        check_remat("model.vision", self.remat)
         if self.image_size % self.patch_size:
             raise UserError(
                 f"model.vision.image_size={self.image_size} is not a multiple of "
@@ -124,21 +132,20 @@ class VisionEncoder(nnx.Module):
         self.pos_embed = parameter(rngs, (c.patches + 1, c.width), ("patches", "embed"), dtype, std=c.width**-0.5)
         self.patch_embed = Linear(rngs, c.patch_size**2 * 3, c.width, ("pixels", "embed"), dtype, bias=True)
         self.blocks = stack(lambda rngs: VisionBlock(rngs, c, dtype), c.layers, rngs)
-        self.patch_size = c.patch_size
+        self.config = c
         self.float32_gradients = False
 
     def __call__(
         self,
         pixels: Float[Array, "I height width 3"],
         *,
-        remat: str = "none",
         unroll: bool = False,
         key: Array | None = None,
     ) -> Float[Array, "I T D"]:
-        p = self.patch_size
+        p = self.config.patch_size
         patches = rearrange(pixels, "n (h p) (w q) c -> n (h w) (p q c)", p=p, q=p)  # [I, P, p*p*3]
         x = self.patch_embed(patches)  # [I, P, D]
         options = {"float32_gradients": self.float32_gradients}
         cls = repeat(self.cls_token[...], (x.shape[0], 1, x.shape[-1]), x.dtype, **options)
         x = add(jnp.concatenate([cls, x], axis=1), self.pos_embed[...], **options)  # [I, P+1, D]
-        return scan_layers(self.blocks, x, remat=remat, unroll=unroll, key=key)
+        return scan_layers(self.blocks, x, remat=self.config.remat, unroll=unroll, key=key)

@@ -31,6 +31,7 @@ from emu_jax.plan.program import Cost
 from emu_jax.plan.steps import PlannedStep, decode, planned_task, training_step
 from emu_jax.plan.topology import Topology
 from emu_jax.sharding import AXES, make_mesh
+from emu_jax.train.fit import fit
 from emu_jax.train.tasks.task import Task
 
 AGREEMENT = 0.05  # tolerated difference between counted and analytic FLOPs of a small step without remat
@@ -59,7 +60,7 @@ class Plan:
         decoding, whose time is memory traffic.
       times: seconds of a step by roofline, with attention kernels, and with the interconnect fully exposed too.
       interconnect_s: time of all collectives, one after the other.
-      peak_flops: FLOP/s of a chip.
+      peak_flops: FLOP/s of a device.
       bandwidth: bytes/s of a device's HBM.
     """
 
@@ -89,6 +90,10 @@ class Plan:
         return sum(self.memory.values())
 
     @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
     def fits(self) -> bool:
         return self.peak <= self.capacity
 
@@ -99,7 +104,7 @@ class Plan:
 
     def mfu(self, seconds: float) -> float:
         """Model FLOPs utilisation of a step that takes so long."""
-        return sum(self.model_flops.values()) / (seconds * self.chips * self.peak_flops)
+        return sum(self.model_flops.values()) / (seconds * self.devices * self.peak_flops)
 
 
 def make_plan(
@@ -116,6 +121,7 @@ def make_plan(
     Raises:
       UserError: the config cannot be planned, its mesh or rows do not divide, or the step does not fit.
     """
+    config = fit(config, topology.devices, rows_per_device)
     mesh = make_mesh(config.train.mesh, topology.devices)
     task = None if decode_rows else planned_task(config, mesh, rows_per_device)
     step = decode(config, mesh, decode_rows) if task is None else training_step(task, mesh)
@@ -203,7 +209,7 @@ def _does_not_fit(error: Exception, step: PlannedStep, topology: Topology) -> Ex
         return error
     return UserError(
         f"{step.rows:,} {step.row_name} do not fit {topology.name}: the compiler needs {found[1]} of {found[2]}; fewer "
-        "rows, more of config.model.remat (full keeps least), or more chips"
+        "rows, more remat (full keeps least), or more chips"
     )
 
 
@@ -244,7 +250,7 @@ def compare(
     """Plans every combination of values: the fastest first, untimed ones by memory, those that fail last.
 
     Args:
-      sweep: fields of the config (such as model.remat or train.mesh.data), or `rows` per device, -> their values.
+      sweep: fields of the config (such as model.llama.remat or train.mesh.data), or `rows` per device, -> their values.
 
     Raises:
       UserError: there is no such field.

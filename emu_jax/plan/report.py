@@ -17,7 +17,7 @@ def describe(plan: Plan) -> str:
     """The plan as a page of text, which says of every time that it is an estimate."""
     sent = [f"{name} {_scaled(size, 'B')}" for name, size in sorted(plan.cost.collectives.items()) if size >= 1e6]
     lines = [
-        f"{plan.kind} on {plan.topology}: {plan.chips} chips, mesh {_mesh(plan)}, "
+        f"{plan.kind} on {plan.topology}: {plan.chips} chips{_devices(plan)}, mesh {_mesh(plan)}, "
         f"{plan.rows:,} {plan.row_name} a step, remat {plan.remat}",
         "",
         f"memory: {plan.peak / GIB:.2f} of {plan.capacity / GIB:.0f} GiB a device: "
@@ -91,6 +91,10 @@ def _scaled(amount: float, unit: str) -> str:
     return f"{amount / 1e3:,.1f} k{unit}" if amount else "-"
 
 
+def _devices(plan: Plan) -> str:
+    return "" if plan.devices == plan.chips else f", {plan.devices} devices"
+
+
 def _mesh(plan: Plan) -> str:
     return " x ".join(f"{axis} {size}" for axis, size in plan.mesh.items() if size > 1) or "one device"
 
@@ -112,7 +116,7 @@ def hint(plan: Plan) -> str:
     compute = plan.cost.flops / plan.peak_flops
     lost = {
         "interconnect": plan.times["interconnect fully exposed"] - plan.times["with attention kernels"],
-        "recomputation": max(plan.cost.flops - sum(plan.model_flops.values()) / plan.chips, 0.0) / plan.peak_flops,
+        "recomputation": max(plan.cost.flops - sum(plan.model_flops.values()) / plan.devices, 0.0) / plan.peak_flops,
         "memory traffic": plan.times["roofline"] - compute,
     }
     worst = max(lost, key=lambda name: lost[name])

@@ -29,6 +29,7 @@ from emu_jax.plan.program import cost
 from emu_jax.plan.steps import decode, placed, size
 from emu_jax.plan.topology import Topology
 from emu_jax.sharding import make_mesh, sharding
+from emu_jax.train.fit import fit
 from emu_jax.train.tasks.interleaved import VOCABULARY
 
 PROMPT = 512  # tokens of a prompt
@@ -105,6 +106,7 @@ def plan_serving(config: ConfigDict, topology: Topology, drawing: ConfigDict | N
     """
     if "model" not in config:
         raise UserError("serve: this config has no model; expected one such as configs/pretrain.py")
+    config = fit(config, topology.devices)
     mesh = make_mesh(config.train.mesh, topology.devices)
     config = config.copy_and_resolve_references()
     config.model.param_dtype = config.model.dtype

@@ -20,14 +20,14 @@ from emu_jax.errors import UserError
 
 THIS_MACHINE = "here"  # the name of this machine's devices
 EXPECTED = (
-    "a generation and the chips along its axes, as in v5p:4x4x4, v5e:16x16, v6e:16x16 or v4:4x4x4; 2*v5p:4x4x4 for "
-    "two slices; or here"
+    "a generation and the chips along its axes, as in v5p:4x4x4, v5e:16x16, v6e:16x16, tpu7x:4x4x4 or v4:4x4x4; "
+    "2*v5p:4x4x4 for two slices; or here"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-    """One or more slices: their kind of chip, the number of chips, and their devices, one per chip."""
+    """One or more slices: their kind of chip, the number of chips, and their devices."""
 
     name: str
     chip: Chip

@@ -44,6 +44,7 @@ from emu_jax.train.changes import (
 )
 from emu_jax.train.checkpoint import Checkpoints, Rotation, SaveTimer
 from emu_jax.train.compiler import compiler_options
+from emu_jax.train.fit import fit
 from emu_jax.train.global_batch import place_batch
 from emu_jax.train.held_out_losses import PREFIX, EvalConfig, HeldOutLosses
 from emu_jax.train.init_from import check_init, init_from_checkpoints
@@ -79,7 +80,8 @@ class TrainConfig:
       keep_every: interval in steps of checkpoints that are saved and kept for ever; 0 keeps none for ever.
       save_timeout_minutes: time after which a save that has not ended is an error.
       max_bad_steps: bad steps in a row (`bad_steps.py`) that stop the run.
-      mesh: sizes of the mesh axes (`sharding.make_mesh`).
+      mesh: sizes of the mesh axes (`sharding.make_mesh`); `fit.py` fills in those of 0.
+      fits: what fits a device, by its kind (`fit.Fit`).
       tuned: pass the options of `compiler.py` to the compiler.
     """
 
@@ -95,6 +97,7 @@ class TrainConfig:
     checkpoint_minutes: float = 0.0
     keep_every: int = 0
     save_timeout_minutes: float = 60.0
+    fits: Any = None
 
     def __post_init__(self):
         if min(self.steps, self.minutes) < 0 or bool(self.steps) == bool(self.minutes):
@@ -157,6 +160,7 @@ class Setup:
 
     @classmethod
     def make(cls, config: ConfigDict) -> Setup:
+        config = fit(config, jax.devices())
         settings = TrainConfig.from_dict(config.train)
         optimizer = OptimizerConfig.from_dict(config.optimizer)
         mesh = make_mesh(settings.mesh)

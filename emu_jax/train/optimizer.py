@@ -36,7 +36,7 @@ class OptimizerConfig:
         (`bad_steps.py`); 0 skips no finite step.
       warmup_fraction: share of all steps with a linear warm-up from 0.
       final_fraction: where the cosine schedule ends, as a fraction of the peak.
-      accumulate_steps: gradient accumulation: micro-batches per step, along the rows.
+      accumulate_steps: gradient accumulation: micro-batches per step, along the rows; 0: `fit.py` chooses.
       drops: pairs (fraction of all steps, factor of the peak): a staircase schedule instead of the cosine.
       ema_decay: decay of the exponential moving average (EMA) of the trainable parameters; 0 keeps none. `ema_weight`
         describes its start. Loading, exporting and `config.init` use the EMA of a run that keeps one.
@@ -97,7 +97,11 @@ class OptimizerConfig:
                 "rising fractions between 0 and 1, each with a factor of 0 or more",
             ),
             "ema_decay": (self.ema_decay, 0.0 <= self.ema_decay < 1.0, "0 to below 1"),
-            "accumulate_steps": (self.accumulate_steps, self.accumulate_steps >= 1, "1 or more"),
+            "accumulate_steps": (
+                self.accumulate_steps,
+                self.accumulate_steps >= 0,
+                "1 or more, or 0 (chosen by the devices)",
+            ),
             "skip_spikes": (
                 self.skip_spikes,
                 self.skip_spikes == 0.0 or self.skip_spikes > 1.0,

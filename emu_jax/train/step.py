@@ -1,7 +1,8 @@
 """The training step: (state, batch) -> (state, metrics), compiled once for a run.
 
 Without gradient accumulation it is one program, `train_step`. With it, the host runs two: `add_micro_batch` for every
-micro-batch, and `update`. In between it can hear that it should stop.
+micro-batch, and `update`. In between it can hear that it should stop. Replicas of the parameters (`sharding.REPLICAS`)
+add up their own gradients, which are reduced over them once a step, in `update`: between slices the network is slow.
 """
 
 from __future__ import annotations
@@ -14,8 +15,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
 from emu_jax.models.paths import join
+from emu_jax.sharding import REPLICAS
 from emu_jax.train.bad_steps import judge, select
 from emu_jax.train.optimizer import (
     OptimizerConfig,
@@ -40,7 +43,7 @@ class Sums:
 
     Attributes:
       loss: [].
-      grads: gradients, a tree like the trainable parameters.
+      grads: gradients, a tree like the trainable parameters; of every replica, [R, …], where there are replicas.
       metrics: the task's, each [].
       statistics: the task's after the last micro-batch, without the EMA.
     """
@@ -99,7 +102,7 @@ def add_micro_batch(
     first = number == 0
     statistics = select(first, _without_ema(state.statistics), sums.statistics)
     key = jax.random.split(_key(seed, state), count)[number]
-    new = _gradients(task, state, statistics, jax.tree.map(piece, batch), key, task.normalisers(batch))
+    new = _by_replica(task, state, statistics, jax.tree.map(piece, batch), key, task.normalisers(batch))
     old = jax.tree.map(lambda leaf: jnp.where(first, jnp.zeros_like(leaf), leaf), sums)
     added = dataclasses.replace(jax.tree.map(jnp.add, old, new), statistics=new.statistics)
     return added, added.loss
@@ -157,6 +160,52 @@ def _gradients(
     return Sums(loss, grads, metrics, statistics)
 
 
+def _replica_axes(task: Task) -> tuple[str, ...]:
+    """The mesh axes over which micro-batches' gradients are not reduced."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return () if task.rows_mix else tuple(axis for axis in REPLICAS if mesh.shape.get(axis, 1) > 1)
+
+
+def _by_replica(
+    task: Task, state: TrainState, statistics: dict[str, Any], batch: Batch, key: jax.Array, normalisers: Any
+) -> Sums:
+    """As `_gradients`, with the gradients of each replica's rows apart: [R, …].
+
+    Each replica draws its own randomness, so that dropout depends on the number of replicas.
+    """
+    axes = _replica_axes(task)
+    if not axes:
+        return _gradients(task, state, statistics, batch, key, normalisers)
+
+    def own(state: TrainState, statistics: dict, batch: Batch, key: jax.Array, normalisers: Any) -> Sums:
+        key = jax.random.fold_in(key, jax.lax.axis_index(axes))
+        found = _gradients(task, state, statistics, batch, key, normalisers)
+        metrics = {
+            name: (jax.lax.psum if name in task.summed else jax.lax.pmean)(value, axes)
+            for name, value in found.metrics.items()
+        }
+        grads = jax.tree.map(lambda leaf: leaf[None], found.grads)
+        statistics = jax.tree.map(lambda leaf: jax.lax.pmean(leaf, axes), found.statistics)
+        return Sums(jax.lax.psum(found.loss, axes), grads, metrics, statistics)
+
+    everywhere, split = PartitionSpec(), PartitionSpec(axes)
+    mapped = jax.shard_map(
+        own,
+        in_specs=(everywhere, everywhere, split, everywhere, everywhere),
+        out_specs=Sums(everywhere, split, everywhere, everywhere),  # type: ignore[arg-type]  # a prefix of the tree
+        axis_names=set(axes),
+        check_vma=False,
+    )
+    return mapped(state, statistics, batch, key, normalisers)
+
+
+def _reduced(sums: Sums, task: Task) -> Sums:
+    """The sums with the gradients added up over replicas."""
+    if not _replica_axes(task):
+        return sums
+    return dataclasses.replace(sums, grads=jax.tree.map(lambda leaf: leaf.sum(0), sums.grads))
+
+
 # ---- programs --------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +241,10 @@ def programs(task: Task, config: OptimizerConfig, seed: int, state: TrainState, 
     kept = jax.tree.map(lambda leaf: leaf.sharding, sums)
     add = functools.partial(add_micro_batch, task=task, count=count, seed=seed)
     adding = jax.jit(add, donate_argnums=0, out_shardings=(kept, None), keep_unused=True)
-    put = functools.partial(update, task=task, config=config)
+
+    def put(state: TrainState, sums: Sums) -> tuple[TrainState, Metrics]:
+        return update(state, _reduced(sums, task), task=task, config=config)
+
     updating = jax.jit(put, donate_argnums=0, out_shardings=(layout, None), keep_unused=True)
     return [
         Program("add_micro_batch", count, adding.lower(sums, state, batch, number)),
@@ -201,19 +253,29 @@ def programs(task: Task, config: OptimizerConfig, seed: int, state: TrainState, 
 
 
 def abstract_sums(task: Task, state: TrainState, batch: Batch) -> Sums:
-    """ShapeDtypeStructs with shardings: gradients like parameters, statistics as in the state, the rest replicated."""
+    """ShapeDtypeStructs with shardings: gradients like parameters, statistics as in the state, the rest replicated.
+
+    Of every replica's gradients, a device holds its own: as many bytes as if there were one.
+    """
+    axes = _replica_axes(task)
 
     def shapes(state: TrainState, batch: Batch) -> Sums:
         key, statistics = jax.random.key(0), _without_ema(state.statistics)
-        return _gradients(task, state, statistics, batch, key, task.normalisers(batch))
+        return _by_replica(task, state, statistics, batch, key, task.normalisers(batch))
 
     def described(shape: Any, like: Any) -> Any:
         return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=like.sharding)
 
+    def gradient(shape: Any, like: Any) -> Any:
+        where = like.sharding
+        if axes:
+            where = NamedSharding(where.mesh, PartitionSpec(axes, *where.spec))
+        return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=where)
+
     found = jax.eval_shape(shapes, state, batch)
     return Sums(
         loss=described(found.loss, state.step),
-        grads=jax.tree.map(described, found.grads, task.split(state.params)[0]),
+        grads=jax.tree.map(gradient, found.grads, task.split(state.params)[0]),
         metrics={name: described(value, state.step) for name, value in found.metrics.items()},
         statistics=jax.tree.map(described, found.statistics, _without_ema(state.statistics)),
     )

@@ -18,7 +18,7 @@ TRAIN = (
     "train --config configs/pretrain.py:14b --workdir gs://my-bucket/runs/14b "
     "--compilation-cache gs://my-bucket/cache --config.data.source=gs://my-bucket/data/laion_coco "
     "--config.tokenizer.path=gs://my-bucket/tokenizer.model --config.init.llama=gs://my-bucket/weights/llama "
-    "--config.init.vision=gs://my-bucket/weights/vision --config.model.remat=dots"
+    "--config.init.vision=gs://my-bucket/weights/vision"
 )
 QUEUED = "gcloud compute tpus queued-resources"
 VM = "gcloud compute tpus tpu-vm"
@@ -138,7 +138,7 @@ def test_several_slices_train_together(project, tmp_path):
     (create, _) = printed(project, "tpu-vm.sh", "--env", str(env), "create")
     assert create.endswith("--runtime-version=v2-alpha-tpuv5 --node-count=4 --node-prefix=emu --reserved")
     (run,) = printed(project, "tpu-vm.sh", "--env", str(env), "run")
-    assert run.endswith("--config.model.remat=dots --config.train.mesh.slice=4'")
+    assert run.endswith("--config.init.vision=gs://my-bucket/weights/vision --config.train.mesh.slice=4'")
     (create,) = printed(project, "gke.sh", "--env", str(env), "create")
     assert create == f"xpk cluster create {CLUSTER} --tpu-type=v5p-128 --num-slices=4 --reservation=mine"
 

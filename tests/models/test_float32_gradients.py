@@ -27,12 +27,12 @@ ROW = [1, 5, 9, IDS.img, *[IDS.image] * 4, IDS.img_end, 12, 30, 31, 2]
 ALWAYS_FLOAT32 = re.compile(r".*norm.*|ln_visual/.*|llama/(lm_head/kernel|embed/embedding)|causal/relative_bias")
 
 
-def config(on: bool, **fields) -> emu.EmuConfig:
+def config(on: bool, remat: str = "none") -> emu.EmuConfig:
     size = models.debug()
     for part in (size.vision, size.causal, size.llama):
-        part.layers = 1
+        part.update({"layers": 1, "remat": remat})
     size.llama.lora_rank = 2
-    return emu.EmuConfig.from_dict(size.to_dict() | {"dtype": "bfloat16", "float32_gradients": on} | fields)
+    return emu.EmuConfig.from_dict(size.to_dict() | {"dtype": "bfloat16", "float32_gradients": on})
 
 
 def batch(rows: int) -> emu.Batch:

@@ -124,7 +124,7 @@ def test_the_adapter_s_input_alone_is_dropped():
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_every_layer_and_projection_draws_its_own_mask(monkeypatch, remat):
     """Records the keys that the running program uses, backward pass included."""
-    config = adapted(lora_targets=PROJECTIONS, lora_dropout=0.5)
+    config = adapted(lora_targets=PROJECTIONS, lora_dropout=0.5, remat=remat)
     params, seen, dropout = grown(config), [], layers.dropout
 
     def recording(x, rate, key, **options):
@@ -140,7 +140,7 @@ def test_every_layer_and_projection_draws_its_own_mask(monkeypatch, remat):
     def gradient(adapters, key):
         def total(adapters):
             llama = emu.bind(config, join(adapters, rest)).llama
-            return llama(jnp.ones((1, 5, 16)), positions, positions * 0 + 1, remat=remat, key=key).sum()
+            return llama(jnp.ones((1, 5, 16)), positions, positions * 0 + 1, key=key).sum()
 
         return jax.grad(total)(adapters)
 

@@ -75,22 +75,25 @@ def test_hints(changes, expected):
 
 
 def test_a_ranking_ends_with_what_does_not_fit():
-    ranking = [({"model.remat": "full"}, plan()), ({"model.remat": "dots"}, UserError("8 rows do not fit v9:2x2"))]
+    ranking = [
+        ({"model.llama.remat": "full"}, plan()),
+        ({"model.llama.remat": "dots"}, UserError("8 rows do not fit v9:2x2")),
+    ]
     lines = describe_comparison(ranking).splitlines()
-    assert lines[2].split() == ["7.0", "50.0%", "44.4%", "40.0%", "3.2", "model.remat=full"]
-    assert lines[3].endswith("model.remat=dots: 8 rows do not fit v9:2x2")
+    assert lines[2].split() == ["7.0", "50.0%", "44.4%", "40.0%", "3.2", "model.llama.remat=full"]
+    assert lines[3].endswith("model.llama.remat=dots: 8 rows do not fit v9:2x2")
 
 
 @pytest.mark.slow
 def test_plans_of_the_devices_at_hand_are_compared_written_and_drawn(tmp_path, capsys):
     files = ["--json", str(tmp_path / "plan.json"), "--chart", str(tmp_path / "plan.png")]
-    options = ["--topology", "here", "--compare", "model.remat=none", "rows=4,2", "--untimed", *files]
+    options = ["--topology", "here", "--compare", "model.llama.remat=none", "rows=4,2", "--untimed", *files]
     assert main(["plan", "--config", tiny.__file__, "--config.model.llama.vocab_size=300", *options]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[2:]] == ["rows=2", "rows=4"], lines
     found = json.loads((tmp_path / "plan.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     memory = {name: sum(plan["memory"].values()) for name, plan in found.items()}
-    assert memory["model.remat=none rows=2"] < memory["model.remat=none rows=4"]
+    assert memory["model.llama.remat=none rows=2"] < memory["model.llama.remat=none rows=4"]
     assert Image.open(tmp_path / "plan.png").width > 800
 
 
@@ -98,10 +101,13 @@ def test_plans_of_the_devices_at_hand_are_compared_written_and_drawn(tmp_path, c
     ("options", "message"),
     [
         (
-            ["--compare", "model.remat"],
-            "--compare model.remat: expected FIELD=A,B as in model.remat=full,dots or rows=",
+            ["--compare", "model.llama.remat"],
+            "--compare model.llama.remat: expected FIELD=A,B as in model.llama.remat=full,dots or rows=",
         ),
-        (["--compare", "model.rematt=full"], "--config.model.rematt: config.model has no field 'rematt'; did you mean"),
+        (
+            ["--compare", "model.llama.rematt=full"],
+            "--config.model.llama.rematt: config.model.llama has no field 'rematt'; did you mean",
+        ),
         (["--decode", "-1"], "--decode -1; expected 1 or more"),
         (["--config.train.mesh.fsdp=3"], "does not multiply to the 1 available devices"),
     ],

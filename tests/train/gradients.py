@@ -82,7 +82,7 @@ def shrunk(config: ConfigDict, vocabulary: int) -> ConfigDict:
         sizes = {n: v for n, v in small[part].items() if n not in ("kind", "dropout", "quantised") and "lora" not in n}
         config.model[part].update(sizes)
     config.model.llama.update({"vocab_size": vocabulary, "context": ROW_TOKENS})
-    config.model.update({"dtype": "float32", "param_dtype": "float32", "remat": "none", "loss_chunk": 32})
+    config.model.update({"dtype": "float32", "param_dtype": "float32", "loss_chunk": 32})
     config.data.update({"row_tokens": ROW_TOKENS, "row_images": ROW_IMAGES, "batch_rows": 4, "packing_window": RECORDS})
     config.data.update({"shards": 1, "workers": 0, "max_padding": 1.0, "source": ""})
     return config

@@ -72,7 +72,7 @@ def test_norms_are_of_parts():
         ({"drops": ((0.5, 0.1), (0.2, 0.5))}, r"config\.optimizer\.drops=.*; expected rising fractions"),
         ({"ema_decay": 1.0}, r"config\.optimizer\.ema_decay=1\.0; expected 0 to below 1"),
         ({"warmup_fraction": 1.0}, r"config\.optimizer\.warmup_fraction=1\.0; expected 0 to below 1"),
-        ({"accumulate_steps": 0}, r"config\.optimizer\.accumulate_steps=0; expected 1 or more"),
+        ({"accumulate_steps": -1}, r"config\.optimizer\.accumulate_steps=-1; expected 1 or more, or 0"),
         ({"b2": 1.0}, r"config\.optimizer\.b2=1\.0; expected 0 to below 1"),
         ({"beta": 0.9}, r"config\.optimizer\.beta is no field of OptimizerConfig; did you mean"),
     ],

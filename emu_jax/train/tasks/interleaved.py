@@ -132,7 +132,8 @@ class Interleaved(Task):
         self.check_model(model)
         data = config.data
         self.rows, self.tokens = data.batch_rows, data.batch_rows * data.row_tokens
-        self.remat = model.remat
+        kept = {part: config.model[part].remat for part in SCANNED}
+        self.remat = kept["llama"] if len({*kept.values()}) == 1 else " ".join(map("=".join, kept.items()))
         # Pooled patches have no layers.
         parts = [part for part in SCANNED if config.model[part].get("kind", "") != "pooled"]
         self.scanned = {part: config.model[part].layers for part in parts}
@@ -145,6 +146,7 @@ class Interleaved(Task):
         self.trainable = trainable_paths(axes, shapes, OptimizerConfig.from_dict(config.optimizer))
         self._frozen = [path for path in flatten(axes) if path not in self.trainable]
         adapters_drop = model.llama.lora_rank > 0 and model.llama.lora_dropout > 0
+        self.rows_mix = model.standardise
         self._random = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
         if inputs is not None and inputs.samples is not None:
             check_reach({part_of(name) for name in self.split(axes)[0]}, inputs.samples, model)
@@ -245,7 +247,8 @@ class Interleaved(Task):
 
     def shallow(self, depths: Mapping[str, int], remat: str | None = None) -> Interleaved:
         config = self.config.copy_and_resolve_references()
-        config.model.remat = remat or config.model.remat
+        for part in SCANNED:
+            config.model[part].remat = remat or config.model[part].remat
         if depths:
             config.model.unroll = True
             config.model.loss_chunk = config.data.row_tokens

@@ -89,6 +89,8 @@ class Task(Protocol):
       summed: the metrics that add up over micro-batches; the others are averaged.
       scanned: the number of layers of every part that is scanned over depth.
       remat: what the backward pass keeps (`layers.REMAT_POLICIES`).
+      rows_mix: whether a row's loss depends on the other rows beyond the normalisers, so that all of them must be
+        computed together.
     """
 
     holds: ClassVar[str]
@@ -104,6 +106,7 @@ class Task(Protocol):
     trainable: frozenset[str]
     scanned: Mapping[str, int] = {}
     remat: str = "none"
+    rows_mix: bool = False
 
     def __init__(self, config: ConfigDict, inputs: Any = None): ...
 
