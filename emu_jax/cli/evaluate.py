@@ -13,6 +13,7 @@ from emu_jax.cli.options import (
     add_sampling,
     figures_table,
     mesh,
+    model,
     path,
     use_users_cache,
     whole,
@@ -64,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--inception", type=INCEPTION, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID"
     )
     parser.add_argument("--wordnet", type=WORDNET, help="folder of WordNet, for WUPS")
-    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument("--decoder", type=model, help="folder with unet and vae (default: the model's own)")
     add_sampling(parser, guidance=5.0, guidance_help="guidance scale of drawings (default: the paper's for FID)")
 
 

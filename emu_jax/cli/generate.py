@@ -6,7 +6,16 @@ import argparse
 import pathlib
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_decoding, add_model, add_sampling, check_parent, decoding, path, use_users_cache
+from emu_jax.cli.options import (
+    add_decoding,
+    add_model,
+    add_sampling,
+    check_parent,
+    decoding,
+    model,
+    path,
+    use_users_cache,
+)
 from emu_jax.errors import UserError
 from emu_jax.storage import SCHEMES, Path, write_atomically
 
@@ -28,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prompts.add_argument("--prompt", nargs="+", type=prompt_part, help="texts and image files, in order")
     prompts.add_argument("--prompts", type=path, metavar="FILE.jsonl", help="many images to draw (generate/files.py)")
     parser.add_argument("--out", type=path, metavar="OUT.png", help="draw the next image into this file")
-    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument("--decoder", type=model, help="folder with unet and vae (default: the model's own)")
     parser.add_argument("--no-safety-checker", action="store_true", help="do not use the decoder's safety checker")
     add_sampling(parser, guidance=7.5, guidance_help="guidance scale")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="draw one image for each seed")

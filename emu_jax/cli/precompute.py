@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from emu_jax.cli.options import add_model, path
+from emu_jax.cli.options import add_model, model, path
 
 ABOUT = "Compute once what the decoder trains on: embeddings of texts, latents of images."
 EXAMPLE = "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae --out runs/quickstart/latents"
@@ -14,7 +14,7 @@ EXAMPLE = "emu-jax precompute --model runs/quickstart --vae runs/quickstart/vae 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument(
-        "--vae", type=path, required=True, help="work directory of configs/vae.py, or a diffusers folder"
+        "--vae", type=model, required=True, help="work directory of configs/vae.py, a diffusers folder, or emu-mini/vae"
     )
     parser.add_argument("--out", type=path, required=True, help="a new folder")
     parser.add_argument("--source", default="fluent_emoji", help="like config.data.source")

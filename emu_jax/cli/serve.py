@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--name", help="name of the model in the API (default: the folder's)")
     parser.add_argument("--tokenizer", type=path, help="SentencePiece .model, needed by published files")
     add_weights(parser)
-    parser.add_argument("--decoder", type=path, help="folder with unet and vae (default: the model's own)")
+    parser.add_argument("--decoder", type=model, help="folder with unet and vae (default: the model's own)")
     parser.add_argument(
         "--no-safety-checker", dest="safety_checker", action="store_false", help="do not use the safety checker"
     )

@@ -25,6 +25,7 @@ NAME_ASKS = ("what is this?", "what do you see?", "what does the image show?", "
 TONE_ASKS = "what skin tone does the person have?"
 DRAW_ASKS = ("draw {}", "please draw {}", "draw an image of {}", "can you draw {}")
 NAME = "fluent_emoji_chats"  # as config.data.source
+TEXTS_NAME = "fluent_emoji_texts"
 SEVERAL_IMAGES_SHARE = 0.3  # share of chats that show several images
 DRAWN_SHARE = 0.2  # share of chats that ask for an image and show none
 DRAWN_AT_END_SHARE = 0.1  # share of the other chats that ask for one at their end
@@ -154,3 +155,34 @@ class FluentChats:
         asked = (one for example in self.examples for one in questions(example, self.things, rng))
         words = [IMAGE_SYSTEM, ROLE_WORDS, "yes no", *NAME_ASKS, *(ask.format("") for ask in DRAW_ASKS)]
         return [*words, *(text for one in asked for text in (one.question, one.answer))]
+
+
+class FluentTexts:
+    """A source (`sources.Source`) with the words of the chats as plain text: a question and its answer, no image.
+
+    Adapters cannot make a frozen language model say a word that it has never written: of all such words the token head
+    has the same row. LLaMA has read text; a model from scratch has to read some, too.
+    """
+
+    images_fingerprint = ""
+
+    def __init__(self, split: str, image_size: int):
+        self._chats = FluentChats(split, image_size)
+        self.fingerprint = f"texts 1 {self._chats.fingerprint}"
+
+    def __len__(self) -> int:
+        return len(self._chats)
+
+    def read(self, indices: Sequence[int]) -> list[int]:
+        return list(indices)
+
+    def key(self, index: int) -> str:
+        return self._chats.key(index)
+
+    def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
+        asked = questions(self._chats.examples[record], self._chats.things, rng)
+        one = asked[rng.integers(len(asked))]
+        return [Document((Text(f"{one.question} {one.answer}"),))]
+
+    def texts(self) -> list[str]:
+        return self._chats.texts()

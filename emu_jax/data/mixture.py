@@ -23,7 +23,7 @@ from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.errors import UserError, check_fields
 
 LONGEST_PATTERN = 100_000
-EMBEDDED = (fluent_emoji.NAME, embedded_chats.NAME)  # sources that are no paths
+EMBEDDED = (fluent_emoji.NAME, embedded_chats.NAME, embedded_chats.TEXTS_NAME)  # sources that are no paths
 UNITS = ("samples", "records", "tokens")
 
 

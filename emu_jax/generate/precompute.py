@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from emu_jax.checkpoints.load import LoadedVAE, load_part
+from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import weights_of_parts
 from emu_jax.data.document import Image, Text
 from emu_jax.data.images import resize
@@ -45,7 +46,7 @@ def precompute(
 
     Args:
       model, tokenizer, vision_head_dim, weights: as in `Emu.load`.
-      vae: a work directory, a checkpoint, or a diffusers folder.
+      vae: a work directory, a checkpoint, a diffusers folder, or "emu-mini/vae".
       source, split: as in `config.data` of pretraining.
       image_size: height and width in pixels of the images to draw; by default the VAE's size in training, or 512 if it
         is not known.
@@ -56,7 +57,7 @@ def precompute(
     if (out / INDEX).exists():
         raise UserError(f"out={out}: the folder holds precomputed examples; name another folder, or remove it")
     emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
-    autoencoder = load_part(vae, LoadedVAE, weights_of_parts(weights))
+    autoencoder = load_part(model_path(vae), LoadedVAE, weights_of_parts(weights))
     size = image_size or autoencoder.image_size or 512
     if size % autoencoder.config.reduction:
         raise UserError(f"image_size={size}; this VAE needs a multiple of {autoencoder.config.reduction}")

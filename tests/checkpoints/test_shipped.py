@@ -7,8 +7,10 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.checkpoints.shipped import CURVES_FILE, DEFAULT, MODELS
+from emu_jax.cli import main
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import examples
+from emu_jax.data.latents import Latents
 from emu_jax.evaluate.quickstart.captions import CAPTION_TOKENS
 from emu_jax.evaluate.quickstart.held_out import CAPTION, CLOSEST
 from emu_jax.evaluate.quickstart.report import MAIN
@@ -47,6 +49,14 @@ def test_its_curves_have_scores_and_losses():
     rows = read_metrics(FOLDER / CURVES_FILE)
     assert {"step", "text_loss", "regression_loss", CAPTION, CLOSEST} <= set().union(*rows)
     assert rows[-1][CAPTION] > rows[0].get(CAPTION, 0.0)
+
+
+@pytest.mark.long
+def test_its_parts_have_names(tmp_path):
+    """A U-Net of one's own can be trained on its embeddings and its latents."""
+    parts = ["--model", DEFAULT, "--vae", f"{DEFAULT}/vae", "--split", "heldout_concepts"]
+    assert main(["precompute", *parts, "--out", str(tmp_path / "latents")]) == 0
+    assert len(Latents(tmp_path / "latents")) == 40
 
 
 @pytest.mark.long

@@ -38,6 +38,23 @@ def test_yes_is_as_frequent_as_no():
     assert 0.4 < answers.count("yes") / 400 < 0.6, answers.count("yes")
 
 
+def test_texts_are_questions_and_answers_without_images(source):
+    """All words that a chat may say are written there, "yes" among them."""
+    texts = open_source(embedded_chats.TEXTS_NAME, "train", 16, PairOrder())
+    assert len(texts) == len(source)
+    found = [texts.documents(place, np.random.default_rng(place))[0] for place in range(0, len(texts), 8)]
+    assert all(len(document.parts) == 1 and isinstance(document.parts[0], Text) for document in found)
+    said = [document.parts[0].text for document in found]
+    kinds = {
+        "name": sum(text.startswith("what is this? ") for text in said),
+        "tone": sum(text.startswith("what skin tone does the person have? ") for text in said),
+        "is-this": sum(text.startswith("yes or no, is this a ") for text in said),
+    }
+    print(kinds)
+    assert sum(kinds.values()) == len(said) and min(kinds.values()) > 30
+    assert {text.split()[-1] for text in said if text.startswith("yes or no")} == {"yes", "no"}
+
+
 def _chats(source, place: int) -> list:
     return [source.documents(place, np.random.default_rng(seed))[0] for seed in range(120)]
 
@@ -55,7 +72,7 @@ def test_a_document_is_a_chat_about_one_image_or_several(source):
         roles = _roles(document)
         images = roles.count("image")
         turn = ("user", "assistant")
-        expected = ("image", *turn * 3) if images == 1 else ("image", *turn) * images
+        expected = ("image", *turn * (2 + embedded_chats.YES_OR_NO)) if images == 1 else ("image", *turn) * images
         assert roles == ("system", *expected)
         assert document.parts[0].text == IMAGE_SYSTEM
         found.add(images)
