@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
 from emu_jax.models.layers import Array
@@ -79,7 +79,8 @@ def splash_attention(
         spec = partition_spec(("batch", "heads", "sequence", None), q.shape, mesh)
         key_spec = PartitionSpec(*spec[:2], None, None)
         segment_specs = (PartitionSpec(spec[0], spec[2]), PartitionSpec(spec[0], None))
-        kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(spec[1], spec[2])))
+        whole = AbstractMesh(mesh.axis_sizes, mesh.axis_names)  # the kernel's own rule knows no axes that are mapped
+        kernel_spec = kernel.manual_sharding_spec(NamedSharding(whole, PartitionSpec(spec[1], spec[2])))
         in_specs = (kernel_spec, spec, key_spec, key_spec, *segment_specs[: len(segment_ids)])
         axes = {axis for axis in mesh.axis_names if is_auto(mesh, axis)}
         rows = jax.shard_map(rows, in_specs=in_specs, out_specs=spec, axis_names=axes, check_vma=False)
