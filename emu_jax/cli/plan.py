@@ -33,6 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FIELD=A,B",
         help="rank all combinations, e.g. model.llama.remat=full,dots rows=1,2,4",
     )
+    parser.add_argument(
+        "--fill",
+        metavar="TOKENS,IMAGES",
+        help="shares of positions and image slots that are not padding, e.g. 0.91,0.97",
+    )
+    parser.add_argument("--price", type=float, default=0.0, help="of a chip for an hour: adds the price of the run")
     parser.add_argument("--json", type=path, metavar="FILE", help="write every figure")
     parser.add_argument("--chart", type=path, metavar="FILE.png", help="draw memory and time")
 
@@ -49,6 +55,9 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     for name in ("rows_per_device", "decode"):
         if getattr(options, name) < 0:
             raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)}; expected 1 or more")
+    if options.price < 0:
+        raise UserError(f"--price {options.price:g}; expected 0 or more")
+    fill = _fill(options.fill) if options.fill else None
     if options.drawing and not options.serve:
         raise UserError(f"--drawing {options.drawing}: only a served model draws; add --serve")
     if options.serve and (options.compare or options.decode or options.chart):
@@ -77,11 +86,21 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         plans = [(name, found) for name, found in plans if isinstance(found, Plan)]
     else:
         plans = [(options.topology, make_plan(config, topology, *sizes, timed=not options.untimed))]
-        print(report.describe(plans[0][1]))
+        print(report.describe(plans[0][1], fill, options.price))
     _write_json(options.json, {name: dataclasses.asdict(found) for name, found in plans})
     if options.chart is not None and plans:
         report.chart(plans, options.chart)
     return 0 if any(found.fits for _, found in plans) else 1
+
+
+def _fill(text: str) -> dict[str, float]:
+    try:
+        tokens, images = map(float, text.split(","))
+    except ValueError:
+        tokens = images = -1.0
+    if not 0 < tokens <= 1 or not 0 < images <= 1:
+        raise UserError(f"--fill {text}: expected two shares of 0 to 1, as in 0.91,0.97")
+    return {"tokens": tokens, "images": images}
 
 
 def _write_json(file: Path | None, figures: Mapping[str, Any]) -> None:

@@ -35,6 +35,7 @@ from emu_jax.train.fit import fit
 from emu_jax.train.tasks.task import Task
 
 AGREEMENT = 0.05  # tolerated difference between counted and analytic FLOPs of a small step without remat
+IMAGE_PARTS = ("vision", "causal")  # what computes images; the rest computes positions of rows
 FEW_ROWS = 8  # rows per device of a step that is compiled only to count its FLOPs
 # Share of a chip's peak that attention kernels reach on the blocks they compute: an assumption, not measured here.
 KERNEL_EFFICIENCY = 0.4
@@ -50,6 +51,8 @@ class Plan:
     Attributes:
       kind: the config's objective, or `DECODE`.
       rows, row_name, tokens: a batch over all devices, as in `PlannedStep`.
+      micro_batches: how many it is cut into.
+      steps: length of the run; 0 if it is set in minutes.
       memory: bytes by kind while that program of the step runs that needs most; their sum is the peak.
       capacity: HBM of a device.
       compile_s: compilation time of the real step.
@@ -71,6 +74,8 @@ class Plan:
     rows: int
     row_name: str
     tokens: int
+    micro_batches: int
+    steps: int
     remat: str
     memory: dict[str, float]
     capacity: float
@@ -102,9 +107,16 @@ class Plan:
         """Whether the counted FLOPs agree with the model's."""
         return abs(self.agreement - 1) <= AGREEMENT
 
-    def mfu(self, seconds: float) -> float:
-        """Model FLOPs utilisation of a step that takes so long."""
-        return sum(self.model_flops.values()) / (seconds * self.devices * self.peak_flops)
+    def mfu(self, seconds: float, fill: Mapping[str, float] | None = None) -> float:
+        """Model FLOPs utilisation of a step that takes so long.
+
+        Args:
+          fill: share of `tokens`, and of image slots (`images`), that are not padding; all are by default.
+        """
+        fill = fill or {}
+        shares = {part: fill.get("images" if part in IMAGE_PARTS else "tokens", 1.0) for part in self.model_flops}
+        useful = sum(shares[part] * count for part, count in self.model_flops.items())
+        return useful / (seconds * self.devices * self.peak_flops)
 
 
 def make_plan(
@@ -161,6 +173,8 @@ def make_plan(
         rows=step.rows,
         row_name=step.row_name,
         tokens=step.tokens,
+        micro_batches=1 if task is None else config.optimizer.accumulate_steps,
+        steps=0 if task is None else config.train.steps,
         remat="none" if task is None else task.remat,
         memory=max((_memory(executable, step) for executable in executables), key=lambda kinds: sum(kinds.values())),
         capacity=chip.hbm,

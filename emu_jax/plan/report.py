@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.errors import UserError
@@ -13,12 +14,17 @@ from emu_jax.storage import Path, write_atomically
 GIB = float(1 << 30)
 
 
-def describe(plan: Plan) -> str:
-    """The plan as a page of text, which says of every time that it is an estimate."""
+def describe(plan: Plan, fill: Mapping[str, float] | None = None, price: float = 0.0) -> str:
+    """The plan as a page of text, which says of every time that it is an estimate.
+
+    Args:
+      fill: as in `Plan.mfu`.
+      price: of a chip for an hour; 0 prints none.
+    """
     sent = [f"{name} {_scaled(size, 'B')}" for name, size in sorted(plan.cost.collectives.items()) if size >= 1e6]
     lines = [
         f"{plan.kind} on {plan.topology}: {plan.chips} chips{_devices(plan)}, mesh {_mesh(plan)}, "
-        f"{plan.rows:,} {plan.row_name} a step, remat {plan.remat}",
+        f"{plan.rows:,} {plan.row_name} a step{_micro_batches(plan)}, remat {plan.remat}",
         "",
         f"memory: {plan.peak / GIB:.2f} of {plan.capacity / GIB:.0f} GiB a device: "
         f"{'fits' if plan.fits else 'DOES NOT FIT'}",
@@ -50,6 +56,7 @@ def describe(plan: Plan) -> str:
     lines += ["", f"estimates (attention kernels at {KERNEL_EFFICIENCY:.0%} of peak; nothing overlaps):"]
     for name, seconds in plan.times.items():
         share = "" if plan.kind == DECODE else f"{plan.mfu(seconds):8.1%} MFU"
+        share += f"{plan.mfu(seconds, fill):8.1%} without padding" if share and fill else ""
         lines.append(f"  {name:28s}{seconds:9.4f} s a step{_rate(plan, seconds)}{share}")
     if plan.kind == DECODE:
         read = plan.memory["weights read"] + plan.memory["cache"]
@@ -58,7 +65,24 @@ def describe(plan: Plan) -> str:
             f"  {'bandwidth of HBM alone':28s}{bound:9.4f} s a step{_rate(plan, bound)}",
             f"bytes accessed are {plan.cost.traffic / read:.2f} of weights and cache ({_scaled(read, 'B')} a device)",
         ]
+    if plan.steps:
+        lines.append(_run(plan, price))
     return "\n".join([*lines, f"hint: {hint(plan)}"])
+
+
+def _micro_batches(plan: Plan) -> str:
+    return "" if plan.micro_batches == 1 else f" in {plan.micro_batches} micro-batches"
+
+
+def _run(plan: Plan, price: float) -> str:
+    """Length and price of the whole run, without stops, input and saves."""
+    least, most = (plan.steps * plan.times[name] / 3600 for name in ("roofline", "interconnect fully exposed"))
+    unit, size = ("days", 24) if most >= 48 else ("hours", 1)
+    text = f"the run's {plan.steps:,} steps take {least / size:,.1f} to {most / size:,.1f} {unit}"
+    if price:
+        hourly = price * plan.chips
+        text += f"; at {price:g} a chip-hour they cost {hourly * least:,.0f} to {hourly * most:,.0f}"
+    return text
 
 
 def describe_serving(plan: ServingPlan) -> str:

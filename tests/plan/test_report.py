@@ -27,6 +27,8 @@ def plan(**changes) -> Plan:
         rows=8,
         row_name="rows",
         tokens=16_384,
+        micro_batches=1,
+        steps=0,
         remat="full",
         memory={"parameters": 2 * GIB, "activations and workspace": 5 * GIB},
         capacity=16 * GIB,
@@ -50,6 +52,17 @@ def test_a_plan_on_a_page():
     assert "  roofline                       2.0000 s a step     2,048.0 tokens/s/chip   50.0% MFU" in lines
     assert "  interconnect fully exposed     2.5000 s a step     1,638.4 tokens/s/chip   40.0% MFU" in lines
     assert lines[-1].startswith("hint: recomputation takes 0.50 s of a step: remat dots keeps the products' results")
+
+
+def test_a_run_in_micro_batches_and_its_price():
+    found = plan(micro_batches=4, steps=10_000, model_flops={"llama": 300e12, "vision": 100e12})
+    lines = describe(found, {"tokens": 0.9, "images": 0.5}, price=2.0).splitlines()
+    assert lines[0].endswith(": 4 chips, mesh data 2 x fsdp 2, 8 rows a step in 4 micro-batches, remat full")
+    (line,) = (line for line in lines if line.startswith("  roofline"))
+    useful = (0.9 * 300 + 0.5 * 100) / 400 / 2
+    assert line.endswith(f"50.0% MFU{useful:8.1%} without padding"), line
+    assert lines[-2] == "the run's 10,000 steps take 5.6 to 6.9 hours; at 2 a chip-hour they cost 44 to 56"
+    assert "take 2.3 to 2.9 days" in describe(plan(steps=100_000))
 
 
 def test_no_mfu_where_flops_are_not_the_models():
@@ -109,6 +122,9 @@ def test_plans_of_the_devices_at_hand_are_compared_written_and_drawn(tmp_path, c
             "--config.model.llama.rematt: config.model.llama has no field 'rematt'; did you mean",
         ),
         (["--decode", "-1"], "--decode -1; expected 1 or more"),
+        (["--fill", "0.9"], "--fill 0.9: expected two shares of 0 to 1, as in 0.91,0.97"),
+        (["--fill", "0.9,1.2"], "--fill 0.9,1.2: expected two shares of 0 to 1"),
+        (["--price", "-1"], "--price -1; expected 0 or more"),
         (["--config.train.mesh.fsdp=3"], "does not multiply to the 1 available devices"),
     ],
 )
