@@ -1,7 +1,8 @@
 """TPU compiler options: one that every step needs, and with `config.train.tuned` others by TPU generation.
 
 The figures of the others are the compiler's own estimates (libtpu 0.0.52) of the 14 B step with two layers of the
-language model, with defaults -> with the option. Compilation takes two to five times as long, which pays off in a run of days:
+language model, with defaults -> with the option. Compilation takes two to five times as long, which pays off in a run
+of days:
 
     v5p   xla_tpu_scoped_vmem_limit_kib=65536   128.9 -> 126.7 ms, 78.7 -> 73.5 GB of traffic; 98304 alike, 32768 128.5
     v5e   the same                              101.2 -> 100.1 ms, 46.2 -> 45.4 GB of traffic; 0.45 GB more memory
