@@ -1,6 +1,6 @@
 """emu-mini, the model in the box: the quick start's recipe, with more steps and an EMA.
 
-launch/emu_mini.sh            # all four configs, one after another; by estimate two hours on 2 CPU cores; resumable
+launch/emu_mini.sh            # all four configs, one after another; by estimate four hours on 2 CPU cores; resumable
 
 The VAE compares images by what VGG-16 sees, too, which keeps texture. The scores are on the model's card,
 emu_jax/checkpoints/emu-mini/README.md.
@@ -43,7 +43,7 @@ def unet() -> ConfigDict:
     config = decoders.mini()
     config.unet.block_channels = (96, 112)  # wider ones would not fit into 20 MB with the rest
     config.optimizer.update({"learning_rate": ConfigDict({"unet": 1e-3}), "ema_decay": 0.9995})
-    _run(config, steps=5_000)
+    _run(config, steps=10_000)
     return config
 
 
@@ -52,7 +52,7 @@ def chat() -> ConfigDict:
     config = instruct.mini()
     config.init.emu = config.tokenizer.path = "runs/emu-mini"
     config.optimizer.ema_decay = 0.999
-    _run(config, steps=2_000)
+    _run(config, steps=5_000)
     return config
 
 

@@ -6,8 +6,8 @@ emu-jax prepare pairs --in laion-coco --out data/laion_coco       # and the othe
 emu-jax train --config configs/pretrain.py:14b --workdir runs/emu --config.tokenizer.path=LLaMA-13B/tokenizer.model \
     --config.data.mixture.laion_coco.source=data/laion_coco …       # or only --config.data.source=mine.jsonl
 
-`emu-jax plan` shows which chips it fits. The tables in docs/pods-and-plan.md were made with 8 images a row; this config
-has 21. `config.optimizer.accumulate_steps` keeps the global batch on fewer chips.
+It is the same run on every slice: micro-batches, mesh and remat follow from the chips at hand (`train.fits`), and the
+batch is 1,024 rows on all of them. `emu-jax plan` shows what it takes on chips that you do not have.
 
 The paper's 10,000 steps took about 2 days on 128 A100-80G. To continue from the published Emu instead, set
 `--config.init.emu=weights/emu --config.init.llama= --config.init.vision=`. Values marked [N] come from one set of notes
