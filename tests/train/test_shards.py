@@ -14,7 +14,7 @@ from emu_jax.train.tasks.task import make_task
 from emu_jax.workdir import with_recorded_shards
 from tests.train import tiny
 
-ROWS = 7168  # of a batch, as in configs/pretrain.py
+ROWS = 1024  # of a batch, as in configs/pretrain.py
 # The host of each part of a batch on v5e-256, as libtpu and `make_mesh` order its chips: a host has 2 x 2 of them.
 V5E = [x // 2 * 8 + y // 2 for y in range(16) for x in range(16)]
 
