@@ -160,8 +160,8 @@ class FluentChats:
 class FluentTexts:
     """A source (`sources.Source`) with the words of the chats as plain text: a question and its answer, no image.
 
-    Adapters cannot make a frozen language model say a word that it has never written: of all such words the token head
-    has the same row. LLaMA has read text; a model from scratch has to read some, too.
+    Adapters cannot make a frozen language model say a word that it has never written: the token head has the same row
+    for every such word. LLaMA has read text; a model from scratch has to read some, too.
     """
 
     images_fingerprint = ""

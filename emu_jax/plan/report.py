@@ -19,7 +19,7 @@ def describe(plan: Plan, fill: Mapping[str, float] | None = None, price: float =
 
     Args:
       fill: as in `Plan.mfu`.
-      price: of a chip for an hour; 0 prints none.
+      price: what a chip costs for an hour; 0 prints no price.
     """
     sent = [f"{name} {_scaled(size, 'B')}" for name, size in sorted(plan.cost.collectives.items()) if size >= 1e6]
     lines = [
