@@ -43,8 +43,8 @@ def pretrain_14b() -> ConfigDict:
                 # As many as the paper's mixture has in 2,048 tokens (tests/benchmarks/benchmark_packing.py).
                 # `emu-jax inspect-data` shows what fits your data; 0 measures it.
                 "row_images": 21,
-                # The paper's 82 M samples in 10,000 steps [N] are 8,200 a step. A row of its mixture holds 8.5 of them
-                # if storyboards have 4 to 16 images, 3.5 if 80 to 120 (benchmark_packing.py): 965 to 2,340 rows.
+                # The paper's 82 M samples in 10,000 steps [N] are 8,200 a step. At the sizes of documents that
+                # tests/benchmarks/benchmark_packing.py assumes, a row holds 8.5 of them: 965 rows, here 1,024.
                 "batch_rows": 1024,
                 "packing_window": 1024,
                 "shards": 0,  # as many as devices hold rows, so that each record is read by one host
@@ -103,8 +103,9 @@ def pretrain_14b() -> ConfigDict:
                 "save_timeout_minutes": 60.0,
                 "max_bad_steps": 10,
                 "mesh": {"slice": 0, "data": -1, "fsdp": 0, "tensor": 1, "context": 1},  # 0: by `fits`
-                # What fits a device, by `emu-jax plan`. FSDP over 16 chips takes 11 of 95 GB on v5p; over part of a
-                # torus the compiler all-gathers parameters, over a whole torus it sums them, at twice the traffic.
+                # What fits a device: v5e and v5p are compiled, the others chosen by their memory alone. FSDP over 16
+                # chips takes 11 of 95 GB on v5p; over part of a torus the compiler all-gathers parameters, over a whole
+                # torus it sums them, at twice the traffic.
                 "fits": {
                     "v4": {"rows": 1, "fsdp": 32, "vision": "full", "causal": "full", "llama": "dots"},
                     "v5e": {"rows": 1, "fsdp": 128, "vision": "full", "causal": "full", "llama": "dots"},

@@ -18,7 +18,6 @@ class Chip:
       bandwidth: bytes/s of HBM.
       interconnect: bytes/s that a device sends to all its neighbours in the slice together; it receives as many.
       network: bytes/s that a device sends to other slices, over the data-centre network.
-      devices: devices per chip.
     """
 
     accelerator: str
@@ -29,7 +28,6 @@ class Chip:
     bandwidth: float
     interconnect: float
     network: float
-    devices: int = 1
 
 
 GIB = float(1 << 30)
@@ -40,7 +38,7 @@ CHIPS = {
     "v5e": Chip("v5litepod", ("TPU v5 lite", "TPU v5e"), 1, 197e12, 16 * GIB, 819e9, 200e9, 3.1e9),
     "v5p": Chip("v5p", ("TPU v5", "TPU v5p"), 2, 459e12, 95 * GIB, 2765e9, 600e9, 6.25e9),
     "v6e": Chip("v6e", ("TPU v6 lite", "TPU v6e"), 1, 918e12, 32 * GIB, 1638e9, 400e9, 12.5e9),
-    "tpu7x": Chip("tpu7x", ("TPU7x",), 2, 1153.5e12, 96 * GIB, 3690e9, 300e9, 6.25e9, devices=2),
+    "tpu7x": Chip("tpu7x", ("TPU7x",), 2, 1153.5e12, 96 * GIB, 3690e9, 300e9, 6.25e9),
 }
 # Dense bfloat16 peak, FLOP/s, by the beginning of JAX's `device_kind`; from NVIDIA's data sheets.
 GPU_PEAK_FLOPS = {

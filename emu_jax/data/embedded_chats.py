@@ -30,8 +30,8 @@ SEVERAL_IMAGES_SHARE = 0.3  # share of chats that show several images
 DRAWN_SHARE = 0.2  # share of chats that ask for an image and show none
 DRAWN_AT_END_SHARE = 0.1  # share of the other chats that ask for one at their end
 MAX_IMAGES = 5  # of a chat
-# Yes-or-no questions about an image on its own. One answer of two tokens a chat teaches too little: a model of 2 M
-# parameters answered every such question with "no".
+# Yes-or-no questions about an image on its own. Their answers are two tokens, and to compare an image with a name is
+# harder to learn than to name it.
 YES_OR_NO = 3
 ROLE_WORDS = "user assistant"  # words from which [USER] and [ASSISTANT] are initialised
 

@@ -133,7 +133,7 @@ def make_plan(
     Raises:
       UserError: the config cannot be planned, its mesh or rows do not divide, or the step does not fit.
     """
-    config = fit(config, topology.devices, rows_per_device)
+    config = fit(config, topology.devices, rows_per_device or decode_rows)
     mesh = make_mesh(config.train.mesh, topology.devices)
     task = None if decode_rows else planned_task(config, mesh, rows_per_device)
     step = decode(config, mesh, decode_rows) if task is None else training_step(task, mesh)

@@ -106,7 +106,7 @@ def plan_serving(config: ConfigDict, topology: Topology, drawing: ConfigDict | N
     """
     if "model" not in config:
         raise UserError("serve: this config has no model; expected one such as configs/pretrain.py")
-    config = fit(config, topology.devices)
+    config = fit(config, topology.devices, rows_per_device=1)
     mesh = make_mesh(config.train.mesh, topology.devices)
     config = config.copy_and_resolve_references()
     config.model.param_dtype = config.model.dtype

@@ -67,6 +67,9 @@ def fit(config: ConfigDict, devices: Sequence[jax.Device], rows_per_device: int 
     mesh, model = config.train.mesh, config.get("model", {})
     kind = next((name for name, chip in CHIPS.items() if chip is known_chip(devices[0].device_kind)), "")
     entries = config.train.get("fits", {})
+    for name in entries:
+        if name not in CHIPS:
+            raise UserError(f"config.train.fits.{name}: no known kind of chip; expected some of {', '.join(CHIPS)}")
     found = build(Fit, f"config.train.fits.{kind}", entries[kind]) if kind in entries else Fit()
     for part in parts:
         model[part].remat = getattr(found, part)

@@ -195,7 +195,8 @@ def test_published_sizes_on_abstract_shapes():
             "causal",
             "remat",
             "some",
-            r"model\.causal\.remat='some' is unknown; choose one of \['attention', 'auto', 'dots', 'full', 'none'",
+            r"model\.causal\.remat='some' is unknown; choose one of "
+            r"\['attention', 'auto', 'dots', 'full', 'none', 'offload'\]",
         ),
         ("", "dtype", "float16", r"model\.dtype='float16'; expected float32 or bfloat16"),
     ],

@@ -61,6 +61,11 @@ def test_what_is_set_stays():
     assert (got.model.vision.remat, got.model.llama.remat) == (config.train.fits.v5p.vision, "none")
 
 
+def test_a_plan_with_rows_of_its_own_has_one_micro_batch():
+    """The config's 1,024 rows, which 12 devices could not share, do not count."""
+    assert chosen(fit(pretrain.get_config(), devices("v5p", 12), rows_per_device=2)) == (1, 4, 1)
+
+
 def test_a_config_that_leaves_nothing_open_is_the_same():
     config = quickstart.get_config()
     assert fit(config, devices("cpu", 1)) is config
@@ -96,6 +101,9 @@ def test_wrong_entries():
     config = pretrain.get_config()
     config.train.fits.v5e.rows = 0
     with pytest.raises(UserError, match=r"config\.train\.fits: rows=0, fsdp=128; expected 1 or more"):
+        fit(config, devices("v5e", 8))
+    config.train.fits = {"v5": {"rows": 1}}
+    with pytest.raises(UserError, match=r"config\.train\.fits\.v5: no known kind of chip; expected some of v4, v5e"):
         fit(config, devices("v5e", 8))
     with pytest.raises(UserError, match=r"config\.train\.fits\.v5e has no field 'rwos'|config\.train\.fits\.v5e\.rwos"):
         config.train.fits = {"v5e": {"rwos": 1}}
