@@ -45,6 +45,20 @@ def test_held_out_concepts_share_no_image_of_their_concept(splits):
         assert e.caption not in train_heads
 
 
+def test_skin_tones_are_named_as_they_look(splits):
+    """From light to dark, every tone is darker than the one before it, where nothing but a hand is shown."""
+    hands = ("thumbs up", "thumbs down", "index pointing up", "crossed fingers", "oncoming fist", "palm down hand")
+    tones = [f"{tone} skin tone" for tone in ("light", "medium-light", "medium", "medium-dark", "dark")]
+    light = collections.defaultdict(dict)
+    for e in (e for pool in splits.values() for e in pool):
+        if e.role in hands:
+            light[e.role][e.tone] = e.pixels.mean()
+    assert sorted(light) == sorted(hands)
+    for role, found in light.items():
+        values = [found[tone] for tone in tones]
+        assert values == sorted(values, reverse=True), (role, found)
+
+
 def test_images_are_images(splits):
     for pool in splits.values():
         for e in pool:
