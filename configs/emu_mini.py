@@ -15,17 +15,14 @@ from emu_jax.config import choose
 
 
 def emu() -> ConfigDict:
-    """The model itself: 2.3 M parameters. A tenth of what it reads are questions and answers as plain text."""
+    """The model itself: 2.3 M parameters. Three of ten documents are the chats' questions, as plain text."""
     config = quickstart.get_config()
-    config.data.source = ""
-    config.data.mixture = ConfigDict({"images": _source("fluent_emoji", 9), "texts": _source("fluent_emoji_texts", 1)})
-    config.optimizer.ema_decay = 0.999
+    config.data.mixture.images.weight, config.data.mixture.questions.weight = 7.0, 3.0
+    # Training images are soon known by heart; these make what is learnt hold for others.
+    config.model.vision.drop_path = config.model.causal.dropout = 0.1
+    config.optimizer.update({"weight_decay": 0.5, "ema_decay": 0.999})
     _run(config, steps=30_000)
     return config
-
-
-def _source(name: str, weight: float) -> dict:
-    return {"source": name, "split": "train", "weight": float(weight), "epochs": 0}
 
 
 def vae() -> ConfigDict:

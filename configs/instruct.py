@@ -69,6 +69,7 @@ def mini() -> ConfigDict:
     config.tokenizer.path = "runs/quickstart"
     config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
     config.model.llama.lora_targets = ("q", "k", "v", "o", "gate", "up", "down")
+    config.data.mixture = ConfigDict()
     config.data.update({"source": "fluent_emoji_chats", "row_tokens": 288, "batch_rows": 6, "predicted_share": 1.0})
     config.optimizer.learning_rate = ConfigDict({"llama": 3e-3})
     config.optimizer.update({"warmup_fraction": 0.05, "weight_decay": 0.0})

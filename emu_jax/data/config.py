@@ -114,7 +114,8 @@ class DataConfig:
     @property
     def sources(self) -> dict[str, SourceConfig]:
         """All sources by name. A single source has its own path as its name."""
-        return dict(self.mixture) or {self.source: SourceConfig(self.source, self.split)}
+        entries = dict(self.mixture) or {self.source: SourceConfig(self.source)}
+        return {name: dataclasses.replace(entry, split=entry.split or self.split) for name, entry in entries.items()}
 
     def open(self, image_size: int) -> dict[str, Source]:
         """Opens all sources, by name.

@@ -25,7 +25,7 @@ NAME_ASKS = ("what is this?", "what do you see?", "what does the image show?", "
 TONE_ASKS = "what skin tone does the person have?"
 DRAW_ASKS = ("draw {}", "please draw {}", "draw an image of {}", "can you draw {}")
 NAME = "fluent_emoji_chats"  # as config.data.source
-TEXTS_NAME = "fluent_emoji_texts"
+QUESTIONS_NAME = "fluent_emoji_questions"
 SEVERAL_IMAGES_SHARE = 0.3  # share of chats that show several images
 DRAWN_SHARE = 0.2  # share of chats that ask for an image and show none
 DRAWN_AT_END_SHARE = 0.1  # share of the other chats that ask for one at their end
@@ -133,7 +133,7 @@ class FluentChats:
             asked = questions(example, self.things, rng)
             if not several:
                 asked += [is_this(example, self.things, rng) for _ in range(YES_OR_NO - 1)]
-            parts.append(self._image(place))
+            parts.append(self.image(place))
             for number in rng.permutation(len(asked))[: 1 if several else None]:
                 one = asked[number]
                 words = NAME_ASKS[rng.integers(len(NAME_ASKS))] if one.kind == "name" else one.question
@@ -145,9 +145,10 @@ class FluentChats:
     def _drawn(self, place: int, rng: np.random.Generator) -> list[Text | Image]:
         """A request for an image, and the image; the empty text after it makes it the assistant's."""
         words = DRAW_ASKS[rng.integers(len(DRAW_ASKS))].format(self.examples[place].caption)
-        return [Text(words, "user"), self._image(place), Text("", "assistant")]
+        return [Text(words, "user"), self.image(place), Text("", "assistant")]
 
-    def _image(self, place: int) -> Image:
+    def image(self, place: int) -> Image:
+        """The image of an example."""
         return Image(self.examples[place].pixels, self._keys[place])
 
     def texts(self) -> list[str]:
@@ -157,18 +158,19 @@ class FluentChats:
         return [*words, *(text for one in asked for text in (one.question, one.answer))]
 
 
-class FluentTexts:
-    """A source (`sources.Source`) with the words of the chats as plain text: a question and its answer, no image.
+class FluentQuestions:
+    """A source (`sources.Source`) with the questions of the chats for pretraining, as plain text around an image.
 
-    Adapters cannot make a frozen language model say a word that it has never written: the token head has the same row
-    for every such word. LLaMA has read text; a model from scratch has to read some, too.
+    The question comes first, so that what follows a document's first image is its caption. LLaMA has read text; a model
+    from scratch has to read some, too: adapters cannot make a frozen language model say a word that it has never
+    written, since the token head has the same row for every such word.
     """
 
     images_fingerprint = ""
 
     def __init__(self, split: str, image_size: int):
         self._chats = FluentChats(split, image_size)
-        self.fingerprint = f"texts 1 {self._chats.fingerprint}"
+        self.fingerprint = f"questions 1 {self._chats.fingerprint}"
 
     def __len__(self) -> int:
         return len(self._chats)
@@ -182,7 +184,8 @@ class FluentTexts:
     def documents(self, record: int, rng: np.random.Generator) -> list[Document]:
         asked = questions(self._chats.examples[record], self._chats.things, rng)
         one = asked[rng.integers(len(asked))]
-        return [Document((Text(f"{one.question} {one.answer}"),))]
+        parts = (Text(one.question), self._chats.image(record), Text(one.answer))
+        return [Document(parts, visual_weight=0.0)]  # the question does not tell what the image will be
 
     def texts(self) -> list[str]:
         return self._chats.texts()

@@ -23,7 +23,7 @@ from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.errors import UserError, check_fields
 
 LONGEST_PATTERN = 100_000
-EMBEDDED = (fluent_emoji.NAME, embedded_chats.NAME, embedded_chats.TEXTS_NAME)  # sources that are no paths
+EMBEDDED = (fluent_emoji.NAME, embedded_chats.NAME, embedded_chats.QUESTIONS_NAME)  # sources that are no paths
 UNITS = ("samples", "records", "tokens")
 
 
@@ -32,7 +32,8 @@ class SourceConfig:
     """`config.data.mixture.<name>`: one source of several.
 
     Attributes:
-      source, split: like `config.data.source` and `config.data.split`.
+      source: like `config.data.source`.
+      split: part of the source; empty: `config.data.split`.
       weight: share relative to the other sources' weights, in units of `config.data.mixture_unit`; 0 leaves it out.
       epochs: number of passes over the source; 0 never ends.
       subsequences: whether to cut web documents into MMC4's two sequences (`sources.subsequences`).
@@ -41,7 +42,7 @@ class SourceConfig:
     """
 
     source: str
-    split: str = "train"
+    split: str = ""
     weight: float = 1.0
     epochs: int = 0
     subsequences: bool = False

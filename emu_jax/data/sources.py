@@ -314,8 +314,8 @@ def open_source(
         return Prepared(fluent_emoji.records(split), image_size, order, keep=True)
     if name == embedded_chats.NAME:
         return embedded_chats.FluentChats(split, image_size)
-    if name == embedded_chats.TEXTS_NAME:
-        return embedded_chats.FluentTexts(split, image_size)
+    if name == embedded_chats.QUESTIONS_NAME:
+        return embedded_chats.FluentQuestions(split, image_size)
     path = as_path(name)
     if name.endswith(".jsonl"):
         return Jsonl(path, image_size, order, image_fingerprint)
@@ -323,5 +323,5 @@ def open_source(
         return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
-        f"{fluent_emoji.NAME}, {embedded_chats.NAME} or {embedded_chats.TEXTS_NAME}"
+        f"{fluent_emoji.NAME}, {embedded_chats.NAME} or {embedded_chats.QUESTIONS_NAME}"
     )

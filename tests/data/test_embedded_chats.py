@@ -38,13 +38,15 @@ def test_yes_is_as_frequent_as_no():
     assert 0.4 < answers.count("yes") / 400 < 0.6, answers.count("yes")
 
 
-def test_texts_are_questions_and_answers_without_images(source):
+def test_questions_are_plain_text_around_the_image(source):
     """All words that a chat may say are written there, "yes" among them."""
-    texts = open_source(embedded_chats.TEXTS_NAME, "train", 16, PairOrder())
-    assert len(texts) == len(source)
-    found = [texts.documents(place, np.random.default_rng(place))[0] for place in range(0, len(texts), 8)]
-    assert all(len(document.parts) == 1 and isinstance(document.parts[0], Text) for document in found)
-    said = [document.parts[0].text for document in found]
+    asked = open_source(embedded_chats.QUESTIONS_NAME, "train", 16, PairOrder())
+    assert len(asked) == len(source)
+    found = [asked.documents(place, np.random.default_rng(place))[0] for place in range(0, len(asked), 8)]
+    assert {tuple(type(part) for part in document.parts) for document in found} == {(Text, Image, Text)}
+    assert {part.role for document in found for part in document.parts if isinstance(part, Text)} == {""}
+    assert not any(document.visual_weight for document in found), "no image is predicted from a question"
+    said = [f"{document.parts[0].text} {document.parts[2].text}" for document in found]
     kinds = {
         "name": sum(text.startswith("what is this? ") for text in said),
         "tone": sum(text.startswith("what skin tone does the person have? ") for text in said),

@@ -142,5 +142,10 @@ def test_an_entry_of_the_command_line_is_a_source():
         "mixture.mine.weight=2",
     ]
     data = DataConfig.from_dict(load_config("configs/quickstart.py", [f"--config.data.{o}" for o in overrides]).data)
-    assert data.sources == {"mine": SourceConfig("fluent_emoji", "heldout_concepts", weight=2.0)}
-    assert list(data.open(16)) == ["mine"]
+    assert data.sources["mine"] == SourceConfig("fluent_emoji", "heldout_concepts", weight=2.0)
+    assert list(data.open(16)) == ["images", "questions", "mine"]
+
+
+def test_an_entry_without_a_split_has_the_config_s():
+    data = DataConfig.from_dict(load_config("configs/quickstart.py", ["--config.data.split=heldout_concepts"]).data)
+    assert {entry.split for entry in data.sources.values()} == {"heldout_concepts"}

@@ -30,6 +30,7 @@ def get_config() -> ConfigDict:
     config.model.causal.dropout = 0.1
     config.model.standardise = True
     config.model.llama.vocab_size = 0
+    config.data.source, config.data.mixture = "fluent_emoji", ConfigDict()
     config.tokenizer.update({"vocab_size": 300, "model_type": "bpe", "also": ()})
     config.data.update({"row_tokens": 64, "row_images": 8, "batch_rows": 8, "packing_window": 8})
     config.train.update({"steps": 8, "minutes": 0.0, "log_every": 1, "checkpoint_every": 3})
