@@ -57,7 +57,8 @@ def mini() -> ConfigDict:
                 "ema_decay": 0.997,  # averages over about 330 steps, as the runs above did at their end
                 "groups": (),
             },
-            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8},  # losses of held-out data
+            # Losses of held-out data.
+            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8, "best": "", "patience": 0},
             "train": {
                 "steps": 2800,
                 "minutes": 0.0,

@@ -90,7 +90,7 @@ def pretrain_14b() -> ConfigDict:
                 "groups": (),
             },
             # Losses of held-out data every so many steps: a split that every source has, or sources of their own.
-            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8},
+            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8, "best": "", "patience": 0},
             "train": {
                 "steps": 10_000,
                 "minutes": 0.0,

@@ -77,7 +77,15 @@ def get_config() -> ConfigDict:
                 "groups": (),
             },
             # The losses of images that training does not show, on the same 4 batches every time.
-            "eval": {"every": 0, "source": "", "split": "heldout_combinations", "mixture": {}, "batches": 4},
+            "eval": {
+                "every": 0,
+                "source": "",
+                "split": "heldout_combinations",
+                "mixture": {},
+                "batches": 4,
+                "best": "",
+                "patience": 0,
+            },
             "train": {
                 "steps": 2000,
                 "minutes": 0.0,

@@ -46,7 +46,8 @@ def get_config() -> ConfigDict:
                 "ema_decay": 0.0,
                 "groups": (),
             },
-            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8},  # losses of held-out data
+            # Losses of held-out data.
+            "eval": {"every": 0, "source": "", "split": "", "mixture": {}, "batches": 8, "best": "", "patience": 0},
             "train": {
                 "steps": 800,
                 "minutes": 0.0,

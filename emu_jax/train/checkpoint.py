@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -60,20 +60,22 @@ def _items(state: TrainState) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Rotation:
-    """Which checkpoints are kept: the newest ones, and for ever those of every so many steps.
+    """Which checkpoints are kept: the newest ones, for ever those of every so many steps, and others by name.
 
     Attributes:
       newest: number of newest checkpoints; 2 or more, since only the step after the last one shows whether it is good.
       every: interval in steps; 0 keeps none for ever. Step 0 is the first start, which init or the seed gives again.
+      others: the steps of those that are kept beside them, asked for at every save.
     """
 
     newest: int
     every: int = 0
+    others: Callable[[], Collection[int]] = tuple
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Orbax's protocol of a preservation policy."""
         steps = [checkpoint.step for checkpoint in checkpoints]
-        kept = set(sorted(steps)[-self.newest :])
+        kept = set(sorted(steps)[-self.newest :]) | set(self.others())
         if self.every:
             kept |= {step for step in steps if step > 0 and step % self.every == 0}
         return [step in kept for step in steps]
@@ -150,6 +152,9 @@ class Checkpoints:
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()
+
+    def steps(self) -> list[int]:
+        return list(self._manager.all_steps())
 
     def doubt(self, step: int) -> str:
         """Sets a checkpoint aside if the run has an older one: the first step after it was bad; every process calls it.

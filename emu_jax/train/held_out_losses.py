@@ -29,6 +29,9 @@ class EvalConfig:
       source, split, mixture: the held-out data, as in `config.data`; what is empty there is the run's own. A split
         replaces that of every source.
       batches: how many batches of them, the same ones every time.
+      best: a loss of theirs, such as loss or text_loss/pairs: the checkpoint of the step where it is lowest is kept,
+        and best.json names it (`best_step.py`); empty: none.
+      patience: number of steps without a lower one after which the run ends; 0: it never does.
     """
 
     every: int = 0
@@ -36,15 +39,23 @@ class EvalConfig:
     split: str = ""
     mixture: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     batches: int = 8
+    best: str = ""
+    patience: int = 0
 
     def __post_init__(self):
-        for name, least in (("every", 0), ("batches", 1)):
+        for name, least in (("every", 0), ("batches", 1), ("patience", 0)):
             if getattr(self, name) < least:
                 raise UserError(f"config.eval.{name}={getattr(self, name)}; expected at least {least}")
         if self.every and not (self.source or self.split or self.mixture):
             raise UserError(
                 f"config.eval.every={self.every}: the run's own data would be evaluated; set config.eval.split, source "
                 "or mixture"
+            )
+        if self.best and not self.every:
+            raise UserError(f"config.eval.best={self.best}: nothing is evaluated; set config.eval.every")
+        if self.patience and not self.best:
+            raise UserError(
+                f"config.eval.patience={self.patience}: name the loss that is waited for in config.eval.best"
             )
 
     @classmethod
@@ -85,6 +96,12 @@ class HeldOutLosses:
         self._task = type(task)(held_out.config, held_out)
         self._start = self._stream.get_state()
         self._measure = jax.jit(self._task.held_out_metrics)
+        self._losses = {"loss", *self._task.plots.get("losses", ())}
+        if settings.best and settings.best.partition("/")[0] not in self._losses:
+            raise UserError(
+                f"config.eval.best={settings.best}: no such loss; choose one of {', '.join(sorted(self._losses))}, or "
+                "one of a source, as in text_loss/pairs"
+            )
 
     def __call__(self, step: int, params: dict[str, Any], statistics: dict[str, Any]) -> Observation:
         self._stream.set_state(self._start)
@@ -93,10 +110,14 @@ class HeldOutLosses:
             batch = self._task.batch(**place_batch(self._mesh, self._task.rows, next(self._stream)))
             metrics = self._measure(params, statistics, batch, jax.random.key(number))
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        losses = {"loss", *self._task.plots.get("losses", ())}
-        names = [name for name in found[0] if name.partition("/")[0] in losses]
+        names = [name for name in found[0] if name.partition("/")[0] in self._losses]
         # A batch has NaN for a source of which it has nothing; NaN of all sources is the model's, and stays.
         values = {n: [row[n] for row in found if "/" not in n or not np.isnan(row[n])] for n in names}
+        if self._settings.best and self._settings.best not in values:
+            raise UserError(
+                f"config.eval.best={self._settings.best}: no such loss of the held-out data; choose one of "
+                f"{', '.join(values)}"
+            )
         return Observation({f"{PREFIX}{name}": float(np.mean(some)) for name, some in values.items() if some})
 
     def close(self) -> None:

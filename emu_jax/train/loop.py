@@ -33,6 +33,7 @@ from emu_jax.sharding import make_mesh
 from emu_jax.storage import Path, is_bucket, is_mounted_bucket, replace_text
 from emu_jax.train import distributed, watch
 from emu_jax.train.bad_step_report import BadStepReport
+from emu_jax.train.best_step import BestStep
 from emu_jax.train.changes import (
     Differences,
     changed_mixture,
@@ -250,7 +251,8 @@ def train(
         print(f"workdir={workdir} is a mounted bucket: saves may fail there; name gs://… instead", file=sys.stderr)
     goodput = Goodput(workdir / "goodput.jsonl" if first_process else None, began)
 
-    rotation = Rotation(settings.keep_checkpoints, settings.keep_every)
+    best: BestStep | None = None  # made below, once the step from which the run starts is known
+    rotation = Rotation(settings.keep_checkpoints, settings.keep_every, lambda: best.kept if best else ())
     # Leaving this block waits for the last save: only there does a full disk raise.
     with (
         contextlib.closing(stream),
@@ -285,8 +287,9 @@ def train(
             if first_process and (changed or not (workdir / CONFIG_FILE).exists()):
                 write_config(workdir, config)
             log.info("resumed %s at step %d of %d", workdir, int(state.step), int(state.total_steps))
-            if state.step >= state.total_steps:
-                return state
+        best = BestStep(evaluation, workdir, int(state.step), checkpoints.steps())
+        if not fresh and (state.step >= state.total_steps or best.ends(int(state.step))):
+            return state
 
         # ---- compile: one shape, one program; another shape is an error --------------------------------------------
         distributed.heartbeat(watch.COMPILING, 0)
@@ -321,7 +324,7 @@ def train(
         timer = SaveTimer(settings.checkpoint_minutes * 60)
         interval = Interval(task.flops())
         bad_steps = BadStepReport(settings.max_bad_steps, stream)
-        saved, diverged = start, ""
+        saved, diverged, enough = start, "", ""
         goodput.start(start)
         for step in range(start + 1, total + 1):
             distributed.heartbeat(watch.READING, step)
@@ -340,7 +343,7 @@ def train(
             else:
                 bad_steps.add(step, metrics, stream.records)
                 trace.end(step, metrics)
-                row, seen = None, NOTHING
+                row, seen, improved = None, NOTHING, False
                 if step % settings.log_every == 0 or step == total:
                     row = interval.finish() | {"compile_s": compile_seconds}
                     saving |= timer.due()
@@ -359,6 +362,8 @@ def train(
                         weights, statistics = averaged(state)
                         seen = merged([observe(step, weights, statistics) for observe in observers])
                         row = {**(row or {}), **seen.numbers}
+                    improved, enough = best.improves(step, seen.numbers), best.ends(step) if step < total else ""
+                    saving |= improved or bool(enough)
                 if writer is not None:
                     writer.add(step, metrics, row, seen)
                 stopping = preemption.reached() and step < total
@@ -380,11 +385,13 @@ def train(
                         position = distributed.merge_across_processes(before if dropped else stream.get_state())
                         checkpoints.save(state, to_json(config), tokenizer, position, holds=task.holds)
                         saved = step
-                    if step == total or stopping:
+                    if step == total or stopping or improved or enough:
                         checkpoints.wait()
+                    if improved:
+                        best.saved()
                 timer.restart()
                 goodput.write(step)
-            if stopping:
+            if stopping or enough:
                 break
 
         trace.close()
@@ -393,7 +400,10 @@ def train(
 
     if diverged:
         raise distributed.Diverged(diverged)
-    if stopping:
+    if enough:
+        if first_process:
+            print(enough, file=sys.stderr)
+    elif stopping:
         raise distributed.Preempted(f"asked to stop after step {step} of {total}: saved; run it again to resume")
 
     # ---- curves, once the last checkpoint is on disk ----------------------------------------------------------------
