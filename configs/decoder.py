@@ -24,6 +24,8 @@ def mini() -> ConfigDict:
         {
             "objective": "decoder",
             "init": {"unet": ""},  # Stable Diffusion's U-Net, converted by `emu-jax convert`
+            # A model and a VAE here make the examples while the U-Net trains; then data.source holds documents.
+            "online": {"model": "", "vae": "", "image_size": 0, "fit": "crop", "min_side": 0},
             # Sizes of 0 are taken from the examples.
             "latent_size": 0,
             "queries": 0,

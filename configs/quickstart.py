@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
                 "frame_sampling": "random",
                 # The questions have words that no name has, such as "yes": chats are tuned by adapters, which cannot
                 # teach the model a word that it has never read.
-                "mixture": {"images": source("fluent_emoji", 9), "questions": source("fluent_emoji_questions", 1)},
+                "mixture": {"images": source("fluent_emoji", 19), "questions": source("fluent_emoji_questions", 1)},
                 "mixture_unit": "samples",
                 # The images of half of the documents are predicted, those of the other half are read.
                 "predicted_share": 0.5,

@@ -14,6 +14,7 @@ from emu_jax.cli.options import (
     figures_table,
     mesh,
     model,
+    part,
     path,
     use_users_cache,
     whole,
@@ -133,7 +134,7 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         text_examples=options.text_examples,
         limit=options.limit,
         batch=options.batch,
-        part=_part(options.part),
+        part=part(options.part),
         rices=options.rices,
         weights=Weights(options.clip, options.inception, options.wordnet),
         drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
@@ -155,11 +156,3 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         else:
             print("  predicted; only the benchmark's own server or scorer can score it")
     return 0
-
-
-def _part(text: str) -> tuple[int, int]:
-    number, _, count = text.partition("/")
-    part = whole(number, "--part"), whole(count, "--part")
-    if not 0 <= part[0] < part[1]:
-        raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
-    return part

@@ -196,3 +196,12 @@ def figures_table(figures: Mapping[str, Any]) -> str:
         chance = "" if figure.chance is None else f"  chance {figure.chance:.4f}"
         lines.append(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}")
     return "\n".join(lines)
+
+
+def part(text: str) -> tuple[int, int]:
+    """The value of `--part I/N`."""
+    number, _, count = text.partition("/")
+    found = whole(number, "--part"), whole(count, "--part")
+    if not 0 <= found[0] < found[1]:
+        raise UserError(f"--part {text}: expected I/N with I from 0 to N - 1, as in 0/4")
+    return found

@@ -33,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quality", type=int, default=90, help="JPEG quality of the stored images")
     parser.add_argument("--min-side", type=int, default=32, help="leave out images with a shorter side, in pixels")
     parser.add_argument("--max-aspect", type=float, default=4.0, help="leave out images of a larger aspect ratio")
+    parser.add_argument(
+        "--fit", default="squash", help="how images become square: squash, as the reference does, crop, or pad on white"
+    )
     parser.add_argument("--max-faults", type=float, default=0.02, help="stop at this share of faulty documents")
     parser.add_argument("--workers", type=int, default=1, help="processes of the local runner")
     parser.add_argument("--runner", default="DirectRunner", help="Beam runner: DirectRunner, DataflowRunner, …")
@@ -44,7 +47,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.data.prepare import PrepareConfig, prepare
     from emu_jax.data.raw.readers import make_reader
 
-    fields = ("image_size", "quality", "min_side", "max_aspect")
+    fields = ("image_size", "quality", "min_side", "max_aspect", "fit")
     config = PrepareConfig(
         name=options.name or re.sub(r"\W", "_", absolute(options.out).name),
         recoding=Recoding(**{name: getattr(options, name) for name in fields}),

@@ -20,6 +20,7 @@ from emu_jax.storage import Path, as_path
 
 MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
+FITS = ("squash", "crop", "pad")  # how an image becomes square; the reference squashes
 
 
 class ImageError(UserError):
@@ -138,6 +139,38 @@ def resize(pixels: np.ndarray, size: int) -> np.ndarray:
     return _resize(pixels, size, size)
 
 
+def square(pixels: np.ndarray, fit: str) -> np.ndarray:
+    """uint8 [H, W, 3] -> its middle (crop), or all of it on white (pad), [S, S, 3]; as it is with squash.
+
+    >>> wide = np.zeros((2, 4, 3), np.uint8)
+    >>> [square(wide, fit).shape[:2] for fit in FITS]
+    [(2, 4), (2, 2), (4, 4)]
+    >>> square(wide, "pad")[:, 0, 0].tolist()
+    [255, 0, 0, 255]
+
+    Raises:
+      UserError: `fit` is not in `FITS`.
+    """
+    if fit not in FITS:
+        raise UserError(f"fit={fit}: unknown; choose one of {', '.join(FITS)}")
+    height, width = pixels.shape[:2]
+    if fit == "squash" or height == width:
+        return pixels
+    if fit == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        return pixels[top : top + side, left : left + side]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    rest = ((top, side - height - top), (left, side - width - left), (0, 0))
+    return np.pad(pixels, rest, constant_values=255)
+
+
+def fitted(pixels: np.ndarray, size: int, fit: str) -> np.ndarray:
+    """uint8 [H, W, 3] -> uint8 [size, size, 3] (`square`, `resize`)."""
+    return resize(square(pixels, fit), size)
+
+
 def _resize(pixels: np.ndarray, width: int, height: int) -> np.ndarray:
     if pixels.shape[:2] == (height, width):
         return pixels
@@ -153,21 +186,26 @@ class Recoding:
       quality: quality of the JPEG files, 1 to 100.
       min_side: shortest side in pixels; smaller images are icons and rules.
       max_aspect: largest ratio of the longer to the shorter side; others would be distorted beyond recognition.
+      fit: how they become square, one of `FITS`; squash, as the reference does, keeps what is smaller than `image_size`
+        as it is.
     """
 
     image_size: int = 224
     quality: int = 90
     min_side: int = 32
     max_aspect: float = 4.0
+    fit: str = "squash"
 
     def __post_init__(self):
+        if self.fit not in FITS:
+            raise UserError(f"fit={self.fit}: unknown; choose one of {', '.join(FITS)}")
         if self.image_size < 8 or not 1 <= self.quality <= 100 or self.min_side < 1 or self.max_aspect < 1:
             raise UserError(
                 f"{self}; expected image_size of at least 8, quality of 1 to 100, min_side and max_aspect of at least 1"
             )
 
     def recode(self, image: bytes | np.ndarray, where: str) -> bytes:
-        """An image file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` x `image_size`, without cropping.
+        """An image file or uint8 [H, W, 3] -> a JPEG file of at most `image_size` x `image_size`.
 
         >>> stored = Recoding(image_size=64).recode(np.zeros((100, 80, 3), np.uint8), "black.png")
         >>> decode_image(stored, "black.png").shape
@@ -193,6 +231,7 @@ class Recoding:
             if header is not None:
                 self._check_shape(*header.size, where)
             pixels = decode_image(image, where, at_least=2 * size)
+        pixels = square(pixels, self.fit)
         height, width = pixels.shape[:2]
         pixels = _resize(pixels, min(width, size), min(height, size))
         return simplejpeg.encode_jpeg(np.ascontiguousarray(pixels), self.quality, colorsubsampling="420")
@@ -208,6 +247,44 @@ class Recoding:
             )
 
 
+def shape_of(data: bytes, where: str) -> tuple[int, int]:
+    """Height and width in pixels of an encoded image, from its header; before a rotation by its EXIF tag.
+
+    Raises:
+      ImageError: it has none that can be read.
+    """
+    try:
+        width, height = _open(data, where).size
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        raise ImageError("unreadable_image", f"{where}: not a readable image ({error})") from error
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFile:
+    """A file with an image, for a model that reads `size` x `size` pixels.
+
+    Attributes:
+      fit: how it becomes square, one of `FITS`.
+    """
+
+    path: Path
+    size: int
+    fit: str = "squash"
+
+    def stored_shape(self) -> tuple[int, int]:
+        """As in `EncodedImage`."""
+        return shape_of(read_file(self.path), str(self.path))
+
+    def __call__(self) -> np.ndarray:
+        """Decodes to uint8 [size, size, 3].
+
+        Raises:
+          ImageError: there is no such file, or it is broken.
+        """
+        return fitted(load_image(self.path), self.size, self.fit)
+
+
 @dataclasses.dataclass(frozen=True)
 class EncodedImage:
     """An image file of a prepared record, for a model that reads `size` x `size` pixels.
@@ -216,11 +293,21 @@ class EncodedImage:
 
     Attributes:
       where: names the image in errors.
+      fit: how it becomes square, one of `FITS`.
     """
 
     data: bytes
     size: int
     where: str
+    fit: str = "squash"
+
+    def stored_shape(self) -> tuple[int, int]:
+        """Height and width in pixels of what is stored, from its header.
+
+        Raises:
+          ImageError: the file is broken.
+        """
+        return shape_of(self.data, self.where)
 
     def __call__(self) -> np.ndarray:
         """Decodes to uint8 [size, size, 3]; a JPEG is decoded at the smallest scale k/8 that is large enough.
@@ -229,12 +316,12 @@ class EncodedImage:
           ImageError: the file is broken.
         """
         if not self.data.startswith(JPEG):
-            return resize(decode_image(self.data, self.where), self.size)
+            return fitted(decode_image(self.data, self.where), self.size, self.fit)
         try:
             pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
         except ValueError as error:
             raise self._broken(error) from error
-        return resize(pixels, self.size)
+        return fitted(pixels, self.size, self.fit)
 
     def into(self, out: np.ndarray) -> None:
         """Decodes into a contiguous uint8 [size, size, 3]; mapping the pages of a new array would double the time.

@@ -19,7 +19,7 @@ import numpy as np
 from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
-from emu_jax.data.images import EncodedImage, ImageError, load_image, read_file, resize
+from emu_jax.data.images import EncodedImage, ImageError, ImageFile, read_file
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
 from emu_jax.data.record_files import THREADS
@@ -127,8 +127,9 @@ class Prepared:
         subsequences: bool = False,
         frames: FrameSampling = EIGHT_AT_RANDOM,
         keep: bool = False,
+        fit: str = "squash",
     ):
-        self._records = records
+        self._records, self._fit = records, fit
         self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
         stored = records.manifest["settings"]["images"]["image_size"]
         if stored is not None and stored < image_size:
@@ -164,7 +165,7 @@ class Prepared:
                 parts.append(part)
             elif number in shown:
                 key = self._records.image_key(record, number)
-                encoded = EncodedImage(part.data, self._size, record.key)
+                encoded = EncodedImage(part.data, self._size, record.key, self._fit)
                 parts.append(Image(functools.partial(self._decode_once, key, encoded) if self._keep else encoded, key))
         if kind.either_order:
             text = " ".join(part.text for part in parts if isinstance(part, Text))
@@ -191,10 +192,17 @@ class Jsonl:
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
     """
 
-    def __init__(self, path: Path, image_size: int, order: PairOrder, image_fingerprint: str = "stat"):
+    def __init__(
+        self,
+        path: Path,
+        image_size: int,
+        order: PairOrder,
+        image_fingerprint: str = "stat",
+        fit: str = "squash",
+    ):
         if not path.is_file():
             raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
-        self._path, self._size, self._order = path, image_size, order
+        self._path, self._size, self._order, self._fit = path, image_size, order, fit
         data = path.read_bytes()
         self.fingerprint = hashlib.sha256(data).hexdigest()
         values = dict(json_lines(path, data))
@@ -234,7 +242,7 @@ class Jsonl:
 
     def _image(self, name: str) -> Image:
         path = self._images[name]
-        return Image(lambda: resize(load_image(path), self._size), str(path))
+        return Image(ImageFile(path, self._size, self._fit), str(path))
 
     def documents(self, record: JsonlRecord, rng: np.random.Generator) -> list[Document]:
         is_pair, parts = record
@@ -301,11 +309,13 @@ def open_source(
     subsequences: bool = False,
     frames: FrameSampling = EIGHT_AT_RANDOM,
     image_fingerprint: str = "stat",
+    fit: str = "squash",
 ) -> Source:
     """Opens an embedded source (`fluent_emoji` and so on), a .jsonl file, or a folder of `emu-jax prepare`.
 
     Args:
       image_fingerprint: a name in `IMAGE_FINGERPRINTS`, for the images of a .jsonl file.
+      fit: how images become square, one of `images.FITS`.
 
     Raises:
       UserError: there is no such source or split, or its images are smaller than `image_size`.
@@ -318,9 +328,9 @@ def open_source(
         return embedded_chats.FluentQuestions(split, image_size)
     path = as_path(name)
     if name.endswith(".jsonl"):
-        return Jsonl(path, image_size, order, image_fingerprint)
+        return Jsonl(path, image_size, order, image_fingerprint, fit)
     if path.is_dir():
-        return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames)
+        return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames, fit=fit)
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
         f"{fluent_emoji.NAME}, {embedded_chats.NAME} or {embedded_chats.QUESTIONS_NAME}"

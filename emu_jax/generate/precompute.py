@@ -1,102 +1,145 @@
-"""Precomputes the visual decoder's training examples: documents, a frozen model and a VAE -> `data/latents.py`.
-
-For every image with content before it: the embeddings that the model generates from that content (the condition of the
-U-Net when it draws), the image's own embeddings, and its latents.
-"""
+"""Precomputes the visual decoder's training examples (`conditions.py`): documents -> a folder of `data/latents.py`."""
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from emu_jax.checkpoints.load import LoadedVAE, load_part
-from emu_jax.checkpoints.shipped import model_path
-from emu_jax.checkpoints.store import weights_of_parts
-from emu_jax.data.document import Image, Text
-from emu_jax.data.images import resize
-from emu_jax.data.latents import INDEX, LatentExample, write_latents
-from emu_jax.data.padding import padded_batches
-from emu_jax.data.sources import PairOrder, Source, open_source
+from emu_jax.data.images import FITS, ImageError
+from emu_jax.data.latents import DTYPES, LatentExample, LatentsFolder
+from emu_jax.data.sources import Source
 from emu_jax.errors import UserError
-from emu_jax.generate.decoder import encode_latents
-from emu_jax.generate.model import Emu
+from emu_jax.generate.conditions import TEXT_LIMIT, Conditions, ToDraw, images_to_draw, open_images
 from emu_jax.storage import Path
 
 BATCH = 32
-TOGETHER = 256  # records that are read at the same time
-TEXT_LIMIT = 150  # characters; images after longer texts are dropped (from one set of notes on the paper)
+CHUNK = 256  # records; they are read together, and their examples are one file
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """What is precomputed, of which images.
+
+    Attributes:
+      source, split: as in `config.data` of pretraining.
+      image_size: height and width in pixels of the images to draw; 0: the VAE's size in training, or 512 if it is not
+        known.
+      fit: how they become square, one of `images.FITS`.
+      min_side: images whose shorter side has fewer pixels are left out.
+      dtype: of the stored arrays, one of `latents.DTYPES`.
+      encoded: whether the images' own embeddings are stored, which `config.loss.encoded_share` above 0 reads.
+      max_faults: share of a chunk's images that may be unreadable.
+    """
+
+    source: str = "fluent_emoji"
+    split: str = "train"
+    image_size: int = 0
+    fit: str = "crop"
+    min_side: int = 0
+    dtype: str = "float32"
+    encoded: bool = True
+    max_faults: float = 0.0
+
+    def __post_init__(self):
+        for name, known in (("fit", FITS), ("dtype", DTYPES)):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)}: unknown; choose one of {', '.join(known)}")
+        if self.image_size < 0 or self.min_side < 0 or not 0 <= self.max_faults <= 1:
+            raise UserError(
+                f"{self}; expected image_size and min_side of at least 0, and a share of 0 to 1 for max_faults"
+            )
 
 
 def precompute(
     model: Path,
     vae: Path,
     out: Path,
+    drawn: Drawn,
     *,
-    source: str,
-    split: str,
-    image_size: int | None = None,
+    part: tuple[int, int] = (0, 1),
     tokenizer: Path | None = None,
     vision_head_dim: int | None = None,
     weights: str = "auto",
-) -> int:
-    """Writes `out`; returns the number of examples.
+) -> int | None:
+    """Writes one part of `out`, or what is missing of it; returns the number of examples once `out` is complete.
 
     Args:
-      model, tokenizer, vision_head_dim, weights: as in `Emu.load`.
-      vae: a work directory, a checkpoint, a diffusers folder, or "emu-mini/vae".
-      source, split: as in `config.data` of pretraining.
-      image_size: height and width in pixels of the images to draw; by default the VAE's size in training, or 512 if it
-        is not known.
+      model, vae, tokenizer, vision_head_dim, weights: as in `Conditions`.
+      part: I and N: every N-th chunk of the source's records, from chunk I on. Parts may run at the same time, on any
+        machines; the one that ends last completes `out`.
 
     Raises:
-      UserError: `out` exists already, or no image of the source has a short text before it.
+      UserError: `out` holds examples of other settings, no image can be an example, or too many cannot be read.
     """
-    if (out / INDEX).exists():
-        raise UserError(f"out={out}: the folder holds precomputed examples; name another folder, or remove it")
-    emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
-    autoencoder = load_part(model_path(vae), LoadedVAE, weights_of_parts(weights))
-    size = image_size or autoencoder.image_size or 512
-    if size % autoencoder.config.reduction:
-        raise UserError(f"image_size={size}; this VAE needs a multiple of {autoencoder.config.reduction}")
-    records = open_source(source, split, size, PairOrder("text_first"))
-    found = _conditioned_images(records)
-    first = next(found, None)
-    if first is None:
-        raise UserError(f"source={source}: no image has a text of at most {TEXT_LIMIT} characters before it")
-    pairs = itertools.chain([first], found)
-
-    def examples() -> Iterator[LatentExample]:
-        for batch, filled in tqdm(padded_batches(pairs, BATCH), desc="precompute", unit="batch"):
-            images = np.stack([image.pixels for _, image in filled])
-            seen = np.stack([resize(image, emu.config.vision.image_size) for image in images])
-            encoded = emu.encode_images(seen)
-            condition = emu.generate_embeddings([prompt for prompt, _ in filled])
-            mean, deviation = encode_latents(autoencoder.params, images, config=autoencoder.config)
-            for i, (_, image) in enumerate(batch):
-                yield LatentExample(image.key, np.asarray(mean[i]), np.asarray(deviation[i]), condition[i], encoded[i])
-
-    about = {
-        "model": str(model),
-        "vae": str(vae),
-        "source": source,
-        "split": split,
-        "image_size": size,
-        "weights": weights,
-    }
-    return write_latents(out, examples(), emu.unconditional[0], about)
+    conditions = Conditions(
+        model,
+        vae,
+        image_size=drawn.image_size or None,
+        encoded=drawn.encoded,
+        tokenizer=tokenizer,
+        vision_head_dim=vision_head_dim,
+        weights=weights,
+    )
+    source = open_images(drawn.source, drawn.split, conditions.size, drawn.fit)
+    settings: dict[str, Any] = {name: getattr(drawn, name) for name in ("fit", "min_side", "encoded")}
+    settings |= {"image_size": conditions.size, "records": f"{source.fingerprint} {source.images_fingerprint}"}
+    settings |= {"made_by": conditions.fingerprint}
+    about = {"model": str(model), "vae": str(vae), "weights": weights, "source": drawn.source, "split": drawn.split}
+    folder = LatentsFolder(out, -(-len(source) // CHUNK), drawn.dtype, settings, about)
+    for number in tqdm(folder.missing(part), desc="precompute", unit="chunk"):
+        chunk = _Chunk(source, range(number * CHUNK, min((number + 1) * CHUNK, len(source))), drawn)
+        folder.write(number, chunk.examples(conditions))
+        for line in chunk.remarks(number):
+            print(line, file=sys.stderr)
+    return folder.finish(conditions.unconditional)
 
 
-def _conditioned_images(source: Source) -> Iterator[tuple[list[str | np.ndarray], Image]]:
-    """Yields (everything before the image in its document, image) for every image that has something before it."""
-    for start in range(0, len(source), TOGETHER):
-        indices = range(start, min(start + TOGETHER, len(source)))
-        for index, record in zip(indices, source.read(indices), strict=True):
-            for document in source.documents(record, np.random.default_rng(index)):
-                for place, part in enumerate(document.parts):
-                    before = document.parts[:place]
-                    texts = sum(len(piece.text) for piece in before if isinstance(piece, Text))
-                    if isinstance(part, Image) and before and texts <= TEXT_LIMIT:
-                        yield [piece.text if isinstance(piece, Text) else piece.pixels for piece in before], part
+class _Chunk:
+    """The examples of some records."""
+
+    def __init__(self, source: Source, indices: range, drawn: Drawn):
+        self._source, self._indices, self._drawn = source, indices, drawn
+        self._faults: list[ImageError] = []
+        self._read = 0
+
+    def _readable(self) -> Iterator[tuple[ToDraw, tuple[list[str | np.ndarray], np.ndarray]]]:
+        for index, record in zip(self._indices, self._source.read(self._indices), strict=True):
+            for one in images_to_draw(self._source, record, np.random.default_rng(index)):
+                try:
+                    if not one.has_side(self._drawn.min_side):
+                        continue
+                    read = one.read()
+                except ImageError as error:
+                    if not self._drawn.max_faults:
+                        raise
+                    self._faults.append(error)
+                else:
+                    yield one, read
+                self._read += 1
+
+    def examples(self, conditions: Conditions) -> Iterator[LatentExample]:
+        left = self._readable()
+        while batch := list(itertools.islice(left, BATCH)):
+            pairs, keys = [pair for _, pair in batch], [one.image.key for one, _ in batch]
+            yield from conditions.of_pixels(pairs, keys, BATCH)
+        if len(self._faults) > self._drawn.max_faults * self._read:
+            raise UserError(
+                f"source={self._drawn.source}: {len(self._faults)} of {self._read} images of records "
+                f"{self._indices[0]} to {self._indices[-1]} cannot be read, more than max_faults="
+                f"{self._drawn.max_faults:g}; the first: {self._faults[0]}"
+            )
+
+    def remarks(self, number: int) -> list[str]:
+        """What the user should know of this chunk."""
+        if not self._read:
+            yes = f"has a text of at most {TEXT_LIMIT} characters before it"
+            yes += f", and {self._drawn.min_side} pixels a side" * bool(self._drawn.min_side)
+            return [f"chunk {number}: no image of records {self._indices[0]} to {self._indices[-1]} {yes}"]
+        first = f"; the first: {self._faults[0]}" if self._faults else ""
+        return [f"chunk {number}: {len(self._faults)} of {self._read} images left out{first}"] if self._faults else []

@@ -42,9 +42,9 @@ class BestStep:
         """The steps with a checkpoint, up to `start`, and the loss of each."""
         file, found = workdir / METRICS_FILE, {}
         if jax.process_index() == 0 and file.exists():
-            rows = {int(row["step"]): row.get(self._name) for row in read_metrics(file)}
-            found = {step: rows[step] for step in checkpoints if step <= self._start and rows.get(step) is not None}
-        return sorted(distributed.merge_across_processes(found).items())
+            rows = {int(row["step"]): row[self._name] for row in read_metrics(file) if self._name in row}
+            found = {str(step): rows[step] for step in checkpoints if step <= self._start and step in rows}
+        return sorted((int(step), value) for step, value in distributed.merge_across_processes(found).items())
 
     @property
     def _name(self) -> str:

@@ -1,13 +1,14 @@
 """Prepared folders for tests, written by the package's own writers."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import Recoding
+from emu_jax.data.latents import LatentExample, LatentsFolder
 from emu_jax.data.prepared import Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.records import write_records
 
@@ -39,3 +40,16 @@ def write_folder(folder: Path, records: Sequence[Record], shards: int = 2) -> Pa
     settings = {"images": {"image_size": SIZE}}
     write_manifest(folder, folder.name, {"train": files}, {"source": "test", "settings": settings})
     return folder
+
+
+def write_latents(folder: Path, chunks: Sequence[Iterable[LatentExample]], dtype: str = "float32", **settings) -> int:
+    """A folder as `emu-jax precompute` leaves it; the embeddings of the empty prompt are 1."""
+    writer = LatentsFolder(folder, len(chunks), dtype, settings)
+    shape = ()
+    for number in writer.missing():
+        examples = list(chunks[number])
+        shape = examples[0].condition.shape if examples else shape
+        writer.write(number, examples)
+    count = writer.finish(np.ones(shape, np.float32))
+    assert count is not None
+    return count

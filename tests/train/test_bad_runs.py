@@ -9,11 +9,12 @@ import pytest
 from emu_jax.checkpoints.load import load_leaves
 from emu_jax.checkpoints.store import newest_folder, open_checkpoint, read_meta
 from emu_jax.cli import main
-from emu_jax.data.latents import Latents, write_latents
+from emu_jax.data.latents import Latents
 from emu_jax.errors import EXIT_DIVERGED
 from emu_jax.train.distributed import Diverged
 from emu_jax.train.loop import train
 from emu_jax.workdir import read_metrics
+from tests.data.folders import write_latents
 from tests.train import tiny
 from tests.train.test_init_from import make_config, parts, wanted  # noqa: F401  (a fixture)
 
@@ -83,9 +84,7 @@ def test_inf_in_one_document(drawing, tmp_path, capsys):
     condition = bad.condition.copy()
     condition[0, 0] = np.inf
     examples[5] = type(bad)(bad.key, bad.mean, bad.deviation, condition, condition)
-    kept = {key: latents.index[key] for key in ("model", "vae", "latent_scale") if key in latents.index}
-    kept |= {key: value for key, value in latents.index.items() if key not in ("files", "examples", "fingerprint")}
-    write_latents(tmp_path / "latents", examples, latents.unconditional, kept)
+    write_latents(tmp_path / "latents", [examples])
     config = tiny.decoder_config(tmp_path / "latents")
     config.train.update({"steps": 40, "checkpoint_every": 10})
     config.loss.condition_drop = 0.0

@@ -46,8 +46,8 @@ def test_patience_ends_the_run_and_starting_it_again_does_nothing(tmp_path, caps
     best = min(found, key=found.get)
     assert int(state.step) == best + 4 == max(found)
     expected = (
-        f"step {best + 4}: held_out_loss has not fallen for 4 steps (config.eval.patience=4), so the run ends; the best "
-        f"is step {best} with {found[best]:.4g}\n"
+        f"step {best + 4}: held_out_loss has not fallen for 4 steps (config.eval.patience=4), so the run ends; the "
+        f"best is step {best} with {found[best]:.4g}\n"
     )
     assert expected in capsys.readouterr().err
     assert int(train(config("train.steps=100", "eval.patience=4"), tmp_path).step) == best + 4

@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig
-from emu_jax.data.latents import Latents
+from emu_jax.data.latents import CONDITION, ENCODED, Latents
 from emu_jax.errors import UserError, check_fields
+from emu_jax.generate.online import OnlineConfig, OnlineExamples
 from emu_jax.models import diffusion, unet
 from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
@@ -56,8 +57,9 @@ class DecoderInputs(Inputs):
 class TrainDecoder(Task):
     """Predicts the noise in an image's latents from its embeddings, as the paper trains its decoder.
 
-    A batch: latents [B, h, w, C], condition and encoded [B, Q, D] (embeddings generated from the text, and the image's
-    own), all float32. The unconditional embeddings [Q, D] replace a condition that is dropped.
+    A batch: latents [B, h, w, C], condition [B, Q, D] (embeddings generated from the text) and, if
+    `config.loss.encoded_share` is above 0, encoded [B, Q, D] (the image's own), all float32. The unconditional
+    embeddings [Q, D] replace a condition that is dropped.
     """
 
     holds = "unet"
@@ -83,7 +85,14 @@ class TrainDecoder(Task):
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> DecoderInputs:
         data = ExamplesConfig.from_dict(config.data)
-        latents = Latents(as_path(data.source))
+        online = OnlineConfig.from_dict(config.online)
+        encoded = config.loss.encoded_share > 0
+        latents: Latents | OnlineExamples
+        if online.model:
+            batch = len(own(data.batch))
+            latents = OnlineExamples(online, data.source, data.split, batch=batch, encoded=encoded)
+        else:
+            latents = Latents(as_path(data.source), encoded=encoded)
         (height, _, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
         sizes = {"latent_size": height, "queries": queries}
         sizes |= {"unet.latent_channels": channels, "unet.condition_dim": dim}
@@ -106,7 +115,8 @@ class TrainDecoder(Task):
         side = self.config.latent_size
         condition = jax.ShapeDtypeStruct((self.rows, *self.unconditional.shape), jnp.float32)
         latents = jax.ShapeDtypeStruct((self.rows, side, side, self.model.latent_channels), jnp.float32)
-        return {"latents": latents, "condition": condition, "encoded": condition}
+        names = (CONDITION, ENCODED) if self.weights.encoded_share else (CONDITION,)
+        return {"latents": latents, **dict.fromkeys(names, condition)}
 
     def normalisers(self, batch: dict) -> Array:
         return jnp.asarray(float(len(batch["latents"])))
@@ -115,8 +125,10 @@ class TrainDecoder(Task):
         keys = jax.random.split(key, 4)
         latents = batch["latents"]
         rows = (len(latents), 1, 1)
-        encoded = jax.random.bernoulli(keys[0], self.weights.encoded_share, rows)
-        condition = jnp.where(encoded, batch["encoded"], batch["condition"])
+        condition = batch[CONDITION]
+        if self.weights.encoded_share:
+            encoded = jax.random.bernoulli(keys[0], self.weights.encoded_share, rows)
+            condition = jnp.where(encoded, batch[ENCODED], condition)
         dropped = jax.random.bernoulli(keys[1], self.weights.condition_drop, rows)
         condition = jnp.where(dropped, self.unconditional, condition)  # [B, Q, D]
         timesteps = jax.random.randint(keys[2], rows[:1], 0, self.schedule.train_steps)

@@ -1,0 +1,106 @@
+"""The visual decoder's training examples, made while it trains (`config.online`): nothing is stored.
+
+At the published size precomputed examples take 0.4 to 1.4 MB an image (`data/latents.py`). Here the frozen model and
+the VAE run again whenever an image is drawn, on this process's first device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from emu_jax.data.examples import Drawn
+from emu_jax.errors import UserError, check_fields
+from emu_jax.generate.conditions import Conditions, ToDraw, images_to_draw, open_images
+from emu_jax.storage import as_path
+
+
+@dataclasses.dataclass(frozen=True)
+class OnlineConfig:
+    """`config.online`.
+
+    Attributes:
+      model: the frozen model, as `Emu.load` takes it; empty: `config.data.source` is a folder of `emu-jax precompute`,
+        otherwise it holds documents.
+      vae: as in `conditions.Conditions`.
+      image_size, fit, min_side: as in `precompute.Drawn`.
+    """
+
+    model: str = ""
+    vae: str = ""
+    image_size: int = 0
+    fit: str = "crop"
+    min_side: int = 0
+
+    def __post_init__(self):
+        if bool(self.model) != bool(self.vae):
+            raise UserError(
+                f"config.online.model={self.model!r}, config.online.vae={self.vae!r}; expected both, or neither"
+            )
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> OnlineConfig:
+        check_fields(cls, "config.online", fields)
+        return cls(**dict(fields))
+
+
+class OnlineExamples:
+    """A source (`examples.ExampleSource`) with an example for each record.
+
+    Of several images of a record one is drawn at random; a record without any gives the next one's.
+
+    Args:
+      batch: number of examples that are made together.
+      encoded: whether the images' own embeddings are made, too.
+
+    Attributes:
+      unconditional: [Q, D], embeddings for the empty prompt.
+      latent_shape: h, w, C. condition_shape: Q, D.
+
+    Raises:
+      UserError: a part cannot be loaded, or no image of the source can be drawn.
+    """
+
+    def __init__(self, config: OnlineConfig, source: str, split: str, *, batch: int, encoded: bool):
+        model, vae = as_path(config.model), as_path(config.vae)
+        self._conditions = Conditions(model, vae, image_size=config.image_size or None, encoded=encoded)
+        self._source = open_images(source, split, self._conditions.size, config.fit)
+        self._config, self._batch, self._name = config, batch, source
+        self._one_at_a_time = threading.Lock()  # the pipeline reads ahead in threads, and two batches would not fit
+        images = f"{self._source.fingerprint} {self._source.images_fingerprint}"
+        self.fingerprint = f"online 1 {images} {self._conditions.fingerprint} {config.fit} {config.min_side}"
+        self.unconditional = self._conditions.unconditional
+        (first,) = self._conditions.examples([self._find(0, np.random.default_rng(0))], 1)
+        self.latent_shape, self.condition_shape = first.mean.shape, first.condition.shape
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def key(self, index: int) -> str:
+        return self._source.key(index)
+
+    def _find(self, index: int, rng: np.random.Generator) -> ToDraw:
+        for step in range(len(self)):
+            place = (index + step) % len(self)
+            (record,) = self._source.read([place])
+            found = [
+                one
+                for one in images_to_draw(self._source, record, np.random.default_rng(place))
+                if one.has_side(self._config.min_side)
+            ]
+            if found:
+                return found[rng.integers(len(found)) if len(found) > 1 else 0]
+        raise UserError(
+            f"config.data.source {self._name}: no image has a short text before it and {self._config.min_side} pixels "
+            "a side; nothing can be drawn"
+        )
+
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        found = [self._find(index, rng) for index, rng in drawn]
+        with self._one_at_a_time:
+            made = self._conditions.examples(found, self._batch)
+        return [example.sampled(rng) for example, (_, rng) in zip(made, drawn, strict=True)]
