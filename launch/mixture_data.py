@@ -25,7 +25,7 @@ import sys
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import av
@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image as PIL
 
-from emu_jax.data.fluent_emoji import canonical
+from emu_jax.data.fluent_emoji import canonical, image_code
 from emu_jax.data.images import decode_image
 from emu_jax.data.raw.subtitles import Cue, parse
 from emu_jax.errors import UserError
@@ -76,11 +76,11 @@ def _webp(path: Path, names: dict[str, str]) -> Iterator[tuple[str, str, bytes]]
                 yield code, names[code], archive.extractfile(member).read()
 
 
-def _names(download: Path) -> dict[str, str]:
-    """The emoji's names by code."""
+def _names(download: Path, coded: Callable[[str], str] = canonical) -> dict[str, str]:
+    """The emoji's names by code; `coded`: from the code of a name to that of its image."""
     with _opened(download / NAMES) as archive:
         items = json.load(archive.extractfile("package/en/data.json"))
-    return {canonical(each["hexcode"]): each["label"] for item in items for each in [item, *item.get("skins", [])]}
+    return {coded(each["hexcode"]): each["label"] for item in items for each in [item, *item.get("skins", [])]}
 
 
 # ---------------------------------------------------------------- the five
@@ -88,7 +88,7 @@ def _names(download: Path) -> dict[str, str]:
 
 def write_fluent(download: Path, out: Path) -> str:
     """Images and names as img2dataset leaves them: for each tar a parquet of the same rows, and counts."""
-    found = list(_webp(download / IMAGES, _names(download)))
+    found = list(_webp(download / IMAGES, _names(download, image_code)))
     size = -(-len(found) // SHARDS)
     for shard in range(SHARDS):
         rows = []

@@ -3,7 +3,8 @@
     --signal-at N     sends itself SIGKILL, or --signal NAME, when it asks for the data of step N + 1, or sleeps then
                       (--signal sleep); of several processes (emu_jax/train/distributed.py) --process I does so
     --restore FOLDER  restores this other run's newest checkpoint onto the mesh of WORKDIR's config, after training
-    --config.a.b=c    overrides of tests/train/tiny.py
+    --file FILE       another config than tests/train/tiny.py
+    --config.a.b=c    overrides of it
 
 Prints one line of JSON: devices, bytes of parameters, of second moments and of the EMA, in all and on the first device,
 digests of restored parameters.
@@ -65,8 +66,9 @@ def main() -> int:
     parser.add_argument("--signal", default="SIGKILL")
     parser.add_argument("--process", type=int, default=0)
     parser.add_argument("--restore", type=as_path)
+    parser.add_argument("--file", default=str(Path(__file__).with_name("tiny.py")))
     options, overrides = parser.parse_known_args()
-    config = load_config(str(Path(__file__).with_name("tiny.py")), overrides)
+    config = load_config(options.file, overrides)
     if options.signal_at:
         signal_at(options.signal_at, options.signal, options.process)
     try:

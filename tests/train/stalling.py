@@ -2,7 +2,7 @@
 
 PHASE is `reading` (the COUNTth batch comes SECONDS late; the first one is read before the run starts), `computing` (in
 the COUNTth run of the loss the device waits) or `saving` (the COUNTth time that the position in the data is asked for:
-the third is in the first save of a run). COUNT * is every time.
+the third is in the first save of a run, the fourth is for the record of the start). COUNT * is every time.
 """
 
 import dataclasses

@@ -20,7 +20,7 @@ from emu_jax.errors import EXIT_AGAIN, EXIT_LOST, UserError
 from emu_jax.train import exit_watchdog
 from emu_jax.train.distributed import find_job
 from emu_jax.workdir import read_metrics
-from tests.train import tiny
+from tests.train import recipe, tiny
 from tests.train.test_resume import ROOT, STEPS, learnt
 
 TIMEOUT = 20  # seconds of silence that lose a process
@@ -78,12 +78,12 @@ def message(error: str) -> str:
 DESCRIBING = {"predicted_share", "read_share", "slowest_process"}
 
 
-def assert_losses_agree(one: Path, other: Path) -> None:
+def assert_losses_agree(one: Path, other: Path, steps: int = STEPS) -> None:
     a, b = (
         {step: {name: value for name, value in row.items() if name not in DESCRIBING} for step, row in rows.items()}
         for rows in (learnt(one), learnt(other))
     )
-    assert sorted(a) == sorted(b) == list(range(1, STEPS + 1))
+    assert sorted(a) == sorted(b) == list(range(1, steps + 1))
     for step in a:
         assert a[step].keys() == b[step].keys()
         for name, value in a[step].items():
@@ -161,6 +161,17 @@ def test_processes_train_as_one_on_every_mesh(documents, tmp_path, layout):
     mesh = [f"--config.train.mesh.{axis}={size}" for axis, size in sizes.items()]
     one = train(tmp_path / "one", documents, *mesh, processes=1, devices=processes * devices)
     assert_losses_agree(one, train(tmp_path / "many", documents, *mesh, processes=processes, devices=devices))
+
+
+@pytest.mark.slow
+def test_the_recipe_trains_on_two_slices_as_on_one_device(documents, tmp_path):
+    """28 micro-batches a step, two processes of four devices; held-out losses, too."""
+    words = ("--file", recipe.__file__, f"--config.eval.source={documents}")
+    one = train(tmp_path / "one", documents, *words, "--config.train.mesh.slice=1", processes=1)
+    two = train(tmp_path / "two", documents, *words, processes=2, devices=4)
+    assert_losses_agree(one, two, recipe.STEPS)
+    assert "held_out_regression_loss" in read_metrics(two / "metrics.jsonl")[-1]
+    assert counted(one) == counted(two) and min(tokens for tokens, _ in counted(one)) > 224 * 32, counted(one)
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ LONG, SLOW = pytest.mark.long, pytest.mark.slow
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"tokens_per_s", "images_per_s", "step_ms", "input_wait_ms", "compute_ms", "compile_s"}
-TIMES |= {"model_gflop_per_s", "useful_gflop_per_s"}
+TIMES |= {"model_gflop_per_s", "useful_gflop_per_s", "slowest_process"}
 STEPS = 8  # of tiny.get_config, with a checkpoint every third
 # What these runs have beside tiny.get_config: an EMA, and groups that freeze a parameter, a layer and token rows.
 GROUPS = (
