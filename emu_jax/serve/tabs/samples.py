@@ -11,15 +11,15 @@ from PIL import Image as PIL
 from emu_jax.data import fluent_emoji
 
 NAMES = (
-    "woman scientist: medium-light skin tone",
-    "fairy: medium-light skin tone",
+    "woman scientist: medium skin tone",
+    "fairy: medium skin tone",
     "woman mage: light skin tone",
     "man construction worker: light skin tone",
     "ninja: light skin tone",
     "woman cook: light skin tone",
     "princess: dark skin tone",
     "detective: medium-dark skin tone",
-    "waving hand: medium-light skin tone",
+    "waving hand: medium skin tone",
     "man singer: light skin tone",
     "woman vampire: dark skin tone",
 )
