@@ -46,7 +46,7 @@ def config(folders, epochs: int = 0, **changes) -> DataConfig:
     }
     fields = {
         "source": "",
-        "split": "",
+        "split": "train",
         "seed": 0,
         "row_tokens": 32,
         "row_images": 3,

@@ -18,11 +18,11 @@ def test_karpathy(coco):
         id="73",
         images=(coco / "val2014" / "COCO_val2014_000000000073.jpg",),
         answers=(
-            "person in lotus position: medium-light skin tone",
-            "A person in lotus position with medium-light skin tone.",
+            "person in lotus position: medium skin tone",
+            "A person in lotus position with medium skin tone.",
             "An emoji of a person in lotus position.",
             "An image of a person in lotus position",
-            "The person in lotus position has medium-light skin tone.",
+            "The person in lotus position has medium skin tone.",
         ),
     )
     found = {split: list(read("coco", coco, split)) for split in ("test", "val", "train")}

@@ -31,7 +31,7 @@ def test_msvd(msvd):
     video = msvd / "YouTubeClips" / "-7KMZQEsJW4_205_208.avi"
     assert [found[key] for key in ("36003", "36004", "36005")] == [
         Question(
-            id="36003", video=video, text="what skin tone does the person have?", answers=("medium-light",), kind="what"
+            id="36003", video=video, text="what skin tone does the person have?", answers=("medium",), kind="what"
         ),
         Question(
             id="36004",
@@ -141,7 +141,7 @@ def test_second_references_in_a_column(nextqa):
 
     _rewrite(nextqa / "test.csv", change)
     assert [question.answers for question in read("nextqa", nextqa).values()][:2] == [
-        ("medium", "beige"),
+        ("medium-light", "beige"),
         ("man in steamy room",),
     ]
 

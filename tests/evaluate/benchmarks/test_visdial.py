@@ -22,10 +22,10 @@ def test_rounds(visdial):
     candidates = ("dark", "yes", "no", "1", "2", "can't tell", "light", "medium-light", "medium", "medium-dark")
     common = {
         "images": (image,),
-        "caption": "A person in lotus position with medium-light skin tone.",
+        "caption": "A person in lotus position with medium skin tone.",
         "candidates": candidates,
     }
-    first = ("what skin tone does the person have", "medium-light")
+    first = ("what skin tone does the person have", "medium")
     second = ("is it a photo", "no")
     third = ("how many people are there", "1")
     assert [found[f"284024/{number}"] for number in (1, 2, 3)] == [

@@ -20,7 +20,7 @@ def test_vqav2(vqav2):
     found = read("vqav2", vqav2)
     image = vqav2 / "val2014" / "COCO_val2014_000000000073.jpg"
     three = [
-        ("73000", "What skin tone does the person have?", ("medium-light",) * 8 + ("brown",) * 2, "other"),
+        ("73000", "What skin tone does the person have?", ("medium",) * 8 + ("brown",) * 2, "other"),
         ("73001", "Is this a person in lotus position?", ("yes",) * 10, "yes/no"),
         ("73002", "How many people are there?", ("1",) * 9 + ("one",), "number"),
     ]
