@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
                 "perceptual_blocks": 3,
                 "perceptual_crop": 0,
             },
-            "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8},
+            "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8, "mixture": {}},
             "optimizer": {
                 "learning_rate": {"vae": 2e-3},
                 "b1": 0.9,

@@ -7,10 +7,14 @@ Each host reads its own rows of every batch; batches and states do not depend on
 
 from __future__ import annotations
 
+import bisect
 import copy
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Protocol
+import itertools
+import json
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 import grain
 import numpy as np
@@ -22,6 +26,29 @@ from emu_jax.errors import UserError, check_fields
 
 
 @dataclasses.dataclass(frozen=True)
+class MixedSource:
+    """`config.data.mixture.<name>` of the objectives vae and decoder.
+
+    Attributes:
+      source: like `config.data.source`.
+      split: part of the source; empty: `config.data.split`.
+      weight: share of the examples, relative to the other sources' weights; 0 leaves it out.
+    """
+
+    source: str
+    split: str = ""
+    weight: float = 1.0
+
+    @classmethod
+    def from_dict(cls, name: str, fields: Mapping[str, Any]) -> MixedSource:
+        check_fields(cls, f"config.data.mixture.{name}", fields)
+        entry = cls(**dict(fields))
+        if not 0 <= entry.weight < math.inf:
+            raise UserError(f"config.data.mixture.{name}.weight={entry.weight}; expected 0 or more")
+        return entry
+
+
+@dataclasses.dataclass(frozen=True)
 class ExamplesConfig:
     """`config.data` of the objectives vae and decoder.
 
@@ -29,12 +56,14 @@ class ExamplesConfig:
       source: for vae, as in pretraining (`DataConfig.source`); for decoder, a folder of `emu-jax precompute`.
       split: the source's split.
       batch: examples per step, over all hosts.
+      mixture: several sources by name, instead of one; see `MixedSource`.
     """
 
     source: str
     split: str
     seed: int
     batch: int
+    mixture: Mapping[str, MixedSource] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.batch < 1:
@@ -43,7 +72,8 @@ class ExamplesConfig:
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> ExamplesConfig:
         check_fields(cls, "config.data", fields)
-        return cls(**dict(fields))
+        entries = {name: MixedSource.from_dict(name, each) for name, each in fields.get("mixture", {}).items()}
+        return cls(**{**fields, "mixture": {name: entry for name, entry in entries.items() if entry.weight}})
 
 
 Drawn = tuple[int, np.random.Generator]  # index of a record, and a generator of its own
@@ -63,6 +93,9 @@ class ExampleSource(Protocol):
     def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
         """An example for each index, drawn by its generator; the records of one call are read at the same time."""
         ...
+
+
+Source = TypeVar("Source", bound=ExampleSource)
 
 
 class Images:
@@ -93,6 +126,62 @@ class Images:
         return {"pixels": images[rng.integers(len(images))].pixels}
 
 
+class Mixed:
+    """Several sources as one, each with its share of the examples.
+
+    In an epoch every example is drawn, and those of a source that is small for its weight are drawn several times.
+    """
+
+    def __init__(self, sources: Mapping[str, ExampleSource], weights: Mapping[str, float]):
+        self._sources = list(sources.values())
+        epoch = max(len(source) / weights[name] for name, source in sources.items())
+        self._ends = list(itertools.accumulate(max(1, round(weights[name] * epoch)) for name in sources))
+        parts = {name: [source.fingerprint, weights[name]] for name, source in sources.items()}
+        self.fingerprint = json.dumps(parts)
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        number = bisect.bisect_right(self._ends, index)
+        start = self._ends[number - 1] if number else 0
+        return number, (index - start) % len(self._sources[number])
+
+    def key(self, index: int) -> str:
+        number, place = self._place(index)
+        return self._sources[number].key(place)
+
+    def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
+        places = [self._place(index) for index, _ in drawn]
+        found: dict[int, dict[str, np.ndarray]] = {}
+        for number, source in enumerate(self._sources):
+            rows = [row for row, (own, _) in enumerate(places) if own == number]
+            some = source.examples([(places[row][1], drawn[row][1]) for row in rows]) if rows else []
+            found |= dict(zip(rows, some, strict=True))
+        return [found[row] for row in range(len(drawn))]
+
+
+def open_examples(data: ExamplesConfig, opened: Callable[[str, str], Source]) -> tuple[ExampleSource, list[Source]]:
+    """The source of `config.data`, and those of which it consists.
+
+    Args:
+      opened: opens one, by its name and its split.
+
+    Raises:
+      UserError: a source of the mixture has no name.
+    """
+    if data.source or not data.mixture:
+        one = opened(data.source, data.split)
+        return one, [one]
+    for name, entry in data.mixture.items():
+        if not entry.source:
+            raise UserError(
+                f"config.data.mixture.{name}.source is empty; name one, or set config.data.mixture.{name}.weight=0"
+            )
+    sources = {name: opened(entry.source, entry.split or data.split) for name, entry in data.mixture.items()}
+    return Mixed(sources, {name: entry.weight for name, entry in data.mixture.items()}), list(sources.values())
+
+
 class _Share(grain.MapDataset):
     """The elements at the indices `own` of every `batch` elements."""
 
@@ -120,7 +209,8 @@ class ExamplePipeline:
 
     def __init__(self, source: ExampleSource, data: ExamplesConfig, *, own: Sequence[int] | None = None):
         self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "stream": STREAM}
-        del self.fingerprint["source"]  # the folder may be moved
+        for name in ("source", "mixture"):  # the folders may be moved
+            del self.fingerprint[name]
         records = (
             grain.MapDataset.range(len(source))
             .seed(data.seed)[:]  # as in `mixture.mix`

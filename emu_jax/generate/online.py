@@ -69,7 +69,7 @@ class OnlineExamples:
         model, vae = as_path(config.model), as_path(config.vae)
         self._conditions = Conditions(model, vae, image_size=config.image_size or None, encoded=encoded)
         self._source = open_images(source, split, self._conditions.size, config.fit)
-        self._config, self._batch, self._name = config, batch, source
+        self._config, self._batch, self.name = config, batch, source
         self._one_at_a_time = threading.Lock()  # the pipeline reads ahead in threads, and two batches would not fit
         images = f"{self._source.fingerprint} {self._source.images_fingerprint}"
         self.fingerprint = f"online 1 {images} {self._conditions.fingerprint} {config.fit} {config.min_side}"
@@ -95,7 +95,7 @@ class OnlineExamples:
             if found:
                 return found[rng.integers(len(found)) if len(found) > 1 else 0]
         raise UserError(
-            f"config.data.source {self._name}: no image has a short text before it and {self._config.min_side} pixels "
+            f"config.data.source {self.name}: no image has a short text before it and {self._config.min_side} pixels "
             "a side; nothing can be drawn"
         )
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, open_examples
 from emu_jax.data.latents import CONDITION, ENCODED, Latents
 from emu_jax.errors import UserError, check_fields
 from emu_jax.generate.online import OnlineConfig, OnlineExamples
@@ -20,7 +20,15 @@ from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.storage import as_path
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
+from emu_jax.train.tasks.task import (
+    InitPart,
+    Inputs,
+    OwnRows,
+    Task,
+    fill_sizes,
+    trainable_paths,
+    unread_mixture,
+)
 
 # Stable Diffusion 1.5 with Emu's embeddings, to plan with where sizes are the data's.
 PUBLISHED_SIZES = {"latent_size": 64, "queries": 32}
@@ -87,18 +95,26 @@ class TrainDecoder(Task):
         data = ExamplesConfig.from_dict(config.data)
         online = OnlineConfig.from_dict(config.online)
         encoded = config.loss.encoded_share > 0
-        latents: Latents | OnlineExamples
-        if online.model:
-            batch = len(own(data.batch))
-            latents = OnlineExamples(online, data.source, data.split, batch=batch, encoded=encoded)
-        else:
-            latents = Latents(as_path(data.source), encoded=encoded)
-        (height, _, channels), (queries, dim) = latents.latent_shape, latents.condition_shape
-        sizes = {"latent_size": height, "queries": queries}
-        sizes |= {"unet.latent_channels": channels, "unet.condition_dim": dim}
-        config = fill_sizes(config, sizes, f"the examples in {data.source} have")
-        stream = ExamplePipeline(latents, data, own=own(data.batch))
-        return DecoderInputs(config, stream, unconditional=latents.unconditional)
+
+        def opened(source: str, split: str) -> Latents | OnlineExamples:
+            if online.model:
+                return OnlineExamples(online, source, split, batch=len(own(data.batch)), encoded=encoded)
+            return Latents(as_path(source), encoded=encoded)
+
+        examples, parts = open_examples(data, opened)
+        for part in parts:
+            (height, _, channels), (queries, dim) = part.latent_shape, part.condition_shape
+            sizes = {"latent_size": height, "queries": queries}
+            sizes |= {"unet.latent_channels": channels, "unet.condition_dim": dim}
+            config = fill_sizes(config, sizes, f"the examples in {part.name} have")
+            if not np.allclose(part.unconditional, parts[0].unconditional, atol=1e-4):
+                raise UserError(
+                    f"config.data.mixture: {part.name} and {parts[0].name} were made by different models; precompute "
+                    "them with the same"
+                )
+        stream = ExamplePipeline(examples, data, own=own(data.batch))
+        remarks = tuple(filter(None, [unread_mixture(config)]))
+        return DecoderInputs(config, stream, remarks=remarks, unconditional=parts[0].unconditional)
 
     @classmethod
     def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:

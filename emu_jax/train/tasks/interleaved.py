@@ -32,7 +32,15 @@ from emu_jax.models.paths import flatten, split
 from emu_jax.train.groups import part_of
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.reach import check_reach
-from emu_jax.train.tasks.task import InitPart, Inputs, OwnRows, Task, fill_sizes, trainable_paths
+from emu_jax.train.tasks.task import (
+    InitPart,
+    Inputs,
+    OwnRows,
+    Task,
+    fill_sizes,
+    trainable_paths,
+    unread_mixture,
+)
 
 LOSSES = ("text_loss", "regression_loss")
 SCANNED = ("vision", "causal", "llama")
@@ -172,7 +180,7 @@ class Interleaved(Task):
         stream = documents.pipeline(own)
         resolved = documents.config.copy_and_resolve_references()
         resolved.data.update({name: getattr(stream.data, name) for name in ("row_images", "batch_rows", "shards")})
-        remarks = tuple(filter(None, (_unread_mixture(config), stream.fill.remark(stream.data))))
+        remarks = tuple(filter(None, (unread_mixture(config), stream.fill.remark(stream.data))))
         return PackedInputs(resolved, stream, documents.tokenizer, remarks, stream.samples)
 
     @classmethod
@@ -269,17 +277,6 @@ def _source_weights(config: ConfigDict) -> tuple[SourceWeights, ...]:
     entries = DataConfig.from_dict(config.data).sources.items()
     sources = tuple(SourceWeights(name, entry.text_weight, entry.visual_weight) for name, entry in entries)
     return sources if len(sources) > 1 else ()
-
-
-def _unread_mixture(config: ConfigDict) -> str:
-    """The entries of the mixture that `config.data.source` replaces, in one line; "" where there are none."""
-    named = [name for name, entry in config.data.mixture.items() if entry.get("source") and entry.get("weight", 1)]
-    if not config.data.source or not named:
-        return ""
-    return (
-        f"config.data.source={config.data.source} is read on its own, not config.data.mixture ({', '.join(named)}); "
-        "--config.data.source= reads the mixture"
-    )
 
 
 def step_flops(

@@ -279,3 +279,14 @@ def trainable_paths(axes: Mapping[str, Any], shapes: Mapping[str, Any], optimize
     optimizer.check(axes, shapes)
     found = optimizer.hyperparameters(axes, shapes)
     return frozenset(path for path, hyperparameters in found.items() if not hyperparameters.frozen)
+
+
+def unread_mixture(config: ConfigDict) -> str:
+    """The entries of the mixture that `config.data.source` replaces, in one line; "" where there are none."""
+    named = [name for name, entry in config.data.mixture.items() if entry.get("source") and entry.get("weight", 1)]
+    if not config.data.source or not named:
+        return ""
+    return (
+        f"config.data.source={config.data.source} is read on its own, not config.data.mixture ({', '.join(named)}); "
+        "--config.data.source= reads the mixture"
+    )

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.checkpoints.vgg import find_weights, load
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images, open_examples
 from emu_jax.errors import UserError, check_fields
 from emu_jax.models import vae, vgg
 from emu_jax.models.layers import Array
 from emu_jax.train.optimizer import OptimizerConfig
-from emu_jax.train.tasks.task import Inputs, OwnRows, Task, trainable_paths
+from emu_jax.train.tasks.task import Inputs, OwnRows, Task, trainable_paths, unread_mixture
 
 LATENT_SQUARE_DECAY = 0.99  # of the running mean square of the latents, a step
 
@@ -83,8 +83,10 @@ class TrainVAE(Task):
         reduction = vae.VAEConfig.from_dict(config.vae).reduction
         if config.image_size < 1 or config.image_size % reduction:
             raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {reduction}")
-        images = Images(data.source, data.split, config.image_size)
-        return Inputs(config.copy_and_resolve_references(), ExamplePipeline(images, data, own=own(data.batch)))
+        images, _ = open_examples(data, lambda source, split: Images(source, split, config.image_size))
+        remarks = tuple(filter(None, [unread_mixture(config)]))
+        stream = ExamplePipeline(images, data, own=own(data.batch))
+        return Inputs(config.copy_and_resolve_references(), stream, remarks=remarks)
 
     def init(self, key: Array) -> tuple[dict, dict]:
         return {"vae": vae.init(self.model, key)}, {"latent_square": jnp.ones(())}
