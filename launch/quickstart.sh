@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# First contact, in about ten minutes on 2 CPU cores: emu-mini, the model in the box, captions an image, draws a name and
+# First contact, in four to ten minutes on 2 CPU cores: emu-mini, the model in the box, captions an image, draws a name and
 # answers a question; then a fresh Emu is trained on the embedded images, scored while it learns, and
 # runs/quickstart/report.html is written. Needs only Python 3.11+. Run again, it resumes.
 #   launch/quickstart.sh --all     also trains a VAE and a U-Net that draw, and tunes the model to chat
