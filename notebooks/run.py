@@ -4,7 +4,8 @@
     python notebooks/run.py pods --size smoke      # one, the smallest way
     python notebooks/run.py quickstart --write     # and stores its outputs, cleaned
 
-All share one folder, in the order of `NAMES`. A cell that fails ends the command with one line and exit code 1. Needs `pip install -e '.[notebooks,convert,plan]'`.
+All share one folder, in the order of `NAMES`. A cell that fails ends the command with one line and exit code 1. Needs
+`pip install -e '.[notebooks,convert,plan]'`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NAMES = ("quickstart", "generate", "ablation", "pods")
 SIZES = ("smoke", "small", "full")
 KEPT_METADATA = ("kernelspec", "language_info")
 WIDEST = 1000  # pixels of a stored image
-QUALITY = 80  # of JPEG
+QUALITY = 75  # of JPEG
 ABSOLUTE = re.compile(r"(?<![\w./:<])/(?:home|root|tmp|usr|opt|var|mnt|work|content|Users|private)/[^\s'\"),:\]]*")
 COLOUR_CODES = re.compile(r"\x1b\[[0-9;]*m")
 
