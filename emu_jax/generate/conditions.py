@@ -89,7 +89,7 @@ class Conditions:
     Attributes:
       size: height and width in pixels of the images to draw.
       unconditional: [Q, D], embeddings for the empty prompt.
-      fingerprint: of the model, the VAE's parameters and nothing else.
+      fingerprint: of the model and of the VAE's parameters.
 
     Raises:
       UserError: the VAE cannot encode images of that size.

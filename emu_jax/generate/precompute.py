@@ -32,7 +32,7 @@ class Drawn:
         known.
       fit: how they become square, one of `images.FITS`.
       min_side: images whose shorter side has fewer pixels are left out.
-      dtype: of the stored arrays, one of `latents.DTYPES`.
+      dtype: as which arrays are stored, a name in `latents.DTYPES`.
       encoded: whether the images' own embeddings are stored, which `config.loss.encoded_share` above 0 reads.
       max_faults: share of a chunk's images that may be unreadable.
     """
