@@ -44,10 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
-    from emu_jax.generate.precompute import Drawn, precompute
+    from emu_jax.generate.precompute import PrecomputeConfig, precompute
 
     fields = ("source", "split", "image_size", "fit", "min_side", "dtype", "encoded", "max_faults")
-    drawn = Drawn(**{name: getattr(options, name) for name in fields})
+    drawn = PrecomputeConfig(**{name: getattr(options, name) for name in fields})
     loading = {name: getattr(options, name) for name in ("tokenizer", "vision_head_dim", "weights")}
     count = precompute(options.model, options.vae, options.out, drawn, part=part(options.part), **loading)
     if count is None:

@@ -191,7 +191,7 @@ class LatentsFolder:
                 shapes.update({name: list(array.shape) for name, array in example.arrays.items()})
                 yield example.record(DTYPES[self._dtype])
 
-        name, entry = f"{EXAMPLES}-{number:05d}", {}
+        name = f"{EXAMPLES}-{number:05d}"
         with write_atomically(self._folder / name) as partial:
             entry = file_entry(partial, write_records(partial, records()))
         if not entry["records"]:

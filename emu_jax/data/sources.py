@@ -114,6 +114,10 @@ class Prepared:
 
     Args:
       keep: keep all records and decoded images in memory; for small data sets.
+      fit: how images become square, one of `images.FITS`.
+
+    Attributes:
+      squashed: whether preparation has squashed the images, so that `fit` can no longer change them.
     """
 
     images_fingerprint = ""
@@ -131,7 +135,9 @@ class Prepared:
     ):
         self._records, self._fit = records, fit
         self._size, self._order, self._subsequences, self._frames = image_size, order, subsequences, frames
-        stored = records.manifest["settings"]["images"]["image_size"]
+        images = records.manifest["settings"]["images"]
+        stored = images["image_size"]
+        self.squashed = stored is not None and images.get("fit", "squash") == "squash"
         if stored is not None and stored < image_size:
             raise UserError(
                 f"{records.folder}: its images were prepared for models that read {stored} pixels, this one reads "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -89,7 +90,7 @@ class Conditions:
     Attributes:
       size: height and width in pixels of the images to draw.
       unconditional: [Q, D], embeddings for the empty prompt.
-      fingerprint: of the model and of the VAE's parameters.
+      fingerprint: identifies the model and the VAE's parameters.
 
     Raises:
       UserError: the VAE cannot encode images of that size.
@@ -109,6 +110,7 @@ class Conditions:
         self._emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
         self._vae = load_part(model_path(vae), LoadedVAE, weights_of_parts(weights))
         self._encoded = encoded
+        self._one_at_a_time = threading.Lock()  # a pipeline reads ahead in threads, and two batches might not fit
         self.size = image_size or self._vae.image_size or 512
         if self.size % self._vae.config.reduction:
             raise UserError(f"image_size={self.size}; this VAE needs a multiple of {self._vae.config.reduction}")
@@ -130,6 +132,12 @@ class Conditions:
         self, pairs: Sequence[tuple[list[str | np.ndarray], np.ndarray]], keys: Sequence[str], batch: int
     ) -> list[LatentExample]:
         """The examples of prompts and the pixels of images, which `ToDraw.read` gives."""
+        with self._one_at_a_time:
+            return self._of_pixels(pairs, keys, batch)
+
+    def _of_pixels(
+        self, pairs: Sequence[tuple[list[str | np.ndarray], np.ndarray]], keys: Sequence[str], batch: int
+    ) -> list[LatentExample]:
         filled = pad_to(list(pairs), batch)
         images = np.stack([pixels for _, pixels in filled])
         condition = self._emu.generate_embeddings([prompt for prompt, _ in filled])  # [batch, Q, D]

@@ -7,13 +7,13 @@ the VAE run again whenever an image is drawn, on this process's first device.
 from __future__ import annotations
 
 import dataclasses
-import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from emu_jax.data.examples import Drawn
+from emu_jax.data.images import FITS
 from emu_jax.errors import UserError, check_fields
 from emu_jax.generate.conditions import Conditions, ToDraw, images_to_draw, open_images
 from emu_jax.storage import as_path
@@ -27,7 +27,7 @@ class OnlineConfig:
       model: the frozen model, as `Emu.load` takes it; empty: `config.data.source` is a folder of `emu-jax precompute`,
         otherwise it holds documents.
       vae: as in `conditions.Conditions`.
-      image_size, fit, min_side: as in `precompute.Drawn`.
+      image_size, fit, min_side: as in `precompute.PrecomputeConfig`.
     """
 
     model: str = ""
@@ -41,11 +41,27 @@ class OnlineConfig:
             raise UserError(
                 f"config.online.model={self.model!r}, config.online.vae={self.vae!r}; expected both, or neither"
             )
+        if self.fit not in FITS:
+            raise UserError(f"config.online.fit={self.fit!r} is unknown; choose one of {', '.join(FITS)}")
+        if self.image_size < 0 or self.min_side < 0:
+            raise UserError(
+                f"config.online.image_size={self.image_size}, config.online.min_side={self.min_side}; expected at "
+                "least 0"
+            )
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> OnlineConfig:
         check_fields(cls, "config.online", fields)
         return cls(**dict(fields))
+
+    def load(self, *, encoded: bool) -> Conditions:
+        """The model and the VAE.
+
+        Args:
+          encoded: whether the images' own embeddings are made, too.
+        """
+        size = self.image_size or None
+        return Conditions(as_path(self.model), as_path(self.vae), image_size=size, encoded=encoded)
 
 
 class OnlineExamples:
@@ -54,27 +70,26 @@ class OnlineExamples:
     Of several images of a record one is drawn at random; a record without any gives the next one's.
 
     Args:
+      conditions: the model and the VAE; several sources share them.
       batch: number of examples that are made together.
-      encoded: whether the images' own embeddings are made, too.
 
     Attributes:
       unconditional: [Q, D], embeddings for the empty prompt.
       latent_shape: h, w, C. condition_shape: Q, D.
 
     Raises:
-      UserError: a part cannot be loaded, or no image of the source can be drawn.
+      UserError: there is no such source, or none of its images can be drawn.
     """
 
-    def __init__(self, config: OnlineConfig, source: str, split: str, *, batch: int, encoded: bool):
-        model, vae = as_path(config.model), as_path(config.vae)
-        self._conditions = Conditions(model, vae, image_size=config.image_size or None, encoded=encoded)
+    def __init__(self, conditions: Conditions, config: OnlineConfig, source: str, split: str, *, batch: int):
+        self._conditions = conditions
         self._source = open_images(source, split, self._conditions.size, config.fit)
         self._config, self._batch, self.name = config, batch, source
-        self._one_at_a_time = threading.Lock()  # the pipeline reads ahead in threads, and two batches would not fit
         images = f"{self._source.fingerprint} {self._source.images_fingerprint}"
         self.fingerprint = f"online 1 {images} {self._conditions.fingerprint} {config.fit} {config.min_side}"
         self.unconditional = self._conditions.unconditional
-        (first,) = self._conditions.examples([self._find(0, np.random.default_rng(0))], 1)
+        (record,) = self._source.read([0])
+        (first,) = self._conditions.examples([self._find(0, record, np.random.default_rng(0))], 1)
         self.latent_shape, self.condition_shape = first.mean.shape, first.condition.shape
 
     def __len__(self) -> int:
@@ -83,10 +98,11 @@ class OnlineExamples:
     def key(self, index: int) -> str:
         return self._source.key(index)
 
-    def _find(self, index: int, rng: np.random.Generator) -> ToDraw:
+    def _find(self, index: int, record: Any, rng: np.random.Generator) -> ToDraw:
         for step in range(len(self)):
             place = (index + step) % len(self)
-            (record,) = self._source.read([place])
+            if step:
+                (record,) = self._source.read([place])
             found = [
                 one
                 for one in images_to_draw(self._source, record, np.random.default_rng(place))
@@ -100,7 +116,7 @@ class OnlineExamples:
         )
 
     def examples(self, drawn: Sequence[Drawn]) -> list[dict[str, np.ndarray]]:
-        found = [self._find(index, rng) for index, rng in drawn]
-        with self._one_at_a_time:
-            made = self._conditions.examples(found, self._batch)
+        records = self._source.read([index for index, _ in drawn])
+        found = [self._find(index, record, rng) for record, (index, rng) in zip(records, drawn, strict=True)]
+        made = self._conditions.examples(found, self._batch)
         return [example.sampled(rng) for example, (_, rng) in zip(made, drawn, strict=True)]

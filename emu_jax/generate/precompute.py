@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from emu_jax.data.images import FITS, ImageError
 from emu_jax.data.latents import DTYPES, LatentExample, LatentsFolder
-from emu_jax.data.sources import Source
+from emu_jax.data.sources import Prepared, Source
 from emu_jax.errors import UserError
 from emu_jax.generate.conditions import TEXT_LIMIT, Conditions, ToDraw, images_to_draw, open_images
 from emu_jax.storage import Path
@@ -23,7 +23,7 @@ CHUNK = 256  # records; they are read together, and their examples are one file
 
 
 @dataclasses.dataclass(frozen=True)
-class Drawn:
+class PrecomputeConfig:
     """What is precomputed, of which images.
 
     Attributes:
@@ -60,7 +60,7 @@ def precompute(
     model: Path,
     vae: Path,
     out: Path,
-    drawn: Drawn,
+    config: PrecomputeConfig,
     *,
     part: tuple[int, int] = (0, 1),
     tokenizer: Path | None = None,
@@ -80,20 +80,26 @@ def precompute(
     conditions = Conditions(
         model,
         vae,
-        image_size=drawn.image_size or None,
-        encoded=drawn.encoded,
+        image_size=config.image_size or None,
+        encoded=config.encoded,
         tokenizer=tokenizer,
         vision_head_dim=vision_head_dim,
         weights=weights,
     )
-    source = open_images(drawn.source, drawn.split, conditions.size, drawn.fit)
-    settings: dict[str, Any] = {name: getattr(drawn, name) for name in ("fit", "min_side", "encoded")}
+    source = open_images(config.source, config.split, conditions.size, config.fit)
+    if isinstance(source, Prepared) and source.squashed and config.fit != "squash":
+        print(
+            f"source={config.source}: `emu-jax prepare` has squashed its images, and fit={config.fit} changes them no "
+            f"more; prepare it with --fit {config.fit}",
+            file=sys.stderr,
+        )
+    settings: dict[str, Any] = {name: getattr(config, name) for name in ("fit", "min_side", "encoded")}
     settings |= {"image_size": conditions.size, "records": f"{source.fingerprint} {source.images_fingerprint}"}
     settings |= {"made_by": conditions.fingerprint}
-    about = {"model": str(model), "vae": str(vae), "weights": weights, "source": drawn.source, "split": drawn.split}
-    folder = LatentsFolder(out, -(-len(source) // CHUNK), drawn.dtype, settings, about)
+    about = {"model": str(model), "vae": str(vae), "weights": weights, "source": config.source, "split": config.split}
+    folder = LatentsFolder(out, -(-len(source) // CHUNK), config.dtype, settings, about)
     for number in tqdm(folder.missing(part), desc="precompute", unit="chunk"):
-        chunk = _Chunk(source, range(number * CHUNK, min((number + 1) * CHUNK, len(source))), drawn)
+        chunk = _Chunk(source, range(number * CHUNK, min((number + 1) * CHUNK, len(source))), config)
         folder.write(number, chunk.examples(conditions))
         for line in chunk.remarks(number):
             print(line, file=sys.stderr)
@@ -103,8 +109,8 @@ def precompute(
 class _Chunk:
     """The examples of some records."""
 
-    def __init__(self, source: Source, indices: range, drawn: Drawn):
-        self._source, self._indices, self._drawn = source, indices, drawn
+    def __init__(self, source: Source, indices: range, config: PrecomputeConfig):
+        self._source, self._indices, self._config = source, indices, config
         self._faults: list[ImageError] = []
         self._read = 0
 
@@ -112,11 +118,11 @@ class _Chunk:
         for index, record in zip(self._indices, self._source.read(self._indices), strict=True):
             for one in images_to_draw(self._source, record, np.random.default_rng(index)):
                 try:
-                    if not one.has_side(self._drawn.min_side):
+                    if not one.has_side(self._config.min_side):
                         continue
                     read = one.read()
                 except ImageError as error:
-                    if not self._drawn.max_faults:
+                    if not self._config.max_faults:
                         raise
                     self._faults.append(error)
                 else:
@@ -128,18 +134,18 @@ class _Chunk:
         while batch := list(itertools.islice(left, BATCH)):
             pairs, keys = [pair for _, pair in batch], [one.image.key for one, _ in batch]
             yield from conditions.of_pixels(pairs, keys, BATCH)
-        if len(self._faults) > self._drawn.max_faults * self._read:
+        if len(self._faults) > self._config.max_faults * self._read:
             raise UserError(
-                f"source={self._drawn.source}: {len(self._faults)} of {self._read} images of records "
+                f"source={self._config.source}: {len(self._faults)} of {self._read} images of records "
                 f"{self._indices[0]} to {self._indices[-1]} cannot be read, more than max_faults="
-                f"{self._drawn.max_faults:g}; the first: {self._faults[0]}"
+                f"{self._config.max_faults:g}; the first: {self._faults[0]}"
             )
 
     def remarks(self, number: int) -> list[str]:
         """What the user should know of this chunk."""
         if not self._read:
             yes = f"has a text of at most {TEXT_LIMIT} characters before it"
-            yes += f", and {self._drawn.min_side} pixels a side" * bool(self._drawn.min_side)
+            yes += f", and {self._config.min_side} pixels a side" * bool(self._config.min_side)
             return [f"chunk {number}: no image of records {self._indices[0]} to {self._indices[-1]} {yes}"]
         first = f"; the first: {self._faults[0]}" if self._faults else ""
         return [f"chunk {number}: {len(self._faults)} of {self._read} images left out{first}"] if self._faults else []

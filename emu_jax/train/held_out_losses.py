@@ -97,10 +97,10 @@ class HeldOutLosses:
         self._start = self._stream.get_state()
         self._measure = jax.jit(self._task.held_out_metrics)
         self._losses = {"loss", *self._task.plots.get("losses", ())}
-        if settings.best and settings.best.partition("/")[0] not in self._losses:
+        known = sorted(self._losses | {name for name in self._task.summed if name.partition("/")[0] in self._losses})
+        if settings.best and settings.best not in known:
             raise UserError(
-                f"config.eval.best={settings.best}: no such loss; choose one of {', '.join(sorted(self._losses))}, or "
-                "one of a source, as in text_loss/pairs"
+                f"config.eval.best={settings.best}: no such loss of the held-out data; choose one of {', '.join(known)}"
             )
 
     def __call__(self, step: int, params: dict[str, Any], statistics: dict[str, Any]) -> Observation:
@@ -113,11 +113,6 @@ class HeldOutLosses:
         names = [name for name in found[0] if name.partition("/")[0] in self._losses]
         # A batch has NaN for a source of which it has nothing; NaN of all sources is the model's, and stays.
         values = {n: [row[n] for row in found if "/" not in n or not np.isnan(row[n])] for n in names}
-        if self._settings.best and self._settings.best not in values:
-            raise UserError(
-                f"config.eval.best={self._settings.best}: no such loss of the held-out data; choose one of "
-                f"{', '.join(values)}"
-            )
         return Observation({f"{PREFIX}{name}": float(np.mean(some)) for name, some in values.items() if some})
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu_jax.data.images import decode_image, load_image, resize
+from emu_jax.data.images import EncodedImage, Recoding, decode_image, load_image, resize
 from emu_jax.errors import UserError
 
 
@@ -61,3 +61,21 @@ def test_large_images_are_refused_by_their_header(side):
 def test_arrays_are_checked():
     with pytest.raises(UserError, match=r"expected uint8 \[H, W, 3\], got float64 \[2, 2, 3\]"):
         load_image(np.zeros((2, 2, 3)))
+
+
+@pytest.mark.parametrize(("fit", "expected"), [("crop", [0, 0]), ("pad", [255, 0, 255]), ("squash", [200, 0, 200])])
+def test_how_a_wide_image_becomes_square(fit, expected):
+    """A black square between two grey ones: as it is prepared, and as it is read."""
+    pixels = np.full((96, 288, 3), 200, np.uint8)
+    pixels[:, 96:192] = 0
+    if fit == "pad":
+        pixels = pixels[:, 96:192].repeat(2, axis=0)[:192]  # twice as high as wide
+    stored = Recoding(image_size=96, fit=fit).recode(pixels, "wide")
+    for found in (decode_image(stored, "wide"), EncodedImage(png(Image.fromarray(pixels)), 96, "wide", fit)()):
+        assert found.shape == (96, 96, 3), found.shape
+        middle = found[48, :, 0].astype(int)
+        count = len(expected)
+        places = [middle[round((n + 0.5) * 96 / count)] for n in range(count)]
+        assert np.abs(np.array(places) - expected).max() < 8, places
+    with pytest.raises(UserError, match="fit=stretch: unknown; choose one of squash, crop, pad"):
+        Recoding(fit="stretch")

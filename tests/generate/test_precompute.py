@@ -5,14 +5,19 @@ import json
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 
 from emu_jax.data.images import ImageError
 from emu_jax.data.latents import Latents, LatentsFolder
 from emu_jax.errors import UserError
+from emu_jax.generate import conditions
 from emu_jax.generate import precompute as module
-from emu_jax.generate.precompute import Drawn, precompute
+from emu_jax.generate.online import OnlineConfig
+from emu_jax.generate.precompute import PrecomputeConfig, precompute
 from emu_jax.train.loop import train
+from emu_jax.workdir import read_metrics
+from tests.data import folders
 from tests.train import tiny
 
 
@@ -21,8 +26,8 @@ def make(drawing, documents, monkeypatch):
     """Precomputes from the pairs of the small documents, five records a chunk."""
     monkeypatch.setattr(module, "CHUNK", 5)
 
-    def made(out, part=(0, 1), source=None, **settings):
-        drawn = Drawn(str(source or tiny.pairs(documents)), "", **settings)
+    def made(out, part=(0, 1), source=None, split="", **settings):
+        drawn = PrecomputeConfig(str(source or tiny.pairs(documents)), split, **settings)
         return precompute(drawing, drawing / "vae", out, drawn, part=part)
 
     return made
@@ -76,6 +81,14 @@ def test_images_are_cropped_padded_or_squashed_and_small_ones_left_out(make, tmp
         make(tmp_path / "x", source=source, fit="stretch")
 
 
+def test_a_folder_that_was_squashed_is_said_to_be(make, tmp_path, capsys):
+    source = folders.write_folder(tmp_path / "prepared", folders.pairs("a", 3))
+    assert make(tmp_path / "out", source=source, split="train") == 3
+    assert "`emu-jax prepare` has squashed its images, and fit=crop changes them no more" in capsys.readouterr().err
+    assert make(tmp_path / "squashed", source=source, split="train", fit="squash") == 3
+    assert "squashed" not in capsys.readouterr().err
+
+
 def test_unreadable_images_cost_themselves_up_to_a_share(make, documents, tmp_path, capsys):
     source = documents.with_name("with_a_fault.jsonl")
     lines = tiny.pairs(documents).read_text().splitlines()
@@ -115,6 +128,34 @@ def test_what_the_recipe_never_reads_need_not_be_stored(make, tmp_path):
         train(config, tmp_path / "unet")
     config.loss.encoded_share = 0.0
     assert int(train(config, tmp_path / "unet").step) == 2
+
+
+@pytest.mark.long
+def test_the_frozen_parts_are_in_memory_once(drawing, documents, tmp_path, monkeypatch):
+    """Two sources and held-out data share them."""
+    load, loaded = conditions.Emu.load, []
+    monkeypatch.setattr(conditions.Emu, "load", lambda *words, **fields: loaded.append(words) or load(*words, **fields))
+    config = tiny.decoder_config(tmp_path)
+    pairs = str(tiny.pairs(documents))
+    config.data.update({"source": "", "split": ""})
+    config.data.mixture = ConfigDict({"a": {"source": pairs, "weight": 7.0}, "b": {"source": pairs, "weight": 2.0}})
+    config.online.update({"model": str(drawing), "vae": str(drawing / "vae")})
+    config.eval.update({"every": 1, "source": pairs, "batches": 1})
+    train(config, tmp_path / "unet")
+    assert len(loaded) == 1, loaded
+    assert "held_out_loss" in read_metrics(tmp_path / "unet" / "metrics.jsonl")[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"fit": "stretch"}, r"config\.online\.fit='stretch' is unknown; choose one of squash, crop, pad"),
+        ({"min_side": -1}, r"config\.online\.min_side=-1; expected at least 0"),
+    ],
+)
+def test_wrong_settings_fail_at_construction(fields, message):
+    with pytest.raises(UserError, match=message):
+        OnlineConfig(model="emu-mini", vae="emu-mini/vae", **fields)
 
 
 def test_online_needs_both_parts(tmp_path, documents):

@@ -82,6 +82,8 @@ def test_what_cannot_be(fields, message):
 
 
 def test_an_unknown_loss_is_refused_at_the_start(tmp_path):
-    with pytest.raises(UserError, match=r"config\.eval\.best=accuracy: no such loss; choose one of loss, or one of a"):
+    with pytest.raises(
+        UserError, match=r"config\.eval\.best=accuracy: no such loss of the held-out data; choose one of loss$"
+    ):
         train(config("eval.best=accuracy"), tmp_path)
     assert not (tmp_path / "config.json").exists()

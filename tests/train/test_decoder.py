@@ -12,7 +12,7 @@ from emu_jax.checkpoints.load import LoadedUNet, load_part
 from emu_jax.checkpoints.store import open_checkpoint
 from emu_jax.data.latents import Latents
 from emu_jax.errors import UserError
-from emu_jax.generate.precompute import Drawn, precompute
+from emu_jax.generate.precompute import PrecomputeConfig, precompute
 from emu_jax.train.loop import train
 from tests.train import tiny
 
@@ -82,6 +82,6 @@ def test_parts_that_are_not_there(drawing, trained, tmp_path):
     with pytest.raises(UserError, match=r"no index\.json in it; expected a folder of `emu-jax precompute`"):
         Latents(tmp_path)
     with pytest.raises(UserError, match="the folder holds examples of other settings: records is "):
-        precompute(drawing, drawing / "vae", drawing / "latents", Drawn(split="train"))
+        precompute(drawing, drawing / "vae", drawing / "latents", PrecomputeConfig(split="train"))
     with pytest.raises(UserError, match="this model has no visual decoder"):
         Emu.load(trained).generate_image(["a red bar"])

@@ -14,7 +14,7 @@ from PIL import Image
 
 from configs import decoder, models, quickstart, vae
 from emu_jax import Emu
-from emu_jax.generate.precompute import Drawn, precompute
+from emu_jax.generate.precompute import PrecomputeConfig, precompute
 from emu_jax.storage import replace_text
 from emu_jax.train.loop import train
 
@@ -96,7 +96,7 @@ def train_decoder(workdir: Path, documents: Path) -> None:
     """Adds vae, latents and unet to a pretraining run's work directory."""
     source = pairs(documents)
     train(vae_config(source), workdir / "vae")
-    precompute(workdir, workdir / "vae", workdir / "latents", Drawn(str(source), ""))
+    precompute(workdir, workdir / "vae", workdir / "latents", PrecomputeConfig(str(source), ""))
     train(decoder_config(workdir / "latents"), workdir / "unet")
 
 

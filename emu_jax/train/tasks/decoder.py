@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, open_examples
 from emu_jax.data.latents import CONDITION, ENCODED, Latents
 from emu_jax.errors import UserError, check_fields
+from emu_jax.generate.conditions import Conditions
 from emu_jax.generate.online import OnlineConfig, OnlineExamples
 from emu_jax.models import diffusion, unet
 from emu_jax.models.flops import unet_forward_flops
@@ -57,9 +58,15 @@ class DecoderLossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderInputs(Inputs):
-    """`Inputs`, and the unconditional embeddings, float32 [Q, D]."""
+    """`Inputs`, and what the decoder's own need.
+
+    Attributes:
+      unconditional: the unconditional embeddings, float32 [Q, D].
+      conditions: what makes the examples online; None where they are read.
+    """
 
     unconditional: np.ndarray | None = None
+    conditions: Conditions | None = None
 
 
 class TrainDecoder(Task):
@@ -92,14 +99,25 @@ class TrainDecoder(Task):
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> DecoderInputs:
-        data = ExamplesConfig.from_dict(config.data)
         online = OnlineConfig.from_dict(config.online)
-        encoded = config.loss.encoded_share > 0
+        conditions = online.load(encoded=config.loss.encoded_share > 0) if online.model else None
+        return cls._open(config, own, conditions)
+
+    @classmethod
+    def open_held_out(cls, config: ConfigDict, own: OwnRows, inputs: Inputs) -> DecoderInputs:
+        """With the run's frozen parts, which are in memory once."""
+        assert isinstance(inputs, DecoderInputs)  # `open` made them
+        return cls._open(config, own, inputs.conditions)
+
+    @classmethod
+    def _open(cls, config: ConfigDict, own: OwnRows, conditions: Conditions | None) -> DecoderInputs:
+        data = ExamplesConfig.from_dict(config.data)
 
         def opened(source: str, split: str) -> Latents | OnlineExamples:
-            if online.model:
-                return OnlineExamples(online, source, split, batch=len(own(data.batch)), encoded=encoded)
-            return Latents(as_path(source), encoded=encoded)
+            if conditions is not None:
+                online = OnlineConfig.from_dict(config.online)
+                return OnlineExamples(conditions, online, source, split, batch=len(own(data.batch)))
+            return Latents(as_path(source), encoded=config.loss.encoded_share > 0)
 
         examples, parts = open_examples(data, opened)
         for part in parts:
@@ -114,7 +132,8 @@ class TrainDecoder(Task):
                 )
         stream = ExamplePipeline(examples, data, own=own(data.batch))
         remarks = tuple(filter(None, [unread_mixture(config)]))
-        return DecoderInputs(config, stream, remarks=remarks, unconditional=parts[0].unconditional)
+        unconditional = parts[0].unconditional
+        return DecoderInputs(config, stream, remarks=remarks, unconditional=unconditional, conditions=conditions)
 
     @classmethod
     def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
