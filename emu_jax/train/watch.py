@@ -177,6 +177,7 @@ class Watch:
         self._paused = 0.0
         self._entered = _Entered(STARTING, 0, time.monotonic(), 0.0, time.process_time(), timeouts.starting)
         self._failure, self._ended, self._beat = "", False, 0
+        self._last_words: tuple[str, int] | None = None  # message and exit code, from when this process knows its end
         self._heard: dict[int, tuple[int, float]] = {}  # newest beat of each process, and when it was read
         self._failed: dict[int, float] = {}  # when the failure of a process was read
         self._stopping = threading.Event()
@@ -229,7 +230,7 @@ class Watch:
         if not line:
             traceback.print_exception(error)
             line = f"{type(error).__name__}: {error}"
-        self._failure = line.splitlines()[0][:300]
+        self._failure, self._last_words = line.splitlines()[0][:300], (line, code)
         time.sleep(4 * self._interval)  # so that the others read it: the service ends with process 0
         self._leave(line, code)
 
@@ -247,14 +248,14 @@ class Watch:
                 reports = self._exchange()
                 fate = None if self._failure else self._judge(reports)
                 if fate is not None:
-                    self._failure = fate
+                    self._failure, self._last_words = fate, (f"{fate}; {RESUMES}", EXIT_LOST)
                     if self._client is not None:
                         self._exchange()
                         time.sleep(3 * self._interval)
-                    self._leave(f"{fate}; {RESUMES}", EXIT_LOST)
+                    self._leave(*self._last_words)
             self._exchange()  # publishes that it has ended
         except jax.errors.JaxRuntimeError as error:
-            self._leave(self._lost_coordinator(str(error).splitlines()[0][:200]), EXIT_LOST)
+            self._lose_coordinator(str(error).splitlines()[0][:200])
         finally:
             faulthandler.cancel_dump_traceback_later()
 
@@ -299,8 +300,10 @@ class Watch:
     def _name(self, report: Report) -> str:
         return "the run" if self._count == 1 else f"process {report.process} of {self._count} ({report.host})"
 
-    def _lost_coordinator(self, reason: str) -> str:
-        return f"process 0 of {self._count} is lost: its coordination service does not answer ({reason}); {RESUMES}"
+    def _lose_coordinator(self, reason: str) -> None:
+        """Ends this process, whose own reason, if it has one, is why process 0 has gone, too."""
+        lost = f"process 0 of {self._count} is lost: its coordination service does not answer ({reason}); {RESUMES}"
+        self._leave(*(self._last_words or (lost, EXIT_LOST)))
 
     def _on_abort(self) -> None:
         """JAX aborts a process at once when process 0 is lost; returns if that is not the cause."""
@@ -309,7 +312,7 @@ class Watch:
             try:
                 socket.create_connection((host, int(port)), timeout=5).close()
             except OSError as error:
-                self._leave(self._lost_coordinator(str(error)), EXIT_LOST)
+                self._lose_coordinator(str(error))
         faulthandler.dump_traceback(STDERR)
 
     def _say_goodbye(self) -> None:

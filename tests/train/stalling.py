@@ -1,8 +1,8 @@
 """A task that stalls: `--config.objective=tests.train.stalling:Stalling`; in the environment STALL=PHASE:COUNT:SECONDS.
 
 PHASE is `reading` (the COUNTth batch comes SECONDS late; the first one is read before the run starts), `computing` (in
-the COUNTth run of the loss the device waits) or `saving` (the COUNTth time that the position in the data is asked for:
-the third is in the first save of a run, the fourth is for the record of the start). COUNT * is every time.
+the COUNTth run of the loss the device waits) or `saving` (so does the position in the data, when it is first asked for
+after COUNT batches). COUNT * is every time.
 """
 
 import dataclasses
@@ -33,14 +33,17 @@ class Stalls:
 
 class StallingStream:
     def __init__(self, stream):
-        self._stream, self._reading, self._saving = stream, Stalls("reading"), Stalls("saving")
+        self._stream, self._reading, self._read = stream, Stalls("reading"), 0
 
     def __next__(self):
         self._reading()
+        self._read += 1
         return next(self._stream)
 
     def get_state(self):
-        self._saving()
+        # By batches, not by calls: process 0 asks more often than the others.
+        if PHASE == "saving" and COUNT in ("*", str(self._read)):
+            time.sleep(float(SECONDS))
         return self._stream.get_state()
 
     def __getattr__(self, name):

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Set
 from pathlib import Path
 
 import pytest
@@ -78,9 +79,12 @@ def message(error: str) -> str:
 DESCRIBING = {"predicted_share", "read_share", "slowest_process"}
 
 
-def assert_losses_agree(one: Path, other: Path, steps: int = STEPS) -> None:
+def assert_losses_agree(one: Path, other: Path, steps: int = STEPS, apart: Set[str] = frozenset()) -> None:
     a, b = (
-        {step: {name: value for name, value in row.items() if name not in DESCRIBING} for step, row in rows.items()}
+        {
+            step: {name: value for name, value in row.items() if name not in DESCRIBING | apart}
+            for step, row in rows.items()
+        }
         for rows in (learnt(one), learnt(other))
     )
     assert sorted(a) == sorted(b) == list(range(1, steps + 1))
@@ -165,11 +169,14 @@ def test_processes_train_as_one_on_every_mesh(documents, tmp_path, layout):
 
 @pytest.mark.slow
 def test_the_recipe_trains_on_two_slices_as_on_one_device(documents, tmp_path):
-    """28 micro-batches a step, two processes of four devices; held-out losses, too."""
+    """28 micro-batches a step, two processes of four devices; held-out losses, too.
+
+    How different a micro-batch's embeddings are is measured in each slice's rows apart, and half as many differ less.
+    """
     words = ("--file", recipe.__file__, f"--config.eval.source={documents}")
     one = train(tmp_path / "one", documents, *words, "--config.train.mesh.slice=1", processes=1)
     two = train(tmp_path / "two", documents, *words, processes=2, devices=4)
-    assert_losses_agree(one, two, recipe.STEPS)
+    assert_losses_agree(one, two, recipe.STEPS, apart={"variance_fraction", "effective_rank"})
     assert "held_out_regression_loss" in read_metrics(two / "metrics.jsonl")[-1]
     assert counted(one) == counted(two) and min(tokens for tokens, _ in counted(one)) > 224 * 32, counted(one)
 

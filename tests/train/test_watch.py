@@ -90,7 +90,7 @@ def test_the_process_that_the_others_wait_for_is_named(judge):
 HANGS = {
     "reading": ("reading:6:600", "reading data, step 5, for more than 16 s", "__next__"),
     "computing": ("computing:5:600", "computing, step 5, for more than 15 s", "(__call__|block_until_ready)"),
-    "saving": ("saving:5:600", "saving, step 3, for more than 17 s", "get_state"),
+    "saving": ("saving:4:600", "saving, step 3, for more than 17 s", "get_state"),
 }
 
 
