@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from emu_jax.chips import peak_flops
 from emu_jax.config import load_config
+from emu_jax.data.counts import figures
 from emu_jax.errors import UserError
 from emu_jax.generate import text
 from emu_jax.generate.samplers import make_table, sample
@@ -140,7 +141,7 @@ def _input(inputs: Inputs, repetitions: int) -> Timing:
     counts, seconds = [], []
     for number in range(repetitions + 1):
         started = time.perf_counter()
-        batches = [(next(inputs.stream), inputs.stream.describe()) for _ in range(INPUT_BATCHES)]
+        batches = [(next(inputs.stream), figures([inputs.stream.counts()])) for _ in range(INPUT_BATCHES)]
         if number:  # the first repetition starts threads or processes
             seconds.append((time.perf_counter() - started) / INPUT_BATCHES)
         counts += [count for _, count in batches]
@@ -200,7 +201,7 @@ def _train(task: Task, inputs: Inputs, repetitions: int) -> Timing:
     config, optimizer = inputs.config, OptimizerConfig.from_dict(inputs.config.optimizer)
     mesh = make_mesh(config.train.mesh)
     arrays = next(inputs.stream)
-    counts = inputs.stream.describe()
+    counts = figures([inputs.stream.counts()])
     with jax.set_mesh(mesh):
         state = create_state(task, optimizer, config.train.seed, mesh)
         batch = task.batch(**jax.device_put(arrays, batch_shardings(mesh, arrays)))

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import grain
 import numpy as np
 
+from emu_jax.data.counts import Counts
 from emu_jax.data.document import Image
 from emu_jax.data.pipeline import STREAM, check_fingerprint
 from emu_jax.data.sources import PairOrder, open_source
@@ -241,8 +242,8 @@ class ExamplePipeline:
     def name(self, source: int, record: int) -> tuple[str, str]:
         return self._name, self._source.key(record)
 
-    def describe(self) -> dict[str, float]:
-        return {"images": float(self._batch)}
+    def counts(self) -> Counts:
+        return {"batch": {"images": float(self._batch)}}  # of all hosts
 
     def get_state(self) -> dict[str, Any]:
         """The position and the fingerprint of the stream, JSON-serialisable."""

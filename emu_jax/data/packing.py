@@ -206,28 +206,3 @@ def build_row(
         row["text_weights"][piece] = document.text_weights
         row["visual_weights"][piece] = document.visual_weights
     return BuiltRow(row, cuts, faults, [(document.source, document.record) for document in documents])
-
-
-def batch_metrics(batch: dict[str, np.ndarray], row_images: int) -> dict[str, float]:
-    """Counts and shares of a batch.
-
-    Returns:
-      pad_fraction, slot_occupancy: share of positions that are padding, and of image slots that are in use.
-      tokens, images, documents: counts.
-      predicted_share, read_share: share of documents with images whose images are regression targets, and of those
-        whose images are only inputs.
-    """
-    used = (batch["slots"][..., None] == np.arange(row_images)).any(1)  # [B, I]
-    live = batch["segments"] > 0
-    documents = batch["segments"] + np.arange(len(live))[:, None] * (batch["segments"].max() + 1)  # unique in the batch
-    shown = len(np.unique(documents[batch["slots"] >= 0]))
-    predicted = len(np.unique(documents[(batch["slots"] >= 0) & (batch["visual_weights"] > 0)]))
-    return {
-        "pad_fraction": float(1.0 - live.mean()),
-        "slot_occupancy": float(used.mean()),
-        "tokens": float(live.sum()),
-        "images": float(used.sum()),
-        "documents": float(batch["segments"].max(1).sum()),
-        "predicted_share": predicted / max(shown, 1),
-        "read_share": (shown - predicted) / max(shown, 1),
-    }

@@ -29,7 +29,8 @@ import numpy as np
 from absl import flags
 
 from emu_jax.data.config import DataConfig
-from emu_jax.data.packing import CONTINUES, BuiltRow, batch_metrics, build_row
+from emu_jax.data.counts import Counts, figures, row_counts
+from emu_jax.data.packing import CONTINUES, BuiltRow, build_row
 from emu_jax.data.row_sizes import size_rows
 from emu_jax.data.samples import Samples
 from emu_jax.data.sequence import TokenizedDocument
@@ -56,8 +57,8 @@ class Stream(Protocol):
 
     def __next__(self) -> dict[str, np.ndarray]: ...
 
-    def describe(self) -> dict[str, float]:
-        """Metrics of the newest batch to log, such as counts of images and tokens."""
+    def counts(self) -> Counts:
+        """Counts of the newest batch, such as images and tokens, by part of it."""
         ...
 
     def name(self, source: int, record: int) -> tuple[str, str]:
@@ -201,7 +202,7 @@ class _Shard:
         fields: Sequence[str],
     ):
         per_batch = data.batch_rows // data.shards
-        self._workers = data.workers
+        self.own, self._workers = own, data.workers
 
         def assemble(built: list[BuiltRow]) -> _Part:
             described = {name: np.stack([row.arrays[name] for row in built]) for name in DESCRIBED}
@@ -288,7 +289,7 @@ class Pipeline:
         self._tokenizer, self._image_size = tokenizer, image_size
         self._earlier: list[list[Any]] = []  # [window, weights by source]: weights that held up to that window
         self._own = list(range(self.data.batch_rows)) if own is None else own(self.data.batch_rows)
-        self._described: dict[str, np.ndarray] = {}  # of the newest batch, see `_Part`
+        self._parts: dict[int, _Part] = {}  # of the newest batch, by shard
         self._sources = list(sources.values())
         self.records: list[list[tuple[int, int]]] = []
         self._shards: dict[int, _Shard] = {}
@@ -309,16 +310,14 @@ class Pipeline:
         return self
 
     def __next__(self) -> dict[str, np.ndarray]:
-        parts = []
-        for shard in self._shards.values():
-            part = next(shard)
+        for number, shard in self._shards.items():
+            self._parts[number] = part = next(shard)
             shard.counts["split_documents"] += int((part.described["cuts"] & CONTINUES).sum())
             for source, name in enumerate(self.sources):
                 shard.counts[f"documents/{name}"] += _documents(part.described, source)
                 shard.counts[f"faults/{name}"] += sum(fault[0] == source for fault in part.faults)
-            parts.append(part)
             self._check_faults(part.faults)
-        self._described = _join([part.described for part in parts])
+        parts = [self._parts[number] for number in self._shards]
         self.records = [row for part in parts for row in part.records]
         return _join([part.arrays for part in parts])
 
@@ -336,7 +335,7 @@ class Pipeline:
     @property
     def cuts(self) -> np.ndarray:
         """The newest batch's `BuiltRow.cuts`, int32 [B, S]."""
-        return self._described["cuts"]
+        return np.concatenate([self._parts[number].described["cuts"] for number in self._shards])
 
     def count(self, name: str) -> int:
         """A count over all batches so far.
@@ -347,14 +346,23 @@ class Pipeline:
         """
         return sum(shard.counts[name] for shard in self._shards.values())
 
+    def counts(self) -> Counts:
+        """Counts of the newest batch: of whole shards, and faults of the rows that this host decodes."""
+        found: dict[str, dict[str, float]] = {}
+        for number, shard in self._shards.items():
+            rows = self._parts[number].described
+            counts = row_counts(rows, self.data.row_images)
+            if len(self.sources) > 1:
+                counts |= {f"documents_{name}": float(_documents(rows, i)) for i, name in enumerate(self.sources)}
+            faults = sum(shard.counts[f"faults/{name}"] for name in self.sources)
+            found[f"shard {number}"] = counts | {"split_documents": float(shard.counts["split_documents"])}
+            # Hosts have the same rows of a shard, or none in common.
+            found[f"shard {number}, rows from {shard.own[0]}"] = {"faulty_documents": float(faults)}
+        return found
+
     def describe(self) -> dict[str, float]:
-        """Counts and shares of the newest batch, and counts of the whole run so far."""
-        faults = sum(self.count(f"faults/{name}") for name in self.sources)
-        described = batch_metrics(self._described, self.data.row_images)
-        described |= {"split_documents": self.count("split_documents"), "faulty_documents": faults}
-        if len(self.sources) > 1:
-            described |= {f"documents_{name}": _documents(self._described, i) for i, name in enumerate(self.sources)}
-        return described
+        """Counts and shares of what `counts` has."""
+        return figures([self.counts()])
 
     def name(self, source: int, record: int) -> tuple[str, str]:
         return self.sources[source], self._sources[source].key(record)

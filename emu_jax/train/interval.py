@@ -10,13 +10,12 @@ import jax
 import numpy as np
 
 from emu_jax.chips import peak_flops
+from emu_jax.data.counts import Counts, add_batches, figures
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import UserError
 from emu_jax.train.distributed import gather
 
 PER_SECOND = ("tokens", "images")  # counts of a batch that are reported per second
-COUNTS = (*PER_SECOND, "documents")  # counts of a batch, beside those by source
-TOTALS = ("split_documents", "faulty_documents")  # counts of the whole run so far
 BY_IMAGE = ("vision", "causal")  # parts whose FLOPs are those of image slots; those of the others are of positions
 
 
@@ -50,7 +49,7 @@ class Interval:
 
     def _restart(self) -> None:
         self._start, self._wait = time.monotonic(), 0.0
-        self._batches: list[dict[str, float]] = []
+        self._batches: list[Counts] = []
 
     def next_batch(self, batches: Stream) -> dict[str, np.ndarray]:
         """The next batch; times how long the loop waits for it.
@@ -61,7 +60,7 @@ class Interval:
         started = time.monotonic()
         batch = next_batch_of(batches)
         self._wait += time.monotonic() - started
-        self._batches.append(batches.describe())
+        self._batches.append(batches.counts())
         return batch
 
     @contextlib.contextmanager
@@ -74,7 +73,8 @@ class Interval:
     def finish(self) -> dict[str, float]:
         """Figures of the interval, the same on every process; a new one starts. Every process calls it.
 
-        Counts are of a step, over all processes; shares are means; times are those of the process that took longest:
+        Counts are of a step, over all processes, and shares are made of them (`data/counts.py`); times are those of the
+        process that took longest:
 
             step_ms, input_wait_ms, compute_ms   milliseconds a step; the last is the rest of a step that waits longest
             slowest_process                      of several processes, the one that waits longest for data
@@ -83,28 +83,20 @@ class Interval:
             useful_gflop_per_s, useful_mfu       by those that hold an image or a token
             memory_gb, memory_share              of the fullest device: bytes at the peak, and their share
         """
-        seconds, batches = time.monotonic() - self._start, self._batches
-        described = {name: [batch[name] for batch in batches] for name in batches[0]}
         own = {
-            "seconds": seconds,
+            "seconds": time.monotonic() - self._start,
             "wait": self._wait,
-            "means": {name: float(np.mean(values)) for name, values in described.items() if name not in TOTALS},
-            "totals": {name: values[-1] for name, values in described.items() if name in TOTALS},
+            "counts": add_batches(self._batches),
             "memory": _memory(),
         }
-        row = self._row(gather(own), len(batches))
+        row = self._row(gather(own), len(self._batches))
         self._restart()
         return row
 
     def _row(self, processes: list[dict], steps: int) -> dict[str, float]:
         seconds = max(each["seconds"] for each in processes)
         waits = [each["wait"] for each in processes]
-        row: dict[str, float] = {}
-        for name in processes[0]["means"]:
-            values = [each["means"][name] for each in processes]
-            is_count = name in COUNTS or name.startswith("documents_")
-            row[name] = sum(values) if is_count else sum(values) / len(values)
-        row |= {name: sum(each["totals"][name] for each in processes) for name in processes[0]["totals"]}
+        row = figures([each["counts"] for each in processes], steps)
         used, filled = row.get("slot_occupancy", 1.0), 1.0 - row.get("pad_fraction", 0.0)
         counted = {name: row.pop(name) for name in PER_SECOND if name in row}
         row |= {f"{name}_per_s": value * steps / seconds for name, value in counted.items()}

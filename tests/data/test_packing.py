@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.document import Document, Image, Text
-from emu_jax.data.packing import CONTINUES, CUT, batch_metrics, build_row, pack_window
+from emu_jax.data.packing import CONTINUES, CUT, build_row, pack_window
 from emu_jax.data.sequence import TokenizedDocument, tokenize_document
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -102,25 +102,6 @@ def test_rows_without_images_read_none():
         np.testing.assert_array_equal(row[name], expected[name])
     with pytest.raises(AssertionError, match="read"):
         build_row([unread], **sizes)
-
-
-def test_batch_metrics_count_what_a_batch_holds():
-    pair = _tokenize(Document((_image("p"), Text("red")))) + _tokenize(Document((_image("p"), Text("bus"))))
-    rows = [_build(pair, 20, 4), _build(pair[:1], 20, 4)]
-    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    assert batch_metrics(batch, row_images=4) == {
-        "pad_fraction": pytest.approx(19 / 40),
-        "slot_occupancy": 2 / 8,
-        "tokens": 21,
-        "images": 2,
-        "documents": 3,
-        "predicted_share": 1.0,
-        "read_share": 0.0,
-    }
-    read = [document.read_only() for document in (Document((_image("p"), Text("red"))), Document((_image("q"),)))]
-    row = _build([*_tokenize(read[0]), *pair, *_tokenize(read[1]), *_tokenize(Document((Text("bus"),)))], 40, 4)
-    metrics = batch_metrics({name: values[None] for name, values in row.items()}, row_images=4)
-    assert (metrics["predicted_share"], metrics["read_share"]) == (2 / 4, 2 / 4), "text alone shows no image"
 
 
 # ---------------------------------------------------------------- a window

@@ -75,14 +75,11 @@ def message(error: str) -> str:
     return [line for line in error.splitlines() if line.startswith("emu-jax train: ")][-1]
 
 
-# Means over processes of the shares of their own documents, and what one process does not have.
-DESCRIBING = {"predicted_share", "read_share", "slowest_process"}
-
-
 def assert_losses_agree(one: Path, other: Path, steps: int = STEPS, apart: Set[str] = frozenset()) -> None:
+    """And all other figures of a step, but those `apart`; one process alone has no slowest one."""
     a, b = (
         {
-            step: {name: value for name, value in row.items() if name not in DESCRIBING | apart}
+            step: {name: value for name, value in row.items() if name not in {"slowest_process"} | apart}
             for step, row in rows.items()
         }
         for rows in (learnt(one), learnt(other))

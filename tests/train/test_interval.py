@@ -2,16 +2,16 @@
 
 import pytest
 
+from emu_jax.data.counts import Counts
 from emu_jax.train import interval
 from emu_jax.train.interval import Interval
 
 FLOPS = {"vision": 6e9, "llama": 4e9}
-COUNTS = {"tokens": 100.0, "images": 4.0, "documents": 10.0, "documents_web": 6.0}
-ONE = COUNTS | {"pad_fraction": 0.5, "slot_occupancy": 0.25}
+COUNTS = {"tokens": 100.0, "positions": 200.0, "images": 4.0, "slots": 16.0, "documents": 10.0, "documents_web": 6.0}
 
 
 class Batches:
-    """A stream of described batches: `faulty_documents` counts on."""
+    """A stream of counted batches: `faulty_documents` counts on."""
 
     def __init__(self):
         self.read = 0
@@ -20,8 +20,14 @@ class Batches:
         self.read += 1
         return {}
 
-    def describe(self) -> dict[str, float]:
-        return ONE | {"faulty_documents": float(self.read)}
+    def counts(self) -> Counts:
+        return {"shard 0": COUNTS, "shard 0, rows from 0": {"faulty_documents": float(self.read)}}
+
+
+# What a process of four steps counts that reads other rows of the same shard, and one that reads another shard.
+FOUR = {name: 4 * count for name, count in COUNTS.items()}
+SAME = {"counts": {"shard 0": FOUR, "shard 0, rows from 4": {"faulty_documents": 1.0}}}
+OTHER = {"counts": {"shard 1": FOUR | {"tokens": 200.0}, "shard 1, rows from 0": {"faulty_documents": 2.0}}}
 
 
 def row(monkeypatch, others: list[dict], steps: int = 4) -> dict[str, float]:
@@ -34,21 +40,21 @@ def row(monkeypatch, others: list[dict], steps: int = 4) -> dict[str, float]:
 
 
 def test_counts_are_summed_and_times_are_the_slowest_s(monkeypatch):
-    found = row(monkeypatch, [{"seconds": 8.0, "wait": 6.0}, {"seconds": 7.0, "wait": 1.0}])
+    found = row(monkeypatch, [SAME | {"seconds": 8.0, "wait": 6.0}, OTHER | {"seconds": 7.0, "wait": 1.0}])
     expected = {
-        "tokens_per_s": 3 * 100 * 4 / 8.0,
-        "images_per_s": 3 * 4 * 4 / 8.0,
-        "documents": 30.0,
-        "documents_web": 18.0,
-        "faulty_documents": 3 * 4.0,  # so far, not a mean over steps
-        "pad_fraction": 0.5,
+        "tokens_per_s": (400 + 200) / 8.0,
+        "images_per_s": 2 * 4 * 4 / 8.0,
+        "documents": 20.0,
+        "documents_web": 12.0,
+        "faulty_documents": 4.0 + 1.0 + 2.0,  # so far, not a mean over steps
+        "pad_fraction": 1 - 600 / 1600,
         "slot_occupancy": 0.25,
         "step_ms": 2000.0,
         "input_wait_ms": 1500.0,
         "compute_ms": 500.0,
         "slowest_process": 1.0,
         "model_gflop_per_s": 10.0 * 4 / 8,
-        "useful_gflop_per_s": (6 * 0.25 + 4 * 0.5) * 4 / 8,
+        "useful_gflop_per_s": (6 * 0.25 + 4 * 600 / 1600) * 4 / 8,
     }
     assert {name: found[name] for name in expected} == pytest.approx(expected)
 
