@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rank all combinations, e.g. model.llama.remat=full,dots rows=1,2,4",
     )
     parser.add_argument(
+        "--suggest",
+        action="store_true",
+        help="search mesh, rows, remat and micro-batches for the three fastest that fit; up to 12 compilations",
+    )
+    parser.add_argument(
         "--fill",
         metavar="TOKENS,IMAGES",
         help="shares of positions and image slots that are not padding, e.g. 0.91,0.97",
@@ -50,6 +55,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     from emu_jax.plan import report
     from emu_jax.plan.plan import Plan, compare, make_plan
     from emu_jax.plan.serving import plan_serving
+    from emu_jax.plan.suggest import suggest
     from emu_jax.plan.topology import describe as describe_topology
 
     for name in ("rows_per_device", "decode"):
@@ -60,8 +66,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     fill = _fill(options.fill) if options.fill else None
     if options.drawing and not options.serve:
         raise UserError(f"--drawing {options.drawing}: only a served model draws; add --serve")
-    if options.serve and (options.compare or options.decode or options.chart):
-        raise UserError("--serve: it takes no --compare, --decode or --chart")
+    if options.serve and (options.compare or options.decode or options.chart or options.suggest):
+        raise UserError("--serve: it takes no --compare, --decode, --chart or --suggest")
+    if options.suggest and (options.compare or options.decode or options.chart or options.rows_per_device):
+        raise UserError("--suggest: it takes no --compare, --decode, --chart or --rows-per-device")
     check_parent("--json", options.json)
     check_parent("--chart", options.chart)
     config = load_config(options.config, overrides)
@@ -78,6 +86,11 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         print(report.describe_serving(serving))
         _write_json(options.json, dataclasses.asdict(serving))
         return 0 if serving.fits else 1
+    if options.suggest:
+        suggestions = suggest(config, topology)
+        print(report.describe_suggestions(suggestions, options.topology))
+        _write_json(options.json, dataclasses.asdict(suggestions))
+        return 0 if suggestions.found else 1
     sizes = (options.rows_per_device, options.decode)
     if sweep:
         ranking = compare(config, topology, sweep, *sizes, timed=not options.untimed)

@@ -32,6 +32,7 @@ from emu_jax.plan.steps import PlannedStep, decode, planned_task, training_step
 from emu_jax.plan.topology import Topology
 from emu_jax.sharding import AXES, make_mesh
 from emu_jax.train.fit import fit
+from emu_jax.train.global_batch import row_parts
 from emu_jax.train.tasks.task import Task
 
 AGREEMENT = 0.05  # tolerated difference between counted and analytic FLOPs of a small step without remat
@@ -42,6 +43,10 @@ KERNEL_EFFICIENCY = 0.4
 DECODE = "decode"  # the kind of a plan that decodes; other kinds are objectives
 OUT_OF_MEMORY = re.compile(r"required for HLO temporaries \(([\d.]+\w)\) exceeds available HBM \(([\d.]+\w)\)")
 USED = re.compile(r"Used ([\d.]+\w) of ([\d.]+\w) hbm")
+
+
+class DoesNotFit(UserError):
+    """The compiler needs more memory than a device has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +140,7 @@ def make_plan(
     """
     config = fit(config, topology.devices, rows_per_device or decode_rows)
     mesh = make_mesh(config.train.mesh, topology.devices)
-    task = None if decode_rows else planned_task(config, mesh, rows_per_device)
+    task = None if decode_rows else planned_task(config, rows_per_device * row_parts(mesh))
     step = decode(config, mesh, decode_rows) if task is None else training_step(task, mesh)
     started = time.monotonic()
     try:
@@ -153,7 +158,7 @@ def make_plan(
     elif timed and task is not None:
         plain = None if task.scanned or task.remat != "none" else whole
         # A step without scanned parts cannot be made shallow. Without remat it fits for few rows, enough for the ratio.
-        few = task if task.scanned or plain else planned_task(config, mesh, FEW_ROWS)
+        few = task if task.scanned or plain else planned_task(config, FEW_ROWS * row_parts(mesh))
         agreement = _agreement(few, mesh, plain)
         total, by_part = _by_layers(task, mesh) if task.scanned else (whole, {"all": whole})
     total = dataclasses.replace(total, collectives=whole.collectives)  # those of the program that will run
@@ -217,11 +222,11 @@ def _agreement(task: Task, mesh: Mesh, counted: Cost | None) -> float:
 
 
 def _does_not_fit(error: Exception, step: PlannedStep, topology: Topology) -> Exception:
-    """A UserError for a step that does not fit; any other error unchanged."""
+    """`DoesNotFit` for a step that does not; any other error unchanged."""
     found = OUT_OF_MEMORY.search(str(error)) or USED.search(str(error))
     if found is None:
         return error
-    return UserError(
+    return DoesNotFit(
         f"{step.rows:,} {step.row_name} do not fit {topology.name}: the compiler needs {found[1]} of {found[2]}; fewer "
         "rows, more remat (full keeps least), or more chips"
     )

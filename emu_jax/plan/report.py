@@ -9,6 +9,7 @@ from typing import Any
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import AGREEMENT, DECODE, KERNEL_EFFICIENCY, Plan
 from emu_jax.plan.serving import ServingPlan
+from emu_jax.plan.suggest import Suggestions
 from emu_jax.storage import Path, write_atomically
 
 GIB = float(1 << 30)
@@ -171,6 +172,25 @@ def describe_comparison(ranking: list[tuple[dict[str, str], Plan | UserError]]) 
                 f"{plan.peak / GIB:7.1f}{shares}{rate:9.1f}  {settings}{'' if plan.fits else ': DOES NOT FIT'}"
             )
     return "\n".join(["MFU by estimate, rows a second with the interconnect fully exposed", *lines])
+
+
+def describe_suggestions(suggestions: Suggestions, topology: str) -> str:
+    """The choices that fit, as a table with the settings to pass on."""
+    found = suggestions.found
+    lines = [
+        f"{len(found)} of {suggestions.ranked} choices for {topology}, the fastest by arithmetic that fit; "
+        f"{suggestions.compiled} were compiled"
+    ]
+    if not found:
+        return "\n".join([*lines, "none fits: more chips, or a smaller batch, whose micro-batches may have fewer rows"])
+    lines.append(f"{'GiB':>7s}{'s a step':>10s}{'MFU':>8s}{'micro-batches':>15s}{'rows':>6s}  settings")
+    for choice, plan in found:
+        settings = " ".join(f"--config.{field}={value}" for field, value in choice.settings.items())
+        lines.append(
+            f"{plan.peak / GIB:7.1f}{choice.seconds:10.2f}{plan.mfu(choice.seconds):8.1%}"
+            f"{choice.micro_batches:15d}{choice.rows:6d}  {settings}"
+        )
+    return "\n".join(lines)
 
 
 def chart(plans: list[tuple[str, Plan]], file: Path) -> None:

@@ -24,7 +24,7 @@ from emu_jax.models.layers import Array
 from emu_jax.models.llama import KVCache
 from emu_jax.models.quantise import element_bytes
 from emu_jax.plan.program import Cost, cost
-from emu_jax.sharding import ROWS, replicated, sharding, tree_shardings
+from emu_jax.sharding import replicated, sharding, tree_shardings
 from emu_jax.train.compiler import compiler_options
 from emu_jax.train.global_batch import batch_shardings
 from emu_jax.train.optimizer import OptimizerConfig
@@ -93,18 +93,17 @@ def placed(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 # ---- training ------------------------------------------------------------------------------------------------------
 
 
-def planned_task(config: ConfigDict, mesh: Mesh, rows_per_device: int = 0) -> Task:
+def planned_task(config: ConfigDict, rows: int = 0) -> Task:
     """The config's task, made without its data.
 
     Args:
-      rows_per_device: rows of a batch for every data-parallel device, in place of the config's batch.
+      rows: of a batch, in place of the config's.
 
     Raises:
       UserError: the task cannot be planned, or a size is known only from the data.
     """
     kind = find_task(config.get("objective", None))
-    data_parallel = math.prod(mesh.shape[axis] for axis in ROWS)
-    return kind(kind.resolve_without_data(config, rows_per_device * data_parallel))
+    return kind(kind.resolve_without_data(config, rows))
 
 
 def training_step(task: Task, mesh: Mesh) -> PlannedStep:

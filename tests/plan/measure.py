@@ -41,7 +41,7 @@ def main() -> None:
     config = load_config(sys.argv[1], sys.argv[2:])
     plan = make_plan(config, describe("here"))
     mesh = make_mesh(config.train.mesh)
-    task = planned_task(config, mesh)
+    task = planned_task(config)
     step = training_step(task, mesh)
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     with jax.set_mesh(mesh):

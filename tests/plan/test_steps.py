@@ -32,7 +32,7 @@ def config():
 def test_groups_of_a_small_step(config, groups, frozen):
     config.optimizer.groups = groups
     mesh = make_mesh({}, jax.devices()[:1])
-    task = steps.planned_task(config, mesh)
+    task = steps.planned_task(config)
     small = task.shallow({"vision": 1, "causal": 1, "llama": 1})
     entries = small.config.optimizer.groups
     assert {pattern.replace("\\", "") for pattern, *_ in entries} == frozen
@@ -45,21 +45,21 @@ def test_groups_of_a_small_step(config, groups, frozen):
 def test_with_micro_batches_a_step_is_two_programs_beside_their_sums(config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.optimizer.accumulate_steps = 2
-    step = steps.training_step(steps.planned_task(config, mesh), mesh)
+    step = steps.training_step(steps.planned_task(config), mesh)
     with jax.set_mesh(mesh):
         assert [(program.name, program.times) for program in step.lower()] == [("add_micro_batch", 2), ("update", 1)]
     assert step.moving < step.held["gradient sums"] < 1.01 * step.moving, "gradients, and some numbers"
     config.optimizer.accumulate_steps = 1
-    assert "gradient sums" not in steps.training_step(steps.planned_task(config, mesh), mesh).held
+    assert "gradient sums" not in steps.training_step(steps.planned_task(config), mesh).held
 
 
 def test_an_ema_is_held_beside_the_parameters(config):
     mesh = make_mesh({}, jax.devices()[:1])
     config.optimizer.ema_decay = 0.999
     config.optimizer.groups = (("llama/.*", 1.0, None, True),)
-    step = steps.training_step(steps.planned_task(config, mesh), mesh)
+    step = steps.training_step(steps.planned_task(config), mesh)
     held, parameters = step.held, step.moving  # of what is trained, float32 both
     print(held)
     assert held["EMA"] == parameters < held["parameters"]
     config.optimizer.ema_decay = 0.0
-    assert "EMA" not in steps.training_step(steps.planned_task(config, mesh), mesh).held
+    assert "EMA" not in steps.training_step(steps.planned_task(config), mesh).held

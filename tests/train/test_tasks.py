@@ -18,7 +18,6 @@ from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.errors import UserError
 from emu_jax.inspect.data import inspect
 from emu_jax.plan.steps import planned_task
-from emu_jax.sharding import make_mesh
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.tasks.pretrain import Pretrain
@@ -71,7 +70,7 @@ def test_a_task_of_ones_own_is_trained(documents, tmp_path, monkeypatch):
     assert len(losses) == 4 and losses[-1] < losses[0]
     assert (tmp_path / "run" / "plots" / "losses.png").exists()
     with pytest.raises(UserError, match=r"cannot be planned"):
-        planned_task(config, make_mesh({}, jax.devices()[:1]))
+        planned_task(config)
 
 
 def test_an_entry_point_adds_a_name(monkeypatch):

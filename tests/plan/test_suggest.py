@@ -1,0 +1,101 @@
+"""The search for mesh, micro-batches and remat: a ranking by arithmetic, and what of it fits."""
+
+import dataclasses
+import math
+
+import jax
+import pytest
+from ml_collections import ConfigDict
+
+from configs import models, pretrain
+from emu_jax.chips import CHIPS, GIB
+from emu_jax.errors import UserError
+from emu_jax.plan import suggest as module
+from emu_jax.plan.plan import make_plan
+from emu_jax.plan.suggest import applied, choices, suggest
+from emu_jax.plan.topology import Topology
+from emu_jax.train.fit import fit
+
+
+def topology(devices: int = 8, **changes: float) -> Topology:
+    """This machine's device, so many times, with the figures of a v5e chip and these changes.
+
+    What is compiled needs devices that differ: one.
+    """
+    return Topology("made", dataclasses.replace(CHIPS["v5e"], **changes), devices, jax.devices()[:1] * devices)
+
+
+def small() -> ConfigDict:
+    """The published recipe with the debug model's sizes, eight rows a device."""
+    config = pretrain.get_config()
+    for part, sizes in models.debug().items():
+        if isinstance(sizes, ConfigDict):
+            config.model[part].update(sizes)
+            config.model[part].remat = "auto"
+    config.model.llama.vocab_size = 300
+    config.model.update({"dtype": "float32", "loss_chunk": 16})
+    config.data.update({"row_tokens": 64, "row_images": 4, "batch_rows": 64})
+    return config
+
+
+def test_every_choice_is_a_run_of_the_same_batch():
+    config = small()
+    found = choices(config, topology())
+    assert len({tuple(choice.settings.items()) for choice in found}) == len(found)
+    for choice in found:
+        assert choice.slices * choice.data * choice.fsdp == 8
+        assert choice.rows * choice.micro_batches * 8 == 64, choice
+        assert fit(applied(config, choice), topology().devices) == applied(config, choice), "nothing is left open"
+    assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
+
+
+def test_traffic_decides_where_links_are_slow():
+    """A single micro-batch is best; with many, parameters are not sent for each. Free links make all meshes equal."""
+    slow = choices(small(), topology(interconnect=1e3))
+    assert slow[0].micro_batches == 1
+    assert next(choice for choice in slow if choice.micro_batches == 8).fsdp == 1
+    free = choices(small(), topology(interconnect=math.inf))
+    repeats = {choice.seconds for choice in free if choice.remat["vision"] == choice.remat["llama"] == "dots"}
+    assert len(repeats) == 1 and free[0].seconds in repeats
+
+
+def test_the_arithmetic_of_a_choice():
+    """One device repeats its forward pass, and sends nothing; two send parameters and gradients."""
+    config = small()
+    alone = {choice.remat["llama"] + choice.remat["vision"]: choice for choice in choices(config, topology(1))}
+    plan = make_plan(applied(config, alone["dotsdots"]), topology(1), timed=False)
+    flops = sum(plan.model_flops.values()) + plan.model_flops["causal"] / 3  # always full
+    assert alone["dotsdots"].seconds == pytest.approx(flops / (197e12 * module.PRODUCT_EFFICIENCY))
+
+
+@pytest.mark.long
+def test_the_best_that_fit_are_compiled_and_larger_ones_are_not(monkeypatch):
+    """In half of the memory of the choice that needs most, it and those that need more are left out."""
+    config, planned = small(), []
+
+    def counting(*args, **keywords):
+        planned.append(plan := make_plan(*args, **keywords))
+        return plan
+
+    config.data.batch_rows = 8
+    most = max(choices(config, topology(1)), key=lambda choice: (choice.rows, choice.remat["llama"] == "dots"))
+    needs = make_plan(applied(config, most), topology(1), timed=False).peak
+    monkeypatch.setattr(module, "make_plan", counting)
+    found = suggest(config, topology(1, hbm=needs / 2), count=2)
+    assert found.compiled == len(planned) <= module.TRIES <= found.ranked
+    assert len(found.found) == 2 and all(plan.fits for _, plan in found.found)
+    assert [choice.seconds for choice, _ in found.found] == sorted(choice.seconds for choice, _ in found.found)
+    large = [choice for choice in choices(config, topology(1)) if choice.rows == most.rows]
+    assert not [choice for choice, _ in found.found if choice in large], needs / GIB
+
+
+def test_what_cannot_be_searched():
+    config = small()
+    config.data.batch_rows = 12
+    with pytest.raises(UserError, match="batch_rows=12 does not divide over the 8 devices that hold rows"):
+        choices(config, topology())
+    config.data.batch_rows = 0
+    with pytest.raises(UserError, match="--suggest needs a known batch"):
+        choices(config, topology())
+    with pytest.raises(UserError, match="--suggest searches for Emu's step"):
+        choices(ConfigDict({"objective": "vae"}), topology())
