@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from emu_jax.cli.options import (
     LocalPath,
@@ -23,6 +24,12 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.registry import benchmark_names
 from emu_jax.storage import Path
 
+if TYPE_CHECKING:
+    from emu_jax.evaluate.benchmark_runs import EvaluationConfig
+    from emu_jax.evaluate.intervals import Figure
+    from emu_jax.evaluate.watch import Score
+    from emu_jax.generate.model import Emu
+
 ABOUT = "Evaluate a model: on benchmarks, or without --benchmark write the report of a run."
 EXAMPLE = "emu-jax evaluate --model weights/emu --benchmark coco,vqav2 --data benchmarks --shots 0,4"
 
@@ -36,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model(parser)
     parser.add_argument("--out", type=path, help="folder for the report or the scores (default: the work directory)")
     parser.add_argument(
-        "--watch", action="store_true", help="score each checkpoint of a run once, while it trains: evaluations.jsonl"
+        "--watch", action="store_true", help="score each checkpoint of a run once, while it trains: evaluations*.jsonl"
     )
     parser.add_argument(
         "--keep-best", default="", metavar="FIGURE", help="with --watch: copy the best checkpoint by it into best/"
@@ -100,15 +107,39 @@ def report(options: argparse.Namespace) -> int:
 
 
 def watch_run(options: argparse.Namespace) -> int:
-    from emu_jax.evaluate.quickstart.watch import watch
+    from emu_jax.evaluate.watch import watch
 
-    if options.benchmark or options.out:
-        raise UserError("--watch scores the embedded images, into the work directory; leave out --benchmark and --out")
-    splits = options.split.split(",") if options.split else ["heldout_combinations"]
-    for row in watch(options.model, splits, keep_best=options.keep_best, weights=options.weights):
-        shown = ", ".join(f"{name.partition(': ')[2]} {value:.3f}" for name, value in row["figures"].items())
+    if options.out or options.part != "0/1":
+        raise UserError("--watch writes into the work directory, in one process; leave out --out and --part")
+    name = options.benchmark.replace(",", "+") if options.benchmark else ""
+    score, of = _benchmarks(options, name) if name else _embedded_images(options)
+    for row in watch(options.model, score, of, name=name, keep_best=options.keep_best):
+        shown = ", ".join(f"{figure.partition(': ')[2]} {value:.3f}" for figure, value in row["figures"].items())
         print(f"step {row['step']}{' (best so far)' if 'best' in row else ''}: {shown}", flush=True)
     return 0
+
+
+def _embedded_images(options: argparse.Namespace) -> tuple[Score, dict[str, Any]]:
+    from emu_jax.evaluate.quickstart import captions
+    from emu_jax.generate.model import Emu
+
+    splits = options.split.split(",") if options.split else ["heldout_combinations"]
+    of = {"splits": splits, "weights": options.weights}
+    return lambda folder: captions.score(Emu.load(folder, weights=options.weights), splits).figures, of
+
+
+def _benchmarks(options: argparse.Namespace, name: str) -> tuple[Score, dict[str, Any]]:
+    """Each checkpoint's predictions stay in WORKDIR/benchmarks/<names>/step-N."""
+    from emu_jax.evaluate.benchmark_runs import evaluate
+
+    config = _benchmark_config(options)
+
+    def score(folder: Path) -> dict[str, Figure]:
+        runs = evaluate(_model(options, folder), config, options.model / "benchmarks" / name / f"step-{folder.name}")
+        return {f"{run.run.name}: {figure}": value for run in runs for figure, value in run.figures.items()}
+
+    asked = ("benchmark", "split", "shots", "text_examples", "limit", "weights")
+    return score, {option: getattr(options, option) for option in asked}
 
 
 def _own_folder(model: Path) -> Path:
@@ -118,15 +149,11 @@ def _own_folder(model: Path) -> Path:
     return pathlib.Path("runs", model.name) if is_shipped(model) else model
 
 
-def run_benchmarks(options: argparse.Namespace) -> int:
-    from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
+def _benchmark_config(options: argparse.Namespace) -> EvaluationConfig:
+    from emu_jax.evaluate.benchmark_runs import EvaluationConfig
     from emu_jax.evaluate.benchmarks.benchmark import Weights
-    from emu_jax.generate.model import Emu
 
-    out = options.out or _own_folder(options.model) / "benchmarks"
-    if not options.out and not options.model.is_dir():
-        raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
-    config = EvaluationConfig(
+    return EvaluationConfig(
         benchmarks=options.benchmark.split(","),
         data=options.data,
         split=options.split,
@@ -139,15 +166,29 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         weights=Weights(options.clip, options.inception, options.wordnet),
         drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
     )
-    emu = Emu.load(
-        options.model,
+
+
+def _model(options: argparse.Namespace, folder: Path) -> Emu:
+    from emu_jax.generate.model import Emu
+
+    return Emu.load(
+        folder,
         tokenizer=options.tokenizer,
         vision_head_dim=options.vision_head_dim,
         weights=options.weights,
         decoder=options.decoder,
         mesh=mesh(options.mesh),
     )
-    for result in evaluate(emu, config, out):
+
+
+def run_benchmarks(options: argparse.Namespace) -> int:
+    from emu_jax.evaluate.benchmark_runs import evaluate
+
+    out = options.out or _own_folder(options.model) / "benchmarks"
+    if not options.out and not options.model.is_dir():
+        raise UserError(f"--model {options.model}: a file; name the folder of the scores with --out")
+    config = _benchmark_config(options)
+    for result in evaluate(_model(options, options.model), config, out):
         print(result.folder)
         if result.waits:
             print("  this part is predicted; the process that finishes last scores")
