@@ -212,7 +212,7 @@ def test_a_killed_coordinator_ends_the_other_and_the_run_goes_on(two, documents,
 )
 def test_a_process_that_hangs_is_named(documents, tmp_path, how, words):
     asked = ("--signal-at", "5", "--signal", how, "--process", "1")
-    started = start(tmp_path / "run", documents, *asked, processes=2)
+    started = start(tmp_path / "run", documents, *asked, processes=2, EMU_JAX_TIMEOUT_READING=str(TIMEOUT))
     [(code, error)] = finish(started[:1])
     assert code == EXIT_LOST, error
     assert "process 1 of 2 (" in message(error) and words in message(error)
