@@ -7,6 +7,7 @@ ever.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import math
 import struct
 import sys
@@ -25,6 +26,25 @@ from emu_jax.storage import Path
 
 VERSION = "brain.Event:2"
 METRICS = ("loss", "text_loss", "regression_loss")  # beside hyperparameters, where a run has them
+# TensorBoard shows a section for each first part of a tag, in alphabetical order: what one looks at first is first.
+LEARNING = "1_learning"  # whatever has no section of its own
+SECTIONS = {
+    "2_held_out": ("held_out_*",),
+    "3_norms": ("*_norm", "*_norm/*", "grad_norm_ratio", "bad_steps*"),
+    "4_schedule": ("learning_rate/*", "ema_decay"),
+    "5_data": ("documents*", "*_documents", "pad_fraction", "slot_occupancy", "predicted_share", "read_share"),
+    "6_speed": ("*_per_s", "*_ms", "*_s", "mfu", "*_mfu", "memory_*", "slowest_process", "storage_retries"),
+}
+
+
+def tag(metric: str) -> str:
+    """A metric's tag in TensorBoard, with its section.
+
+    >>> tag("loss"), tag("grad_norm/vision")
+    ('1_learning/loss', '3_norms/grad_norm/vision')
+    """
+    found = (name for name, patterns in SECTIONS.items() if any(fnmatch.fnmatch(metric, each) for each in patterns))
+    return f"{next(found, LEARNING)}/{metric}"
 
 
 class Events:
@@ -46,15 +66,15 @@ class Events:
     def describe(self, texts: Mapping[str, str], parameters: Mapping[str, float | str]) -> None:
         """Texts in Markdown, by tag; and hyperparameters, by name, beside which TensorBoard shows `METRICS`."""
         self._write(0, *(text(tag, words) for tag, words in texts.items()))
-        self._write(0, *hparams(dict(parameters), dict.fromkeys(METRICS, 0.0)))
+        self._write(0, *hparams(dict(parameters), dict.fromkeys(map(tag, METRICS), 0.0)))
 
     def add(self, step: int, row: Mapping[str, float], seen: Observation = NOTHING) -> None:
         finite = {name: number for name, number in row.items() if math.isfinite(number)}  # a bad step's are not all
         self._write(
             step,
-            *(scalar(name, number) for name, number in finite.items()),
-            *(image(name, pixels, dataformats="HWC") for name, pixels in seen.images.items()),
-            *(histogram(name, values, bins="auto") for name, values in seen.histograms.items()),
+            *(scalar(tag(name), number) for name, number in finite.items()),
+            *(image(tag(name), pixels, dataformats="HWC") for name, pixels in seen.images.items()),
+            *(histogram(tag(name), values, bins="auto") for name, values in seen.histograms.items()),
         )
 
     def _write(self, step: int, *summaries: Summary) -> None:

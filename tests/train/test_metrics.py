@@ -16,6 +16,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.config import load_config
 from emu_jax.observation import Observation
+from emu_jax.train.events import tag
 from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
 from emu_jax.train.trackers import TrackedRun
 from emu_jax.workdir import read_metrics
@@ -53,7 +54,7 @@ def test_losses_by_source_are_means_of_an_interval_and_norms_of_the_row_s_step(t
     assert read_metrics(tmp_path / "metrics.jsonl") == [expected]
     about = [f"{name}/text_summary" for name in ("config", "start")]
     about += [f"_hparams_/{name}" for name in ("experiment", "session_start_info", "session_end_info")]
-    numbers = {(name, 2): value for name, value in expected.items() if name != "step"}
+    numbers = {(tag(name), 2): value for name, value in expected.items() if name != "step"}
     assert events(tmp_path) == {(name, 0): 0.0 for name in about} | numbers
 
 
@@ -76,9 +77,9 @@ def test_tensorboard_has_images_histograms_and_hyperparameters(tmp_path):
     writer.add(1, {"loss": jnp.asarray(1.0)}, {}, seen)
     writer.close()
     found = summaries(tmp_path)
-    stored = Image.open(io.BytesIO(found["sheet"].image.encoded_image_string))
+    stored = Image.open(io.BytesIO(found[tag("sheet")].image.encoded_image_string))
     np.testing.assert_array_equal(np.asarray(stored), pixels)
-    assert (found["ranks"].histo.num, found["ranks"].histo.sum) == (3, 3.0)
+    assert (found[tag("ranks")].histo.num, found[tag("ranks")].histo.sum) == (3, 3.0)
     session = HParamsPluginData.FromString(found["_hparams_/session_start_info"].metadata.plugin_data.content)
     parameters = session.session_start_info.hparams
     assert parameters["optimizer.b1"].number_value == run.config.optimizer.b1
@@ -105,7 +106,7 @@ def test_norms_by_part_of_every_kind_of_run(request, kind):
             assert set(found) == parts
             assert all(value > 0 for value in found.values())
             for part, value in found.items():
-                assert shown[f"{name}/{part}", row["step"]] == pytest.approx(value, rel=1e-6)
+                assert shown[tag(f"{name}/{part}"), row["step"]] == pytest.approx(value, rel=1e-6)
         total = np.linalg.norm([row[f"grad_norm/{part}"] for part in parts])
         assert row["grad_norm"] == pytest.approx(total, rel=1e-5)
         assert {name for name in row if name.startswith("learning_rate/")} == {
@@ -143,3 +144,17 @@ def test_a_running_run_is_traced_on_request(tmp_path):
             trace.end(step, jnp.zeros(()))
         assert tuple(running) == steps
         assert list((tmp_path / text.strip() / "profile").rglob("*.xplane.pb"))
+
+
+def test_every_metric_that_the_docs_name_has_its_section():
+    expected = {
+        "1_learning": ("loss", "text_loss/images", "regression_loss", "variance_fraction", "effective_rank", "kl"),
+        "2_held_out": ("held_out_loss", "held_out_text_loss/images", "held_out_captions_right"),
+        "3_norms": ("grad_norm", "update_norm/llama", "param_norm/vision", "grad_norm_ratio", "bad_steps_in_a_row"),
+        "4_schedule": ("learning_rate/llama", "ema_decay"),
+        "5_data": ("documents", "documents_web", "split_documents", "pad_fraction", "slot_occupancy", "read_share"),
+        "6_speed": ("tokens_per_s", "useful_gflop_per_s", "step_ms", "compile_s", "mfu", "useful_mfu", "memory_gb"),
+    }
+    assert {section: tuple(f"{section}/{name}" for name in names) for section, names in expected.items()} == {
+        section: tuple(map(tag, names)) for section, names in expected.items()
+    }
