@@ -106,6 +106,8 @@ setup(
         "etils[epath]>=1.9",
         "tensorflow-datasets>=4.9.9",
         "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
+        # 1.21 asks for protobuf 4.25 or later and fails below 6.31, such as with the 5.29 that Colab has.
+        "tensorflow-metadata>=1.17.2,<1.21",
         "simplejpeg>=1.7.4",
         "sentencepiece>=0.2",
         "einops>=0.8",
