@@ -42,6 +42,7 @@ CONVERT = "tests/checkpoints/convert"
 LLAMA = f"{CONVERT}/test_llama.py"
 TUNED = "tests/train/test_instruct.py::test_the_five_sets_are_one_stream"
 PLANNED = "docs/pods-and-plan.md"
+PAPER = "tests/test_paper.py::test_the_papers_training"
 # The first pattern that is found in a command -> what runs it: HERE, a test, a line of .ci/run, or a documented check.
 RUNS = {
     r"^launch/quickstart\.sh$": ".ci/run",
@@ -65,12 +66,16 @@ RUNS = {
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve( |$)": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",
-    r"^emu-jax evaluate .*--watch": "tests/evaluate/quickstart/test_watch.py::test_beside_a_training_and_killed",
+    r"^emu-jax evaluate .*--watch --benchmark": "tests/evaluate/test_watch.py::test_benchmarks_of_every_checkpoint",
+    r"^emu-jax evaluate .*--watch": "tests/evaluate/test_watch.py::test_beside_a_training_and_killed",
     r"^emu-jax sweep ": "tests/test_sweep.py::test_a_sweep_is_stopped_and_goes_on",
     r"^emu-jax compare ": "tests/evaluate/test_compare.py::test_the_command_writes_files",
     r"^emu-jax train --config configs/pretrain\.py:14b ": PLANNED,
     r"^emu-jax train --config configs/decoder\.py:published": PLANNED,
-    r"^emu-jax precompute --model runs/emu ": "tests/train/test_decoder.py",
+    r"^emu-jax precompute --model runs/emu ": PAPER,
+    r"^emu-jax prepare pairs --in laion-(2b|aesthetics|coco --image-size) ": PAPER,
+    r"^emu-jax (chat --model runs/emu-i|generate --model runs/emu) ": PAPER,
+    r"^cp -r weights/stable-diffusion/vae runs/emu/vae$": PAPER,
     r"^emu-jax train --config configs/instruct\.py --workdir runs/emu-i ": TUNED,
     r"^emu-jax train --config configs/ablations/": "tests/test_ablations.py::test_builds",
     r"^emu-jax train --config configs/mixture\.py": "tests/launch/test_mixture_data.py",

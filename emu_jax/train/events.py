@@ -7,7 +7,6 @@ ever.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import math
 import struct
 import sys
@@ -23,28 +22,10 @@ from emu_jax.errors import TransientError
 from emu_jax.growing_file import GrowingFile
 from emu_jax.observation import NOTHING, Observation
 from emu_jax.storage import Path
+from emu_jax.train.sections import tag
 
 VERSION = "brain.Event:2"
 METRICS = ("loss", "text_loss", "regression_loss")  # beside hyperparameters, where a run has them
-# TensorBoard shows a section for each first part of a tag, in alphabetical order: what one looks at first is first.
-LEARNING = "1_learning"  # whatever has no section of its own
-SECTIONS = {
-    "2_held_out": ("held_out_*",),
-    "3_norms": ("*_norm", "*_norm/*", "grad_norm_ratio", "bad_steps*"),
-    "4_schedule": ("learning_rate/*", "ema_decay"),
-    "5_data": ("documents*", "*_documents", "pad_fraction", "slot_occupancy", "predicted_share", "read_share"),
-    "6_speed": ("*_per_s", "*_ms", "*_s", "mfu", "*_mfu", "memory_*", "slowest_process", "storage_retries"),
-}
-
-
-def tag(metric: str) -> str:
-    """A metric's tag in TensorBoard, with its section.
-
-    >>> tag("loss"), tag("grad_norm/vision")
-    ('1_learning/loss', '3_norms/grad_norm/vision')
-    """
-    found = (name for name, patterns in SECTIONS.items() if any(fnmatch.fnmatch(metric, each) for each in patterns))
-    return f"{next(found, LEARNING)}/{metric}"
 
 
 class Events:

@@ -25,6 +25,7 @@ from emu_jax.config import to_json
 from emu_jax.errors import UserError, nearest
 from emu_jax.observation import Observation
 from emu_jax.storage import Path, is_bucket
+from emu_jax.train.sections import tag
 
 PROJECT = "emu_jax"  # unless WANDB_PROJECT or TRACKIO_PROJECT names another
 ENTRY_POINTS = "emu_jax.trackers"
@@ -168,10 +169,10 @@ class Trackers:
 
 
 def _all(package: ModuleType, row: Mapping[str, float], seen: Observation) -> dict[str, Any]:
-    """A row with images and histograms, in the types that both packages have."""
+    """A row with images and histograms, in the types that both packages have, by section."""
     images = {name: package.Image(pixels) for name, pixels in seen.images.items()}
     histograms = {name: package.Histogram(values) for name, values in seen.histograms.items()}
-    return {**row, **images, **histograms}
+    return {tag(name): value for name, value in {**row, **images, **histograms}.items()}
 
 
 def _described(run: TrackedRun) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from emu_jax.config import load_config
 from emu_jax.observation import Observation
-from emu_jax.train.events import tag
 from emu_jax.train.metrics import PLOTS, MetricsWriter, Trace, lines_of, plot_metrics
+from emu_jax.train.sections import tag
 from emu_jax.train.trackers import TrackedRun
 from emu_jax.workdir import read_metrics
 from tests.train import line
@@ -144,17 +144,3 @@ def test_a_running_run_is_traced_on_request(tmp_path):
             trace.end(step, jnp.zeros(()))
         assert tuple(running) == steps
         assert list((tmp_path / text.strip() / "profile").rglob("*.xplane.pb"))
-
-
-def test_every_metric_that_the_docs_name_has_its_section():
-    expected = {
-        "1_learning": ("loss", "text_loss/images", "regression_loss", "variance_fraction", "effective_rank", "kl"),
-        "2_held_out": ("held_out_loss", "held_out_text_loss/images", "held_out_captions_right"),
-        "3_norms": ("grad_norm", "update_norm/llama", "param_norm/vision", "grad_norm_ratio", "bad_steps_in_a_row"),
-        "4_schedule": ("learning_rate/llama", "ema_decay"),
-        "5_data": ("documents", "documents_web", "split_documents", "pad_fraction", "slot_occupancy", "read_share"),
-        "6_speed": ("tokens_per_s", "useful_gflop_per_s", "step_ms", "compile_s", "mfu", "useful_mfu", "memory_gb"),
-    }
-    assert {section: tuple(f"{section}/{name}" for name in names) for section, names in expected.items()} == {
-        section: tuple(map(tag, names)) for section, names in expected.items()
-    }

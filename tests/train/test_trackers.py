@@ -17,6 +17,7 @@ from emu_jax.errors import UserError
 from emu_jax.observation import Observation
 from emu_jax.train import trackers
 from emu_jax.train.loop import train
+from emu_jax.train.sections import tag
 from emu_jax.train.starts import git_state
 from emu_jax.workdir import read_metrics
 from tests.train import line
@@ -80,7 +81,7 @@ def test_both_have_every_row_once(tmp_path, monkeypatch):
         assert sorted(found) == sorted(rows)
         for step, row in rows.items():
             numbers = {key: value for key, value in row.items() if key != "step"}
-            assert all(math.isclose(found[step][key], value, rel_tol=1e-6) for key, value in numbers.items())
+            assert all(math.isclose(found[step][tag(key)], value, rel_tol=1e-6) for key, value in numbers.items())
 
 
 def test_both_have_images_and_histograms(tmp_path, monkeypatch):
@@ -95,9 +96,9 @@ def test_both_have_images_and_histograms(tmp_path, monkeypatch):
     both.log(3, {"loss": 1.0}, seen)
     both.close()
     row = logged_by_wandb(tmp_path / "wandb")[3]
-    assert sum(row["ranks/values"]) == 3 and row["sheet/_type"] == "image-file"
+    assert sum(row[f"{tag('ranks')}/values"]) == 3 and row[f"{tag('sheet')}/_type"] == "image-file"
     (tracked,) = storage.get_logs("emu_jax", storage.get_runs("emu_jax")[0])
-    assert sum(tracked["ranks"]["values"]) == 3
+    assert sum(tracked[tag("ranks")]["values"]) == 3
     for folder in (tmp_path / "wandb", tmp_path / "trackio"):
         (file,) = folder.rglob("*.png")
         np.testing.assert_array_equal(np.asarray(Image.open(file).convert("RGB")), pixels)
