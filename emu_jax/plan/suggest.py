@@ -2,8 +2,8 @@
 
 In: a config and a topology. Out: the best few choices that fit, as settings to train with. Every choice has a time by
 arithmetic (`Choice.seconds`): products with what remat repeats, and traffic, as if nothing overlapped. The choices are
-compiled in this order, untimed, until enough of them fit. One that needs more memory than one that did not fit is not
-compiled.
+compiled in this order, untimed, until enough of them fit. Not compiled are those whose state alone does not fit, and
+those that need more memory than one that did not fit.
 
 The arithmetic only ranks: `emu-jax plan` with a suggestion's settings gives its time by the compiler's counts.
 """
@@ -120,7 +120,7 @@ def applied(config: ConfigDict, choice: Choice) -> ConfigDict:
 
 
 def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
-    """All choices that divide the batch, the fastest first; of equal ones, the one that keeps less.
+    """All choices that divide the batch and whose state fits, the fastest first; of equal ones, what keeps less.
 
     Raises:
       UserError: as in `suggest`.
@@ -132,9 +132,9 @@ def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
     rows = config.data.batch_rows
     if not rows:
         raise UserError("--suggest needs a known batch; set --config.data.batch_rows=…, as a run's config.json has it")
-    others = config.train.mesh.get("tensor", 1) * config.train.mesh.get("context", 1)
+    others = max(config.train.mesh.get("tensor", 1) * config.train.mesh.get("context", 1), 1)
     slices = len({getattr(device, "slice_index", None) or 0 for device in topology.devices})
-    size = len(topology.devices) // slices // max(others, 1)  # devices of a slice that hold rows of their own
+    size = len(topology.devices) // slices // others  # devices of a slice that hold rows of their own
     shards = size * slices
     step = _Arithmetic(config, topology.chip, len(topology.devices))
     found = []
@@ -147,7 +147,8 @@ def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
             f"config.data.batch_rows={rows} does not divide over the {shards} devices that hold rows; expected a "
             f"multiple of {shards}"
         )
-    return sorted(found, key=lambda choice: (choice.seconds, choice.rows, -choice.fsdp))
+    fitting = [choice for choice in found if step.state_bytes(choice) / others <= topology.chip.hbm]
+    return sorted(fitting, key=lambda choice: (choice.seconds, choice.rows, -choice.fsdp))
 
 
 def _divisors(number: int) -> list[int]:
@@ -169,6 +170,12 @@ class _Arithmetic:
             sum(map(_size, jax.tree.leaves(tree))) for tree in (task.shapes, task.split(task.shapes)[0])
         )
         self._moved, self._trained = 2 * everything + trained, trained
+        self._stored = sum(_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.shapes))
+
+    def state_bytes(self, choice: Choice) -> float:
+        """Of a device, at least: parameters, Adam's moments, and sums of gradients over micro-batches."""
+        kept = 3 if choice.micro_batches > 1 else 2
+        return (self._stored + 4 * kept * self._trained) / choice.fsdp
 
     def seconds(self, choice: Choice) -> float:
         remat = {**choice.remat, "attention": choice.remat["llama"]}

@@ -12,6 +12,7 @@ from emu_jax.chips import CHIPS, GIB
 from emu_jax.errors import UserError
 from emu_jax.plan import suggest as module
 from emu_jax.plan.plan import make_plan
+from emu_jax.plan.steps import planned_task
 from emu_jax.plan.suggest import applied, choices, suggest
 from emu_jax.plan.topology import Topology
 from emu_jax.train.fit import fit
@@ -57,6 +58,17 @@ def test_traffic_decides_where_links_are_slow():
     free = choices(small(), topology(interconnect=math.inf))
     repeats = {choice.seconds for choice in free if choice.remat["vision"] == choice.remat["llama"] == "dots"}
     assert len(repeats) == 1 and free[0].seconds in repeats
+
+
+def test_what_cannot_hold_the_state_is_left_out():
+    config = small()
+    sizes = {choice.fsdp for choice in choices(config, topology())}
+    task = planned_task(config)
+    state = sum(3 * 4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(task.shapes))
+    kept = choices(config, topology(hbm=state / 2))
+    assert sizes == {1, 2, 4, 8} and {choice.fsdp for choice in kept} == {2, 4, 8}
+    assert {choice.micro_batches for choice in kept if choice.fsdp == 2} == {1}, "no room for sums of gradients"
+    assert choices(config, topology(hbm=1e3)) == []
 
 
 def test_the_arithmetic_of_a_choice():
