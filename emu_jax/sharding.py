@@ -109,12 +109,12 @@ def is_auto(mesh: Mesh | AbstractMesh, axis: str) -> bool:
     return mesh.axis_types[mesh.axis_names.index(axis)] == AxisType.Auto
 
 
-def sharding(mesh: Mesh, logical: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
+def sharding(mesh: Mesh | AbstractMesh, logical: Sequence[str | None], shape: Sequence[int]) -> NamedSharding:
     """`partition_spec` on `mesh`."""
     return NamedSharding(mesh, partition_spec(logical, shape, mesh))
 
 
-def tree_shardings(mesh: Mesh, logical: Any, shapes: Any) -> Any:
+def tree_shardings(mesh: Mesh | AbstractMesh, logical: Any, shapes: Any) -> Any:
     """Shardings for a tree of arrays or ShapeDtypeStructs, from a tree of the same structure with logical axes."""
     return jax.tree.map(
         lambda names, leaf: sharding(mesh, names, leaf.shape),

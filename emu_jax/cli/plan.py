@@ -12,6 +12,11 @@ from emu_jax.errors import UserError
 from emu_jax.storage import Path, replace_text
 
 ABOUT = "Compile a step for absent TPUs: whether it fits, and how fast it should be."
+# What a mode does not take.
+UNUSED = {
+    "serve": ("compare", "decode", "chart", "suggest", "rows_per_device", "untimed", "fill", "price"),
+    "suggest": ("compare", "decode", "chart", "rows_per_device", "untimed", "fill", "price"),
+}
 EXAMPLE = "emu-jax plan --config configs/pretrain.py:14b --topology v5p:4x4x4"
 
 
@@ -66,10 +71,10 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     fill = _fill(options.fill) if options.fill else None
     if options.drawing and not options.serve:
         raise UserError(f"--drawing {options.drawing}: only a served model draws; add --serve")
-    if options.serve and (options.compare or options.decode or options.chart or options.suggest):
-        raise UserError("--serve: it takes no --compare, --decode, --chart or --suggest")
-    if options.suggest and (options.compare or options.decode or options.chart or options.rows_per_device):
-        raise UserError("--suggest: it takes no --compare, --decode, --chart or --rows-per-device")
+    for mode, unused in UNUSED.items():
+        for name in unused:
+            if getattr(options, mode) and getattr(options, name):
+                raise UserError(f"--{mode}: it takes no --{name.replace('_', '-')}")
     check_parent("--json", options.json)
     check_parent("--chart", options.chart)
     config = load_config(options.config, overrides)

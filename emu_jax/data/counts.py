@@ -70,7 +70,7 @@ def figures(processes: Iterable[Counts], batches: int = 1) -> dict[str, float]:
 
     Returns:
       tokens, images, documents, documents_<source>: as `row_counts` has them, of a batch.
-      split_documents, faulty_documents: of the whole run so far.
+      split_documents, faulty_documents: counts since the run began.
       pad_fraction: share of positions that are padding.
       slot_occupancy: share of image slots that are in use.
       predicted_share, read_share: shares of the documents with images.

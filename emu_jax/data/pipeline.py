@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 from emu_jax.data.config import DataConfig
-from emu_jax.data.counts import Counts, figures, row_counts
+from emu_jax.data.counts import Counts, row_counts
 from emu_jax.data.packing import CONTINUES, BuiltRow, build_row
 from emu_jax.data.row_sizes import size_rows
 from emu_jax.data.samples import Samples
@@ -359,10 +359,6 @@ class Pipeline:
             # Hosts have the same rows of a shard, or none in common.
             found[f"shard {number}, rows from {shard.own[0]}"] = {"faulty_documents": float(faults)}
         return found
-
-    def describe(self) -> dict[str, float]:
-        """Counts and shares of what `counts` has."""
-        return figures([self.counts()])
 
     def name(self, source: int, record: int) -> tuple[str, str]:
         return self.sources[source], self._sources[source].key(record)

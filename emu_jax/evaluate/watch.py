@@ -23,7 +23,7 @@ Score = Callable[[Path], Mapping[str, Figure]]  # the folder of a checkpoint, na
 
 
 def evaluations_file(workdir: Path, name: str = "") -> Path:
-    """The file of the lines; `name`: of the benchmarks, empty for the embedded images."""
+    """The file that has the lines; `name` names the benchmarks, and is empty for the embedded images."""
     return workdir / f"{EVALUATIONS}{name and f'-{name}'}.jsonl"
 
 

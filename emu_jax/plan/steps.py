@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Format, Layout
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 from ml_collections import ConfigDict
 
 from emu_jax.errors import UserError
@@ -84,7 +84,7 @@ def size(tree: Any) -> float:
     return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * element_bytes(x.dtype) for x in leaves))
 
 
-def placed(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+def placed(mesh: Mesh | AbstractMesh, axes: Any, shapes: Any) -> Any:
     """Described arrays with the shardings of the logical axis rules."""
     shardings = tree_shardings(mesh, axes, shapes)
     return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), shapes, shardings)
@@ -97,7 +97,7 @@ def planned_task(config: ConfigDict, rows: int = 0) -> Task:
     """The config's task, made without its data.
 
     Args:
-      rows: of a batch, in place of the config's.
+      rows: rows a batch has, in place of the config's.
 
     Raises:
       UserError: the task cannot be planned, or a size is known only from the data.

@@ -16,13 +16,15 @@ import math
 from collections.abc import Iterator, Mapping
 
 import jax
+from jax.sharding import AbstractMesh, AxisType
 from ml_collections import ConfigDict
 
 from emu_jax.chips import Chip
 from emu_jax.errors import UserError
 from emu_jax.plan.plan import DoesNotFit, Plan, make_plan
-from emu_jax.plan.steps import planned_task
+from emu_jax.plan.steps import placed, planned_task, size
 from emu_jax.plan.topology import Topology
+from emu_jax.sharding import AXES
 from emu_jax.train.fit import PARTS
 
 # Share of a chip's peak that products reach: about what the compiler's rooflines give the 14 B step. It decides how
@@ -44,8 +46,9 @@ class Choice:
       slices, data, fsdp: sizes of the mesh's axes.
       rows: rows of a batch that a device holds at a time.
       micro_batches: how many a batch is cut into.
-      remat: by part.
-      seconds: of a step, by arithmetic.
+      remat: what is saved for the backward pass, by part.
+      state: bytes of a device for parameters, Adam's moments and sums of gradients.
+      seconds: a step's time by arithmetic.
     """
 
     slices: int
@@ -54,6 +57,7 @@ class Choice:
     rows: int
     micro_batches: int
     remat: Mapping[str, str]
+    state: float = 0.0
     seconds: float = 0.0
 
     @property
@@ -69,7 +73,7 @@ class Choice:
     def needs_no_less_than(self, other: Choice) -> bool:
         """Whether this keeps at least as much on a device, in every respect."""
         more = all(KEPT.index(self.remat[part]) >= KEPT.index(kept) for part, kept in other.remat.items())
-        return more and self.rows >= other.rows and self.fsdp <= other.fsdp
+        return more and self.rows >= other.rows and self.state >= other.state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,23 +136,30 @@ def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
     rows = config.data.batch_rows
     if not rows:
         raise UserError("--suggest needs a known batch; set --config.data.batch_rows=…, as a run's config.json has it")
-    others = max(config.train.mesh.get("tensor", 1) * config.train.mesh.get("context", 1), 1)
+    sizes = {axis: config.train.mesh.get(axis, 1) for axis in ("tensor", "context")}
+    for axis, ways in sizes.items():
+        if ways < 1:
+            raise UserError(
+                f"config.train.mesh.{axis}={ways}: --suggest searches slice, data and fsdp; set the size of {axis}"
+            )
     slices = len({getattr(device, "slice_index", None) or 0 for device in topology.devices})
-    size = len(topology.devices) // slices // others  # devices of a slice that hold rows of their own
-    shards = size * slices
-    step = _Arithmetic(config, topology.chip, len(topology.devices))
-    found = []
-    for fsdp, held, remat in itertools.product(_divisors(size), _divisors(MOST_ROWS), _remats()):
+    ways = (
+        len(topology.devices) // slices // math.prod(sizes.values())
+    )  # devices of a slice that hold rows of their own
+    shards = ways * slices
+    step, found = _Arithmetic(config, topology.chip, len(topology.devices)), []
+    for fsdp, held, remat in itertools.product(_divisors(ways), _divisors(MOST_ROWS), _remats()):
         if rows % (shards * held) == 0:
-            choice = Choice(slices, size // fsdp, fsdp, held, rows // (shards * held), remat)
-            found.append(dataclasses.replace(choice, seconds=step.seconds(choice)))
+            choice = Choice(slices, ways // fsdp, fsdp, held, rows // (shards * held), remat)
+            state, seconds = step.state(choice, sizes), step.seconds(choice)
+            found.append(dataclasses.replace(choice, state=state, seconds=seconds))
     if not found:
         raise UserError(
             f"config.data.batch_rows={rows} does not divide over the {shards} devices that hold rows; expected a "
             f"multiple of {shards}"
         )
-    fitting = [choice for choice in found if step.state_bytes(choice) / others <= topology.chip.hbm]
-    return sorted(fitting, key=lambda choice: (choice.seconds, choice.rows, -choice.fsdp))
+    fitting = [choice for choice in found if choice.state <= topology.chip.hbm]
+    return sorted(fitting, key=lambda choice: (choice.seconds, choice.rows, choice.state))
 
 
 def _divisors(number: int) -> list[int]:
@@ -161,21 +172,31 @@ def _remats() -> Iterator[dict[str, str]]:
 
 
 class _Arithmetic:
-    """Seconds of a step from FLOPs and bytes, by a chip's published figures."""
+    """Seconds of a step from FLOPs and bytes, by a chip's published figures; and bytes of its state."""
 
     def __init__(self, config: ConfigDict, chip: Chip, devices: int):
-        task = planned_task(config)
+        self._task = task = planned_task(config)
         self._chip, self._devices, self._flops = chip, devices, task.flops()
         everything, trained = (
             sum(map(_size, jax.tree.leaves(tree))) for tree in (task.shapes, task.split(task.shapes)[0])
         )
         self._moved, self._trained = 2 * everything + trained, trained
-        self._stored = sum(_size(leaf) * leaf.dtype.itemsize for leaf in jax.tree.leaves(task.shapes))
+        self._sizes: dict[tuple[int, ...], tuple[float, float]] = {}  # of parameters, by mesh
 
-    def state_bytes(self, choice: Choice) -> float:
-        """Of a device, at least: parameters, Adam's moments, and sums of gradients over micro-batches."""
-        kept = 3 if choice.micro_batches > 1 else 2
-        return (self._stored + 4 * kept * self._trained) / choice.fsdp
+    def state(self, choice: Choice, others: Mapping[str, int]) -> float:
+        """Bytes of a device. Where a mesh axis does not divide a parameter, every device holds all of it."""
+        mesh = {"slice": choice.slices, "data": choice.data, "fsdp": choice.fsdp, **others}
+        axes = tuple(mesh[axis] for axis in AXES)
+        if axes not in self._sizes:
+            devices = AbstractMesh(axes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+            params = placed(devices, self._task.logical_axes, self._task.shapes)
+            trained = self._task.split(params)[0]
+            moment = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, "float32", sharding=leaf.sharding), trained
+            )
+            self._sizes[axes] = size(params), size(moment)
+        params, moment = self._sizes[axes]
+        return params + moment * (3 if choice.micro_batches > 1 else 2)
 
     def seconds(self, choice: Choice) -> float:
         remat = {**choice.remat, "attention": choice.remat["llama"]}

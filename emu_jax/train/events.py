@@ -46,7 +46,7 @@ class Events:
 
     def describe(self, texts: Mapping[str, str], parameters: Mapping[str, float | str]) -> None:
         """Texts in Markdown, by tag; and hyperparameters, by name, beside which TensorBoard shows `METRICS`."""
-        self._write(0, *(text(tag, words) for tag, words in texts.items()))
+        self._write(0, *(text(name, words) for name, words in texts.items()))
         self._write(0, *hparams(dict(parameters), dict.fromkeys(map(tag, METRICS), 0.0)))
 
     def add(self, step: int, row: Mapping[str, float], seen: Observation = NOTHING) -> None:

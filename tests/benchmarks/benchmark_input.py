@@ -49,6 +49,7 @@ from PIL import Image as PIL
 
 from emu_jax.data import fluent_emoji
 from emu_jax.data.config import DataConfig
+from emu_jax.data.counts import figures
 from emu_jax.data.document import Text
 from emu_jax.data.images import Recoding, decode_image
 from emu_jax.data.pipeline import Pipeline, train_tokenizer
@@ -162,7 +163,7 @@ def ours(folder: Path) -> Iterator[int]:
     tokenizer = train_tokenizer(data, SIZE, vocab_size=4000, model_type="bpe")
     for batch in (pipeline := Pipeline(data, tokenizer, queries=32, image_size=SIZE)):
         assert batch["images"].shape == (ROWS, ROW_IMAGES, SIZE, SIZE, 3) and "tensorflow" not in sys.modules
-        yield int(pipeline.describe()["images"])  # empty slots do not count
+        yield int(figures([pipeline.counts()])["images"])  # empty slots do not count
 
 
 def webdataset_pillow(folder: Path, *, draft: bool) -> Iterator[int]:

@@ -24,6 +24,7 @@ import torch
 
 from configs import quickstart
 from emu_jax.data.config import DataConfig
+from emu_jax.data.counts import figures
 from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.generate import embeddings as image
 from emu_jax.generate import text
@@ -169,7 +170,7 @@ def input_pipeline(data: DataConfig, image_size: int, queries: int) -> dict[str,
         started, seen = time.process_time(), 0.0
         while seen < images:
             next(pipeline)
-            seen += pipeline.describe()["images"]
+            seen += figures([pipeline.counts()])["images"]
         rates[name] = seen / (time.process_time() - started)
     pipeline.close()
     return rates

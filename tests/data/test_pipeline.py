@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from emu_jax.data.config import DataConfig
+from emu_jax.data.counts import figures
 from emu_jax.data.document import Text
 from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images
 from emu_jax.data.pipeline import Pipeline, train_tokenizer
@@ -159,17 +160,17 @@ def test_hosts_together_read_the_batches_of_one(open_pipeline):
     expected, described = [], []
     for batch in itertools.islice(one, 12):
         expected.append(batch)
-        described.append(one.describe())
+        described.append(figures([one.counts()]))
     two = [open_pipeline(**settings, own=own) for own in ([0, 1], [2, 3])]
     assert_same(gather([take(host, 7) for host in two]), expected[:7])
-    assert [host.describe() for host in two] == [described[6]] * 2
+    assert [figures([host.counts()]) for host in two] == [described[6]] * 2
     states = [json.loads(json.dumps(host.get_state())) for host in two]
     assert states[0] == states[1]
     four = [open_pipeline(**settings, own=[row]) for row in range(4)]
     for host in four:
         host.set_state(states[0])
     assert_same(gather([take(host, 5) for host in four]), expected[7:])
-    assert [host.describe() for host in four] == [described[11]] * 4
+    assert [figures([host.counts()]) for host in four] == [described[11]] * 4
 
 
 @pytest.mark.long
@@ -204,8 +205,8 @@ def test_every_record_of_an_epoch_comes_once(tokenizer):
     images, documents = set(), 0
     while documents < 140:
         batch = next(pipeline)
-        documents += int(pipeline.describe()["documents"])
-        used = batch["images"][0, : int(pipeline.describe()["images"])]
+        documents += int(figures([pipeline.counts()])["documents"])
+        used = batch["images"][0, : int(figures([pipeline.counts()])["images"])]
         images |= {image.tobytes() for image in used}
     assert (documents, len(images)) == (140, 140)
     pipeline.close()

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from emu_jax.data.config import DataConfig
+from emu_jax.data.counts import figures
 from emu_jax.data.pipeline import Pipeline, train_tokenizer
 from emu_jax.data.row_sizes import RowFill
 from emu_jax.data.sources import PairOrder
@@ -64,7 +65,7 @@ def test_a_batch_holds_so_many_samples_on_average(tokenizer):
     counts = []
     for _ in range(12):
         next(pipeline)
-        counts.append(pipeline.describe()["documents"])
+        counts.append(figures([pipeline.counts()])["documents"])
     pipeline.close()
     assert sum(counts) / 12 == pytest.approx(24, rel=0.15), f"expected about 24 samples a batch, got {counts}"
 

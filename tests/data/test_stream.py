@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from emu_jax.data.config import DataConfig
+from emu_jax.data.counts import figures
 from emu_jax.data.document import Text
 from emu_jax.data.pipeline import DIVISION, Pipeline
 from emu_jax.data.prepared import Record, StoredImage
@@ -184,7 +185,7 @@ def test_records_come_by_weight(folders, tokenizer):
         next(pipeline)
     cats, dogs = (pipeline.count(f"documents/{name}") for name in ("cats", "dogs"))
     assert abs(cats / dogs - 3) < 0.2, f"expected three cats a dog, got {cats} and {dogs}"
-    described = pipeline.describe()
+    described = figures([pipeline.counts()])
     assert described["documents"] == described["documents_cats"] + described["documents_dogs"]
 
 
@@ -325,7 +326,7 @@ def test_broken_images_cost_their_document_alone(tmp_path, tokenizer):
         for segment in range(1, batch["segments"].max() + 1):
             here = batch["segments"] == segment
             unlearnt += not batch["text_weights"][here].any() and not batch["visual_weights"][here].any()
-    assert unlearnt == pipeline.count(f"faults/{name}") == pipeline.describe()["faulty_documents"]
+    assert unlearnt == pipeline.count(f"faults/{name}") == figures([pipeline.counts()])["faulty_documents"]
     assert 3 <= unlearnt <= 6, "all of the first epoch, and what has come of the second"
 
 

@@ -60,7 +60,9 @@ def test_as_a_command(tmp_path, capsys):
     "words, said",
     [
         (["--drawing", "configs/decoder.py"], "--drawing configs/decoder.py: only a served model draws; add --serve"),
-        (["--serve", "--decode", "2"], "--serve: it takes no --compare, --decode, --chart or --suggest"),
+        (["--serve", "--decode", "2"], "--serve: it takes no --decode"),
+        (["--suggest", "--price", "1"], "--suggest: it takes no --price"),
+        (["--suggest", "--serve"], "--serve: it takes no --suggest"),
     ],
 )
 def test_options_that_do_not_go_together(words, said, capsys):

@@ -12,9 +12,10 @@ from emu_jax.chips import CHIPS, GIB
 from emu_jax.errors import UserError
 from emu_jax.plan import suggest as module
 from emu_jax.plan.plan import make_plan
-from emu_jax.plan.steps import planned_task
+from emu_jax.plan.steps import planned_task, training_step
 from emu_jax.plan.suggest import applied, choices, suggest
 from emu_jax.plan.topology import Topology
+from emu_jax.sharding import make_mesh
 from emu_jax.train.fit import fit
 
 
@@ -62,13 +63,31 @@ def test_traffic_decides_where_links_are_slow():
 
 def test_what_cannot_hold_the_state_is_left_out():
     config = small()
-    sizes = {choice.fsdp for choice in choices(config, topology())}
-    task = planned_task(config)
-    state = sum(3 * 4 * math.prod(leaf.shape) for leaf in jax.tree.leaves(task.shapes))
-    kept = choices(config, topology(hbm=state / 2))
-    assert sizes == {1, 2, 4, 8} and {choice.fsdp for choice in kept} == {2, 4, 8}
-    assert {choice.micro_batches for choice in kept if choice.fsdp == 2} == {1}, "no room for sums of gradients"
+    every = choices(config, topology())
+    half = max(choice.state for choice in every) / 2
+    kept = choices(config, topology(hbm=half))
+    assert kept == [choice for choice in every if choice.state <= half] and 0 < len(kept) < len(every)
     assert choices(config, topology(hbm=1e3)) == []
+
+
+def test_the_state_is_what_the_step_holds():
+    config = small()
+    for choice in choices(config, topology(1)):
+        changed = applied(config, choice)
+        held = training_step(planned_task(changed), make_mesh(changed.train.mesh, topology(1).devices)).held
+        sums = held.get("gradient sums", 0.0)  # and two numbers beside
+        assert choice.state == pytest.approx(held["parameters"] + held["optimizer"] + sums, rel=0.01), choice
+
+
+def test_more_devices_may_hold_more():
+    """256 does not divide the published encoder's width of 1,408, and all of them hold all of it."""
+    fits = {choice.fsdp for choice in choices(pretrain.get_config(), topology(256))}
+    assert 128 in fits and 256 not in fits, fits
+    large = choices(pretrain.get_config(), topology(256, hbm=95 * GIB))
+    state = {choice.fsdp: choice.state for choice in large if choice.micro_batches == 4}
+    assert state[128] < state[64] < state[256], state
+    one, other = (module.Choice(1, 256 // fsdp, fsdp, 1, 4, {"llama": "full"}, state[fsdp]) for fsdp in (256, 128))
+    assert one.needs_no_less_than(other) and not other.needs_no_less_than(one)
 
 
 def test_the_arithmetic_of_a_choice():
@@ -108,6 +127,9 @@ def test_what_cannot_be_searched():
         choices(config, topology())
     config.data.batch_rows = 0
     with pytest.raises(UserError, match="--suggest needs a known batch"):
+        choices(config, topology())
+    config.data.batch_rows, config.train.mesh.tensor = 8, -1
+    with pytest.raises(UserError, match=r"train\.mesh\.tensor=-1: --suggest searches slice, data and fsdp"):
         choices(config, topology())
     with pytest.raises(UserError, match="--suggest searches for Emu's step"):
         choices(ConfigDict({"objective": "vae"}), topology())
