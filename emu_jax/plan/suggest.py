@@ -35,6 +35,7 @@ REPEATED = {"none": 1.0, "dots": 1.0, "full": 4 / 3}
 KEPT = ("full", "dots", "none")  # remat, from what keeps least for the backward pass to what keeps most
 SEARCHED = {"vision": ("full", "dots"), "causal": ("full",), "llama": ("full", "dots")}
 MOST_ROWS = 16  # of a device at a time
+ALIKE = 0.03  # times in one step of such a ratio count as equal: then what holds less is compiled first
 TRIES = 12  # compilations, at most
 
 
@@ -124,7 +125,7 @@ def applied(config: ConfigDict, choice: Choice) -> ConfigDict:
 
 
 def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
-    """All choices that divide the batch and whose state fits, the fastest first; of equal ones, what keeps less.
+    """All choices that divide the batch and whose state fits, the fastest first; of equally fast ones, what holds less.
 
     Raises:
       UserError: as in `suggest`.
@@ -159,7 +160,7 @@ def choices(config: ConfigDict, topology: Topology) -> list[Choice]:
             f"multiple of {shards}"
         )
     fitting = [choice for choice in found if choice.state <= topology.chip.hbm]
-    return sorted(fitting, key=lambda choice: (choice.seconds, choice.rows, choice.state))
+    return sorted(fitting, key=lambda choice: (round(math.log(choice.seconds) / ALIKE), choice.state, choice.rows))
 
 
 def _divisors(number: int) -> list[int]:

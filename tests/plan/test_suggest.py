@@ -1,6 +1,7 @@
 """The search for mesh, micro-batches and remat: a ranking by arithmetic, and what of it fits."""
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -48,7 +49,8 @@ def test_every_choice_is_a_run_of_the_same_batch():
         assert choice.slices * choice.data * choice.fsdp == 8
         assert choice.rows * choice.micro_batches * 8 == 64, choice
         assert fit(applied(config, choice), topology().devices) == applied(config, choice), "nothing is left open"
-    assert [choice.seconds for choice in found] == sorted(choice.seconds for choice in found)
+    for before, after in itertools.pairwise(found):
+        assert before.seconds < after.seconds * (1 + module.ALIKE), (before, after)
 
 
 def test_traffic_decides_where_links_are_slow():
@@ -115,7 +117,6 @@ def test_the_best_that_fit_are_compiled_and_larger_ones_are_not(monkeypatch):
     found = suggest(config, topology(1, hbm=needs / 2), count=2)
     assert found.compiled == len(planned) <= module.TRIES <= found.ranked
     assert len(found.found) == 2 and all(plan.fits for _, plan in found.found)
-    assert [choice.seconds for choice, _ in found.found] == sorted(choice.seconds for choice, _ in found.found)
     large = [choice for choice in choices(config, topology(1)) if choice.rows == most.rows]
     assert not [choice for choice, _ in found.found if choice in large], needs / GIB
 
