@@ -44,6 +44,7 @@ def emu_14b() -> ConfigDict:
                 "width": 5120,
                 "layers": 40,
                 "heads": 40,
+                "kv_heads": 0,  # as many
                 "mlp_dim": 13824,
                 "norm_eps": 1e-6,
                 "rope_base": 10000.0,

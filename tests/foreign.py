@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def hugging_llama(tmp_path_factory):
-    """A random LLaMA of 3 layers in 4 shards with an index, and the model that wrote it."""
+    """A random LLaMA of 3 layers with grouped heads, in 4 shards with an index, and the model that wrote it."""
     torch = pytest.importorskip("torch", reason="install .[convert]")
     transformers = pytest.importorskip("transformers", reason="install .[compare]")
     torch.manual_seed(0)
@@ -18,6 +18,7 @@ def hugging_llama(tmp_path_factory):
         intermediate_size=80,
         num_hidden_layers=3,
         num_attention_heads=6,
+        num_key_value_heads=2,
         max_position_embeddings=128,
         rms_norm_eps=3e-6,
     )
@@ -39,10 +40,10 @@ def meta_llama(hugging_llama, tmp_path_factory):
     import torch
 
     _, model = hugging_llama
-    heads, head = 6, 8
+    heads, kv_heads, head = 6, 2, 8
     state = {key: value.detach() for key, value in model.state_dict().items()}
 
-    def pairs(kernel):  # the inverse of what transformers' own conversion of Meta's files does
+    def pairs(kernel, heads):  # the inverse of what transformers' own conversion of Meta's files does
         return kernel.view(heads, 2, head // 2, -1).transpose(1, 2).reshape(heads * head, -1)
 
     whole = {
@@ -57,8 +58,8 @@ def meta_llama(hugging_llama, tmp_path_factory):
     for i in range(3):
         layer, attn = f"model.layers.{i}.", f"model.layers.{i}.self_attn."
         whole |= {
-            f"layers.{i}.attention.wq.weight": (pairs(state[attn + "q_proj.weight"]), 0),
-            f"layers.{i}.attention.wk.weight": (pairs(state[attn + "k_proj.weight"]), 0),
+            f"layers.{i}.attention.wq.weight": (pairs(state[attn + "q_proj.weight"], heads), 0),
+            f"layers.{i}.attention.wk.weight": (pairs(state[attn + "k_proj.weight"], kv_heads), 0),
             f"layers.{i}.attention.wv.weight": (state[attn + "v_proj.weight"], 0),
             f"layers.{i}.attention.wo.weight": (state[attn + "o_proj.weight"], 1),
             f"layers.{i}.feed_forward.w1.weight": (state[layer + "mlp.gate_proj.weight"], 0),
@@ -72,7 +73,8 @@ def meta_llama(hugging_llama, tmp_path_factory):
     for part in range(2):
         shard = {key: v if axis is None else v.chunk(2, axis)[part].clone() for key, (v, axis) in whole.items()}
         torch.save(shard, folder / f"consolidated.0{part}.pth")
-    params = {"dim": 48, "n_heads": 6, "n_layers": 3, "norm_eps": 3e-6, "vocab_size": -1, "multiple_of": 16}
+    params = {"dim": 48, "n_heads": 6, "n_kv_heads": 2, "n_layers": 3, "norm_eps": 3e-6}
+    params |= {"vocab_size": -1, "multiple_of": 16}
     (folder / "params.json").write_text(json.dumps(params))
     return folder
 

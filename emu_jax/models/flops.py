@@ -23,8 +23,9 @@ def forward_flops(config: EmuConfig, images: int, rows: int, row_tokens: int) ->
     causal += c.queries * c.width * m.width
     if c.kind == "pooled":
         causal = c.queries * v.patches * v.width + c.queries * v.width * m.width
-    llama = row_tokens * m.layers * (4 * m.width**2 + 3 * m.width * m.mlp_dim)
-    adapters = row_tokens * m.layers * m.lora_rank * sum(sum(m.projection_sizes()[name]) for name in m.lora_targets)
+    projections = m.projection_sizes()
+    llama = row_tokens * m.layers * sum(inputs * outputs for inputs, outputs in projections.values())
+    adapters = row_tokens * m.layers * m.lora_rank * sum(sum(projections[name]) for name in m.lora_targets)
     heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
     return {
         "vision": 2.0 * images * vision,

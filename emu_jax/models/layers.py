@@ -263,8 +263,8 @@ def split_key(key: Array | None, count: int) -> list[Array | None]:
 
 def attention(
     q: Float[Array, "B N S H"],
-    k: Float[Array, "B N T H"],
-    v: Float[Array, "B N T H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
     *,
     scale: float,
     bias: Float[Array, "#B #N #S #T"] | None = None,
@@ -275,11 +275,13 @@ def attention(
     """Multi-head attention with scores in memory and a float32 softmax; returned in q's dtype.
 
     Args:
+      k, v: With fewer heads than q, each serves N / K neighbouring heads of q.
       scale: Factor of the scores (1 for T5, H**-0.5 elsewhere).
       bias: Added to the scaled scores.
       mask: True where attention is allowed. A query with no allowed key gets finite but meaningless values: such
         positions are padding and are never read.
     """
+    k, v = repeat_heads(k, q.shape[1]), repeat_heads(v, q.shape[1])  # [B, N, T, H]
     scores = jnp.einsum("bnsh,bnth->bnst", q * scale, k).astype(jnp.float32)  # [B, N, S, T]
     if bias is not None:
         scores = scores + bias
@@ -287,6 +289,11 @@ def attention(
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = dropout(jax.nn.softmax(scores, axis=-1), dropout_rate, key).astype(q.dtype)
     return jnp.einsum("bnst,bnth->bnsh", weights, v)
+
+
+def repeat_heads(x: Float[Array, "B K T H"], heads: int) -> Float[Array, "B N T H"]:
+    """Keys or values with a head for each of the `heads` heads of queries."""
+    return x if x.shape[1] == heads else jnp.repeat(x, heads // x.shape[1], axis=1)
 
 
 def split_heads(x: Float[Array, "B S D"], head_dim: int) -> Float[Array, "B N S H"]:

@@ -44,6 +44,8 @@ class LlamaConfig:
     """Sizes of the language model.
 
     Attributes:
+      heads, kv_heads: Heads of queries, and heads of keys and values, each of which serves `heads / kv_heads`
+        neighbouring heads of queries (grouped-query attention); 0 means as many as heads of queries.
       context: Length of the longest sequence that generation accepts.
       quantised: "int8" or "int4" stores the blocks' kernels as integers with scales (`quantise.py`); then only adapters
         are trainable. "" keeps them in floating point.
@@ -59,6 +61,7 @@ class LlamaConfig:
     layers: int
     heads: int
     mlp_dim: int
+    kv_heads: int = 0
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
     context: int = 2048
@@ -77,6 +80,12 @@ class LlamaConfig:
                 f"model.llama.width={self.width} must be model.llama.heads={self.heads} times an even "
                 "head width (RoPE rotates pairs)"
             )
+        if self.kv_heads < 0 or (self.kv_heads and self.heads % self.kv_heads):
+            raise UserError(
+                f"model.llama.kv_heads={self.kv_heads} must divide model.llama.heads={self.heads}, or be 0, which "
+                "means as many"
+            )
+        object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         if self.quantised not in ("", *KINDS):
             raise UserError(f"model.llama.quantised={self.quantised!r}; expected '' or one of {', '.join(KINDS)}")
         if self.lora_rank < 0:
@@ -105,9 +114,9 @@ class LlamaConfig:
 
     def projection_sizes(self) -> dict[str, tuple[int, int]]:
         """Input and output width of each of `PROJECTIONS`."""
+        square, keys = (self.width, self.width), (self.width, self.kv_heads * self.head_dim)
         inner, outer = (self.width, self.mlp_dim), (self.mlp_dim, self.width)
-        square = (self.width, self.width)
-        return dict(zip(PROJECTIONS, (square, square, square, square, inner, inner, outer), strict=True))
+        return dict(zip(PROJECTIONS, (square, keys, keys, square, inner, inner, outer), strict=True))
 
     def adapter(self, name: str) -> tuple[int, float, float] | None:
         """Rank, alpha and dropout of a projection's adapter, if it has one."""
@@ -123,8 +132,8 @@ class KVCache:
     With one index for each row, rows have different lengths and grow by one position at a time.
     """
 
-    k: Float[Array, "L B N C H"]
-    v: Float[Array, "L B N C H"]
+    k: Float[Array, "L B K C H"]
+    v: Float[Array, "L B K C H"]
     valid: Bool[Array, "B C"]
     index: Int[Array, ""] | Int[Array, " B"]
 
@@ -134,8 +143,9 @@ class LlamaAttention(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str):
         self.q = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("q"))
-        self.k = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("k"))
-        self.v = Linear(rngs, c.width, c.width, ("embed", "heads"), dtype, adapter=c.adapter("v"))
+        keys = c.kv_heads * c.head_dim
+        self.k = Linear(rngs, c.width, keys, ("embed", "heads"), dtype, adapter=c.adapter("k"))
+        self.v = Linear(rngs, c.width, keys, ("embed", "heads"), dtype, adapter=c.adapter("v"))
         gain = (2.0 * c.layers) ** -0.5
         self.o = Linear(rngs, c.width, c.width, ("heads", "embed"), dtype, gain=gain, adapter=c.adapter("o"))
         self.head_dim = c.head_dim
@@ -146,21 +156,21 @@ class LlamaAttention(nnx.Module):
         cos: Float[Array, "B S H"],
         sin: Float[Array, "B S H"],
         keys: Sequence[Array | None] = (None, None, None),
-    ) -> tuple[Float[Array, "B N S H"], Float[Array, "B N S H"], Float[Array, "B N S H"]]:
+    ) -> tuple[Float[Array, "B N S H"], Float[Array, "B K S H"], Float[Array, "B K S H"]]:
         """Rotated q, rotated k, and v."""
         q, k, v = self.q(x, keys[0]), self.k(x, keys[1]), self.v(x, keys[2])
         if x.shape[1] == 1:
             # Otherwise the TPU compiler multiplies by kernels split into heads, and relays them out for every token.
             q, k, v = jax.lax.optimization_barrier((q, k, v))
         q, k, v = (y.reshape(*y.shape[:-1], -1, self.head_dim) for y in (q, k, v))
-        heads = (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)  # 3 x [B, S, N, H]
+        heads = (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)  # [B, S, N, H], 2 x [B, S, K, H]
         return checkpoint_name(tuple(y.swapaxes(1, 2) for y in heads), "qkv")
 
     def attend(
         self,
         q: Float[Array, "B N T H"],
-        k: Float[Array, "B N C H"],
-        v: Float[Array, "B N C H"],
+        k: Float[Array, "B K C H"],
+        v: Float[Array, "B K C H"],
         mask: Bool[Array, "B 1 T C"],
     ) -> Float[Array, "B N T H"]:
         """Attention of T new positions to a cache."""
@@ -217,20 +227,20 @@ class LlamaBlock(nnx.Module):
     def decode(
         self,
         x: Float[Array, "B T D"],
-        k: Float[Array, "L B N C H"],
-        v: Float[Array, "L B N C H"],
+        k: Float[Array, "L B K C H"],
+        v: Float[Array, "L B K C H"],
         layer: Int[Array, ""],
         index: Int[Array, ""] | Int[Array, " B"],
         mask: Bool[Array, "B 1 T R"],
         cos: Float[Array, "B T H"],
         sin: Float[Array, "B T H"],
-    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B N C H"], Float[Array, "L B N C H"]]:
+    ) -> tuple[Float[Array, "B T D"], Float[Array, "L B K C H"], Float[Array, "L B K C H"]]:
         """x after the block, and the caches with slots index..index+T of `layer` set.
 
         The caches stay whole and are updated in place: slicing a layer out and stacking it back would copy all of it
         for every token. The block attends to the first R slots.
         """
-        q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, N, T, H]
+        q, k_new, v_new = self.attn.project(self.attn_norm(x), cos, sin)  # [B, N, T, H], 2 x [B, K, T, H]
         if index.ndim:
             rows = jnp.arange(len(x))
             k = k.at[layer, rows, :, index].set(k_new[:, :, 0].astype(k.dtype))
@@ -240,7 +250,7 @@ class LlamaBlock(nnx.Module):
             k = jax.lax.dynamic_update_slice(k, k_new[None].astype(k.dtype), at)
             v = jax.lax.dynamic_update_slice(v, v_new[None].astype(v.dtype), at)
         reach = mask.shape[-1]
-        k_layer, v_layer = (y[layer, :, :, :reach].astype(x.dtype) for y in (k, v))  # [B, N, R, H]
+        k_layer, v_layer = (y[layer, :, :, :reach].astype(x.dtype) for y in (k, v))  # [B, K, R, H]
         x = x + self.attn.merge(self.attn.attend(q, k_layer, v_layer, mask))
         return x + self.mlp(self.mlp_norm(x)), k, v
 
@@ -296,7 +306,7 @@ class Llama(nnx.Module):
     def init_cache(self, batch: int, capacity: int, dtype: str) -> KVCache:
         """An empty cache with `capacity` slots for each of `batch` rows."""
         c = self.config
-        shape = (c.layers, batch, c.heads, capacity, c.head_dim)
+        shape = (c.layers, batch, c.kv_heads, capacity, c.head_dim)
         return KVCache(
             k=jnp.zeros(shape, dtype),
             v=jnp.zeros(shape, dtype),

@@ -1,4 +1,6 @@
-"""Causal attention within the segments of packed rows: q, k, v [B, N, S, H], segments [B, S] -> [B, N, S, H].
+"""Causal attention within the segments of packed rows.
+
+In: q [B, N, S, H], k and v [B, K, S, H], where K divides N, and segments [B, S]. Out: [B, N, S, H].
 
 There are two kernels; `auto` chooses by the devices that the step is compiled for:
 
@@ -41,7 +43,7 @@ def segment_mask(segments: Int[Array, "B S"]) -> Bool[Array, "B 1 S S"]:
 def packed_attention(
     segments: Int[Array, "B S"], head_dim: int, kernel: str = "auto"
 ) -> Callable[[Array, Array, Array], Array]:
-    """The attention of rows with these segments, for every layer: (q, k, v) -> output, all [B, N, S, H].
+    """The attention of rows with these segments, for every layer: (q, k, v) -> output [B, N, S, H].
 
     Scores are scaled by H**-0.5. The output is named "attention", so that remat policies can save it.
 

@@ -1,4 +1,4 @@
-"""JAX's Pallas attention kernel for TPUs, sharded over a mesh: q [B, N, S, H], k, v [B, N, T, H] -> [B, N, S, H].
+"""JAX's Pallas attention kernel for TPUs, sharded over a mesh: q [B, N, S, H], k, v [B, K, T, H] -> [B, N, S, H].
 
 Scores never leave the chip. Rows and heads are sharded, and under context parallelism queries; every device reads all
 keys of its rows. On other platforms the kernel is interpreted, which is slow and serves tests.
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Float, Int
 
-from emu_jax.models.layers import Array
+from emu_jax.models.layers import Array, repeat_heads
 from emu_jax.sharding import is_auto, num_shards, partition_spec, platform
 
 BLOCKS = (512, 256, 128)  # block sizes of queries and keys; the largest that divides a device's share is used
@@ -28,8 +28,8 @@ def why_unsupported(queries: int, keys: int) -> str | None:
 
 def splash_attention(
     q: Float[Array, "B N S H"],
-    k: Float[Array, "B N T H"],
-    v: Float[Array, "B N T H"],
+    k: Float[Array, "B K T H"],
+    v: Float[Array, "B K T H"],
     *,
     scale: float,
     segments: Int[Array, "B S"] | None = None,
@@ -44,6 +44,8 @@ def splash_attention(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
     (_, heads, queries, head_dim), keys = q.shape, k.shape[2]
+    if k.shape[1] % num_shards("heads", heads):  # the kernel groups heads itself where every device has whole groups
+        k, v = repeat_heads(k, heads), repeat_heads(v, heads)
     mesh = jax.sharding.get_abstract_mesh()
     shards = num_shards("sequence", queries)
     query_block = next(size for size in BLOCKS if (queries // shards) % size == 0)

@@ -196,14 +196,15 @@ def make_plan(
 
 
 def _by_layers(task: Task, mesh: Mesh) -> tuple[Cost, dict[str, Cost]]:
-    """The cost of the whole step and of its parts, from small steps."""
+    """The cost of the whole step and of its parts, from small steps; a part of one layer counts as rest."""
     depths = dict.fromkeys(task.scanned, 1)
+    deep = [part for part, layers in task.scanned.items() if layers > 1]
 
     def small(depths: dict[str, int]) -> Cost:
         return training_step(task.shallow(depths), mesh).build()[1]
 
     first = small(depths)
-    layers = {part: small(depths | {part: 2}) - first for part in task.scanned}
+    layers = {part: small(depths | {part: 2}) - first for part in deep}
     by_part = {part: layer * task.scanned[part] for part, layer in layers.items()}
     by_part["rest"] = first - sum(layers.values(), Cost())
     return sum(by_part.values(), Cost()), by_part

@@ -161,7 +161,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
     model = emu.EmuConfig.from_dict(config.model)
     llama = model.llama
     params = placed(mesh, emu.logical_axes(model), emu.abstract(model))
-    cached = (llama.layers, rows, llama.heads, llama.context, llama.head_dim)
+    cached = (llama.layers, rows, llama.kv_heads, llama.context, llama.head_dim)
     where = sharding(mesh, ("layers", "batch", "heads", None, None), cached)
     keys = jax.ShapeDtypeStruct(cached, model.dtype, sharding=where)
     by_row = {
@@ -187,7 +187,8 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
         wrapped = jax.jit(step, donate_argnums=2, in_shardings=(fixed, *chosen), out_shardings=chosen)
         return [Program("decode", 1, wrapped.lower(params, by_row["tokens"], cache))]
 
-    matmuls = llama.layers * (4 * llama.width**2 + 3 * llama.width * llama.mlp_dim) + llama.width * llama.vocab_size
+    matmuls = llama.layers * sum(inputs * outputs for inputs, outputs in llama.projection_sizes().values())
+    matmuls += llama.width * llama.vocab_size
     attention = 2 * llama.layers * llama.width * llama.context
     # The regression head is never read, and of the token embedding only a few rows. Each device reads its share of the
     # token head, even where the head does not divide over the devices and every device holds all of it.

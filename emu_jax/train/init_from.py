@@ -109,6 +109,7 @@ def _group(config: ConfigDict, where: str) -> dict[str, Any]:
 
 
 def _check_sizes(where: str, group: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
+    theirs, ours = _spelt_out(theirs), _spelt_out(ours)
     for name, value in theirs.items():
         field = f"{group}.{name}"
         if isinstance(value, Mapping):
@@ -139,6 +140,11 @@ def _load(
         else value.astype(ours[name].dtype)
         for name, value in loaded.items()
     }
+
+
+def _spelt_out(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a group, with the number of `kv_heads` where 0 stands for as many as `heads`."""
+    return {name: fields["heads"] if name == "kv_heads" and not value else value for name, value in fields.items()}
 
 
 def _plain(value: Any) -> Any:

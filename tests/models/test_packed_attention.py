@@ -22,10 +22,11 @@ def test_segment_mask_is_block_diagonal_and_causal():
     np.testing.assert_array_equal(mask, expected)
 
 
-def results(kernel: str, head_dim: int = 128) -> dict[str, np.ndarray]:
+def results(kernel: str, head_dim: int = 128, kv_heads: int = 2) -> dict[str, np.ndarray]:
     """Attention's output at the real positions of uneven segments, and the gradients of a function of it."""
     length = 256
     q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 2, length, head_dim))
+    k, v = k[:, :kv_heads], v[:, :kv_heads]
     cuts = jnp.array([[60, 100, 230], [128, 129, length]])
     segments = 1 + (jnp.arange(length)[None, :, None] >= cuts[:, None, :]).sum(-1)
     real = (segments < 4)[:, None, :, None]
@@ -40,9 +41,9 @@ def results(kernel: str, head_dim: int = 128) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("head_dim", [128, 40])
-def test_the_tpu_kernel_equals_plain_attention(head_dim):
-    plain, splash = results("plain", head_dim), results("splash", head_dim)
+@pytest.mark.parametrize(("head_dim", "kv_heads"), [(128, 2), (40, 2), (128, 1)])
+def test_the_tpu_kernel_equals_plain_attention(head_dim, kv_heads):
+    plain, splash = (results(kernel, head_dim, kv_heads) for kernel in ("plain", "splash"))
     for name, expected in plain.items():
         np.testing.assert_allclose(splash[name], expected, atol=2e-5, err_msg=name)
 
@@ -53,21 +54,20 @@ import jax, numpy as np
 from emu_jax.sharding import make_mesh
 from tests.models.test_packed_attention import results
 with jax.set_mesh(make_mesh({sys.argv[1]: 2})):
-    np.savez(sys.argv[2], **results("splash"))
+    np.savez(sys.argv[2], **results("splash", kv_heads=int(sys.argv[3])))
 """
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("axis", ["fsdp", "tensor", "context"])
-def test_the_tpu_kernel_is_sharded_over_a_mesh(axis, tmp_path):
+@pytest.mark.parametrize(("axis", "kv_heads"), [("fsdp", 2), ("tensor", 2), ("context", 1), ("tensor", 1)])
+def test_the_tpu_kernel_is_sharded_over_a_mesh(axis, kv_heads, tmp_path):
     flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
     file = tmp_path / "sharded.npz"
-    done = subprocess.run(
-        [sys.executable, "-c", SHARDED, axis, file], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", SHARDED, axis, file, str(kv_heads)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for name, expected in results("plain").items():
+    for name, expected in results("plain", kv_heads=kv_heads).items():
         np.testing.assert_allclose(np.load(file)[name], expected, atol=2e-5, err_msg=f"{axis}: {name}")
 
 

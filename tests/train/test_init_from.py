@@ -22,7 +22,7 @@ from emu_jax.models import unet
 from emu_jax.models.paths import flatten
 from emu_jax.sharding import make_mesh
 from emu_jax.storage import copy_folder
-from emu_jax.train.init_from import init_from_checkpoints
+from emu_jax.train.init_from import _check_sizes, init_from_checkpoints
 from emu_jax.train.loop import train
 from emu_jax.train.optimizer import OptimizerConfig
 from emu_jax.train.state import TrainState, create_state
@@ -183,6 +183,12 @@ def test_other_sizes_are_refused_before_anything_is_written(parts, documents, tm
     with pytest.raises(UserError, match=message):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_no_number_of_kv_heads_means_as_many_as_heads():
+    _check_sizes("weights", "model.llama", {"heads": 4, "kv_heads": 4}, {"heads": 4, "kv_heads": 0})
+    with pytest.raises(UserError, match=r"weights: made with model\.llama\.kv_heads=2, this config has 4"):
+        _check_sizes("weights", "model.llama", {"heads": 4, "kv_heads": 2}, {"heads": 4, "kv_heads": 0})
 
 
 @pytest.mark.parametrize(

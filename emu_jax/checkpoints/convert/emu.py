@@ -129,6 +129,11 @@ def _infer(
         source, advice = "rotary_emb.inv_freq", "a head is twice as wide as it is long"
     llama_heads, unfit = _heads(read, "llama width", llama_head_dim, source, advice)
     faults += unfit
+    kv_heads, unfit = (llama_heads, ()) if unfit else _heads(read, "llama key width", llama_head_dim, source, advice)
+    faults += unfit
+    if llama_heads % kv_heads:
+        detail = f"{kv_heads} heads of keys do not divide {llama_heads} heads of queries"
+        faults.append(Fault("indivisible", WITNESSES["llama key width"][0][0], detail))
     sizes = dict.fromkeys(WITNESSES, 2) | read
     causal_head_dim = max(sizes["causal inner width"] // sizes["causal heads"], 1)
     if causal_head_dim * sizes["causal heads"] != sizes["causal inner width"]:
@@ -163,6 +168,7 @@ def _infer(
             "width": sizes["llama width"],
             "layers": depths["llama"],
             "heads": llama_heads,
+            "kv_heads": kv_heads,
             "mlp_dim": sizes["llama mlp_dim"],
             "norm_eps": 1e-6,
             "rope_base": 10000.0,

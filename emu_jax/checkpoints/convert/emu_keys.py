@@ -173,6 +173,10 @@ WITNESSES: dict[str, tuple[tuple[str, int], ...]] = {
         ("decoder.lm.model.layers.{layer}.input_layernorm.weight", 0),
         ("decoder.lm.model.layers.{layer}.post_attention_layernorm.weight", 0),
     ),
+    "llama key width": (
+        ("decoder.lm.model.layers.{layer}.self_attn.k_proj.weight", 0),
+        ("decoder.lm.model.layers.{layer}.self_attn.v_proj.weight", 0),
+    ),
     "llama mlp_dim": (
         ("decoder.lm.model.layers.{layer}.mlp.gate_proj.weight", 0),
         ("decoder.lm.model.layers.{layer}.mlp.up_proj.weight", 0),

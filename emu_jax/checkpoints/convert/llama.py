@@ -98,8 +98,9 @@ def conversion(folder: Path) -> Conversion:
         scope=in_scope,
         layout=LAYOUT,
     )
-    if matched.config["llama"]["width"] != width:
-        raise UserError(f"{folder}: its config says a width of {width}, its weights {matched.config['llama']['width']}")
+    for name, expected in (("width", width), ("kv_heads", fields["kv_heads"])):
+        if (found := matched.config["llama"][name]) != expected:
+            raise UserError(f"{folder}: its config says a {name} of {expected}, its weights {found}")
     model = {"llama": matched.config["llama"] | fields}
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
     axes = {f"params/{path}": logical for path, logical in matched.axes.items()}
@@ -125,14 +126,13 @@ def _fields(file: Path) -> dict[str, Any]:
     if rope.get("rope_type", "default") != "default":
         wrong.append(f"rope_type={rope['rope_type']!r} (expected 'default')")
     heads: Any = config.get("num_attention_heads")
-    if config.get("num_key_value_heads", heads) != heads:
-        wrong.append(f"num_key_value_heads={config['num_key_value_heads']} (expected {heads}, one per head)")
     if wrong:
-        raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} of 7B and 13B, first or second, can be read")
+        raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT}, first or second, can be read")
     try:
         return {
             "width": int(config["hidden_size"]),
             "heads": int(heads),
+            "kv_heads": int(config.get("num_key_value_heads") or heads),
             "norm_eps": float(config["rms_norm_eps"]),
             "rope_base": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
             "context": int(config["max_position_embeddings"]),
@@ -182,14 +182,11 @@ class MetaTensors(Tensors):
     def _fields(self, file: Path) -> dict[str, Any]:
         params = read_json_object(file, f"Meta's {PARAMS}")
         heads: Any = params.get("n_heads")
-        if params.get("n_kv_heads", heads) != heads:
-            raise UserError(
-                f"{file}: n_kv_heads={params['n_kv_heads']}, expected {heads}; grouped heads cannot be read"
-            )
         try:
             return {
                 "width": int(params["dim"]),
                 "heads": int(heads),
+                "kv_heads": int(params.get("n_kv_heads") or heads),
                 "norm_eps": float(params["norm_eps"]),
                 "rope_base": float(params.get("rope_theta", 10000.0)),
                 # Not in the files; the first LLaMA was trained on 2048 positions, the second on 4096.
@@ -204,7 +201,10 @@ class MetaTensors(Tensors):
             whole = self._shards[0][origin]
         else:
             whole = np.concatenate([shard[origin] for shard in self._shards], axis=axis)
-        return _halves(whole, self.fields["heads"]) if name.endswith(("q_proj.weight", "k_proj.weight")) else whole
+        for kernel, heads in (("q_proj.weight", "heads"), ("k_proj.weight", "kv_heads")):
+            if name.endswith(kernel):
+                return _halves(whole, self.fields[heads])
+        return whole
 
 
 def _halves(kernel: np.ndarray, heads: int) -> np.ndarray:
@@ -222,7 +222,7 @@ def describe(config: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_size": config["width"],
         "intermediate_size": config["mlp_dim"],
         "num_attention_heads": config["heads"],
-        "num_key_value_heads": config["heads"],
+        "num_key_value_heads": config.get("kv_heads") or config["heads"],
         "num_hidden_layers": config["layers"],
         "vocab_size": config["vocab_size"],
         "max_position_embeddings": config["context"],

@@ -58,7 +58,8 @@ def load_folder(folder):
 def test_sharded_safetensors_have_transformers_logits(hugging_llama):
     folder, network = hugging_llama
     fields, params = load_folder(folder)
-    assert fields["norm_eps"] == 3e-6 and fields["context"] == 128 and fields["heads"] == 6
+    assert fields["norm_eps"] == 3e-6 and fields["context"] == 128
+    assert (fields["heads"], fields["kv_heads"]) == (6, 2)
     assert_close(logits_of(fields, params, TOKENS), theirs(network, TOKENS))
 
 
@@ -212,10 +213,10 @@ def test_eva_clips_visual_tower(eva_clip, golden):
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("num_key_value_heads", 2, r"num_key_value_heads=2 \(expected 6, one per head\)"),
+        ("num_key_value_heads", 6, "its config says a kv_heads of 6, its weights 2"),
         ("tie_word_embeddings", True, r"tie_word_embeddings=True \(expected False\)"),
         ("model_type", "mistral", r"model_type='mistral' \(expected 'llama'\)"),
-        ("num_attention_heads", 5, "num_key_value_heads=6|5 attention heads do not divide"),
+        ("num_attention_heads", 5, "5 attention heads and a width of 48, which do not divide"),
         ("rms_norm_eps", None, "is missing or not a number"),
     ],
 )
