@@ -146,7 +146,7 @@ def _run(
         return Result(run, {}, folder, waits=True)
     if benchmark.submission is not None:
         ranked = benchmark.predicts == "scores"
-        answers = {id: ranks(np.asarray(p)).tolist() for id, p in found.items()} if ranked else found
+        answers = {id: ranks(np.asarray(p["reference"])).tolist() for id, p in found.items()} if ranked else found
         benchmark.write_submission(folder / "submission.json", questions, answers)
     figures = benchmark.score(questions, found, Scoring(root, folder / "drawn", config.weights, emu))
     _write_scores(folder / "scores.json", run, figures)

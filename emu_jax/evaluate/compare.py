@@ -1,8 +1,9 @@
 """Compares runs: the differences between their configs, and their scores.
 
-In: work directories with config.json, metrics.jsonl and, after `emu-jax evaluate`, scores.json. Out: a `Comparison`, in
-which runs whose configs differ only in train.seed form a group, with means over its seeds. Written as `compare.json`
-and `compare.png`, printed as a table of text or Markdown.
+In: work directories with config.json, metrics.jsonl and, after `emu-jax evaluate`, scores.json and
+benchmarks/*/scores.json. Out: a `Comparison`, in which runs whose configs differ only in their seeds form a group, with
+means over its seeds, and differences from the first group (`differences.py`). Written as `compare.json` and
+`compare.png`, printed as a table of text or Markdown.
 
 A run initialised from another one (`config.init`) is identified by that run's config, whatever its seed, not its path.
 """
@@ -11,23 +12,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
-from scipy.special import stdtrit
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 from emu_jax.errors import UserError, nearest
+from emu_jax.evaluate.differences import POWER, Difference, Mean, corrected, difference, mean_over, spreads
 from emu_jax.models.paths import flatten
 from emu_jax.storage import Path, absolute, as_path, read_json_object, replace_text, write_atomically
 from emu_jax.workdir import CONFIG_FILE, METRICS_FILE, OBSERVING, read_metrics
 
-SEED = "train.seed"
+SEED, DATA_SEED = "train.seed", "data.seed"
 WRITTEN = "the config that `emu-jax train` wrote"
 LOSSES = ("text_loss", "regression_loss")
 # The default figures: names in scores.json or, as "last …", in metrics.jsonl.
@@ -37,40 +37,27 @@ FIGURES = (
     "heldout_combinations: embeddings from text, autoregressive R2",
     *(f"last {name}" for name in LOSSES),
 )
-LAST = 0.1  # "last …" is the mean over this share of the logged rows
+HELD_OUT = "held_out_"  # metrics of evaluations while a run trains: "last …" is their last value
+LAST = 0.1  # "last …" of a training loss is the mean over this share of the logged rows
 CURVE_POINTS = 30  # in the plot of a loss
 STAR = "*"
-
-
-@dataclasses.dataclass(frozen=True)
-class Mean:
-    """A mean over runs: values by run (None: missing), 95% interval by Student's t (None: fewer than two values).
-
-    `difference` is from the first group's mean, its interval by Welch's t; None for the first group itself.
-    """
-
-    values: tuple[float | None, ...]
-    mean: float | None
-    interval: tuple[float, float] | None
-    difference: float | None = None
-    difference_interval: tuple[float, float] | None = None
-
-    @property
-    def differs(self) -> bool:
-        """Whether the interval of the difference excludes 0."""
-        return self.difference_interval is not None and not (
-            self.difference_interval[0] <= 0 <= self.difference_interval[1]
-        )
+SEEDS = (SEED, DATA_SEED)
+BENCHMARKS = "benchmarks"  # where `evaluate --benchmark` writes in a work directory
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One work directory: its config by dotted field, its seed, its last logged step, its rows and its figures."""
+    """One work directory: its config by dotted field, its seeds, its last logged step, its rows and its figures.
+
+    Attributes:
+      key: equal for runs that differ only in their seeds.
+      seeds: of the initial weights (train.seed) and of the data's order (data.seed).
+    """
 
     path: Path
     config: Mapping[str, Any]
-    key: str  # equal for runs that differ only in their seeds
-    seed: int
+    key: str
+    seeds: tuple[int, int]
     step: int
     rows: Sequence[Mapping[str, float]]
     figures: Mapping[str, float]
@@ -78,12 +65,21 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class Group:
-    """Runs of one config. `fields`: its differences from the first group's config, as (first group's, this group's)."""
+    """Runs of one config.
+
+    Attributes:
+      fields: differences from the first group's config, as (first group's, this group's).
+      figures: means over seeds.
+      differences: from the first group's figures; {} for the first group itself, None where there are too few values.
+      spreads: standard deviations over initial weights and over the data's order, where both seeds vary on their own.
+    """
 
     name: str
     runs: tuple[Run, ...]
     fields: Mapping[str, tuple[Any, Any]]
     figures: Mapping[str, Mean]
+    differences: Mapping[str, Difference | None]
+    spreads: Mapping[str, tuple[float, float]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,7 +97,8 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     """Reads work directories and groups them.
 
     Args:
-      figures: names as in scores.json, or "last <name>" of metrics.jsonl (default: those of `FIGURES` that exist).
+      figures: names as in scores.json, "<run>: <name>" of benchmarks/<run>/scores.json, or "last <name>" of
+        metrics.jsonl (default: those of `FIGURES` that exist).
 
     Raises:
       UserError: fewer than two runs, one that cannot be read, the same config and seed twice, or an unknown figure.
@@ -112,9 +109,9 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     members: dict[str, list[Run]] = {}
     for run in runs:
         for other in members.setdefault(run.key, []):
-            if other.seed == run.seed:
+            if other.seeds == run.seeds:
                 raise UserError(
-                    f"{run.path}: has the config and the seed {run.seed} of {other.path}; name each run once"
+                    f"{run.path}: has the config and the seed {run.seeds[0]} of {other.path}; name each run once"
                 )
         members[run.key].append(run)
     known = dict.fromkeys(name for run in runs for name in run.figures)
@@ -124,16 +121,26 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     shown = tuple(figures) or tuple(name for name in FIGURES if name in known)
     if not shown:
         raise UserError(f"{paths[0]} and the others: nothing to compare; run `emu-jax evaluate --model RUN` on each")
-    first, *_ = members.values()
-    names = _names(list(members.values()))
+    first, *others = members.values()
+    tests = [difference(_by_seed(some, figure), _by_seed(first, figure)) for some in others for figure in shown]
+    found = iter(corrected(tests))
     groups = []
-    for name, some in zip(names, members.values(), strict=True):
-        means = {}
-        for figure in shown:
-            base = None if some is first else [run.figures.get(figure) for run in first]
-            means[figure] = mean_over([run.figures.get(figure) for run in some], base)
-        groups.append(Group(name, tuple(some), differing(first[0].config, some[0].config), means))
+    for name, some in zip(_names(list(members.values())), members.values(), strict=True):
+        groups.append(
+            Group(
+                name,
+                tuple(some),
+                differing(first[0].config, some[0].config),
+                {figure: mean_over([run.figures.get(figure) for run in some]) for figure in shown},
+                {} if some is first else {figure: next(found) for figure in shown},
+                {figure: s for figure in shown if (s := spreads(_by_seed(some, figure))) is not None},
+            )
+        )
     return Comparison(shown, tuple(groups))
+
+
+def _by_seed(runs: Sequence[Run], figure: str) -> dict[tuple[int, int], float]:
+    return {run.seeds: run.figures[figure] for run in runs if figure in run.figures}
 
 
 def read_run(path: Path) -> Run:
@@ -145,18 +152,26 @@ def read_run(path: Path) -> Run:
     if not isinstance(config.get(SEED), int):
         raise UserError(f"{file}: has no {SEED}; expected {WRITTEN}")
     rows = read_metrics(path / METRICS_FILE) if (path / METRICS_FILE).is_file() else []
-    figures: dict[str, float] = {}
-    if (scores := path / "scores.json").is_file():
-        entries: Any = read_json_object(scores, "what `emu-jax evaluate` wrote").get("figures")
-        try:
-            figures = {name: float(entry["value"]) for name, entry in entries.items()}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{scores}: holds no figures; expected what `emu-jax evaluate` wrote") from error
+    figures = _scores(path / "scores.json") if (path / "scores.json").is_file() else {}
+    for folder in sorted((path / BENCHMARKS).iterdir()) if (path / BENCHMARKS).is_dir() else ():
+        if (folder / "scores.json").is_file():
+            scores = _scores(folder / "scores.json")
+            figures |= {f"{folder.name}: {name}": value for name, value in scores.items()}
     for name in LOSSES:
         values = [row[name] for row in rows[-max(1, round(LAST * len(rows))) :] if name in row]
         figures |= {f"last {name}": sum(values) / len(values)} if values else {}
+    figures |= {f"last {name}": row[name] for row in rows for name in row if name.startswith(HELD_OUT)}
     step = int(rows[-1]["step"]) if rows else 0
-    return Run(path, config, _key(config), config[SEED], step, rows, figures)
+    seeds = config[SEED], int(config.get(DATA_SEED) or 0)
+    return Run(path, config, _key(config), seeds, step, rows, figures)
+
+
+def _scores(file: Path) -> dict[str, float]:
+    entries: Any = read_json_object(file, "what `emu-jax evaluate` wrote").get("figures")
+    try:
+        return {name: float(entry["value"]) for name, entry in entries.items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{file}: holds no figures; expected what `emu-jax evaluate` wrote") from error
 
 
 def _flat(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,19 +185,19 @@ def _observes(name: str) -> bool:
 
 
 def _key(config: Mapping[str, Any]) -> str:
-    """Identifies a config up to its seed, and up to the seeds of the runs that it was initialised from."""
+    """Identifies a config up to its seeds, and up to those of the runs that it was initialised from."""
 
     def meaning(name: str, value: Any) -> Any:
         if name.startswith("init.") and value and (file := as_path(value) / CONFIG_FILE).is_file():
             return _key(_flat(read_json_object(file, WRITTEN)))
         return value
 
-    return json.dumps({name: meaning(name, config[name]) for name in sorted(config) if name != SEED})
+    return json.dumps({name: meaning(name, config[name]) for name in sorted(config) if name not in SEEDS})
 
 
 def differing(first: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted fields, except the seed, that differ between two configs, as (in the first, in the other)."""
-    names = sorted((first.keys() | other.keys()) - {SEED})
+    """Dotted fields, except seeds, that differ between two configs, as (in the first, in the other)."""
+    names = sorted((first.keys() | other.keys()) - {*SEEDS})
     return {n: (first.get(n), other.get(n)) for n in names if first.get(n) != other.get(n)}
 
 
@@ -191,40 +206,9 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     names = []
     for runs in groups:
         folders = [absolute(run.path).name for run in runs]
-        plain = {name.removesuffix(str(run.seed)).rstrip("-_.") for name, run in zip(folders, runs, strict=True)}
+        plain = {name.removesuffix(str(run.seeds[0])).rstrip("-_.") for name, run in zip(folders, runs, strict=True)}
         names.append((plain.pop() if len(plain) == 1 else "") or folders[0])
     return [name if names.count(name) == 1 else str(runs[0].path) for name, runs in zip(names, groups, strict=True)]
-
-
-# ---------------------------------------------------------------- statistics
-
-
-def mean_over(values: Sequence[float | None], base: Sequence[float | None] | None = None) -> Mean:
-    """Mean of the values that are not None, and its difference from the mean of `base`."""
-    known = np.array([value for value in values if value is not None], np.float64)
-    if not len(known):
-        return Mean(tuple(values), None, None)
-    mean, variance = float(known.mean()), _variance_of_mean(known)
-    interval = None if variance is None else _interval(mean, variance, len(known) - 1)
-    other = np.array([value for value in base or () if value is not None], np.float64)
-    if not len(other):
-        return Mean(tuple(values), mean, interval)
-    difference, other_variance = mean - float(other.mean()), _variance_of_mean(other)
-    if variance is None or other_variance is None:
-        return Mean(tuple(values), mean, interval, difference)
-    total = variance + other_variance
-    parts = variance**2 / (len(known) - 1) + other_variance**2 / (len(other) - 1)
-    freedom = total**2 / parts if parts else 1.0  # Welch's; with zero variance the interval is a point
-    return Mean(tuple(values), mean, interval, difference, _interval(difference, total, freedom))
-
-
-def _variance_of_mean(values: np.ndarray) -> float | None:
-    return float(values.var(ddof=1) / len(values)) if len(values) > 1 else None
-
-
-def _interval(centre: float, variance: float, freedom: float) -> tuple[float, float]:
-    spread = float(stdtrit(freedom, 0.975)) * math.sqrt(variance)
-    return centre - spread, centre + spread
 
 
 # ---------------------------------------------------------------- writing
@@ -238,32 +222,52 @@ def table(comparison: Comparison, *, markdown: bool = False) -> str:
     for group in comparison.groups:
         steps = sorted({run.step for run in group.runs})
         cells = [group.name, str(len(group.runs)), "-".join(f"{s:,}" for s in dict.fromkeys((steps[0], steps[-1])))]
-        lines.append(cells + [_cell(group.figures[figure], markdown) for figure in comparison.figures])
+        lines.append(cells + [_cell(group, figure, markdown) for figure in comparison.figures])
     first = comparison.groups[0].name
     fields = [
         f"{group.name}: " + (", ".join(f"{n} {b} ({first}: {a})" for n, (a, b) in group.fields.items()) or "as it is")
         for group in comparison.groups[1:]
     ]
-    note = (
-        f"means over seeds with 95% intervals by Student's t; {STAR}: the interval of the difference from {first} by "
-        "Welch's t leaves out 0"
-    )
+    for group in comparison.groups:
+        fields += [
+            f"{group.name}, {figure}: standard deviation {weights:.3f} over initial weights, {data:.3f} over the "
+            "data's order"
+            for figure, (weights, data) in group.spreads.items()
+        ]
+    tests = [found for group in comparison.groups for found in group.differences.values() if found is not None]
+    note = "means over seeds with 95% intervals by Student's t"
+    if tests:
+        how = {True: "paired by seed", False: "Welch's"}
+        kinds = " or ".join(sorted({how[found.paired] for found in tests}, reverse=True))
+        note += (
+            f"; {STAR}: differs from {first} by a t test, {kinds}, at 5% for the whole table (Holm, {len(tests)} tests)"
+        )
     if markdown:
         note = note.replace(STAR, f"\\{STAR}")
         rows = [f"| {' | '.join(cells)} |" for cells in lines]
         rows.insert(1, "|" + " --- |" * len(head))
-        return "\n".join([*rows, "", note[0].upper() + note[1:] + ".", "", *(f"- {line}" for line in fields)]) + "\n"
+        power = [f"- {name}{text}" for name in comparison.figures if (text := _found_from(comparison, name))]
+        return "\n".join([*rows, "", f"{note[0].upper()}{note[1:]}.", "", *power, *(f"- {x}" for x in fields)]) + "\n"
+    labelled = zip(letters, comparison.figures, strict=True)
     widths = [max(len(cells[i]) for cells in lines) for i in range(len(head))]
     rows = ["  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip() for cells in lines]
-    keys = [f"{letter}  {figure}" for letter, figure in zip(letters, comparison.figures, strict=True)]
+    keys = [f"{letter}  {figure}{_found_from(comparison, figure)}" for letter, figure in labelled]
     return "\n".join([*rows, "", *keys, "", note, "", *fields]) + "\n"
 
 
-def _cell(mean: Mean, markdown: bool) -> str:
+def _found_from(comparison: Comparison, figure: str) -> str:
+    """What is said of a figure's power: the median over its tests of the difference that they would find."""
+    tests = [group.differences.get(figure) for group in comparison.groups]
+    sizes = [found.detectable for found in tests if found is not None]
+    return f": differences from {np.median(sizes):.3f} on are found with {POWER:.0%} power" if sizes else ""
+
+
+def _cell(group: Group, figure: str, markdown: bool) -> str:
+    mean, test = group.figures[figure], group.differences.get(figure)
     if mean.mean is None:
         return "-"
     value = f"{mean.mean:.3f}"
-    mark = (f"\\{STAR}" if markdown else STAR) if mean.differs else ""
+    mark = (f"\\{STAR}" if markdown else STAR) if test is not None and test.differs else ""
     low, high = mean.interval or (None, None)
     return value + mark + ("" if low is None else f" ({low:.3f} to {high:.3f})")
 
@@ -287,9 +291,14 @@ def _to_json(comparison: Comparison) -> dict[str, Any]:
     groups = [
         {
             "name": group.name,
-            "runs": [{"path": str(run.path), "seed": run.seed, "step": run.step} for run in group.runs],
+            "runs": [{"path": str(run.path), "seeds": list(run.seeds), "step": run.step} for run in group.runs],
             "differs": {name: list(pair) for name, pair in group.fields.items()},
             "figures": {name: dataclasses.asdict(mean) for name, mean in group.figures.items()},
+            "differences": {
+                name: None if test is None else dataclasses.asdict(test) | {"differs": test.differs}
+                for name, test in group.differences.items()
+            },
+            "spreads": {name: list(pair) for name, pair in group.spreads.items()},
         }
         for group in comparison.groups
     ]

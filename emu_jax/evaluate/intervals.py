@@ -1,4 +1,8 @@
-"""Figures with 95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else."""
+"""Figures with 95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else.
+
+Several questions about one image, film or dialogue say less than as many about different ones. With `groups`, the
+bootstrap draws whole groups.
+"""
 
 from __future__ import annotations
 
@@ -21,27 +25,43 @@ class Figure:
     count: int
 
 
-def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None) -> Figure:
+def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None, groups: np.ndarray | None = None) -> Figure:
     """A share of right answers.
+
+    Args:
+      groups: the number of each item's group; Wilson's interval holds only where every group has one item.
 
     >>> figure = share([True, True, True, False])
     >>> figure.value, [round(end, 3) for end in figure.interval], figure.count
     (0.75, [0.301, 0.954], 4)
     """
     hits = np.asarray(hits, bool)
+    if _is_grouped(groups):
+        return mean(hits, chance, groups)
     return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
 
 
-def mean(values: Sequence[float] | np.ndarray, chance: float | None = None) -> Figure:
+def mean(values: Sequence[float] | np.ndarray, chance: float | None = None, groups: np.ndarray | None = None) -> Figure:
     """A mean over items, for example of accuracies between 0 and 1.
+
+    Args:
+      groups: the number of each item's group.
 
     >>> mean([1.0, 0.0, 1.0, 1.0]).value
     0.75
     """
     values = np.asarray(values, np.float64)
-    return Figure(
-        float(values.mean()), bootstrap(lambda index: float(values[index].mean()), len(values)), chance, len(values)
-    )
+    if groups is not None and _is_grouped(groups):
+        _, number = np.unique(groups, return_inverse=True)  # [N]
+        sums, counts = np.bincount(number, values), np.bincount(number)  # [G]
+        interval = bootstrap(lambda index: float(sums[index].sum() / counts[index].sum()), len(sums))
+    else:
+        interval = bootstrap(lambda index: float(values[index].mean()), len(values))
+    return Figure(float(values.mean()), interval, chance, len(values))
+
+
+def _is_grouped(groups: np.ndarray | None) -> bool:
+    return groups is not None and len(np.unique(groups)) < len(groups)
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:

@@ -24,6 +24,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Prompt
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.candidates import CandidateScores
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, read_image
@@ -134,13 +135,12 @@ def _answers(
         some, waiting[fullest] = waiting[fullest][:batch], waiting[fullest][batch:]
         finished = []
         for pending, result in zip(some, _call_model(emu, some, batch, drawing), strict=True):
-            pending.results.append(result.tolist() if isinstance(result, np.ndarray) else result)
+            pending.results.append(result.sums.tolist() if isinstance(result, CandidateScores) else result)
             try:
                 pending.call = pending.calls.send(result)
                 waiting[_kind(pending.call)].append(pending)
             except StopIteration as end:
-                value = end.value.tolist() if isinstance(end.value, np.ndarray) else end.value
-                record = {"id": pending.question.id, "prediction": value}
+                record = {"id": pending.question.id, "prediction": end.value}
                 finished.append(record | ({} if pending.call.candidates else {"said": pending.results}))
         if finished:
             yield finished

@@ -52,7 +52,7 @@ class ModelCall:
     Attributes:
       parts: texts and images, in order.
       decoding: keyword arguments of `Emu.generate_text`; the result is a text.
-      candidates: if not (), continuations to score instead; the result is float32 [M], summed negative log p.
+      candidates: if not (), continuations to score instead; the result is `CandidateScores`.
       draws: whether to draw an image instead; the result is its file name.
     """
 

@@ -30,6 +30,7 @@ from emu_jax.checkpoints.store import is_checkpoint, weights_of_parts
 from emu_jax.data.images import load_image, resize
 from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
+from emu_jax.generate.candidates import CandidateScores
 from emu_jax.generate.chat import Chat
 from emu_jax.generate.decoder import Decoder, Drawing, GeneratedImage
 from emu_jax.generate.document import IMAGE, Continuation
@@ -386,14 +387,19 @@ class Emu:
             for image, embeddings, seed, flagged in zip(images, condition, seeds, flags, strict=True)
         ]
 
-    def score_candidates(self, prompt: Prompt, candidates: Sequence[str]) -> Float[np.ndarray, " M"]:
-        """Summed negative log-likelihood, in float32, of every candidate as the continuation of one prompt."""
-        return self.score_candidate_lists([prompt], [candidates])[0]
+    def score_candidates(self, prompt: Prompt, candidates: Sequence[str], rule: str = "sum") -> Float[np.ndarray, " M"]:
+        """How unlikely every candidate is as the continuation of one prompt: the lowest score is the likeliest.
+
+        Args:
+          rule: "sum" of the negative log-likelihoods of a candidate's tokens, their mean ("tokens"), or what the
+            "reference" ranks VisDial's candidates by (`candidates.py`).
+        """
+        return self.score_candidate_lists([prompt], [candidates])[0].by(rule)
 
     def score_candidate_lists(
         self, prompts: Sequence[Prompt], candidates: Sequence[Sequence[str]]
-    ) -> list[Float[np.ndarray, " M"]]:
-        """`score_candidates` for several prompts in one batch, each with candidates of its own."""
+    ) -> list[CandidateScores]:
+        """`score_candidates` for several prompts in one batch, each with candidates of its own, by every rule."""
         if len(prompts) != len(candidates) or not all(map(len, candidates)):
             raise UserError("score_candidates: no candidates; expected a list of texts for every prompt")
         ids = [[self.tokenizer.encode(each, add_bos=False) for each in texts] for texts in candidates]
@@ -406,7 +412,11 @@ class Emu:
         inputs, valid = self._inputs(prompts, new_tokens=longest)
         with self.scope():
             scores = score_candidates(self.params, inputs, valid, padded, config=self.config)  # [B, M]
-        return [row[: len(of_prompt)] for row, of_prompt in zip(np.asarray(scores), ids, strict=True)]
+        found = []
+        for row, of_prompt, length in zip(np.asarray(scores), ids, np.asarray(valid).sum(1), strict=False):
+            lengths = np.array([len(tokens) for tokens in of_prompt])
+            found.append(CandidateScores(row[: len(of_prompt)], lengths, int(length)))
+        return found
 
     def _inputs(
         self, prompts: Sequence[Prompt], *, new_tokens: int, suffix: str = ""

@@ -21,7 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
 from emu_jax.evaluate.benchmarks.benchmark import Weights
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
-from emu_jax.evaluate.metrics import vqa
+from emu_jax.evaluate.metrics import captions, vqa
 from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
 from emu_jax.models import emu
 from emu_jax.train.loop import train
@@ -112,6 +112,19 @@ def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
     kinds = {question.kind for question in find_benchmark("vizwiz").read(tmp_path / "data" / "vizwiz")}
     assert "unanswerable" in kinds
     assert {"accuracy", "answerability: average precision", "answerability: F1"} <= set(result.figures)
+
+
+@pytest.mark.long
+def test_nocaps_is_scored_by_domain(tuned, tmp_path):
+    """A domain's CIDEr is that of its captions alone."""
+    (result,) = _run(tuned, ["nocaps"], tmp_path).values()
+    domains = {name: figure for name, figure in result.figures.items() if name.startswith("CIDEr")}
+    counts = {"CIDEr": 4, "CIDEr (in-domain)": 1, "CIDEr (near-domain)": 2, "CIDEr (out-domain)": 1}
+    assert {name: figure.count for name, figure in domains.items()} == counts
+    rows = json.loads((result.folder / "submission.json").read_text())
+    said = {str(row["image_id"]): row["caption"] for row in rows}
+    near = [q for q in find_benchmark("nocaps").read(tmp_path / "data" / "nocaps") if q.kind == "near-domain"]
+    assert domains["CIDEr (near-domain)"] == captions.cider([said[q.id] for q in near], near)
 
 
 def test_the_score_is_the_metric_of_what_was_said(tuned, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_jax.evaluate.intervals import bootstrap, wilson
+from emu_jax.evaluate.intervals import bootstrap, mean, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -28,3 +28,23 @@ def test_bootstrap_of_a_mean_is_the_normal_interval():
     low, high = bootstrap(lambda index: values[index].mean(), 400, draws=4000)
     spread = 1.96 * values.std() / 20
     np.testing.assert_allclose((low, high), (values.mean() - spread, values.mean() + spread), atol=0.03)
+
+
+def test_questions_about_one_image_are_drawn_together():
+    """60 images with 8 questions each, whose answers depend on the image: the interval is that of 60 means."""
+    rng = np.random.default_rng(0)
+    values = (rng.normal(size=(60, 1)) + 0.3 * rng.normal(size=(60, 8))).clip(-1, 1)
+    groups = np.repeat(np.arange(60), 8)
+    low, high = mean(values.ravel(), groups=groups).interval
+    spread = 1.96 * values.mean(1).std() / np.sqrt(60)
+    np.testing.assert_allclose((low, high), (values.mean() - spread, values.mean() + spread), atol=0.02)
+    alone = mean(values.ravel()).interval
+    print(f"width {high - low:.3f} over images, {alone[1] - alone[0]:.3f} over questions")
+    assert high - low > 2 * (alone[1] - alone[0])
+
+
+def test_groups_of_one_change_nothing():
+    hits, values = np.array([True, False, True, True]), np.array([1.0, 0.0, 0.5, 0.25])
+    assert share(hits, groups=np.arange(4)) == share(hits)
+    assert mean(values, groups=np.arange(4)[::-1]) == mean(values)
+    assert share(hits, groups=np.zeros(4, int)).interval == (0.75, 0.75)  # a single image says nothing of others

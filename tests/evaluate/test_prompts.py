@@ -7,6 +7,7 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM
 from emu_jax.evaluate.benchmarks import visdial, vizwiz
 from emu_jax.evaluate.prompts import ModelCall, Prompt, caption, caption_of, short_answer, vqa
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.candidates import CandidateScores
 
 IMAGE = np.zeros((2, 2, 3), np.uint8)
 SHOWN = np.ones((2, 2, 3), np.uint8)
@@ -101,7 +102,8 @@ def test_examples_with_images_make_it_one_call():
     ids=["not known", "known"],
 )
 def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected):
-    calls, prediction = _ask(vizwiz.prompt, QUESTION, [np.array(scores), *results], chat=True)
+    scored = CandidateScores(np.array(scores), np.array([3, 9]), 20)
+    calls, prediction = _ask(vizwiz.prompt, QUESTION, [scored, *results], chat=True)
     assert _spelt(calls[0]) == (
         f"{IMAGE_SYSTEM} [USER]: <image> {ONE_PHRASE} what is on the lawn?, is the answer known? [ASSISTANT]:"
     )
@@ -112,13 +114,14 @@ def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected
 def test_a_dialogue_ranks_its_candidates():
     history = (("is it a dog", "yes"), ("is it big", "no"))
     question = Question("1", (IMAGE,), text="does it run", history=history, candidates=("yes", "no"))
-    calls, prediction = _ask(visdial.prompt, question, [np.array([1.0, 2.0])], chat=True)
+    scored = CandidateScores(np.array([1.0, 2.0]), np.array([1, 4]), 5)
+    calls, prediction = _ask(visdial.prompt, question, [scored], chat=True)
     assert _spelt(calls[0]) == (
         f"{IMAGE_SYSTEM} [USER]: <image></s> [USER]: is it a dog? [ASSISTANT]: yes.</s>"
         " [USER]: is it big? [ASSISTANT]: no.</s> [USER]: does it run? [ASSISTANT]:"
     )
     assert calls[0].candidates == ("yes", "no")
-    assert prediction.tolist() == [1.0, 2.0]
+    assert prediction == {"reference": [1 / 5, 2 / 8], "sum": [1.0, 2.0], "tokens": [1.0, 0.5]}
 
 
 @pytest.mark.parametrize(

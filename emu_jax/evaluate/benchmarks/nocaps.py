@@ -3,13 +3,19 @@
 `nocaps_val_4500_captions.json` has the "domain" of an image, the question's kind: in-domain, near-domain or out-domain.
 (The download page, which has the format, does not show the domain; code that reads the file does: unverified.)
 Test: `nocaps_test_image_info.json`, without annotations.
+
+CIDEr of a domain is that of a set of its own, whose captions alone give the document frequencies (unverified: the
+server's program is not public).
 """
 
 from __future__ import annotations
 
-from emu_jax.evaluate.benchmarks.benchmark import Benchmark
+from collections.abc import Sequence
+
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
 from emu_jax.evaluate.formats.captions import captioned, results, texts
 from emu_jax.evaluate.formats.files import Entry, Files, unique
+from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import captions
 from emu_jax.evaluate.prompts import caption
 from emu_jax.evaluate.question import Question
@@ -42,6 +48,18 @@ def _read(files: Files, split: str) -> list[Question]:
     return questions
 
 
+def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
+    """Scores of all captions, and CIDEr of each domain where the file has several."""
+    found = captions.figures(predictions, questions)
+    domains = [domain for domain in DOMAINS if any(question.kind == domain for question in questions)]
+    for domain in domains if len(domains) > 1 else ():
+        chosen = [place for place, question in enumerate(questions) if question.kind == domain]
+        found[f"CIDEr ({domain})"] = captions.cider(
+            [predictions[place] for place in chosen], [questions[place] for place in chosen]
+        )
+    return found
+
+
 BENCHMARK = Benchmark(
     name="nocaps",
     splits=("val", "test"),
@@ -53,6 +71,6 @@ BENCHMARK = Benchmark(
     described="nocaps.org, page Download",
     reader=_read,
     prompt=caption,
-    metrics=lambda predictions, questions, _: captions.figures(predictions, questions),
+    metrics=metrics,
     submission=results,
 )

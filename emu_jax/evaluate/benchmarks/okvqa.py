@@ -3,14 +3,27 @@
 `OpenEnded_mscoco_val2014_questions.json` and `mscoco_val2014_annotations.json`, the same of train2014. Kind:
 question_type, the category of knowledge (its names are the file's: "one", …; unverified). Answers are "answer", the
 stemmed form (the file also has "raw_answer"; that scores are of the former is unverified).
+
+Scored as the reference does, with stems (`okvqa_accuracy`), and beside it by the rule of VQAv2.
 """
 
 from __future__ import annotations
 
-from emu_jax.evaluate.benchmarks.benchmark import Benchmark
+from collections.abc import Sequence
+
+from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
 from emu_jax.evaluate.formats.vqa import reader, results
-from emu_jax.evaluate.metrics.vqa import figures
+from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.vqa import figures, okvqa_accuracy
 from emu_jax.evaluate.prompts import vqa
+from emu_jax.evaluate.question import Question
+
+
+def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
+    """Accuracy with stems and without them."""
+    plain = figures(predictions, questions, name="accuracy without stems")
+    return figures(predictions, questions, okvqa_accuracy) | plain
+
 
 BENCHMARK = Benchmark(
     name="okvqa",
@@ -25,6 +38,6 @@ BENCHMARK = Benchmark(
     described="okvqa.allenai.org, page Download; cocodataset.org, page Download (2014 images)",
     reader=reader("", "question_type"),
     prompt=vqa,
-    metrics=lambda predictions, questions, _: figures(predictions, questions),
+    metrics=metrics,
     submission=results,
 )

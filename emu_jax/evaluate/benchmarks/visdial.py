@@ -12,8 +12,9 @@ gave, `caption` the line that the dialogue began with, which is COCO's for an im
 Emu-I leaves the caption out. Texts are kept as in the files, without a question mark. Few-shot examples (split train)
 keep no candidates: all 123 million of them would take too much memory.
 
-Results: [{"image_id": int, "round_id": int, "ranks": [int]}]; ranks[i] is the rank of candidate i, 1 for the best.
-(The reference writes the candidates' numbers in the order of their scores instead, which a server takes for ranks.)
+Candidates are ranked by each rule of `generate/candidates.py`. The figures without a name are of the reference's rule,
+which published numbers of Emu have, and so are the results:
+[{"image_id": int, "round_id": int, "ranks": [int]}]; ranks[i] is the rank of candidate i, 1 for the best.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import ranking
 from emu_jax.evaluate.prompts import END, Calls, Example, ModelCall, Part, join
 from emu_jax.evaluate.question import Question
+from emu_jax.generate.candidates import RULES
 from emu_jax.storage import Path
 
 DENSE = "visdial_1.0_val_dense_annotations.json"
@@ -121,19 +123,24 @@ def _image_names(split: str, image_id: int) -> tuple[str, ...]:
 
 
 def prompt(question: Question, images: Sequence[Part], examples: Sequence[Example], chat: bool) -> Calls:
-    """Scores of the candidates, float32 [M]; the lowest is the best. Few-shot examples are not used."""
+    """Scores of the candidates, M by each rule; the lowest is the best. Few-shot examples are not used."""
     if chat:
         turns = [f" {USER}: {asked}? {ASSISTANT}: {answer}.{END}" for asked, answer in question.history]
         parts = join(IMAGE_SYSTEM, f" {USER}: ", images, END, *turns, f" {USER}: {question.text}? {ASSISTANT}:")
     else:  # [I]
         turns = [f" question: {asked}? answer: {answer}." for asked, answer in question.history]
         parts = join(images, *turns, f" question: {question.text}? answer:")
-    return (yield ModelCall(parts, candidates=question.candidates))
+    scores = yield ModelCall(parts, candidates=question.candidates)
+    return {rule: scores.by(rule).tolist() for rule in RULES}
 
 
 def metrics(predictions: Sequence[Any], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
-    """R@k, mean rank, MRR and NDCG."""
-    return ranking.figures([np.asarray(scores) for scores in predictions], questions)
+    """R@k, mean rank, MRR and NDCG, by each rule."""
+    found: dict[str, Figure] = {}
+    for rule, after in zip(RULES, ("", " (by sum)", " (by token)"), strict=True):
+        figures = ranking.figures([np.asarray(scores[rule]) for scores in predictions], questions)
+        found |= {f"{name}{after}": figure for name, figure in figures.items()}
+    return found
 
 
 def results(questions: Sequence[Question], answers: Mapping[str, Answer]) -> list[dict]:

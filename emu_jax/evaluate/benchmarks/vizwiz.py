@@ -53,7 +53,8 @@ def prompt(question: Question, images: Sequence[Part], examples: Sequence[Exampl
     """A short answer, or "unanswerable" where the tuned model says that the answer is not known."""
     if chat:
         parts = chat_prompt(question, images, (), lambda q: f"{one_phrase(q)}, is the answer known?")
-        known, unknown = yield ModelCall(parts, candidates=(f"yes.{END}", f"no.{END}"))
+        scores = yield ModelCall(parts, candidates=(f"yes.{END}", f"no.{END}"))
+        known, unknown = scores.by("sum")  # as the reference, which pads the two to one length
         if unknown < known:
             return UNANSWERABLE
     return (yield from vqa_prompt(question, images, examples, chat))

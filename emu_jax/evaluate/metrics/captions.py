@@ -46,23 +46,32 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
     Bleu, Cider, Meteor, Rouge = _scorers()
     count = len(questions)
-
-    def over_images(score: float, values: Sequence[float]) -> Figure:
-        values = np.asarray(values, np.float64)
-        shift = float(score) - float(values.mean())
-        low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + shift, count)
-        return Figure(float(score), (max(low, 0.0), high), None, count)
-
-    scores = {"CIDEr": over_images(*Cider().compute_score(truth, found))}
+    scores = {"CIDEr": _over_images(*Cider().compute_score(truth, found))}
     statistics = bleu_statistics(truth, found)
     bleu, _ = Bleu(ORDER).compute_score(truth, found, verbose=0)
     for order in range(1, ORDER + 1):
         resampled = functools.partial(lambda order, index: bleu_of(statistics[index])[order - 1], order)
         interval = intervals.bootstrap(resampled, count)
         scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count)
-    scores["METEOR"] = over_images(*_meteor(Meteor, truth, found))
-    scores["ROUGE-L"] = over_images(*Rouge().compute_score(truth, found))
+    scores["METEOR"] = _over_images(*_meteor(Meteor, truth, found))
+    scores["ROUGE-L"] = _over_images(*Rouge().compute_score(truth, found))
     return scores
+
+
+def cider(predictions: Sequence[str], questions: Sequence[Question]) -> Figure:
+    """CIDEr alone, as in `figures`."""
+    check(predictions, questions)
+    truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
+    _, Cider, _, _ = _scorers()
+    return _over_images(*Cider().compute_score(truth, found))
+
+
+def _over_images(score: float, values: Sequence[float]) -> Figure:
+    """A set's score, with the interval of the images' mean, shifted by the difference between the two."""
+    values = np.asarray(values, np.float64)
+    shift = float(score) - float(values.mean())
+    low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + shift, len(values))
+    return Figure(float(score), (max(low, 0.0), high), None, len(values))
 
 
 def tokenize(captions: Sequence[Sequence[str]]) -> Captions:

@@ -5,7 +5,7 @@ predictions and questions, in the same order -> {"accuracy": Figure, "accuracy (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 
@@ -30,11 +30,28 @@ def check(predictions: Sequence, questions: Sequence[Question]) -> None:
             )
 
 
+def subjects(questions: Sequence[Question]) -> np.ndarray:
+    """int [N]: the number of the images or the film that each question is about.
+
+    Answers about one image, film or dialogue go right or wrong together, so that intervals resample these.
+    """
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(_subject(question), len(numbers)) for question in questions])
+
+
+def _subject(question: Question) -> Hashable:
+    if question.video is not None:
+        return str(question.video)
+    if question.images:
+        return tuple(id(image) if isinstance(image, np.ndarray) else str(image) for image in question.images)
+    return question.id, None  # no path is a pair
+
+
 def by_kind(
     name: str,
     values: Sequence[float] | np.ndarray,
     questions: Sequence[Question],
-    figure: Callable[[np.ndarray], Figure],
+    figure: Callable[..., Figure],
 ) -> dict[str, Figure]:
     """One figure over all values, and one for each type of question if there are several.
 
@@ -42,9 +59,11 @@ def by_kind(
       values: [N], one a question.
       figure: `intervals.mean` or `intervals.share`.
     """
-    values = np.asarray(values)
-    figures = {name: figure(values)}
+    values, groups = np.asarray(values), subjects(questions)
+    figures = {name: figure(values, groups=groups)}
     kinds = np.array([question.kind for question in questions])
     if len(names := sorted(set(kinds.tolist()))) > 1:
-        figures |= {f"{name} ({kind or 'no type'})": figure(values[kinds == kind]) for kind in names}
+        for kind in names:
+            chosen = kinds == kind
+            figures[f"{name} ({kind or 'no type'})"] = figure(values[chosen], groups=groups[chosen])
     return figures

@@ -13,7 +13,7 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics.figures import check
+from emu_jax.evaluate.metrics.figures import check, subjects
 from emu_jax.evaluate.question import Question
 
 RECALL = (1, 5, 10)
@@ -76,10 +76,14 @@ def figures(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> dict
             gains.append(ndcg(order, question.relevance))
     targets = np.array(targets)
     sizes = np.array([len(question.candidates) for question in questions])
-    found = {f"R@{k}": intervals.share(targets <= k, chance=float(np.minimum(k / sizes, 1.0).mean())) for k in RECALL}
-    found["mean rank"] = intervals.mean(targets, chance=float((sizes + 1).mean() / 2))
+    dialogues = subjects(questions)
+    found = {}
+    for k in RECALL:
+        chance = float(np.minimum(k / sizes, 1.0).mean())
+        found[f"R@{k}"] = intervals.share(targets <= k, chance, dialogues)
+    found["mean rank"] = intervals.mean(targets, float((sizes + 1).mean() / 2), dialogues)
     harmonic = [(1 / np.arange(1, size + 1)).mean() for size in sizes]
-    found["MRR"] = intervals.mean(1 / targets, chance=float(np.mean(harmonic)))
+    found["MRR"] = intervals.mean(1 / targets, float(np.mean(harmonic)), dialogues)
     if gains:
         found["NDCG"] = intervals.mean(gains)
     return found

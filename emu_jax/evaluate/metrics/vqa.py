@@ -2,16 +2,23 @@
 
     accuracy = mean over people of min(1, others who gave the answer / 3)
 
-The rules are those of the official evaluation (GT-Vision-Lab/VQA, vqaEval.py, 2021), oddities included, because
-published numbers have them: tests compare with what this program printed. Answers and prediction are normalised only
-where people gave more than one answer: where all agree, the prediction must match to the letter, its case included.
+There are three rules, oddities included, because published numbers have them; tests compare with what the programs
+print.
+
+    accuracy             the official evaluation (GT-Vision-Lab/VQA, vqaEval.py, 2021). Answers and prediction are
+                         normalised only where people gave more than one answer: where all agree, the prediction must
+                         match to the letter, its case included
+    reference_accuracy   the reference's `VQAEval`: the prediction is always normalised, answers lose their punctuation
+    okvqa_accuracy       the reference's `OKVQAEval`: the same, and prediction and answers are stemmed, each as one word
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.figures import by_kind, check
@@ -57,12 +64,18 @@ def normalise(text: str, contractions: Mapping[str, str] = CONTRACTIONS) -> str:
     Punctuation next to a space is removed, and all punctuation is where the text has a number like 1,000; otherwise it
     becomes a space. A period stays before a digit.
     """
-    text = tidy(text)
+    return _by_word(_without_punctuation(tidy(text)), contractions)
+
+
+def _without_punctuation(text: str) -> str:
     vanishes = _COMMA_IN_NUMBER.search(text) is not None
     spaced = {mark for mark in PUNCTUATION if f"{mark} " in text or f" {mark}" in text}
     for mark in PUNCTUATION:
         text = text.replace(mark, "" if vanishes or mark in spaced else " ")
-    text = _PERIOD.sub("", text, count=PERIODS)
+    return _PERIOD.sub("", text, count=PERIODS)
+
+
+def _by_word(text: str, contractions: Mapping[str, str]) -> str:
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(contractions.get(word, word) for word in words if word not in ARTICLES)
 
@@ -87,10 +100,47 @@ def accuracy(prediction: str, answers: Sequence[str]) -> float:
     return agreement(prediction, answers)
 
 
+def reference_accuracy(prediction: str, answers: Sequence[str], stem: Callable[[str], str] = str) -> float:
+    """Accuracy of one answer by the reference's `VQAEval`.
+
+    >>> reference_accuracy("Two", ["2"] * 3 + ["two"] * 7)  # answers keep their numbers as words
+    0.9
+
+    Args:
+      stem: applied to prediction and answers after their punctuation is removed.
+    """
+    prediction = _by_word(stem(_without_punctuation(tidy(prediction))), CONTRACTIONS)
+    if len(set(answers)) > 1:
+        answers = [stem(_without_punctuation(answer)) for answer in answers]
+    return agreement(prediction, answers)
+
+
+def okvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """Accuracy of one answer by the reference's `OKVQAEval`, with NLTK's Porter stemmer.
+
+    >>> okvqa_accuracy("surfing", ["surf"] * 8 + ["wave ride"] * 2)
+    1.0
+
+    Raises:
+      UserError: NLTK is not installed.
+    """
+    return reference_accuracy(prediction, answers, _stemmer())
+
+
+@functools.cache
+def _stemmer() -> Callable[[str], str]:
+    try:
+        from nltk.stem import PorterStemmer
+    except ImportError as error:
+        raise UserError("OK-VQA is scored with NLTK's stemmer; install it: pip install 'emu-jax[eval]'") from error
+    return PorterStemmer().stem
+
+
 def figures(
     predictions: Sequence[str],
     questions: Sequence[Question],
     accuracy: Callable[[str, Sequence[str]], float] = accuracy,
+    name: str = "accuracy",
 ) -> dict[str, Figure]:
     """Accuracy over all questions and by type, from 0 to 1.
 
@@ -99,4 +149,4 @@ def figures(
     """
     check(predictions, questions)
     values = [accuracy(text, question.answers) for text, question in zip(predictions, questions, strict=True)]
-    return by_kind("accuracy", values, questions, intervals.mean)
+    return by_kind(name, values, questions, intervals.mean)

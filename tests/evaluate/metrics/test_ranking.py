@@ -44,6 +44,24 @@ def test_ndcg_by_hand():
     assert ranking.ndcg(np.array([4, 1, 3, 2]), [1.0, 0.0, 0.5, 0.0]) == 0.0
 
 
+def test_figures_are_the_challenges():
+    """120 questions of 100 drawn scores; expected is what the starter code's visdialch/metrics.py gives."""
+    rng = np.random.default_rng(0)
+    scores = rng.normal(size=(120, 100)).astype(np.float32)
+    truth = rng.integers(0, 100, 120)
+    relevance = np.where(rng.random((120, 100)) < 0.05, rng.integers(1, 6, (120, 100)) / 5, 0.0).astype(np.float32)
+    relevance[np.arange(120), truth] = 1.0
+    names = tuple(map(str, range(100)))
+    questions = [
+        Question(str(n), candidates=names, answers=(str(truth[n]),), relevance=tuple(relevance[n].tolist()))
+        for n in range(120)
+    ]
+    found = {name: figure.value for name, figure in ranking.figures([*scores], questions).items()}
+    expected = {"R@1": 1 / 120, "R@5": 7 / 120, "R@10": 9 / 120, "mean rank": 53.61666488647461}
+    expected |= {"MRR": 0.05098142474889755, "NDCG": 0.042621757835149765}
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
 def test_figures_by_hand():
     questions = [
         Question("1", candidates=CANDIDATES, answers=("no",), relevance=(0.0, 1.0, 0.0, 0.0)),
