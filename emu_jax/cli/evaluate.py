@@ -12,6 +12,7 @@ from emu_jax.cli.options import (
     add_mesh,
     add_model,
     add_sampling,
+    check_parent,
     figures_table,
     mesh,
     model,
@@ -62,6 +63,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rices", type=CLIP, metavar="CLIP", help="choose examples by this CLIP instead of the model's encoder"
     )
+    parser.add_argument(
+        "--frames", type=int, default=8, metavar="N", help="images that are shown of a video (default: 8)"
+    )
     parser.add_argument("--limit", type=int, default=0, help="use the first questions only (default: all)")
     parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
     add_mesh(parser, "data=-1 tensor=4")
@@ -71,6 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--clip", type=CLIP, help="folder of a CLIP, for CLIP scores of drawings")
     parser.add_argument(
         "--inception", type=INCEPTION, metavar="FILE.pth", help="Inception weights of pytorch-fid, for FID"
+    )
+    parser.add_argument(
+        "--fid",
+        default="crop256",
+        metavar="RULE",
+        help="what Inception sees: crop256 (centre crop, 256 x 256), clean (clean-fid) or native (pytorch-fid)",
+    )
+    parser.add_argument(
+        "--fid-statistics",
+        type=path,
+        metavar="FILE.npz",
+        help="the real images' statistics, for FID: used in their place if the file exists, otherwise written",
     )
     parser.add_argument("--wordnet", type=WORDNET, help="folder of WordNet, for WUPS")
     parser.add_argument("--decoder", type=model, help="folder with unet and vae (default: the model's own)")
@@ -93,7 +109,7 @@ def report(options: argparse.Namespace) -> int:
     from emu_jax.evaluate.quickstart.report import write_report
     from emu_jax.generate.model import Emu
 
-    emu = Emu.load(options.model, weights=options.weights)
+    emu = Emu.load(options.model, safety_checker=False, weights=options.weights)
     scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
     drawn = drawings.score(emu) if emu.decoder is not None else None
     out, tuned = options.out or _own_folder(options.model), options.model / TUNED
@@ -153,17 +169,19 @@ def _benchmark_config(options: argparse.Namespace) -> EvaluationConfig:
     from emu_jax.evaluate.benchmark_runs import EvaluationConfig
     from emu_jax.evaluate.benchmarks.benchmark import Weights
 
+    check_parent("--fid-statistics", options.fid_statistics)
     return EvaluationConfig(
         benchmarks=options.benchmark.split(","),
         data=options.data,
         split=options.split,
+        frames=options.frames,
         few_shot=[whole(word, "--shots") for word in options.shots.split(",")],
         text_examples=options.text_examples,
         limit=options.limit,
         batch=options.batch,
         part=part(options.part),
         rices=options.rices,
-        weights=Weights(options.clip, options.inception, options.wordnet),
+        weights=Weights(options.clip, options.inception, options.wordnet, options.fid, options.fid_statistics),
         drawing={name: getattr(options, name) for name in ("sampler", "steps", "guidance")},
     )
 
@@ -177,6 +195,7 @@ def _model(options: argparse.Namespace, folder: Path) -> Emu:
         vision_head_dim=options.vision_head_dim,
         weights=options.weights,
         decoder=options.decoder,
+        safety_checker=False,  # black images would be scored
         mesh=mesh(options.mesh),
     )
 

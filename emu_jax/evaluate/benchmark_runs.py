@@ -41,6 +41,7 @@ class EvaluationConfig:
       split: "" for each benchmark's default split.
       few_shot: numbers of few-shot examples; each is a run.
       text_examples: whether two text-only examples start each prompt (the paper's *).
+      frames: images that are shown of a video.
       limit: use only this many questions, the first ones; 0 for all.
       batch: prompts at a time.
       part: this process's number, and the number of processes.
@@ -54,6 +55,7 @@ class EvaluationConfig:
     split: str = ""
     few_shot: Sequence[int] = (0,)
     text_examples: bool = False
+    frames: int = 8
     limit: int = 0
     batch: int = 16
     part: tuple[int, int] = (0, 1)
@@ -71,6 +73,8 @@ class EvaluationConfig:
                 )
             if (any(self.few_shot) or self.text_examples) and not benchmark.few_shot_split:
                 raise UserError(f"benchmark {name}: has no split to take few-shot examples from; ask for 0 examples")
+        if self.frames < 1:
+            raise UserError(f"frames={self.frames}: expected 1 or more images of a video")
         if min(self.few_shot, default=-1) < 0 or self.limit < 0 or self.batch < 1:
             raise UserError(
                 f"few_shot={list(self.few_shot)} limit={self.limit} batch={self.batch}: expected 0 or more examples "
@@ -95,11 +99,35 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
         root = find_root(benchmark, config.data)
         if benchmark.predicts == "image":
             emu.check_drawing(Drawing(**config.drawing))
-        questions = benchmark.read(root, config.split)[: config.limit or None]
+        questions = _with_frames(benchmark.read(root, config.split)[: config.limit or None], config.frames)
         shows_examples = any(config.few_shot) or config.text_examples
-        pool = benchmark.read(root, benchmark.few_shot_split) if shows_examples else []
+        pool = _with_frames(benchmark.read(root, benchmark.few_shot_split), config.frames) if shows_examples else []
+        _check_length(emu, benchmark, questions, pool, max(config.few_shot))
         for count in config.few_shot:
             yield _run(emu, benchmark, questions, pool, count, config, root, out)
+
+
+def _with_frames(questions: Sequence[Question], frames: int) -> list[Question]:
+    return [dataclasses.replace(q, frames=frames) if q.video is not None else q for q in questions]
+
+
+def _check_length(
+    emu: Emu, benchmark: Benchmark, questions: Sequence[Question], pool: Sequence[Question], examples: int
+) -> None:
+    """Raises UserError if the images of a question and its examples alone are longer than the model's context."""
+
+    def shown(some: Sequence[Question]) -> int:
+        return max((len(q.images) if q.video is None else q.frames for q in some), default=0)
+
+    of_one, context = emu.config.causal.queries + 2, emu.config.llama.context  # [IMG] and [/IMG] too
+    images = shown(questions) + examples * shown(pool)
+    if images * of_one > context:
+        asks = f"{examples} examples and the question show {images} images" if examples else f"it shows {images} images"
+        fewer = "--frames" if any(q.video is not None for q in questions) else "--shots"
+        raise UserError(
+            f"benchmark {benchmark.name}: {asks}, {images * of_one:,} of the {context:,} tokens that the model takes; "
+            f"expected room for text as well: ask for fewer ({fewer})"
+        )
 
 
 def find_root(benchmark: Benchmark, data: Path | None) -> Path:
@@ -162,7 +190,7 @@ def _digest(questions: Sequence[Question]) -> str:
     digest = hashlib.sha256()
     for q in questions:
         images = [p.name if isinstance(p, Path) else hashlib.sha256(p.tobytes()).hexdigest() for p in q.images]
-        video = q.video.name if q.video else ""
+        video = [q.video.name, q.frames] if q.video else ""
         digest.update(json.dumps([q.id, q.text, q.answers, q.history, q.candidates, images, video]).encode())
     return digest.hexdigest()[:16]
 

@@ -85,7 +85,7 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
     An image is encoded once, however many questions show it. The result is cached in `folder` under a name that
     changes with the images and the features.
     """
-    shown = [json.dumps([str(q.video), [_name(image) for image in q.images]]) for q in questions]
+    shown = [json.dumps([str(q.video), q.frames, [_name(image) for image in q.images]]) for q in questions]
     first = {what: number for number, what in reversed(list(enumerate(shown)))}
     rows = {what: row for row, what in enumerate(first)}
     digest = hashlib.sha256(json.dumps([features.name, list(first)]).encode()).hexdigest()[:16]

@@ -46,13 +46,13 @@ class DrawingOutput:
 
 
 def read_images(question: Question, size: int) -> list[np.ndarray]:
-    """A question's images, or 8 frames of its video: uint8 [size, size, 3] each.
+    """A question's images, or the frames of its video: uint8 [size, size, 3] each.
 
     Raises:
       UserError: a file cannot be read; names it.
     """
     if question.video is not None:
-        shown: Sequence[ImageLike] = read_video(Video(question.video))
+        shown: Sequence[ImageLike] = read_video(Video(question.video, question.frames))
     else:
         shown = question.images
     return [read_image(image, size, f"question {question.id}") for image in shown]

@@ -20,7 +20,7 @@ class Question:
     Attributes:
       id: unique in its benchmark and split, and the same on every run; submissions use it.
       images: files, or uint8 [H, W, 3], in the order in which they are shown.
-      video: a video to show instead; the model sees 8 frames of it.
+      video: a video to show instead; the model sees `frames` images of it.
       text: the question as in the files; "" if the task is to describe the image; the caption if it is to draw one.
       answers: every accepted or reference answer, repeated as often as people gave it; () if they are not published.
       kind: the benchmark's own type or group of questions, for which there are separate scores; "" if it has none.
@@ -33,6 +33,7 @@ class Question:
     id: str
     images: tuple[Path | np.ndarray, ...] = ()
     video: Path | None = None
+    frames: int = 8
     text: str = ""
     answers: tuple[str, ...] = ()
     kind: str = ""

@@ -114,6 +114,22 @@ def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
     assert {"accuracy", "answerability: average precision", "answerability: F1"} <= set(result.figures)
 
 
+def test_films_that_do_not_fit_are_refused_before_anything_is_predicted(tuned, tmp_path):
+    """As many frames as fit, without examples; with two examples they are three times as many."""
+    context, of_one = tuned.config.llama.context, tuned.config.causal.queries + 2
+    frames = context // of_one
+    with pytest.raises(UserError) as error:
+        _run(tuned, ["msvdqa"], tmp_path, few_shot=(0, 2), frames=frames)
+    assert str(error.value) == (
+        f"benchmark msvdqa: 2 examples and the question show {3 * frames} images, {3 * frames * of_one:,} of the "
+        f"{context:,} tokens that the model takes; expected room for text as well: ask for fewer (--frames)"
+    )
+    assert not (tmp_path / "out").exists()
+    _run(tuned, ["msvdqa"], tmp_path, frames=2)
+    with pytest.raises(UserError, match="predictions for another run: "):  # of other frames
+        _run(tuned, ["msvdqa"], tmp_path, frames=3)
+
+
 @pytest.mark.long
 def test_nocaps_is_scored_by_domain(tuned, tmp_path):
     """A domain's CIDEr is that of its captions alone."""

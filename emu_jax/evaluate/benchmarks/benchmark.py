@@ -16,6 +16,7 @@ from typing import Any, Literal
 from emu_jax.errors import UserError, nearest
 from emu_jax.evaluate.formats.files import Files
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.fid import check_rule, read_statistics
 from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
@@ -33,11 +34,25 @@ class Weights:
       clip: folder of a CLIP, for CLIP scores.
       inception: FID's Inception.
       wordnet: WordNet's folder, for WUPS; None to search NLTK's usual folders.
+      fid: which pixels Inception sees, one of `fid.RULES`.
+      fid_statistics: .npz file of the real images' statistics for FID, which may be in a bucket; it is used if it
+        exists, and otherwise written.
     """
 
     clip: pathlib.Path | None = None
     inception: pathlib.Path | None = None
     wordnet: pathlib.Path | None = None
+    fid: str = "crop256"
+    fid_statistics: Path | None = None
+
+    def __post_init__(self):
+        check_rule(self.fid)
+        if self.fid_statistics is None:
+            return
+        if self.inception is None:
+            raise UserError(f"fid_statistics={self.fid_statistics}: FID needs Inception's weights; give inception too")
+        if self.fid_statistics.is_file():  # refused now, not after 30,000 drawings
+            read_statistics(self.fid_statistics, self.fid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +84,8 @@ class Benchmark:
       described: where the official files are described.
       reader: files and split -> questions.
       prompt: question, images and few-shot examples -> the model's calls and a prediction.
-      predicts: what a prediction is: a text, the file name of a drawn image, or scores of the question's candidates.
+      predicts: what a prediction is: a text, the file name of a drawn image, or scores of the question's candidates
+        by each rule of `generate/candidates.py`.
       metrics: predictions and questions, in the same order -> figures by name; None where only the benchmark's own
         server or scorer gives scores.
       few_shot_split: the split that few-shot examples come from; "" where none is published.

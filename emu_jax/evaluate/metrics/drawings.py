@@ -1,7 +1,7 @@
 """Drawn images: distances from real ones, and how well they fit their texts.
 
-Distances over the model's own features, and over VGG's where its weights are installed, are always computed; FID and
-the CLIP score need weights that the user gives.
+Distances over the model's own features, and over VGG's where its weights are installed, are computed wherever there are
+real images; FID and the CLIP score need weights that the user gives.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from emu_jax.data.images import load_image
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics import frechet, inception
+from emu_jax.evaluate.metrics import fid, frechet
 from emu_jax.generate.model import Emu
-from emu_jax.storage import Path
+from emu_jax.storage import Path, read_json_object
 
 
 def figures(
@@ -29,35 +29,54 @@ def figures(
     texts: Sequence[str],
     *,
     inception_weights: pathlib.Path | None = None,
+    fid_rule: str = "crop256",
+    fid_statistics: Path | None = None,
     clip: pathlib.Path | None = None,
 ) -> dict[str, Figure]:
     """Fréchet distances and CLIP score.
 
     Args:
       drawn: files of drawn images; `texts` are what they were drawn from.
-      real: files of the images to compare with.
+      real: files of the images to compare with; none leaves FID by `fid_statistics` the only distance.
       inception_weights: file of FID's Inception.
+      fid_rule: which pixels Inception sees, one of `fid.RULES`.
+      fid_statistics: file of the real images' statistics (`fid.figure`).
       clip: folder of a CLIP.
+
+    Raises:
+      UserError: a file of weights, statistics or an image cannot be used.
     """
 
     def images(paths: Sequence[Path]) -> Iterator[np.ndarray]:
         return (load_image(path) for path in paths)
 
-    found = {
-        "Frechet distance, own features": frechet.figure(
+    found = {}
+    if real:
+        found["Frechet distance, own features"] = frechet.figure(
             frechet.encoder_features(emu, images(drawn)), frechet.encoder_features(emu, images(real))
         )
-    }
-    if (file := find_weights()) is not None:
+    if real and (file := find_weights()) is not None:
         params = load(file)
         features = [frechet.vgg_features(params, images(paths)) for paths in (drawn, real)]
         found["Frechet distance, VGG-16 features"] = frechet.figure(*features)
     if inception_weights is not None:
-        weights = inception.load(inception_weights)
-        found["FID"] = frechet.figure(*(inception.features(weights, images(paths)) for paths in (drawn, real)))
+        found |= fid.figure(drawn, real, weights=inception_weights, rule=fid_rule, statistics=fid_statistics)
     if clip is not None:
-        found["CLIP score"] = clip_score(load_scorer(str(clip)), images(drawn), texts)
+        found[f"CLIP score, {clip_name(clip)}"] = clip_score(load_scorer(str(clip)), images(drawn), texts)
     return found
+
+
+def clip_name(folder: pathlib.Path) -> str:
+    """The name of a CLIP: the one in its config.json, otherwise its folder's, e.g. "clip-vit-large-patch14".
+
+    Scores of different CLIPs differ by points, so the figure's name has it.
+
+    Raises:
+      UserError: the folder has no config.json.
+    """
+    config = read_json_object(folder / "config.json", "the config of CLIP weights (Hugging Face)")
+    given = config.get("_name_or_path")
+    return pathlib.PurePath(given if isinstance(given, str) and given else folder.resolve()).name or folder.name
 
 
 def clip_score(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence[str]) -> Figure:

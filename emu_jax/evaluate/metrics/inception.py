@@ -184,13 +184,26 @@ def load(file: Path | str) -> Params:
     return params
 
 
-def features(params: Params, images: Iterable[np.ndarray], *, batch: int = 16) -> np.ndarray:
-    """Images uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time."""
-    return in_batches(lambda some: activations(params, jnp.stack([_resize(x) for x in some])), images, batch)
-
-
 @jax.jit
-def _resize(pixels: Array) -> Array:
-    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear, without antialiasing."""
+def resize(pixels: Array) -> Array:
+    """uint8 [H, W, 3] -> float32 [299, 299, 3] in [-1, 1]: bilinear, without antialiasing, as pytorch-fid does."""
     x = pixels.astype(jnp.float32) / 255
     return 2 * jax.image.resize(x, (SIZE, SIZE, 3), "linear", antialias=False) - 1
+
+
+def features(
+    params: Params,
+    images: Iterable[np.ndarray],
+    *,
+    prepare: Callable[[np.ndarray], np.ndarray | Array] = resize,
+    batch: int = 16,
+) -> np.ndarray:
+    """Images uint8 [H, W, 3] of any sizes -> float32 [N, 2048], `batch` at a time.
+
+    Args:
+      prepare: an image -> what the network sees, float32 [299, 299, 3].
+
+    Raises:
+      UserError: there are no images.
+    """
+    return in_batches(lambda some: activations(params, jnp.stack([prepare(x) for x in some])), images, batch)

@@ -55,6 +55,20 @@ def test_figure_holds_the_distance_and_tells_its_spread():
     assert all(map(math.isnan, frechet.figure(sets[0], real, draws=0).interval))
 
 
+@pytest.mark.parametrize("count", [4, 60])
+def test_mean_and_covariance_stand_in_for_features(count):
+    """Of more images than features, and of fewer."""
+    drawn, real = normal(1, (50, 8), mean=0.5), normal(2, (count, 8))
+    expected = frechet.figure(drawn, real, draws=5)
+    assert frechet.figure(drawn, frechet.moments(real), draws=5) == expected
+    given = frechet.from_statistics(real.mean(0), np.cov(real, rowvar=False))
+    assert frechet.figure(drawn, given, draws=5).value == pytest.approx(expected.value, rel=1e-6)
+    with pytest.raises(UserError, match=r"features \[50, 7\] and \[M, 8\] cannot be compared"):
+        frechet.figure(drawn[:, :7], given)
+    with pytest.raises(UserError, match=r"^1 real images; a Frechet distance needs two or more"):
+        frechet.moments(real[:1])
+
+
 @pytest.mark.parametrize(
     ("generated", "real", "words"),
     [
