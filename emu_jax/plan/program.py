@@ -110,7 +110,9 @@ def kernel_flops(program: str, context: int) -> float:
             continue
         shapes = [[int(n) for n in array["shape"].split(",") if n] for array in ARRAY.finditer(match["results"])]
         *rows, block, _ = shapes[0]  # scratch memory comes first; a single row has no axis
-        *_, heads, length, head_dim = next(shape for shape in shapes if len(shape) == len(shapes[0]) + 1)
+        arrays = [shape for shape in shapes if len(shape) > len(shapes[0])]
+        *_, length, head_dim = next(shape for shape in arrays if len(shape) == len(shapes[0]) + 1)
+        heads = max(shape[-3] for shape in arrays)  # grouped keys and values have fewer than queries
         if match["phase"] != "dkv":  # the queries are a device's share of the row
             length *= context
         blocks = length // block

@@ -70,6 +70,8 @@ def test_flops_of_attention_kernels():
     assert kernel_flops(KERNELS.replace("[2,", "[").replace("[4,2,", "[4,"), 1) == product / 2 * (
         (2 + 5) * causal + 2
     ), "a single row"
+    grouped = KERNELS.replace("bf16[2,4,256,128]) custom-call(%q)\n", "bf16[2,1,256,128]) custom-call(%q)\n")
+    assert kernel_flops(grouped, 1) == kernel_flops(KERNELS, 1), "one head of keys for four of queries"
 
 
 @pytest.mark.parametrize("name", ["v5p", "v5p:4", "v9:2x2", "v5p:2x2x2x2", "v5e:ax2"])
