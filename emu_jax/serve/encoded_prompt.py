@@ -55,19 +55,21 @@ class EncodedPrompt:
     images: UInt8[np.ndarray, "N S S 3"]
 
     def max_new_tokens(self, context: int, wanted: int | None) -> int:
-        """Maximum number of new tokens: `wanted`; for None, the rest of the context, at most 256.
+        """Maximum number of new tokens: `wanted`, or 256 for None, but no more than fit the context.
 
         Raises:
-          ContextError: they do not fit the context.
+          ContextError: none fits.
         """
-        left = context - len(self.tokens)
-        count = min(DEFAULT_NEW_TOKENS, max(left, 1)) if wanted is None else wanted
-        if count > left:
+        self.check_room(context, 1)
+        return min(DEFAULT_NEW_TOKENS if wanted is None else wanted, context - len(self.tokens))
+
+    def check_room(self, context: int, count: int) -> None:
+        """Raises ContextError unless `count` new tokens fit the context."""
+        if len(self.tokens) + count > context:
             raise ContextError(
                 f"the prompt has {len(self.tokens)} tokens; with {count} new ones it exceeds the model's context of "
-                f"{context}; shorten it, show fewer images, or ask for fewer"
+                f"{context}; shorten it, or show fewer images"
             )
-        return count
 
 
 class ContextError(UserError):
@@ -101,7 +103,7 @@ def encode_continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> E
     )
     kept = batch.valid[0]
     encoded = EncodedPrompt(batch.tokens[0][kept], batch.embedding_index[0][kept], batch.images)
-    encoded.max_new_tokens(config.llama.context, config.causal.queries if draws else 1)
+    encoded.check_room(config.llama.context, config.causal.queries if draws else 1)
     return encoded
 
 

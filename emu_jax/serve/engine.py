@@ -27,7 +27,7 @@ from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at
 from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
 from emu_jax.serve.encoded_prompt import EncodedPrompt, Message, can_chat, encode_continuation, encode_conversation
 from emu_jax.serve.image_batching import ImageBatcher, ImageRequest
-from emu_jax.serve.limits import Limits
+from emu_jax.serve.limits import LimitError, Limits
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class TextSettings:
     """Decoding settings of a text; see `Emu.generate_text`.
 
     Attributes:
-      max_new_tokens: for None, the rest of the context, at most 256.
+      max_new_tokens: at most so many; fewer where the context or the server's limit ends first, as clients that ask
+        for thousands expect. None: 256.
       until_image: end at [IMG] even if the model has not learnt to begin images (`Emu.ends`).
     """
 
@@ -89,7 +90,8 @@ class TextSettings:
 
     def check(self, limits: Limits) -> None:
         """Raises UserError for settings that cannot work or exceed the limits."""
-        limits.check("max_tokens", 1 if self.max_new_tokens is None else self.max_new_tokens, 1, limits.new_tokens)
+        if self.max_new_tokens is not None and self.max_new_tokens < 1:
+            raise LimitError("max_tokens", f"max_tokens={self.max_new_tokens}; expected 1 or more")
         limits.check("temperature", self.temperature, 0, 100)
         limits.check("top_k", self.top_k, 0, 1_000_000)
         limits.check("min_length", self.min_length, 0, limits.new_tokens)
@@ -311,7 +313,7 @@ class Engine:
         settings.check(self.limits, self._chat_model)
         model = self._chat_model
         encoded = await asyncio.to_thread(encode_conversation, model, messages, drawn_after=text)
-        encoded.max_new_tokens(model.config.llama.context, model.config.causal.queries)
+        encoded.check_room(model.config.llama.context, model.config.causal.queries)
         return self._submit_image(encoded, settings, is_chat=True)
 
     def _submit_image(
@@ -326,6 +328,7 @@ class Engine:
     def _submit_text(self, prompt: EncodedPrompt, settings: TextSettings, lane: int) -> Ticket[str, Completion]:
         self.limits.check_images(len(prompt.images))
         max_new_tokens = prompt.max_new_tokens(self.plain.config.llama.context, settings.max_new_tokens)
+        max_new_tokens = min(max_new_tokens, self.limits.new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
         request = TextRequest(prompt, decoding, max_new_tokens, settings.seed)
         detokenizer = self.plain.tokenizer.detokenizer()

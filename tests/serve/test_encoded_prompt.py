@@ -104,7 +104,8 @@ def test_the_maximum_of_new_tokens(model):
     context = model.config.llama.context
     found = encode_continuation(model, ["a"])
     assert found.max_new_tokens(context, None) == min(256, context - len(found.tokens))
-    with pytest.raises(ContextError, match=f"exceeds the model's context of {context}"):
-        found.max_new_tokens(context, context)
+    assert found.max_new_tokens(context, 10**9) == context - len(found.tokens)
+    with pytest.raises(ContextError, match=f"with 1 new ones it exceeds the model's context of {len(found.tokens)}"):
+        found.max_new_tokens(len(found.tokens), None)
     with pytest.raises(ContextError, match="exceeds the model's context"):
         encode_continuation(model, [CAT] * 40)

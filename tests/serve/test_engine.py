@@ -154,8 +154,7 @@ def test_a_failed_turn_ends_only_its_own_requests(engine, monkeypatch):
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (TextSettings(max_new_tokens=0), "max_tokens=0; expected 1 to 1024"),
-        (TextSettings(max_new_tokens=10**9), "max_tokens=1000000000; expected 1 to 1024"),
+        (TextSettings(max_new_tokens=0), "max_tokens=0; expected 1 or more"),
         (TextSettings(temperature=float("nan")), "temperature=nan"),
         (TextSettings(top_p=0.0), "top_p"),
         (TextSettings(seed=-1), "seed=-1"),
