@@ -228,13 +228,14 @@ def test_sizes_are_read_off_the_shapes_of_any_model(data):
     patch, side = size(), size()
     vision_head, llama_head = size(), 2 * size()
     vision_heads, llama_heads = size(), size()
+    kv_heads = data.draw(st.sampled_from([n for n in range(1, llama_heads + 1) if llama_heads % n == 0]))
     config = {
         "vision": {"image_size": patch * side, "patch_size": patch, "width": vision_head * vision_heads}
         | {"layers": size(), "heads": vision_heads, "mlp_dim": size(), "norm_eps": 1e-6, "drop_path": 0.0},
         "causal": {"queries": size(), "width": size(), "layers": size(), "heads": size(), "head_dim": size()}
         | {"mlp_dim": size(), "buckets": size(), "max_distance": 128, "norm_eps": 1e-6, "dropout": 0.1},
         "llama": {"vocab_size": size(), "width": llama_head * llama_heads, "layers": size(), "heads": llama_heads}
-        | {"mlp_dim": size(), "norm_eps": 1e-6, "rope_base": 10000.0, "context": 2048},
+        | {"kv_heads": kv_heads, "mlp_dim": size(), "norm_eps": 1e-6, "rope_base": 10000.0, "context": 2048},
     }
     shapes = convert.published_shapes(config)
     frequencies = {"decoder.lm.model.layers.0.self_attn.rotary_emb.inv_freq": (llama_head // 2,)}
