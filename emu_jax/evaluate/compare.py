@@ -51,7 +51,7 @@ class Run:
 
     Attributes:
       key: equal for runs that differ only in their seeds.
-      seeds: of the initial weights (train.seed) and of the data's order (data.seed).
+      seeds: train.seed (initial weights) and data.seed (order of the data).
     """
 
     path: Path

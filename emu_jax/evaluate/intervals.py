@@ -1,6 +1,6 @@
 """Figures with 95% confidence intervals: Wilson's for shares, the percentile bootstrap for anything else.
 
-Several questions about one image, film or dialogue say less than as many about different ones. With `groups`, the
+Several questions about one image, video or dialogue say less than as many about different ones. With `groups`, the
 bootstrap draws whole groups.
 """
 

@@ -114,7 +114,7 @@ def test_vizwiz_is_scored_by_both_of_its_tasks(tuned, tmp_path):
     assert {"accuracy", "answerability: average precision", "answerability: F1"} <= set(result.figures)
 
 
-def test_films_that_do_not_fit_are_refused_before_anything_is_predicted(tuned, tmp_path):
+def test_videos_that_do_not_fit_are_refused_before_anything_is_predicted(tuned, tmp_path):
     """As many frames as fit, without examples; with two examples they are three times as many."""
     context, of_one = tuned.config.llama.context, tuned.config.causal.queries + 2
     frames = context // of_one

@@ -31,9 +31,9 @@ def check(predictions: Sequence, questions: Sequence[Question]) -> None:
 
 
 def subjects(questions: Sequence[Question]) -> np.ndarray:
-    """int [N]: the number of the images or the film that each question is about.
+    """int [N]: the number of the images or the video that each question is about.
 
-    Answers about one image, film or dialogue go right or wrong together, so that intervals resample these.
+    Answers about one image, video or dialogue go right or wrong together, so that intervals resample these.
     """
     numbers: dict[Hashable, int] = {}
     return np.array([numbers.setdefault(_subject(question), len(numbers)) for question in questions])
