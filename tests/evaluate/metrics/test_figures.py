@@ -10,9 +10,9 @@ from emu_jax.evaluate.question import Question
 
 
 def test_questions_about_one_image_or_video_are_one_subject():
-    a, b, video = Path("a.jpg"), Path("b.jpg"), Path("video.mp4")
+    a, b, clip = Path("a.jpg"), Path("b.jpg"), Path("video.mp4")
     pixels = np.zeros((2, 2, 3), np.uint8)
-    shown = [{"images": (a,)}, {"images": (b,)}, {"images": (a,)}, {"images": (a, b)}, {"video": video}, {"video": video}]
+    shown = [{"images": (a,)}, {"images": (b,)}, {"images": (a,)}, {"images": (a, b)}, {"video": clip}, {"video": clip}]
     shown += [{"images": (pixels,)}, {"images": (pixels,)}, {}, {}]
     found = subjects([Question(str(n), **fields) for n, fields in enumerate(shown)])
     assert found.tolist() == [0, 1, 0, 2, 3, 3, 4, 4, 5, 6]
