@@ -33,7 +33,7 @@ from emu_jax.plan.plan import make_plan
 from emu_jax.plan.topology import describe
 from emu_jax.storage import write_atomically
 
-TENTHS = [tenth / 20 for tenth in range(21)]
+TWENTIETHS = [n / 20 for n in range(21)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def fit(points: Sequence[tuple[Point, Found]]) -> tuple[float, float]:
     def error(constants: tuple[float, float]) -> float:
         return sum(math.log(found.seconds(*constants) / point.measured) ** 2 for point, found in points)
 
-    return min(itertools.product(TENTHS[2:], TENTHS), key=error)
+    return min(itertools.product(TWENTIETHS[2:], TWENTIETHS), key=error)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
