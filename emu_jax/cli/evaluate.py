@@ -28,6 +28,7 @@ from emu_jax.storage import Path
 if TYPE_CHECKING:
     from emu_jax.evaluate.benchmark_runs import EvaluationConfig
     from emu_jax.evaluate.intervals import Figure
+    from emu_jax.evaluate.quickstart.fixed_space import FixedSpace
     from emu_jax.evaluate.watch import Score
     from emu_jax.generate.model import Emu
 
@@ -48,6 +49,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--keep-best", default="", metavar="FIGURE", help="with --watch: copy the best checkpoint by it into best/"
+    )
+    parser.add_argument(
+        "--fixed-space",
+        type=model,
+        metavar="MODEL",
+        help="without --benchmark: also score generated embeddings in this model's space, e.g. emu-mini's",
     )
     parser.add_argument("--benchmark", metavar="NAME,…", help=f"some of {', '.join(benchmark_names())}")
     parser.add_argument("--data", type=path, help="folder with one folder of files for each benchmark")
@@ -97,6 +104,8 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
     use_users_cache()
     if options.watch:
         return watch_run(options)
+    if options.benchmark and options.fixed_space:
+        raise UserError(f"--fixed-space {options.fixed_space}: only the embedded images are scored in another space")
     if options.keep_best:
         raise UserError(f"--keep-best {options.keep_best!r}: only --watch keeps the best checkpoint")
     return run_benchmarks(options) if options.benchmark else report(options)
@@ -110,7 +119,8 @@ def report(options: argparse.Namespace) -> int:
     from emu_jax.generate.model import Emu
 
     emu = Emu.load(options.model, safety_checker=False, weights=options.weights)
-    scores = captions.score(emu, options.split.split(",") if options.split else captions.SPLITS)
+    splits = options.split.split(",") if options.split else captions.SPLITS
+    scores = captions.score(emu, splits, _fixed_space(options))
     drawn = drawings.score(emu) if emu.decoder is not None else None
     out, tuned = options.out or _own_folder(options.model), options.model / TUNED
     chats = None
@@ -140,8 +150,18 @@ def _embedded_images(options: argparse.Namespace) -> tuple[Score, dict[str, Any]
     from emu_jax.generate.model import Emu
 
     splits = options.split.split(",") if options.split else ["heldout_combinations"]
-    of = {"splits": splits, "weights": options.weights}
-    return lambda folder: captions.score(Emu.load(folder, weights=options.weights), splits).figures, of
+    space = _fixed_space(options)
+    of = {"splits": splits, "weights": options.weights} | ({"fixed_space": space.name} if space else {})
+    return lambda folder: captions.score(Emu.load(folder, weights=options.weights), splits, space).figures, of
+
+
+def _fixed_space(options: argparse.Namespace) -> FixedSpace | None:
+    from emu_jax.evaluate.quickstart.fixed_space import FixedSpace
+    from emu_jax.generate.model import Emu
+
+    if options.fixed_space is None:
+        return None
+    return FixedSpace(options.fixed_space.name, Emu.load(options.fixed_space, safety_checker=False))
 
 
 def _benchmarks(options: argparse.Namespace, name: str) -> tuple[Score, dict[str, Any]]:

@@ -70,14 +70,13 @@ from emu_jax.data.prepared import (
 )
 from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
+from emu_jax.evaluate.metrics.ridge import Ridge, assign_folds
 from emu_jax.models import emu
 from tests.benchmarks import probe
 from tests.benchmarks.probe import (
     Ranks,
-    Ridge,
     Run,
     TextVectors,
-    assign_folds,
     chance_reciprocal,
     mean_with_interval,
     principal,

@@ -11,27 +11,16 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
+from emu_jax.evaluate.metrics.ridge import moments, spectrum
+
 WORD = re.compile(r"\w+")
-PENALTIES = 10.0 ** np.arange(-3, 3.5, 0.5)  # of the ridge regression, times the number of training items
-PENALTY_FOLDS = 5
 TIED = 1e-9  # scores that differ by less are rounding errors of the same
 DRAWS = 2000  # bootstrap resamples
-
-
-def assign_folds(keys: Sequence[str], folds: int) -> dict[str, int]:
-    """Deals the keys to `folds` folds of equal size (to one), by the order of their SHA-256.
-
-    >>> assign_folds(["a", "b", "c", "d"], 2)
-    {'d': 0, 'c': 1, 'b': 0, 'a': 1}
-    """
-    ordered = sorted(set(keys), key=lambda key: hashlib.sha256(key.encode("utf-8", "replace")).digest())
-    return {key: place % folds for place, key in enumerate(ordered)}
 
 
 # ---------------------------------------------------------------- text vectors
@@ -67,7 +56,7 @@ class TextVectors:
         frequencies = np.array([found[word] for word in index], np.float64)
         weights = np.log((1 + len(texts)) / (1 + frequencies)) + 1
         plain = cls(index, weights, np.eye(len(index)))
-        values, directions, _ = _spectrum(plain._tfidf(texts), np.zeros((len(texts), 0)))
+        values, directions, _ = spectrum(plain._tfidf(texts), np.zeros((len(texts), 0)))
         return cls(index, weights, directions[:, np.argsort(-values, kind="stable")[:dimensions]])
 
     def _tfidf(self, texts: Sequence[str]) -> np.ndarray:
@@ -89,75 +78,15 @@ def unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.where(lengths > 0, lengths, 1.0)
 
 
-# ---------------------------------------------------------------- ridge regression
-
-
-@dataclasses.dataclass(frozen=True)
-class Ridge:
-    """Linear map from standardised features to centred targets, its penalty chosen by cross-validation over documents.
-
-    Attributes:
-      mean, scale: float64 [F], of the training features. centre: float64 [K], the targets' training mean.
-      weights: float64 [F, K]. penalty: the one of `PENALTIES` that was chosen.
-    """
-
-    mean: np.ndarray
-    scale: np.ndarray
-    centre: np.ndarray
-    weights: np.ndarray
-    penalty: float
-
-    @classmethod
-    def fit(cls, features: np.ndarray, targets: np.ndarray, documents: Sequence[str]) -> Ridge:
-        """features [N, F], targets [N, K], and the document of every item."""
-        features, targets = np.asarray(features, np.float64), np.asarray(targets, np.float64)
-        fold_of = assign_folds(documents, PENALTY_FOLDS)
-        folds = np.array([fold_of[document] for document in documents])
-        errors = np.zeros(len(PENALTIES))
-        for fold in sorted(set(folds)):
-            inside, outside = folds != fold, folds == fold
-            if not inside.any():
-                continue
-            mean, scale, centre = _moments(features[inside], targets[inside])
-            values, basis, projected = _spectrum((features[inside] - mean) / scale, targets[inside] - centre)
-            turned = (features[outside] - mean) / scale @ basis
-            for number, penalty in enumerate(PENALTIES):
-                shrunk = projected / (values + penalty * inside.sum())[:, None]
-                errors[number] += np.square(targets[outside] - centre - turned @ shrunk).sum()
-        penalty = float(PENALTIES[np.argmin(errors)])
-        mean, scale, centre = _moments(features, targets)
-        values, basis, projected = _spectrum((features - mean) / scale, targets - centre)
-        weights = basis @ (projected / (values + penalty * len(features))[:, None])
-        return cls(mean, scale, centre, weights, penalty)
-
-    def __call__(self, features: np.ndarray) -> np.ndarray:
-        """features [N, F] -> float64 [N, K], what is predicted beyond the targets' mean."""
-        return (np.asarray(features, np.float64) - self.mean) / self.scale @ self.weights
-
-
-def _moments(features: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and deviation of the features, mean of the targets; a constant feature keeps its scale."""
-    scale = features.std(0)
-    return features.mean(0), np.where(scale > 1e-9, scale, 1.0), targets.mean(0)
-
-
-def _spectrum(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Eigenvalues [R] and -vectors [F, R] of x'x, and the vectors' products with x'y, [R, K]."""
-    if len(x) < x.shape[1]:  # x'x has at most N eigenvalues above 0: those of xx'
-        values, left = np.linalg.eigh(x @ x.T)
-        kept = values > 1e-9 * values.max()
-        values, basis = values[kept], x.T @ (left[:, kept] / np.sqrt(values[kept]))
-    else:
-        values, basis = np.linalg.eigh(x.T @ x)
-    return values, basis, basis.T @ (x.T @ y)
+# ---------------------------------------------------------------- principal directions
 
 
 def principal(features: np.ndarray, known: int, directions: int) -> np.ndarray:
     """[N, F] -> [N, K]: the first K principal directions of the first `known` items, after standardising by them."""
     features = np.asarray(features, np.float64)
-    mean, scale, _ = _moments(features[:known], features[:known, :0])
+    mean, scale, _ = moments(features[:known], features[:known, :0])
     standardised = (features - mean) / scale
-    values, basis, _ = _spectrum(standardised[:known], standardised[:known, :0])
+    values, basis, _ = spectrum(standardised[:known], standardised[:known, :0])
     return standardised @ basis[:, np.argsort(-values, kind="stable")[:directions]]
 
 

@@ -17,12 +17,9 @@ from emu_jax.data.records import write_records
 from emu_jax.errors import UserError
 from tests.benchmarks.benchmark_probe import Item, check_settings, hold_out, items_of, retrieval
 from tests.benchmarks.probe import (
-    PENALTIES,
     Ranks,
-    Ridge,
     Run,
     TextVectors,
-    assign_folds,
     mean_with_interval,
     principal,
 )
@@ -59,28 +56,6 @@ def test_ties_fall_at_random(scores: list[int], k: int, data: st.DataObject) -> 
     np.testing.assert_allclose(ranks.reciprocal(), [float(expected)], err_msg=f"{scores}, right {right}")
 
 
-@pytest.mark.parametrize("items, features", [(40, 6), (8, 20)])
-def test_ridge_solves_the_normal_equations(items: int, features: int) -> None:
-    rng = np.random.default_rng(0)
-    x, y = rng.normal(3.0, 2.0, (items, features)), rng.normal(size=(items, 3))
-    x[:, 0] = 5.0  # a constant feature
-    ridge = Ridge.fit(x, y, [str(place) for place in range(items)])
-    standardised = (x - x.mean(0)) / np.where(x.std(0) > 1e-9, x.std(0), 1.0)
-    gram = standardised.T @ standardised + ridge.penalty * items * np.eye(features)
-    expected = standardised @ np.linalg.solve(gram, standardised.T @ (y - y.mean(0)))
-    np.testing.assert_allclose(ridge(x), expected, atol=1e-8)
-
-
-def test_ridge_chooses_its_penalty() -> None:
-    rng = np.random.default_rng(0)
-    x, noise = rng.normal(size=(60, 20)), rng.normal(size=(60, 1))
-    documents = [str(place) for place in range(60)]
-    exact = Ridge.fit(x, x[:, :1], documents).penalty
-    nothing = Ridge.fit(x, noise, documents).penalty
-    assert exact == PENALTIES[0]
-    assert nothing >= 1.0
-
-
 def test_principal_directions_are_of_the_known_items() -> None:
     rng = np.random.default_rng(0)
     told = rng.normal(size=(50, 1)) * [1.0, 2.0, -3.0] + [5.0, 0.0, 0.0]  # one direction, on three scales
@@ -90,13 +65,6 @@ def test_principal_directions_are_of_the_known_items() -> None:
     np.testing.assert_allclose(abs(np.corrcoef(first[:50, 0], told[:, 1])[0, 1]), 1.0, atol=1e-4)
     np.testing.assert_allclose(first[:50].std(0), np.sqrt(3.0), atol=1e-3)  # three standardised columns in one
     assert (principal(np.concatenate([x[:50], [[9.0, 9.0, 9.0]]]), 50, 1)[:50] == first[:50]).all()
-
-
-def test_folds_are_even_and_stay() -> None:
-    keys = [f"page-{number}.html" for number in range(17)]
-    folds = assign_folds(keys, 5)
-    assert sorted(np.bincount(list(folds.values()))) == [3, 3, 3, 4, 4]
-    assert assign_folds([*reversed(keys), keys[0]], 5) == folds
 
 
 def test_text_vectors_tell_texts_apart() -> None:

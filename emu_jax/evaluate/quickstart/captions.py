@@ -18,6 +18,8 @@ from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
+from emu_jax.evaluate.quickstart import fixed_space
+from emu_jax.evaluate.quickstart.fixed_space import FixedSpace
 from emu_jax.generate.model import Emu, GeneratedText
 
 BATCH = 32  # prompts generated at a time
@@ -47,10 +49,13 @@ class Scores:
     gallery: int
 
 
-def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
+def score(emu: Emu, splits: Sequence[str] = SPLITS, space: FixedSpace | None = None) -> Scores:
     """Scores splits of the embedded data set: all of a held-out split, a sample of the training images.
 
     Retrieval searches the images of all splits, whichever are scored.
+
+    Args:
+      space: if given, retrieval and R2 are measured in this space as well.
 
     Raises:
       UserError: a split is unknown.
@@ -68,8 +73,8 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
             lambda some: emu.generate_text([[part_of(e)] for e in some], max_new_tokens=CAPTION_TOKENS), pool, about
         )
 
-    encoded = in_batches(lambda part: emu.encode_images(np.stack([e.pixels for e in part])), gallery, "encode images")
-    embeddings = np.stack(encoded)  # [G, Q, D]
+    embeddings = _encode(emu, gallery)  # [G, Q, D]
+    read = None if space is None else _reading(emu, embeddings, gallery, space, len(pools["train"]))
     figures: dict[str, Figure] = {}
     answers: list[Answer] = []
     for split in dict.fromkeys(splits):
@@ -99,7 +104,44 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS) -> Scores:
         figures |= _caption_figures(split, pool, captions, pools["train"])
         figures |= _retrieval_figures(split, ranks, len(gallery))
         figures[f"{split}: embeddings from text, autoregressive R2"] = _r2(generated, embeddings[truth])
+        if read is not None:
+            figures |= read(split, generated, truth)
     return Scores(figures, answers, len(gallery))
+
+
+def _encode(emu: Emu, gallery: Sequence[Example]) -> np.ndarray:
+    """A model's embeddings of images: [G, Q, D]."""
+    encoded = in_batches(lambda part: emu.encode_images(np.stack([e.pixels for e in part])), gallery, "encode images")
+    return np.stack(encoded)
+
+
+def _reading(
+    emu: Emu, embeddings: np.ndarray, gallery: Sequence[Example], space: FixedSpace, known: int
+) -> Callable[[str, np.ndarray, np.ndarray], dict[str, Figure]]:
+    """Figures in a fixed space, from a split, embeddings generated for it [n, Q, D] and its rows of the gallery [n].
+
+    Args:
+      embeddings: the model's, of the gallery.
+      known: the number of training images, with which the gallery begins.
+    """
+    size = space.emu.config.vision.image_size
+    same = size == emu.config.vision.image_size
+    shown = gallery if same else [example for split in SPLITS for example in examples(split, size)]
+    fixed = _encode(space.emu, shown).reshape(len(gallery), -1)  # [G, K]
+    ridge = fixed_space.reader(embeddings[:known], fixed[:known], [example.key for example in gallery[:known]])
+
+    def figures(split: str, generated: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
+        found: dict[str, Figure] = {}
+        for about, some in (("embeddings from text", generated), ("embeddings of images", embeddings[truth])):
+            vectors = fixed_space.read(ridge, some)  # [n, K]
+            distance = squared_distances(vectors, fixed)  # [n, G]
+            ranks = (distance < distance[np.arange(len(truth)), truth][:, None]).sum(1)
+            label = f"{about} in {space.name}'s space"
+            found |= _retrieval_figures(split, ranks, len(gallery), label)
+            found[f"{split}: {label}, R2"] = _r2(vectors[:, None], fixed[truth][:, None])
+        return found
+
+    return figures
 
 
 def in_batches(run: Callable[[Sequence[Item]], Iterable[Any]], items: Sequence[Item], about: str) -> list:
@@ -140,8 +182,10 @@ def _caption_figures(
     return figures
 
 
-def _retrieval_figures(split: str, ranks: np.ndarray, gallery: int) -> dict[str, Figure]:
-    return {f"{split}: embeddings from text, right image in top {k}": share(ranks < k, k / gallery) for k in (1, 5)}
+def _retrieval_figures(
+    split: str, ranks: np.ndarray, gallery: int, about: str = "embeddings from text"
+) -> dict[str, Figure]:
+    return {f"{split}: {about}, right image in top {k}": share(ranks < k, k / gallery) for k in (1, 5)}
 
 
 def _r2(generated: np.ndarray, truth: np.ndarray) -> Figure:
