@@ -1,4 +1,5 @@
-"""Sizes of the model: `debug` (tests), `mini` (quick start), `7b` (the paper's ablations), `14b` (published).
+"""Sizes of the model: `debug` (tests), `micro` (ablations), `mini` (quick start), `7b` (the paper's ablations), `14b`
+(published).
 
 Each function returns the `model` group of a config. `emu-jax inspect --config configs/models.py:14b` prints the parts,
 shapes and parameter counts.
@@ -99,6 +100,15 @@ def mini() -> ConfigDict:
     return model
 
 
+def micro() -> ConfigDict:
+    """1.1 M parameters for many short runs: 32 x 32 pixels, 8 queries."""
+    model = mini()
+    model.vision.update({"image_size": 32, "patch_size": 8, "width": 96, "mlp_dim": 384})
+    model.causal.update({"width": 96, "head_dim": 24, "mlp_dim": 384})
+    model.llama.update({"width": 96, "mlp_dim": 256})
+    return model
+
+
 def debug() -> ConfigDict:
     """A few thousand parameters for tests, with every mechanism at its smallest."""
     model = mini()
@@ -109,7 +119,7 @@ def debug() -> ConfigDict:
     return model
 
 
-SIZES = {"debug": debug, "mini": mini, "7b": emu_7b, "14b": emu_14b}
+SIZES = {"debug": debug, "micro": micro, "mini": mini, "7b": emu_7b, "14b": emu_14b}
 
 
 def get_config(size: str = "mini") -> ConfigDict:

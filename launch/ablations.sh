@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# The ablation table at `mini` size: trains and evaluates every config of configs/ablations with three seeds, on the
+# The ablation table at `micro` size: trains and evaluates every config of configs/ablations with eight seeds, on the
 # embedded pairs and the storyboards of Big Buck Bunny, then writes one table to FOLDER/compare.{json,md,png}.
 # Needs only Python 3.11+ and downloads 58 MB. Finished runs are skipped; an interrupted run resumes from its last
-# checkpoint. 33 runs of 1,500 steps take about 3 hours on 2 CPU cores.
+# checkpoint. docs/ablations.md says how long the 128 runs take.
 #
 #   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        default FOLDER: runs/ablations
 #   STEPS=500 SEEDS='0 1' ABLATIONS='base no_storyboards' launch/ablations.sh        fewer of each
+#   JOBS=2 launch/ablations.sh        2 runs at a time, each on a core of its own (default: 1, on all cores; needs Linux)
 set -euo pipefail
 script="$(basename "$0")"
 # shellcheck source=launch/commands.sh
@@ -16,31 +17,40 @@ folder="${folder:-runs/ablations}"
 
 # Name of a run, without its seed -> config.
 declare -A configs=(
-  [base]=base.py:mini
-  [no_storyboards]=no_storyboards.py:mini
-  [no_regression]=no_regression.py:mini
-  [no_causal_transformer]=no_causal_transformer.py:mini
-  [bidirectional_queries]=bidirectional_queries.py:mini
-  [queries_32]=queries.py:mini-32
-  [queries_64]=queries.py:mini-64
-  [frozen_vision]=frozen_vision.py:mini
-  [frozen_vision_random]=frozen_vision.py:mini-random
-  [regression_weight_1]=regression_weight.py:mini-1
-  [regression_weight_16]=regression_weight.py:mini-16
+  [base]=base.py:micro
+  [no_storyboards]=no_storyboards.py:micro
+  [no_storyboards_steps]=no_storyboards.py:micro-steps
+  [no_regression]=no_regression.py:micro
+  [no_causal_transformer]=no_causal_transformer.py:micro
+  [bidirectional_queries]=bidirectional_queries.py:micro
+  [regression_weight_1]=regression_weight.py:micro-1
+  [regression_weight_16]=regression_weight.py:micro-16
+  [frozen_vision]=frozen_vision.py:micro
+  [frozen_vision_random]=frozen_vision.py:micro-random
+  [published_objective]=published_objective.py:micro
+  [not_standardised]=published_objective.py:micro-raw
+  [live_targets]=published_objective.py:micro-live
+  [queries_32]=queries.py:micro-32
+  [queries_32_compute]=queries.py:micro-32-compute
+  [queries_64_compute]=queries.py:micro-64-compute
 )
-# The base comes first: the others are compared with it, and frozen_vision takes its encoder.
-all='base no_storyboards no_regression no_causal_transformer bidirectional_queries regression_weight_1'
-all="$all regression_weight_16 frozen_vision frozen_vision_random queries_32 queries_64"
+all='base no_storyboards no_storyboards_steps no_regression no_causal_transformer bidirectional_queries'
+all="$all regression_weight_1 regression_weight_16 frozen_vision frozen_vision_random published_objective"
+all="$all not_standardised live_targets queries_32 queries_32_compute queries_64_compute"
+encoders=' frozen_vision published_objective ' # begin from the encoder of the base of their seed
 read -ra names <<< "${ABLATIONS:-$all}"
-read -ra seeds <<< "${SEEDS:-0 1 2}"
+read -ra seeds <<< "${SEEDS:-0 1 2 3 4 5 6 7}"
+jobs="${JOBS:-1}"
 for name in "${names[@]}"; do
   [ -n "${configs[$name]:-}" ] || refuse "ABLATIONS: '$name' is unknown; choose among $all"
 done
-for number in "${seeds[@]}" ${STEPS:+"$STEPS"}; do
+for number in "${seeds[@]}" "$jobs" ${STEPS:+"$STEPS"}; do
   case "$number" in
-    *[!0-9]*) refuse "SEEDS, STEPS: '$number' is not a whole number" ;;
+    *[!0-9]*) refuse "SEEDS, JOBS, STEPS: '$number' is not a whole number" ;;
   esac
 done
+[ "$jobs" -ge 1 ] || refuse "JOBS: $jobs runs at a time; expected 1 or more"
+[ "$jobs" -eq 1 ] || need_program taskset
 
 run source launch/environment.sh
 run install_emu_jax '.[prepare]'
@@ -59,24 +69,60 @@ fi
 
 # ---- runs; they share a compilation cache ----------------------------------------------------------------------------
 run export JAX_COMPILATION_CACHE_DIR="$folder/cache" JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2
+
+# train_and_score NAME SEED
+train_and_score() {
+  local workdir="$folder/$1-$2" settings
+  [ ! -s "$workdir/scores.json" ] || return 0
+  settings=(--config.train.seed="$2" --config.data.seed="$2")
+  settings+=(--config.data.mixture.storyboard.source="$folder/data/bunny")
+  [ -z "${STEPS:-}" ] || settings+=(--config.train.steps="$STEPS")
+  [[ "$encoders" != *" $1 "* ]] || settings+=(--config.init.vision="$folder/base-$2")
+  run emu-jax train --config "configs/ablations/${configs[$1]}" --workdir "$workdir" "${settings[@]}" "${overrides[@]}"
+  run emu-jax evaluate --model "$workdir" --split heldout_combinations --fixed-space emu-mini
+}
+
+# share JOB NAME…: all runs of these names whose turn is the job's.
+share() {
+  local job="$1" number=0 seed name
+  shift
+  [ "$jobs" -eq 1 ] || run taskset -cp "$job" "$BASHPID" > /dev/null
+  for seed in "${seeds[@]}"; do
+    for name; do
+      if ((number++ % jobs == job)); then train_and_score "$name" "$seed"; fi
+    done
+  done
+}
+
+# all_jobs NAME…: all runs of these names.
+all_jobs() {
+  local started=() job failed=no
+  if [ "$jobs" -eq 1 ]; then # in the foreground, where Ctrl-C reaches the run
+    share 0 "$@"
+    return
+  fi
+  trap 'trap "" TERM; kill -TERM 0; wait; exit 130' INT TERM # runs in the background ignore Ctrl-C
+  for ((job = 0; job < jobs; job++)); do
+    share "$job" "$@" &
+    started+=("$!")
+  done
+  for job in "${started[@]}"; do wait "$job" || failed=yes; done
+  trap - INT TERM
+  [ "$failed" = no ] || refuse "a run failed; see its message above, and start again: what is finished stays"
+}
+
+others=()
+for name in "${names[@]}"; do
+  [ "$name" = base ] || others+=("$name")
+done
+[ "${#others[@]}" -eq "${#names[@]}" ] || all_jobs base
+[ "${#others[@]}" -eq 0 ] || all_jobs "${others[@]}"
+
+# ---- the table -------------------------------------------------------------------------------------------------------
 runs=()
 for name in "${names[@]}"; do
   for seed in "${seeds[@]}"; do
     runs+=("$folder/$name-$seed")
   done
 done
-for seed in "${seeds[@]}"; do
-  for name in "${names[@]}"; do
-    workdir="$folder/$name-$seed"
-    [ ! -s "$workdir/scores.json" ] || continue
-    settings=(--config.train.seed="$seed" --config.data.mixture.storyboard.source="$folder/data/bunny")
-    [ -z "${STEPS:-}" ] || settings+=(--config.train.steps="$STEPS")
-    [ "$name" != frozen_vision ] || settings+=(--config.init.vision="$folder/base-$seed")
-    run emu-jax train --config "configs/ablations/${configs[$name]}" --workdir "$workdir" "${settings[@]}" \
-      "${overrides[@]}"
-    run emu-jax evaluate --model "$workdir" --split heldout_combinations
-  done
-done
-
-# ---- the table -------------------------------------------------------------------------------------------------------
 run emu-jax compare "${runs[@]}" --out "$folder" --markdown

@@ -16,37 +16,54 @@ from emu_jax.generate.model import Emu
 from emu_jax.models import emu
 from emu_jax.models.flops import forward_flops
 from emu_jax.models.paths import flatten
-from emu_jax.train.loop import train
+from emu_jax.train.loop import TrainConfig, train
 from emu_jax.train.optimizer import OptimizerConfig
 from tests.train import tiny
 
 FOLDER = Path(__file__).parents[1] / "configs" / "ablations"
 KIND, WEIGHT = "model.causal.kind", "model.regression_loss_weight"
 STORYBOARD, QUERIES = "data.mixture.storyboard.weight", "model.causal.queries"
-RATE = "optimizer.learning_rate.vision"
+RATE, STEPS = "optimizer.learning_rate.vision", "train.steps"
+STANDARDISE, STOP = "model.standardise", "model.stop_target_inputs"
+ROWS_OF_32 = {QUERIES: (8, 32), "data.row_tokens": (96, 224), "model.llama.context": (256, 512)}
+ROWS_OF_64 = {QUERIES: (8, 64), "data.row_tokens": (96, 394), "model.llama.context": (256, 512)}
 # Config:variant -> the fields that differ from the base's, with the base's value and its own.
 DIFFERENCES = {
-    "base:mini": {},
+    "base:micro": {},
     "base:7b": {},
-    "no_storyboards:mini": {STORYBOARD: (1, 0)},
+    "no_storyboards:micro": {STORYBOARD: (1, 0), STEPS: (1000, 919)},
+    "no_storyboards:micro-steps": {STORYBOARD: (1, 0)},
     "no_storyboards:7b": {STORYBOARD: (16, 0)},
-    "no_regression:mini": {WEIGHT: (4.0, 0.0)},
+    "no_regression:micro": {WEIGHT: (4.0, 0.0)},
     "no_regression:7b": {WEIGHT: (1.0, 0.0)},
-    "no_causal_transformer:mini": {KIND: ("causal", "pooled")},
+    "no_causal_transformer:micro": {KIND: ("causal", "pooled")},
     "no_causal_transformer:7b": {KIND: ("causal", "pooled")},
-    "bidirectional_queries:mini": {KIND: ("causal", "bidirectional")},
+    "bidirectional_queries:micro": {KIND: ("causal", "bidirectional")},
     "bidirectional_queries:7b": {KIND: ("causal", "bidirectional")},
-    "queries:mini-32": {QUERIES: (8, 32), "data.row_tokens": (96, 224), "model.llama.context": (256, 512)},
-    "queries:mini-64": {QUERIES: (8, 64), "data.row_tokens": (96, 394), "model.llama.context": (256, 512)},
+    "queries:micro-32": ROWS_OF_32,
+    "queries:micro-64": ROWS_OF_64,
+    "queries:micro-32-compute": ROWS_OF_32 | {STEPS: (1000, 456)},
+    "queries:micro-64-compute": ROWS_OF_64 | {STEPS: (1000, 252)},
     "queries:7b-8": {QUERIES: (32, 8)},
     "queries:7b-64": {QUERIES: (32, 64)},
-    "frozen_vision:mini": {RATE: (1.2e-3, 0.0), "init.vision": ("", "runs/ablations/base-0")},
-    "frozen_vision:mini-random": {RATE: (1.2e-3, 0.0)},
+    "frozen_vision:micro": {RATE: (2.4e-3, 0.0), "init.vision": ("", "runs/ablations/base-0")},
+    "frozen_vision:micro-random": {RATE: (2.4e-3, 0.0)},
     "frozen_vision:7b": {RATE: (4e-5, 0.0)},
-    "regression_weight:mini-1": {WEIGHT: (4.0, 1.0)},
-    "regression_weight:mini-16": {WEIGHT: (4.0, 16.0)},
+    "regression_weight:micro-1": {WEIGHT: (4.0, 1.0)},
+    "regression_weight:micro-16": {WEIGHT: (4.0, 16.0)},
     "regression_weight:7b-0.25": {WEIGHT: (1.0, 0.25)},
     "regression_weight:7b-4": {WEIGHT: (1.0, 4.0)},
+    "published_objective:micro": {
+        WEIGHT: (4.0, 1.0),
+        STANDARDISE: (True, False),
+        STOP: (True, False),
+        "data.predicted_share": (0.5, 1.0),
+        "data.pairs.text_first_text_weight": (0.3, 1.0),
+        "data.pairs.image_first_visual_weight": (0.0, 1.0),
+        "init.vision": ("", "runs/ablations/base-0"),
+    },
+    "published_objective:micro-raw": {STANDARDISE: (True, False)},
+    "published_objective:micro-live": {STOP: (True, False)},
 }
 
 
@@ -69,13 +86,14 @@ def test_differs_in_what_it_says(name):
 
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_builds(name):
-    """Its parameters, abstractly, of the size that the ablation says."""
+    """Its parameters, abstractly, of the size that the ablation says, and its training's settings."""
     config = load(name)
+    TrainConfig.from_dict(config.train)
     config.model.llama.vocab_size = config.model.llama.vocab_size or 32_004
     model = emu.EmuConfig.from_dict(config.model)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(emu.abstract(model)))
     print(name, f"{count:,}")
-    low, high = (1.5e6, 11e6) if "mini" in name else (7.7e9, 8.0e9)
+    low, high = (0.9e6, 11e6) if "micro" in name else (7.7e9, 8.0e9)
     assert low < count < high
     optimizer = OptimizerConfig.from_dict(config.optimizer)
     assert optimizer.frozen == (frozenset({"vision"}) if "frozen" in name else frozenset())
@@ -87,9 +105,25 @@ def test_builds(name):
 def test_no_config_is_forgotten():
     assert {path.stem for path in FOLDER.glob("*.py")} == {name.split(":")[0] for name in DIFFERENCES}
     with pytest.raises(
-        UserError, match=r"queries\.py:mini-7: no such variant; choose one of 7b-8, 7b-64, mini-32, mini-64"
+        UserError,
+        match=r"queries\.py:micro-7: no such variant; choose one of 7b-8, 7b-64, micro-32, micro-64, micro-32-",
     ):
-        load("queries:mini-7")
+        load("queries:micro-7")
+
+
+@pytest.mark.parametrize("queries", [32, 64])
+def test_equal_compute(queries):
+    """Steps times FLOPs of a step are the base's, of 8 rows with 4 images each."""
+
+    def flops(name):
+        config = load(name)
+        config.model.llama.vocab_size = 2_004
+        rows = config.data.batch_rows
+        step = forward_flops(emu.EmuConfig.from_dict(config.model), 4 * rows, rows, config.data.row_tokens)
+        return config.train.steps * sum(step.values())
+
+    ratio = flops(f"queries:micro-{queries}-compute") / flops("base:micro")
+    assert abs(ratio - 1) < 0.01, ratio
 
 
 @pytest.mark.slow

@@ -1,13 +1,12 @@
 """A frozen vision encoder (with ln_visual): no gradient, no weight decay, no optimizer state.
 
-emu-jax train --config configs/ablations/frozen_vision.py:mini --config.init.vision=runs/ablations/base-0 …
-emu-jax train --config configs/ablations/frozen_vision.py:mini-random …
+emu-jax train --config configs/ablations/frozen_vision.py:micro --config.init.vision=runs/ablations/base-0 …
+emu-jax train --config configs/ablations/frozen_vision.py:micro-random …
 emu-jax train --config configs/ablations/frozen_vision.py:7b …        # EVA-CLIP, like the base
 
-A frozen encoder must have been trained before. At `mini` size there is no EVA-CLIP, so the encoder comes from a
+A frozen encoder must have been trained before. At `micro` size there is no EVA-CLIP, so the encoder comes from a
 finished run of the base and the rest starts fresh. That encoder has already seen these images and names for a whole
-run. `mini-random` freezes an untrained encoder. The paper has no numbers; `mini` gives 0.56, 0.48 and 0.49,
-`mini-random` 0.54, 0.15 and 0.26 (base: 0.35, 0.22 and 0.47).
+run. `micro-random` freezes an untrained encoder. The paper has no numbers.
 """
 
 from ml_collections import ConfigDict
@@ -16,23 +15,23 @@ from configs.ablations import base
 from emu_jax.config import choose
 
 
-def mini() -> ConfigDict:
+def micro() -> ConfigDict:
     """The encoder of a finished base run."""
-    config = random("mini")
-    config.init.vision = "runs/ablations/base-0"
+    config = random("micro")
+    config.init.vision = base.FINISHED
     return config
 
 
-def random(size: str = "mini") -> ConfigDict:
+def random(size: str = "micro") -> ConfigDict:
     """The encoder as initialised; at `7b` that is EVA-CLIP."""
     config = base.get_config(size)
     config.optimizer.learning_rate.vision = 0.0
     return config
 
 
-VARIANTS = {"mini": mini, "mini-random": random, "7b": lambda: random("7b")}
+VARIANTS = {"micro": micro, "micro-random": random, "7b": lambda: random("7b")}
 
 
-def get_config(variant: str = "mini") -> ConfigDict:
+def get_config(variant: str = "micro") -> ConfigDict:
     """One of `VARIANTS`."""
     return choose(VARIANTS, variant, __file__)

@@ -1,9 +1,8 @@
 """Without the Causal Transformer: patches are pooled into Q groups and projected linearly.
 
-emu-jax train --config configs/ablations/no_causal_transformer.py:mini …
+emu-jax train --config configs/ablations/no_causal_transformer.py:micro …
 
-`mini` has 8 groups of 2 patches, `7b` has 32 groups of 8. The paper has no numbers; `mini` gives 0.60, 0.23 and 0.32
-(base: 0.35, 0.22 and 0.47).
+`micro` has 8 groups of 2 patches, `7b` has 32 groups of 8. The paper has no numbers.
 """
 
 from ml_collections import ConfigDict
@@ -11,7 +10,7 @@ from ml_collections import ConfigDict
 from configs.ablations import base
 
 
-def get_config(size: str = "mini") -> ConfigDict:
+def get_config(size: str = "micro") -> ConfigDict:
     """The base with `models/causal.py:PooledPatches`."""
     config = base.get_config(size)
     config.model.causal.kind = "pooled"

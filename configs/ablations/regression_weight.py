@@ -1,9 +1,7 @@
 """The weight of the regression loss, with a text loss weight of 1; the paper's value is not published.
 
-emu-jax train --config configs/ablations/regression_weight.py:mini-1 …     # or mini-16; the base has 4
+emu-jax train --config configs/ablations/regression_weight.py:micro-1 …    # or micro-16; the base has 4
 emu-jax train --config configs/ablations/regression_weight.py:7b-0.25 …    # or 7b-4; the base has 1 (inferred)
-
-`mini-1` gives 0.52, 0.09 and 0.29, `mini-16` 0.02, 0.05 and 0.51 (base: 0.35, 0.22 and 0.47).
 """
 
 import functools
@@ -21,10 +19,10 @@ def with_weight(size: str, weight: float) -> ConfigDict:
     return config
 
 
-PAIRS = (("mini", 1.0), ("mini", 16.0), ("7b", 0.25), ("7b", 4.0))
+PAIRS = (("micro", 1.0), ("micro", 16.0), ("7b", 0.25), ("7b", 4.0))
 VARIANTS = {f"{size}-{weight:g}": functools.partial(with_weight, size, weight) for size, weight in PAIRS}
 
 
-def get_config(variant: str = "mini-1") -> ConfigDict:
+def get_config(variant: str = "micro-1") -> ConfigDict:
     """One of `VARIANTS`."""
     return choose(VARIANTS, variant, __file__)

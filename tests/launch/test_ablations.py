@@ -21,15 +21,16 @@ CACHE = "export JAX_COMPILATION_CACHE_DIR=FOLDER/cache JAX_PERSISTENT_CACHE_MIN_
 
 
 def run(name: str, config: str, seed: int, *more: str) -> list[str]:
-    settings = f"--config.train.seed={seed} --config.data.mixture.storyboard.source=FOLDER/data/bunny"
+    settings = f"--config.train.seed={seed} --config.data.seed={seed}"
+    settings += " --config.data.mixture.storyboard.source=FOLDER/data/bunny"
     train = f"emu-jax train --config configs/ablations/{config} --workdir FOLDER/{name}-{seed} {settings}"
-    evaluate = f"emu-jax evaluate --model FOLDER/{name}-{seed} --split heldout_combinations"
+    evaluate = f"emu-jax evaluate --model FOLDER/{name}-{seed} --split heldout_combinations --fixed-space emu-mini"
     return [" ".join([train, *more]), evaluate]
 
 
 def launch(*words: str, **env: str) -> subprocess.CompletedProcess:
     command = [ROOT / "launch" / "ablations.sh", "--dry-run", *words]
-    plain = {name: value for name, value in os.environ.items() if name not in ("STEPS", "SEEDS", "ABLATIONS")}
+    plain = {name: value for name, value in os.environ.items() if name not in ("STEPS", "SEEDS", "ABLATIONS", "JOBS")}
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=plain | env)
 
 
@@ -40,24 +41,16 @@ def printed(folder: Path, *words: str, **env: str) -> list[str]:
 
 
 def test_commands(tmp_path):
+    """The bases come first: frozen_vision takes the encoder of its seed's."""
+    steps = "--config.train.steps=9", "--config.data.batch_rows=4"
     expected = [
         *BEFORE,
         *DATA,
         CACHE,
-        *run("base", "base.py:mini", 0, "--config.train.steps=9", "--config.data.batch_rows=4"),
-        *run(
-            "frozen_vision",
-            "frozen_vision.py:mini",
-            0,
-            "--config.train.steps=9 --config.init.vision=FOLDER/base-0 --config.data.batch_rows=4",
-        ),
-        *run("base", "base.py:mini", 3, "--config.train.steps=9", "--config.data.batch_rows=4"),
-        *run(
-            "frozen_vision",
-            "frozen_vision.py:mini",
-            3,
-            "--config.train.steps=9 --config.init.vision=FOLDER/base-3 --config.data.batch_rows=4",
-        ),
+        *run("base", "base.py:micro", 0, *steps),
+        *run("base", "base.py:micro", 3, *steps),
+        *run("frozen_vision", "frozen_vision.py:micro", 0, steps[0], "--config.init.vision=FOLDER/base-0", steps[1]),
+        *run("frozen_vision", "frozen_vision.py:micro", 3, steps[0], "--config.init.vision=FOLDER/base-3", steps[1]),
         "emu-jax compare FOLDER/base-0 FOLDER/base-3 FOLDER/frozen_vision-0 FOLDER/frozen_vision-3 "
         "--out FOLDER --markdown",
     ]
@@ -65,13 +58,19 @@ def test_commands(tmp_path):
     assert printed(tmp_path, "--config.data.batch_rows=4", **env) == expected
 
 
-def test_every_ablation_with_three_seeds(tmp_path):
+def test_every_ablation_with_eight_seeds(tmp_path):
     lines = printed(tmp_path)
     trained = [line.split()[3].removeprefix("configs/ablations/") for line in lines if line.startswith("emu-jax train")]
-    assert len(trained) == 33 and trained[:11] == trained[11:22] == trained[22:]
+    assert trained[:8] == ["base.py:micro"] * 8 and "base.py:micro" not in trained[8:]
+    assert len(trained) == 8 * 16 and trained[8:] == trained[8:23] * 8
     files = {path.name for path in (ROOT / "configs" / "ablations").glob("*.py")}
     assert {config.partition(":")[0] for config in trained} == files
-    assert trained.index("base.py:mini") < trained.index("frozen_vision.py:mini")
+
+
+def test_jobs_share_the_runs(tmp_path):
+    """Each job prints its own runs, in its own time; together they are all, once."""
+    one, three = printed(tmp_path, SEEDS="0 1"), printed(tmp_path, SEEDS="0 1", JOBS="3")
+    assert sorted(line for line in three if "emu-jax" in line) == sorted(line for line in one if "emu-jax" in line)
 
 
 def test_what_is_there_is_not_made_again(tmp_path):
@@ -85,7 +84,7 @@ def test_what_is_there_is_not_made_again(tmp_path):
     assert printed(tmp_path, SEEDS="0", ABLATIONS="base no_storyboards") == [
         *BEFORE,
         CACHE,
-        *run("no_storyboards", "no_storyboards.py:mini", 0),
+        *run("no_storyboards", "no_storyboards.py:micro", 0),
         "emu-jax compare FOLDER/base-0 FOLDER/no_storyboards-0 --out FOLDER --markdown",
     ]
 
@@ -95,8 +94,9 @@ def test_what_is_there_is_not_made_again(tmp_path):
     [
         (["--steps=3"], {}, "'--steps=3' is not an argument; expected [--dry-run] [FOLDER] [--config.a.b=value …]"),
         ([], {"ABLATIONS": "base no_loss"}, "ABLATIONS: 'no_loss' is unknown; choose among base no_storyboards "),
-        ([], {"SEEDS": "0 one"}, "SEEDS, STEPS: 'one' is not a whole number"),
-        ([], {"STEPS": "1e3"}, "SEEDS, STEPS: '1e3' is not a whole number"),
+        ([], {"SEEDS": "0 one"}, "SEEDS, JOBS, STEPS: 'one' is not a whole number"),
+        ([], {"JOBS": "0"}, "JOBS: 0 runs at a time; expected 1 or more"),
+        ([], {"STEPS": "1e3"}, "SEEDS, JOBS, STEPS: '1e3' is not a whole number"),
     ],
 )
 def test_what_is_refused(words, env, expected):

@@ -36,8 +36,9 @@ ENCODERS = ("vision", "causal")
 ROW_TOKENS, ROW_IMAGES, RECORDS = 160, 12, 24
 WORDS = ["a red square", "a blue bar", "words before and after", IMAGE_SYSTEM, "user assistant", "what is this:"]
 ABLATIONS = (
+    *("published_objective", "published_objective:micro-live", "published_objective:micro-raw"),
     *("base", "no_storyboards", "no_regression", "no_causal_transformer", "bidirectional_queries"),
-    *("queries:mini-32", "frozen_vision", "frozen_vision:mini-random", "regression_weight:mini-16", "base:7b"),
+    *("queries:micro-32", "frozen_vision", "frozen_vision:micro-random", "regression_weight:micro-16", "base:7b"),
 )
 CONFIGS = {
     "quickstart": "configs/quickstart.py",
