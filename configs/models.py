@@ -49,6 +49,7 @@ def emu_14b() -> ConfigDict:
                 "mlp_dim": 13824,
                 "norm_eps": 1e-6,
                 "rope_base": 10000.0,
+                "rope_dtype": "float32",
                 "context": 2048,
                 "quantised": "",
                 "lora_rank": 0,

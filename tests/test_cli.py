@@ -7,6 +7,8 @@ import pytest
 from PIL import Image
 
 from emu_jax.cli import main
+from emu_jax.cli.options import figures_table
+from emu_jax.evaluate.intervals import Figure
 from tests.train import tiny
 
 MODELS = str(Path(__file__).parents[1] / "configs" / "models.py")
@@ -49,6 +51,17 @@ def test_inspect_counts_the_published_model(capsys):
     out = capsys.readouterr().out
     assert "14.182 B parameters" in out
     assert "vision/patch_embed/kernel" in out
+
+
+def test_figures_of_benchmarks_are_printed_as_papers_print_them():
+    figures = {
+        "CIDEr": Figure(1.1288, (1.1, 1.16), None, 5000, 100.0),
+        "FID": Figure(11.66, (11.0, 12.5), None, 30_000),
+    }
+    cider, fid = figures_table(figures, papers=True).splitlines()
+    assert cider.split(maxsplit=1)[1] == "1.129  95% [1.100, 1.160]  in papers 112.9 [110.0, 116.0]"
+    assert fid.split(maxsplit=1)[1] == "11.660  95% [11.000, 12.500]"
+    assert "in papers" not in figures_table(figures)
 
 
 def test_generate_continues_and_embeds(trained, images, capsys):

@@ -73,6 +73,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--frames", type=int, default=8, metavar="N", help="images that are shown of a video (default: 8)"
     )
+    parser.add_argument(
+        "--image-reading",
+        default="upright",
+        metavar="RULE",
+        help="upright (turned by EXIF, transparency on white) or reference (as Pillow converts to RGB)",
+    )
+    parser.add_argument(
+        "--rope-dtype",
+        metavar="DTYPE",
+        help="round RoPE's tables to it: bfloat16, as when the published weights were trained (default: the model's)",
+    )
     parser.add_argument("--limit", type=int, default=0, help="use the first questions only (default: all)")
     parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
     add_mesh(parser, "data=-1 tensor=4")
@@ -195,6 +206,7 @@ def _benchmark_config(options: argparse.Namespace) -> EvaluationConfig:
         data=options.data,
         split=options.split,
         frames=options.frames,
+        image_reading=options.image_reading,
         few_shot=[whole(word, "--shots") for word in options.shots.split(",")],
         text_examples=options.text_examples,
         limit=options.limit,
@@ -217,6 +229,7 @@ def _model(options: argparse.Namespace, folder: Path) -> Emu:
         decoder=options.decoder,
         safety_checker=False,  # black images would be scored
         mesh=mesh(options.mesh),
+        rope_dtype=options.rope_dtype,
     )
 
 
@@ -232,7 +245,7 @@ def run_benchmarks(options: argparse.Namespace) -> int:
         if result.waits:
             print("  this part is predicted; the process that finishes last scores")
         elif result.figures:
-            print(figures_table(result.figures))
+            print(figures_table(result.figures, papers=True))
         else:
             print("  predicted; only the benchmark's own server or scorer can score it")
     return 0

@@ -188,14 +188,27 @@ def whole(word: str, where: str) -> int:
         raise UserError(f"{where}: {word!r} is not a whole number") from error
 
 
-def figures_table(figures: Mapping[str, Any]) -> str:
-    """One line for each figure: its value, interval, and chance where that is known."""
+def figures_table(figures: Mapping[str, Any], *, papers: bool = False) -> str:
+    """One line for each figure: its value, interval, and chance where that is known.
+
+    Args:
+      papers: whether to add value and interval on the scale of papers, where that is another one.
+    """
     lines = []
     for name, figure in figures.items():
         low, high = figure.interval
         chance = "" if figure.chance is None else f"  chance {figure.chance:.4f}"
-        lines.append(f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}")
+        lines.append(
+            f"{name:88s} {figure.value:6.3f}  95% [{low:.3f}, {high:.3f}]{chance}{_in_papers(figure) if papers else ''}"
+        )
     return "\n".join(lines)
+
+
+def _in_papers(figure: Any) -> str:
+    if figure.paper_scale == 1:
+        return ""
+    value, low, high = (figure.paper_scale * number for number in (figure.value, *figure.interval))
+    return f"  in papers {value:.1f} [{low:.1f}, {high:.1f}]"
 
 
 def part(text: str) -> tuple[int, int]:

@@ -20,6 +20,7 @@ from emu_jax.storage import Path, as_path
 
 MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
+READINGS = ("upright", "reference")  # how an opened image becomes pixels (`flatten`)
 FITS = ("squash", "crop", "pad")  # how an image becomes square; the reference squashes
 
 
@@ -45,12 +46,13 @@ def read_file(path: Path) -> bytes:
         raise ImageError("missing_image", f"{path}: it may not be read ({error.strerror})") from error
 
 
-def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
+def decode_image(data: bytes, where: str, *, at_least: int = 0, reading: str = "upright") -> np.ndarray:
     """Encoded bytes -> uint8 [H, W, 3]; `where` names the image in errors.
 
     Args:
       at_least: pixels that each side must keep: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. 0 decodes
         at full size.
+      reading: one of `READINGS`.
 
     Raises:
       ImageError: the data are too large, broken, or not an image.
@@ -60,7 +62,7 @@ def decode_image(data: bytes, where: str, *, at_least: int = 0) -> np.ndarray:
         if at_least:
             image.draft("RGB", (at_least, at_least))  # only JPEG supports it
         image.load()
-        return flatten(image)
+        return flatten(image, reading)
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError) as error:
@@ -95,13 +97,18 @@ def _check_size(image: PIL.Image, where: str) -> None:
         )
 
 
-def flatten(image: PIL.Image) -> np.ndarray:
+def flatten(image: PIL.Image, reading: str = "upright") -> np.ndarray:
     """PIL image -> uint8 [H, W, 3], rotated by its EXIF tag, with transparency on white; the current frame.
+
+    With reading="reference" it is what Pillow converts to RGB, as the reference and most evaluation code have it: not
+    rotated, transparency dropped and the colours below it shown, 16 bits clipped.
 
     >>> glass = PIL.new("RGBA", (2, 1), (255, 0, 0, 0))
     >>> flatten(glass).tolist()
     [[[255, 255, 255], [255, 255, 255]]]
     """
+    if reading == "reference":
+        return np.asarray(image.convert("RGB"))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
         wide = np.asarray(image).astype(np.int64)
@@ -113,18 +120,21 @@ def flatten(image: PIL.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def load_image(image: PIL.Image | np.ndarray | Path) -> np.ndarray:
+def load_image(image: PIL.Image | np.ndarray | Path, reading: str = "upright") -> np.ndarray:
     """A PIL image, a uint8 array [H, W, 3] or a file's path -> uint8 [H, W, 3].
+
+    Args:
+      reading: one of `READINGS`.
 
     Raises:
       ImageError: the file is missing or not a readable image.
       UserError: the array is of another shape or type.
     """
     if isinstance(image, Path):
-        return decode_image(read_file(image), str(image))
+        return decode_image(read_file(image), str(image), reading=reading)
     if isinstance(image, PIL.Image):
         _check_size(image, "image")
-        return flatten(image)
+        return flatten(image, reading)
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"image array: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     return image

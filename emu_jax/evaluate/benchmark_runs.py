@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from emu_jax.data.images import READINGS
 from emu_jax.errors import UserError
 from emu_jax.evaluate import few_shot, predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
@@ -42,6 +43,7 @@ class EvaluationConfig:
       few_shot: numbers of few-shot examples; each is a run.
       text_examples: whether two text-only examples start each prompt (the paper's *).
       frames: images that are shown of a video.
+      image_reading: how images become pixels, one of `data.images.READINGS`.
       limit: use only this many questions, the first ones; 0 for all.
       batch: prompts at a time.
       part: this process's number, and the number of processes.
@@ -56,6 +58,7 @@ class EvaluationConfig:
     few_shot: Sequence[int] = (0,)
     text_examples: bool = False
     frames: int = 8
+    image_reading: str = "upright"
     limit: int = 0
     batch: int = 16
     part: tuple[int, int] = (0, 1)
@@ -73,6 +76,8 @@ class EvaluationConfig:
                 )
             if (any(self.few_shot) or self.text_examples) and not benchmark.few_shot_split:
                 raise UserError(f"benchmark {name}: has no split to take few-shot examples from; ask for 0 examples")
+        if self.image_reading not in READINGS:
+            raise UserError(f"image_reading={self.image_reading!r}: expected one of {', '.join(READINGS)}")
         if self.frames < 1:
             raise UserError(f"frames={self.frames}: expected 1 or more images of a video")
         if min(self.few_shot, default=-1) < 0 or self.limit < 0 or self.batch < 1:
@@ -161,6 +166,7 @@ def _run(
         model=emu.fingerprint,
         questions=_digest(questions),
         drawing=_describe(config.drawing) if benchmark.predicts == "image" else "",
+        image_reading=config.image_reading,
     )
     folder = out / run.name
     choose = few_shot.choose_examples(

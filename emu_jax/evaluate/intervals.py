@@ -17,12 +17,20 @@ Z95 = 1.959963984540054  # two-sided 95% quantile of the normal distribution
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """One score: its value, 95% interval, the score of guessing (None: unknown), and the number of items."""
+    """One score.
+
+    Attributes:
+      interval: 95%.
+      chance: the score of guessing; None where it is unknown.
+      count: the number of items.
+      paper_scale: what papers multiply the score by: 100 for shares, accuracies and CIDEr; 1 for FID and ranks.
+    """
 
     value: float
     interval: tuple[float, float]
     chance: float | None
     count: int
+    paper_scale: float = 1.0
 
 
 def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None, groups: np.ndarray | None = None) -> Figure:
@@ -38,14 +46,20 @@ def share(hits: Sequence[bool] | np.ndarray, chance: float | None = None, groups
     hits = np.asarray(hits, bool)
     if _is_grouped(groups):
         return mean(hits, chance, groups)
-    return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits))
+    return Figure(float(hits.mean()), wilson(int(hits.sum()), len(hits)), chance, len(hits), 100.0)
 
 
-def mean(values: Sequence[float] | np.ndarray, chance: float | None = None, groups: np.ndarray | None = None) -> Figure:
+def mean(
+    values: Sequence[float] | np.ndarray,
+    chance: float | None = None,
+    groups: np.ndarray | None = None,
+    paper_scale: float = 100.0,
+) -> Figure:
     """A mean over items, for example of accuracies between 0 and 1.
 
     Args:
       groups: the number of each item's group.
+      paper_scale: as in `Figure`.
 
     >>> mean([1.0, 0.0, 1.0, 1.0]).value
     0.75
@@ -57,7 +71,7 @@ def mean(values: Sequence[float] | np.ndarray, chance: float | None = None, grou
         interval = bootstrap(lambda index: float(sums[index].sum() / counts[index].sum()), len(sums))
     else:
         interval = bootstrap(lambda index: float(values[index].mean()), len(values))
-    return Figure(float(values.mean()), interval, chance, len(values))
+    return Figure(float(values.mean()), interval, chance, len(values), paper_scale)
 
 
 def _is_grouped(groups: np.ndarray | None) -> bool:

@@ -45,8 +45,11 @@ class DrawingOutput:
     settings: dict[str, Any]
 
 
-def read_images(question: Question, size: int) -> list[np.ndarray]:
+def read_images(question: Question, size: int, reading: str = "upright") -> list[np.ndarray]:
     """A question's images, or the frames of its video: uint8 [size, size, 3] each.
+
+    Args:
+      reading: how images become pixels, one of `data.images.READINGS`.
 
     Raises:
       UserError: a file cannot be read; names it.
@@ -55,7 +58,7 @@ def read_images(question: Question, size: int) -> list[np.ndarray]:
         shown: Sequence[ImageLike] = read_video(Video(question.video, question.frames))
     else:
         shown = question.images
-    return [read_image(image, size, f"question {question.id}") for image in shown]
+    return [read_image(image, size, f"question {question.id}", reading) for image in shown]
 
 
 @dataclasses.dataclass
@@ -102,7 +105,7 @@ def predict(
         predictions.Writer(folder / f"{part[0]}-of-{part[1]}.jsonl", run) as writer,
         tqdm(total=len(own), desc=run.name, unit="question") as bar,
     ):
-        for finished in _answers(emu, own, prompt, choose, run.chat, batch, drawing):
+        for finished in _answers(emu, own, prompt, choose, run, batch, drawing):
             writer.write(finished)
             done |= {record["id"]: record["prediction"] for record in finished}
             bar.update(len(finished))
@@ -114,13 +117,13 @@ def _answers(
     questions: Sequence[Question],
     prompt: Prompt,
     choose: ChooseExamples,
-    chat: bool,
+    run: predictions.RunIdentity,
     batch: int,
     drawing: DrawingOutput | None,
 ) -> Iterator[list[dict[str, Any]]]:
     """Records of the questions that each batch finishes."""
     waiting: dict[Any, list[_Pending]] = collections.defaultdict(list)  # by kind of call
-    started = _start(questions, prompt, choose, chat, emu.config.vision.image_size, batch)
+    started = _start(questions, prompt, choose, run, emu.config.vision.image_size, batch)
     more = True
     while True:
         while more and max(map(len, waiting.values()), default=0) < batch:
@@ -147,11 +150,16 @@ def _answers(
 
 
 def _start(
-    questions: Sequence[Question], prompt: Prompt, choose: ChooseExamples, chat: bool, size: int, batch: int
+    questions: Sequence[Question],
+    prompt: Prompt,
+    choose: ChooseExamples,
+    run: predictions.RunIdentity,
+    size: int,
+    batch: int,
 ) -> Iterator[_Pending]:
     """Questions at their first call; threads read their images ahead of time."""
     known: dict[str, Question] = {}
-    images = functools.lru_cache(maxsize=KEPT)(lambda id: read_images(known[id], size))
+    images = functools.lru_cache(maxsize=KEPT)(lambda id: read_images(known[id], size, run.image_reading))
 
     def example(question: Question, shown: bool) -> Example:
         known[question.id] = question
@@ -159,7 +167,7 @@ def _start(
 
     def start(question: Question) -> _Pending:
         examples = [example(*chosen) for chosen in choose(question)]
-        calls = prompt(question, read_images(question, size), examples, chat)
+        calls = prompt(question, read_images(question, size, run.image_reading), examples, run.chat)
         return _Pending(question, calls, next(calls), [])
 
     with ThreadPoolExecutor(READERS) as threads:

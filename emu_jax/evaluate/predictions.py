@@ -31,6 +31,7 @@ CHECKED = {
     "model": "the model",
     "questions": "the questions",
     "drawing": "how images are drawn",
+    "image_reading": "how images are read",
 }
 
 
@@ -44,6 +45,7 @@ class RunIdentity:
       text_examples: whether two text-only examples start each prompt (the paper's *).
       chat: whether prompts are the instruction-tuned model's.
       drawing: settings of drawn images, e.g. "sampler=pndm steps=50 guidance=5.0"; "" where none are drawn.
+      image_reading: how files become pixels, one of `data.images.READINGS`.
     """
 
     benchmark: str
@@ -55,6 +57,7 @@ class RunIdentity:
     model: str
     questions: str
     drawing: str = ""
+    image_reading: str = "upright"
 
     @property
     def name(self) -> str:

@@ -98,6 +98,7 @@ class Emu:
         safety_checker: bool = True,
         mesh: Mapping[str, int] | None = None,
         weights: str = "auto",
+        rope_dtype: str | None = None,
     ) -> Emu:
         """Loads a training work directory, one of its checkpoints, or published weights.
 
@@ -114,6 +115,7 @@ class Emu:
           mesh: axes of a mesh of this process's devices, e.g. {"data": 4, "tensor": 2}; checkpoints are restored split.
           weights: "raw" for the last step's parameters, "ema" for their exponential moving average, "auto" for the EMA
             if the run keeps one. The decoder's parameters are raw with "raw", and "auto" otherwise.
+          rope_dtype: replaces the weights' `model.llama.rope_dtype`.
 
         Raises:
           UserError: there is nothing to load, or the parts do not fit together.
@@ -136,7 +138,10 @@ class Emu:
             vision_head_dim=vision_head_dim,
         )
         assert loaded.tokenizer is not None  # it is required
-        return cls(loaded.config, loaded.params, loaded.statistics, loaded.tokenizer, draws, place)
+        config = loaded.config
+        if rope_dtype is not None:
+            config = dataclasses.replace(config, llama=dataclasses.replace(config.llama, rope_dtype=rope_dtype))
+        return cls(config, loaded.params, loaded.statistics, loaded.tokenizer, draws, place)
 
     @property
     def ends(self) -> Ends:

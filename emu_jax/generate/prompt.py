@@ -128,8 +128,12 @@ def embed_prompts(
     return jnp.where(is_visual[..., None], visual, words[tokens].astype(jnp.float32))
 
 
-def read_image(image: ImageLike, size: int, where: str) -> np.ndarray:
-    """One image of a prompt -> uint8 [size, size, 3], or float32 [size, size, 3] where it is already normalised."""
+def read_image(image: ImageLike, size: int, where: str, reading: str = "upright") -> np.ndarray:
+    """One image of a prompt -> uint8 [size, size, 3], or float32 [size, size, 3] where it is already normalised.
+
+    Args:
+      reading: one of `data.images.READINGS`.
+    """
     if isinstance(image, np.ndarray) and np.issubdtype(image.dtype, np.floating):
         if image.shape != (size, size, 3):
             raise UserError(
@@ -140,7 +144,7 @@ def read_image(image: ImageLike, size: int, where: str) -> np.ndarray:
         raise UserError(
             f"{where}: expected a text, a PIL image, an array or a pathlib.Path, got {type(image).__name__}"
         )
-    return resize(load_image(image), size)
+    return resize(load_image(image, reading), size)
 
 
 def _stack(images: list[np.ndarray], size: int) -> np.ndarray:

@@ -308,16 +308,19 @@ def merge_heads(x: Float[Array, "B N S H"]) -> Float[Array, "B S N*H"]:
 
 
 def rope_tables(
-    positions: Int[Array, "B S"], length: int, head_dim: int, base: float
+    positions: Int[Array, "B S"], length: int, head_dim: int, base: float, dtype: str = "float32"
 ) -> tuple[Float[Array, "B S H"], Float[Array, "B S H"]]:
     """cos and signed sin in float32 for positions below `length` (rotate-half convention).
 
     They are looked up, not computed: compilers fuse the producer of cos and sin into every rotation of every layer,
     where a load costs almost nothing and a sine does not.
+
+    Args:
+      dtype: what cos and sin are rounded to.
     """
     frequencies = base ** (-np.arange(0, head_dim, 2, dtype=np.float32) / head_dim)  # [H/2]
     angles = np.arange(length, dtype=np.float32)[:, None] * frequencies  # [length, H/2]
-    cos, sin = np.cos(angles), np.sin(angles)
+    cos, sin = (table.astype(jnp.dtype(dtype)).astype(np.float32) for table in (np.cos(angles), np.sin(angles)))
     return (
         jnp.asarray(np.concatenate([cos, cos], axis=-1))[positions],
         jnp.asarray(np.concatenate([-sin, sin], axis=-1))[positions],

@@ -35,6 +35,7 @@ from emu_jax.models.packed_attention import KERNELS, packed_attention
 from emu_jax.models.quantise import KINDS
 from emu_jax.sharding import platform, with_logical_constraint
 
+ROPE_DTYPES = ("float32", "bfloat16")
 # A block's linear maps, in the order of computation.
 PROJECTIONS = ("q", "k", "v", "o", "gate", "up", "down")
 
@@ -46,6 +47,8 @@ class LlamaConfig:
     Attributes:
       heads, kv_heads: Heads of queries, and heads of keys and values, each of which serves `heads / kv_heads`
         neighbouring heads of queries (grouped-query attention); 0 means as many as heads of queries.
+      rope_dtype: Dtype that RoPE's sines and cosines are rounded to, "float32" or "bfloat16"; they are used in float32.
+        The reference casts its language model, these tables included, to bfloat16 before it trains.
       context: Length of the longest sequence that generation accepts.
       quantised: "int8" or "int4" stores the blocks' kernels as integers with scales (`quantise.py`); then only adapters
         are trainable. "" keeps them in floating point.
@@ -64,6 +67,7 @@ class LlamaConfig:
     kv_heads: int = 0
     norm_eps: float = 1e-6
     rope_base: float = 10000.0
+    rope_dtype: str = "float32"
     context: int = 2048
     quantised: str = ""
     lora_rank: int = 0
@@ -86,6 +90,10 @@ class LlamaConfig:
                 "means as many"
             )
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+        if self.rope_dtype not in ROPE_DTYPES:
+            raise UserError(
+                f"model.llama.rope_dtype={self.rope_dtype!r} is unknown; choose one of {', '.join(ROPE_DTYPES)}"
+            )
         if self.quantised not in ("", *KINDS):
             raise UserError(f"model.llama.quantised={self.quantised!r}; expected '' or one of {', '.join(KINDS)}")
         if self.lora_rank < 0:
@@ -292,7 +300,7 @@ class Llama(nnx.Module):
         """Post-norm hidden states of packed rows. `key` is the randomness of the adapters' dropout; None means none."""
         c = self.config
         key = key if c.lora_rank and c.lora_dropout else None
-        cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base)
+        cos, sin = rope_tables(positions, embeddings.shape[1], c.head_dim, c.rope_base, c.rope_dtype)
         attend = packed_attention(segments, c.head_dim, c.attention)
         x = scan_layers(self.blocks, embeddings, remat=c.remat, unroll=unroll, key=key, attend=attend, cos=cos, sin=sin)
         return self.final_norm(x)
@@ -352,7 +360,7 @@ class Llama(nnx.Module):
             mask = (slots <= last[..., None]) & valid[:, None, :]  # [B, T, C]
         mask = mask[..., :reach]
         mask = mask[:, None]  # [B, 1, T, C]
-        cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base)
+        cos, sin = rope_tables(positions, valid.shape[1], c.head_dim, c.rope_base, c.rope_dtype)
         graph, params = nnx.split(self.blocks)
 
         def block(carry: tuple[Array, ...], layer: tuple[Any, Array]) -> tuple[tuple[Array, ...], None]:

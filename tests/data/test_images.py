@@ -28,6 +28,19 @@ def test_exif_orientation_is_applied():
     assert decode_image(png(Image.new("RGB", (4, 2)), exif=exif), "x").shape == (4, 2, 3)
 
 
+def test_the_reference_s_reading_is_pillow_s():
+    """Transparent red stays red, a turned photo stays turned, and 16 bits are clipped, as `convert("RGB")` does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    deep = Image.fromarray(np.array([[40, 255, 256, 65535]], np.uint16))
+    for image, expected in (
+        (png(Image.new("RGBA", (2, 1), (255, 0, 0, 0))), np.array([[[255, 0, 0]] * 2])),
+        (png(Image.new("RGB", (4, 2), (1, 2, 3)), exif=exif), np.full((2, 4, 3), (1, 2, 3))),
+        (png(deep), np.asarray(Image.open(io.BytesIO(png(deep))).convert("RGB"))),
+    ):
+        np.testing.assert_array_equal(decode_image(image, "x", reading="reference"), expected)
+
+
 @pytest.mark.parametrize("mode", ["L", "P", "RGB", "CMYK", "1"])
 def test_every_mode_becomes_rgb(mode):
     assert load_image(Image.new(mode, (5, 7))).shape == (7, 5, 3)

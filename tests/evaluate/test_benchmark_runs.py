@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from configs import models
 from emu_jax import Emu
@@ -22,6 +23,7 @@ from emu_jax.evaluate.benchmark_runs import EvaluationConfig, evaluate
 from emu_jax.evaluate.benchmarks.benchmark import Weights
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.metrics import captions, vqa
+from emu_jax.evaluate.predict import read_images
 from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
 from emu_jax.models import emu
 from emu_jax.train.loop import train
@@ -128,6 +130,25 @@ def test_videos_that_do_not_fit_are_refused_before_anything_is_predicted(tuned, 
     _run(tuned, ["msvdqa"], tmp_path, frames=2)
     with pytest.raises(UserError, match="predictions for another run: "):  # of other frames
         _run(tuned, ["msvdqa"], tmp_path, frames=3)
+
+
+def test_how_images_are_read_is_part_of_a_run(tuned, tmp_path):
+    """The reference's reading gives a model other pixels of a turned image, and its predictions are another run's."""
+    write_sample("mmvet", tmp_path / "data" / "mmvet")
+    for file in (tmp_path / "data" / "mmvet" / "images").iterdir():
+        exif = Image.Exif()
+        exif[0x0112] = 3
+        Image.open(file).convert("RGB").save(file, exif=exif)
+    (question, *_) = find_benchmark("mmvet").read(tmp_path / "data" / "mmvet")
+    (upright,), (turned,) = read_images(question, 16), read_images(question, 16, "reference")
+    np.testing.assert_array_equal(turned, upright[::-1, ::-1])
+    settings = {"benchmarks": ["mmvet"], "data": tmp_path / "data", "batch": 4}
+    (result,) = evaluate(tuned, EvaluationConfig(**settings, image_reading="reference"), tmp_path / "out")
+    assert result.run.image_reading == "reference"
+    with pytest.raises(UserError, match="how images are read was 'reference'"):
+        list(evaluate(tuned, EvaluationConfig(**settings), tmp_path / "out"))
+    with pytest.raises(UserError, match="image_reading='exif': expected one of upright, reference"):
+        EvaluationConfig(**settings, image_reading="exif")
 
 
 @pytest.mark.long

@@ -10,6 +10,7 @@ import pytest
 from configs import models
 from emu_jax.errors import UserError
 from emu_jax.models import emu
+from emu_jax.models.layers import rope_tables
 from emu_jax.models.llama import Llama, LlamaConfig
 
 CONFIG = emu.EmuConfig.from_dict(models.debug())
@@ -35,6 +36,24 @@ def test_decoding_from_a_cache_equals_one_forward_pass(steps, config):
         pieces.append(hidden)
         start += count
     np.testing.assert_allclose(jnp.concatenate(pieces, 1), whole, atol=2e-5)
+
+
+def test_tables_rounded_to_bfloat16():
+    """Eight bits of each sine are left, the hidden states change by about as much, and another dtype is refused."""
+    positions = jnp.arange(300)[None]
+    exact, rounded = (rope_tables(positions, 300, 16, 1e4, dtype) for dtype in ("float32", "bfloat16"))
+    for ours, table in zip(rounded, exact, strict=True):
+        assert ours.dtype == jnp.float32
+        np.testing.assert_array_equal(ours, table.astype(jnp.bfloat16).astype(jnp.float32))
+    x = jax.random.normal(jax.random.key(1), (1, 40, CONFIG.llama.width))
+    half = dataclasses.replace(CONFIG, llama=dataclasses.replace(CONFIG.llama, rope_dtype="bfloat16"))
+    inputs = x, jnp.arange(40)[None], jnp.ones((1, 40), jnp.int32)
+    difference = float(jnp.abs(bound(CONFIG)(*inputs) - bound(half)(*inputs)).max())
+    assert 1e-4 < difference < 0.1, difference
+    with pytest.raises(
+        UserError, match=r"model\.llama\.rope_dtype='float16' is unknown; choose one of float32, bfloat16"
+    ):
+        dataclasses.replace(CONFIG.llama, rope_dtype="float16")
 
 
 def test_left_padding_changes_nothing():

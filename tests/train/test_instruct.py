@@ -219,7 +219,9 @@ def test_useful_flops_are_those_of_the_program(targets):
     def total(adapters, rest, inputs):
         llama = emu.bind(config, join(adapters, rest)).llama
         graph, layers = nnx.split(llama.blocks)
-        cos, sin = rope_tables(positions, length, config.llama.head_dim, config.llama.rope_base)
+        cos, sin = rope_tables(
+            positions, length, config.llama.head_dim, config.llama.rope_base, config.llama.rope_dtype
+        )
         attend = packed_attention(positions * 0 + 1, config.llama.head_dim, "auto")
         for layer in range(config.llama.layers):  # not a loop of the program, whose first layer does as all others
             block = nnx.merge(graph, jax.tree.map(lambda leaf, layer=layer: leaf[layer], layers))

@@ -104,7 +104,7 @@ def answerability(answerable: Sequence[float], truth: Sequence[bool]) -> dict[st
 
     def figure(score: Callable[[np.ndarray, np.ndarray], float]) -> Figure:
         interval = intervals.bootstrap(lambda index: score(positive[index], scores[index]), count)
-        return Figure(score(positive, scores), interval, None, count)
+        return Figure(score(positive, scores), interval, None, count, 100.0)
 
     return {"answerability: average precision": figure(_average_precision), "answerability: F1": figure(_f1)}
 

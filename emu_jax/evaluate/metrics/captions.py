@@ -27,7 +27,7 @@ Captions = dict[int, list[str]]  # by item
 
 
 def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
-    """Scores over all captions, on the scale of COCO's server (a CIDEr of 1.2 is often printed as 120).
+    """Scores over all captions, on the scale of COCO's server: papers print a CIDEr of 1.2 as 120.
 
     The 95% intervals are bootstrapped over images:
       CIDEr and ROUGE-L are means over images. CIDEr's document frequencies stay those of the whole set.
@@ -52,7 +52,7 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     for order in range(1, ORDER + 1):
         resampled = functools.partial(lambda order, index: bleu_of(statistics[index])[order - 1], order)
         interval = intervals.bootstrap(resampled, count)
-        scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count)
+        scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count, 100.0)
     scores["METEOR"] = _over_images(*_meteor(Meteor, truth, found))
     scores["ROUGE-L"] = _over_images(*Rouge().compute_score(truth, found))
     return scores
@@ -71,7 +71,7 @@ def _over_images(score: float, values: Sequence[float]) -> Figure:
     values = np.asarray(values, np.float64)
     shift = float(score) - float(values.mean())
     low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + shift, len(values))
-    return Figure(float(score), (max(low, 0.0), high), None, len(values))
+    return Figure(float(score), (max(low, 0.0), high), None, len(values), 100.0)
 
 
 def tokenize(captions: Sequence[Sequence[str]]) -> Captions:

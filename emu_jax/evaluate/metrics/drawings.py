@@ -93,4 +93,4 @@ def clip_score(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence
     seen, read = scorer.embed_images(images), scorer.embed_texts(texts)  # [N, D] each, of length 1
     if len(seen) != len(read) or not len(seen):
         raise UserError(f"CLIP score: {len(seen)} images and {len(read)} texts; expected one text an image")
-    return intervals.mean(np.maximum(100 * (seen * read).sum(-1), 0.0))
+    return intervals.mean(np.maximum(100 * (seen * read).sum(-1), 0.0), paper_scale=1.0)

@@ -81,7 +81,7 @@ def figures(scores: Sequence[np.ndarray], questions: Sequence[Question]) -> dict
     for k in RECALL:
         chance = float(np.minimum(k / sizes, 1.0).mean())
         found[f"R@{k}"] = intervals.share(targets <= k, chance, dialogues)
-    found["mean rank"] = intervals.mean(targets, float((sizes + 1).mean() / 2), dialogues)
+    found["mean rank"] = intervals.mean(targets, float((sizes + 1).mean() / 2), dialogues, paper_scale=1.0)
     harmonic = [(1 / np.arange(1, size + 1)).mean() for size in sizes]
     found["MRR"] = intervals.mean(1 / targets, float(np.mean(harmonic)), dialogues)
     if gains:

@@ -76,6 +76,8 @@ def test_figures_by_hand():
     assert {name: figure.value for name, figure in figures.items()} == pytest.approx(expected)
     chance = {"R@1": 0.25, "R@5": 1.0, "R@10": 1.0, "mean rank": 2.5, "MRR": (1 + 1 / 2 + 1 / 3 + 1 / 4) / 4}
     assert {name: figure.chance for name, figure in figures.items()} == pytest.approx(chance | {"NDCG": None})
+    scales = {name: figure.paper_scale for name, figure in figures.items()}
+    assert scales == {**dict.fromkeys(scales, 100.0), "mean rank": 1.0}  # papers print a mean rank as it is
     assert [figures["R@1"].count, figures["NDCG"].count] == [4, 2]  # where something is relevant
 
 
