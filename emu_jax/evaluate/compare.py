@@ -35,6 +35,10 @@ FIGURES = (
     "heldout_combinations: caption exactly right",
     "heldout_combinations: embeddings from text, right image in top 5",
     "heldout_combinations: embeddings from text, autoregressive R2",
+    # Only a fixed space compares models whose embeddings differ (`quickstart/fixed_space.py`).
+    "heldout_combinations: embeddings from text in emu-mini's space, right image in top 5",
+    "heldout_combinations: embeddings from text in emu-mini's space, R2",
+    "heldout_combinations: embeddings of images in emu-mini's space, R2",
     *(f"last {name}" for name in LOSSES),
 )
 HELD_OUT = "held_out_"  # metrics of evaluations while a run trains: "last …" is their last value

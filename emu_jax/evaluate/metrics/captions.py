@@ -8,11 +8,14 @@ comparable, so there are none without Java. SPICE is left out: it downloads Stan
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+import os
+import pathlib
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -22,6 +25,9 @@ from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.figures import check
 from emu_jax.evaluate.question import Question
 
+# Scores must not depend on the user's language.
+JAVA_OPTIONS = ("-Dfile.encoding=UTF-8", "-Duser.language=en", "-Duser.country=US")
+TOOL_OPTIONS = "JAVA_TOOL_OPTIONS"
 ORDER = 4  # longest n-grams
 Captions = dict[int, list[str]]  # by item
 
@@ -82,18 +88,30 @@ def tokenize(captions: Sequence[Sequence[str]]) -> Captions:
     """
     _check_java()
     try:
-        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+        from pycocoevalcap.tokenizer import ptbtokenizer
     except ImportError as error:
         raise _not_installed() from error
     # The program tokenizes line by line: a line break inside a caption would shift all that follow.
-    lines = {row: [{"caption": " ".join(text.split())} for text in texts] for row, texts in enumerate(captions)}
-    try:
-        tokens = PTBTokenizer().tokenize(lines)
-    except OSError as error:  # it writes a file into its own folder
-        raise UserError(f"the PTB tokenizer cannot run: {error}; pycocoevalcap's folder must be writable") from error
-    if any(len(tokens.get(row, ())) != len(texts) for row, texts in lines.items()):
-        raise UserError("the PTB tokenizer lost captions; run `java -version`: expected Java 8 or newer")
-    return tokens
+    lines = [" ".join(text.split()) for texts in captions for text in texts]
+    # pycocoevalcap's PTBTokenizer writes a file into its own folder, which may belong to another user.
+    jar = ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR
+    command = ["java", *JAVA_OPTIONS, "-cp", jar, "edu.stanford.nlp.process.PTBTokenizer"]
+    done = subprocess.run(
+        [*command, "-preserveLines", "-lowerCase"],
+        input="".join(f"{line}\n" for line in lines).encode(),
+        cwd=pathlib.Path(ptbtokenizer.__file__).parent,  # Java may not read the letters of the folder's name
+        capture_output=True,
+        check=False,
+    )
+    tokens = done.stdout.decode(errors="replace").split("\n")[: len(lines)]
+    if done.returncode or len(tokens) < len(lines):
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or ["no message"]
+        raise UserError(
+            f"the PTB tokenizer failed with exit code {done.returncode} ({said[0]}); expected Java 8 or newer, so look "
+            "at `java -version`"
+        )
+    kept = iter(" ".join(word for word in line.split() if word not in ptbtokenizer.PUNCTUATIONS) for line in tokens)
+    return {row: [next(kept) for _ in texts] for row, texts in enumerate(captions)}
 
 
 def bleu_statistics(truth: Captions, found: Captions) -> np.ndarray:
@@ -123,7 +141,8 @@ def bleu_of(statistics: np.ndarray) -> list[float]:
 
 
 def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list[float]]:
-    meteor = Meteor()
+    with _java_options():  # in German, it would read 0.5 as 0,5
+        meteor = Meteor()
     pipes = meteor.meteor_p.stdout, meteor.meteor_p.stderr
     try:
         return meteor.compute_score(truth, found)
@@ -136,6 +155,20 @@ def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list
         del meteor  # ends the program, but leaves its pipes open
         for pipe in pipes:
             pipe.close()
+
+
+@contextlib.contextmanager
+def _java_options() -> Iterator[None]:
+    """Java programs that start inside use `JAVA_OPTIONS`, after the options that the user set."""
+    before = os.environ.get(TOOL_OPTIONS)
+    os.environ[TOOL_OPTIONS] = " ".join([before or "", *JAVA_OPTIONS]).strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[TOOL_OPTIONS]
+        else:
+            os.environ[TOOL_OPTIONS] = before
 
 
 def _check_java() -> None:

@@ -3,6 +3,8 @@
 import importlib.util
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -67,9 +69,37 @@ def test_scores_are_pycocoevalcaps():
 @needs_java
 def test_no_caption_shifts_the_others():
     """Java ends lines where pycocoevalcap does not look for it."""
-    lines = [["one\u2028two", "three\x85four\r\nfive"], ["", "A Man's hat, here."], ["..."]]
-    expected = {0: ["one two", "three four five"], 1: ["", "a man 's hat here"], 2: [""]}
+    lines = [["one\u2028two", "three\x85four\r\nfive"], ["", "A Man's hat, here."], ["..."], ["", ""]]
+    expected = {0: ["one two", "three four five"], 1: ["", "a man 's hat here"], 2: [""], 3: ["", ""]}
     assert captions.tokenize(lines) == expected
+
+
+@needs_package
+@needs_java
+@pytest.mark.long
+def test_scores_depend_neither_on_the_language_nor_on_the_folder(tmp_path):
+    """In German METEOR reads 0.5 as 0,5 and fails; the package may be in any folder, where nothing can be written."""
+    package = Path(importlib.util.find_spec("pycocoevalcap.meteor").submodule_search_locations[0]).parent
+    folder = tmp_path / "site-päckages of others"
+    folder.mkdir()
+    (folder / "pycocoevalcap").symlink_to(package)
+    before = {path: path.stat().st_mtime_ns for path in [package / "tokenizer", package / "meteor"]}
+    script = f"""
+from tests.evaluate.metrics.test_captions import PREDICTIONS, QUESTIONS
+from emu_jax.evaluate.metrics import captions
+import pycocoevalcap.meteor
+assert pycocoevalcap.meteor.__path__[0].startswith({str(folder)!r})
+print(*(float(figure.value).hex() for figure in captions.figures(PREDICTIONS, QUESTIONS).values()))
+"""
+    path = os.pathsep.join([str(folder), *filter(None, [os.environ.get("PYTHONPATH")]), str(Path.cwd())])
+    scores = set()
+    for language, locale in (("de", "C"), ("en", "C.UTF-8")):
+        env = os.environ | {"PYTHONPATH": path, "LC_ALL": locale, "JAVA_TOOL_OPTIONS": f"-Duser.language={language}"}
+        done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        scores.add(done.stdout)
+    assert len(scores) == 1, scores
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "something was written into the package"
 
 
 @needs_package
@@ -103,7 +133,7 @@ def fake_java(folder: Path, monkeypatch, refused: str) -> None:
 @needs_java
 @pytest.mark.parametrize(
     ("refused", "words"),
-    [("meteor", "METEOR failed"), ("PTBTokenizer", "tokenizer lost captions"), ("-version", "java")],
+    [("meteor", "METEOR failed"), ("PTBTokenizer", "tokenizer failed with exit code 1"), ("-version", "java")],
 )
 def test_a_failing_java_is_one_line(monkeypatch, tmp_path, refused, words):
     fake_java(tmp_path, monkeypatch, refused)
