@@ -74,6 +74,26 @@ def mean(
     return Figure(float(values.mean()), interval, chance, len(values), paper_scale)
 
 
+def of_totals(counts: np.ndarray, score: Callable[[np.ndarray], float], groups: np.ndarray | None = None) -> Figure:
+    """A score that is computed from totals over items, for example F1 from counts of hits and errors.
+
+    Args:
+      counts: [N, K], a row an item.
+      score: totals [K] -> the score; it must be defined for totals of 0 as well, which resamples may have.
+      groups: the number of each item's group.
+
+    >>> hits_and_errors = np.array([[1, 0], [1, 0], [0, 1], [1, 0]])
+    >>> of_totals(hits_and_errors, lambda totals: totals[0] / max(totals.sum(), 1)).value
+    0.75
+    """
+    counts = np.asarray(counts, np.float64)
+    _, number = np.unique(np.arange(len(counts)) if groups is None else groups, return_inverse=True)  # [N]
+    sums = np.zeros((number.max() + 1, counts.shape[1]))  # [G, K]
+    np.add.at(sums, number, counts)
+    interval = bootstrap(lambda index: float(score(sums[index].sum(0))), len(sums))
+    return Figure(float(score(sums.sum(0))), interval, None, len(counts))
+
+
 def _is_grouped(groups: np.ndarray | None) -> bool:
     return groups is not None and len(np.unique(groups)) < len(groups)
 
@@ -95,10 +115,22 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def bootstrap(
-    statistic: Callable[[np.ndarray], float], trials: int, *, draws: int = 1000, seed: int = 0
+    statistic: Callable[[np.ndarray], float],
+    trials: int,
+    *,
+    draws: int = 1000,
+    seed: int = 0,
+    around: float | None = None,
 ) -> tuple[float, float]:
-    """Percentile interval of `statistic(indices)` over `draws` resamples of `trials` items with replacement."""
+    """Percentile interval of `statistic(indices)` over `draws` resamples of `trials` items with replacement.
+
+    Args:
+      around: the statistic's value on all items, for a distance. A resample holds some items twice and others not at
+        all, which makes every distance too large; so the percentiles are shifted by the difference between the
+        resamples' mean and this value.
+    """
     rng = np.random.default_rng(seed)
     values = [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]
-    low, high = np.percentile(values, [2.5, 97.5])
+    shift = 0.0 if around is None else around - np.mean(values)
+    low, high = np.percentile(values, [2.5, 97.5]) + shift
     return float(low), float(high)

@@ -1,7 +1,7 @@
 """One item of a benchmark: what is shown, what is asked, and what is known about the answer.
 
 Readers of benchmarks (`benchmarks/`) return lists of these; prompts, few-shot selection, predictions and metrics read
-nothing else.
+nothing else. A benchmark may derive a class whose further fields only its own metrics read (`benchmarks/gqa.py`).
 """
 
 from __future__ import annotations

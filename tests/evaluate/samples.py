@@ -248,6 +248,75 @@ def _write_vizwiz(root: Path) -> None:
         write_json(root / "Annotations" / f"{split}.json", records)
 
 
+def _write_textvqa(root: Path) -> None:
+    for split, first, persons in (("val", 34602, people(HELD_OUT)), ("train", 0, people(TRAIN)), ("test", 39602, None)):
+        data = []
+        for number, person in enumerate(persons or people(HELD_OUT)):
+            image = f"{split[:2]}{number:014x}"
+            _image(root / ("test_images" if split == "test" else "train_images") / f"{image}.jpg", person.pixels)
+            entry = {"question": "what is written here?", "image_id": image, "image_classes": ["Person"]}
+            entry |= {"image_width": 128, "image_height": 128, "question_id": first + number, "set_name": split}
+            if split != "test":
+                entry["answers"] = ["nothing"] * 7 + ["Lay's", "lays", "answering does not require reading text"]
+            data.append(entry)
+        document = {"dataset_type": split, "dataset_name": "textvqa", "dataset_version": "0.5.1", "data": data}
+        write_json(root / f"TextVQA_0.5.1_{split}.json", document)
+
+
+def _write_gqa(root: Path) -> None:
+    def asked(first: int, image: str, person: Person, balanced: int, answers: bool = True) -> dict[str, dict]:
+        """Four questions about an image, the last of which balancing leaves out."""
+        light = "yes" if person.tone == "light" else "no"
+        four = [
+            ("Is the skin tone light?", light, "verify", "attr", None, [1, 3]),
+            ("What skin tone does the person have?", person.tone, "query", "attr", "tone", [0]),
+            ("Who is in the image?", person.role, "query", "cat", "person", []),
+            ("Is there a person or a cat?", "person", "choose", "obj", None, [2, 3]),
+        ]
+        found = {}
+        for number, (text, answer, structural, semantic, group, entailed) in enumerate(four[:balanced]):
+            entry: dict[str, Any] = {"question": text, "imageId": image, "isBalanced": number < 3}
+            if answers:
+                entry |= {"answer": answer, "fullAnswer": f"It is {answer}.", "equivalent": [f"{first + number}"]}
+                entry |= {"types": {"structural": structural, "semantic": semantic, "detailed": "existAttr"}}
+                entry |= {"groups": {"global": group, "local": None}, "entailed": [f"{first + n}" for n in entailed]}
+            found[f"{first + number}"] = entry
+        return found
+
+    for split, of, balanced in (
+        ("testdev_balanced", HELD_OUT, 3),
+        ("testdev_all", HELD_OUT, 4),
+        ("val_balanced", HELD_OUT, 3),
+        ("val_all", HELD_OUT, 4),
+        ("train_balanced", TRAIN, 3),
+        ("submission_all", HELD_OUT, 4),
+    ):
+        document: dict[str, dict] = {}
+        for number, person in enumerate(people(of)):
+            image = f"n16131{number}" if of == HELD_OUT else f"23{number:05d}"
+            _image(root / "images" / f"{image}.jpg", person.pixels)
+            first = (201307000 if of == HELD_OUT else 7000000) + 10 * number
+            document |= asked(first, image, person, balanced, answers=split != "submission_all")
+        write_json(root / f"{split}_questions.json", document)
+
+
+def _write_pope(root: Path) -> None:
+    absent = {
+        "random": ("snowboard", "oven", "kite"),
+        "popular": ("car", "chair", "cup"),
+        "adversarial": ("cat", "tie"),
+    }
+    for kind, objects in absent.items():
+        lines: list[dict[str, Any]] = []
+        for _, name, person in coco_images(root):
+            for other in objects[:2]:
+                for thing, label in ((person.role, "yes"), (other, "no")):
+                    text = f"Is there a {thing} in the image?"
+                    lines.append({"question_id": len(lines) + 1, "image": name, "text": text, "label": label})
+        path = root / f"coco_pope_{kind}.json"  # JSON lines
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+
+
 # ---------------------------------------------------------------- dialogues
 
 
@@ -389,5 +458,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "msrvttqa": _write_msrvttqa,
     "nextqa": _write_nextqa,
     "mmvet": _write_mmvet,
+    "pope": _write_pope,
+    "gqa": _write_gqa,
+    "textvqa": _write_textvqa,
     "coco_drawing": _write_drawing,
 }

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_jax.evaluate.intervals import bootstrap, mean, share, wilson
+from emu_jax.evaluate.intervals import bootstrap, mean, of_totals, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,27 @@ def test_groups_of_one_change_nothing():
     assert share(hits, groups=np.arange(4)) == share(hits)
     assert mean(values, groups=np.arange(4)[::-1]) == mean(values)
     assert share(hits, groups=np.zeros(4, int)).interval == (0.75, 0.75)  # a single image says nothing of others
+
+
+def test_a_mean_from_totals_is_the_mean():
+    rng = np.random.default_rng(1)
+    values, groups = rng.random(60), rng.integers(0, 20, 60)
+    counts = np.stack([values, np.ones(60)], axis=1)
+    found, expected = of_totals(counts, lambda totals: totals[0] / totals[1], groups), mean(values, groups=groups)
+    np.testing.assert_allclose((found.value, *found.interval), (expected.value, *expected.interval))
+    assert found.count == 60
+    alone, each = of_totals(counts, lambda totals: totals[0] / totals[1]), mean(values)
+    np.testing.assert_allclose((alone.value, *alone.interval), (each.value, *each.interval))
+
+
+def test_around_takes_the_bias_of_a_distance_out():
+    """The squared mean of 100 numbers around 0.5: resamples are too large by the variance of the mean, 0.01."""
+    values = np.random.default_rng(0).normal(0.5, 1.0, 100)
+    values += 0.5 - values.mean()
+
+    def square(index):
+        return float(values[index].mean() ** 2)
+
+    plain, shifted = bootstrap(square, 100, draws=4000), bootstrap(square, 100, draws=4000, around=0.25)
+    print(f"plain {plain}, shifted {shifted}")
+    np.testing.assert_allclose(np.subtract(plain, shifted), 0.01, atol=0.004)

@@ -5,7 +5,8 @@ two. Kind: answer_type (other, unanswerable, yes/no, number). Ids are the images
 question. Results: [{"image", "answer"}].
 
 There are two tasks: accuracy, which normalises only the prediction, always, and with a table of contractions whose
-apostrophes are typographic but for a few (the VizWiz API); and to find the questions that cannot be answered.
+apostrophes are typographic but for a few (the VizWiz API); and to find the questions that cannot be answered. The
+reference has no rule of its own for VizWiz: its code only writes results for the server.
 """
 
 from __future__ import annotations

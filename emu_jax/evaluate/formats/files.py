@@ -48,6 +48,12 @@ class Entry:
             raise self._wrong(name, value, "a whole number")
         return value
 
+    def flag(self, name: str) -> bool:
+        value = self._get(name)
+        if not isinstance(value, bool):
+            raise self._wrong(name, value, "true or false")
+        return value
+
     def entry(self, name: str) -> Entry:
         return Entry(self._get(name), self.path, self._place(name))
 
@@ -191,6 +197,13 @@ class Files:
             raise UserError(f"{path}: the file is {_short(items)}; expected a JSON array")
         return [Entry(item, path, f"[{n}]") for n, item in enumerate(items)]
 
+    def lines(self, *names: str) -> list[Entry]:
+        """The objects of the first existing file of JSON lines, at least one; empty lines are skipped."""
+        path = self.find(*names)
+        if not (entries := [Entry(item, path, f"line {number}") for number, item in _read_json_lines(path)]):
+            raise _unpublished(path, "holds no line")
+        return entries
+
     # ------------------------------------------------------------ images and videos
 
     def shown(self, *names: str) -> Path:
@@ -234,21 +247,45 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     Raises:
       UserError: the file is no JSON; names the line and column.
     """
+    return _parse(_read_text(path), path, pairs_hook)
+
+
+def _read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Each line's number, from 1, and its value."""
+    for number, line in enumerate(_read_text(path).split("\n"), 1):  # texts may hold other ends of lines
+        if line.strip():
+            yield number, _parse(line, path, first=number)
+
+
+def _read_text(path: Path) -> str:
     try:
-        return json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=pairs_hook)
-    except json.JSONDecodeError as error:
-        why = f"not JSON at line {error.lineno}, column {error.colno} ({error.msg})"
+        return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         why = f"not UTF-8 at byte {error.start}"
+    except OSError as error:
+        why = f"cannot be read ({error.strerror or error})"
+    raise _unpublished(path, why)
+
+
+def _parse(
+    text: str, path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None, first: int = 1
+) -> Any:
+    """The JSON value of a text whose first line is the file's line `first`."""
+    try:
+        return json.loads(text, object_pairs_hook=pairs_hook)
+    except json.JSONDecodeError as error:
+        why = f"not JSON at line {error.lineno + first - 1}, column {error.colno} ({error.msg})"
     except ValueError as error:  # a number of thousands of digits
         why = f"not JSON ({error})"
     except RecursionError:
         why = "not JSON (nested too deeply)"
     except _Twice as error:
         why = f"an object has the name {ascii(error.name)[:80]} twice"
-    except OSError as error:
-        why = f"cannot be read ({error.strerror or error})"
-    raise UserError(f"{path}: {why}; expected the file as it is published, so fetch it again")
+    raise _unpublished(path, why)
+
+
+def _unpublished(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: {why}; expected the file as it is published, so fetch it again")
 
 
 class _Twice(Exception):

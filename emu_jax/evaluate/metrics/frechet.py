@@ -18,7 +18,7 @@ from einops import rearrange
 from emu_jax.data.images import resize
 from emu_jax.errors import UserError
 from emu_jax.evaluate import vgg
-from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.intervals import Figure, bootstrap
 from emu_jax.evaluate.metrics.features import in_batches
 from emu_jax.generate.model import Emu
 from emu_jax.models.vgg import CHANNELS, Params
@@ -115,10 +115,9 @@ def _check_features(given: Mapping[str, np.ndarray], width: int | None = None) -
 def figure(generated: np.ndarray, real: np.ndarray | Moments, *, draws: int = 100, seed: int = 0) -> Figure:
     """The distance, with an interval of its variation from one set of drawn images to another.
 
-    Only drawn images are resampled: the real ones are fixed by the benchmark. A resample holds some images twice and
-    others not at all, which makes every distance too large; so the percentiles are shifted down by the difference
-    between the resamples' mean and the value. The interval does not correct the bias of the value itself: a Fréchet
-    distance falls as images are added, so compare only distances over equally many images.
+    Only drawn images are resampled: the real ones are fixed by the benchmark. The percentiles are shifted down, as
+    `bootstrap` says of distances. That does not correct the bias of the value itself: a Fréchet distance falls as
+    images are added, so compare only distances over equally many images.
 
     Args:
       generated: features of drawn images, [N, F].
@@ -134,11 +133,11 @@ def figure(generated: np.ndarray, real: np.ndarray | Moments, *, draws: int = 10
     value = _between(_moments(generated), known)
     if draws == 0:
         return Figure(value, (math.nan, math.nan), None, len(generated))
-    rng = np.random.default_rng(seed)
     count = len(generated)
-    resampled = [_between(_moments(generated[rng.integers(0, count, count)]), known) for _ in range(draws)]
-    low, high = np.percentile(resampled, [2.5, 97.5]) - (np.mean(resampled) - value)
-    return Figure(value, (max(float(low), 0.0), float(high)), None, count)
+    low, high = bootstrap(
+        lambda index: _between(_moments(generated[index]), known), count, draws=draws, seed=seed, around=value
+    )
+    return Figure(value, (max(low, 0.0), high), None, count)
 
 
 def vgg_features(params: Params, images: Iterable[np.ndarray]) -> np.ndarray:

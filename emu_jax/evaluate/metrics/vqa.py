@@ -2,7 +2,7 @@
 
     accuracy = mean over people of min(1, others who gave the answer / 3)
 
-There are three rules, oddities included, because published numbers have them; tests compare with what the programs
+There are four rules, oddities included, because published numbers have them; tests compare with what the programs
 print.
 
     accuracy             the official evaluation (GT-Vision-Lab/VQA, vqaEval.py, 2021). Answers and prediction are
@@ -10,6 +10,9 @@ print.
                          match to the letter, its case included
     reference_accuracy   the reference's `VQAEval`: the prediction is always normalised, answers lose their punctuation
     okvqa_accuracy       the reference's `OKVQAEval`: the same, and prediction and answers are stemmed, each as one word
+    textvqa_accuracy     `TextVQAAccuracyEvaluator` of Pythia and MMF (facebookresearch/mmf, m4c_evaluators.py), which
+                         LLaVA copies: prediction and answers are always normalised, without commas and question marks,
+                         and an apostrophe before an s begins a word
 """
 
 from __future__ import annotations
@@ -125,6 +128,20 @@ def okvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
       UserError: NLTK is not installed.
     """
     return reference_accuracy(prediction, answers, _stemmer())
+
+
+def textvqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
+    """TextVQA accuracy of one answer.
+
+    >>> textvqa_accuracy("1,000", ["1000"] * 10), textvqa_accuracy("Lay's", ["lays"] * 10)
+    (1.0, 0.0)
+    """
+    return agreement(_textvqa_normal(prediction), [_textvqa_normal(answer) for answer in answers])
+
+
+def _textvqa_normal(text: str) -> str:
+    """MMF's `EvalAIAnswerProcessor`; its table of contractions has no other effect than this one's."""
+    return normalise(text.lower().replace(",", "").replace("?", "").replace("'s", " 's"))
 
 
 @functools.cache

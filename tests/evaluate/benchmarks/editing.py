@@ -12,11 +12,27 @@ from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.question import Question
 
 
+def load(path: Path) -> Any:
+    """The value of a JSON file, or the list of the values of a file of JSON lines."""
+    text = path.read_text()
+    return [json.loads(line) for line in text.splitlines()] if _has_lines(path) else json.loads(text)
+
+
+def store(path: Path, value: Any) -> None:
+    """Writes a value as the file of `path` has it: as JSON lines if it has several lines and the value is a list."""
+    lines = isinstance(value, list) and _has_lines(path)
+    path.write_text("".join(json.dumps(item) + "\n" for item in value) if lines else json.dumps(value))
+
+
+def _has_lines(path: Path) -> bool:
+    return "\n" in path.read_text().strip()
+
+
 def edit(path: Path, change: Callable[[Any], object]) -> None:
-    """Rewrites a JSON file; `change` alters its value in place."""
-    value = json.loads(path.read_text())
+    """Rewrites a file of JSON or of JSON lines; `change` alters its value in place."""
+    value = load(path)
     change(value)
-    path.write_text(json.dumps(value))
+    store(path, value)
 
 
 def read(name: str, root: Path, split: str = "") -> dict[str, Question]:

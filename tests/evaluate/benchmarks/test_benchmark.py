@@ -21,7 +21,8 @@ def _refused(name, root, predictions, out="out.json") -> str:
 
 
 def test_which_have_a_format():
-    assert sorted(WRITTEN) == ["coco", "mmvet", "nextqa", "nocaps", "okvqa", "visdial", "vizwiz", "vqav2"]
+    ours = ["coco", "gqa", "mmvet", "nextqa", "nocaps", "okvqa", "textvqa", "visdial", "vizwiz", "vqav2"]
+    assert sorted(WRITTEN) == ours
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,14 @@ def test_which_have_a_format():
         ),
         ("nextqa", {"4924794333": {"0": "a 0", "1": "a 1"}}),
         ("mmvet", {"v1_0": "a 0", "v1_1": "a 1"}),
+        (
+            "gqa",
+            [
+                {"questionId": "201307000", "prediction": "a 0"},
+                {"questionId": "201307001", "prediction": "a 1"},
+            ],
+        ),
+        ("textvqa", [{"question_id": 34602, "answer": "a 0"}, {"question_id": 34603, "answer": "a 1"}]),
     ],
 )
 def test_formats(tmp_path, name, expected):
@@ -104,7 +113,7 @@ def test_predictions_that_miss_questions(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing"])
+@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "pope"])
 def test_no_format(tmp_path, name):
     write_sample(name, tmp_path)
     assert _refused(name, tmp_path, {}) == (

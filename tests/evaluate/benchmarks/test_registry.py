@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.benchmark import Scoring, Weights
 from emu_jax.evaluate.benchmarks.registry import OURS, benchmark_names, find_benchmark
-from tests.evaluate.benchmarks.editing import read, refused
+from tests.evaluate.benchmarks.editing import load, read, refused, store
 from tests.evaluate.samples import WRITERS, write_sample
 
 # Those of the embedded images need no files.
@@ -243,9 +243,9 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
     benchmark, root = find_benchmark(name), samples / name
     path = data.draw(st.sampled_from(sorted(root.rglob("*.json"))))
     whole = path.read_text()
-    value = json.loads(whole)
+    value = load(path)
     place = data.draw(st.sampled_from(list(_places(value))))
-    path.write_text(json.dumps(_put(value, place, data.draw(VALUES))))
+    store(path, _put(value, place, data.draw(VALUES)))
     try:
         for split in benchmark.splits:
             try:
@@ -269,7 +269,10 @@ def test_a_cut_file_is_refused_with_the_place(name, data, samples):
     benchmark, root = find_benchmark(name), samples / name
     path = data.draw(st.sampled_from(sorted(root.rglob("*.json"))))
     whole = path.read_bytes()
-    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    # A file of JSON lines that ends between two of them is a shorter file: a cut is within a line.
+    first = data.draw(st.sampled_from([0, *(n + 1 for n, byte in enumerate(whole[:-1]) if byte == ord("\n"))]))
+    length, lines = len(whole[first:].split(b"\n")[0]), b"\n" in whole
+    path.write_bytes(whole[: first + data.draw(st.integers(int(lines), length - 1))])
     refusals = []
     try:
         for split in benchmark.splits:
@@ -281,7 +284,8 @@ def test_a_cut_file_is_refused_with_the_place(name, data, samples):
         path.write_bytes(whole)
     assert refusals
     for message in refusals:
-        assert message.startswith(f"{path}: not JSON at line 1, column "), message
+        line = 1 + whole[:first].count(b"\n")
+        assert message.startswith(f"{path}: not JSON at line {line}, column "), message
         assert message.endswith("; expected the file as it is published, so fetch it again")
 
 
@@ -304,8 +308,8 @@ def test_the_order_of_records_changes_no_question(name, seed, samples):
     expected = {split: read(name, root, split) for split in benchmark.splits}
     before = {path: path.read_text() for path in root.rglob("*.json")}
     try:
-        for path, text in before.items():
-            path.write_text(json.dumps(_shuffled(json.loads(text), random.Random(seed))))
+        for path in before:
+            store(path, _shuffled(load(path), random.Random(seed)))
         for split, questions in expected.items():
             again = read(name, root, split)
             assert again.keys() == questions.keys()

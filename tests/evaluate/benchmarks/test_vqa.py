@@ -2,6 +2,8 @@
 
 import pytest
 
+from emu_jax.evaluate.benchmarks.benchmark import Scoring, Weights
+from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.question import Question
 from tests.evaluate.benchmarks.editing import edit, read, refused
 from tests.evaluate.samples import write_sample
@@ -94,6 +96,24 @@ def test_the_layout_of_the_official_code(vqav2):
 def test_wrong_files(vqav2, file, change, expected):
     edit(vqav2 / file, change)
     assert refused("vqav2", vqav2) == expected
+
+
+def test_vqav2_is_scored_by_two_rules(vqav2):
+    """Where all people agree, the official rule wants the prediction to the letter; the reference's normalises it."""
+    benchmark = find_benchmark("vqav2")
+    questions = benchmark.read(vqav2)[:3]
+    said = {"42000": "medium-light", "42001": "Yes.", "42002": "1"}
+    figures = benchmark.score(questions, said, Scoring(vqav2, vqav2, Weights(), emu=None))
+    assert {name: figure.value for name, figure in figures.items()} == {
+        "accuracy": pytest.approx(2 / 3),
+        "accuracy (number)": 1.0,
+        "accuracy (other)": 1.0,
+        "accuracy (yes/no)": 0.0,
+        "accuracy by the reference's rule": 1.0,
+        "accuracy by the reference's rule (number)": 1.0,
+        "accuracy by the reference's rule (other)": 1.0,
+        "accuracy by the reference's rule (yes/no)": 1.0,
+    }
 
 
 def test_okvqa(tmp_path):

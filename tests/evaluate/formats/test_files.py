@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emu_jax.errors import UserError
 from emu_jax.evaluate.formats.files import Entry, Files, check_same, read_json, unique
@@ -43,6 +45,8 @@ def test_errors_name_the_place(entry):
     assert _message(entry.text, "title") == f"{where} has no title"
     assert _message(entry.text, "id") == f"{where}.id is 3; expected a text"
     assert _message(entry.text, "broken") == f"{where}.broken is '\\ud800'; expected Unicode text"
+    assert entry.flag("flag") is True
+    assert _message(entry.flag, "id") == f"{where}.id is 3; expected true or false"
     assert _message(entry.whole, "flag") == f"{where}.flag is True; expected a whole number"
     assert _message(entry.entry, "id") == f"{entry.path}: items[7].id is 3; expected a JSON object"
     assert _message(entry.entries, "word") == f"{where}.word is 'h\\xe9llo'; expected a list"
@@ -108,6 +112,36 @@ def test_a_list_for_an_object(tmp_path):
         "object.json: the file is a JSON object; expected a JSON array"
     )
     assert _message(files.records, "list.json").endswith("list.json: [0] is 1; expected a JSON object")
+
+
+def test_json_lines(tmp_path):
+    """A text may hold U+2028, which ends a line elsewhere; errors have the file's line."""
+    path = tmp_path / "a.json"
+    path.write_text('\ufeff{"a": "x\u2028y"}\r\n\n{"a": 2}\r\n', encoding="utf-8")
+    first, second = Files(tmp_path, "expected").lines("a.json")
+    assert first.text("a") == "x\u2028y" and first.place == "line 1"
+    assert _message(second.text, "a") == f"{path}: line 3.a is 2; expected a text"
+    for content, why in (
+        ('{"a": 1}\n\n{"a": 1', "not JSON at line 3, column 8 (Expecting ',' delimiter)"),
+        ('{"a": 1}\n{} {}\n', "not JSON at line 2, column 4 (Extra data)"),
+    ):
+        path.write_text(content)
+        message = _message(Files(tmp_path, "expected").lines, "a.json")
+        assert message == f"{path}: {why}; expected the file as it is published, so fetch it again"
+    path.write_text("\n \n")
+    message = _message(Files(tmp_path, "expected").lines, "a.json")
+    assert message == f"{path}: holds no line; expected the file as it is published, so fetch it again"
+    path.write_text("3\n")
+    message = _message(Files(tmp_path, "expected").lines, "a.json")
+    assert message == f"{path}: line 1 is 3; expected a JSON object"
+
+
+@settings(max_examples=25)
+@given(st.lists(st.dictionaries(st.text(max_size=3), st.text(max_size=5), max_size=2), min_size=1, max_size=5))
+def test_lines_are_what_json_makes_of_them(tmp_path_factory, values):
+    path = tmp_path_factory.mktemp("lines") / "a.json"
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    assert [entry.fields for entry in Files(path.parent, "expected").lines("a.json")] == values
 
 
 def test_the_first_of_several_places(tmp_path):
