@@ -91,7 +91,7 @@ def of_totals(counts: np.ndarray, score: Callable[[np.ndarray], float], groups: 
     sums = np.zeros((number.max() + 1, counts.shape[1]))  # [G, K]
     np.add.at(sums, number, counts)
     interval = bootstrap(lambda index: float(score(sums[index].sum(0))), len(sums))
-    return Figure(float(score(sums.sum(0))), interval, None, len(counts))
+    return Figure(float(score(sums.sum(0))), interval, None, len(counts), 100.0)
 
 
 def _is_grouped(groups: np.ndarray | None) -> bool:

@@ -76,7 +76,7 @@ def test_no_caption_shifts_the_others():
 
 @needs_package
 @needs_java
-@pytest.mark.long
+@pytest.mark.slow
 def test_scores_depend_neither_on_the_language_nor_on_the_folder(tmp_path):
     """In German METEOR reads 0.5 as 0,5 and fails; the package may be in any folder, where nothing can be written."""
     package = Path(importlib.util.find_spec("pycocoevalcap.meteor").submodule_search_locations[0]).parent
