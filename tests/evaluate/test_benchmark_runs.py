@@ -59,7 +59,7 @@ def _run(model, names, tmp_path, **fields):
     return {result.run.name: result for result in evaluate(model, config, tmp_path / "out")}
 
 
-NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet"]
+NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet", "mmbench", "mmmu", "seedbench"]
 # These differ from coco in their files alone, which tests/evaluate/benchmarks reads.
 NAMES += [pytest.param(name, marks=pytest.mark.long) for name in ("nocaps", "flickr30k")]
 

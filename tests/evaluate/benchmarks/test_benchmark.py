@@ -21,7 +21,8 @@ def _refused(name, root, predictions, out="out.json") -> str:
 
 
 def test_which_have_a_format():
-    assert sorted(WRITTEN) == ["coco", "mmvet", "nextqa", "nocaps", "okvqa", "visdial", "vizwiz", "vqav2"]
+    names = ["coco", "mmmu", "mmvet", "nextqa", "nocaps", "okvqa", "seedbench", "visdial", "vizwiz", "vqav2"]
+    assert sorted(WRITTEN) == names
 
 
 @pytest.mark.parametrize(
@@ -104,7 +105,7 @@ def test_predictions_that_miss_questions(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing"])
+@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "mmbench"])
 def test_no_format(tmp_path, name):
     write_sample(name, tmp_path)
     assert _refused(name, tmp_path, {}) == (
