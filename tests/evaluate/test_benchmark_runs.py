@@ -168,6 +168,18 @@ def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_p
 
 
 @pytest.mark.long
+def test_examples_with_images_inside_their_texts(tuned, tmp_path):
+    """MMMU's images are in its tables; a letter or an answer follows each example."""
+    (result,) = _run(tuned, ["mmmu"], tmp_path, few_shot=[2]).values()
+    lines = [json.loads(line) for line in (result.folder / "0-of-1.jsonl").read_text().splitlines()[1:]]
+    questions = {question.id: question for question in find_benchmark("mmmu").read(tmp_path / "data" / "mmmu")}
+    assert len(lines) == len(questions) == 4
+    for line in lines:
+        options, found = questions[line["id"]].candidates, line["prediction"]
+        assert len(found["sum"]) == len(options) if options else isinstance(found, str)
+
+
+@pytest.mark.long
 def test_zero_shot_is_the_same_run_with_or_without_others(pretrained, tmp_path):
     """The pool of examples does not matter if none is shown: earlier predictions are kept."""
     _run(pretrained, ["okvqa"], tmp_path, few_shot=[0, 2], limit=2)
