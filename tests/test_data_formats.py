@@ -33,7 +33,7 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.evaluate.benchmarks.registry import benchmark_names, find_benchmark
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
-from tests.evaluate.samples import HELD_OUT, people
+from tests.evaluate.samples import HELD_OUT, encoded, people, write_parquet
 from tests.pages import ROOT, Block, blocks, commands
 from tests.videos import write_video
 
@@ -90,7 +90,9 @@ def _put(folder: Path, place: str, text: str | None, archives: dict[Path, dict[s
 def _write_file(path: Path, text: str | None) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     person = people(HELD_OUT)[0].pixels
-    if text is not None:
+    if path.suffix == ".parquet":
+        write_parquet(path, [_row(json.loads(line), person) for line in (text or "").splitlines()])
+    elif text is not None:
         path.write_text(text, encoding="utf-8")
     elif path.suffix in (".mp4", ".avi"):
         write_video(path, [np.roll(person, shift, axis=1) for shift in range(16)])
@@ -100,7 +102,13 @@ def _write_file(path: Path, text: str | None) -> None:
         frames = [PIL.fromarray(np.roll(person, shift, axis=1)) for shift in range(16)]
         frames[0].save(path, save_all=True, append_images=frames[1:])
     else:
-        PIL.fromarray(person).save(path)
+        PIL.fromarray(person).save(path, None if path.suffix else "PNG")
+
+
+def _row(shown: dict, person: np.ndarray) -> dict:
+    """A row of a table of Hugging Face with all its columns and the bytes of its images."""
+    row = {f"image_{number}": None for number in range(1, 8)} | shown
+    return {name: cell | {"bytes": encoded(person)} if isinstance(cell, dict) else cell for name, cell in row.items()}
 
 
 # ---------------------------------------------------------------- what they become
@@ -153,8 +161,11 @@ def told_parts(document: RawDocument | Document) -> Iterator[str]:
 
 
 def told_question(question: Question) -> Iterator[str]:
-    shown = "a video" if question.video else "an image" if question.images else "nothing"
+    images = {0: "nothing", 1: "an image"}.get(len(question.images), f"{len(question.images)} images")
+    shown = "a video" if question.video else images
     yield f"question {question.id}: {shown}, {json.dumps(question.text)}" + (f", {question.kind}" * bool(question.kind))
+    if question.hint:
+        yield f"  hint: {json.dumps(question.hint)}"
     for asked, answer in question.history:
         yield f"  after {json.dumps(asked)}: {json.dumps(answer)}"
     if question.candidates:

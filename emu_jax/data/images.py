@@ -352,3 +352,27 @@ class EncodedImage:
 
     def _broken(self, error: ValueError) -> ImageError:
         return ImageError("unreadable_image", f"{self.where}: not a readable JPEG file ({error})")
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredImage:
+    """An image file in a cell of a table, decoded each time that it is called; two are equal if their bytes are.
+
+    Attributes:
+      data: the file's bytes.
+      where: names the image in errors.
+    """
+
+    data: bytes = dataclasses.field(repr=False)
+    where: str = dataclasses.field(compare=False)
+
+    def __post_init__(self):
+        shape_of(self.data, self.where)  # what is no image is refused before anything is computed
+
+    def __call__(self) -> np.ndarray:
+        """Decodes to uint8 [H, W, 3].
+
+        Raises:
+          ImageError: the file is broken.
+        """
+        return decode_image(self.data, self.where)

@@ -16,17 +16,14 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from emu_jax.data.images import READINGS
 from emu_jax.errors import UserError
 from emu_jax.evaluate import few_shot, predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.predict import DrawingOutput, predict
-from emu_jax.evaluate.question import Question
+from emu_jax.evaluate.question import Question, content_digest
 from emu_jax.generate.decoder import Drawing
 from emu_jax.generate.model import Emu
 from emu_jax.storage import Path, replace_text
@@ -179,8 +176,7 @@ def _run(
     if any(question.id not in found for question in questions):
         return Result(run, {}, folder, waits=True)
     if benchmark.submission is not None:
-        ranked = benchmark.predicts == "scores"
-        answers = {id: ranks(np.asarray(p["reference"])).tolist() for id, p in found.items()} if ranked else found
+        answers = {question.id: benchmark.answer(question, found[question.id]) for question in questions}
         benchmark.write_submission(folder / "submission.json", questions, answers)
     figures = benchmark.score(questions, found, Scoring(root, folder / "drawn", config.weights, emu))
     _write_scores(folder / "scores.json", run, figures)
@@ -195,9 +191,10 @@ def _digest(questions: Sequence[Question]) -> str:
     """Fingerprint of a set of questions: SHA-256 over ids, texts, answers and names of images."""
     digest = hashlib.sha256()
     for q in questions:
-        images = [p.name if isinstance(p, Path) else hashlib.sha256(p.tobytes()).hexdigest() for p in q.images]
+        images = [image.name if isinstance(image, Path) else content_digest(image) for image in q.images]
         video = [q.video.name, q.frames] if q.video else ""
-        digest.update(json.dumps([q.id, q.text, q.answers, q.history, q.candidates, images, video]).encode())
+        hint = [q.hint] if q.hint else []  # few have one: the others' fingerprints are as they were without it
+        digest.update(json.dumps([q.id, q.text, q.answers, q.history, q.candidates, images, video, *hint]).encode())
     return digest.hexdigest()[:16]
 
 

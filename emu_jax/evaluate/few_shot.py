@@ -19,10 +19,11 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
+from emu_jax.data.images import StoredImage
 from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate.predict import ChooseExamples, read_images
-from emu_jax.evaluate.question import Question
+from emu_jax.evaluate.question import Question, content_digest
 from emu_jax.generate.model import Emu
 from emu_jax.models import emu as emu_model
 from emu_jax.storage import Path, write_atomically
@@ -102,8 +103,8 @@ def index(questions: Sequence[Question], features: Features, folder: Path) -> np
     return found[[rows[what] for what in shown]]
 
 
-def _name(image: Path | np.ndarray) -> str:
-    return str(image) if isinstance(image, Path) else hashlib.sha256(image.tobytes()).hexdigest()
+def _name(image: Path | np.ndarray | StoredImage) -> str:
+    return str(image) if isinstance(image, Path) else content_digest(image)
 
 
 def _encoded(questions: Sequence[Question], features: Features) -> np.ndarray:
@@ -156,7 +157,7 @@ def _same(example: Question, question: Question) -> bool:
     """Whether both show the same images or video, so that the example's answer could reveal the question's."""
     if question.video is not None:
         return example.video == question.video
-    ours, theirs = ([p for p in q.images if isinstance(p, Path)] for q in (question, example))
+    ours, theirs = ([image for image in q.images if not isinstance(image, np.ndarray)] for q in (question, example))
     return bool(ours) and ours == theirs
 
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from emu_jax.data.images import StoredImage
 from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
@@ -57,7 +58,7 @@ def read_images(question: Question, size: int, reading: str = "upright") -> list
     if question.video is not None:
         shown: Sequence[ImageLike] = read_video(Video(question.video, question.frames))
     else:
-        shown = question.images
+        shown = [image() if isinstance(image, StoredImage) else image for image in question.images]
     return [read_image(image, size, f"question {question.id}", reading) for image in shown]
 
 

@@ -30,6 +30,7 @@ END = "</s>"
 # Beams, new tokens, minimal length and length penalty of the reference's inference code.
 CAPTION = {"num_beams": 5, "max_new_tokens": 20, "min_length": 8, "length_penalty": -1.0}
 SHORT = {"num_beams": 5, "max_new_tokens": 20, "min_length": 1, "length_penalty": -1.0}
+LONG = {"num_beams": 5, "max_new_tokens": 128, "min_length": 1, "length_penalty": 1.0}
 GREEDY = {"max_new_tokens": 24}  # for the embedded images
 
 CAPTION_ASKS = " please provide an accurate and concise description of the given image."

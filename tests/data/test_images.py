@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu_jax.data.images import EncodedImage, Recoding, decode_image, load_image, resize
+from emu_jax.data.images import EncodedImage, ImageError, Recoding, StoredImage, decode_image, load_image, resize
 from emu_jax.errors import UserError
 
 
@@ -92,3 +92,17 @@ def test_how_a_wide_image_becomes_square(fit, expected):
         assert np.abs(np.array(places) - expected).max() < 8, places
     with pytest.raises(UserError, match="fit=stretch: unknown; choose one of squash, crop, pad"):
         Recoding(fit="stretch")
+
+
+def test_images_of_tables_are_their_bytes():
+    """Checked by their header at once, decoded when they are called."""
+    data = png(Image.new("RGB", (3, 2), (1, 2, 3)))
+    image = StoredImage(data, "a.tsv: line 2")
+    np.testing.assert_array_equal(image(), np.full((2, 3, 3), (1, 2, 3)))
+    assert image == StoredImage(data, "a.tsv: line 3") and len({image, StoredImage(data, "b")}) == 1
+    assert repr(image) == "StoredImage(where='a.tsv: line 2')"
+    cut = StoredImage(data[:-30], "a.tsv: line 4")
+    with pytest.raises(ImageError, match=r"^a\.tsv: line 4: not a readable image \("):
+        cut()
+    with pytest.raises(ImageError, match=r"^a\.tsv: line 5: not a readable image \("):
+        StoredImage(b"text", "a.tsv: line 5")

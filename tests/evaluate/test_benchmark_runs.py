@@ -61,7 +61,8 @@ def _run(model, names, tmp_path, **fields):
     return {result.run.name: result for result in evaluate(model, config, tmp_path / "out")}
 
 
-NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet", "pope", "gqa", "textvqa"]
+NAMES = ["coco", "vqav2", "okvqa", "vizwiz", "visdial", "msvdqa", "msrvttqa", "mmvet", "mmbench", "mmmu", "seedbench"]
+NAMES += ["pope", "gqa", "textvqa"]
 # These differ from coco in their files alone, which tests/evaluate/benchmarks reads.
 NAMES += [pytest.param(name, marks=pytest.mark.long) for name in ("nocaps", "flickr30k")]
 
@@ -186,6 +187,18 @@ def test_the_pretrained_model_is_called_twice_or_with_examples(pretrained, tmp_p
     assert {len(line["said"]) for line in two_calls} == {2}
     assert {len(line["said"]) for line in examples} == {1}
     assert len(list((tmp_path / "out" / "features").glob("*.npy"))) == 2  # of the examples' images and the questions'
+
+
+@pytest.mark.long
+def test_examples_with_images_inside_their_texts(tuned, tmp_path):
+    """MMMU's images are in its tables; a letter or an answer follows each example."""
+    (result,) = _run(tuned, ["mmmu"], tmp_path, few_shot=[2]).values()
+    lines = [json.loads(line) for line in (result.folder / "0-of-1.jsonl").read_text().splitlines()[1:]]
+    questions = {question.id: question for question in find_benchmark("mmmu").read(tmp_path / "data" / "mmmu")}
+    assert len(lines) == len(questions) == 4
+    for line in lines:
+        options, found = questions[line["id"]].candidates, line["prediction"]
+        assert len(found["sum"]) == len(options) if options else isinstance(found, str)
 
 
 @pytest.mark.long

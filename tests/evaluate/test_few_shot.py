@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from emu_jax.data.images import StoredImage
 from emu_jax.errors import UserError
 from emu_jax.evaluate.few_shot import choose_examples, index
 from emu_jax.evaluate.question import Question
+from tests.evaluate.samples import encoded
 
 
 class Means:
@@ -63,6 +65,15 @@ def test_the_question_s_own_image_is_no_example(tmp_path):
     asked = [Question("1", (files[0],))]
     choose = choose_examples(pool, asked, 1, Means(), tmp_path)
     assert [example.id for example, _ in choose(asked[0])] == ["other"]
+
+
+def test_a_table_s_image_is_no_example_for_itself(tmp_path):
+    pixels = {"red": (250, 0, 0), "green": (0, 250, 0)}
+    data = {name: encoded(np.full((4, 4, 3), colour, np.uint8)) for name, colour in pixels.items()}
+    pool = [Question(name, (StoredImage(data[name], f"row {name}"),), answers=("a",)) for name in data]
+    asked = [Question("1", (StoredImage(data["red"], "another row"),))]
+    choose = choose_examples(pool, asked, 1, Means(), tmp_path)
+    assert [example.id for example, _ in choose(asked[0])] == ["green"]
 
 
 def test_text_only_examples_are_the_same_for_all_and_show_nothing(tmp_path):

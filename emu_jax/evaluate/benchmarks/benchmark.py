@@ -13,10 +13,13 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
+
 from emu_jax.errors import UserError, nearest
 from emu_jax.evaluate.formats.files import Files
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.fid import check_rule, read_statistics
+from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.model import Emu
@@ -85,12 +88,13 @@ class Benchmark:
       reader: files and split -> questions.
       prompt: question, images and few-shot examples -> the model's calls and a prediction.
       predicts: what a prediction is: a text, the file name of a drawn image, or scores of the question's candidates
-        by each rule of `generate/candidates.py`.
+        by each rule of `generate/candidates.py`, and a text where a question has no candidates.
+      rule: the rule that ranks candidates in submissions.
       metrics: predictions and questions, in the same order -> figures by name; None where only the benchmark's own
         server or scorer gives scores.
       few_shot_split: the split that few-shot examples come from; "" where none is published.
-      submission: questions and answers by id -> the content of a submission's JSON; None where no server or scorer
-        defines a format.
+      submission: questions and answers by id -> the content of a submission's JSON, or its text; None where no server
+        or scorer defines a format.
     """
 
     name: str
@@ -104,6 +108,7 @@ class Benchmark:
     metrics: Callable[[Sequence[Any], Sequence[Question], Scoring], dict[str, Figure]] | None = None
     few_shot_split: str = ""
     submission: Callable[[Sequence[Question], Mapping[str, Answer]], Any] | None = None
+    rule: str = "reference"
 
     def read(self, root: Path, split: str = "") -> list[Question]:
         """The questions of a split ("": `self.split`), in the files' order, each with a unique id.
@@ -146,6 +151,12 @@ class Benchmark:
             return {}
         return self.metrics([predictions[question.id] for question in questions], questions, scoring)
 
+    def answer(self, question: Question, prediction: Any) -> Answer:
+        """What a submission holds of a prediction: the ranks of the candidates, or the prediction itself."""
+        if self.predicts == "scores" and question.candidates:
+            return ranks(np.asarray(prediction[self.rule])).tolist()
+        return prediction
+
     def write_submission(self, path: Path, questions: Sequence[Question], answers: Mapping[str, Answer]) -> None:
         """Writes answers in the format of the benchmark's server or official scorer, completely or not at all.
 
@@ -161,10 +172,11 @@ class Benchmark:
         if self.submission is None:
             raise UserError(f"{path}: {self.name} has no submission format; its predictions are scored here")
         self._check_answers(questions, answers)
-        text = json.dumps(self.submission(questions, answers))
+        content = self.submission(questions, answers)
+        text = content if isinstance(content, str) else json.dumps(content) + "\n"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_text(path, text + "\n")
+            replace_text(path, text)
         except OSError as error:
             raise UserError(f"{path}: cannot be written ({error.strerror or error}); expected a file's path") from error
 
@@ -185,8 +197,7 @@ class Benchmark:
             )
         self._check_complete(questions, answers)
         for name, answer in answers.items():
-            if self.predicts == "scores":
-                count = len(asked[name].candidates)
+            if self.predicts == "scores" and (count := len(asked[name].candidates)):
                 if not _is_ranking(answer, count):
                     raise UserError(
                         f"{self.name}: the prediction of {name!r} is {ascii(answer)[:60]}; expected the ranks of "

@@ -14,11 +14,10 @@ from collections.abc import Mapping, Sequence
 
 from emu_jax.evaluate.benchmarks.benchmark import Answer, Benchmark
 from emu_jax.evaluate.formats.files import Files
-from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Part, base_examples, chat_prompt, join
+from emu_jax.evaluate.prompts import LONG, Calls, Example, ModelCall, Part, base_examples, chat_prompt, join
 from emu_jax.evaluate.question import Question
 
 SEPARATOR = ", "  # between the capabilities in a kind
-LONG = {"num_beams": 5, "max_new_tokens": 128, "min_length": 1, "length_penalty": 1.0}  # the reference's
 
 
 def _read(files: Files, split: str) -> list[Question]:

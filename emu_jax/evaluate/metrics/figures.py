@@ -43,7 +43,7 @@ def _subject(question: Question) -> Hashable:
     if question.video is not None:
         return str(question.video)
     if question.images:
-        return tuple(id(image) if isinstance(image, np.ndarray) else str(image) for image in question.images)
+        return tuple(id(image) if isinstance(image, np.ndarray) else image for image in question.images)
     return question.id, None  # no path is a pair
 
 
@@ -52,18 +52,24 @@ def by_kind(
     values: Sequence[float] | np.ndarray,
     questions: Sequence[Question],
     figure: Callable[..., Figure],
+    chances: Sequence[float] | np.ndarray | None = None,
 ) -> dict[str, Figure]:
     """One figure over all values, and one for each type of question if there are several.
 
     Args:
       values: [N], one a question.
       figure: `intervals.mean` or `intervals.share`.
+      chances: [N], what guessing gives for each question; None: unknown.
     """
     values, groups = np.asarray(values), subjects(questions)
-    figures = {name: figure(values, groups=groups)}
+
+    def over(chosen: np.ndarray) -> Figure:
+        chance = None if chances is None else float(np.asarray(chances)[chosen].mean())
+        return figure(values[chosen], chance, groups[chosen])
+
+    figures = {name: over(np.ones(len(values), bool))}
     kinds = np.array([question.kind for question in questions])
     if len(names := sorted(set(kinds.tolist()))) > 1:
         for kind in names:
-            chosen = kinds == kind
-            figures[f"{name} ({kind or 'no type'})"] = figure(values[chosen], groups=groups[chosen])
+            figures[f"{name} ({kind or 'no type'})"] = over(kinds == kind)
     return figures

@@ -21,8 +21,8 @@ def _refused(name, root, predictions, out="out.json") -> str:
 
 
 def test_which_have_a_format():
-    ours = ["coco", "gqa", "mmvet", "nextqa", "nocaps", "okvqa", "textvqa", "visdial", "vizwiz", "vqav2"]
-    assert sorted(WRITTEN) == ours
+    names = ["coco", "gqa", "mmmu", "mmvet", "nextqa", "nocaps", "okvqa", "seedbench", "textvqa", "visdial", "vizwiz"]
+    assert sorted(WRITTEN) == [*names, "vqav2"]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_predictions_that_miss_questions(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "pope"])
+@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "mmbench", "pope"])
 def test_no_format(tmp_path, name):
     write_sample(name, tmp_path)
     assert _refused(name, tmp_path, {}) == (
