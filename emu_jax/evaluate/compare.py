@@ -101,8 +101,8 @@ def compare(paths: Sequence[Path], figures: Sequence[str] = ()) -> Comparison:
     """Reads work directories and groups them.
 
     Args:
-      figures: names as in scores.json, "<run>: <name>" of benchmarks/<run>/scores.json, or "last <name>" of
-        metrics.jsonl (default: those of `FIGURES` that exist).
+      figures: names as in scores.json, "<run>: <name>" of benchmarks/<run>/scores.json (on the scale of papers), or
+        "last <name>" of metrics.jsonl (default: those of `FIGURES` that exist).
 
     Raises:
       UserError: fewer than two runs, one that cannot be read, the same config and seed twice, or an unknown figure.
@@ -159,7 +159,7 @@ def read_run(path: Path) -> Run:
     figures = _scores(path / "scores.json") if (path / "scores.json").is_file() else {}
     for folder in sorted((path / BENCHMARKS).iterdir()) if (path / BENCHMARKS).is_dir() else ():
         if (folder / "scores.json").is_file():
-            scores = _scores(folder / "scores.json")
+            scores = _scores(folder / "scores.json", papers=True)
             figures |= {f"{folder.name}: {name}": value for name, value in scores.items()}
     for name in LOSSES:
         values = [row[name] for row in rows[-max(1, round(LAST * len(rows))) :] if name in row]
@@ -170,10 +170,12 @@ def read_run(path: Path) -> Run:
     return Run(path, config, _key(config), seeds, step, rows, figures)
 
 
-def _scores(file: Path) -> dict[str, float]:
+def _scores(file: Path, *, papers: bool = False) -> dict[str, float]:
+    """Figures of a scores.json, on the scale of papers if asked."""
     entries: Any = read_json_object(file, "what `emu-jax evaluate` wrote").get("figures")
     try:
-        return {name: float(entry["value"]) for name, entry in entries.items()}
+        scales = {name: float(entry.get("paper_scale", 1)) if papers else 1.0 for name, entry in entries.items()}
+        return {name: scales[name] * float(entry["value"]) for name, entry in entries.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{file}: holds no figures; expected what `emu-jax evaluate` wrote") from error
 

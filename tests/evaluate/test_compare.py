@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from emu_jax.cli import main
+from emu_jax.config import load_config, to_json
 from emu_jax.errors import UserError
 from emu_jax.evaluate.compare import compare, table
 
@@ -122,6 +123,32 @@ def test_benchmarks_and_held_out_losses_are_figures_too(runs):
     assert base.figures["coco-test-0shot: CIDEr"].values == (1.0, 1.1, 1.2)
     assert other.figures["last held_out_text_loss"].mean == pytest.approx(3.0)
     assert other.differences["coco-test-0shot: CIDEr"].value == pytest.approx(-0.1)
+
+
+def test_the_paper_s_row(tmp_path, capsys):
+    """The ablation at the paper's size, from its configs and its three benchmarks, as the paper prints it."""
+    published = {
+        "coco-test-0shot: CIDEr": (1.129, 1.108),
+        "msvdqa-test-0shot: accuracy": (0.179, 0.169),
+        "msrvttqa-test-4shot: accuracy": (0.208, 0.199),
+    }
+    for number, name in enumerate(("base", "no_storyboards")):
+        run = tmp_path / f"{name}-0"
+        run.mkdir()
+        (run / "config.json").write_text(to_json(load_config(f"configs/ablations/{name}.py:7b")))
+        for figure, values in published.items():
+            benchmark, score = figure.split(": ")
+            entry = {"value": values[number], "interval": [0, 2], "chance": None, "count": 5000, "paper_scale": 100.0}
+            folder = run / "benchmarks" / benchmark
+            folder.mkdir(parents=True)
+            (folder / "scores.json").write_text(json.dumps({"figures": {score: entry}}))
+    runs = [str(tmp_path / name) for name in ("base-0", "no_storyboards-0")]
+    assert main(["compare", *runs, "--figures", *published, "--out", str(tmp_path / "out"), "--markdown"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line.split()[3:] for line in lines[1:3]}
+    assert rows == {"base": ["112.900", "17.900", "20.800"], "no_storyboards": ["110.800", "16.900", "19.900"]}
+    fields = "no_storyboards: data.mixture.storyboard.weight 0.0 (base: 16.0)"
+    assert fields in lines, "\n".join(lines)
 
 
 def test_runs_without_scores_are_compared_by_their_losses(tmp_path):
