@@ -164,8 +164,8 @@ def asks(question: Question) -> str:
 def interleaved(text: str, images: Sequence[Part]) -> tuple[Part, ...]:
     """A text whose references are replaced by images, one each; without images it stays as it is.
 
-    >>> interleaved("<image 1> or <image 2>?", (Path("a.png"), Path("b.png")))
-    (PosixPath('a.png'), ' or ', PosixPath('b.png'), '?')
+    >>> interleaved("<image 1> or <image 2>?", ("[red]", "[blue]"))
+    ('[red] or [blue]?',)
     """
     if not images:
         return join(text)
