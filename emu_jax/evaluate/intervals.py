@@ -7,6 +7,7 @@ bootstrap draws whole groups.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -52,12 +53,44 @@ def mean(values: Sequence[float] | np.ndarray, chance: float | None = None, grou
     """
     values = np.asarray(values, np.float64)
     if groups is not None and _is_grouped(groups):
-        _, number = np.unique(groups, return_inverse=True)  # [N]
-        sums, counts = np.bincount(number, values), np.bincount(number)  # [G]
-        interval = bootstrap(lambda index: float(sums[index].sum() / counts[index].sum()), len(sums))
+        sums, counts = _by_group(values, groups)
+        interval = bootstrap(functools.partial(_mean_of_groups, sums, counts), len(sums))
     else:
         interval = bootstrap(lambda index: float(values[index].mean()), len(values))
     return Figure(float(values.mean()), interval, chance, len(values))
+
+
+def mean_of_kinds(
+    values: Sequence[float] | np.ndarray, kinds: Sequence[str] | np.ndarray, groups: np.ndarray
+) -> Figure:
+    """The mean of the kinds' means, so that each kind counts the same however many items it has.
+
+    Args:
+      kinds: the kind of each item.
+      groups: the number of each item's group, which is of one kind; the bootstrap draws whole groups within each kind.
+
+    >>> mean_of_kinds([1.0, 0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "a", "b"], np.arange(5)).value
+    0.625
+    """
+    values, kinds, groups = np.asarray(values, np.float64), np.asarray(kinds), np.asarray(groups)
+    means, draws = [], []
+    for seed, kind in enumerate(dict.fromkeys(kinds.tolist())):
+        chosen = kinds == kind
+        means.append(values[chosen].mean())
+        sums, counts = _by_group(values[chosen], groups[chosen])
+        draws.append(_draws(functools.partial(_mean_of_groups, sums, counts), len(sums), seed=seed))
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return Figure(float(np.mean(means)), (float(low), float(high)), None, len(values))
+
+
+def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of each group's values, [G] each."""
+    _, number = np.unique(groups, return_inverse=True)  # [N]
+    return np.bincount(number, values), np.bincount(number)
+
+
+def _mean_of_groups(sums: np.ndarray, counts: np.ndarray, index: np.ndarray) -> float:
+    return float(sums[index].sum() / counts[index].sum())
 
 
 def _is_grouped(groups: np.ndarray | None) -> bool:
@@ -84,7 +117,10 @@ def bootstrap(
     statistic: Callable[[np.ndarray], float], trials: int, *, draws: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile interval of `statistic(indices)` over `draws` resamples of `trials` items with replacement."""
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]
-    low, high = np.percentile(values, [2.5, 97.5])
+    low, high = np.percentile(_draws(statistic, trials, draws, seed), [2.5, 97.5])
     return float(low), float(high)
+
+
+def _draws(statistic: Callable[[np.ndarray], float], trials: int, draws: int = 1000, seed: int = 0) -> list[float]:
+    rng = np.random.default_rng(seed)
+    return [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]

@@ -12,16 +12,14 @@ Results: {video: {qid: answer}} for NExT-OE's `eval_oe.py`.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark
 from emu_jax.evaluate.formats.files import Entry, Files, check_asked, unique
+from emu_jax.evaluate.formats.tables import read_table
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.figures import by_kind, check
 from emu_jax.evaluate.metrics.wups import Wups
@@ -39,7 +37,7 @@ MERGED = {"TP": "TN"}  # what came before counts among what comes next
 
 def _read(files: Files, split: str) -> list[Question]:
     table = files.find(f"{split}.csv")
-    rows = _read_table(table, COLUMNS)
+    rows = read_table(table, COLUMNS)
     entries = unique(_numbered(rows, split), lambda row: row.text("id"), "video and qid")
     ids = files.document("map_vid_vidorID.json", keyed=True)
     second = _second_references(files, entries, table) if split == "test" and EXTRA not in rows[0] else {}
@@ -62,32 +60,6 @@ def _read(files: Files, split: str) -> list[Question]:
             )
         )
     return questions
-
-
-def _read_table(path: Path, columns: Sequence[str]) -> list[Entry]:
-    """The rows of a CSV with a header that has `columns`; a row's place is its line.
-
-    Raises:
-      UserError: the file is no CSV, a column is missing, or a row has fewer or more cells than the header.
-    """
-    rows = []
-    try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
-        if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
-            raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
-        for fields in reader:
-            if None in fields or None in fields.values():
-                count = len(reader.fieldnames or ())
-                raise UserError(
-                    f"{path}: line {reader.line_num} does not have the {count} cells of the header; "
-                    "expected the file as it is published, so fetch it again"
-                )
-            rows.append(Entry(fields, path, f"line {reader.line_num}"))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: cannot be read ({error}); expected a CSV of {', '.join(columns)}") from error
-    if not rows:
-        raise UserError(f"{path}: no rows; expected a CSV of {', '.join(columns)}")
-    return rows
 
 
 def _numbered(rows: Iterable[Entry], split: str) -> list[Entry]:

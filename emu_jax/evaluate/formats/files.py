@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path
+from emu_jax.storage import Path, json_lines
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -55,6 +55,13 @@ class Entry:
         place = self._place(name)
         return (Entry(item, self.path, f"{place}[{n}]") for n, item in enumerate(self._list(name)))
 
+    def wrapped(self, name: str) -> Iterator[Entry]:
+        """The objects of a list of lists that hold one object each."""
+        for n, item in enumerate(self._list(name)):
+            if not isinstance(item, list) or len(item) != 1:
+                raise self._wrong(f"{name}[{n}]", item, "a list of one JSON object")
+            yield Entry(item[0], self.path, f"{self._place(name)}[{n}][0]")
+
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self._check(f"{name}[{n}]", item) for n, item in enumerate(self._list(name)))
 
@@ -63,6 +70,17 @@ class Entry:
             if type(item) is not int:
                 raise self._wrong(f"{name}[{n}]", item, "a whole number")
         return items
+
+    def number(self, name: str) -> float:
+        if not _is_finite(value := self._get(name)):
+            raise self._wrong(name, value, "a number")
+        return float(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        for n, item in enumerate(items := self._list(name)):
+            if not _is_finite(item):
+                raise self._wrong(f"{name}[{n}]", item, "a number")
+        return tuple(map(float, items))
 
     def shares(self, name: str) -> tuple[float, ...]:
         for n, item in enumerate(items := self._list(name)):
@@ -191,6 +209,10 @@ class Files:
             raise UserError(f"{path}: the file is {_short(items)}; expected a JSON array")
         return [Entry(item, path, f"[{n}]") for n, item in enumerate(items)]
 
+    def lines(self, *names: str) -> list[Entry]:
+        """The objects of the first existing JSONL file."""
+        return read_lines(self.find(*names))
+
     # ------------------------------------------------------------ images and videos
 
     def shown(self, *names: str) -> Path:
@@ -251,6 +273,19 @@ def read_json(path: Path, pairs_hook: Callable[[list[tuple[str, Any]]], Any] | N
     raise UserError(f"{path}: {why}; expected the file as it is published, so fetch it again")
 
 
+def read_lines(path: Path) -> list[Entry]:
+    """The objects of a JSONL file; an entry's place is its line.
+
+    Raises:
+      UserError: the file cannot be read, or a line is no JSON object.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error}); expected a JSON object a line") from error
+    return [Entry(value, path, f"line {number}") for number, value in json_lines(path, data)]
+
+
 class _Twice(Exception):
     def __init__(self, name: str):
         super().__init__(name)
@@ -263,6 +298,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _Twice(next(name for number, name in enumerate(names) if name in names[:number]))
     return fields
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a JSON value is a number that a float holds; True, NaN and 10**400 are none."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _plain(text: str) -> str:
