@@ -153,7 +153,8 @@ def told_parts(document: RawDocument | Document) -> Iterator[str]:
 
 
 def told_question(question: Question) -> Iterator[str]:
-    shown = "a video" if question.video else "an image" if question.images else "nothing"
+    count = len(question.images)
+    shown = "a video" if question.video else ("nothing", "an image")[count] if count < 2 else f"{count} images"
     yield f"question {question.id}: {shown}, {json.dumps(question.text)}" + (f", {question.kind}" * bool(question.kind))
     for asked, answer in question.history:
         yield f"  after {json.dumps(asked)}: {json.dumps(answer)}"

@@ -82,6 +82,8 @@ RUNS = {
     r"^emu-jax train .*(--change|--skip-windows) ": "tests/train/test_changes.py",
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",
     r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_images",
+    r"^emu-jax evaluate .*geneval": f"{BENCHMARKS}::test_detections_beside_the_drawings_are_scored_by_the_next_run",
+    r"^emu-jax evaluate .*vist_drawing": f"{BENCHMARKS}::test_photos_are_drawn_after_a_story",
     r"^emu-jax evaluate .*nextqa": f"{BENCHMARKS}::test_what_a_metric_lacks_costs_no_prediction",
     r"^emu-jax .*(my_emu/|albums|colours|trailing|runs/diverse)": "tests/test_extend.py::follow",
     r"^emu-jax (prepare|inspect-data|train|precompute|generate|chat|evaluate|inspect|bench|export) ": HERE,

@@ -169,6 +169,77 @@ def _write_drawing(root: Path) -> None:
     write_json(root / "annotations" / "captions_val2014.json", coco_captions(coco_images(root)))
 
 
+def _write_geneval(root: Path) -> None:
+    bench, cow = ({"class": name, "count": 1} for name in ("bench", "cow"))
+    two = {"class": "bench", "count": 2}
+    above, red, blue = {"position": ["above", 0]}, {"color": "red"}, {"color": "blue"}
+    lines = [
+        {"tag": "single_object", "include": [bench], "prompt": "a photo of a bench"},
+        {"tag": "two_object", "include": [bench, cow], "prompt": "a photo of a bench and a cow"},
+        {"tag": "counting", "include": [two], "exclude": [two | {"count": 3}], "prompt": "a photo of two benchs"},
+        {"tag": "colors", "include": [cow | red], "prompt": "a photo of a red cow"},
+        {"tag": "position", "include": [cow, bench | above], "prompt": "a photo of a bench above a cow"},
+        {"tag": "color_attr", "include": [cow | red, bench | blue], "prompt": "a photo of a red cow and a blue bench"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "evaluation_metadata.jsonl").write_text(text, encoding="utf-8")
+
+
+DPG_COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed")
+DPG_COLUMNS += ("tuple", "question_natural_language")
+
+
+def _write_dpg(root: Path) -> None:
+    asked = [
+        (1, "0", "entity - whole (bales)", "Are there bales?"),
+        (2, "1", "attribute - color (bale, red)", "Is a bale red?"),
+    ]
+    texts = {
+        "partiprompts97": "A red bale of hay.",
+        "drawtext3": "Two bales of hay, one of them red, in a field.",
+    }
+    rows = [[*DPG_COLUMNS]]
+    for item, text in texts.items():
+        (root / "prompts").mkdir(parents=True, exist_ok=True)
+        (root / "prompts" / f"{item}.txt").write_text(text, encoding="utf-8")
+        rows += [[item, text, "", str(n), parents, "", "", *rest] for n, parents, *rest in asked]
+    with (root / "dpg_bench.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+# ---------------------------------------------------------------- stories
+
+
+def _write_vist(root: Path) -> None:
+    """Two stories in each split, about the same photos in val, and in another order in test."""
+    persons = people(HELD_OUT) + people(TRAIN)
+    for split, first in (("val", 4602435), ("test", 7035207)):
+        photos = [(str(first + n), person) for n, person in enumerate(persons[:5] if split == "val" else persons[5:10])]
+        annotations = []
+        for number, begun in enumerate(("we met", "there was")):
+            turn = number if split == "test" else 0
+            for order, (photo, person) in enumerate(photos[turn:] + photos[:turn]):
+                annotation = {
+                    "original_text": f"{begun.capitalize()} a {person.role}.",
+                    "album_id": "44277",
+                    "photo_flickr_id": photo,
+                    "setting": ("first-2-pick-and-tell", "last-3-tell-old")[number],
+                    "worker_id": "FJROI8NWDRIPAM1",
+                    "story_id": str(first // 100 + number),
+                    "tier": "story-in-sequence",
+                    "worker_arranged_photo_order": order,
+                    "text": f"{begun} a {person.role} .",
+                    "storylet_id": str(10 * number + order),
+                }
+                annotations.append([annotation])
+        for photo, person in photos:
+            _image(root / "images" / f"{photo}.jpg", person.pixels)
+        images = [{"id": photo, "album_id": "44277", "title": "", "tags": ""} for photo, _ in photos]
+        document = {"images": images, "annotations": annotations, "albums": [], "info": {}}
+        write_json(root / "sis" / f"{split}.story-in-sequence.json", document)
+
+
 # ---------------------------------------------------------------- questions about images
 
 
@@ -390,4 +461,8 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "nextqa": _write_nextqa,
     "mmvet": _write_mmvet,
     "coco_drawing": _write_drawing,
+    "geneval": _write_geneval,
+    "dpg": _write_dpg,
+    "vist": _write_vist,
+    "vist_drawing": _write_vist,
 }

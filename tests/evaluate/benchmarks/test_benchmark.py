@@ -104,7 +104,9 @@ def test_predictions_that_miss_questions(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing"])
+@pytest.mark.parametrize(
+    "name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "geneval", "dpg", "vist", "vist_drawing"]
+)
 def test_no_format(tmp_path, name):
     write_sample(name, tmp_path)
     assert _refused(name, tmp_path, {}) == (

@@ -22,6 +22,10 @@ from tests.evaluate.samples import WRITERS, write_sample
 # Those of the embedded images need no files.
 FILED = [name for name in benchmark_names() if find_benchmark(name).tree]
 EVERY = pytest.mark.parametrize("name", FILED)
+SHOWING = [name for name in FILED if name not in ("coco_drawing", "geneval", "dpg")]  # the others only have texts
+JSON = pytest.mark.parametrize("name", [name for name in FILED if name != "dpg"])
+# Each line of geneval's file is a document, whose number names its drawings.
+WHOLE = pytest.mark.parametrize("name", [name for name in FILED if name not in ("dpg", "geneval")])
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +170,7 @@ def test_a_missing_folder(name, tmp_path):
 @EVERY
 def test_each_missing_annotation_is_named_with_the_expected_tree(name, sample):
     benchmark = find_benchmark(name)
-    annotations = sorted(path for path in sample.rglob("*") if path.suffix in (".json", ".csv", ".txt"))
+    annotations = sorted(path for path in sample.rglob("*") if path.suffix in (".json", ".jsonl", ".csv", ".txt"))
     needed = set()
     for split in benchmark.splits:
         for path in annotations:
@@ -182,8 +186,8 @@ def test_each_missing_annotation_is_named_with_the_expected_tree(name, sample):
     assert needed == set(annotations)
 
 
-# The questions of coco_drawing show no image; test_coco_drawing.py has the images that it compares with.
-@pytest.mark.parametrize("name", [name for name in FILED if name != "coco_drawing"])
+# test_coco_drawing.py has the images that it compares with.
+@pytest.mark.parametrize("name", SHOWING)
 def test_missing_images_and_videos_are_named_and_counted(name, sample):
     benchmark = find_benchmark(name)
     questions = benchmark.read(sample)
@@ -235,17 +239,20 @@ def _put(value, place, new):
 
 
 @pytest.mark.long
-@EVERY
+@JSON
 @settings(max_examples=25)
 @given(data=st.data())
 def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
     """No other exception, and no file outside the folder."""
     benchmark, root = find_benchmark(name), samples / name
-    path = data.draw(st.sampled_from(sorted(root.rglob("*.json"))))
+    path = data.draw(st.sampled_from(sorted([*root.rglob("*.json"), *root.rglob("*.jsonl")])))
     whole = path.read_text()
-    value = json.loads(whole)
+    lines = whole.splitlines() if path.suffix == ".jsonl" else [whole]
+    number = data.draw(st.integers(0, len(lines) - 1))
+    value = json.loads(lines[number])
     place = data.draw(st.sampled_from(list(_places(value))))
-    path.write_text(json.dumps(_put(value, place, data.draw(VALUES))))
+    lines[number] = json.dumps(_put(value, place, data.draw(VALUES)))
+    path.write_text("\n".join(lines))
     try:
         for split in benchmark.splits:
             try:
@@ -262,7 +269,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
 
 
 @pytest.mark.long
-@EVERY
+@WHOLE
 @settings(max_examples=25)
 @given(data=st.data())
 def test_a_cut_file_is_refused_with_the_place(name, data, samples):
@@ -296,7 +303,7 @@ def _shuffled(value, rng):
 
 
 @pytest.mark.long
-@EVERY
+@WHOLE
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_records_changes_no_question(name, seed, samples):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from emu_jax.errors import UserError
-from emu_jax.evaluate.formats.files import Entry, Files, check_same, read_json, unique
+from emu_jax.evaluate.formats.files import Entry, Files, check_same, read_json, read_lines, unique
 
 
 def _message(call, *arguments) -> str:
@@ -23,6 +23,9 @@ def entry(tmp_path):
         "broken": "\ud800",
         "answers": [{"answer": "yes"}, {"answer": "no"}, {"answer": 2}],
         "ranks": [1, 2, "3"],
+        "score": 0.5,
+        "box": [1, 2.5, 10**400],
+        "stories": [[{"id": 1}], [{"id": 2}, {}]],
     }
     return Entry(fields, tmp_path / "a.json", "items[7]")
 
@@ -51,6 +54,37 @@ def test_errors_name_the_place(entry):
     assert _message(entry.wholes, "ranks") == f"{where}.ranks[2] is '3'; expected a whole number"
     assert _message(entry.shares, "answers") == f"{where}.answers[0] is a JSON object; expected a number from 0 to 1"
     assert _message(Entry, [1, 2], entry.path) == f"{entry.path}: the file is a list of 2; expected a JSON object"
+
+
+def test_numbers_are_those_that_a_float_holds(entry):
+    where = f"{entry.path}: items[7]"
+    assert (entry.number("score"), entry.number("id")) == (0.5, 3.0)
+    assert _message(entry.number, "flag") == f"{where}.flag is True; expected a number"
+    assert _message(entry.numbers, "box").startswith(f"{where}.box[2] is 1000") and "\n" not in _message(
+        entry.numbers, "box"
+    )
+    assert Entry({"box": entry.fields["box"][:2]}, entry.path).numbers("box") == (1.0, 2.5)
+    for value in (float("nan"), float("-inf")):
+        assert _message(Entry({"x": value}, entry.path).number, "x") == f"{entry.path}: x is {value}; expected a number"
+
+
+def test_lists_of_one_object(entry):
+    stories = entry.wrapped("stories")
+    assert next(stories).place == "items[7].stories[0][0]"
+    with pytest.raises(UserError, match=r"items\[7\].stories\[1\] is a list of 2; expected a list of one JSON object"):
+        next(stories)
+
+
+def test_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"a": 1}\n\n{"a": "\xe2\x80\xa8"}')
+    assert [(line.place, line.fields["a"]) for line in read_lines(path)] == [("line 1", 1), ("line 3", "\u2028")]
+    path.write_text('{"a": 1}\n[2]\n')
+    assert _message(read_lines, path) == f"{path}: line 2 is a list of 1; expected a JSON object"
+    path.write_text('{"a": 1}\n{"a"\n')
+    assert _message(read_lines, path).startswith(f"{path}:2: not JSON")
+    path.unlink()
+    assert "cannot be read (No such file or directory); expected a JSON object a line" in _message(read_lines, path)
 
 
 def test_unique(tmp_path):
