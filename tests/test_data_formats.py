@@ -33,7 +33,8 @@ from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.evaluate.benchmarks.registry import benchmark_names, find_benchmark
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.files import read_requests
-from tests.evaluate.samples import HELD_OUT, encoded, people, write_parquet
+from tests.evaluate.choice_samples import write_parquet
+from tests.evaluate.people import HELD_OUT, encoded, people
 from tests.pages import ROOT, Block, blocks, commands
 from tests.videos import write_video
 

@@ -20,7 +20,7 @@ from PIL import Image as PIL
 
 from configs import quickstart
 from emu_jax.cli import main
-from tests.evaluate.samples import TRAIN, people
+from tests.evaluate.people import TRAIN, people
 from tests.pages import ROOT, blocks, commands
 from tests.train import tiny
 

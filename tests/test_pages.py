@@ -29,7 +29,8 @@ from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.evaluate import prompts
 from emu_jax.train.loop import train
 from tests import pages
-from tests.evaluate.samples import HELD_OUT, TRAIN, WRITERS, people, write_sample
+from tests.evaluate.people import HELD_OUT, TRAIN, people
+from tests.evaluate.samples import WRITERS, write_sample
 from tests.pages import CONFIGS, PAGES, ROOT, anchor, blocks, commands, links
 from tests.test_data_formats import groups, write
 from tests.train import tiny
@@ -82,6 +83,8 @@ RUNS = {
     r"^emu-jax train .*(--change|--skip-windows) ": "tests/train/test_changes.py",
     r"^emu-jax train .*--workdir /shared/run$": "tests/train/test_distributed.py::test_two_processes_train_as_one",
     r"^emu-jax evaluate .*coco_drawing": f"{BENCHMARKS}::test_drawings_are_compared_with_real_images",
+    r"^emu-jax evaluate .*geneval": f"{BENCHMARKS}::test_detections_beside_the_drawings_are_scored_by_the_next_run",
+    r"^emu-jax evaluate .*vist_drawing": f"{BENCHMARKS}::test_photos_are_drawn_after_a_story",
     r"^emu-jax evaluate .*nextqa": f"{BENCHMARKS}::test_what_a_metric_lacks_costs_no_prediction",
     r"^emu-jax .*(my_emu/|albums|colours|trailing|runs/diverse)": "tests/test_extend.py::follow",
     r"^emu-jax (prepare|inspect-data|train|precompute|generate|chat|evaluate|inspect|bench|export) ": HERE,

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image as PIL
 
 from emu_jax.cli import main
-from tests.evaluate.samples import TRAIN, people
+from tests.evaluate.people import TRAIN, people
 from tests.pages import ROOT, blocks, commands
 from tests.test_data_formats import groups, write
 

@@ -7,6 +7,7 @@ bootstrap draws whole groups.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -66,9 +67,8 @@ def mean(
     """
     values = np.asarray(values, np.float64)
     if groups is not None and _is_grouped(groups):
-        _, number = np.unique(groups, return_inverse=True)  # [N]
-        sums, counts = np.bincount(number, values), np.bincount(number)  # [G]
-        interval = bootstrap(lambda index: float(sums[index].sum() / counts[index].sum()), len(sums))
+        sums, counts = _by_group(values, groups)
+        interval = bootstrap(functools.partial(_mean_of_groups, sums, counts), len(sums))
     else:
         interval = bootstrap(lambda index: float(values[index].mean()), len(values))
     return Figure(float(values.mean()), interval, chance, len(values), paper_scale)
@@ -92,6 +92,39 @@ def of_totals(counts: np.ndarray, score: Callable[[np.ndarray], float], groups: 
     np.add.at(sums, number, counts)
     interval = bootstrap(lambda index: float(score(sums[index].sum(0))), len(sums))
     return Figure(float(score(sums.sum(0))), interval, None, len(counts), 100.0)
+
+
+def mean_of_kinds(
+    values: Sequence[float] | np.ndarray, kinds: Sequence[str] | np.ndarray, groups: np.ndarray
+) -> Figure:
+    """The mean of the kinds' means, so that each kind counts the same however many items it has.
+
+    Args:
+      kinds: the kind of each item.
+      groups: the number of each item's group, which is of one kind; the bootstrap draws whole groups within each kind.
+
+    >>> mean_of_kinds([1.0, 0.0, 0.0, 0.0, 1.0], ["a", "a", "a", "a", "b"], np.arange(5)).value
+    0.625
+    """
+    values, kinds, groups = np.asarray(values, np.float64), np.asarray(kinds), np.asarray(groups)
+    means, draws = [], []
+    for seed, kind in enumerate(dict.fromkeys(kinds.tolist())):
+        chosen = kinds == kind
+        means.append(values[chosen].mean())
+        sums, counts = _by_group(values[chosen], groups[chosen])
+        draws.append(_draws(functools.partial(_mean_of_groups, sums, counts), len(sums), seed=seed))
+    low, high = np.percentile(np.mean(draws, axis=0), [2.5, 97.5])
+    return Figure(float(np.mean(means)), (float(low), float(high)), None, len(values), 100.0)
+
+
+def _by_group(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sums and counts of each group's values, [G] each."""
+    _, number = np.unique(groups, return_inverse=True)  # [N]
+    return np.bincount(number, values), np.bincount(number)
+
+
+def _mean_of_groups(sums: np.ndarray, counts: np.ndarray, index: np.ndarray) -> float:
+    return float(sums[index].sum() / counts[index].sum())
 
 
 def _is_grouped(groups: np.ndarray | None) -> bool:
@@ -129,8 +162,12 @@ def bootstrap(
         all, which makes every distance too large; so the percentiles are shifted by the difference between the
         resamples' mean and this value.
     """
-    rng = np.random.default_rng(seed)
-    values = [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]
+    values = _draws(statistic, trials, draws, seed)
     shift = 0.0 if around is None else around - np.mean(values)
     low, high = np.percentile(values, [2.5, 97.5]) + shift
     return float(low), float(high)
+
+
+def _draws(statistic: Callable[[np.ndarray], float], trials: int, draws: int = 1000, seed: int = 0) -> list[float]:
+    rng = np.random.default_rng(seed)
+    return [statistic(rng.integers(0, trials, trials)) for _ in range(draws)]

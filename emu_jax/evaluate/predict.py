@@ -204,17 +204,29 @@ def _call_model(emu: Emu, some: Sequence[_Pending], batch: int, drawing: Drawing
 
 
 def _draw(emu: Emu, some: Sequence[_Pending], filled: Sequence[_Pending], drawing: DrawingOutput | None) -> list[str]:
-    """Draws and writes PNG files, each completely or not at all; returns their names."""
+    """Draws and writes PNG files, each completely or not at all; returns their names, "00000/0002.png" for such an id.
+
+    Raises:
+      UserError: `drawing` is missing, or an id leads out of its folder.
+    """
     if drawing is None:
         raise UserError("the prompt draws images, but `drawing` is missing; give their folder and settings")
-    drawing.folder.mkdir(parents=True, exist_ok=True)
+    names = [_file_name(pending.question.id) for pending in some]
     # A caption's image depends on its id only, not on the batch or the process that draws it.
     seeds = [zlib.crc32(pending.question.id.encode()) for pending in filled]
     drawn = emu.generate_images([pending.call.parts for pending in filled], seeds=seeds, **drawing.settings)
-    names = []
-    for pending, result in zip(some, drawn, strict=False):
-        name = f"{pending.question.id}.png"
-        with write_atomically(drawing.folder / name) as partial:
+    for name, result in zip(names, drawn, strict=False):
+        file = drawing.folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with write_atomically(file) as partial:
             result.image.save(partial, "PNG")
-        names.append(name)
     return names
+
+
+def _file_name(id: str) -> str:
+    """The name of a question's drawing; "/" in its id makes folders."""
+    if "\0" in id or any(part in ("", ".", "..") for part in id.split("/")):
+        raise UserError(
+            f"question {id!a}: its drawing would be stored out of its folder; expected an id such as 42 or 42/3"
+        )
+    return f"{id}.png"

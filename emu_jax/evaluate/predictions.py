@@ -66,14 +66,14 @@ class RunIdentity:
 
 
 def read(folder: Path, run: RunIdentity, ids: Sequence[str]) -> dict[str, Any]:
-    """Predictions by id of all the folder's files; {} where there are no files.
+    """Predictions by id of all the folder's N-of-M.jsonl; {} where there are none.
 
     Raises:
       UserError: a file is of another run, a question has two predictions, or a line is no prediction.
     """
     found: dict[str, Any] = {}
     known = set(ids)
-    for file in sorted(folder.glob("*.jsonl")):
+    for file in sorted(folder.glob("*-of-*.jsonl")):
         for number, record in enumerate(_lines(file), 1):
             where = f"{file}:{number}"
             if number == 1:

@@ -6,91 +6,19 @@ enough for eight examples. Videos are such an image that moves over the frame.
 
 from __future__ import annotations
 
-import base64
 import csv
-import dataclasses
-import functools
-import io
 import json
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow
-import pyarrow.parquet
-from PIL import Image as PIL
-
-from emu_jax.data.fluent_emoji import SIZE, read_example, records
-from tests.videos import write_video
-
-HELD_OUT, TRAIN = "heldout_combinations", "train"
-COUNTS = {HELD_OUT: 4, TRAIN: 9}  # images
-
-
-@dataclasses.dataclass(frozen=True)
-class Person:
-    """One image and what is known of it."""
-
-    pixels: np.ndarray  # uint8 [128, 128, 3]
-    name: str  # "woman astronaut: medium skin tone"
-    role: str  # "woman astronaut"
-    tone: str  # "medium"
-
-    @property
-    def captions(self) -> list[str]:
-        return [
-            self.name,
-            f"A {self.role} with {self.tone} skin tone.",
-            f"An emoji of a {self.role}.",
-            f"An image of a {self.role}",
-            f"The {self.role} has {self.tone} skin tone.",
-        ]
-
-
-@functools.cache
-def people(split: str) -> tuple[Person, ...]:
-    """The first images of a split of the embedded set that show one person."""
-    source = records(split)
-    found: list[Person] = []
-    for index in range(len(source)):
-        example = read_example(source[index], SIZE)
-        role, tone = example.role, example.tone
-        if role.startswith(("woman ", "man ", "person ")) and tone.endswith(" skin tone") and "," not in tone:
-            found.append(Person(example.pixels, example.caption, role, tone.removesuffix(" skin tone")))
-        if len(found) == COUNTS[split]:
-            break
-    return tuple(found)
+from tests.evaluate.choice_samples import write_mmbench, write_mmmu, write_seedbench
+from tests.evaluate.people import HELD_OUT, TRAIN, Person, people, write_image, write_json, write_moving_image
 
 
 def write_sample(name: str, root: Path) -> None:
     """The published files of the benchmark `name`, a few items of each, under `root`."""
     WRITERS[name](root)
-
-
-# ---------------------------------------------------------------- files
-
-
-def write_json(path: Path, value: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value), encoding="utf-8")
-
-
-def _image(path: Path, pixels: np.ndarray) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    PIL.fromarray(pixels).save(path)
-
-
-def _video(path: Path, pixels: np.ndarray, frames: int = 16) -> None:
-    """The image moves from the left to the right."""
-    side, width = 64, 96
-    small = np.asarray(PIL.fromarray(pixels).resize((side, side)))
-    shown = np.full((frames, side, width, 3), 255, np.uint8)
-    for index, frame in enumerate(shown):
-        left = (width - side) * index // (frames - 1)
-        frame[:, left : left + side] = small
-    write_video(path, shown)
 
 
 # ---------------------------------------------------------------- captions
@@ -104,7 +32,7 @@ def coco_images(root: Path, split: str = "val2014") -> list[tuple[int, str, Pers
     written = []
     for image, person in zip(TRAIN_IDS if train else VAL_IDS, people(TRAIN if train else HELD_OUT), strict=True):
         name = f"COCO_{split}_{image:012d}.jpg"
-        _image(root / split / name, person.pixels)
+        write_image(root / split / name, person.pixels)
         written.append((image, name, person))
     return written
 
@@ -151,11 +79,11 @@ def _write_nocaps(root: Path) -> None:
     for entry, domain in zip(document["images"], domains, strict=True):
         stem = Path(entry["file_name"]).stem
         entry |= {"open_images_id": stem, "domain": domain, "date_captured": "2018-11-06 11:04:33"}
-        _image(root / "val" / entry["file_name"], images[entry["id"]][2].pixels)
+        write_image(root / "val" / entry["file_name"], images[entry["id"]][2].pixels)
     write_json(root / "nocaps_val_4500_captions.json", document)
     test = [{key: entry[key] for key in ("id", "open_images_id", "file_name")} for entry in document["images"][:2]]
     for entry in test:
-        _image(root / "test" / entry["file_name"], images[entry["id"]][2].pixels)
+        write_image(root / "test" / entry["file_name"], images[entry["id"]][2].pixels)
     write_json(root / "nocaps_test_image_info.json", {"info": {}, "images": test, "licenses": []})
 
 
@@ -166,12 +94,83 @@ def _write_flickr30k(root: Path) -> None:
         (split, f"{1007129816 + n}.jpg", person) for n, (split, person) in enumerate(zip(splits, persons, strict=True))
     ]
     for _, name, person in images:
-        _image(root / "flickr30k-images" / name, person.pixels)
+        write_image(root / "flickr30k-images" / name, person.pixels)
     write_json(root / "dataset_flickr30k.json", _karpathy(images, "flickr30k"))
 
 
 def _write_drawing(root: Path) -> None:
     write_json(root / "annotations" / "captions_val2014.json", coco_captions(coco_images(root)))
+
+
+def _write_geneval(root: Path) -> None:
+    bench, cow = ({"class": name, "count": 1} for name in ("bench", "cow"))
+    two = {"class": "bench", "count": 2}
+    above, red, blue = {"position": ["above", 0]}, {"color": "red"}, {"color": "blue"}
+    lines = [
+        {"tag": "single_object", "include": [bench], "prompt": "a photo of a bench"},
+        {"tag": "two_object", "include": [bench, cow], "prompt": "a photo of a bench and a cow"},
+        {"tag": "counting", "include": [two], "exclude": [two | {"count": 3}], "prompt": "a photo of two benchs"},
+        {"tag": "colors", "include": [cow | red], "prompt": "a photo of a red cow"},
+        {"tag": "position", "include": [cow, bench | above], "prompt": "a photo of a bench above a cow"},
+        {"tag": "color_attr", "include": [cow | red, bench | blue], "prompt": "a photo of a red cow and a blue bench"},
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "evaluation_metadata.jsonl").write_text(text, encoding="utf-8")
+
+
+DPG_COLUMNS = ("item_id", "text", "keywords", "proposition_id", "dependency", "category_broad", "category_detailed")
+DPG_COLUMNS += ("tuple", "question_natural_language")
+
+
+def _write_dpg(root: Path) -> None:
+    asked = [
+        (1, "0", "entity - whole (bales)", "Are there bales?"),
+        (2, "1", "attribute - color (bale, red)", "Is a bale red?"),
+    ]
+    texts = {
+        "partiprompts97": "A red bale of hay.",
+        "drawtext3": "Two bales of hay, one of them red, in a field.",
+    }
+    rows = [[*DPG_COLUMNS]]
+    for item, text in texts.items():
+        (root / "prompts").mkdir(parents=True, exist_ok=True)
+        (root / "prompts" / f"{item}.txt").write_text(text, encoding="utf-8")
+        rows += [[item, text, "", str(n), parents, "", "", *rest] for n, parents, *rest in asked]
+    with (root / "dpg_bench.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+
+
+# ---------------------------------------------------------------- stories
+
+
+def _write_vist(root: Path) -> None:
+    """Two stories in each split, about the same photos in val, and in another order in test."""
+    persons = people(HELD_OUT) + people(TRAIN)
+    for split, first in (("val", 4602435), ("test", 7035207)):
+        photos = [(str(first + n), person) for n, person in enumerate(persons[:5] if split == "val" else persons[5:10])]
+        annotations = []
+        for number, begun in enumerate(("we met", "there was")):
+            turn = number if split == "test" else 0
+            for order, (photo, person) in enumerate(photos[turn:] + photos[:turn]):
+                annotation = {
+                    "original_text": f"{begun.capitalize()} a {person.role}.",
+                    "album_id": "44277",
+                    "photo_flickr_id": photo,
+                    "setting": ("first-2-pick-and-tell", "last-3-tell-old")[number],
+                    "worker_id": "FJROI8NWDRIPAM1",
+                    "story_id": str(first // 100 + number),
+                    "tier": "story-in-sequence",
+                    "worker_arranged_photo_order": order,
+                    "text": f"{begun} a {person.role} .",
+                    "storylet_id": str(10 * number + order),
+                }
+                annotations.append([annotation])
+        for photo, person in photos:
+            write_image(root / "images" / f"{photo}.jpg", person.pixels)
+        images = [{"id": photo, "album_id": "44277", "title": "", "tags": ""} for photo, _ in photos]
+        document = {"images": images, "annotations": annotations, "albums": [], "info": {}}
+        write_json(root / "sis" / f"{split}.story-in-sequence.json", document)
 
 
 # ---------------------------------------------------------------- questions about images
@@ -216,7 +215,7 @@ def _write_vqav2(root: Path) -> None:
     for split in ("test2015", "test-dev2015"):
         questions = []
         for image, person in zip((1, 14), persons, strict=False):
-            _image(root / "test2015" / f"COCO_test2015_{image:012d}.jpg", person.pixels)
+            write_image(root / "test2015" / f"COCO_test2015_{image:012d}.jpg", person.pixels)
             text = "What skin tone does the person have?"
             questions.append({"image_id": image, "question": text, "question_id": 1000 * image})
         document = {"task_type": "Open-Ended", "data_subtype": split, "questions": questions}
@@ -239,7 +238,7 @@ def _write_vizwiz(root: Path) -> None:
         records = []
         for number, person in enumerate(people(of)):
             name = f"VizWiz_{split}_{number:08d}.jpg"
-            _image(root / split / name, person.pixels)
+            write_image(root / split / name, person.pixels)
             record: dict[str, Any] = {"image": name, "question": "What skin tone does this person have?"}
             answers, kind = tens((person.tone, 7), ("unanswerable", 3)), "other"
             if number == 3:  # nothing is written in these images
@@ -258,7 +257,7 @@ def _write_textvqa(root: Path) -> None:
         data = []
         for number, person in enumerate(persons or people(HELD_OUT)):
             image = f"{split[:2]}{number:014x}"
-            _image(root / ("test_images" if split == "test" else "train_images") / f"{image}.jpg", person.pixels)
+            write_image(root / ("test_images" if split == "test" else "train_images") / f"{image}.jpg", person.pixels)
             entry = {"question": "what is written here?", "image_id": image, "image_classes": ["Person"]}
             entry |= {"image_width": 128, "image_height": 128, "question_id": first + number, "set_name": split}
             if split != "test":
@@ -299,7 +298,7 @@ def _write_gqa(root: Path) -> None:
         document: dict[str, dict] = {}
         for number, person in enumerate(people(of)):
             image = f"n16131{number}" if of == HELD_OUT else f"23{number:05d}"
-            _image(root / "images" / f"{image}.jpg", person.pixels)
+            write_image(root / "images" / f"{image}.jpg", person.pixels)
             first = (201307000 if of == HELD_OUT else 7000000) + 10 * number
             document |= asked(first, image, person, balanced, answers=split != "submission_all")
         write_json(root / f"{split}_questions.json", document)
@@ -335,7 +334,7 @@ def _write_visdial(root: Path) -> None:
         for number, (image, person) in enumerate(zip(ids, people(of), strict=True)):
             folder = ("train2014", "val2014")[number % 2] if split == "train" else f"VisualDialog_{split}2018"
             stem = f"COCO_{folder}" if split == "train" else folder
-            _image(root / folder / f"{stem}_{image:012d}.jpg", person.pixels)
+            write_image(root / folder / f"{stem}_{image:012d}.jpg", person.pixels)
             rounds = []
             for question, answer in enumerate((person.tone, "no", "1")):
                 options = [(n + image) % len(said) for n in range(len(said))]
@@ -379,7 +378,7 @@ def _write_msvdqa(root: Path) -> None:
     clips = ["-4wsuPCjDBc_5_15", "-7KMZQEsJW4_205_208", "-8y1Q0rA3n8_108_115", "-8y1Q0rA3n8_95_102"]
     clips += [f"-9CUm-2cui8_{start}_{start + 5}" for start in range(39, 84, 5)]
     for clip, person in zip(clips, people(HELD_OUT) + people(TRAIN), strict=True):
-        _video(root / "YouTubeClips" / f"{clip}.avi", person.pixels)
+        write_moving_image(root / "YouTubeClips" / f"{clip}.avi", person.pixels)
     lines = [f"{clip} vid{number}\n" for number, clip in enumerate(clips, 1)]
     (root / "youtube_mapping.txt").write_text("".join(lines), encoding="utf-8")
     write_json(root / "test_qa.json", _video_questions(36000, range(1, 5), people(HELD_OUT)))
@@ -396,7 +395,7 @@ def _write_msrvttqa(root: Path) -> None:
     for split, first, folder, persons, question in parts:
         videos = range(first, first + len(persons))
         for video, person in zip(videos, persons, strict=True):
-            _video(root / folder / f"video{video}.mp4", person.pixels)
+            write_moving_image(root / folder / f"video{video}.mp4", person.pixels)
         records = [record | {"category_id": 14} for record in _video_questions(question, videos, persons)]
         write_json(root / f"{split}_qa.json", records)
 
@@ -416,7 +415,7 @@ def _write_nextqa(root: Path) -> None:
         for number, person in enumerate(persons):
             video = str(first + number)
             videos[video] = f"{1000 + number}/{video}"
-            _video(root / "NExTVideo" / f"{videos[video]}.mp4", person.pixels)
+            write_moving_image(root / "NExTVideo" / f"{videos[video]}.mp4", person.pixels)
             start = (video, 16, 96, 64)
             rows.append((*start, "what is the person s skin tone", person.tone, 0, "DO"))
             rows.append((*start, "who moves in the video", person.role, 1, "DO"))
@@ -436,7 +435,7 @@ def _write_mmvet(root: Path) -> None:
     document = {}
     for number, person in enumerate(people(HELD_OUT)):
         name = f"v1_{number}.png"
-        _image(root / "images" / name, person.pixels)
+        write_image(root / "images" / name, person.pixels)
         question, answer, needed = [
             ("Describe the person.", f"{person.role}<AND>{person.tone} skin tone", ["rec", "gen"]),
             ("What skin tone does the person have?", f"{person.tone}<OR>{person.tone} skin tone", ["rec"]),
@@ -449,126 +448,6 @@ def _write_mmvet(root: Path) -> None:
             "capability": needed,
         }
     write_json(root / "mm-vet.json", document)
-
-
-# ---------------------------------------------------------------- multiple choice
-
-TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
-
-
-def encoded(pixels: np.ndarray) -> bytes:
-    """A PNG file."""
-    file = io.BytesIO()
-    PIL.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def tone_options(person: Person) -> tuple[list[str], str]:
-    """Four skin tones, and the letter of the person's."""
-    others = [tone for tone in TONES if tone != person.tone][:3]
-    options = sorted([person.tone, *others])
-    return options, "ABCD"[options.index(person.tone)]
-
-
-def mmbench_rows(answered: bool) -> list[dict[str, Any]]:
-    """Two questions a person with all their rotations, which refer to the image of the first."""
-    rows = []
-    for number, person in enumerate(people(HELD_OUT)):
-        options, letter = tone_options(person)
-        asked = [("What skin tone does the person have?", "", options, letter, "attribute_recognition")]
-        asked.append(("Is this a photo?", "The image is an emoji.", ["yes", "no"], "B", "image_style"))
-        for place, (text, hint, choices, answer, category) in enumerate(asked):
-            index, ability = 100 * number + place, "finegrained_perception (instance-level)"
-            for rotation in range(len(choices)):
-                image = base64.b64encode(encoded(person.pixels)).decode() if not (place or rotation) else 100 * number
-                shown = choices[-rotation:] + choices[:-rotation] if rotation else choices
-                known = {"answer": "ABCD"[("ABCD".index(answer) + rotation) % len(choices)]} if answered else {}
-                kind = {"category": category, "l2-category": "coarse_perception" if place else ability}
-                row = {"index": index + 1_000_000 * rotation, "image": image, "question": text, "hint": hint}
-                rows.append(row | dict(zip("ABCD", [*shown, "", ""], strict=False)) | known | kind | {"split": "dev"})
-    return sorted(rows, key=lambda row: row["index"])
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]], separator: str = "\t") -> None:
-    """A table with a header."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        table = csv.DictWriter(file, list(rows[0]), delimiter=separator)
-        table.writeheader()
-        table.writerows(rows)
-
-
-def _write_mmbench(root: Path) -> None:
-    root.mkdir(parents=True, exist_ok=True)
-    for split in ("DEV", "TEST"):
-        for language in ("EN", "CN"):
-            for version in ("", "_V11"):
-                write_rows(root / f"MMBench_{split}_{language}{version}.tsv", mmbench_rows(split == "DEV"))
-
-
-def mmmu_row(id: str, person: Person, number: int, answered: bool = True) -> dict[str, Any]:
-    """One of three forms of question, which have all columns of the dataset."""
-    image = {"bytes": encoded(person.pixels), "path": f"{id}_1.png"}
-    options, letter = tone_options(person)
-    row: dict[str, Any] = {"id": id, "options": "[]", "explanation": "", "image_1": image}
-    row |= {f"image_{k}": None for k in range(2, 8)} | {"img_type": "['Photographs']"}
-    if number % 3 == 0:
-        row |= {"question": "<image 1> Which skin tone is it?", "options": repr(options), "answer": letter}
-    elif number % 3 == 1:
-        text = "Which of the two is the person: <image 1> or <image 2>?"
-        row |= {"question": text, "answer": repr([person.role, "person"]), "image_2": dict(image, path=f"{id}_2.png")}
-    else:
-        row |= {"question": "Which image shows it?", "options": "['<image 1>', '<image 2>', 'none']", "answer": "A"}
-        row |= {"image_2": {"bytes": encoded(person.pixels[::-1]), "path": f"{id}_2.png"}}
-    kind = "open" if row["options"] == "[]" else "multiple-choice"
-    row |= {"topic_difficulty": "Easy", "question_type": kind, "subfield": "Emoji"}
-    return row if answered else row | {"answer": "?"}
-
-
-def _write_mmmu(root: Path) -> None:
-    for split, of in (("validation", HELD_OUT), ("dev", TRAIN), ("test", HELD_OUT)):
-        for place, subject in enumerate(("Accounting", "Art_Theory", "Chemistry")):
-            rows = [
-                mmmu_row(f"{split}_{subject}_{number}", person, number + place, split != "test")
-                for number, person in enumerate(people(of)[place::3], 1)
-            ]
-            (root / subject).mkdir(parents=True, exist_ok=True)
-            write_parquet(root / subject / f"{split}-00000-of-00001.parquet", rows)
-
-
-def write_parquet(path: Path, rows: list[dict[str, Any]]) -> None:
-    """Rows in the types of the dataset on Hugging Face."""
-    image = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
-    names = rows[0] if rows else ()
-    types = [(name, image if re.fullmatch("image_[1-7]", name) else pyarrow.string()) for name in names]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, pyarrow.schema(types)), path)
-
-
-def _write_seedbench(root: Path) -> None:
-    names = ["Scene Understanding", "Instance Identity", "Instance Attributes", "Instance Location"]
-    names += [
-        "Instances Counting",
-        "Spatial Relation",
-        "Instance Interaction",
-        "Visual Reasoning",
-        "Text Understanding",
-    ]
-    names += ["Action Recognition", "Action Prediction", "Procedure Understanding"]
-    questions = []
-    for number, person in enumerate(people(HELD_OUT)):
-        image = f"145442{number}_2591111986"
-        (root / "SEED-Bench-image").mkdir(parents=True, exist_ok=True)
-        (root / "SEED-Bench-image" / image).write_bytes(encoded(person.pixels))
-        options, letter = tone_options(person)
-        asked = [(3, "What skin tone does the person have?", options, letter)]
-        asked.append((5, "How many people are in the image?", ["One", "Two", "Three", "Four"], "A"))
-        for kind, text, choices, answer in asked:
-            known = dict(zip(("choice_a", "choice_b", "choice_c", "choice_d"), choices, strict=True))
-            item = {"answer": answer, **known, "data_id": image, "data_type": "image", "question": text}
-            questions.append(item | {"question_id": f"10{len(questions)}", "question_type_id": kind})
-    video = {"data_id": "P03/P03_24.MP4", "data_type": "video", "question_id": "v1962", "question_type_id": 11}
-    questions.append(questions[0] | video | {"segment": [648.0, 658.0]})
-    document = {"questions": questions, "question_type": {name: number for number, name in enumerate(names, 1)}}
-    write_json(root / "SEED-Bench.json", document)
 
 
 WRITERS: dict[str, Callable[[Path], None]] = {
@@ -586,8 +465,12 @@ WRITERS: dict[str, Callable[[Path], None]] = {
     "pope": _write_pope,
     "gqa": _write_gqa,
     "textvqa": _write_textvqa,
-    "mmbench": _write_mmbench,
-    "mmmu": _write_mmmu,
-    "seedbench": _write_seedbench,
+    "mmbench": write_mmbench,
+    "mmmu": write_mmmu,
+    "seedbench": write_seedbench,
     "coco_drawing": _write_drawing,
+    "geneval": _write_geneval,
+    "dpg": _write_dpg,
+    "vist": _write_vist,
+    "vist_drawing": _write_vist,
 }

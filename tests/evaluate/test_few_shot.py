@@ -7,7 +7,7 @@ from emu_jax.data.images import StoredImage
 from emu_jax.errors import UserError
 from emu_jax.evaluate.few_shot import choose_examples, index
 from emu_jax.evaluate.question import Question
-from tests.evaluate.samples import encoded
+from tests.evaluate.people import encoded
 
 
 class Means:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from emu_jax.evaluate.intervals import bootstrap, mean, of_totals, share, wilson
+from emu_jax.evaluate.intervals import bootstrap, mean, mean_of_kinds, of_totals, share, wilson
 
 
 @pytest.mark.parametrize(
@@ -72,3 +72,19 @@ def test_around_takes_the_bias_of_a_distance_out():
     plain, shifted = bootstrap(square, 100, draws=4000), bootstrap(square, 100, draws=4000, around=0.25)
     print(f"plain {plain}, shifted {shifted}")
     np.testing.assert_allclose(np.subtract(plain, shifted), 0.01, atol=0.004)
+
+
+def test_each_kind_counts_the_same():
+    """Kinds of 300 and of 60 prompts with four drawings each: the interval is that of two independent means."""
+    rng = np.random.default_rng(0)
+    means = [rng.random((count, 1)) < rate for count, rate in ((300, 0.8), (60, 0.3))]
+    values = [(rng.random((len(some), 4)) < np.where(some, 0.9, 0.1)).astype(float) for some in means]
+    found = mean_of_kinds(
+        np.concatenate([some.ravel() for some in values]),
+        ["a"] * 1200 + ["b"] * 240,
+        np.repeat(np.arange(360), 4),
+    )
+    assert found.value == np.mean([some.mean() for some in values]) and found.count == 1440
+    spread = 1.96 * np.sqrt(sum(some.mean(1).var() / len(some) for some in values)) / 2
+    np.testing.assert_allclose(found.interval, (found.value - spread, found.value + spread), atol=0.01)
+    assert mean_of_kinds([1.0, 0.0], ["a", "b"], np.arange(2)).interval == (0.5, 0.5)

@@ -26,6 +26,12 @@ def test_files_of_all_processes_are_one_set(tmp_path):
     assert predictions.read(tmp_path / "none", RUN, IDS) == {}
 
 
+def test_files_of_other_programs_are_not_predictions(tmp_path):
+    _write(tmp_path, [{"id": "a", "prediction": "x"}])
+    (tmp_path / "detections.jsonl").write_text('{"image": "00000/samples/0000.png", "objects": []}\n')
+    assert predictions.read(tmp_path, RUN, IDS) == {"a": "x"}
+
+
 def test_a_file_in_a_bucket_is_complete_once_it_is_closed(bucket):
     file = bucket / "0-of-1.jsonl"
     with predictions.Writer(file, RUN) as writer:

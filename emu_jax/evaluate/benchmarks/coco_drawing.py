@@ -17,7 +17,6 @@ import json
 import pathlib
 from collections.abc import Iterable, Sequence
 
-from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
 from emu_jax.evaluate.formats.captions import captioned, coco_names
 from emu_jax.evaluate.formats.files import Entry, Files, check_asked
@@ -100,12 +99,7 @@ def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: 
     Raises:
       UserError: the model has a safety checker, whose black images would be scored, or a file cannot be used.
     """
-    decoder = scoring.emu.decoder
-    if decoder is not None and decoder.safety is not None:
-        raise UserError(
-            f"{scoring.drawn}: drawn with a safety checker, which makes flagged images black; load the model with "
-            "safety_checker=False, and draw into another folder"
-        )
+    drawings.check_unfiltered(scoring.emu, scoring.drawn)
     listed = [{"image_id": int(_image(question)), "caption": question.text} for question in questions]
     replace_text(scoring.drawn.parent / LIST, json.dumps(listed, ensure_ascii=False) + "\n")
     statistics = scoring.weights.fid_statistics

@@ -61,6 +61,13 @@ class Entry:
         place = self._place(name)
         return (Entry(item, self.path, f"{place}[{n}]") for n, item in enumerate(self._list(name)))
 
+    def wrapped(self, name: str) -> Iterator[Entry]:
+        """The objects of a list of lists that hold one object each."""
+        for n, item in enumerate(self._list(name)):
+            if not isinstance(item, list) or len(item) != 1:
+                raise self._wrong(f"{name}[{n}]", item, "a list of one JSON object")
+            yield Entry(item[0], self.path, f"{self._place(name)}[{n}][0]")
+
     def texts(self, name: str) -> tuple[str, ...]:
         return tuple(self._check(f"{name}[{n}]", item) for n, item in enumerate(self._list(name)))
 
@@ -69,6 +76,17 @@ class Entry:
             if type(item) is not int:
                 raise self._wrong(f"{name}[{n}]", item, "a whole number")
         return items
+
+    def number(self, name: str) -> float:
+        if not _is_finite(value := self._get(name)):
+            raise self._wrong(name, value, "a number")
+        return float(value)
+
+    def numbers(self, name: str) -> tuple[float, ...]:
+        for n, item in enumerate(items := self._list(name)):
+            if not _is_finite(item):
+                raise self._wrong(f"{name}[{n}]", item, "a number")
+        return tuple(map(float, items))
 
     def shares(self, name: str) -> tuple[float, ...]:
         for n, item in enumerate(items := self._list(name)):
@@ -300,6 +318,11 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise _Twice(next(name for number, name in enumerate(names) if name in names[:number]))
     return fields
+
+
+def _is_finite(value: Any) -> bool:
+    """Whether a JSON value is a number that a float holds; True, NaN and 10**400 are none."""
+    return type(value) in (int, float) and abs(value) <= sys.float_info.max
 
 
 def _plain(text: str) -> str:

@@ -22,7 +22,7 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics.figures import check
+from emu_jax.evaluate.metrics.figures import check, subjects
 from emu_jax.evaluate.question import Question
 
 # Scores must not depend on the user's language.
@@ -51,16 +51,18 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     check(predictions, questions)
     truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
     Bleu, Cider, Meteor, Rouge = _scorers()
-    count = len(questions)
-    scores = {"CIDEr": _over_images(*Cider().compute_score(truth, found))}
+    count, groups = len(questions), subjects(questions)
+    scores = {"CIDEr": _over_images(groups, *Cider().compute_score(truth, found))}
     statistics = bleu_statistics(truth, found)
+    by_images = np.zeros((groups.max() + 1, statistics.shape[1]))
+    np.add.at(by_images, groups, statistics)
     bleu, _ = Bleu(ORDER).compute_score(truth, found, verbose=0)
     for order in range(1, ORDER + 1):
-        resampled = functools.partial(lambda order, index: bleu_of(statistics[index])[order - 1], order)
-        interval = intervals.bootstrap(resampled, count)
+        resampled = functools.partial(lambda order, index: bleu_of(by_images[index])[order - 1], order)
+        interval = intervals.bootstrap(resampled, len(by_images))
         scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count, 100.0)
-    scores["METEOR"] = _over_images(*_meteor(Meteor, truth, found))
-    scores["ROUGE-L"] = _over_images(*Rouge().compute_score(truth, found))
+    scores["METEOR"] = _over_images(groups, *_meteor(Meteor, truth, found))
+    scores["ROUGE-L"] = _over_images(groups, *Rouge().compute_score(truth, found))
     return scores
 
 
@@ -69,15 +71,19 @@ def cider(predictions: Sequence[str], questions: Sequence[Question]) -> Figure:
     check(predictions, questions)
     truth, found = tokenize([question.answers for question in questions]), tokenize([[text] for text in predictions])
     _, Cider, _, _ = _scorers()
-    return _over_images(*Cider().compute_score(truth, found))
+    return _over_images(subjects(questions), *Cider().compute_score(truth, found))
 
 
-def _over_images(score: float, values: Sequence[float]) -> Figure:
-    """A set's score, with the interval of the images' mean, shifted by the difference between the two."""
-    values = np.asarray(values, np.float64)
-    shift = float(score) - float(values.mean())
-    low, high = intervals.bootstrap(lambda index: float(values[index].mean()) + shift, len(values))
-    return Figure(float(score), (max(low, 0.0), high), None, len(values), 100.0)
+def _over_images(groups: np.ndarray, score: float, values: Sequence[float]) -> Figure:
+    """A set's score, with the interval of the captions' mean, shifted by the difference between the two.
+
+    Args:
+      groups: the number of each caption's images; captions of the same images are drawn together.
+    """
+    figure = intervals.mean(values, groups=groups)
+    shift = float(score) - figure.value
+    low, high = figure.interval
+    return Figure(float(score), (max(low + shift, 0.0), high + shift), None, figure.count, 100.0)
 
 
 def tokenize(captions: Sequence[Sequence[str]]) -> Captions:

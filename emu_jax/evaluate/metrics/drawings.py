@@ -1,7 +1,7 @@
 """Drawn images: distances from real ones, and how well they fit their texts.
 
 Distances over the model's own features, and over VGG's where its weights are installed, are computed wherever there are
-real images; FID and the CLIP score need weights that the user gives.
+real images; FID, the CLIP score and CLIP's similarity of two images need weights that the user gives.
 """
 
 from __future__ import annotations
@@ -66,6 +66,15 @@ def figures(
     return found
 
 
+def check_unfiltered(emu: Emu, drawn: Path) -> None:
+    """Raises UserError if the model has a safety checker, whose black images would be scored."""
+    if emu.decoder is not None and emu.decoder.safety is not None:
+        raise UserError(
+            f"{drawn}: drawn with a safety checker, which makes flagged images black; load the model with "
+            "safety_checker=False, and draw into another folder"
+        )
+
+
 def clip_name(folder: pathlib.Path) -> str:
     """The name of a CLIP: the one in its config.json, otherwise its folder's, e.g. "clip-vit-large-patch14".
 
@@ -94,3 +103,21 @@ def clip_score(scorer: ClipScorer, images: Iterable[np.ndarray], texts: Sequence
     if len(seen) != len(read) or not len(seen):
         raise UserError(f"CLIP score: {len(seen)} images and {len(read)} texts; expected one text an image")
     return intervals.mean(np.maximum(100 * (seen * read).sum(-1), 0.0), paper_scale=1.0)
+
+
+def clip_similarity(
+    scorer: ClipScorer, drawn: Iterable[np.ndarray], real: Iterable[np.ndarray], groups: np.ndarray
+) -> Figure:
+    """How similar drawn images are to real ones: mean cosine of CLIP's embeddings, from -1 to 1.
+
+    Args:
+      drawn, real: uint8 [H, W, 3] each, in the same order.
+      groups: int [N], the number of each real image, so that the interval draws whole groups.
+
+    Raises:
+      UserError: the numbers of images differ, or there are none.
+    """
+    ours, theirs = scorer.embed_images(drawn), scorer.embed_images(real)  # [N, D] each, of length 1
+    if len(ours) != len(theirs) or not len(ours):
+        raise UserError(f"CLIP similarity: {len(ours)} drawn and {len(theirs)} real images; expected as many of both")
+    return intervals.mean((ours * theirs).sum(-1), groups=groups, paper_scale=1.0)

@@ -113,7 +113,21 @@ def test_predictions_that_miss_questions(tmp_path, name):
     )
 
 
-@pytest.mark.parametrize("name", ["flickr30k", "msvdqa", "msrvttqa", "coco_drawing", "mmbench", "pope"])
+NO_FORMAT = [
+    "flickr30k",
+    "msvdqa",
+    "msrvttqa",
+    "coco_drawing",
+    "mmbench",
+    "pope",
+    "geneval",
+    "dpg",
+    "vist",
+    "vist_drawing",
+]
+
+
+@pytest.mark.parametrize("name", NO_FORMAT)
 def test_no_format(tmp_path, name):
     write_sample(name, tmp_path)
     assert _refused(name, tmp_path, {}) == (

@@ -4,7 +4,8 @@ import pytest
 
 from emu_jax.evaluate.question import Question
 from tests.evaluate.benchmarks.editing import edit, read, refused
-from tests.evaluate.samples import HELD_OUT, people, write_sample
+from tests.evaluate.people import HELD_OUT, people
+from tests.evaluate.samples import write_sample
 
 
 @pytest.fixture

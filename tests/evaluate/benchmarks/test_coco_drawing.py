@@ -13,7 +13,8 @@ from emu_jax.evaluate.benchmarks.coco_drawing import BENCHMARK, LIST, real_image
 from emu_jax.evaluate.metrics import drawings, inception
 from emu_jax.evaluate.question import Question
 from tests.evaluate.benchmarks.editing import read
-from tests.evaluate.samples import HELD_OUT, VAL_IDS, people, write_sample
+from tests.evaluate.people import HELD_OUT, people
+from tests.evaluate.samples import VAL_IDS, write_sample
 
 
 def test_one_caption_an_image_and_nothing_shown(tmp_path):

@@ -13,7 +13,8 @@ from emu_jax.evaluate.benchmarks.benchmark import Scoring, Weights
 from emu_jax.evaluate.benchmarks.gqa import SceneQuestion
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from tests.evaluate.benchmarks.editing import edit, read, refused
-from tests.evaluate.samples import write_json, write_sample
+from tests.evaluate.people import write_json
+from tests.evaluate.samples import write_sample
 
 FILE = "testdev_balanced_questions.json"
 GQA = find_benchmark("gqa")

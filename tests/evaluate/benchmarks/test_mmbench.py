@@ -16,7 +16,9 @@ from emu_jax.evaluate.predict import read_images
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.candidates import CandidateScores
 from tests.evaluate.benchmarks.editing import read, refused
-from tests.evaluate.samples import HELD_OUT, encoded, mmbench_rows, people, write_rows, write_sample
+from tests.evaluate.choice_samples import mmbench_rows, write_rows
+from tests.evaluate.people import HELD_OUT, encoded, people
+from tests.evaluate.samples import write_sample
 
 FILE = "MMBench_DEV_EN.tsv"
 

@@ -18,7 +18,9 @@ from emu_jax.evaluate.prompts import LONG
 from emu_jax.evaluate.question import Question
 from emu_jax.generate.candidates import CandidateScores
 from tests.evaluate.benchmarks.editing import read, refused
-from tests.evaluate.samples import HELD_OUT, encoded, mmmu_row, people, write_parquet, write_sample
+from tests.evaluate.choice_samples import mmmu_row, write_parquet
+from tests.evaluate.people import HELD_OUT, encoded, people
+from tests.evaluate.samples import write_sample
 
 TABLE = "validation-00000-of-00001.parquet"
 PERSON = people(HELD_OUT)[0]

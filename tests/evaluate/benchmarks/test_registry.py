@@ -25,7 +25,10 @@ FILED = [name for name in benchmark_names() if find_benchmark(name).tree]
 EVERY = pytest.mark.parametrize("name", FILED)
 # Tables that hold their images: test_mmbench.py and test_mmmu.py change their cells.
 TABLES = ("mmbench", "mmmu")
-OF_JSON = pytest.mark.parametrize("name", [name for name in FILED if name not in TABLES])
+TEXTS = ("coco_drawing", "geneval", "dpg")  # which are drawn: their questions show no image
+OF_JSON = pytest.mark.parametrize("name", [name for name in FILED if name not in (*TABLES, "dpg")])
+# Each line of geneval's file is a document, whose number names its drawings.
+WHOLE = pytest.mark.parametrize("name", [name for name in FILED if name not in (*TABLES, "dpg", "geneval")])
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +178,8 @@ def test_a_missing_folder(name, tmp_path):
 @pytest.mark.parametrize("name", [name for name in FILED if name != "mmmu"])
 def test_each_missing_annotation_is_named_with_the_expected_tree(name, sample):
     benchmark = find_benchmark(name)
-    annotations = sorted(path for path in sample.rglob("*") if path.suffix in (".json", ".csv", ".tsv", ".txt"))
+    endings = (".json", ".jsonl", ".csv", ".tsv", ".txt")
+    annotations = sorted(path for path in sample.rglob("*") if path.suffix in endings)
     needed = set()
     for split in benchmark.splits:
         for path in annotations:
@@ -191,8 +195,8 @@ def test_each_missing_annotation_is_named_with_the_expected_tree(name, sample):
     assert needed == set(annotations)
 
 
-# The questions of coco_drawing show no image; test_coco_drawing.py has the images that it compares with.
-@pytest.mark.parametrize("name", [name for name in FILED if name not in ("coco_drawing", *TABLES)])
+# test_coco_drawing.py has the images that it compares with.
+@pytest.mark.parametrize("name", [name for name in FILED if name not in (*TEXTS, *TABLES)])
 def test_missing_images_and_videos_are_named_and_counted(name, sample):
     benchmark = find_benchmark(name)
     questions = benchmark.read(sample)
@@ -250,7 +254,7 @@ def _put(value, place, new):
 def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
     """No other exception, and no file outside the folder."""
     benchmark, root = find_benchmark(name), samples / name
-    path = data.draw(st.sampled_from(sorted(root.rglob("*.json"))))
+    path = data.draw(st.sampled_from(sorted([*root.rglob("*.json"), *root.rglob("*.jsonl")])))
     whole = path.read_text()
     value = load(path)
     place = data.draw(st.sampled_from(list(_places(value))))
@@ -271,7 +275,7 @@ def test_any_value_anywhere_is_read_or_refused_in_one_line(name, data, samples):
 
 
 @pytest.mark.long
-@OF_JSON
+@WHOLE
 @settings(max_examples=25)
 @given(data=st.data())
 def test_a_cut_file_is_refused_with_the_place(name, data, samples):
@@ -309,7 +313,7 @@ def _shuffled(value, rng):
 
 
 @pytest.mark.long
-@OF_JSON
+@WHOLE
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32))
 def test_the_order_of_records_changes_no_question(name, seed, samples):

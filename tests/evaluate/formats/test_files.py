@@ -25,6 +25,9 @@ def entry(tmp_path):
         "broken": "\ud800",
         "answers": [{"answer": "yes"}, {"answer": "no"}, {"answer": 2}],
         "ranks": [1, 2, "3"],
+        "score": 0.5,
+        "box": [1, 2.5, 10**400],
+        "stories": [[{"id": 1}], [{"id": 2}, {}]],
     }
     return Entry(fields, tmp_path / "a.json", "items[7]")
 
@@ -55,6 +58,25 @@ def test_errors_name_the_place(entry):
     assert _message(entry.wholes, "ranks") == f"{where}.ranks[2] is '3'; expected a whole number"
     assert _message(entry.shares, "answers") == f"{where}.answers[0] is a JSON object; expected a number from 0 to 1"
     assert _message(Entry, [1, 2], entry.path) == f"{entry.path}: the file is a list of 2; expected a JSON object"
+
+
+def test_numbers_are_those_that_a_float_holds(entry):
+    where = f"{entry.path}: items[7]"
+    assert (entry.number("score"), entry.number("id")) == (0.5, 3.0)
+    assert _message(entry.number, "flag") == f"{where}.flag is True; expected a number"
+    assert _message(entry.numbers, "box").startswith(f"{where}.box[2] is 1000") and "\n" not in _message(
+        entry.numbers, "box"
+    )
+    assert Entry({"box": entry.fields["box"][:2]}, entry.path).numbers("box") == (1.0, 2.5)
+    for value in (float("nan"), float("-inf")):
+        assert _message(Entry({"x": value}, entry.path).number, "x") == f"{entry.path}: x is {value}; expected a number"
+
+
+def test_lists_of_one_object(entry):
+    stories = entry.wrapped("stories")
+    assert next(stories).place == "items[7].stories[0][0]"
+    with pytest.raises(UserError, match=r"items\[7\].stories\[1\] is a list of 2; expected a list of one JSON object"):
+        next(stories)
 
 
 def test_unique(tmp_path):

@@ -103,6 +103,26 @@ print(*(float(figure.value).hex() for figure in captions.figures(PREDICTIONS, QU
 
 
 @needs_package
+@needs_java
+@pytest.mark.slow
+def test_captions_of_the_same_images_are_drawn_together():
+    """Each caption twice: about images of its own, and about the same ones, which say no more than one does."""
+    twice, references = PREDICTIONS + PREDICTIONS, REFERENCES + REFERENCES
+    shown = {
+        "own": [(Path(f"{number}.jpg"),) for number in range(10)],
+        "same": [(Path(f"{number % 5}.jpg"), Path("a.jpg")) for number in range(10)],
+    }
+    own, same = (
+        captions.figures(twice, [Question(str(n), images, answers=references[n]) for n, images in enumerate(some)])
+        for some in shown.values()
+    )
+    for name in own:
+        widths = [high - low for low, high in (own[name].interval, same[name].interval)]
+        print(f"{name}: width {widths[0]:.3f}, of the same images {widths[1]:.3f}")
+        assert own[name].value == same[name].value and widths[1] > 1.15 * widths[0]
+
+
+@needs_package
 def test_bleu_of_statistics_is_pycocoevalcaps():
     """Of the whole set and of a part of it: what a resample is scored by."""
     from pycocoevalcap.bleu.bleu import Bleu

@@ -8,7 +8,7 @@ from emu_jax.data.images import StoredImage
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.metrics.figures import by_kind, subjects
 from emu_jax.evaluate.question import Question
-from tests.evaluate.samples import encoded
+from tests.evaluate.people import encoded
 
 
 def test_questions_about_one_image_or_video_are_one_subject():
