@@ -22,6 +22,7 @@ from emu_jax.evaluate import few_shot, predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.evaluate.metrics.drawings import check_unfiltered
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question, content_digest
 from emu_jax.generate.decoder import Drawing
@@ -101,6 +102,7 @@ def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
         root = find_root(benchmark, config.data)
         if benchmark.predicts == "image":
             emu.check_drawing(Drawing(**config.drawing))
+            check_unfiltered(emu, out)
         questions = _with_frames(benchmark.read(root, config.split)[: config.limit or None], config.frames)
         shows_examples = any(config.few_shot) or config.text_examples
         pool = _with_frames(benchmark.read(root, benchmark.few_shot_split), config.frames) if shows_examples else []

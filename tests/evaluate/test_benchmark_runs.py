@@ -111,6 +111,11 @@ def test_drawings_are_compared_with_real_images(drawing, tmp_path):
     other = EvaluationConfig(["coco_drawing"], tmp_path / "data", batch=4, drawing={**DRAWING, "guidance": 9.0})
     with pytest.raises(UserError, match="how images are drawn was"):
         list(evaluate(model, other, tmp_path / "out"))
+    assert model.decoder is not None
+    model.decoder.safety = lambda images: images
+    with pytest.raises(UserError, match="the model has a safety checker"):
+        list(evaluate(model, other, tmp_path / "none"))
+    assert not (tmp_path / "none").exists(), "refused before anything is drawn"
 
 
 @pytest.mark.long

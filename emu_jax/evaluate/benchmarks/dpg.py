@@ -204,7 +204,7 @@ def figures(items: Mapping[str, Item], answers: Mapping[str, Sequence[Mapping[in
 
 def _percent(figure: Figure) -> Figure:
     low, high = figure.interval
-    return dataclasses.replace(figure, value=100 * figure.value, interval=(100 * low, 100 * high))
+    return dataclasses.replace(figure, value=100 * figure.value, interval=(100 * low, 100 * high), paper_scale=1.0)
 
 
 BENCHMARK = Benchmark(

@@ -67,11 +67,15 @@ def figures(
 
 
 def check_unfiltered(emu: Emu, drawn: Path) -> None:
-    """Raises UserError if the model has a safety checker, whose black images would be scored."""
+    """Raises UserError if the model has a safety checker, whose black images would be scored.
+
+    Args:
+      drawn: the drawings' folder, for the error.
+    """
     if emu.decoder is not None and emu.decoder.safety is not None:
         raise UserError(
-            f"{drawn}: drawn with a safety checker, which makes flagged images black; load the model with "
-            "safety_checker=False, and draw into another folder"
+            f"{drawn}: the model has a safety checker, which makes flagged images black, and they would be scored; load "
+            "it with safety_checker=False, and draw into a new folder"
         )
 
 

@@ -136,6 +136,6 @@ def test_a_file_of_statistics_needs_no_image(tmp_path, compared, monkeypatch):
 
 def test_black_images_are_not_scored(tmp_path, compared):
     write_sample("coco_drawing", tmp_path / "data")
-    with pytest.raises(UserError, match=r"drawn with a safety checker.*safety_checker=False, and draw into another"):
+    with pytest.raises(UserError, match=r"the model has a safety checker.*safety_checker=False, and draw into a new"):
         _score(tmp_path / "data", tmp_path / "out", Weights(), safety=object())
     assert not compared

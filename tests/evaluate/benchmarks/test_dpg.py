@@ -78,7 +78,7 @@ def test_a_prompt_without_all_its_drawings_has_no_grid(tmp_path):
 
 def test_black_images_are_not_scored(tmp_path):
     write_sample("dpg", tmp_path / "data")
-    with pytest.raises(UserError, match="drawn with a safety checker"):
+    with pytest.raises(UserError, match="the model has a safety checker"):
         _score(tmp_path / "data", tmp_path / "out", safety=object())
 
 

@@ -196,7 +196,7 @@ def test_wrong_detections(one, rows, expected):
 
 
 def test_black_images_are_not_scored(one):
-    with pytest.raises(UserError, match="drawn with a safety checker"):
+    with pytest.raises(UserError, match="the model has a safety checker"):
         one([_row()], safety=object())
 
 

@@ -172,5 +172,5 @@ def test_drawings_are_compared_with_the_last_photos(tmp_path, clip):  # noqa: F8
     with pytest.raises(UserError, match=r"compared with photos by CLIP; give the folder of one \(--clip\)"):
         score()
     model.decoder = types.SimpleNamespace(safety=object())
-    with pytest.raises(UserError, match="drawn with a safety checker"):
+    with pytest.raises(UserError, match="the model has a safety checker"):
         score(clip=Path(clip))
