@@ -74,8 +74,8 @@ def check_unfiltered(emu: Emu, drawn: Path) -> None:
     """
     if emu.decoder is not None and emu.decoder.safety is not None:
         raise UserError(
-            f"{drawn}: the model has a safety checker, which makes flagged images black, and they would be scored; load "
-            "it with safety_checker=False, and draw into a new folder"
+            f"{drawn}: the model has a safety checker, which makes flagged images black, and they would be scored; "
+            "load it with safety_checker=False, and draw into a new folder"
         )
 
 
