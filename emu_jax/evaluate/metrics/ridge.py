@@ -1,4 +1,4 @@
-"""Ridge regression from features to vectors, its penalty chosen by cross-validation.
+"""Ridge regression from features to vectors, its penalty chosen by cross-validation or on other features.
 
     features [N, F], targets [N, K], N documents ─ Ridge.fit ─ features [M, F] -> predicted targets [M, K]
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -29,7 +29,7 @@ def assign_folds(keys: Sequence[str], folds: int) -> dict[str, int]:
 
 @dataclasses.dataclass(frozen=True)
 class Ridge:
-    """Linear map from standardised features to centred targets, its penalty chosen by cross-validation over documents.
+    """Linear map from standardised features to centred targets.
 
     Attributes:
       mean, scale: float64 [F], of the training features. centre: float64 [K], the targets' training mean.
@@ -44,7 +44,10 @@ class Ridge:
 
     @classmethod
     def fit(cls, features: np.ndarray, targets: np.ndarray, documents: Sequence[str]) -> Ridge:
-        """features [N, F], targets [N, K], and the document of every item."""
+        """features [N, F], targets [N, K], and the document of every item.
+
+        The penalty is chosen by cross-validation over documents.
+        """
         features, targets = np.asarray(features, np.float64), np.asarray(targets, np.float64)
         fold_of = assign_folds(documents, PENALTY_FOLDS)
         folds = np.array([fold_of[document] for document in documents])
@@ -59,11 +62,28 @@ class Ridge:
             for number, penalty in enumerate(PENALTIES):
                 shrunk = projected / (values + penalty * inside.sum())[:, None]
                 errors[number] += np.square(targets[outside] - centre - turned @ shrunk).sum()
-        penalty = float(PENALTIES[np.argmin(errors)])
+        return next(cls._with_penalties(features, targets, PENALTIES[np.argmin(errors)][None]))
+
+    @classmethod
+    def fit_for(cls, features: np.ndarray, targets: np.ndarray, inputs: np.ndarray, expected: np.ndarray) -> Ridge:
+        """Fitted on features [N, F] and targets [N, K] for inputs of another kind.
+
+        The penalty is the one by which `inputs` [M, F] are mapped closest to `expected` [M, K].
+        """
+        features, targets = np.asarray(features, np.float64), np.asarray(targets, np.float64)
+
+        def error(ridge: Ridge) -> float:
+            return float(np.square(expected - ridge.centre - ridge(inputs)).sum())
+
+        return min(cls._with_penalties(features, targets, PENALTIES), key=error)
+
+    @classmethod
+    def _with_penalties(cls, features: np.ndarray, targets: np.ndarray, penalties: np.ndarray) -> Iterator[Ridge]:
         mean, scale, centre = moments(features, targets)
         values, basis, projected = spectrum((features - mean) / scale, targets - centre)
-        weights = basis @ (projected / (values + penalty * len(features))[:, None])
-        return cls(mean, scale, centre, weights, penalty)
+        for penalty in penalties:
+            weights = basis @ (projected / (values + penalty * len(features))[:, None])
+            yield cls(mean, scale, centre, weights, float(penalty))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """features [N, F] -> float64 [N, K], what is predicted beyond the targets' mean."""

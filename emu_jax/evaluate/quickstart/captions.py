@@ -18,8 +18,7 @@ from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.data.padding import pad_to
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure, bootstrap, share
-from emu_jax.evaluate.quickstart import fixed_space
-from emu_jax.evaluate.quickstart.fixed_space import FixedSpace
+from emu_jax.evaluate.quickstart.fixed_space import FixedSpace, Reader
 from emu_jax.generate.model import Emu, GeneratedText
 
 BATCH = 32  # prompts generated at a time
@@ -74,19 +73,23 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS, space: FixedSpace | None = N
         )
 
     embeddings = _encode(emu, gallery)  # [G, Q, D]
-    read = None if space is None else _reading(emu, embeddings, gallery, space, len(pools["train"]))
+    sample = np.random.default_rng(0).permutation(len(pools["train"]))[:TRAIN_SAMPLE]
+
+    def embed(pool: Sequence[Example], about: str) -> np.ndarray:
+        return np.stack(in_batches(lambda part: emu.generate_embeddings([[e.caption] for e in part]), pool, about))
+
+    if space is not None:
+        generated = embed([gallery[row] for row in sample], "training captions: embeddings")
+        read = _reading(emu, embeddings, gallery, space, len(pools["train"]), generated, sample)
     figures: dict[str, Figure] = {}
     answers: list[Answer] = []
     for split in dict.fromkeys(splits):
         pool = pools[split]
         if split == "train":
-            pool = [pool[i] for i in np.random.default_rng(0).permutation(len(pool))[:TRAIN_SAMPLE]]
+            pool = [pool[row] for row in sample]
         written = write(lambda e: e.pixels, pool, f"{split}: captions")
         captions = [one.text.strip() for one in written]
-        embedded = in_batches(
-            lambda part: emu.generate_embeddings([[e.caption] for e in part]), pool, f"{split}: embeddings"
-        )
-        generated = np.stack(embedded)  # [n, Q, D]
+        generated = embed(pool, f"{split}: embeddings")  # [n, Q, D]
         truth = np.array([rows[e.key] for e in pool])
         distance = squared_distances(generated, embeddings)  # [n, G]
         ranks = (distance < distance[np.arange(len(pool)), truth][:, None]).sum(1)
@@ -104,7 +107,7 @@ def score(emu: Emu, splits: Sequence[str] = SPLITS, space: FixedSpace | None = N
         figures |= _caption_figures(split, pool, captions, pools["train"])
         figures |= _retrieval_figures(split, ranks, len(gallery))
         figures[f"{split}: embeddings from text, autoregressive R2"] = _r2(generated, embeddings[truth])
-        if read is not None:
+        if space is not None:
             figures |= read(split, generated, truth)
     return Scores(figures, answers, len(gallery))
 
@@ -116,24 +119,34 @@ def _encode(emu: Emu, gallery: Sequence[Example]) -> np.ndarray:
 
 
 def _reading(
-    emu: Emu, embeddings: np.ndarray, gallery: Sequence[Example], space: FixedSpace, known: int
+    emu: Emu,
+    embeddings: np.ndarray,
+    gallery: Sequence[Example],
+    space: FixedSpace,
+    known: int,
+    generated: np.ndarray,
+    sample: np.ndarray,
 ) -> Callable[[str, np.ndarray, np.ndarray], dict[str, Figure]]:
     """Figures in a fixed space, from a split, embeddings generated for it [n, Q, D] and its rows of the gallery [n].
 
     Args:
       embeddings: the model's, of the gallery.
       known: the number of training images, with which the gallery begins.
+      generated, sample: embeddings generated from the captions of some training images, and these images' rows.
     """
     size = space.emu.config.vision.image_size
     same = size == emu.config.vision.image_size
     shown = gallery if same else [example for split in SPLITS for example in examples(split, size)]
     fixed = _encode(space.emu, shown).reshape(len(gallery), -1)  # [G, K]
-    ridge = fixed_space.reader(embeddings[:known], fixed[:known], [example.key for example in gallery[:known]])
+    keys = [example.key for example in gallery[:known]]
+    reader = Reader.fit(embeddings[:known], fixed[:known], keys, generated, sample)
 
     def figures(split: str, generated: np.ndarray, truth: np.ndarray) -> dict[str, Figure]:
         found: dict[str, Figure] = {}
-        for about, some in (("embeddings from text", generated), ("embeddings of images", embeddings[truth])):
-            vectors = fixed_space.read(ridge, some)  # [n, K]
+        for about, vectors in (
+            ("embeddings from text", reader.read_generated(generated)),
+            ("embeddings of images", reader.read_encoded(embeddings[truth])),
+        ):  # [n, K]
             distance = squared_distances(vectors, fixed)  # [n, G]
             ranks = (distance < distance[np.arange(len(truth)), truth][:, None]).sum(1)
             label = f"{about} in {space.name}'s space"
