@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.data.images import READINGS
+from emu_jax.data.decoding import READINGS
 from emu_jax.errors import UserError
 from emu_jax.evaluate import few_shot, predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
