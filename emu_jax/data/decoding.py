@@ -25,6 +25,7 @@ from PIL import ExifTags
 from PIL import Image as PIL
 from PIL.TiffImagePlugin import TiffImageFile
 
+from emu_jax.data.avif import coded_sizes
 from emu_jax.errors import UserError
 
 MAX_PIXELS = 50_000_000
@@ -51,7 +52,7 @@ _OTHERS = (
     (rb"%PDF", "a PDF document"),
     (rb"%!PS|\xc5\xd0\xd3\xc6", "a PostScript program"),
     (rb".{4}ftyp(hei[cxms]|hev[cxms])", "a HEIC image"),
-    (rb"\0\0[\x01\x02]\0|icns", "a file of icons"),
+    (rb"\0\0\x01\0|icns", "a file of icons"),
 )
 _UPRIGHT = {
     2: PIL.Transpose.FLIP_LEFT_RIGHT,
@@ -63,8 +64,9 @@ _UPRIGHT = {
     8: PIL.Transpose.ROTATE_90,
 }
 _PNG = b"\x89PNG\r\n\x1a\n"
-# Chunks of a PNG that its frames need; the others are texts, profiles and the like.
-_PNG_CHUNKS = {b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"acTL", b"fcTL", b"fdAT", b"IDAT", b"IEND"}
+# Chunks of a PNG that pixels need; the others are texts, profiles and the like.
+_PNG_CHUNKS = {b"tRNS", b"eXIf"}  # beside the critical ones, whose names begin with a capital
+_APNG_CHUNKS = {b"acTL", b"fcTL", b"fdAT"}
 
 Used = TypeVar("Used")
 
@@ -101,10 +103,15 @@ FORMATS = tuple(_register())  # as `PIL.Image.open` takes them
 # ---------------------------------------------------------------- open
 
 
-def use_image(source: bytes | BinaryIO, where: str, use: Callable[[PIL.Image], Used]) -> Used:
+def use_image(
+    source: bytes | BinaryIO, where: str, use: Callable[[PIL.Image], Used], *, animated: bool = False
+) -> Used:
     """`use(image)` for an encoded image; its header alone is read and checked before, and `use` decodes it.
 
     A file that fails is used once more without its metadata, so `use` must not keep anything of the first time.
+
+    Args:
+      animated: whether `use` needs the other frames of an animation; otherwise their damage does not matter either.
 
     Raises:
       ImageError: it is too large, damaged or not an image; or `use` raises one.
@@ -118,14 +125,13 @@ def use_image(source: bytes | BinaryIO, where: str, use: Callable[[PIL.Image], U
             raise
         except Exception as error:
             fault = error
-        plain = without_metadata(file)
-        if plain is not None:
-            try:
+        try:
+            if (plain := without_metadata(file, animated)) is not None:
                 return _use(io.BytesIO(plain), where, use)
-            except (ImageError, MemoryError):
-                raise
-            except Exception:
-                pass  # the first fault is the one to report
+        except (ImageError, MemoryError):
+            raise
+        except Exception:
+            pass  # the first fault is the one to report
     file.seek(0)
     raise unreadable(where, _what(file.read(1024))) from fault
 
@@ -142,6 +148,13 @@ def _use(file: BinaryIO, where: str, use: Callable[[PIL.Image], Used]) -> Used:
         raise _too_many(where, pixels[0] if pixels else "too many pixels") from error
     with image:
         check_size(image, where)
+        if image.format == "AVIF":
+            file.seek(0)
+            sizes = coded_sizes(file.read())
+            for width, height in sizes:
+                check_pixels(width, height, where)
+            # An image, its transparency and a preview, or the tiles of a grid.
+            check_pixels(1, sum(width * height for width, height in sizes) // 4, where)
         return use(image)
 
 
@@ -187,7 +200,7 @@ def _what(head: bytes) -> str:
 # ---------------------------------------------------------------- metadata
 
 
-def without_metadata(file: BinaryIO) -> bytes | None:
+def without_metadata(file: BinaryIO, animated: bool = False) -> bytes | None:
     """The file with what its pixels and their orientation need; None for formats that Pillow reads whatever they say.
 
     A PNG may hold texts that expand to gigabytes, which Pillow refuses by refusing the image.
@@ -198,33 +211,34 @@ def without_metadata(file: BinaryIO) -> bytes | None:
         return None
     data = head + file.read()
     if head == _PNG:
-        return _PNG + b"".join(_png_chunks(data))
+        return _PNG + b"".join(_png_chunks(data, _PNG_CHUNKS | _APNG_CHUNKS if animated else _PNG_CHUNKS))
     if head[4:] != b"ftyp":
         return _plain_jpeg(data)
     # An AVIF's item of another type is ignored.
     return re.sub(rb"(infe(?:\x02\0\0.{5}|\x03\0\0.{7}))Exif", rb"\1free", data, flags=re.DOTALL)
 
 
-def _png_chunks(data: bytes) -> Iterator[bytes]:
+def _png_chunks(data: bytes, kept: set[bytes]) -> Iterator[bytes]:
     position = len(_PNG)
     while position < len(data):
         length, name = int.from_bytes(data[position : position + 4], "big"), data[position + 4 : position + 8]
         end = position + 12 + length
         checksum = zlib.crc32(data[position + 4 : end - 4]).to_bytes(4, "big")
         # Damage of what is essential is left for the decoder to find.
-        if name[:1].isupper() or (name in _PNG_CHUNKS and data[end - 4 : end] == checksum):
+        if name[:1].isupper() or (name in kept and data[end - 4 : end] == checksum):
             yield data[position:end]
         position = end
 
 
 def _plain_jpeg(data: bytes) -> bytes:
     kept, position, orientation = [b"\xff\xd8"], 2, 1
-    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] != b"\xda":
+    while data[position : position + 1] == b"\xff" and data[position + 1 : position + 2] not in (b"", b"\xda"):
         end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
         marker, segment = data[position + 1], data[position:end]
         if segment[4:10] == b"Exif\0\0":
             orientation = max(orientation, exif_orientation(segment[4:]))
-        elif marker in (0xE0, 0xEE) or not 0xE0 <= marker <= 0xFE:  # JFIF; Adobe's, which tells how colours are stored
+        # JFIF's and Adobe's tell how colours are stored, where they are whole.
+        elif (marker in (0xE0, 0xEE) and len(segment) >= 16) or not 0xE0 <= marker <= 0xFE:
             kept.append(segment)
         position = end
     if orientation > 1:
@@ -257,11 +271,13 @@ def exif_orientation(exif: bytes) -> int:
 def orientation(image: PIL.Image) -> int:
     """The orientation, 1 to 8, that the metadata of a decoded image state; 1 where they cannot be read."""
     try:
-        value = image.getexif().get(ExifTags.Base.Orientation, 1)
-        return value if value in _UPRIGHT else 1
+        value = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow raises struct.error, SyntaxError, TypeError and more for any malformed tag
-        exif = image.info.get("exif", b"")
+        value = None
+    if value is None:  # also where opening a JPEG has met malformed EXIF: Pillow then has none
+        exif = image.info.get("exif")
         return exif_orientation(exif) if isinstance(exif, bytes) else 1
+    return value if value in _UPRIGHT else 1
 
 
 # ---------------------------------------------------------------- pixels

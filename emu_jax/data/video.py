@@ -284,7 +284,7 @@ def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
         return [found[index] for index in indices]
 
     try:
-        return use_image(file, "", frames)
+        return use_image(file, "", frames, animated=True)
     except ImageError as error:
         detail = "not a whole animation" if error.reason == "unreadable_image" else error.detail
         raise VideoError(_REASONS.get(error.reason, error.reason), detail) from error
