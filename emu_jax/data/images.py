@@ -1,35 +1,24 @@
 """Images from bytes, files and arrays to uint8 [H, W, 3], and to the JPEG files of prepared records.
 
-The header is read before the pixels, and images of more than `MAX_PIXELS` are refused. If a codec can decode at a
-reduced scale and a small image is wanted, it does.
+Whatever the bytes are, `decoding.py` opens them. If a codec can decode at a reduced scale and a small image is wanted,
+it does.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import warnings
+from collections.abc import Callable
 
 import numpy as np
 import simplejpeg
 from PIL import Image as PIL
-from PIL import ImageOps
 
+from emu_jax.data.decoding import ImageError, check_pixels, check_size, flatten, unreadable, use_image
 from emu_jax.errors import UserError
 from emu_jax.storage import Path, as_path
 
-MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
-READINGS = ("upright", "reference")  # how an opened image becomes pixels (`flatten`)
 FITS = ("squash", "crop", "pad")  # how an image becomes square; the reference squashes
-
-
-class ImageError(UserError):
-    """An image that cannot be used; `reason` is one word, or several joined by `_`."""
-
-    def __init__(self, reason: str, message: str):
-        super().__init__(message)
-        self.reason = reason
 
 
 def read_file(path: Path) -> bytes:
@@ -41,83 +30,40 @@ def read_file(path: Path) -> bytes:
     try:
         return as_path(path).read_bytes()  # a process for input has no file systems yet
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
-        raise ImageError("missing_image", f"{path}: no such image file") from error
+        raise ImageError("missing_image", f"{path}", "no such image file") from error
     except PermissionError as error:
-        raise ImageError("missing_image", f"{path}: it may not be read ({error.strerror})") from error
+        raise ImageError("missing_image", f"{path}", f"it may not be read ({error.strerror})") from error
 
 
-def decode_image(data: bytes, where: str, *, at_least: int = 0, reading: str = "upright") -> np.ndarray:
+def decode_image(
+    data: bytes,
+    where: str,
+    *,
+    at_least: int = 0,
+    reading: str = "upright",
+    check: Callable[[int, int, str], None] | None = None,
+) -> np.ndarray:
     """Encoded bytes -> uint8 [H, W, 3]; `where` names the image in errors.
 
     Args:
       at_least: pixels that each side must keep: a large JPEG may be decoded at 1/2, 1/4 or 1/8 of its size. 0 decodes
         at full size.
       reading: one of `READINGS`.
+      check: called with width, height and `where` before anything is decoded; what it raises must be an ImageError.
 
     Raises:
       ImageError: the data are too large, broken, or not an image.
     """
-    try:
-        image = _open(data, where)
+
+    def decoded(image: PIL.Image) -> np.ndarray:
+        if check is not None:
+            check(*image.size, where)
         if at_least:
             image.draft("RGB", (at_least, at_least))  # only JPEG supports it
         image.load()
-        return flatten(image, reading)
-    except ImageError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError(
-            "unreadable_image",
-            f"{where}: not a readable image ({error}); expected a complete PNG, JPEG or WebP file",
-        ) from error
+        return flatten(image, reading, where)
 
-
-def _open(data: bytes, where: str) -> PIL.Image:
-    """Reads only the header."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
-            image = PIL.open(io.BytesIO(data))
-    except PIL.DecompressionBombError as error:  # from Pillow's own limit, which is checked first
-        raise ImageError(
-            "too_many_pixels",
-            f"{where}: {error.args[0].split(', ')[0]}; expected at most {MAX_PIXELS // 1_000_000} megapixels, "
-            "scale it down",
-        ) from error
-    _check_size(image, where)
-    return image
-
-
-def _check_size(image: PIL.Image, where: str) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise ImageError(
-            "too_many_pixels",
-            f"{where}: {width} x {height} pixels; expected at most {MAX_PIXELS // 1_000_000} megapixels, scale it down",
-        )
-
-
-def flatten(image: PIL.Image, reading: str = "upright") -> np.ndarray:
-    """PIL image -> uint8 [H, W, 3], rotated by its EXIF tag, with transparency on white; the current frame.
-
-    With reading="reference" it is what Pillow converts to RGB, as the reference and most evaluation code have it: not
-    rotated, transparency dropped and the colours below it shown, 16 bits clipped.
-
-    >>> glass = PIL.new("RGBA", (2, 1), (255, 0, 0, 0))
-    >>> flatten(glass).tolist()
-    [[[255, 255, 255], [255, 255, 255]]]
-    """
-    if reading == "reference":
-        return np.asarray(image.convert("RGB"))
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits per pixel, which Pillow would clip instead of scale
-        wide = np.asarray(image).astype(np.int64)
-        return np.repeat(np.clip(wide >> 8, 0, 255).astype(np.uint8)[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        white = PIL.new("RGBA", image.size, "white")
-        image = PIL.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    return use_image(data, where, decoded)
 
 
 def load_image(image: PIL.Image | np.ndarray | Path, reading: str = "upright") -> np.ndarray:
@@ -133,8 +79,13 @@ def load_image(image: PIL.Image | np.ndarray | Path, reading: str = "upright") -
     if isinstance(image, Path):
         return decode_image(read_file(image), str(image), reading=reading)
     if isinstance(image, PIL.Image):
-        _check_size(image, "image")
-        return flatten(image, reading)
+        check_size(image, "image")
+        try:
+            return flatten(image, reading)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as error:  # of a file that is decoded only now
+            raise unreadable("image", "its pixels cannot be decoded") from error
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise UserError(f"image array: expected uint8 [H, W, 3], got {image.dtype} {list(image.shape)}")
     return image
@@ -222,7 +173,7 @@ class Recoding:
         (64, 64, 3)
         >>> Recoding().recode(np.zeros((16, 16, 3), np.uint8), "icon.png")
         Traceback (most recent call last):
-        emu_jax.data.images.ImageError: icon.png: 16 x 16 pixels; expected 32 or more a side
+        emu_jax.data.decoding.ImageError: icon.png: 16 x 16 pixels; expected 32 or more a side
 
         Raises:
           ImageError: the image is broken, too large, too small, or too long and narrow.
@@ -234,13 +185,7 @@ class Recoding:
             self._check_shape(width, height, where)
             pixels = image
         else:
-            try:
-                header = _open(image, where)
-            except (OSError, SyntaxError, ValueError, EOFError):
-                header = None  # decoding reports the fault
-            if header is not None:
-                self._check_shape(*header.size, where)
-            pixels = decode_image(image, where, at_least=2 * size)
+            pixels = decode_image(image, where, at_least=2 * size, check=self._check_shape)
         pixels = square(pixels, self.fit)
         height, width = pixels.shape[:2]
         pixels = _resize(pixels, min(width, size), min(height, size))
@@ -248,13 +193,11 @@ class Recoding:
 
     def _check_shape(self, width: int, height: int, where: str) -> None:
         if min(width, height) < self.min_side:
-            raise ImageError(
-                "too_small", f"{where}: {width} x {height} pixels; expected {self.min_side} or more a side"
-            )
+            detail = f"{width} x {height} pixels; expected {self.min_side} or more a side"
+            raise ImageError("too_small", where, detail)
         if max(width, height) > self.max_aspect * min(width, height):
-            raise ImageError(
-                "extreme_aspect", f"{where}: {width} x {height} pixels; expected at most {self.max_aspect:g} : 1"
-            )
+            detail = f"{width} x {height} pixels; expected at most {self.max_aspect:g} : 1"
+            raise ImageError("extreme_aspect", where, detail)
 
 
 def shape_of(data: bytes, where: str) -> tuple[int, int]:
@@ -263,10 +206,7 @@ def shape_of(data: bytes, where: str) -> tuple[int, int]:
     Raises:
       ImageError: it has none that can be read.
     """
-    try:
-        width, height = _open(data, where).size
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise ImageError("unreadable_image", f"{where}: not a readable image ({error})") from error
+    width, height = use_image(data, where, lambda image: image.size)
     return height, width
 
 
@@ -328,9 +268,13 @@ class EncodedImage:
         if not self.data.startswith(JPEG):
             return fitted(decode_image(self.data, self.where), self.size, self.fit)
         try:
+            height, width, *_ = simplejpeg.decode_jpeg_header(self.data)
+            check_pixels(width, height, self.where)
             pixels = simplejpeg.decode_jpeg(self.data, "RGB", fastdct=True, min_height=self.size, min_width=self.size)
+        except ImageError:
+            raise
         except ValueError as error:
-            raise self._broken(error) from error
+            raise self._broken() from error
         return fitted(pixels, self.size, self.fit)
 
     def into(self, out: np.ndarray) -> None:
@@ -348,10 +292,10 @@ class EncodedImage:
             out[...] = self()
         except ValueError as error:
             out[...] = 0
-            raise (error if isinstance(error, ImageError) else self._broken(error)) from error
+            raise (error if isinstance(error, ImageError) else self._broken()) from error
 
-    def _broken(self, error: ValueError) -> ImageError:
-        return ImageError("unreadable_image", f"{self.where}: not a readable JPEG file ({error})")
+    def _broken(self) -> ImageError:
+        return unreadable(self.where, "JPEG, but damaged, cut off or of an unknown kind")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import io
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -18,8 +17,8 @@ import av
 import numpy as np
 from PIL import Image as PIL
 
+from emu_jax.data.decoding import MAX_PIXELS, ImageError, check_size, flatten, use_image
 from emu_jax.data.frames import FRAMES, frame_indices
-from emu_jax.data.images import MAX_PIXELS, flatten
 
 MAX_BYTES = 2 << 30
 MAX_FRAMES = 1_000_000  # of one video: eleven hours
@@ -255,32 +254,37 @@ def _ebml_length(data: bytes) -> tuple[int, int]:
 # ---------------------------------------------------------------- animations
 
 
+# Reasons of an image -> those of a video.
+_REASONS = {
+    "too_many_pixels": "too_large",
+    "unsupported_depth": "unreadable_video",
+    "unreadable_image": "unreadable_video",
+}
+
+
 def _animation(file: BinaryIO, choose: Choose) -> list[np.ndarray]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.DecompressionBombWarning)  # our own limit is lower
-            image = PIL.open(file)
-        with image:
-            _check_pixels(*image.size)
-            total = getattr(image, "n_frames", 1)
-            if total > MAX_FRAMES:
-                raise VideoError("too_large", f"more than {MAX_FRAMES} frames")
-            indices = choose(total)
-            found = {}
-            for index in sorted(set(indices)):
-                image.seek(index)
+    def frames(image: PIL.Image) -> list[np.ndarray]:
+        total = getattr(image, "n_frames", 1)
+        if total > MAX_FRAMES:
+            raise ImageError("too_large", "", f"more than {MAX_FRAMES} frames")
+        indices = choose(total)
+        wanted, found = set(indices), {}
+        # Not straight to the wanted ones: each frame of a GIF may make the image larger, and is decoded on the way. A
+        # GIF does not state its number of frames, so the last one is decoded, too: its end shows that none is missing.
+        for index in range(total):
+            image.seek(index)
+            check_size(image, "")
+            if index in wanted:
                 found[index] = flatten(image)
-            # A GIF does not state its number of frames: only its end shows that none is missing.
-            image.seek(total - 1)
-            image.load()
-            if image.format == "GIF":
-                file.seek(-1, io.SEEK_END)
-                if file.read(1) != b";":
-                    raise VideoError("cut_video", "the GIF's end is missing")
-            return [found[index] for index in indices]
-    except VideoError:
-        raise
-    except PIL.DecompressionBombError as error:
-        raise VideoError("too_large", f"{error}") from error
-    except Exception as error:  # Pillow raises IndexError, struct.error and more for truncated files
-        raise VideoError("unreadable_video", f"not a complete animation ({error})") from error
+        image.load()
+        if image.format == "GIF":
+            file.seek(-1, io.SEEK_END)
+            if file.read(1) != b";":
+                raise ImageError("cut_video", "", "the GIF's end is missing")
+        return [found[index] for index in indices]
+
+    try:
+        return use_image(file, "", frames, animated=True)
+    except ImageError as error:
+        detail = "not a whole animation" if error.reason == "unreadable_image" else error.detail
+        raise VideoError(_REASONS.get(error.reason, error.reason), detail) from error

@@ -16,7 +16,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from emu_jax.data.images import READINGS
+from emu_jax.data.decoding import READINGS
 from emu_jax.errors import UserError
 from emu_jax.evaluate import few_shot, predictions
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights

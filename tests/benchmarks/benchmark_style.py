@@ -19,9 +19,10 @@ import numpy as np
 from PIL import Image
 
 from emu_jax import Emu
+from emu_jax.data.decoding import flatten
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import Example, canonical, examples, image_code, role_of
-from emu_jax.data.images import flatten, resize
+from emu_jax.data.images import resize
 from emu_jax.evaluate.intervals import share
 
 BATCH = 32

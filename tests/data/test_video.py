@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image as PIL
 
-from emu_jax.data import video
+from emu_jax.data import decoding, video
 from emu_jax.data.frames import frame_indices, spread_indices
 from emu_jax.data.video import VideoError, read_frames
 
@@ -192,9 +192,11 @@ def test_no_video(tmp_path):
 
 def test_too_large(tmp_path, monkeypatch):
     path, gif = _video(tmp_path / "video.mp4", 3), _animation("GIF", 3)
-    monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48 - 1)
+    for module in (video, decoding):
+        monkeypatch.setattr(module, "MAX_PIXELS", 32 * 48 - 1)
     assert _reason(path) == _reason(gif) == "too_large"
-    monkeypatch.setattr(video, "MAX_PIXELS", 32 * 48)
+    for module in (video, decoding):
+        monkeypatch.setattr(module, "MAX_PIXELS", 32 * 48)
     assert len(read_frames(path)) == len(read_frames(gif)) == 8
     monkeypatch.setattr(video, "MAX_FRAMES", 2)
     assert _reason(path) == _reason(gif) == "too_large"

@@ -18,7 +18,6 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from PIL import ExifTags
 from PIL import Image as PIL
 
 from emu_jax.data.images import decode_image, fitted, read_file
@@ -46,13 +45,7 @@ def read_image(path: Path) -> np.ndarray:
     Raises:
       ImageError: the file is missing, too large or not a readable image.
     """
-    data = read_file(path)
-    pixels = decode_image(data, str(path))
-    image = PIL.open(io.BytesIO(data))  # the header alone
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    if image.mode in ("L", "RGB", "CMYK") and not turned and "transparency" not in image.info:
-        return pixels
-    return np.asarray(image.convert("RGB"))
+    return decode_image(read_file(path), str(path), reading="reference")
 
 
 def network_input(pixels: np.ndarray, rule: str) -> np.ndarray | jax.Array:

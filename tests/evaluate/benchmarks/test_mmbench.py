@@ -92,6 +92,9 @@ WORD, NOT_ENCODED = "not an image", "x" * 65
 NO_IMAGE = base64.b64encode(b"text" * 20).decode()
 
 
+WHOLE = "; expected a whole JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM file"
+
+
 @pytest.mark.parametrize(
     ("row", "change", "expected"),
     [
@@ -100,7 +103,7 @@ NO_IMAGE = base64.b64encode(b"text" * 20).decode()
         (1, {"image": "7"}, "line 3.image is '7'; expected an image in base64, or the index of a row that has one"),
         (1, {"image": ""}, "line 3.image is ''; expected an image in base64, or the index of another row"),
         (1, {"image": WORD}, f"line 3.image is '{WORD}'; expected an image in base64, or the index of another row"),
-        (0, {"image": NO_IMAGE}, "line 2, image: not a readable image (cannot identify image file <_io.BytesIO…>)"),
+        (0, {"image": NO_IMAGE}, "line 2, image: not a readable image (its first bytes are those of no image)"),
         (0, {"image": NOT_ENCODED}, f"line 2.image is '{NOT_ENCODED[:59]}…; expected an image in base64"),
         (1, {"B": ""}, "line 3.answer is 'B'; expected the letter of one of 1 options, A"),
         (1, {"A": ""}, "line 3.A is ''; expected an option, because a later one is there"),
@@ -113,9 +116,7 @@ def test_wrong_rows(mmbench, row, change, expected):
     rows[row] |= change
     write_rows(mmbench / FILE, rows)
     found = refused("mmbench", mmbench)
-    if "BytesIO" in found:
-        found = found.partition(" object at")[0] + "…>)"
-    assert found == f"{FILE}: {expected}"
+    assert found.removesuffix(WHOLE) == f"{FILE}: {expected}"
 
 
 @pytest.mark.long
