@@ -146,6 +146,7 @@ class DataConfig:
                 subsequences=s.subsequences,
                 frames=self.frames,
                 image_fingerprint=self.image_fingerprint,
+                max_faults=self.max_faults,
             )
             for name, s in self.sources.items()
         }
