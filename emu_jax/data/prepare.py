@@ -26,6 +26,7 @@ from emu_jax.data.images import ImageError, Recoding
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
+from emu_jax.data.reasons import MISSING_PART_REASONS, RULE_REASONS
 from emu_jax.data.records import write_records
 from emu_jax.errors import TransientError, UserError
 from emu_jax.storage import Path, as_path, replace_text, write_atomically
@@ -35,23 +36,6 @@ REJECTS_PER_FILE = 1_000_000
 MAX_NAME_CHARACTERS = 100  # of a data set
 BEGUN = "begun.partial"  # exists while a preparation runs
 ENTRIES, REASONS = "entries.partial", "reasons.partial"  # results that workers pass to the starting process
-# Reasons that follow from a rule. Every other one is a fault of the data, and too many faults fail the preparation.
-RULE_REASONS = frozenset(
-    {
-        "decoration",
-        "duplicate",
-        "extreme_aspect",
-        "leading_answer",
-        "low_similarity",
-        "no_image",
-        "no_text",
-        "other_subtitles",
-        "text_too_long",
-        "too_small",
-    }
-)
-# Images that web documents may lack because their server no longer had them: a fault only if a whole document is lost.
-MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 
 @dataclasses.dataclass(frozen=True)

@@ -172,9 +172,14 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
 
 
 def _split(member: str) -> tuple[str, str]:
-    """A member's name -> its sample's name and its extension, by webdataset's rules; both "" if it has no sample."""
+    """A member's name -> its sample's name and its extension, by webdataset's rules; both "" if it has no sample.
+
+    An extension that would hold white space, as of "Screenshot 9.41 AM.png", begins at the last dot instead.
+    """
     folder, slash, base = member.rpartition("/")
     stem, dot, extension = base.partition(".")
+    if any(map(str.isspace, extension)):
+        stem, dot, extension = base.rpartition(".")
     if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
         return "", ""
     return f"{folder}{slash}{stem}", extension.lower()

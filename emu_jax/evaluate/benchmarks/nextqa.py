@@ -72,7 +72,8 @@ def _read_table(path: Path, columns: Sequence[str]) -> list[Entry]:
     """
     rows = []
     try:
-        reader = csv.DictReader(io.StringIO(path.read_bytes().decode("utf-8-sig"), newline=""))
+        text = path.read_bytes().decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # otherwise an open quote joins rows
         if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
             raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
         for fields in reader:
