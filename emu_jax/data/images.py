@@ -16,7 +16,7 @@ from PIL import Image as PIL
 from PIL import ImageOps
 
 from emu_jax.errors import UserError
-from emu_jax.storage import NO_FILE, Path, as_path
+from emu_jax.storage import Path, as_path
 
 MAX_PIXELS = 50_000_000
 JPEG = b"\xff\xd8\xff"  # first bytes of a JPEG file
@@ -44,12 +44,6 @@ def read_file(path: Path) -> bytes:
         raise ImageError("missing_image", f"{path}: no such image file") from error
     except PermissionError as error:
         raise ImageError("missing_image", f"{path}: it may not be read ({error.strerror})") from error
-    except OSError as error:
-        if error.errno not in NO_FILE:
-            raise
-        raise ImageError(
-            "missing_image", f"{ascii(str(path))[1:200]}: no such image file ({error.strerror})"
-        ) from error
 
 
 def decode_image(data: bytes, where: str, *, at_least: int = 0, reading: str = "upright") -> np.ndarray:

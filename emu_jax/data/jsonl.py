@@ -23,6 +23,7 @@ SHAPE = '{"image": …, "text": …} or {"parts": [{"text": …}, …]}'
 # Fields that would make another document of a line, and which are not read.
 UNREAD = ("images", "video", "videos", "audio", "audios", "conversations", "messages")
 EMPTY = (None, "", [])
+MAX_NAME_BYTES = 255  # of a file, on Linux
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _image(fields: Mapping[str, Any], name: str, path: Path, where: str = "") ->
     value = fields[name]
     if not isinstance(value, str) or not value.strip() or "\0" in value:
         raise Skip("unreadable_record", f"{where}{name} is {shown(value)}; expected the name of an image file")
+    if any(len(part.encode()) > MAX_NAME_BYTES for part in value.split("/")):
+        raise Skip("missing_image", f"{where}{name} is {shown(value)}, too long for the name of a file")
     try:
         image_path(value, path)
     except UserError as error:

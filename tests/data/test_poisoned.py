@@ -150,6 +150,7 @@ LINES = [  # and the reason of each
     (b'{"image": "0.png", "text": "a \x92"}', "unreadable_text"),
     (b'{"image": "0.png", "text": "a \\ud83d"}', "unreadable_text"),
     (b'{"image": "0.png", "text": "a", "video": "a.mp4"}', "unread_field"),
+    (b'{"image": "' + b"n" * 300 + b'.png", "text": "a"}', "missing_image"),
     (b'{"image": "http://example.org/a.png", "text": "a"}', "missing_image"),
 ]
 
@@ -179,13 +180,13 @@ def test_training_leaves_out_bad_lines_and_missing_images(tmp_path):
     with contextlib.closing(stream(path, max_faults=0.3)) as pipeline:
         assert pipeline.samples.lengths == {str(path): good}
         assert pipeline.remarks == [
-            f"{path}: 12 of 42 lines left out (missing_image 1, unread_field 1, unreadable_json 2, "
+            f"{path}: 13 of 43 lines left out (missing_image 2, unread_field 1, unreadable_json 2, "
             f"unreadable_record 6, unreadable_text 2); the first: {path}:2: text is null; expected a text"
         ]
         for _ in range(40):
             next(pipeline)
         assert pipeline.count(f"faults/{path}") >= 2  # the missing image, once an epoch
-    with pytest.raises(UserError, match=r"12 of 42 lines left out .* more than max_faults=0\.1; mend the lines"):
+    with pytest.raises(UserError, match=r"13 of 43 lines left out .* more than max_faults=0\.1; mend the lines"):
         stream(path, max_faults=0.1)
     with pytest.raises(UserError, match=r"data\.jsonl:2: text is null; expected a text$"):
         stream(path, max_faults=0.0)
