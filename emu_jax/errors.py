@@ -32,6 +32,20 @@ class TransientError(CommandError, RuntimeError):
     exit_code = EXIT_AGAIN
 
 
+def shown(value: Any) -> str:
+    """A JSON value as a message names it, in one line of at most about 60 characters.
+
+    >>> [shown(value) for value in (None, float("nan"), ["a"], {}, "caf\u00e9")]
+    ['null', 'NaN', 'a list of 1', 'an object', "'caf\\\\xe9'"]
+    """
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, dict | list):
+        return "an object" if isinstance(value, dict) else f"a list of {len(value)}"
+    text = "NaN" if value != value else ascii(value)
+    return text if len(text) <= 60 else text[:60] + "\u2026"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The known name closest to a mistyped one, or all names when none is close.
 

@@ -10,14 +10,17 @@ turns what a user names into one of them. Requests to buckets retry, as `buckets
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import errno
+import io
 import json
 import os
 import pathlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import IO, Any, NamedTuple, TypeAlias
 
 from etils import epath
 
@@ -25,6 +28,8 @@ from emu_jax.errors import UserError
 
 Path: TypeAlias = pathlib.Path | epath.Path
 
+MAX_LINE_BYTES = 64 << 20
+NO_FILE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})  # what a name without a file gives
 SCHEMES = ("gs", "s3")  # each with an extra of its own: pip install 'emu-jax[gcs]'
 _URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
@@ -228,7 +233,9 @@ def file_info(path: pathlib.Path) -> FileInfo | None:
     """A local file's `FileInfo`; None if there is no such file."""
     try:
         return _info(path.stat())
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        if error.errno not in NO_FILE:
+            raise
         return None
 
 
@@ -255,18 +262,23 @@ def create_text(path: Path, text: str) -> bool:
         return False
 
 
-def parse_json(data: bytes, where: str) -> Any:
+class JsonFault(ValueError):
+    """Bytes that are no JSON, or JSON whose texts are no Unicode.
+
+    Attributes:
+      reason: `unreadable_json` or `unreadable_text`, as `emu-jax prepare` counts them.
+    """
+
+    def __init__(self, reason: str, detail: str):
+        super().__init__(detail)
+        self.reason = reason
+
+
+def decode_json(data: bytes) -> Any:
     """The JSON value in UTF-8 text, with or without a byte order mark.
 
-    Args:
-      where: file, and line if it has one, for errors.
-
     Raises:
-      UserError: it is none, or a text in it is no Unicode.
-
-    >>> parse_json(b'["caf\\xe9"]', "a.jsonl:3")
-    Traceback (most recent call last):
-    emu_jax.errors.UserError: a.jsonl:3: not UTF-8 at byte 5; expected JSON, saved as UTF-8
+      JsonFault: it is none, or a text in it is no Unicode.
     """
     try:
         text = data.decode("utf-8-sig")
@@ -275,19 +287,88 @@ def parse_json(data: bytes, where: str) -> Any:
             json.dumps(value, ensure_ascii=False).encode()
         return value
     except UnicodeDecodeError as error:
-        why, cause = f"not UTF-8 at byte {error.start}; expected JSON, saved as UTF-8", error
+        start = error.start + len(data) - len(error.object)  # the codec does not count a byte order mark
+        why = f"not UTF-8 at byte {start} (0x{data[start]:02x}); expected JSON, saved as UTF-8"
+        raise JsonFault("unreadable_text", why) from error
     except UnicodeEncodeError as error:
         half = f"\\u{ord(error.object[error.start]):04x}"
-        why, cause = f"a text holds {half}, which is half of a surrogate pair; remove it", error
+        why = f"a text holds {half}, which is half of a surrogate pair; remove it"
+        raise JsonFault("unreadable_text", why) from error
     except RecursionError as error:
-        why, cause = "not JSON (nested too deeply)", error
+        raise JsonFault("unreadable_json", "not JSON (nested too deeply)") from error
     except ValueError as error:
-        why, cause = f"not JSON ({error})", error
-    raise UserError(f"{where}: {why}") from cause
+        raise JsonFault("unreadable_json", f"not JSON ({error})") from error
+
+
+def parse_json(data: bytes, where: str) -> Any:
+    """The value of `decode_json`, with an error for the user.
+
+    Args:
+      where: file, and line if it has one, for errors.
+
+    Raises:
+      UserError: the bytes are no JSON, or a text in it is no Unicode.
+
+    >>> parse_json(b'["caf\\xe9"]', "a.jsonl:3")
+    Traceback (most recent call last):
+    emu_jax.errors.UserError: a.jsonl:3: not UTF-8 at byte 5 (0xe9); expected JSON, saved as UTF-8
+    """
+    try:
+        return decode_json(data)
+    except JsonFault as fault:
+        raise UserError(f"{where}: {fault}") from fault
+
+
+class Line(NamedTuple):
+    """A line of a file.
+
+    Attributes:
+      number: counts lines from 1, where reading began.
+      start: the byte at which it begins.
+      data: its bytes without the `\\n` that ends it, at most the limit.
+      ended: whether a `\\n` ends it; the last line of a file may lack one.
+      too_long: whether it is longer than the limit.
+    """
+
+    number: int
+    start: int
+    data: bytes
+    ended: bool
+    too_long: bool
+
+
+def read_lines(
+    stream: IO[bytes], *, start: int = 0, end: int | None = None, most: int = MAX_LINE_BYTES
+) -> Iterator[Line]:
+    """The lines of a stream that begin before byte `end`, without those of white space alone.
+
+    Only `\\n` ends a line, with or without a `\\r` before it: JSON may hold U+2028, U+0085 and the like inside a text.
+    Memory is bounded by `most` bytes. A byte order mark at the start of the file is left out.
+
+    Args:
+      start: the byte of the file at which the stream is.
+
+    >>> [(line.number, line.data) for line in read_lines(io.BytesIO(b'\\xef\\xbb\\xbf1\\r\\n\\n2'))]
+    [(1, b'1\\r'), (3, b'2')]
+    """
+    number = 0
+    while end is None or start < end:
+        if not (data := stream.readline(most + 1)):
+            return
+        number, begin, ended = number + 1, start, data.endswith(b"\n")
+        start += len(data)
+        if too_long := not ended and len(data) > most:
+            while not ended and (rest := stream.readline(1 << 20)):
+                start, ended = start + len(rest), rest.endswith(b"\n")
+        data = data[:most] if too_long else data.removesuffix(b"\n")
+        if not begin:
+            data = data.removeprefix(codecs.BOM_UTF8)
+        if data.strip():
+            yield Line(number, begin, data, ended, too_long)
 
 
 def json_lines(file: Path, data: bytes) -> Iterator[tuple[int, Any]]:
-    """The values of JSONL with the numbers of their lines; lines end by \\n alone, and empty ones are left out.
+    """The values of JSONL with the numbers of their lines (`read_lines`).
 
     Args:
       file: where the data come from, for errors.
@@ -295,9 +376,8 @@ def json_lines(file: Path, data: bytes) -> Iterator[tuple[int, Any]]:
     Raises:
       UserError: as `parse_json`; names the line.
     """
-    for number, line in enumerate(data.split(b"\n"), 1):
-        if line.strip():
-            yield number, parse_json(line, f"{file}:{number}")
+    for line in read_lines(io.BytesIO(data), most=len(data)):
+        yield line.number, parse_json(line.data, f"{file}:{line.number}")
 
 
 def read_json_object(file: Path, expected: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from emu_jax.cli import main
 from emu_jax.errors import UserError
 from emu_jax.generate import samplers
 from emu_jax.generate.decoder import GeneratedImage
+from emu_jax.generate.files import read_requests
 from emu_jax.generate.model import GeneratedText
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
@@ -141,4 +142,23 @@ def test_many_from_a_file(drawing, tmp_path, capsys):
     requests.write_text('{"prompt": ["a"]}\n')
     capsys.readouterr()
     assert main(command) == 2
-    assert "requests.jsonl:1: expected" in capsys.readouterr().err
+    assert "requests.jsonl:1: out is null; expected the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"prompt": "a dog", "out": "a.png"}', "prompt is 'a dog'; expected a list of texts and images"),
+        ('{"prompt": [], "out": "a.png"}', "prompt is a list of 0; expected a list of texts and images"),
+        ('{"prompt": [null], "out": "a.png"}', r"prompt\[0\] is null; expected a text or"),
+        ('{"prompt": ["a", {"image": 7}], "out": "a.png"}', r"prompt\[1\].image is 7; expected the name of a file"),
+        ('{"prompt": ["a"], "out": "a.png", "seed": "3"}', "seed is '3'; expected a whole number"),
+        ('{"prompt": ["a"], "out": "a.png", "seed": true}', "seed is true; expected a whole number"),
+        ('{"prompt": ["a"], "out": "a.png", "sed": 3}', "the field 'sed' is unknown; did you mean seed"),
+        ('["a"]', "the line is a list of 1; expected"),
+    ],
+)
+def test_lines_that_are_no_requests(tmp_path, line, message):
+    (tmp_path / "r.jsonl").write_text(f'{{"prompt": ["a"], "out": "0.png"}}\n\n{line}\n', encoding="utf-8-sig")
+    with pytest.raises(UserError, match=rf"r\.jsonl:3: {message}"):
+        read_requests(tmp_path / "r.jsonl")

@@ -34,8 +34,8 @@ class DataConfig:
       shards: K, which must divide batch_rows. Another number gives another stream. 0 makes one shard for each of the
         parts over which the mesh spreads a batch's rows, so that every record is read by one host; the run records it.
       workers: processes that prepare the rows of a shard; 0 is one thread. Another number gives another stream.
-      max_faults: share of a source's documents that may have unreadable images; such documents are left out of the
-        loss.
+      max_faults: share of a source's documents that may have unreadable images, and of a .jsonl file's lines that may
+        hold no document. Such lines are left out; such documents are left out of the loss.
       image_fingerprint: how a resumed run recognises that the images of a .jsonl file were replaced: by their "stat"
         (size and time of change), or by their "content", which reads all of them at every start.
       video_frames, frame_sampling: number of a prepared video's frames that a sample shows, and their choice
@@ -146,6 +146,7 @@ class DataConfig:
                 subsequences=s.subsequences,
                 frames=self.frames,
                 image_fingerprint=self.image_fingerprint,
+                max_faults=self.max_faults,
             )
             for name, s in self.sources.items()
         }

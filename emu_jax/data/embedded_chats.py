@@ -99,6 +99,7 @@ class FluentChats:
     """
 
     images_fingerprint = ""
+    remark = ""
 
     def __init__(self, split: str, image_size: int):
         records = fluent_emoji.records(split)
@@ -167,6 +168,7 @@ class FluentQuestions:
     """
 
     images_fingerprint = ""
+    remark = ""
 
     def __init__(self, split: str, image_size: int):
         self._chats = FluentChats(split, image_size)

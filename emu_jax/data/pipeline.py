@@ -265,6 +265,7 @@ class Pipeline:
       sources: names of the sources, by number.
       data: the config with its row sizes filled in.
       fill: how full the first rows are.
+      remarks: lines about what sources leave out.
       records: those of the newest batch, see `Stream`.
     """
 
@@ -281,6 +282,7 @@ class Pipeline:
         data = dataclasses.replace(data, shards=data.shards or 1)  # 0 is resolved where the mesh is known
         sources = data.open(image_size)
         self.sources = list(sources)
+        self.remarks = [source.remark for source in sources.values() if source.remark]
         self._fields = FIELDS if len(sources) == 1 else (*FIELDS, "source_ids")
         samples = Samples(sources, tokenizer, data, queries, learn_image_token)
         self.data, self.fill = size_rows(data, samples, queries)
@@ -525,6 +527,7 @@ def train_tokenizer(
     Args:
       also: further sources, which the model will read later.
     """
-    sources = [*data.open(image_size).values(), *(open_source(name, "train", image_size, data.pairs) for name in also)]
+    more = (open_source(name, "train", image_size, data.pairs, max_faults=data.max_faults) for name in also)
+    sources = [*data.open(image_size).values(), *more]
     texts = [text for source in sources for text in source.texts()]
     return Tokenizer.train(list(dict.fromkeys(texts)), vocab_size=vocab_size, model_type=model_type)

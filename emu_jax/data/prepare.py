@@ -16,6 +16,7 @@ import hashlib
 import json
 import logging
 import math
+import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,29 +26,16 @@ from emu_jax.data.images import ImageError, Recoding
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
+from emu_jax.data.reasons import MISSING_PART_REASONS, RULE_REASONS
 from emu_jax.data.records import write_records
 from emu_jax.errors import TransientError, UserError
 from emu_jax.storage import Path, as_path, replace_text, write_atomically
 
 SHARD_BYTES = 256 << 20
 REJECTS_PER_FILE = 1_000_000
+MAX_NAME_CHARACTERS = 100  # of a data set
 BEGUN = "begun.partial"  # exists while a preparation runs
 ENTRIES, REASONS = "entries.partial", "reasons.partial"  # results that workers pass to the starting process
-# Reasons that follow from a rule. Every other one is a fault of the data, and too many faults fail the preparation.
-RULE_REASONS = frozenset(
-    {
-        "decoration",
-        "duplicate",
-        "extreme_aspect",
-        "low_similarity",
-        "no_image",
-        "no_text",
-        "text_too_long",
-        "too_small",
-    }
-)
-# Images that web documents may lack because their server no longer had them: a fault only if a whole document is lost.
-MISSING_PART_REASONS = frozenset({"missing_image", "outside", "no_similarity"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +61,14 @@ class PrepareConfig:
     beam: str = ""
 
     def __post_init__(self):
-        if not self.name.isidentifier() or not self.split.isidentifier():
-            raise UserError(f"name {self.name!r}, split {self.split!r}; expected letters, digits and underscores")
+        # TFDS's rule, which it applies only when everything is written.
+        if not re.fullmatch(r"[A-Za-z]\w*", self.name) or len(self.name) > MAX_NAME_CHARACTERS:
+            raise UserError(
+                f"the data set would be called {self.name!r:.80}; its name has to begin with a letter from A to Z and "
+                f"to hold letters, digits and underscores only, at most {MAX_NAME_CHARACTERS}: choose one with --name"
+            )
+        if not self.split.isidentifier():
+            raise UserError(f"--split {self.split}: expected letters, digits and underscores, as train")
         if self.shards < 0 or self.workers < 1 or not 0 <= self.max_faults <= 1:
             raise UserError(
                 f"shards {self.shards}, workers {self.workers}, max faults {self.max_faults}; expected 0 or more "

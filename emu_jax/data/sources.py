@@ -20,17 +20,17 @@ from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
 from emu_jax.data.images import EncodedImage, ImageError, ImageFile, read_file
+from emu_jax.data.jsonl import JsonlRecord, image_path, read_documents
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
 from emu_jax.data.record_files import THREADS
 from emu_jax.errors import UserError
-from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, json_lines, list_files
+from emu_jax.storage import FileInfo, Path, as_path, file_info, is_bucket, list_files
 
 # MMC4's two sequences of a web document (from one set of notes on the paper).
 FIRST_IMAGES, FIRST_TOKENS = 5, 1024
 RANDOM_IMAGES, RANDOM_TOKENS = 5, 512
 TOGETHER = 1024  # records that are read at the same time, where all of them are read
-JsonlRecord = tuple[bool, list[tuple[str, str]]]  # whether it is a pair, and its parts as (text or image, value)
 ORDERS = ("image_first", "text_first", "random", "both")
 
 
@@ -85,10 +85,12 @@ class Source(Protocol):
     Attributes:
       fingerprint: changes when the records do.
       images_fingerprint: changes when images do that are not in the records; "" if there are none.
+      remark: a line for the start of a run about what was left out; "" if nothing was.
     """
 
     fingerprint: str
     images_fingerprint: str
+    remark: str
 
     def __len__(self) -> int: ...
 
@@ -121,6 +123,7 @@ class Prepared:
     """
 
     images_fingerprint = ""
+    remark = ""
 
     def __init__(
         self,
@@ -196,6 +199,9 @@ class Jsonl:
 
     {"image": "cat.png", "text": "a cat"}                                        a pair
     {"parts": [{"text": "first"}, {"image": "a.png"}, {"text": "then"}]}         an interleaved document
+
+    Args:
+      max_faults: share of the lines that may be left out because they hold no document (`jsonl.py`).
     """
 
     def __init__(
@@ -205,43 +211,25 @@ class Jsonl:
         order: PairOrder,
         image_fingerprint: str = "stat",
         fit: str = "squash",
+        max_faults: float = 0.0,
     ):
         if not path.is_file():
             raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
         self._path, self._size, self._order, self._fit = path, image_size, order, fit
         data = path.read_bytes()
         self.fingerprint = hashlib.sha256(data).hexdigest()
-        values = dict(json_lines(path, data))
-        if not values:
-            raise UserError(f"config.data.source {path}: the file holds no documents")
-        self._numbers, self._records = [*values], [self._parse(value, n) for n, value in values.items()]
+        found = read_documents(path, data, max_faults)
+        self._numbers, self._records, self.remark = [*found.records], [*found.records.values()], found.remark(path)
         named = {value for _, parts in self._records for kind, value in parts if kind == "image"}
-        self._images = {name: self._image_path(name) for name in sorted(named)}
+        self._images = {name: image_path(name, path) for name in sorted(named)}
         versions = IMAGE_FINGERPRINTS[image_fingerprint](list(self._images.values()))
         self.images_fingerprint = hashlib.sha256(json.dumps([*self._images, *versions]).encode()).hexdigest()
-
-    def _parse(self, record: Any, number: int) -> JsonlRecord:
-        where = f"{self._path}:{number}"
-        if isinstance(record, dict) and {"image", "text"} <= record.keys():
-            return True, [("image", str(record["image"])), ("text", str(record["text"]))]
-        parts = record.get("parts") if isinstance(record, dict) else None
-        if not isinstance(parts, list) or not parts:
-            raise UserError(f'{where}: expected {{"image": …, "text": …}} or {{"parts": [{{"text": …}}, …]}}')
-        pairs = []
-        for part in parts:
-            if not isinstance(part, dict) or len(part) != 1 or next(iter(part)) not in ("text", "image"):
-                raise UserError(f'{where}: a part is {{"text": …}} or {{"image": …}}, got {json.dumps(part)[:60]}')
-            pairs.append((next(iter(part)), str(next(iter(part.values())))))
-        return False, pairs
 
     def __len__(self) -> int:
         return len(self._records)
 
     def read(self, indices: Sequence[int]) -> list[JsonlRecord]:
         return [self._records[index] for index in indices]
-
-    def _image_path(self, name: str) -> Path:
-        return as_path(name) if "://" in name else self._path.parent / name
 
     def key(self, index: int) -> str:
         return f"line {self._numbers[index]}"
@@ -316,12 +304,14 @@ def open_source(
     frames: FrameSampling = EIGHT_AT_RANDOM,
     image_fingerprint: str = "stat",
     fit: str = "squash",
+    max_faults: float = 0.0,
 ) -> Source:
     """Opens an embedded source (`fluent_emoji` and so on), a .jsonl file, or a folder of `emu-jax prepare`.
 
     Args:
       image_fingerprint: a name in `IMAGE_FINGERPRINTS`, for the images of a .jsonl file.
       fit: how images become square, one of `images.FITS`.
+      max_faults: share of the lines of a .jsonl file that may be left out because they hold no document.
 
     Raises:
       UserError: there is no such source or split, or its images are smaller than `image_size`.
@@ -334,7 +324,7 @@ def open_source(
         return embedded_chats.FluentQuestions(split, image_size)
     path = as_path(name)
     if name.endswith(".jsonl"):
-        return Jsonl(path, image_size, order, image_fingerprint, fit)
+        return Jsonl(path, image_size, order, image_fingerprint, fit, max_faults)
     if path.is_dir():
         return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames, fit=fit)
     raise UserError(

@@ -62,9 +62,9 @@ class ToDraw:
         return min(self.image.pixels.shape[:2]) >= pixels
 
 
-def open_images(source: str, split: str, size: int, fit: str) -> Source:
+def open_images(source: str, split: str, size: int, fit: str, max_faults: float = 0.0) -> Source:
     """A source whose images are `size` pixels a side, and whose pairs have the text first."""
-    return open_source(source, split, size, PairOrder("text_first"), fit=fit)
+    return open_source(source, split, size, PairOrder("text_first"), fit=fit, max_faults=max_faults)
 
 
 def images_to_draw(source: Source, record: Any, rng: np.random.Generator) -> Iterator[ToDraw]:

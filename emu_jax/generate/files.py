@@ -18,12 +18,15 @@ from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from emu_jax.data.padding import padded_batches
-from emu_jax.errors import UserError
+from emu_jax.errors import UserError, nearest, shown
 from emu_jax.generate.decoder import Drawing, GeneratedImage
 from emu_jax.generate.model import Emu
 from emu_jax.storage import Path, as_path, is_bucket, json_lines, write_atomically
 
 log = logging.getLogger(__name__)
+
+FIELDS = frozenset({"prompt", "out", "seed"})  # of a request
+SHAPE = '{"prompt": ["text", {"image": "a.png"}], "out": "b.png", "seed": 0}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,23 +57,48 @@ def read_requests(file: Path) -> list[DrawingRequest]:
         data = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected a JSONL") from error
-
-    def named(name: str) -> Path:
-        return as_path(name) if "://" in name else file.parent / name
-
     requests = []
     for number, record in json_lines(file, data):
         try:
-            prompt = tuple(named(part["image"]) if isinstance(part, dict) else str(part) for part in record["prompt"])
-            requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), named(record["out"])))
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{file}:{number}: expected {{"prompt": ["text", {{"image": "a.png"}}], "out": "b.png", "seed": 0}} '
-                f"({type(error).__name__}: {error})"
-            ) from error
+            requests.append(_request(record, file.parent))
+        except UserError as error:
+            raise UserError(f"{file}:{number}: {error}") from error
     if not requests:
         raise UserError(f"{file}: the file holds no requests")
     return requests
+
+
+def _request(record: Any, folder: Path) -> DrawingRequest:
+    """The request of a line; its paths are relative to `folder`, or have a scheme.
+
+    Raises:
+      UserError: a field is missing, unknown, or of another type.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"the line is {shown(record)}; expected {SHAPE}")
+    if unknown := sorted(record.keys() - FIELDS):
+        raise UserError(f"the field {unknown[0]!a:.60} is unknown; did you mean {nearest(unknown[0], FIELDS)}?")
+    prompt, seed = record.get("prompt"), record.get("seed", 0)
+    if not isinstance(prompt, list) or not prompt:
+        found = shown(prompt) if "prompt" in record else "missing"
+        raise UserError(f"prompt is {found}; expected a list of texts and images, as in {SHAPE}")
+    if type(seed) is not int:  # True is an int as well
+        raise UserError(f"seed is {shown(seed)}; expected a whole number")
+
+    def named(value: Any, where: str) -> Path:
+        if not isinstance(value, str) or not value.strip() or "\0" in value:
+            raise UserError(f"{where} is {shown(value)}; expected the name of a file")
+        return as_path(value) if "://" in value else folder / value
+
+    parts: list[str | Path] = []
+    for number, part in enumerate(prompt):
+        if isinstance(part, dict) and part.keys() == {"image"}:
+            parts.append(named(part["image"], f"prompt[{number}].image"))
+        elif isinstance(part, str):
+            parts.append(part)
+        else:
+            raise UserError(f'prompt[{number}] is {shown(part)}; expected a text or {{"image": "a.png"}}')
+    return DrawingRequest(tuple(parts), seed, named(record.get("out"), "out"))
 
 
 def draw_files(emu: Emu, requests: Sequence[DrawingRequest], *, batch: int, settings: dict[str, Any]) -> Iterator[Path]:

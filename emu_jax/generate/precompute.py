@@ -86,7 +86,9 @@ def precompute(
         vision_head_dim=vision_head_dim,
         weights=weights,
     )
-    source = open_images(config.source, config.split, conditions.size, config.fit)
+    source = open_images(config.source, config.split, conditions.size, config.fit, config.max_faults)
+    if source.remark:
+        print(source.remark, file=sys.stderr)
     if isinstance(source, Prepared) and source.squashed and config.fit != "squash":
         print(
             f"source={config.source}: `emu-jax prepare` has squashed its images, and fit={config.fit} changes them no "

@@ -75,6 +75,7 @@ class Survey:
     Attributes:
       ended: whether the stream ended with them.
       records, documents_a_record, faults: figures of every source, by name and in order.
+      left_out: what sources leave out before they are read; "" if nothing.
       row_tokens, row_images: tokens and image slots in use of every row, int [batches * B].
       rows: the first rows.
     """
@@ -88,6 +89,7 @@ class Survey:
     records: Mapping[str, int]
     documents_a_record: Mapping[str, float]
     faults: Mapping[str, int]
+    left_out: str
     documents: Documents
     row_tokens: np.ndarray
     row_images: np.ndarray
@@ -156,6 +158,7 @@ class Survey:
                 "faulty documents",
                 f"{sum(faults.values()):,}" + (f", left out of the loss: {by_source}" if faults else ""),
             ),
+            *([("left out", self.left_out)] if self.left_out else []),
             ("row_images", self.advice()),
         ]
 
@@ -231,6 +234,7 @@ def survey(packed: PackedDocuments, *, batches: int, rows: int = 0) -> Survey:
             for row in range(min(rows - len(shown), data.batch_rows)):
                 shown.append(PackedRow(**{name: values[row].copy() for name, values in batch.items()}))
         faults = {name: pipeline.count(f"faults/{name}") for name in pipeline.sources}
+        left_out = "; ".join(pipeline.remarks)
     finally:
         pipeline.close()
     if not documents:
@@ -248,6 +252,7 @@ def survey(packed: PackedDocuments, *, batches: int, rows: int = 0) -> Survey:
         records={name: len(source) for name, source in opened.items()},
         documents_a_record={name: _documents_a_record(source, data.seed) for name, source in opened.items()},
         faults=faults,
+        left_out=left_out,
         documents=Documents(
             *(
                 np.concatenate([getattr(found, field.name) for found in documents])

@@ -46,6 +46,7 @@ class Simulated:
 
     fingerprint = "simulated"
     images_fingerprint = ""
+    remark = ""
 
     def __init__(self, name: str, frames: tuple[int, int], windows: bool):
         self._name, self._frames, self._windows = name, frames, windows

@@ -124,5 +124,7 @@ def test_a_local_file_names_images_elsewhere(tmp_path, bucket):
     batch = next(stream(str(tmp_path / "one.jsonl")))
     assert batch["images"].any()
     (tmp_path / "one.jsonl").write_text('{"image": "https://example.org/a.png", "text": "cat 0"}\n')
-    with pytest.raises(UserError, match=r"^https://example\.org/a\.png: https:// is no storage that emu_jax reads"):
+    with pytest.raises(
+        UserError, match=r"one\.jsonl:1: https://example\.org/a\.png: https:// is no storage that emu_jax reads"
+    ):
         stream(str(tmp_path / "one.jsonl"))

@@ -52,6 +52,7 @@ class _Records:
 
     fingerprint = "records"
     images_fingerprint = ""
+    remark = ""
 
     def __init__(self, records: list[list[Document]]):
         self._records = records

@@ -8,9 +8,11 @@ A shard is a path that can be opened as it is; what follows its `//` is the same
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import glob
 import io
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,8 +21,8 @@ from typing import Any, TextIO
 
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
+from emu_jax.storage import MAX_LINE_BYTES, Line, as_path, check_local, is_bucket
 from emu_jax.storage import Path as AnyPath
-from emu_jax.storage import as_path, check_local, is_bucket
 
 MAX_IMAGE_BYTES = 256 << 20
 MAX_RECORD_CHARACTERS = 64 << 20
@@ -59,17 +61,63 @@ def find_shards(path: str, patterns: Sequence[str], what: str, *, alone: bool = 
     if here.is_file():
         return [f"{here.parent}//{here.name}"]
     if here.is_dir():
-        root, found = here, {file for pattern in patterns for file in here.rglob(pattern)}
+        root = here
+        found = {name for name in walk(here) if any(fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns)}
     elif glob.has_magic(path):
         root = next(folder for folder in here.parents if not glob.has_magic(str(folder)))
-        found = {Path(file) for file in glob.glob(path, recursive=True)}
+        paths = [Path(file) for file in glob.glob(path, recursive=True)]
+        found = {path.relative_to(root) for path in paths if not path.is_dir() and not _is_looped(root, path)}
     else:
         raise UserError(f"{path}: no such file or folder; expected {what}")
-    names = (file.relative_to(root) for file in found if file.is_file())
-    shards = sorted(f"{root}//{name}" for name in names if not any(part.startswith(".") for part in name.parts))
+    names = [name for name in found if not any(part.startswith(".") for part in name.parts)]
+    if lost := sorted(name for name in names if not (root / name).exists()):
+        raise UserError(f"{root / lost[0]}: a link to a file that is not there; copy the file, or remove the link")
+    shards = sorted(f"{root}//{name}" for name in names)
     if not shards:
         raise UserError(f"{path}: holds no {' or '.join(patterns)}; expected {what}")
     return shards
+
+
+def walk(root: Path) -> Iterator[Path]:
+    """The files under a folder, relative to it, in a fixed order; names that begin with a dot are left out.
+
+    A link to a folder is read like the folder. Only a link to one of the folders around it, which would never end, is
+    left out. A link to nothing is yielded, so that the caller can say so.
+
+    Raises:
+      UserError: a folder cannot be listed.
+    """
+    left = [(Path(), frozenset([_identity(root)]))]
+    while left:
+        folder, around = left.pop()
+        inner = []
+        for name in _listed(root / folder):
+            path = root / folder / name
+            if not os.path.isdir(path):
+                yield folder / name
+            elif (identity := _identity(path)) not in around:
+                inner.append((folder / name, around | {identity}))
+        left += reversed(inner)
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be listed ({error.strerror}); expected a folder that you may read"
+        ) from error
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    status = folder.stat()
+    return status.st_dev, status.st_ino
+
+
+def _is_looped(root: Path, path: Path) -> bool:
+    """Whether a link leads from `path` back to a folder around it."""
+    around = [_identity(folder) for folder in (path.parent, *path.parent.parents) if folder.is_relative_to(root)]
+    return len(set(around)) < len(around)
 
 
 def _find_in_bucket(path: str, patterns: Sequence[str], what: str) -> list[str]:
@@ -132,7 +180,11 @@ def clean_text(text: str, max_characters: int) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise Skip("unreadable_text", f"not Unicode text ({error.reason} at character {error.start})") from error
+        code = ord(text[error.start])
+        found = (
+            f"byte 0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}, half of a surrogate pair,"
+        )
+        raise Skip("unreadable_text", f"not Unicode text: {found} at character {error.start}") from error
     return text
 
 
@@ -199,6 +251,21 @@ def parse_json(text: str | bytes) -> Any:
         raise Skip("unreadable_json", "nested too deeply") from error
     except ValueError as error:
         raise Skip("cut_shard" if _breaks_off(error, len(text)) else "unreadable_json", str(error)) from error
+
+
+def parse_line(line: Line) -> Any:
+    """The JSON value of a line.
+
+    Raises:
+      Skip: `cut_shard` if the file ends within the line, otherwise `unreadable_json`.
+    """
+    if line.too_long:
+        raise Skip("unreadable_json", f"a line of more than {MAX_LINE_BYTES} bytes")
+    try:
+        return parse_json(line.data)
+    except Skip as skip:
+        cut = skip.reason == "cut_shard" and not line.ended
+        raise Skip("cut_shard" if cut else "unreadable_json", skip.detail) from skip
 
 
 def _breaks_off(error: ValueError, length: int) -> bool:

@@ -14,9 +14,10 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-from emu_jax.data.raw.files import MAX_RECORD_CHARACTERS, Skip, json_array, opened, parse_json, shard_name
+from emu_jax.data.raw.files import Skip, json_array, opened, parse_line, shard_name
 from emu_jax.data.raw.reader import Reject
-from emu_jax.errors import TransientError, UserError
+from emu_jax.errors import TransientError, UserError, shown
+from emu_jax.storage import read_lines
 
 PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip", "*.json", "*.json.gz", "*.parquet")
 PARQUET_ROWS = 16  # in memory at once; a row may hold its images
@@ -80,30 +81,21 @@ def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[
 
 
 def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[KeyedRow | Reject]:
-    number = 0
-    while line := stream.readline(MAX_RECORD_CHARACTERS):
-        key = f"{where}/{number}"
-        number += 1
-        if len(line) == MAX_RECORD_CHARACTERS and not line.endswith(b"\n"):
-            yield Reject(key, "unreadable_json", f"a line of more than {MAX_RECORD_CHARACTERS} bytes")
-            while (rest := stream.readline(MAX_RECORD_CHARACTERS)) and not rest.endswith(b"\n"):
-                pass
-            continue
-        if not line.strip():
-            continue
+    for line in read_lines(stream):
+        key = f"{where}/{line.number - 1}"
         try:
-            yield _row(key, parse_json(line))
+            yield _row(key, parse_line(line))
         except Skip as skip:
-            if skip.reason == "cut_shard" and not line.endswith(b"\n"):
-                yield Reject(where, "cut_shard", f"{where} ends within line {number}")
+            if skip.reason == "cut_shard":
+                yield Reject(where, "cut_shard", f"{where} ends within line {line.number}")
             else:
-                yield Reject(key, "unreadable_json", f"line {number}: {skip}")
+                yield Reject(key, skip.reason, f"line {line.number}: {skip}")
 
 
 def _row(key: str, value: Any) -> KeyedRow | Reject:
     if isinstance(value, dict):
         return key, value
-    return Reject(key, "unreadable_record", f"expected an object, found {type(value).__name__}")
+    return Reject(key, "unreadable_record", f"expected an object, found {shown(value)}")
 
 
 def _parquet(shard: str, name: str) -> Iterator[KeyedRow | Reject]:

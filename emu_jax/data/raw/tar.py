@@ -3,8 +3,8 @@
     00012.tar: 000120034.jpg 000120034.txt 000120034.json 000120035.jpg … ─ read_samples ─ Sample | Reject
 
 Consecutive members belong to one sample if their names agree up to the first dot after the last slash. Members other
-than plain files are left out, pickles are never opened, and every truncation of an archive is detected: Python's own
-reader mistakes the end of the file for the end of the archive.
+than plain files, and those whose names lead out of the archive, are left out, pickles are never opened, and every
+truncation of an archive is detected: Python's own reader mistakes the end of the file for the end of the archive.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import gzip
 import io
 import re
 import tarfile
+import unicodedata
 import zlib
 from collections.abc import Iterator
 
@@ -171,9 +172,14 @@ def _samples(members: Iterator[_Member | Reject], name: str, max_bytes: int) -> 
 
 
 def _split(member: str) -> tuple[str, str]:
-    """A member's name -> its sample's name and its extension, by webdataset's rules; both "" if it has no sample."""
+    """A member's name -> its sample's name and its extension, by webdataset's rules; both "" if it has no sample.
+
+    An extension that would hold white space, as of "Screenshot 9.41 AM.png", begins at the last dot instead.
+    """
     folder, slash, base = member.rpartition("/")
     stem, dot, extension = base.partition(".")
+    if any(map(str.isspace, extension)):
+        stem, dot, extension = base.rpartition(".")
     if not stem or not dot or (stem.startswith("__") and stem.endswith("__")):
         return "", ""
     return f"{folder}{slash}{stem}", extension.lower()
@@ -231,12 +237,12 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
                 pass
         if header.type in WITHOUT_DATA:
             size = 0
-        path, unsafe = _judge(path, WITHOUT_DATA.get(header.type), sparse, header.type)
-        if header.type == tarfile.DIRTYPE and not unsafe:
+        path, reason, detail = _judge(path, WITHOUT_DATA.get(header.type), sparse, header.type)
+        if header.type == tarfile.DIRTYPE and not reason:
             continue
         key = f"{name}/{path}"
-        if unsafe:
-            yield Reject(key, "unsafe_member", unsafe, whole=False)
+        if reason:
+            yield Reject(key, reason, detail, whole=False)
         elif PICKLES.intersection(path.rpartition("/")[2].lower().split(".")[1:]):
             yield Reject(key, "pickle_member", "a pickle, which is never opened because it can run code", whole=False)
         elif size > max_bytes:
@@ -247,24 +253,35 @@ def _headers(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
         blocks.skip(size, path)
 
 
-def _judge(path: str, kind: str | None, sparse: bool, type_flag: bytes) -> tuple[str, str]:
-    """A member's name in a form fit for a key, and the reason not to trust the member, or ""."""
-    clean = "/".join(part for part in path.split("/") if part not in ("", "."))
-    if not path.isprintable():
-        return ascii(path)[1:-1][:200], "the name has unprintable characters"
+def _judge(path: str, kind: str | None, sparse: bool, type_flag: bytes) -> tuple[str, str, str]:
+    """A member's name in a form fit for a key, and the reason and detail why it is left out, or "" twice.
+
+    A name may hold any character, such as the wide space of Japanese or the narrow one of a screenshot's time. Those
+    that would break a line, or reorder it on a screen, are escaped.
+    """
+    shown = "".join(map(_escaped, path))
+    clean = "/".join(part for part in shown.split("/") if part not in ("", "."))
     if len(path) > MAX_NAME_CHARACTERS:
-        return clean[:200], f"a name of {len(path)} characters"
+        return clean[:200], "unread_member", f"a name of {len(path)} characters; at most {MAX_NAME_CHARACTERS}"
     if path.startswith("/"):
-        return clean, "an absolute path"
+        return clean, "unsafe_member", "an absolute path"
     if ".." in path.split("/"):
-        return clean, "the path leads out of the archive"
+        return clean, "unsafe_member", "the path leads out of the archive"
     if kind and type_flag != tarfile.DIRTYPE:
-        return clean, kind
+        return clean, "unread_member", kind
     if sparse:
-        return clean, "a sparse file"
+        return clean, "unread_member", "a sparse file"
     if not kind and type_flag not in FILES:
-        return clean, f"of the unknown type {type_flag.decode('latin-1')!a}"
-    return clean, ""
+        return clean, "unread_member", f"of the unknown type {type_flag.decode('latin-1')!a}"
+    return clean, "", ""
+
+
+def _escaped(character: str) -> str:
+    """The character, or its escape if it ends a line, steers a terminal or changes the direction of writing."""
+    steers = unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs") or (
+        unicodedata.bidirectional(character) in ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
+    )
+    return ascii(character)[1:-1] if steers else character
 
 
 def _pax(data: bytes, start: int) -> dict[str, str]:

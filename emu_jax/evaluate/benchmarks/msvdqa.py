@@ -36,7 +36,7 @@ def _read_mapping(path: Path) -> dict[str, str]:
     """`youtube_mapping.txt` -> the clips' names by number: {"vid1": "-4wsuPCjDBc_5_15"}."""
     clips: dict[str, str] = {}
     try:
-        lines = path.read_bytes().decode("utf-8-sig").splitlines()
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read ({error}); expected lines such as -4wsuPCjDBc_5_15 vid1") from error
     for number, line in enumerate(lines, 1):

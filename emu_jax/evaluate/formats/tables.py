@@ -32,7 +32,7 @@ def read_table(path: Path, columns: Sequence[str], *, separator: str = ",") -> I
     limit = csv.field_size_limit(MAX_CELL)
     try:
         with path.open("rb") as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
-            reader = csv.DictReader(text, delimiter=separator)
+            reader = csv.DictReader(text, delimiter=separator, strict=True)  # or an open quote would join rows
             if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
                 raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
             empty = True

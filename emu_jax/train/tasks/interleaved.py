@@ -180,7 +180,7 @@ class Interleaved(Task):
         stream = documents.pipeline(own)
         resolved = documents.config.copy_and_resolve_references()
         resolved.data.update({name: getattr(stream.data, name) for name in ("row_images", "batch_rows", "shards")})
-        remarks = tuple(filter(None, (unread_mixture(config), stream.fill.remark(stream.data))))
+        remarks = tuple(filter(None, (unread_mixture(config), *stream.remarks, stream.fill.remark(stream.data))))
         return PackedInputs(resolved, stream, documents.tokenizer, remarks, stream.samples)
 
     @classmethod

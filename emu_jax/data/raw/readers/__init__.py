@@ -27,7 +27,7 @@ def make_reader(name: str, settings: Sequence[str] = ()) -> Reader:
     """Makes a reader from its name and settings.
 
     >>> make_reader("storyboards", ["subtitles=said"])
-    Storyboards(subtitles='said', labels='')
+    Storyboards(subtitles='said', labels='', language='en')
     >>> make_reader("pair")
     Traceback (most recent call last):
     emu_jax.errors.UserError: source 'pair' is unknown; did you mean pairs?

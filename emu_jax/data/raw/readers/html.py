@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
-from emu_jax.data.raw.files import LOCAL, MAX_IMAGE_BYTES, Skip
+from emu_jax.data.raw.files import LOCAL, MAX_IMAGE_BYTES, Skip, walk
 from emu_jax.data.raw.image_files import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.web import Found, check_similarity, finish
@@ -185,7 +185,7 @@ def _page_text() -> Any:
 
 
 def _page_bytes(root: Path, page: str) -> bytes:
-    if (root / page).is_symlink() and _leaves(root, page):
+    if _leaves(root, page):
         raise Skip("outside", f"{page[:200]} is a link out of the folder")
     return _file_bytes(root / page, page, MAX_PAGE_BYTES, "unreadable_page", "page_too_large")
 
@@ -208,12 +208,7 @@ def _file_bytes(path: Path, name: str, most: int, missing: str, too_large: str) 
 def _survey(html: Html, root: str) -> tuple[tuple[str, ...], frozenset[str]]:
     """The folder's pages in order, and the images that many of them show; computed once per process."""
     page_text = _page_text()
-    pages = []
-    for folder, folders, files in os.walk(root):
-        folders.sort()
-        where = Path(folder).relative_to(root)
-        pages += [path for file in files if _takes(html, path := (where / file).as_posix())]
-    pages = tuple(sorted(pages))
+    pages = tuple(sorted(path for file in walk(Path(root)) if _takes(html, path := file.as_posix())))
     step = -(-len(pages) // SAMPLED_PAGES) or 1
     sample = pages[::step]
     shown: collections.Counter[str] = collections.Counter()

@@ -12,6 +12,8 @@ Two layouts are read, each in the folder itself or in its subfolders:
 The order is the reference's (`Emu1/data/yt-sb-1b/video_webdataset_maker_YT1b_sb.py`): frame i has time i * interval, a
 subtitle the time of its start, and a frame precedes a subtitle of the same time. Subtitles between two frames are
 joined by spaces into one text. Subtitles after the last frame are kept.
+
+The language of subtitles stands in their name, as in `talk.de.vtt` and `talk.en-GB.vtt`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,14 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from emu_jax.data.document import Text
 from emu_jax.data.images import decode_image
 from emu_jax.data.raw.files import LOCAL, Skip
+from emu_jax.data.raw.languages import choose_subtitles
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
 from emu_jax.errors import UserError
@@ -44,6 +47,20 @@ _SHEET = re.compile(r"(.+)_0\.webp")
 _WATCH = "https://www.youtube.com/watch?v="
 
 
+class Video(NamedTuple):
+    """One video as it is found.
+
+    Attributes:
+      frames, interval: its frames, and the seconds between two of them.
+      unused: names of its other subtitles.
+    """
+
+    frames: list[RawImage]
+    interval: float
+    subtitles: Subtitles
+    unused: tuple[str, ...] = ()
+
+
 @dataclasses.dataclass(frozen=True)
 class Storyboards:
     """One document per video.
@@ -52,12 +69,15 @@ class Storyboards:
       subtitles: folder of `<id>.json` (or .json3, .vtt, .srt) for sheets; "" is `subtitle` beside the shard's folder.
       labels: folder of `<id>.json` with the "duration" of the sheets' videos; "" is `label` beside the shard's folder.
         A duration that is missing there is read from the sheets' own JSON.
+      language: language of the subtitles that are read, as `en` or `pt-BR`, where their names state one. Subtitles
+        whose names state none are read where none of this language are. "" reads the first, whatever its language.
     """
 
     about: ClassVar[str] = "frames at a fixed interval, and subtitles"
     kind: ClassVar[str] = "storyboard"
     subtitles: str = ""
     labels: str = ""
+    language: str = "en"
 
     def shards(self, path: str) -> list[str]:
         """The folder itself if it holds videos, otherwise those of its subfolders that do."""
@@ -81,29 +101,32 @@ class Storyboards:
         names = _names(folder)
         boards = _boards(names)
         if not boards:
-            yield from _document(folder.name, lambda: _folder(folder, names))
+            yield from _document(folder.name, lambda: _folder(folder, names, self.language))
         for board in boards:
             yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board))
 
-    def _sheets(self, folder: Path, board: str) -> tuple[list[RawImage], float, Subtitles]:
+    def _sheets(self, folder: Path, board: str) -> Video:
         """One video of the reference's layout."""
         content = _json(folder / f"{board}.json")
         meta = content.get("yt_meta_dict")
         labels = meta.get("sb") if isinstance(meta, dict) else None
-        video = str(content.get("url", "")).removeprefix(_WATCH)
+        url = content.get("url")
+        video = url.removeprefix(_WATCH) if isinstance(url, str) else ""
         if not isinstance(labels, dict) or not re.fullmatch(r"[\w-]+", video):
             raise Skip("unreadable_json", f"{board}.json: expected url and yt_meta_dict/sb")
         said = Path(self.subtitles) if self.subtitles else folder.parent / "subtitle"
-        name = next((video + suffix for suffix in SUFFIXES if (said / (video + suffix)).is_file()), None)
+        stems = [f"{video}.{self.language}", video] if self.language else [video]
+        names = (stem + suffix for stem in stems for suffix in SUFFIXES)
+        name = next((name for name in names if (said / name).is_file()), None)
         if name is None:
-            raise Skip("no_subtitles", f"no {video}.json among the subtitles")
+            raise Skip("no_subtitles", f"no {' or '.join(f'{stem}.json' for stem in stems)} among the subtitles")
         subtitles = _subtitles(said / name)
         label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
         labelled = [_json(label)] if label.is_file() else []
         duration = _duration([*labelled, content, meta.get("info") if isinstance(meta, dict) else None])
         frames, count = _cut_sheets(folder, board, labels)
         # YouTube's intervals are whole seconds; for a video of less than half a second per frame that would be 0.
-        return frames, round(duration / count) or duration / count, subtitles
+        return Video(frames, round(duration / count) or duration / count, subtitles)
 
 
 def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
@@ -131,9 +154,9 @@ def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue])
     return tuple(parts)
 
 
-def _document(key: str, make: Callable[[], tuple[list[RawImage], float, Subtitles]]) -> Iterator[RawDocument | Reject]:
+def _document(key: str, make: Callable[[], Video]) -> Iterator[RawDocument | Reject]:
     try:
-        frames, interval, subtitles = make()
+        frames, interval, subtitles, unused = make()
         if not subtitles.cues:
             raise Skip("no_subtitles", "its subtitles are empty")
     except Skip as skip:
@@ -142,6 +165,8 @@ def _document(key: str, make: Callable[[], tuple[list[RawImage], float, Subtitle
     except OSError as error:
         yield Reject(key, "unreadable_file", f"{Path(error.filename or key).name}: {error.strerror}")
         return
+    for name in unused:
+        yield Reject(f"{key}#{name}", "other_subtitles", "other subtitles of the video are read", whole=False)
     if subtitles.skipped:
         yield Reject(f"{key}#subtitles", "malformed_cue", f"{subtitles.skipped} blocks are not cues", whole=False)
     yield RawDocument(key, "storyboard", interleave(frames, interval, subtitles.cues))
@@ -164,7 +189,7 @@ def _holds_video(folder: Path) -> bool:
     return any(name.lower().endswith((*IMAGES, ".json3", ".vtt", ".srt")) for name in _names(folder))
 
 
-def _folder(folder: Path, names: Sequence[str]) -> tuple[list[RawImage], float, Subtitles]:
+def _folder(folder: Path, names: Sequence[str], language: str) -> Video:
     """A folder that is one video."""
     images = [name for name in names if name.lower().endswith(IMAGES)]
     # Sorted by number: frame_9 before frame_10.
@@ -174,13 +199,14 @@ def _folder(folder: Path, names: Sequence[str]) -> tuple[list[RawImage], float, 
         raise Skip("no_image", f"no {', '.join(IMAGES)} in the folder")
     if not said:
         raise Skip("no_subtitles", "no .vtt, .srt or .json3 in the folder")
-    subtitles = _subtitles(folder / said[0])
+    chosen = choose_subtitles(said, language)
+    subtitles = _subtitles(folder / chosen)
     duration = _duration([_json(folder / name) for name in names if name.lower().endswith(".json")])
     size = sum((folder / name).stat().st_size for name in images)
     if len(images) > MAX_FRAMES or size > MAX_BYTES:
         raise Skip("too_large", f"{len(images)} frames of {size / 1e6:.0f} MB")
     frames = [RawImage((folder / name).read_bytes()) for name in images]
-    return frames, duration / len(frames), subtitles
+    return Video(frames, duration / len(frames), subtitles, tuple(name for name in said if name != chosen))
 
 
 def _numbered(name: str) -> list[str]:

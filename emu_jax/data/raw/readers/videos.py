@@ -232,20 +232,30 @@ class _Columns:
 
 
 def _rows(file) -> Iterator[list[str] | csv.Error]:
-    """The rows from the file's position on, without empty lines; the file's position is after each yielded row."""
+    """The rows from the file's position on, without empty lines; the file's position is after each yielded row.
+
+    A quoted cell may hold line breaks. Where a quote is not closed, or closes inside another row's text, only the line
+    that opens it is an error: the lines after it are rows again.
+    """
 
     def lines() -> Iterator[str]:
         # A longer line is not a table's: it is divided into rows of the wrong number of columns.
         while line := file.readline(1 << 20):
-            yield line.decode("utf-8", errors="replace").removeprefix("\ufeff")
+            text = line.decode("utf-8", errors="replace")
+            yield text.removeprefix("\ufeff") if file.tell() == len(line) else text
 
-    reader = csv.reader(lines())
     while True:
-        try:
-            row = next(reader)
-        except StopIteration:
+        start, found = file.tell(), lines()
+        first = next(found, None)
+        if first is None:
             return
+        after = file.tell()
+        try:
+            row = next(csv.reader(itertools.chain([first], found), strict=True))
         except csv.Error as error:
+            if file.tell() > after:
+                error = csv.Error(f"a quote in the line at byte {start} is not closed ({error})")
+                file.seek(after)
             yield error
             continue
         if row:
