@@ -139,6 +139,28 @@ def test_settings_that_cannot_work(documents, tmp_path, capsys, flag, expected):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config.train.minutes", "60"], "--config.train.minutes 60: write --config.train.minutes=60"),
+        (["--config.train.steps", "=", "-1"], "--config.train.steps = -1: write --config.train.steps=-1"),
+        (["--config.train.steps=", "5"], "--config.train.steps= 5: write --config.train.steps=5"),
+        (["--config.a=[3,", "4]"], "--config.a=[3, 4]: write '--config.a=[3, 4]' if 4] belongs to the value"),
+        (["--config.train.steps"], "--config.train.steps: expected --config.<field>=<value>; write --config.train.st"),
+        (["--track", "wandb", "--config.a.b=(1, 2)"], "--config.a.b: config has no field 'a'"),
+    ],
+)
+def test_overrides_that_spaces_split(tmp_path, capsys, words, says):
+    """An override with a space in it does not become a word of the option before it."""
+    command = ["train", "--config", tiny.__file__, "--workdir", str(tmp_path / "run"), *words, "--name", "x"]
+    try:
+        code = main(command)
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and line.startswith(f"emu-jax train: {says}"), line
+
+
 def test_an_s3_bucket_is_no_work_directory(documents, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("train", "--config", tiny.__file__, "--workdir", "s3://bucket/run", f"--config.data.source={documents}")
@@ -157,7 +179,7 @@ def test_a_work_directory_of_another_config(trained, documents, capsys):
 def test_names_that_lead_nowhere(tmp_path, capsys):
     assert "no such file; expected a config" in refused(capsys, "inspect", "--config", str(tmp_path / "x.py"))
     line = refused(capsys, "inspect", "--config", f"{MODELS}:70b")
-    assert "models.py:70b: no such variant; choose one of debug, mini, 7b, 14b" in line
+    assert "models.py:70b: no such variant; choose one of debug, micro, mini, 7b, 14b" in line
     gone = str(tmp_path / "gone")
     assert f"{gone}: no such file or folder" in refused(capsys, "evaluate", "--model", gone)
     with pytest.raises(SystemExit) as stop:
