@@ -174,7 +174,8 @@ def test_any_override_keeps_the_types_or_is_refused_in_one_line(field, text):
         assert type(config.a[name]) is type(before["a"][name])
         assert name != "sizes" or all(type(size) is int for size in config.a.sizes)
         if name != "on":
-            assert config.a[name] == eval(text, {"__builtins__": {}})
+            value = eval(text, {"__builtins__": {}})
+            assert config.a[name] == (tuple(value) if isinstance(value, list) else value)
         assert json.loads(again.to_json())["a"] == json.loads(config.to_json())["a"]
     else:
         assert field == "data.mixture.web.x"
