@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from emu_jax.cli import main
+from emu_jax.cli.generate import prompt_part
 from emu_jax.cli.options import figures_table
+from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.generate.files import read_requests
 from tests.train import tiny
 
 MODELS = str(Path(__file__).parents[1] / "configs" / "models.py")
@@ -82,6 +85,38 @@ def test_generate_continues_and_embeds(trained, images, capsys):
 )
 def test_images_that_cannot_be_read(trained, images, capsys, name, expected):
     assert expected in refused(capsys, "generate", "--model", str(trained), "--prompt", str(images / name))
+
+
+def test_an_existing_file_is_an_image(tmp_path, monkeypatch):
+    """Whatever its name; a name that looks like an image's is one, too, and anything else is a text."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.tiff", "scan", "notes.txt"):
+        Path(name).write_text("not an image")
+    words = ("cat.tiff", "scan", "notes.txt", "gone.TIF", "what is it?", "a.b", "", "x" * 5000, "\0", str(tmp_path))
+    paths = [word for word in words if isinstance(prompt_part(word), Path)]
+    assert paths == ["cat.tiff", "scan", "notes.txt", "gone.TIF"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"prompt": ["cat.png"], "out": "o.png"}', '\'cat.png\' is the name of a file; write {"image": "cat.png"}'),
+        ('{"prompt": [null], "out": "o.png"}', "prompt holds None, neither a text nor an image"),
+        ('{"prompt": [{"image": ""}], "out": "o.png"}', "image is '', not a file's name"),
+        ('{"prompt": [{"video": "a.mp4"}], "out": "o.png"}', "neither a text nor an image"),
+        ('{"prompt": ["a"], "out": null}', "out is None, not a file's name"),
+        ('{"prompt": ["a"], "out": "o.png", "seed": 1.5}', "seed is 1.5, not a whole number of 0 or more"),
+        ('["a"]', "TypeError"),
+    ],
+)
+def test_requests_that_are_none(tmp_path, line, says):
+    (tmp_path / "cat.png").write_bytes(b"")
+    (tmp_path / "r.jsonl").write_text(f'{{"prompt": "a dog", "out": "o.png"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"r\.jsonl:2: expected ") as error:
+        read_requests(tmp_path / "r.jsonl")
+    assert says in str(error.value)
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a dog", "out": "o.png"}\n')
+    assert read_requests(tmp_path / "r.jsonl")[0].prompt == ("a dog",)
 
 
 def test_prompts_that_cannot_be(trained, capsys):

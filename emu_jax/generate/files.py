@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -55,15 +57,29 @@ def read_requests(file: Path) -> list[DrawingRequest]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected a JSONL") from error
 
-    def named(name: str) -> Path:
+    def named(name: Any, field: str) -> Path:
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"{field} is {name!r}, not a file's name")
         return as_path(name) if "://" in name else file.parent / name
+
+    def part(value: Any) -> str | Path:
+        if isinstance(value, dict) and list(value) == ["image"]:
+            return named(value["image"], "image")
+        if not isinstance(value, str):
+            raise ValueError(f"prompt holds {value!r}, neither a text nor an image")
+        if pathlib.PurePath(value).suffix and os.path.isfile(os.path.join(file.parent, value)):
+            raise ValueError(f'{value!r} is the name of a file; write {{"image": {json.dumps(value)}}}')
+        return value
 
     requests = []
     for number, record in json_lines(file, data):
         try:
-            prompt = tuple(named(part["image"]) if isinstance(part, dict) else str(part) for part in record["prompt"])
-            requests.append(DrawingRequest(prompt, int(record.get("seed", 0)), named(record["out"])))
-        except (ValueError, KeyError, TypeError) as error:
+            parts, seed = record["prompt"], record.get("seed", 0)
+            if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+                raise ValueError(f"seed is {seed!r}, not a whole number of 0 or more")
+            prompt = tuple(map(part, [parts] if isinstance(parts, str) else parts))
+            requests.append(DrawingRequest(prompt, seed, named(record["out"], "out")))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f'{file}:{number}: expected {{"prompt": ["text", {{"image": "a.png"}}], "out": "b.png", "seed": 0}} '
                 f"({type(error).__name__}: {error})"
