@@ -18,7 +18,9 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import shutil
+import urllib.parse
 from collections.abc import Iterator, Mapping
 from typing import IO, Any, NamedTuple, TypeAlias
 
@@ -62,6 +64,30 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 
     buckets.use(scheme)
     return epath.Path(text)
+
+
+def typed_path(text: str) -> Path:
+    """The path that a user typed or dropped: as it is where there is such a file, otherwise as a shell reads it.
+
+    >>> [typed_path(text) for text in ("'my cat.png'", r"my\\ cat.png", "don't.png", "file:///tmp/my%20cat.png")]
+    [PosixPath('my cat.png'), PosixPath('my cat.png'), PosixPath("don't.png"), PosixPath('/tmp/my cat.png')]
+
+    Raises:
+      UserError: as `as_path`, or there are several names.
+    """
+    if os.path.exists(os.path.expanduser(text)):
+        return as_path(text).expanduser()
+    try:
+        words = shlex.split(text)
+    except ValueError:  # an apostrophe
+        words = [text]
+    if len(words) > 1 and any(os.path.exists(os.path.expanduser(word)) for word in words):
+        raise UserError(f"{text}: {len(words)} names; expected one, in quotes if it has spaces")
+    if len(words) != 1:
+        words = [text]
+    if words[0].startswith("file://"):
+        words = [urllib.parse.unquote(urllib.parse.urlsplit(words[0]).path)]
+    return as_path(words[0]).expanduser()
 
 
 def is_bucket(path: Path) -> bool:
@@ -262,6 +288,52 @@ def create_text(path: Path, text: str) -> bool:
         return False
 
 
+def failed_download(head: bytes, size: int) -> str:
+    """What stands in a file's place where its download failed, and what to do; "" where nothing shows that it did.
+
+    Args:
+      head: the file's first bytes, 1024 or all of them. size: of the whole file.
+
+    >>> failed_download(b"version https://git-lfs.github.com/spec/v1\\noid sha256:3f", 134)
+    'a Git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it again'
+    >>> failed_download(b"Entry not found", 15)
+    "the text 'Entry not found' in place of the file; look at its name and your access to it, and download it again"
+    >>> failed_download(b"PK\\x03\\x04", 4)
+    ''
+    """
+    if not size:
+        return "an empty file; download it again"
+    if head.startswith(b"version https://git-lfs.github.com/spec/"):
+        return "a Git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it again"
+    if b"/annex/objects/" in head[:200]:
+        return "a git-annex pointer, not the file itself; run `git annex get` in its repository, or download it again"
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
+    if start.startswith((b"<!doctype html", b"<html", b"<head", b"<!--")):
+        return (
+            "an HTML page, not the file itself; download the file behind the page (on Hugging Face an address with "
+            "/resolve/ instead of /blob/), with your access to it"
+        )
+    if start.startswith((b"<?xml", b"<error>")) or re.match(rb'\{\s*"(error|message|detail)"\s*:', start):
+        return "a server's error message, not the file itself; look at its name and your access, and download it again"
+    try:
+        line = head.decode().strip()
+    except UnicodeDecodeError:
+        return ""
+    if size < 512 and line.isprintable() and line[:1] not in ("{", "["):
+        look = "look at its name and your access to it, and download it again"
+        return f"the text {line[:60]!r} in place of the file; {look}"
+    return ""
+
+
+def failed_file(file: pathlib.Path) -> str:
+    """`failed_download` of a local file; "" where it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return failed_download(opened.read(1024), file.stat().st_size)
+    except OSError:
+        return ""
+
+
 class JsonFault(ValueError):
     """Bytes that are no JSON, or JSON whose texts are no Unicode.
 
@@ -390,13 +462,16 @@ def read_json_object(file: Path, expected: str) -> dict[str, Any]:
       UserError: the file is missing, is not JSON, or holds another JSON value.
     """
     try:
-        value = parse_json(file.read_bytes(), str(file))
+        data = file.read_bytes()
     except FileNotFoundError as error:
         raise UserError(f"{file}: no such file; expected {expected}") from error
     except OSError as error:
         raise UserError(f"{file}: cannot be read ({error.strerror or error}); expected {expected}") from error
+    try:
+        value = parse_json(data, str(file))
     except UserError as error:
-        raise UserError(f"{error}; expected {expected}") from error
+        why = failed_download(data[:1024], len(data))
+        raise UserError(f"{file}: {why}" if why else f"{error}; expected {expected}") from error
     if not isinstance(value, dict):
         raise UserError(f"{file}: not a JSON object; expected {expected}")
     return value

@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from emu_jax.cli import main
+from emu_jax.cli.generate import prompt_part
 from emu_jax.cli.options import figures_table
+from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure
+from emu_jax.generate.files import read_requests
 from tests.train import tiny
 
 MODELS = str(Path(__file__).parents[1] / "configs" / "models.py")
@@ -84,6 +87,39 @@ def test_images_that_cannot_be_read(trained, images, capsys, name, expected):
     assert expected in refused(capsys, "generate", "--model", str(trained), "--prompt", str(images / name))
 
 
+def test_an_existing_file_is_an_image(tmp_path, monkeypatch):
+    """Whatever its name; a name that looks like an image's is one, too, and anything else is a text."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.tiff", "scan", "notes.txt"):
+        Path(name).write_text("not an image")
+    words = ("cat.tiff", "scan", "notes.txt", "gone.TIF", "what is it?", "a.b", "", "x" * 5000, "\0", str(tmp_path))
+    paths = [word for word in words if isinstance(prompt_part(word), Path)]
+    assert paths == ["cat.tiff", "scan", "notes.txt", "gone.TIF"]
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('{"prompt": ["cat.png"], "out": "o.png"}', '\'cat.png\' is the name of a file; write {"image": "cat.png"}'),
+        ('{"prompt": [null], "out": "o.png"}', "prompt[0] is null; expected a text or"),
+        ('{"prompt": [{"image": ""}], "out": "o.png"}', "prompt[0].image is ''; expected the name of a file"),
+        ('{"prompt": [{"video": "a.mp4"}], "out": "o.png"}', "prompt[0] is a JSON object; expected a text or"),
+        ('{"prompt": ["a"], "out": null}', "out is null; expected the name of a file"),
+        ('{"prompt": ["a"], "out": "o.png", "seed": 1.5}', "seed is 1.5; expected a whole number of 0 or more"),
+        ('{"prompt": ["a"], "out": "o.png", "seed": -1}', "seed is -1; expected a whole number of 0 or more"),
+        ('["a"]', "the line is"),
+    ],
+)
+def test_requests_that_are_none(tmp_path, line, says):
+    (tmp_path / "cat.png").write_bytes(b"")
+    (tmp_path / "r.jsonl").write_text(f'{{"prompt": "a dog", "out": "o.png"}}\n{line}\n')
+    with pytest.raises(UserError, match=r"r\.jsonl:2: ") as error:
+        read_requests(tmp_path / "r.jsonl")
+    assert says in str(error.value)
+    (tmp_path / "r.jsonl").write_text('{"prompt": "a dog", "out": "o.png"}\n')
+    assert read_requests(tmp_path / "r.jsonl")[0].prompt == ("a dog",)
+
+
 def test_prompts_that_cannot_be(trained, capsys):
     model = ("generate", "--model", str(trained), "--prompt")
     assert "prompt 0 is empty; give it a text or an image" in refused(capsys, *model, "")
@@ -139,6 +175,28 @@ def test_settings_that_cannot_work(documents, tmp_path, capsys, flag, expected):
     assert not workdir.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--config.train.minutes", "60"], "--config.train.minutes 60: write --config.train.minutes=60"),
+        (["--config.train.steps", "=", "-1"], "--config.train.steps = -1: write --config.train.steps=-1"),
+        (["--config.train.steps=", "5"], "--config.train.steps= 5: write --config.train.steps=5"),
+        (["--config.a=[3,", "4]"], "--config.a=[3, 4]: write '--config.a=[3, 4]' if 4] belongs to the value"),
+        (["--config.train.steps"], "--config.train.steps: expected --config.<field>=<value>; write --config.train.st"),
+        (["--track", "wandb", "--config.a.b=(1, 2)"], "--config.a.b: config has no field 'a'"),
+    ],
+)
+def test_overrides_that_spaces_split(tmp_path, capsys, words, says):
+    """An override with a space in it does not become a word of the option before it."""
+    command = ["train", "--config", tiny.__file__, "--workdir", str(tmp_path / "run"), *words, "--name", "x"]
+    try:
+        code = main(command)
+    except SystemExit as stop:
+        code = stop.code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert code == 2 and line.startswith(f"emu-jax train: {says}"), line
+
+
 def test_an_s3_bucket_is_no_work_directory(documents, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     command = ("train", "--config", tiny.__file__, "--workdir", "s3://bucket/run", f"--config.data.source={documents}")
@@ -157,7 +215,7 @@ def test_a_work_directory_of_another_config(trained, documents, capsys):
 def test_names_that_lead_nowhere(tmp_path, capsys):
     assert "no such file; expected a config" in refused(capsys, "inspect", "--config", str(tmp_path / "x.py"))
     line = refused(capsys, "inspect", "--config", f"{MODELS}:70b")
-    assert "models.py:70b: no such variant; choose one of debug, mini, 7b, 14b" in line
+    assert "models.py:70b: no such variant; choose one of debug, micro, mini, 7b, 14b" in line
     gone = str(tmp_path / "gone")
     assert f"{gone}: no such file or folder" in refused(capsys, "evaluate", "--model", gone)
     with pytest.raises(SystemExit) as stop:

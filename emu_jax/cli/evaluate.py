@@ -248,4 +248,6 @@ def run_benchmarks(options: argparse.Namespace) -> int:
             print(figures_table(result.figures, papers=True))
         else:
             print("  predicted; only the benchmark's own server or scorer can score it")
+        if result.missing:
+            print(f"  missing: {', '.join(result.missing)}; scores.json says why, and the same command adds them")
     return 0

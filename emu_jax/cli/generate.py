@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -21,14 +22,14 @@ from emu_jax.storage import SCHEMES, Path, write_atomically
 
 ABOUT = "Continue prompts that mix text and images: with text, embeddings, or the next image."
 EXAMPLE = "emu-jax generate --model runs/quickstart --prompt cat.png tiger.png --out blend.png --seeds 0 1 2"
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".jp2", ".ppm"}
 BUCKETS = tuple(f"{scheme}://" for scheme in SCHEMES)
 
 
 def prompt_part(word: str) -> str | Path:
-    """A text, or an image's path: a mistyped name of a file must not be captioned as text."""
-    is_file = word.startswith(BUCKETS) or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES
-    return path(word) if is_file else word
+    """A text, or an image's path: neither an existing file nor a mistyped name of one must be captioned as text."""
+    is_file = word.startswith(BUCKETS) or os.path.isfile(word)
+    return path(word) if is_file or pathlib.Path(word).suffix.lower() in IMAGE_SUFFIXES else word
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import itertools
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from emu_jax.errors import UserError
-from emu_jax.storage import check_local
+from emu_jax.storage import check_local, failed_file
 
 BATCH = 32  # images or texts per forward pass
 
@@ -46,7 +47,8 @@ class ClipScorer:
             self._tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
             line = next(iter(str(error).splitlines()), type(error).__name__)
-            raise UserError(f"clip={folder!r}: cannot be loaded ({line}); expected CLIP weights") from error
+            why = next((f"{file}: {why}" for file in _files(folder) if (why := failed_file(file))), "")
+            raise UserError(why or f"clip={folder!r}: cannot be loaded ({line}); expected CLIP weights") from error
         if loading["missing_keys"]:  # they would be initialised at random
             raise UserError(
                 f"clip={folder!r}: {len(loading['missing_keys'])} weights are missing, {min(loading['missing_keys'])} "
@@ -80,6 +82,11 @@ class ClipScorer:
     def _unit(self, vectors: list[np.ndarray]) -> np.ndarray:
         rows = np.concatenate(vectors) if vectors else np.zeros((0, self._model.config.projection_dim), np.float32)
         return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+
+
+def _files(folder: str) -> list[pathlib.Path]:
+    """The files of a CLIP that transformers opens; vocabularies are texts, and may be short."""
+    return sorted(file for file in pathlib.Path(folder).iterdir() if file.suffix in (".safetensors", ".json"))
 
 
 def _batched(items: Iterable) -> Iterable[list]:

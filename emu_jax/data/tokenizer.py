@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import sentencepiece
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import Path, as_path, failed_download
 
 IMG, IMG_END, IMAGE, PAD = "[IMG]", "[/IMG]", "<image>", "[PAD]"
 USER, ASSISTANT = "[USER]", "[ASSISTANT]"
@@ -64,8 +64,17 @@ class Tokenizer:
         """
         path = as_path(path)
         if not path.is_file():
-            raise UserError(f"tokenizer {path}: no such file; expected a SentencePiece .model")
-        return cls(path.read_bytes(), instruct=instruct, where=f"tokenizer {path}")
+            inside = f"; name {path / 'tokenizer.model'}" if (path / "tokenizer.model").is_file() else ""
+            raise UserError(f"tokenizer {path}: no such file; expected a SentencePiece .model{inside}")
+        data = path.read_bytes()
+        if why := failed_download(data[:1024], len(data)):
+            raise UserError(f"tokenizer {path}: {why}")
+        if data.lstrip()[:1] == b"{":
+            raise UserError(
+                f"tokenizer {path}: JSON, as tokenizer.json of Hugging Face is; expected the SentencePiece .model "
+                "beside it, tokenizer.model"
+            )
+        return cls(data, instruct=instruct, where=f"tokenizer {path}")
 
     @classmethod
     def train(cls, texts: Iterable[str], *, vocab_size: int, model_type: str = "bpe") -> Tokenizer:

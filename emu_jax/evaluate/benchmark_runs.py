@@ -1,7 +1,7 @@
 """Benchmarks over one model: predictions, scores and submissions in a folder from which a killed run resumes.
 
 OUT/coco-test-4shot/0-of-1.jsonl       predictions (predictions.py)
-OUT/coco-test-4shot/scores.json        figures with intervals, and the run that they belong to
+OUT/coco-test-4shot/scores.json        figures with intervals, the run that they belong to, and what is missing
 OUT/coco-test-4shot/submission.json    in the format of the benchmark's server, if it has one
 OUT/coco_drawing-val2014-0shot/drawn   PNG files
 OUT/features/                          features of the images that few-shot examples are chosen by
@@ -23,6 +23,7 @@ from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring, Weights
 from emu_jax.evaluate.benchmarks.registry import find_benchmark
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.drawings import check_unfiltered
+from emu_jax.evaluate.metrics.figures import Missing
 from emu_jax.evaluate.predict import DrawingOutput, predict
 from emu_jax.evaluate.question import Question, content_digest
 from emu_jax.generate.decoder import Drawing
@@ -87,12 +88,17 @@ class EvaluationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """One run's figures; {} if other processes still predict (`waits`), or if only the benchmark's server scores."""
+    """One run's figures; {} if other processes still predict (`waits`), or if only the benchmark's server scores.
+
+    Attributes:
+      missing: figures that could not be computed, with the reason; the same command computes them once it is mended.
+    """
 
     run: predictions.RunIdentity
     figures: dict[str, Figure]
     folder: Path
     waits: bool = False
+    missing: Missing = dataclasses.field(default_factory=dict)
 
 
 def evaluate(emu: Emu, config: EvaluationConfig, out: Path) -> Iterator[Result]:
@@ -180,9 +186,10 @@ def _run(
     if benchmark.submission is not None:
         answers = {question.id: benchmark.answer(question, found[question.id]) for question in questions}
         benchmark.write_submission(folder / "submission.json", questions, answers)
-    figures = benchmark.score(questions, found, Scoring(root, folder / "drawn", config.weights, emu))
-    _write_scores(folder / "scores.json", run, figures)
-    return Result(run, figures, folder)
+    scoring = Scoring(root, folder / "drawn", config.weights, emu)
+    figures = benchmark.score(questions, found, scoring)
+    _write_scores(folder / "scores.json", run, figures, scoring.missing)
+    return Result(run, figures, folder, missing=scoring.missing)
 
 
 def _describe(settings: Mapping[str, Any]) -> str:
@@ -200,9 +207,11 @@ def _digest(questions: Sequence[Question]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _write_scores(file: Path, run: predictions.RunIdentity, figures: dict[str, Figure]) -> None:
-    record = {
+def _write_scores(file: Path, run: predictions.RunIdentity, figures: dict[str, Figure], missing: Missing) -> None:
+    record: dict[str, Any] = {
         "run": dataclasses.asdict(run),
         "figures": {name: dataclasses.asdict(figure) for name, figure in figures.items()},
     }
+    if missing:
+        record["missing"] = missing
     replace_text(file, json.dumps(record, indent=2) + "\n")

@@ -1,6 +1,6 @@
 """Lines typed by a user -> a chat's answers, streamed; a line that begins with / is a command.
 
-/image cat.png     show an image with the next message
+/image cat.png     show an image with the next message; a name may be in quotes, or escaped as in a shell
 /video clip.mp4    show a video with the next message
 /undo   /reset     take back the last turn, or all turns
 /quit              quit, like the end of the input
@@ -19,9 +19,9 @@ from emu_jax.data.images import load_image
 from emu_jax.errors import UserError, nearest
 from emu_jax.generate.chat import UNDRAWN, Chat
 from emu_jax.generate.files import DrawingRequest, save
-from emu_jax.generate.messages import Video, read_video
+from emu_jax.generate.messages import VIDEO_SUFFIXES, Video, read_video
 from emu_jax.generate.prompt import ImageLike
-from emu_jax.storage import Path, as_path
+from emu_jax.storage import Path, is_bucket, typed_path
 
 COMMANDS = {"/image": "PATH", "/video": "PATH", "/undo": "", "/reset": "", "/quit": ""}
 HELP = " ".join(f"{name} {argument}".strip() + "," for name, argument in COMMANDS.items()).rstrip(",")
@@ -56,16 +56,18 @@ class Console:
         line = line.strip()
         if not line:
             return True
+        name, _, argument = line.partition(" ")
+        if name not in COMMANDS and (command := _shows(line)):
+            raise UserError(f"{line}: the name of a file; to show it, write {command} {line}")
         if not line.startswith("/"):
             self._say(line)
             return True
-        name, _, argument = line.partition(" ")
         if name not in COMMANDS:
             raise UserError(f"{name} is no command; did you mean {nearest(name, COMMANDS)}? The commands are {HELP}")
         if bool(argument.strip()) != bool(COMMANDS[name]):
             raise UserError(f"{line}: expected {name} {COMMANDS[name]}".rstrip())
         if name in ("/image", "/video"):
-            self.show(as_path(argument.strip()).expanduser(), video=name == "/video")
+            self.show(typed_path(argument.strip()), video=name == "/video")
         elif name == "/undo":
             self.chat.undo()
         elif name == "/reset":
@@ -107,6 +109,15 @@ class Console:
     def _write(self, text: str) -> None:
         self.out.write(text)
         self.out.flush()
+
+
+def _shows(line: str) -> str:
+    """The command that shows the file that a line names, as when it is dropped into a terminal; "" for other lines."""
+    with contextlib.suppress(UserError, OSError, ValueError, RuntimeError):  # RuntimeError: ~ of an unknown user
+        path = typed_path(line)
+        if path.suffix and not is_bucket(path) and path.is_file():
+            return "/video" if path.suffix.lower() in VIDEO_SUFFIXES else "/image"
+    return ""
 
 
 @contextlib.contextmanager

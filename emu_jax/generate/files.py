@@ -11,6 +11,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import os
+import pathlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -79,11 +81,13 @@ def _request(record: Any, folder: Path) -> DrawingRequest:
     if unknown := sorted(record.keys() - FIELDS):
         raise UserError(f"the field {unknown[0]!a:.60} is unknown; did you mean {nearest(unknown[0], FIELDS)}?")
     prompt, seed = record.get("prompt"), record.get("seed", 0)
+    if isinstance(prompt, str):
+        prompt = [prompt]
     if not isinstance(prompt, list) or not prompt:
         found = shown(prompt) if "prompt" in record else "missing"
-        raise UserError(f"prompt is {found}; expected a list of texts and images, as in {SHAPE}")
-    if type(seed) is not int:  # True is an int as well
-        raise UserError(f"seed is {shown(seed)}; expected a whole number")
+        raise UserError(f"prompt is {found}; expected a text, or a list of texts and images, as in {SHAPE}")
+    if type(seed) is not int or seed < 0:  # True is an int as well
+        raise UserError(f"seed is {shown(seed)}; expected a whole number of 0 or more")
 
     def named(value: Any, where: str) -> Path:
         if not isinstance(value, str) or not value.strip() or "\0" in value:
@@ -95,6 +99,10 @@ def _request(record: Any, folder: Path) -> DrawingRequest:
         if isinstance(part, dict) and part.keys() == {"image"}:
             parts.append(named(part["image"], f"prompt[{number}].image"))
         elif isinstance(part, str):
+            if pathlib.PurePath(part).suffix and os.path.isfile(os.path.join(folder, part)):
+                raise UserError(
+                    f'prompt[{number}]: {shown(part)} is the name of a file; write {{"image": {json.dumps(part)}}}'
+                )
             parts.append(part)
         else:
             raise UserError(f'prompt[{number}] is {shown(part)}; expected a text or {{"image": "a.png"}}')

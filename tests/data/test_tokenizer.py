@@ -179,8 +179,30 @@ def test_a_missing_model_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a model", b"\0" * 64, SMALL["bpe"].proto[:100], SMALL["bpe"].proto[:-3]]
+    ("content", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:9e55\nsize 499723\n", "a Git-LFS pointer"),
+        (b"<!doctype html><html>", "an HTML page"),
+        (b"Entry not found", "the text 'Entry not found' in place of the file"),
+        (b"", "an empty file"),
+        (
+            b'{"version": "1.0", "model": {"type": "BPE"}}',
+            "JSON, as tokenizer.json of Hugging Face is; expected the Sent",
+        ),
+    ],
 )
+def test_what_is_no_tokenizer_is_named(tmp_path, content, says):
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        Tokenizer.load(path)
+    assert f"tokenizer.model: {says}" in _message(error)
+    with pytest.raises(UserError) as error:
+        Tokenizer.load(tmp_path)
+    assert f"no such file; expected a SentencePiece .model; name {path}" in _message(error)
+
+
+@pytest.mark.parametrize("content", [b"\0" * 64, SMALL["bpe"].proto[:100], SMALL["bpe"].proto[:-3]])
 def test_a_broken_model_is_named(tmp_path, content, capfd):
     path = tmp_path / "broken.model"
     path.write_bytes(content)

@@ -29,6 +29,7 @@ from emu_jax.evaluate.prompts import BASE_CAPTION, CAPTION_ASKS, ONE_PHRASE
 from emu_jax.models import emu
 from emu_jax.train.loop import train
 from tests.data.test_clip_scores import clip  # noqa: F401  (a fixture)
+from tests.evaluate.metrics.test_captions import fake_java, needs_java, needs_package
 from tests.evaluate.samples import write_sample
 from tests.train import tiny
 
@@ -96,6 +97,22 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
     lines = (out / "nextqa-test-0shot" / "0-of-1.jsonl").read_text().splitlines()
     assert sorted(json.loads(line)["id"] for line in lines[1:]) == sorted(question.id for question in questions)
     assert (out / "nextqa-test-0shot" / "submission.json").exists()
+
+
+@needs_package
+@needs_java
+def test_a_failing_metric_costs_no_other_figure(tuned, tmp_path, monkeypatch, caplog):
+    """What METEOR's failure leaves is scored, and scores.json says what is missing until the same command adds it."""
+    with monkeypatch.context() as patch:
+        fake_java(tmp_path, patch, "meteor")
+        (result,) = _run(tuned, ["coco"], tmp_path).values()
+    scores = json.loads((result.folder / "scores.json").read_text())
+    assert list(scores["figures"]) == ["CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
+    assert scores["missing"] == result.missing and list(result.missing) == ["METEOR"]
+    assert caplog.messages == [f"METEOR is missing from the scores: {result.missing['METEOR']}"]
+    (again,) = evaluate(tuned, EvaluationConfig(["coco"], tmp_path / "data", batch=4), tmp_path / "out")
+    scores = json.loads((result.folder / "scores.json").read_text())
+    assert "METEOR" in again.figures and not again.missing and "missing" not in scores
 
 
 @pytest.mark.long

@@ -3,8 +3,11 @@
 import io
 import os
 import pty
+import re
+import shlex
 import signal
 import sys
+import urllib.parse
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 from emu_jax import Emu
 from emu_jax.cli import main
+from emu_jax.errors import UserError
 from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.console import Console, converse
 from tests.train import tiny
@@ -86,6 +90,39 @@ def refused(capsys, *arguments: str) -> str:
     assert main(["chat", *arguments]) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     return line
+
+
+class Shown(Console):
+    """A console without a model, which notes what it shows."""
+
+    def __init__(self):
+        super().__init__(None, io.StringIO(), {})
+        self.paths = []
+
+    def show(self, path, *, video):
+        self.paths.append((path, video))
+
+
+def test_names_of_files_are_read_as_a_shell_reads_them(tmp_path):
+    """As a terminal writes the name of a file that is dropped into it; and a file's name is no message."""
+    names = ("cat.png", "my cat.png", "don't.png", "'quoted'.png", "clip one.mp4")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    console = Shown()
+    for name in names:
+        plain = str(tmp_path / name)
+        url = f"file://{urllib.parse.quote(plain)}"
+        for argument in {plain, shlex.quote(plain), re.sub(r"([ '])", r"\\\1", plain), url}:
+            console.paths.clear()
+            assert console.take(f"/image  {argument} ")
+            assert console.paths == [(Path(plain), False)], argument
+            command = "/video" if name.endswith(".mp4") else "/image"
+            with pytest.raises(UserError, match=f"the name of a file; to show it, write {command} "):
+                console.take(argument)
+    with pytest.raises(UserError, match="2 names; expected one, in quotes if it has spaces"):
+        console.take(f"/image {tmp_path / 'cat.png'} b.png")
+    with pytest.raises(UserError, match="is no command; did you mean"):
+        console.take("/imagine/this.png")
 
 
 def test_what_cannot_be_done_ends_it(model, images, trained, capsys, monkeypatch):

@@ -1,6 +1,7 @@
 """Diffusers folders (U-Net, VAE, scheduler, safety checker) <-> our configs and parameters.
 
-    folder/config.json + diffusion_pytorch_model.safetensors (or .bin) -> a `Conversion`, with the sizes in its config
+    folder/config.json + diffusion_pytorch_model.safetensors -> a `Conversion`, with the sizes in its config
+    (or .bin, .fp16.safetensors, shards)
 
 Our modules have the files' names, so a key is a module path and a leaf: `….conv1.weight` is `…/conv1/kernel`.
 Exceptions are listed in `RENAMED`. Every key is used exactly once, every parameter is assigned exactly once, and
@@ -79,6 +80,16 @@ FIXED_UNET = {
     "downsample_padding": (1,),
     "mid_block_scale_factor": (1,),
     "dropout": (0.0, 0),
+    "num_attention_heads": (None,),
+    "num_class_embeds": (None,),
+    "attention_type": ("default",),
+    "resnet_out_scale_factor": (1.0,),
+    "resnet_skip_time_act": (False,),
+    "time_embedding_act_fn": (None,),
+    "timestep_post_act": (None,),
+    "time_cond_proj_dim": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
 }
 FIXED_VAE = {
     "act_fn": ("silu",),
@@ -99,9 +110,23 @@ FIXED_SCHEDULER = {
     "timestep_spacing": ("leading",),
     "trained_betas": (None, []),
     "clip_sample": (False,),
+    "rescale_betas_zero_snr": (False,),
+    "thresholding": (False,),
 }
+DDIM_ONLY = ("clip_sample", "rescale_betas_zero_snr", "thresholding")
 
 
+# Keys that may hold one value for every block.
+ONE_FOR_ALL = {"only_cross_attention", "transformer_layers_per_block", "layers_per_block", "attention_head_dim"}
+WHOLE, NUMBER = "a whole number above 0", "a number above 0"
+SIZES = {
+    **dict.fromkeys(("in_channels", "latent_channels", "layers_per_block", "norm_num_groups"), WHOLE),
+    **dict.fromkeys(("attention_head_dim", "cross_attention_dim", "num_train_timesteps"), WHOLE),
+    **dict.fromkeys(("norm_eps", "beta_start", "beta_end"), NUMBER),
+    "block_out_channels": "a list of whole numbers above 0",
+    "down_block_types": "a list of names",
+    "up_block_types": "a list of names",
+}
 NEEDED_VAE = ("block_out_channels", "latent_channels", "layers_per_block", "norm_num_groups")
 NEEDED_UNET = (
     "in_channels",
@@ -118,18 +143,44 @@ NEEDED_SCHEDULER = ("num_train_timesteps", "beta_start", "beta_end")
 
 
 def read_config(folder: Path, name: str, fixed: Mapping[str, tuple], needed: Sequence[str] = ()) -> dict[str, Any]:
-    """A diffusers folder's JSON; UserError if it asks for another architecture than Stable Diffusion 1.5's."""
+    """A diffusers folder's JSON; UserError if it asks for another architecture than Stable Diffusion 1.5's.
+
+    A list that repeats one value for every block, as some files have it, becomes the value.
+    """
     file = folder / name
     config = read_json_object(file, LAYOUT)
+    for key in ONE_FOR_ALL & config.keys():
+        value = config[key]
+        if isinstance(value, list) and value and all(each == value[0] for each in value):
+            config[key] = value[0]
     wrong = [
         f"{key}={config[key]!r} (expected {values[0]!r})"
         for key, values in fixed.items()
         if key in config and config[key] not in values
     ]
-    wrong += [f"{key} is missing" for key in needed if key not in config]
+    wrong += [f"{key} is missing" for key in needed if config.get(key) is None]
+    wrong += [f"{key}={config[key]!r} (expected {SIZES[key]})" for key in needed if not _is_size(key, config.get(key))]
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT} can be read")
     return config
+
+
+def _is_size(key: str, value: Any) -> bool:
+    """Whether a size is as `SIZES` says, or absent."""
+
+    def is_number(value: Any) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+
+    def is_whole(value: Any) -> bool:
+        return is_number(value) and isinstance(value, int)
+
+    if value is None:
+        return True
+    if key.endswith("_types"):
+        return isinstance(value, list) and bool(value) and all(isinstance(each, str) for each in value)
+    if key == "block_out_channels":
+        return isinstance(value, list) and bool(value) and all(map(is_whole, value))
+    return is_number(value) if SIZES[key] == NUMBER else is_whole(value)
 
 
 def unet_config(folder: Path) -> dict[str, Any]:
@@ -140,10 +191,6 @@ def unet_config(folder: Path) -> dict[str, Any]:
     known = {"CrossAttnDownBlock2D", "DownBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"}
     if not {*down, *up} <= known or [kind == "CrossAttnUpBlock2D" for kind in reversed(up)] != transformers:
         raise UserError(f"{folder / 'config.json'}: blocks {down} and {up}; expected {LAYOUT}")
-    if not isinstance(config["attention_head_dim"], int):
-        raise UserError(
-            f"{folder / 'config.json'}: attention_head_dim={config['attention_head_dim']}; expected a number"
-        )
     return {
         "latent_channels": config["in_channels"],
         "block_channels": list(config["block_out_channels"]),
@@ -164,13 +211,22 @@ def vae_config(folder: Path) -> dict[str, Any]:
         "latent_channels": config["latent_channels"],
         "layers_per_block": config["layers_per_block"],
         "groups": config["norm_num_groups"],
-        "scale": config.get("scaling_factor", 0.18215),  # absent from older files
+        "scale": _optional(folder / "config.json", config, "scaling_factor", 0.18215),  # absent from older files
     }
 
 
 def sample_size(folder: Path) -> int:
     """Height and width of the latents that the U-Net was trained on."""
-    return int(read_config(folder, "config.json", FIXED_UNET).get("sample_size") or 64)
+    config = read_config(folder, "config.json", FIXED_UNET)
+    return int(_optional(folder / "config.json", config, "sample_size", 64))
+
+
+def _optional(file: Path, config: Mapping[str, Any], key: str, default: float) -> float:
+    """A number that older files do not have."""
+    value = config.get(key)
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        raise UserError(f"{file}: {key}={value!r}; expected {NUMBER}")
+    return default if value is None else value
 
 
 def load_schedule(folder: Path) -> Schedule:
@@ -180,7 +236,7 @@ def load_schedule(folder: Path) -> Schedule:
         train_steps=config["num_train_timesteps"],
         beta_start=config["beta_start"],
         beta_end=config["beta_end"],
-        offset=config.get("steps_offset", 0),
+        offset=config.get("steps_offset") or 0,
     )
 
 
@@ -367,7 +423,7 @@ def describe_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Diffusers' scheduler_config.json for the fields of `config.schedule`."""
     return {
         "_class_name": "PNDMScheduler",
-        **{key: values[0] for key, values in FIXED_SCHEDULER.items() if key != "clip_sample"},
+        **{key: values[0] for key, values in FIXED_SCHEDULER.items() if key not in DDIM_ONLY},
         "num_train_timesteps": fields["train_steps"],
         "beta_start": fields["beta_start"],
         "beta_end": fields["beta_end"],
@@ -376,10 +432,7 @@ def describe_schedule(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _weights(folder: Path) -> Tensors:
-    tensors = open_tensors(folder, WEIGHTS)
-    if tensors is None:
-        raise UserError(f"{folder}: holds no weights; expected {', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}")
-    return tensors
+    return open_tensors(folder, WEIGHTS, f"{', '.join(WEIGHTS[:-1])} or {WEIGHTS[-1]}, whole or in shards")
 
 
 def _conversion(

@@ -22,6 +22,7 @@ import numpy as np
 
 from emu_jax.checkpoints.convert.conversion import Assignment, Conversion, source_dtypes, unreadable
 from emu_jax.checkpoints.convert.emu_keys import (
+    BASE_LAYER,
     FREQUENCIES,
     LORA,
     PREFIXES,
@@ -316,14 +317,21 @@ def _published_names(
     names: dict[str, str] = {}
     halves: dict[str, dict[str, str]] = {}
     faults = []
+    first = ""  # name of the adapter
     for name in keys:
         key = prefix + name
         for before, after in PREFIXES:
             if key.startswith(before):
                 key = after + key.removeprefix(before)
+        if key.endswith(BASE_LAYER):
+            key = f"{key.removesuffix(BASE_LAYER)}.weight"
         taken, slot = names, key
         if lora := LORA.fullmatch(key):
             taken, slot = halves.setdefault(f"{lora['weight']}.weight", {}), lora["side"]
+            adapter = lora["adapter"] or "default"
+            if adapter != (first := first or adapter):
+                faults.append(Fault("unknown", name, f"a second adapter, beside {first!r}; keep one"))
+                continue
         if slot in taken:
             faults.append(Fault("repeated", name, f"the same tensor as {taken[slot]}"))
         else:

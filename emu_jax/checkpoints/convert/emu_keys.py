@@ -122,7 +122,10 @@ PREFIXES: tuple[tuple[str, str], ...] = (
     ("module.", ""),
     ("decoder.lm.base_model.model.", "decoder.lm."),
 )
-LORA = re.compile(r"(?P<weight>.+)\.lora_(?P<side>[AB])\.default\.weight")
+# PEFT's adapters have a name in a model's state ("default"), and none in a file of adapters; the weight below one is
+# `….base_layer.weight` since PEFT 0.6.
+LORA = re.compile(r"(?P<weight>.+)\.lora_(?P<side>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+BASE_LAYER = ".base_layer.weight"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,6 +34,7 @@ EXPECTED = (
     "the published Emu's folder, Emu-instruct.pt, a LLaMA folder (Hugging Face's or Meta's), EVA-CLIP's file, or a "
     "diffusers folder with unet and vae"
 )
+ADAPTERS = "adapter_config.json"  # of a folder of PEFT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +103,11 @@ def _recognise(source: pathlib.Path, settings: Settings) -> tuple[dict[str, stre
             _refuse_integers(source, settings)
             return parts, copies
         if not llama.is_llama(root):
+            if (root / ADAPTERS).is_file():
+                raise UserError(
+                    f"{source}: holds adapters of PEFT without the weights that they belong to; merge them there "
+                    "(merge_and_unload, save_pretrained) and convert the result"
+                )
             raise UserError(f"{source}: holds no known weights; expected {EXPECTED}")
         _refuse_integers(source, settings)
         conversion = llama.conversion(root)

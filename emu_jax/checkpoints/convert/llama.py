@@ -29,16 +29,19 @@ TOKENIZER = "tokenizer.model"
 META_FILES = re.compile(r"consolidated\.\d\d\.pth")
 LAYOUT = "LLaMA's layout"
 
-# The architecture is fixed: config.json's key -> the values that it may have, if it is present.
+# The architecture is fixed: config.json's key -> the values that it may have; absent or null is the first one.
 FIXED: dict[str, tuple] = {
     "model_type": ("llama",),
-    "hidden_act": ("silu",),
+    "hidden_act": ("silu", "swish"),
     "attention_bias": (False,),
     "mlp_bias": (False,),
     "tie_word_embeddings": (False,),
-    "rope_scaling": (None,),
-    "pretraining_tp": (1,),
+    "partial_rotary_factor": (1,),
+    "quantization_config": (None,),
 }
+# Where the file does not say, the defaults of transformers. `pretraining_tp` only says how products were summed.
+ABSENT = {"rms_norm_eps": 1e-6, "max_position_embeddings": 2048}
+CONTEXTS = ("max_position_embeddings", "max_sequence_length")  # of today; in files of March 2023
 
 # Meta's key -> (Hugging Face's, the axis that is split over model-parallel shards; None: the same in all).
 META: dict[str, tuple[str, int | None]] = {
@@ -80,10 +83,7 @@ def conversion(folder: Path) -> Conversion:
         fields = meta.fields
     else:
         fields = _fields(folder / CONFIG)
-        found = open_tensors(folder, WEIGHTS)
-        if found is None:
-            raise UserError(f"{folder}: holds no weights; expected {' or '.join(WEIGHTS)}, or an index of shards")
-        tensors = found
+        tensors = open_tensors(folder, WEIGHTS, f"{' or '.join(WEIGHTS)}, or shards of one of them")
     width, heads = fields["width"], fields["heads"]
     if min(width, heads) < 1 or width % heads:
         raise UserError(
@@ -98,8 +98,8 @@ def conversion(folder: Path) -> Conversion:
         scope=in_scope,
         layout=LAYOUT,
     )
-    for name, expected in (("width", width), ("kv_heads", fields["kv_heads"])):
-        if (found := matched.config["llama"][name]) != expected:
+    for name, expected in fields.items():
+        if name in SHOWN and (found := matched.config["llama"][name]) != expected:
             raise UserError(f"{folder}: its config says a {name} of {expected}, its weights {found}")
     model = {"llama": matched.config["llama"] | fields}
     shapes = {f"params/{path}": shape for path, shape in matched.targets.items()}
@@ -115,30 +115,75 @@ def conversion(folder: Path) -> Conversion:
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    """The fields of `config.model.llama` that shapes do not show, from config.json."""
+    """The fields of `config.model.llama` in config.json: those that shapes do not show, and those of `SHOWN`."""
     config = read_json_object(file, "a LLaMA's config.json")
     wrong = [
         f"{key}={config[key]!r} (expected {values[0]!r})"
         for key, values in FIXED.items()
-        if key in config and config[key] not in values
+        if config.get(key) is not None and config[key] not in values
     ]
-    rope = config.get("rope_parameters") or {}
-    if rope.get("rope_type", "default") != "default":
-        wrong.append(f"rope_type={rope['rope_type']!r} (expected 'default')")
-    heads: Any = config.get("num_attention_heads")
+    scaled, base = _rope(config)
+    if scaled:
+        wrong.append(scaled)
     if wrong:
         raise UserError(f"{file}: {', '.join(wrong)}; only {LAYOUT}, first or second, can be read")
-    try:
-        return {
-            "width": int(config["hidden_size"]),
-            "heads": int(heads),
-            "kv_heads": int(config.get("num_key_value_heads") or heads),
-            "norm_eps": float(config["rms_norm_eps"]),
-            "rope_base": float(rope.get("rope_theta", config.get("rope_theta", 10000.0))),
-            "context": int(config["max_position_embeddings"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{file}: {error} is missing or not a number; expected a LLaMA's config.json") from error
+    context = next((key for key in CONTEXTS if config.get(key) is not None), CONTEXTS[0])
+    config = {**ABSENT, **config}
+    heads = _number(file, config, "num_attention_heads")
+    fields = {
+        "width": _number(file, config, "hidden_size"),
+        "heads": heads,
+        "kv_heads": heads
+        if config.get("num_key_value_heads") is None
+        else _number(file, config, "num_key_value_heads"),
+        "norm_eps": _number(file, config, "rms_norm_eps", float),
+        "rope_base": _number(file, {"rope_theta": base}, "rope_theta", float),
+        "context": ABSENT[context] if config.get(context) is None else _number(file, config, context),
+    }
+    for key, name in SIZES.items():
+        if config.get(key) is not None:
+            fields[name] = _number(file, config, key)
+    width = fields["width"]
+    if (
+        config.get("head_dim") is not None
+        and width % heads == 0
+        and _number(file, config, "head_dim") != width // heads
+    ):
+        raise UserError(
+            f"{file}: head_dim={config['head_dim']!r}, but {heads} heads share a width of {width}; only "
+            f"{LAYOUT}, first or second, can be read"
+        )
+    return fields
+
+
+SIZES = {"num_hidden_layers": "layers", "intermediate_size": "mlp_dim", "vocab_size": "vocab_size"}
+SHOWN = ("width", "kv_heads", *SIZES.values())  # fields that the shapes of the weights show, too
+
+
+def _rope(config: Mapping[str, Any]) -> tuple[str, Any]:
+    """How RoPE is scaled ("" where it is not), and its base, from config.json of any age."""
+    base = config.get("rope_theta")
+    for key in ("rope_parameters", "rope_scaling"):
+        rope = config.get(key)
+        if rope is None:
+            continue
+        if not isinstance(rope, dict):
+            return f"{key}={rope!r} (expected None)", base
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        if kind not in ("default", None) and not (kind == "linear" and rope.get("factor") == 1):
+            return f"{key}={rope!r} (expected rope_type 'default')", base
+        base = rope.get("rope_theta", base)
+    return "", 10000.0 if base is None else base
+
+
+def _number(file: Path, config: Mapping[str, Any], key: str, kind: type = int) -> Any:
+    """A number above 0, whole or not, of a config; UserError otherwise."""
+    value = config.get(key)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    if not is_number or (kind is int and value != int(value)):
+        whole = "whole number" if kind is int else "number"
+        raise UserError(f"{file}: {key} is missing or not a {whole} above 0 ({value!r}); expected a LLaMA's config")
+    return kind(value)
 
 
 class MetaTensors(Tensors):
@@ -181,19 +226,21 @@ class MetaTensors(Tensors):
 
     def _fields(self, file: Path) -> dict[str, Any]:
         params = read_json_object(file, f"Meta's {PARAMS}")
-        heads: Any = params.get("n_heads")
-        try:
-            return {
-                "width": int(params["dim"]),
-                "heads": int(heads),
-                "kv_heads": int(params.get("n_kv_heads") or heads),
-                "norm_eps": float(params["norm_eps"]),
-                "rope_base": float(params.get("rope_theta", 10000.0)),
-                # Not in the files; the first LLaMA was trained on 2048 positions, the second on 4096.
-                "context": 2048,
-            }
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{file}: {error} is missing or not a number; expected Meta's {PARAMS}") from error
+        if params.get("use_scaled_rope"):
+            raise UserError(f"{file}: use_scaled_rope=True; only {LAYOUT}, first or second, can be read")
+        heads = _number(file, params, "n_heads")
+        fields = {
+            "width": _number(file, params, "dim"),
+            "heads": heads,
+            "kv_heads": heads if params.get("n_kv_heads") is None else _number(file, params, "n_kv_heads"),
+            "norm_eps": _number(file, params, "norm_eps", float),
+            "rope_base": 10000.0 if params.get("rope_theta") is None else _number(file, params, "rope_theta", float),
+            # Not in the files; the first LLaMA was trained on 2048 positions, the second on 4096.
+            "context": 2048,
+        }
+        if params.get("n_layers") is not None:
+            fields["layers"] = _number(file, params, "n_layers")
+        return fields
 
     def __getitem__(self, name: str) -> np.ndarray:
         origin, axis = self._origin[name]

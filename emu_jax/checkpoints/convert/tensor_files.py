@@ -2,7 +2,8 @@
 
 Opening a file reads names, shapes and dtypes. A tensor's data is read when it is asked for, so that files larger than
 memory can be read one tensor at a time. Pickles are read with `weights_only=True`, so that no code in them runs.
-`ShardedTensors` is a folder of such files with an index; `Tensors` is the interface of both.
+`ShardedTensors` is several such files, with an index or without; `Tensors` is the interface of both. `open_tensors`
+finds the files of a folder among the names under which they are published.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import re
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,27 @@ import ml_dtypes
 import numpy as np
 
 from emu_jax.errors import UserError
+from emu_jax.storage import failed_file, read_json_object
 
 SUFFIXES = (".bin", ".pt", ".pth", ".safetensors")
 INSTALL = "pip install emu-jax[convert]"
 NESTS = ("module", "state_dict")  # names under which trainers nest the weights beside their own state
 # Bytes read before a file is opened again: pages of a memory map count as the process's memory while it is open.
 REOPEN = 1 << 28
-INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")  # of the shards in a folder
+VARIANTS = ("", "fp32", "bf16", "fp16")  # what a file's name says of its precision; others are other weights
+# Names by which a folder shows that it holds some weights, though none that can be read.
+WEIGHTS_LIKE = (
+    *SUFFIXES,
+    ".ckpt",
+    ".gguf",
+    ".h5",
+    ".msgpack",
+    ".onnx",
+    ".incomplete",
+    ".part",
+    ".crdownload",
+    ".aria2",
+)
 INDEX_LIMIT = 100 << 20  # bytes; the limit of safetensors for its headers
 
 # The errors of torch.load on damaged files, found by flipping bytes and truncating files.
@@ -96,7 +111,9 @@ class TensorFile(Tensors):
         if self.path.suffix not in SUFFIXES:
             raise UserError(f"{path}: not a known kind of weights file; expected {', '.join(SUFFIXES)}")
         if not self.path.is_file():
-            raise UserError(f"{path}: no such file; expected a file of weights ({', '.join(SUFFIXES)})")
+            raise UserError(f"{path}: {_absent(self.path)}; expected a file of weights ({', '.join(SUFFIXES)})")
+        if why := failed_file(self.path) or _truncated(self.path):
+            raise UserError(f"{path}: {why}; nothing was loaded")
         self.others = {}
         self._open()
 
@@ -166,55 +183,177 @@ class TensorFile(Tensors):
 
 
 class ShardedTensors(Tensors):
-    """The tensors of a folder of shards with an index such as `model.safetensors.index.json`."""
+    """The tensors of several files of a folder.
 
-    def __init__(self, index: Path):
-        self.path = index.parent
-        shard_of = self._read_index(index)
-        shards = {name: TensorFile(self.path / name) for name in sorted(set(shard_of.values()))}
+    Args:
+      files: the shards.
+      index: says in which shard each tensor is, such as `model.safetensors.index.json`; None: nothing says so.
+    """
+
+    def __init__(self, files: Sequence[Path], index: Path | None = None):
+        self.path = files[0].parent
+        shard_of = None if index is None else read_index(index)
+        shards = {file.name: TensorFile(file) for file in files}
         self.files = tuple(shard.path for shard in shards.values())
         self.shapes, self.dtypes, self.others, self._shard = {}, {}, {}, {}
         for file, shard in shards.items():
             for name in (*shard, *shard.others):
                 if name in self.shapes or name in self.others:
                     self.others[name] = f"repeated in {file}"
-                elif shard_of.get(name) != file:
-                    self.others[name] = f"in {file}, which {index.name} does not say"
+                elif shard_of is not None and shard_of.get(name) != file:
+                    self.others[name] = f"in {file}, which {index.name if index else ''} does not say"
                 elif name in shard.others:
                     self.others[name] = shard.others[name]
                 else:
                     self.shapes[name], self.dtypes[name] = shard.shapes[name], shard.dtypes[name]
                     self._shard[name] = shard
-        for name, file in shard_of.items():
+        for name, file in (shard_of or {}).items():
             if name not in self.shapes and name not in self.others:
-                self.others[name] = f"listed in {index.name}, absent from {file}"
-
-    def _read_index(self, index: Path) -> dict[str, str]:
-        try:
-            if index.stat().st_size > INDEX_LIMIT:
-                raise UserError(f"{index}: larger than {INDEX_LIMIT >> 20} MiB; expected an index of tensor names")
-            weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            names = {str(key): str(name) for key, name in weight_map.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f'{index}: expected {{"weight_map": {{name: file}}}} ({type(error).__name__})') from error
-        for name in sorted(set(names.values())):
-            if Path(name).name != name or not (self.path / name).is_file():
-                raise UserError(f"{index}: lists {name}, which is no file in {self.path}; download the folder again")
-        return names
+                self.others[name] = f"listed in {index.name if index else ''}, absent from {file}"
 
     def __getitem__(self, name: str) -> np.ndarray:
         return self._shard[name][name]
 
 
-def open_tensors(path: Path, names: tuple[str, ...]) -> Tensors | None:
-    """The tensors of a folder: those of an index, or of the first of `names` that exists; None if there are none."""
-    for index in INDEXES:
-        if (path / index).is_file():
-            return ShardedTensors(path / index)
-    for name in names:
-        if (path / name).is_file():
-            return TensorFile(path / name)
-    return None
+def read_index(index: Path) -> dict[str, str]:
+    """Tensor -> name of its shard, from a file such as `model.safetensors.index.json`.
+
+    Raises:
+      UserError: it is no such file.
+    """
+    if index.stat().st_size > INDEX_LIMIT:
+        raise UserError(f"{index}: larger than {INDEX_LIMIT >> 20} MiB; expected an index of tensor names")
+    expected = 'expected {"weight_map": {name: file}}'
+    weight_map = read_json_object(index, f"an index of shards, {expected}").get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index}: holds no weight_map; {expected}")
+    if wrong := [name for name, file in weight_map.items() if not isinstance(file, str)]:
+        raise UserError(f"{index}: {wrong[0]} is in {weight_map[wrong[0]]!r}; {expected}")
+    return weight_map
+
+
+def open_tensors(folder: Path, names: Sequence[str], expected: str) -> Tensors:
+    """The tensors of a folder, from the first of its files in this order.
+
+    Full precision comes before the variants fp32, bf16 and fp16; of one precision, the `names` in their order; of one
+    name, the whole file, then the shards of its index, then shards whose names count them (`…-00001-of-00003.bin`).
+    An index none of whose shards is there does not count.
+
+    Args:
+      names: of whole files, such as `model.safetensors`.
+      expected: what the folder should hold, for errors.
+
+    Raises:
+      UserError: none of them is there; shards are missing; or a file is damaged.
+    """
+    unused = ""
+    for variant in VARIANTS:
+        for name in names:
+            stem, _, suffix = name.rpartition(".")
+            file = folder / _with_variant(stem, variant, suffix)
+            if file.is_file():
+                return TensorFile(file)
+            for index in _indexes(folder, name, variant):
+                files = sorted(set(read_index(index).values()))
+                absent = [each for each in files if Path(each).name != each or not (folder / each).is_file()]
+                if not absent:
+                    return ShardedTensors([folder / each for each in files], index)
+                line = f"{index}: lists {_few(absent)}, which is no file in {folder}{_seen(folder)}; {AGAIN}"
+                if len(absent) < len(files):
+                    raise UserError(line)
+                unused = unused or line  # often downloaded beside the other format's shards
+            if shards := _counted(folder, stem, variant, suffix):
+                return ShardedTensors(shards)
+    raise UserError(unused or f"{folder}: holds no weights; expected {expected}{_seen(folder)}")
+
+
+AGAIN = "download the folder again"
+
+
+def _with_variant(stem: str, variant: str, suffix: str) -> str:
+    return f"{stem}.{variant}.{suffix}" if variant else f"{stem}.{suffix}"
+
+
+def _indexes(folder: Path, name: str, variant: str) -> list[Path]:
+    """The index of the shards of a file, under the names that transformers and diffusers give it."""
+    if not variant:
+        places = [f"{name}.index.json"]
+    else:
+        stem, _, suffix = name.rpartition(".")
+        places = [
+            f"{name}.index.{variant}.json",
+            f"{stem}.{variant}.{suffix}.index.json",
+            f"{name}.{variant}.index.json",
+        ]
+    return [folder / place for place in places if (folder / place).is_file()]
+
+
+def _counted(folder: Path, stem: str, variant: str, suffix: str) -> list[Path]:
+    """The shards whose names count them, all of them; [] if there are none.
+
+    Raises:
+      UserError: some are missing, or there are shards of several counts.
+    """
+    of = f"{re.escape(stem)}{re.escape(f'.{variant}') if variant else ''}"
+    name = re.compile(rf"{of}-(?P<number>\d{{5}})-of-(?P<count>\d{{5}})\.{re.escape(suffix)}")
+    found = {
+        file: match for file in sorted(folder.iterdir()) if (match := name.fullmatch(file.name)) and file.is_file()
+    }
+    if not found:
+        return []
+    counts = sorted({int(match["count"]) for match in found.values()})
+    if len(counts) > 1:
+        raise UserError(
+            f"{folder}: holds shards of {stem} that are parts of {counts[0]} and of {counts[-1]} files; {AGAIN}"
+        )
+    numbers = {int(match["number"]) for match in found.values()}
+    if missing := [number for number in range(1, counts[0] + 1) if number not in numbers]:
+        names = [f"{stem}{f'.{variant}' if variant else ''}-{n:05}-of-{counts[0]:05}.{suffix}" for n in missing[:4]]
+        raise UserError(f"{folder}: holds {len(found)} of {counts[0]} shards; {_few(names)} is missing; {AGAIN}")
+    return list(found)
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _seen(folder: Path) -> str:
+    """What a folder holds that looks like weights, for errors."""
+    files = [file for file in sorted(folder.iterdir()) if file.name.endswith(WEIGHTS_LIKE)] if folder.is_dir() else []
+    if not files:
+        return ""
+    return (
+        f"; the folder holds {_few([file.name if file.exists() else f'{file.name} (a broken link)' for file in files])}"
+    )
+
+
+def _absent(path: Path) -> str:
+    return f"a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+
+
+def _truncated(path: Path) -> str:
+    """That a file ends too early, if its own beginning shows that."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if path.suffix != ".safetensors":
+            if file.read(4) != b"PK\x03\x04":
+                return ""
+            try:
+                is_whole = zipfile.is_zipfile(path)
+            except zipfile.BadZipFile:  # it has an end, which is damaged
+                is_whole = True
+            return "" if is_whole else f"truncated after {size:,} bytes; download it again"
+        length = int.from_bytes(file.read(8), "little")
+        is_whole = size >= 8 and length <= INDEX_LIMIT and size >= 8 + length
+        try:
+            header = json.loads(file.read(length)) if is_whole else {}
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return ""
+    whole = 8 + length + max(ends, default=0)
+    if length <= INDEX_LIMIT and size < whole:
+        return f"truncated after {size:,} of {whole:,} bytes or more; download it again"
+    return ""
 
 
 def import_torch() -> Any:

@@ -19,6 +19,7 @@ from emu_jax.errors import UserError, nearest
 from emu_jax.evaluate.formats.files import Files
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics.fid import check_rule, read_statistics
+from emu_jax.evaluate.metrics.figures import Missing
 from emu_jax.evaluate.metrics.ranking import ranks
 from emu_jax.evaluate.prompts import Prompt
 from emu_jax.evaluate.question import Question
@@ -67,12 +68,14 @@ class Scoring:
       drawn: the folder of drawn images.
       weights: files that the user gave.
       emu: the model that predicted.
+      missing: takes the figures that a metric could not compute, with the reason (`figures.attempt`).
     """
 
     root: Path
     drawn: Path
     weights: Weights
     emu: Emu
+    missing: Missing = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,17 +142,22 @@ class Benchmark:
     ) -> dict[str, Figure]:
         """Figures by name; {} where answers are not published or only the benchmark's own server scores them.
 
+        Those that could not be computed are in `scoring.missing`.
+
         Args:
           predictions: by the questions' ids, one each.
 
         Raises:
-          UserError: predictions are missing, or a metric lacks what it needs.
+          UserError: predictions are missing, or every metric lacks what it needs.
         """
         self._check_complete(questions, predictions)
         known = self.predicts == "image" or all(question.answers for question in questions)
         if self.metrics is None or not known:
             return {}
-        return self.metrics([predictions[question.id] for question in questions], questions, scoring)
+        figures = self.metrics([predictions[question.id] for question in questions], questions, scoring)
+        if scoring.missing and not figures:
+            raise UserError(f"{self.name}: {next(iter(scoring.missing.values()))}")
+        return figures
 
     def answer(self, question: Question, prediction: Any) -> Answer:
         """What a submission holds of a prediction: the ranks of the candidates, or the prediction itself."""

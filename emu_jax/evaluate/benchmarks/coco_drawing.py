@@ -114,6 +114,7 @@ def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: 
         fid_rule=scoring.weights.fid,
         fid_statistics=statistics,
         clip=scoring.weights.clip,
+        missing=scoring.missing,
     )
 
 

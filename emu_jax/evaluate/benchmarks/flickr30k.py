@@ -42,5 +42,5 @@ BENCHMARK = Benchmark(
     "Visual-Semantic Alignments, caption_datasets.zip",
     reader=_read,
     prompt=caption,
-    metrics=lambda predictions, questions, _: captions.figures(predictions, questions),
+    metrics=lambda predictions, questions, scoring: captions.figures(predictions, questions, scoring.missing),
 )

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 from emu_jax.data import embedded_chats
 from emu_jax.data.fluent_emoji import SIZE, examples
-from emu_jax.errors import UserError
 from emu_jax.evaluate.benchmarks.benchmark import Benchmark, Scoring
 from emu_jax.evaluate.embedded import DESCRIBED, HELD_OUT, SPLITS, TRAIN, exact_matches, make_question
 from emu_jax.evaluate.formats.files import Files
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import captions
+from emu_jax.evaluate.metrics.figures import attempt
 from emu_jax.evaluate.prompts import embedded
 from emu_jax.evaluate.question import Question
-
-log = logging.getLogger(__name__)
 
 
 def _read(files: Files, split: str) -> list[Question]:
@@ -25,12 +22,11 @@ def _read(files: Files, split: str) -> list[Question]:
 
 def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
     """Exact matches, and caption scores where Java is installed: the quick start must not need it."""
-    figures = exact_matches(predictions, questions, {})
-    try:
-        return figures | captions.figures(predictions, questions)
-    except UserError as error:
-        log.warning("names are scored by exact match only: %s", error)
-        return figures
+
+    def scores() -> dict[str, Figure]:
+        return captions.figures(predictions, questions, scoring.missing)
+
+    return exact_matches(predictions, questions, {}) | attempt("caption scores", scores, scoring.missing)
 
 
 BENCHMARK = Benchmark(

@@ -50,7 +50,7 @@ def _read(files: Files, split: str) -> list[Question]:
 
 def metrics(predictions: Sequence[str], questions: Sequence[Question], scoring: Scoring) -> dict[str, Figure]:
     """Scores of all captions, and CIDEr of each domain where the file has several."""
-    found = captions.figures(predictions, questions)
+    found = captions.figures(predictions, questions, scoring.missing)
     domains = [domain for domain in DOMAINS if any(question.kind == domain for question in questions)]
     for domain in domains if len(domains) > 1 else ():
         chosen = [place for place, question in enumerate(questions) if question.kind == domain]

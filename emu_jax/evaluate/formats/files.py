@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Any, TypeVar
 
 from emu_jax.errors import UserError
-from emu_jax.storage import Path
+from emu_jax.storage import Path, failed_download
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -292,7 +292,10 @@ def _parse(
     try:
         return json.loads(text, object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
-        why = f"not JSON at line {error.lineno + first - 1}, column {error.colno} ({error.msg})"
+        head = text[:1024].encode()
+        why = (
+            first == 1 and failed_download(head, len(head))
+        ) or f"not JSON at line {error.lineno + first - 1}, column {error.colno} ({error.msg})"
     except ValueError as error:  # a number of thousands of digits
         why = f"not JSON ({error})"
     except RecursionError:

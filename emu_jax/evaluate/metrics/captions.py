@@ -22,7 +22,7 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
-from emu_jax.evaluate.metrics.figures import check, subjects
+from emu_jax.evaluate.metrics.figures import Missing, attempt, check, subjects
 from emu_jax.evaluate.question import Question
 
 # Scores must not depend on the user's language.
@@ -32,7 +32,9 @@ ORDER = 4  # longest n-grams
 Captions = dict[int, list[str]]  # by item
 
 
-def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[str, Figure]:
+def figures(
+    predictions: Sequence[str], questions: Sequence[Question], missing: Missing | None = None
+) -> dict[str, Figure]:
     """Scores over all captions, on the scale of COCO's server: papers print a CIDEr of 1.2 as 120.
 
     The 95% intervals are bootstrapped over images:
@@ -44,6 +46,7 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
     Args:
       predictions: one caption a question.
       questions: whose answers are the reference captions.
+      missing: takes the reason if METEOR, a program of its own, fails; without it, that is an error.
 
     Raises:
       UserError: a caption, a reference, Java or pycocoevalcap is missing.
@@ -61,7 +64,11 @@ def figures(predictions: Sequence[str], questions: Sequence[Question]) -> dict[s
         resampled = functools.partial(lambda order, index: bleu_of(by_images[index])[order - 1], order)
         interval = intervals.bootstrap(resampled, len(by_images))
         scores[f"BLEU-{order}"] = Figure(float(bleu[order - 1]), interval, None, count, 100.0)
-    scores["METEOR"] = _over_images(groups, *_meteor(Meteor, truth, found))
+
+    def meteor() -> dict[str, Figure]:
+        return {"METEOR": _over_images(groups, *_meteor(Meteor, truth, found))}
+
+    scores |= meteor() if missing is None else attempt("METEOR", meteor, missing)
     scores["ROUGE-L"] = _over_images(groups, *Rouge().compute_score(truth, found))
     return scores
 
@@ -147,8 +154,11 @@ def bleu_of(statistics: np.ndarray) -> list[float]:
 
 
 def _meteor(Meteor: type, truth: Captions, found: Captions) -> tuple[float, list[float]]:
-    with _java_options():  # in German, it would read 0.5 as 0,5
-        meteor = Meteor()
+    try:
+        with _java_options():  # in German, it would read 0.5 as 0,5
+            meteor = Meteor()
+    except OSError as error:
+        raise UserError(f"METEOR cannot be started ({error.strerror or error}); look at `java -version`") from error
     pipes = meteor.meteor_p.stdout, meteor.meteor_p.stderr
     try:
         return meteor.compute_score(truth, found)

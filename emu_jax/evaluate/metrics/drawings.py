@@ -6,8 +6,10 @@ real images; FID, the CLIP score and CLIP's similarity of two images need weight
 
 from __future__ import annotations
 
+import functools
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -18,6 +20,7 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import intervals
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.metrics import fid, frechet
+from emu_jax.evaluate.metrics.figures import Missing, attempt
 from emu_jax.generate.model import Emu
 from emu_jax.storage import Path, read_json_object
 
@@ -32,6 +35,7 @@ def figures(
     fid_rule: str = "crop256",
     fid_statistics: Path | None = None,
     clip: pathlib.Path | None = None,
+    missing: Missing | None = None,
 ) -> dict[str, Figure]:
     """Fréchet distances and CLIP score.
 
@@ -42,27 +46,40 @@ def figures(
       fid_rule: which pixels Inception sees, one of `fid.RULES`.
       fid_statistics: file of the real images' statistics (`fid.figure`).
       clip: folder of a CLIP.
+      missing: takes the reasons of figures that could not be computed.
 
     Raises:
-      UserError: a file of weights, statistics or an image cannot be used.
+      UserError: a file of weights, statistics or an image cannot be used, and `missing` is None.
     """
 
     def images(paths: Sequence[Path]) -> Iterator[np.ndarray]:
         return (load_image(path) for path in paths)
 
-    found = {}
-    if real:
-        found["Frechet distance, own features"] = frechet.figure(
-            frechet.encoder_features(emu, images(drawn)), frechet.encoder_features(emu, images(real))
-        )
-    if real and (file := find_weights()) is not None:
+    def own() -> dict[str, Figure]:
+        features = [frechet.encoder_features(emu, images(paths)) for paths in (drawn, real)]
+        return {"Frechet distance, own features": frechet.figure(*features)}
+
+    def vgg(file: pathlib.Path) -> dict[str, Figure]:
         params = load(file)
         features = [frechet.vgg_features(params, images(paths)) for paths in (drawn, real)]
-        found["Frechet distance, VGG-16 features"] = frechet.figure(*features)
+        return {"Frechet distance, VGG-16 features": frechet.figure(*features)}
+
+    def clip_figure(folder: pathlib.Path) -> dict[str, Figure]:
+        return {f"CLIP score, {clip_name(folder)}": clip_score(load_scorer(str(folder)), images(drawn), texts)}
+
+    metrics: dict[str, Callable[[], dict[str, Figure]]] = {}
+    if real:
+        metrics["Frechet distance, own features"] = own
+        if (file := find_weights()) is not None:
+            metrics["Frechet distance, VGG-16 features"] = functools.partial(vgg, file)
     if inception_weights is not None:
-        found |= fid.figure(drawn, real, weights=inception_weights, rule=fid_rule, statistics=fid_statistics)
+        settings: dict[str, Any] = {"weights": inception_weights, "rule": fid_rule, "statistics": fid_statistics}
+        metrics["FID"] = functools.partial(fid.figure, drawn, real, **settings)
     if clip is not None:
-        found[f"CLIP score, {clip_name(clip)}"] = clip_score(load_scorer(str(clip)), images(drawn), texts)
+        metrics["CLIP score"] = functools.partial(clip_figure, clip)
+    found: dict[str, Figure] = {}
+    for name, compute in metrics.items():
+        found |= compute() if missing is None else attempt(name, compute, missing)
     return found
 
 

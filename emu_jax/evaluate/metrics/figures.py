@@ -5,13 +5,34 @@ predictions and questions, in the same order -> {"accuracy": Figure, "accuracy (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import logging
+from collections.abc import Callable, Hashable, Mapping, Sequence
 
 import numpy as np
 
 from emu_jax.errors import UserError
 from emu_jax.evaluate.intervals import Figure
 from emu_jax.evaluate.question import Question
+
+log = logging.getLogger(__name__)
+
+Missing = dict[str, str]  # figure or group of figures that could not be computed -> why, in one line
+
+
+def attempt(name: str, compute: Callable[[], Mapping[str, Figure]], missing: Missing) -> dict[str, Figure]:
+    """The figures that `compute` returns; after a UserError none, with a warning and the reason in `missing`.
+
+    The predictions took hours: what one metric lacks must not cost the others.
+
+    Args:
+      name: of the figures together.
+    """
+    try:
+        return dict(compute())
+    except UserError as error:
+        missing[name] = " ".join(str(error).split())
+        log.warning("%s is missing from the scores: %s", name, missing[name])
+        return {}
 
 
 def check(predictions: Sequence, questions: Sequence[Question]) -> None:

@@ -154,6 +154,62 @@ def test_another_architecture_is_refused(folder, file, change, message):
         read[file.split("/")[0]](folder / file.split("/")[0])
 
 
+@pytest.mark.parametrize("part", ["unet", "vae"])
+@pytest.mark.parametrize("kind", ["fp16", "shards", "shards of fp16", "both"])
+def test_published_layouts_are_the_same_weights(folder, part, kind):
+    read = {"unet": LoadedUNet, "vae": LoadedVAE}[part]
+    whole = folder / part / "diffusion_pytorch_model.safetensors"
+    expected = diffusers.flatten(load_part(folder / part, read).params)
+    dtype = np.float16 if "fp16" in kind else np.float32
+    state = {key: value.astype(dtype) for key, value in load_file(whole).items()}
+    variant = ".fp16" if "fp16" in kind else ""
+    if kind == "fp16":
+        save_file(state, whole.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    else:
+        place = {
+            key: f"diffusion_pytorch_model{variant}-0000{i % 2 + 1}-of-00002.safetensors" for i, key in enumerate(state)
+        }
+        for name in set(place.values()):
+            save_file({key: state[key] for key in state if place[key] == name}, whole.with_name(name))
+        index = whole.with_name(f"diffusion_pytorch_model.safetensors.index{variant}.json")
+        index.write_text(json.dumps({"weight_map": place}))
+    if kind != "both":
+        whole.unlink()
+    found = diffusers.flatten(load_part(folder / part, read).params)
+    assert set(found) == set(expected)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(found[path], np.asarray(value).astype(dtype).astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [None, True, "8", [], [2, 3], {}, 0, -1, 1.5, float("nan")])
+def test_sizes_that_are_none_are_named(folder, value):
+    read = {"unet": diffusers.unet_config, "vae": diffusers.vae_config, "scheduler": diffusers.load_schedule}
+    needed = {"unet": diffusers.NEEDED_UNET, "vae": diffusers.NEEDED_VAE, "scheduler": diffusers.NEEDED_SCHEDULER}
+    for part, function in read.items():
+        file = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+        config = json.loads(file.read_text())
+        for key in needed[part]:
+            if value == 1.5 and diffusers.SIZES[key] == diffusers.NUMBER:
+                continue
+            file.write_text(json.dumps(config | {key: value}))
+            with pytest.raises(UserError, match=f"{file.name}: {key}"):
+                function(folder / part)
+        file.write_text(json.dumps(config))
+
+
+def test_a_list_that_repeats_one_value_is_the_value(folder):
+    file = folder / "unet" / "config.json"
+    config = json.loads(file.read_text())
+    expected = diffusers.unet_config(folder / "unet")
+    repeated = {key: [config[key]] * 4 for key in diffusers.ONE_FOR_ALL & config.keys()}
+    assert {"attention_head_dim", "layers_per_block"} <= set(repeated)
+    file.write_text(json.dumps(config | repeated))
+    assert diffusers.unet_config(folder / "unet") == expected
+    file.write_text(json.dumps(config | {"attention_head_dim": [1, 2, 4, 4]}))
+    with pytest.raises(UserError, match=r"attention_head_dim=\[1, 2, 4, 4\] \(expected a whole number above 0\)"):
+        diffusers.unet_config(folder / "unet")
+
+
 def test_a_missing_file_is_named(folder):
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(UserError, match="holds no weights"):

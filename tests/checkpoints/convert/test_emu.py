@@ -3,6 +3,7 @@
 import ast
 import dataclasses
 import json
+import re
 
 import jax
 import ml_dtypes
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from emu_jax.checkpoints.convert import emu as convert
 from emu_jax.checkpoints.convert.emu_keys import TABLE, TRANSFORMS, UNUSED
+from emu_jax.checkpoints.convert.tensor_files import TensorFile
 from emu_jax.checkpoints.load import load_emu
 from emu_jax.errors import UserError
 from emu_jax.models import emu
@@ -291,6 +293,34 @@ def test_adapters_are_merged_in_float32_at_their_own_rank_and_alpha(tmp_path):
     stem = key.replace("decoder.lm.", PEFT, 1).removesuffix(".weight")
     a, b = (state[f"{stem}.lora_{side}.default.weight"].numpy() for side in "AB")
     np.testing.assert_allclose(merged[key], plain[key].float().numpy() + 4.0 * (b @ a), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [(".default", ""), ("", ""), (".emu", ""), (".default", ".base_layer"), ("", ".base_layer")],
+)
+def test_adapters_under_pefts_names_are_the_same(golden, name, base):
+    """A model's state of today, a file of adapters, an adapter with a name, and weights below `base_layer`."""
+    shapes = TensorFile(golden / "mini-a" / "instruct" / "Emu-instruct.pt").shapes
+    expected = convert.match(shapes, vision_head_dim=12)
+    adapted = {a.split(".lora_")[0] for a, _ in expected.adapters.values()}
+
+    def renamed(key: str) -> str:
+        weight = key.removesuffix(".weight")
+        return f"{weight}{base}.weight" if weight in adapted else re.sub(r"(\.lora_[AB])\.default", rf"\1{name}", key)
+
+    found = convert.match({renamed(key): shape for key, shape in shapes.items()}, vision_head_dim=12)
+    assert found.adapters == {key: tuple(map(renamed, pair)) for key, pair in expected.adapters.items()}
+    assert found.names == {key: renamed(name) for key, name in expected.names.items()}
+
+
+def test_a_second_adapter_is_refused(golden):
+    shapes = TensorFile(golden / "mini-a" / "instruct" / "Emu-instruct.pt").shapes
+    key = next(key for key in shapes if ".lora_A.default." in key)
+    other = key.replace(".default.", ".other.")
+    message = r"1 unknown: .*lora_A\.other\.weight \(a second adapter, beside 'default'; keep one"
+    with pytest.raises(UserError, match=message):
+        convert.match(shapes | {other: shapes[key]}, vision_head_dim=12)
 
 
 def test_a_flattened_module_prefix_is_the_same_file(tmp_path):

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from emu_jax import Emu
 from emu_jax.checkpoints.convert import eva_clip as clip
@@ -218,6 +220,14 @@ def test_eva_clips_visual_tower(eva_clip, golden):
         ("model_type", "mistral", r"model_type='mistral' \(expected 'llama'\)"),
         ("num_attention_heads", 5, "5 attention heads and a width of 48, which do not divide"),
         ("rms_norm_eps", None, "is missing or not a number"),
+        ("num_hidden_layers", 2, "its config says a layers of 2, its weights 3"),
+        ("vocab_size", 98, "its config says a vocab_size of 98, its weights 97"),
+        ("head_dim", 16, "head_dim=16, but 6 heads share a width of 48"),
+        ("rope_parameters", {"rope_type": "llama3", "factor": 8.0}, "rope_parameters=.*expected rope_type 'default'"),
+        ("rope_scaling", {"type": "linear", "factor": 8.0}, "rope_scaling=.*'linear'.*expected rope_type 'default'"),
+        ("rope_scaling", {"type": "dynamic", "factor": 2.0}, "rope_scaling=.*expected rope_type 'default'"),
+        ("quantization_config", {"quant_method": "gptq"}, "quantization_config=.*expected None"),
+        ("partial_rotary_factor", 0.5, "partial_rotary_factor=0.5"),
     ],
 )
 def test_other_models_are_refused(hugging_llama, tmp_path, field, value, message):
@@ -227,6 +237,61 @@ def test_other_models_are_refused(hugging_llama, tmp_path, field, value, message
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config | {field: value}))
     with pytest.raises(UserError, match=message):
         llama.conversion(tmp_path / "hf")
+
+
+# What config.json of other ages says of the same weights: changed fields (None: null), and removed ones.
+SAME = {
+    "of two slices": ({"pretraining_tp": 2}, (), {}),
+    "no context": ({}, ("max_position_embeddings",), {"context": 2048}),
+    "March 2023": ({"max_sequence_length": 64}, ("max_position_embeddings",), {"context": 64}),
+    "nulls": (dict.fromkeys(["rope_scaling", "rope_parameters", "rope_theta", "head_dim", "mlp_bias"]), (), {}),
+    "no RoPE": ({}, ("rope_parameters", "rope_theta"), {"rope_base": 10000.0}),
+    "RoPE's base": ({"rope_theta": 5e5}, ("rope_parameters",), {"rope_base": 5e5}),
+    "RoPE's default": ({"rope_scaling": {"rope_type": "default"}}, (), {}),
+    "linear by 1": ({"rope_scaling": {"type": "linear", "factor": 1.0}}, (), {}),
+    "swish": ({"hidden_act": "swish", "torch_dtype": "float16", "dtype": "bfloat16"}, (), {}),
+    "no epsilon": ({}, ("rms_norm_eps",), {"norm_eps": 1e-6}),
+    "no sizes": ({}, ("num_hidden_layers", "intermediate_size", "vocab_size"), {}),
+}
+
+
+@pytest.mark.parametrize(("change", "removed", "fields"), SAME.values(), ids=SAME)
+def test_config_json_of_all_ages(hugging_llama, change, removed, fields, tmp_path):
+    folder, _ = hugging_llama
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in (config | change).items() if k not in removed}))
+    expected = llama._fields(folder / "config.json") | fields
+    found = llama._fields(tmp_path / "config.json")
+    assert found == {name: value for name, value in expected.items() if name in found}
+    assert {"width", "heads", "kv_heads", "norm_eps", "rope_base", "context"} <= set(found)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 9) | st.floats() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from(["type", "factor", "x"]), inner),
+    max_leaves=3,
+)
+KEYS = ("hidden_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling")
+KEYS += ("rope_parameters", "max_position_embeddings", "head_dim", "vocab_size", "model_type", "tie_word_embeddings")
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(st.sampled_from(KEYS), JSON, max_size=4))
+def test_any_config_json_is_read_or_refused_in_one_line(tmp_path_factory, change):
+    """A number above 0 is read as it is; what is no such number is named."""
+    file = tmp_path_factory.mktemp("config") / "config.json"
+    base = {"hidden_size": 48, "num_attention_heads": 6, "rms_norm_eps": 1e-5}
+    file.write_text(json.dumps(base | change))
+    try:
+        fields = llama._fields(file)
+    except UserError as error:
+        text = str(error).removeprefix(f"{file}: ")
+        assert "\n" not in text and any(key in text for key in change), text
+        return
+    assert fields["width"] == change.get("hidden_size", 48)
+    assert fields["norm_eps"] == change.get("rms_norm_eps", 1e-5)
+    assert fields["kv_heads"] == (change.get("num_key_value_heads") or fields["heads"])
+    assert fields["context"] == (change.get("max_position_embeddings") or 2048)
 
 
 def test_an_index_cannot_lead_out_of_its_folder(hugging_llama, tmp_path):

@@ -162,6 +162,18 @@ def test_a_failing_java_is_one_line(monkeypatch, tmp_path, refused, words):
     assert "\n" not in str(error.value)
 
 
+@needs_package
+@needs_java
+def test_meteor_alone_is_missing_if_it_fails(monkeypatch, tmp_path, caplog):
+    fake_java(tmp_path, monkeypatch, "meteor")
+    missing = {}
+    figures = captions.figures(PREDICTIONS, QUESTIONS, missing)
+    assert list(figures) == ["CIDEr", "BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L"]
+    assert list(missing) == ["METEOR"] and missing["METEOR"].startswith("METEOR failed (")
+    (line,) = caplog.messages
+    assert line == f"METEOR is missing from the scores: {missing['METEOR']}"
+
+
 def test_references_must_be_there():
     with pytest.raises(UserError, match="question 9: its answers are not published"):
         captions.figures(["a dog"], [Question("9")])
