@@ -17,15 +17,19 @@ from emu_jax.serve.limits import LimitError, Limits
 
 EXPECTED = "expected data:image/png;base64,… (or jpeg, webp, …)"
 SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
+DATA_URL = re.compile(r"\s*data:[^,]*;\s*base64\s*,", re.IGNORECASE)
 WHITE_SPACE = b"\t\n\f\r "
 URL_SAFE = bytes.maketrans(b"-_", b"+/")
 NOT_BASE64 = re.compile(rb"[^A-Za-z0-9+/]")
 
 
 def is_data_url(text: str) -> bool:
-    """Whether a text is a data URL, well-formed or not."""
-    scheme = SCHEME.match(text)
-    return scheme is not None and scheme[1].lower() == "data"
+    """Whether a text is a data URL in base64, rather than words.
+
+    >>> is_data_url("DATA:image/png;base64,iVBO"), is_data_url("data: the new oil, they say")
+    (True, False)
+    """
+    return DATA_URL.match(text) is not None
 
 
 def decode_data_url(url: str, where: str, limits: Limits) -> np.ndarray:
@@ -35,8 +39,9 @@ def decode_data_url(url: str, where: str, limits: Limits) -> np.ndarray:
       LimitError: no data URL (addresses are never fetched), another type than an image's, not base64, too many bytes
         or pixels, or no image; the message says which.
     """
-    if not is_data_url(url):
-        if scheme := SCHEME.match(url):
+    scheme = SCHEME.match(url)
+    if scheme is None or scheme[1].lower() != "data":
+        if scheme is not None:
             raise LimitError(
                 where, f"{where} is an address ({scheme[1][:20]}:…), and no address is fetched; {EXPECTED}"
             )
