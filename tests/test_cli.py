@@ -103,7 +103,7 @@ def test_an_existing_file_is_an_image(tmp_path, monkeypatch):
         ('{"prompt": ["cat.png"], "out": "o.png"}', '\'cat.png\' is the name of a file; write {"image": "cat.png"}'),
         ('{"prompt": [null], "out": "o.png"}', "prompt[0] is null; expected a text or"),
         ('{"prompt": [{"image": ""}], "out": "o.png"}', "prompt[0].image is ''; expected the name of a file"),
-        ('{"prompt": [{"video": "a.mp4"}], "out": "o.png"}', "prompt[0] is a JSON object; expected a text or"),
+        ('{"prompt": [{"video": "a.mp4"}], "out": "o.png"}', "prompt[0] is an object; expected a text or"),
         ('{"prompt": ["a"], "out": null}', "out is null; expected the name of a file"),
         ('{"prompt": ["a"], "out": "o.png", "seed": 1.5}', "seed is 1.5; expected a whole number of 0 or more"),
         ('{"prompt": ["a"], "out": "o.png", "seed": -1}', "seed is -1; expected a whole number of 0 or more"),

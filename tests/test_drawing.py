@@ -148,8 +148,7 @@ def test_many_from_a_file(drawing, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"prompt": "a dog", "out": "a.png"}', "prompt is 'a dog'; expected a list of texts and images"),
-        ('{"prompt": [], "out": "a.png"}', "prompt is a list of 0; expected a list of texts and images"),
+        ('{"prompt": [], "out": "a.png"}', "prompt is a list of 0; expected a text, or a list of texts and images"),
         ('{"prompt": [null], "out": "a.png"}', r"prompt\[0\] is null; expected a text or"),
         ('{"prompt": ["a", {"image": 7}], "out": "a.png"}', r"prompt\[1\].image is 7; expected the name of a file"),
         ('{"prompt": ["a"], "out": "a.png", "seed": "3"}', "seed is '3'; expected a whole number"),

@@ -25,6 +25,10 @@ ADDED = (PAD, IMG, IMG_END, IMAGE)
 ADDED_INSTRUCT = (*ADDED, USER, ASSISTANT)
 
 
+class PlainText(str):
+    """A part of a prompt in which the names of special tokens are ordinary text: what clients and models write."""
+
+
 class Tokenizer:
     """A SentencePiece model with special tokens; `instruct` adds [USER] and [ASSISTANT].
 
@@ -181,8 +185,21 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
         """Encodes a prompt, in which the names of special tokens become these tokens."""
+        return self.encode_parts([text], add_bos=add_bos)
+
+    def encode_parts(self, texts: Sequence[str], *, add_bos: bool = True) -> list[int]:
+        """`encode` of the joined texts of a prompt. In a `PlainText`, names of special tokens stay ordinary text.
+
+        >>> tokenizer = Tokenizer.train(["a red cat", "a blue cat"], vocab_size=7, model_type="word")
+        >>> tokenizer.encode_parts(["a [IMG]", "a cat"]), tokenizer.encode_parts([PlainText("a [IMG]"), "a cat"])
+        ([1, 3, 8, 3, 4], [1, 3, 0, 4])
+        """
         ids = [self.bos_id] if add_bos else []
-        chunks = self._pattern.split(text)  # text, special, text, special, …, text
+        chunks = [""]  # text, special, text, special, …, text
+        for text in texts:
+            first, *others = [text] if isinstance(text, PlainText) else self._pattern.split(text)
+            chunks[-1] += first
+            chunks += others
         for number, chunk in enumerate(chunks):
             if number % 2:
                 ids.append(self._special[chunk])
@@ -211,6 +228,18 @@ class Tokenizer:
     def special(self) -> dict[int, str]:
         """The names of all special tokens, <unk> included, by id."""
         return {id: name for name, id in self._special.items()}
+
+    def piece(self, id: int) -> tuple[str, bytes]:
+        """One token as text and as UTF-8: "▁" is a space, a special token its name, part of a character "\\xe7"."""
+        if id in self.non_text_ids or self._model.is_unknown(id):
+            name = self.special[id]
+            return name, name.encode()
+        piece = self._model.id_to_piece(id)
+        if self._model.is_byte(id):
+            byte = bytes([int(piece[3:-1], 16)])
+            return (byte.decode() if byte.isascii() else f"\\x{byte.hex()}"), byte
+        text = piece.replace("▁", " ")
+        return text, text.encode()
 
     def pieces(self, ids: Sequence[int]) -> list[tuple[list[int], str]]:
         """Ids of a text -> (ids, their text) for each piece; the bytes of one character form one piece.

@@ -42,6 +42,18 @@ class GeneratedImage:
     flagged: bool | None = None
 
 
+SEEDS = 2**32  # seeds are 0 to SEEDS - 1
+
+
+def consecutive_seed(first: int, number: int) -> int:
+    """The seed of image `number` of several whose first seed is given; the one after the highest is 0.
+
+    >>> consecutive_seed(5, 2), consecutive_seed(4294967295, 1)
+    (7, 0)
+    """
+    return (first + number) % SEEDS
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     """How images are drawn; see `Emu.generate_images`."""

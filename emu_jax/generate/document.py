@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from PIL.Image import Image as PILImage
 
+from emu_jax.data.tokenizer import PlainText
 from emu_jax.errors import UserError
 from emu_jax.generate.prompt import ImageLike, Prompt
 
@@ -41,7 +42,7 @@ class Continuation:
           is_empty: the text has no tokens. begins_image: the model began an image after it.
         """
         if not is_empty:
-            self.parts.append(text)
+            self.parts.append(PlainText(text))  # a model may write out the name of a special token
             self.count += 1
         continues = begins_image if self._pattern is None else not is_empty
         self._advance(IMAGE if continues else None)

@@ -41,10 +41,7 @@ def read_message(
     for part in message:
         if isinstance(part, str):
             part = clean(part, where, strip=False)
-            if parts and isinstance(parts[-1], Text):
-                part = parts[-1].text + part
-                del parts[-1]
-            parts.append(Text(part, "user"))
+            add_text(parts, Text(part, "user"))
             continue
         if isinstance(part, Video) or (isinstance(part, Path) and part.suffix.lower() in VIDEO_SUFFIXES):
             video = part if isinstance(part, Video) else Video(part)
@@ -59,6 +56,24 @@ def read_message(
     if isinstance(parts[-1], Image):
         parts.append(Text("", "user"))  # the turn that the image belongs to
     return parts, videos
+
+
+def join_texts(texts: Sequence[str]) -> str:
+    """Texts of one message or role, each on a line of its own: clients send sentences without space around them.
+
+    >>> join_texts(["what is", "", "this?"])
+    'what is\\nthis?'
+    """
+    return "\n".join(text for text in texts if text)
+
+
+def add_text(parts: list[Text | Image], text: Text) -> None:
+    """Appends a text to the parts of a message; `join_texts` with the last part if that is a text."""
+    last = parts[-1] if parts else None
+    if isinstance(last, Text):
+        parts[-1] = dataclasses.replace(text, text=join_texts([last.text, text.text]))
+    else:
+        parts.append(text)
 
 
 def default_system(parts: Sequence[Text | Image], videos: int) -> str:

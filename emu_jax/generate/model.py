@@ -32,7 +32,7 @@ from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate.candidates import CandidateScores
 from emu_jax.generate.chat import Chat
-from emu_jax.generate.decoder import Decoder, Drawing, GeneratedImage
+from emu_jax.generate.decoder import SEEDS, Decoder, Drawing, GeneratedImage, consecutive_seed
 from emu_jax.generate.document import IMAGE, Continuation
 from emu_jax.generate.embeddings import generate_embeddings
 from emu_jax.generate.prompt import ImageLike, Prompt, PromptBatch, embed_prompts, encode_prompts
@@ -346,7 +346,8 @@ class Emu:
         items: list[GeneratedText | GeneratedImage] = []
         while continuation.next is not None:
             if continuation.next == IMAGE:
-                drawn = self.generate_image(continuation.parts, seed=seed + len(items), **drawing)
+                item_seed = consecutive_seed(seed, len(items))
+                drawn = self.generate_image(continuation.parts, seed=item_seed, **drawing)
                 continuation.add_image(drawn.image)
                 items.append(drawn)
             else:
@@ -380,8 +381,8 @@ class Emu:
     ) -> list[GeneratedImage]:
         count = len(condition)
         seeds = list(range(count)) if seeds is None else list(seeds)
-        if len(seeds) != count or min(seeds) < 0:
-            raise UserError(f"seeds={seeds}; expected {count} of them, one a prompt, each 0 or more")
+        if len(seeds) != count or min(seeds) < 0 or max(seeds) >= SEEDS:
+            raise UserError(f"seeds={seeds}; expected {count} of them, one a prompt, each 0 to {SEEDS - 1}")
         noise = decoder.initial_latents(seeds, drawing.height, drawing.width)
         if latents is not None and np.shape(latents) != noise.shape:
             raise UserError(f"latents are {list(np.shape(latents))}; expected {list(noise.shape)}")

@@ -2,7 +2,7 @@
 
 An image is a PIL image, a uint8 array [H, W, 3], a path (`storage.Path`), or an already
 normalised float array [S, S, 3].
-A str is text, in which the name of a special token ("[USER]") becomes that token.
+A str is text, in which the name of a special token ("[USER]") becomes that token; in a `PlainText` it stays text.
 """
 
 from __future__ import annotations
@@ -82,10 +82,10 @@ def encode_prompts(
                 f"prompt {number}: expected a list of texts and images, got one {type(prompt).__name__}; wrap it in []"
             )
         shown = [read_image(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
-        text = "".join(part if isinstance(part, str) else placeholder for part in prompt)
-        if not text and not suffix:
+        texts = [part if isinstance(part, str) else placeholder for part in prompt]
+        if not any(texts) and not suffix:
             raise UserError(f"prompt {number} is empty; give it a text or an image")
-        ids = tokenizer.encode(text + suffix)
+        ids = tokenizer.encode_parts([*texts, suffix])
         if ids.count(tokenizer.image_id) != len(shown) * queries:
             raise UserError(f"prompt {number}: a text spells {IMAGE}; pass images as list items instead")
         if len(ids) + new_tokens > context:

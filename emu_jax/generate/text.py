@@ -164,8 +164,8 @@ def choose_each(
     keys: Key[Array, " B"],
     decoding: Decoding,
     ends: Ends,
-) -> tuple[Int[Array, " B"], Float[Array, " B"]]:
-    """`choose` for independent rows: the fields of `decoding` are [B].
+) -> tuple[Int[Array, " B"], Float[Array, "B V"]]:
+    """`choose` for independent rows, with log p of the whole vocabulary: the fields of `decoding` are [B].
 
     Each row's token is the one that `choose` returns for that row on its own.
     """
@@ -176,7 +176,7 @@ def choose_each(
         return jnp.where(decoding.temperature > 0, draw(keys, counts, _filtered(scores, decoding)), scores.argmax(-1))
 
     token = jax.lax.cond(jnp.any(decoding.temperature > 0), sampled, lambda: scores.argmax(-1)).astype(jnp.int32)
-    return token, jnp.take_along_axis(scores, token[:, None], axis=-1)[:, 0]
+    return token, scores
 
 
 @functools.partial(jax.jit, static_argnames=("config", "ends", "max_new_tokens"))

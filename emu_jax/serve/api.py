@@ -1,8 +1,11 @@
 """An HTTP API compatible with OpenAI's clients, and /healthz and /metrics.
 
 GET  /v1/models   /v1/models/NAME
-POST /v1/chat/completions       text and images (data URIs); streaming; an image that the answer begins is drawn
-POST /v1/images/generations     b64_json
+POST /v1/chat/completions       text and images (data URLs); streaming; an image that the answer begins is drawn
+POST /v1/completions            texts, continued by the model without adapters; streaming
+POST /v1/embeddings             images, and the images that texts ask for, as the model's visual embeddings
+POST /v1/images/generations     b64_json; JSON
+POST /v1/images/edits           images and a prompt, blended; a form or JSON. /v1/images/variations: the same
 """
 
 from __future__ import annotations
@@ -13,25 +16,35 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import pydantic
 from fastapi import FastAPI
+from jaxtyping import Float
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from emu_jax.errors import UserError
-from emu_jax.generate.chat import UNDRAWN
-from emu_jax.generate.decoder import GeneratedImage
+from emu_jax.serve.choices import ChatChoice, Choice, Draw, TextChoice
 from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
-from emu_jax.serve.engine import Busy, Completion, Engine, Failed, Stopping, Ticket, TimeUp
+from emu_jax.serve.engine import Busy, Engine, Failed, Stopping, Ticket, TimeUp
+from emu_jax.serve.forms import FileField, decode_images, read_form
 from emu_jax.serve.guard import Refusal, error_body, error_response
 from emu_jax.serve.limits import LimitError
 from emu_jax.serve.metrics import Metrics
-from emu_jax.serve.openai_json import ChatRequest, ImageRequest
+from emu_jax.serve.openai_json import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingRequest,
+    ImageField,
+    ImageRequest,
+    decode,
+    decode_messages,
+)
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=pydantic.BaseModel)
@@ -47,15 +60,19 @@ class ClientGone(Exception):
 def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> None:
     """Adds the API of an engine, whose model is called `name`."""
     api = _Api(engine, name)
-    routes: list[tuple[str, str, Handler]] = [
-        ("GET", "/v1/models", api.models),
-        ("GET", "/v1/models/{model:path}", api.model),
-        ("POST", "/v1/chat/completions", api.chat),
-        ("POST", "/v1/images/generations", api.images),
-        ("GET", "/healthz", api.health),
+    routes: list[tuple[str, str, Handler, str | None]] = [  # the last: the field that holds texts and images
+        ("GET", "/v1/models", api.models, None),
+        ("GET", "/v1/models/{model:path}", api.model, "model"),
+        ("POST", "/v1/chat/completions", api.chat, "messages"),
+        ("POST", "/v1/completions", api.completions, "prompt"),
+        ("POST", "/v1/embeddings", api.embeddings, "input"),
+        ("POST", "/v1/images/generations", api.images, "prompt"),
+        ("POST", "/v1/images/edits", api.edits, "image"),
+        ("POST", "/v1/images/variations", api.edits, "image"),
+        ("GET", "/healthz", api.health, None),
     ]
-    for method, path, handler in routes:
-        app.router.add_route(path, _with_errors(handler, path, metrics), methods=[method])
+    for method, path, handler, subject in routes:
+        app.router.add_route(path, _with_errors(handler, path, metrics, subject), methods=[method])
 
     async def scrape(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
@@ -70,8 +87,12 @@ def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> Non
     app.router.add_route("/v1/{rest:path}", unknown, methods=["GET", "POST", "PUT", "DELETE", "PATCH"])
 
 
-def _with_errors(handler: Handler, route: str, metrics: Metrics) -> Handler:
-    """Wraps a handler: errors become responses in OpenAI's form, and requests are counted."""
+def _with_errors(handler: Handler, route: str, metrics: Metrics, subject: str | None) -> Handler:
+    """Wraps a handler: errors become responses in OpenAI's form, and requests are counted.
+
+    Args:
+      subject: the field that errors are about, if they do not name another.
+    """
 
     async def answered(request: Request) -> Response:
         with metrics.timed(route) as outcome:
@@ -80,29 +101,26 @@ def _with_errors(handler: Handler, route: str, metrics: Metrics) -> Handler:
             except ClientGone:
                 response = Response(status_code=GONE)
             except Exception as error:  # `_refusal` re-raises unknown errors: a logged 500
-                response = error_response(_refusal(error))
+                response = error_response(_refusal(error, subject))
             outcome.status = response.status_code
         return response
 
     return answered
 
 
-def _refusal(error: Exception) -> Refusal:
-    """An error -> the refusal that the client gets."""
+def _refusal(error: Exception, subject: str | None) -> Refusal:
+    """An error -> the refusal that the client gets; `subject` as in `_with_errors`."""
     match error:
         case Refusal():
             return error
         case pydantic.ValidationError():
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part) for part in first["loc"])[:200]
-            message = f"{where}: {first['msg']}" if where else first["msg"]
-            return Refusal(400, message, code="invalid_value", parameter=where)
+            return _of_validation(error)
         case LimitError():
             return Refusal(400, str(error), code="invalid_value", parameter=error.parameter)
         case ContextError():
-            return Refusal(400, str(error), code="context_length_exceeded", parameter="messages")
+            return Refusal(400, str(error), code="context_length_exceeded", parameter=subject)
         case UserError():
-            return Refusal(400, str(error), code="invalid_value")
+            return Refusal(400, str(error), code="invalid_value", parameter=subject)
         case Busy():
             return Refusal(429, str(error), kind="rate_limit_error", code="queue_full")
         case Stopping():
@@ -112,6 +130,17 @@ def _refusal(error: Exception) -> Refusal:
         case Failed():
             return Refusal(500, str(error), kind="server_error", code="model_failed")
     raise error
+
+
+def _of_validation(error: pydantic.ValidationError) -> Refusal:
+    """The first error about a body's fields, with its place as "messages[0].role"."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in first["loc"])[1:201]
+    if first["type"] == "json_invalid":
+        return Refusal(400, f"the body is not JSON ({first['ctx']['error']})", code="invalid_value")
+    if first["type"] == "missing":
+        return Refusal(400, f"{where} is missing", code="missing_required_parameter", parameter=where)
+    return Refusal(400, f"{where or 'the body'}: {first['msg']}", code="invalid_value", parameter=where or None)
 
 
 class _Api:
@@ -141,58 +170,124 @@ class _Api:
     def _check_model(self, model: str | None) -> None:
         if model is not None and model != self.name:
             raise Refusal(
-                404, f"the model {model[:100]!r} is not served here; there is {self.name!r}", code="model_not_found"
+                404,
+                f"the model {model[:100]!r} is not served here; there is {self.name!r}",
+                code="model_not_found",
+                parameter="model",
             )
 
-    # ------------------------------------------------------------ chat
+    # ------------------------------------------------------------ texts
 
     async def chat(self, request: Request) -> Response:
         body = await _parse(ChatRequest, request)
         self._check_model(body.model)
-        body.check(self.engine.limits)
-        messages = await asyncio.to_thread(body.decode, self.engine.limits)
-        ticket = await self.engine.chat(messages, body.settings())
-        about = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
+        read = body.read(self.engine.limits)
+        messages = await asyncio.to_thread(decode_messages, read, self.engine.limits)
+        settings = [body.settings().following(number) for number in range(body.count)]
 
-        async def draw(text: str) -> Ticket[tuple[int, int], GeneratedImage]:
-            return await self.engine.draw_answer(messages, text, body.drawing())
+        def draw(number: int) -> Draw | None:
+            """What draws the image that an answer begins after its text."""
+            if not self.engine.draws:
+                return None
+            return lambda text: self.engine.draw_answer(messages, text, body.drawing().following(number))
 
+        tickets = await _submit(self.engine.chat(messages, each) for each in settings)
+        choices = [
+            ChatChoice(number, ticket, self._spell, body.top_logprobs or 0, draw(number))
+            for number, ticket in enumerate(tickets)
+        ]
+        return await self._respond(request, body, "chatcmpl", choices)
+
+    async def completions(self, request: Request) -> Response:
+        body = await _parse(CompletionRequest, request)
+        self._check_model(body.model)
+        limits = self.engine.limits
+        prompts = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        settings = [body.settings().following(number) for number in range(body.count)]
+        tickets = await _submit(self.engine.complete(prompt, each) for prompt in prompts for each in settings)
+        choices = [TextChoice(number, ticket, self._spell, body.logprobs or 0) for number, ticket in enumerate(tickets)]
+        return await self._respond(request, body, "cmpl", choices)
+
+    def _spell(self, id: int) -> tuple[str, bytes]:
+        return self.engine.plain.tokenizer.piece(id)
+
+    async def _respond(
+        self, request: Request, body: ChatRequest | CompletionRequest, kind: str, choices: Sequence[Choice]
+    ) -> Response:
+        """The choices, one choice's text for each ticket, as one body or as a stream."""
+        about = {"id": f"{kind}-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.name}
         if body.stream:
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            events = _events(ticket, about, usage, draw if self.engine.draws else None)
+            count = body.count if body.usage else None
+            events = _events(choices, about, count, "messages" if kind == "chatcmpl" else "prompt")
             return StreamingResponse(events, media_type="text/event-stream", headers=NO_CACHE)
-        completion = await _unless_gone(request, ticket)
-        message: dict[str, Any] = {"role": "assistant", "content": completion.text, "refusal": None}
-        if completion.ended_by == "image":
-            if self.engine.draws:
-                message["images"] = [_image_part(await _unless_gone(request, await draw(completion.text)))]
-            else:
-                message["refusal"] = UNDRAWN
-        choice = {
-            "index": 0,
-            "message": message,
-            "finish_reason": _reason(completion),
-            "logprobs": None,
-        }
-        return JSONResponse({**about, "object": "chat.completion", "choices": [choice], "usage": _usage(completion)})
+        try:
+            whole = [await _unless_gone(request, choice.whole()) for choice in choices]
+        finally:
+            for choice in choices:
+                choice.cancel()
+        usage = _usage(choices, body.count)
+        return JSONResponse({**about, "object": choices[0].object, "choices": whole, "usage": usage})
+
+    # ------------------------------------------------------------ embeddings
+
+    async def embeddings(self, request: Request) -> Response:
+        body = await _parse(EmbeddingRequest, request)
+        self._check_model(body.model)
+        limits = self.engine.limits
+        inputs = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        tickets = await _submit(self.engine.embed(each) for each in inputs)
+        try:
+            embedded = [await _unless_gone(request, ticket.result()) for ticket in tickets]
+        finally:
+            for ticket in tickets:
+                ticket.cancel()
+        content = await asyncio.to_thread(self._embeddings, body, embedded)
+        return Response(content, media_type="application/json")
+
+    def _embeddings(self, body: EmbeddingRequest, embedded: Sequence[Float[np.ndarray, "Q D"]]) -> bytes:
+        data = []
+        for index, each in enumerate(embedded):
+            vectors = each.mean(0, keepdims=True) if body.pooling == "mean" else each
+            flat = np.ascontiguousarray(vectors, "<f4").reshape(-1)
+            encoded = base64.b64encode(flat).decode() if body.encoding_format == "base64" else flat.tolist()
+            data.append({"object": "embedding", "index": index, "embedding": encoded, "shape": list(vectors.shape)})
+        usage = {"prompt_tokens": 0, "total_tokens": 0}
+        return json.dumps({"object": "list", "data": data, "model": self.name, "usage": usage}).encode()
 
     # ------------------------------------------------------------ images
 
     async def images(self, request: Request) -> Response:
         body = await _parse(ImageRequest, request)
+        return await self._draw(request, body, [])
+
+    async def edits(self, request: Request) -> Response:
+        """Images and a prompt: the model draws what follows them, as it blends images and draws in context."""
+        if "multipart" in request.headers.get("content-type", ""):
+            fields, files = await read_form(request, self.engine.limits)
+            body = ImageRequest.model_validate(fields, strict=False)  # every value is a text
+        else:
+            body, files = await _parse(ImageRequest, request), []
+        if not files and not body.images:
+            raise LimitError("image", "there is no image; expected one or more files named image (or image[])")
+        return await self._draw(request, body, files)
+
+    async def _draw(self, request: Request, body: ImageRequest, files: Sequence[FileField | ImageField]) -> Response:
         self._check_model(body.model)
-        decoder = self.engine.plain.decoder
+        limits, decoder = self.engine.limits, self.engine.plain.decoder
         if decoder is None:
-            raise UserError(
-                "this model has no visual decoder; serve a folder with unet and vae in it, or name a decoder"
+            raise Refusal(
+                400,
+                "this model has no visual decoder; serve a folder with unet and vae in it, or name a decoder",
+                code="unsupported_model",
+                parameter="model",
             )
-        body.check(self.engine.limits, decoder.size)
-        prompt = await asyncio.to_thread(body.decode, self.engine.limits)
-        tickets: list[Ticket] = []
+        images = [*files, *body.read(limits, decoder.size)]
+        limits.check_images(len(images))
+        shown = await asyncio.to_thread(decode_images, images, limits)
+        prompt = [*shown, *([body.prompt] if body.prompt else [])]
+        tickets = await _submit(self.engine.draw(prompt, settings) for settings in body.settings())
         try:
-            for settings in body.settings():
-                tickets.append(await self.engine.draw(prompt, settings))
-            drawn = [await _unless_gone(request, ticket) for ticket in tickets]
+            drawn = [await _unless_gone(request, ticket.result()) for ticket in tickets]
         finally:
             for ticket in tickets:
                 ticket.cancel()
@@ -213,8 +308,21 @@ async def _parse(kind: type[Body], request: Request) -> Body:
     )
 
 
-async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
-    """A ticket's result; cancels the ticket if the client disconnects.
+async def _submit(requests: Iterable[Awaitable[Ticket[Any, Result]]]) -> list[Ticket[Any, Result]]:
+    """Submits the requests of one client, all or none."""
+    tickets: list[Ticket[Any, Result]] = []
+    try:
+        for each in requests:
+            tickets.append(await each)
+    except BaseException:
+        for ticket in tickets:
+            ticket.cancel()
+        raise
+    return tickets
+
+
+async def _unless_gone(request: Request, answer: Awaitable[Result]) -> Result:
+    """What an answer returns, unless the client disconnects before.
 
     Raises:
       ClientGone: the client disconnected.
@@ -224,74 +332,83 @@ async def _unless_gone(request: Request, ticket: Ticket[Any, Result]) -> Result:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    result, gone = asyncio.ensure_future(ticket.result()), asyncio.ensure_future(disconnected())
+    result, gone = asyncio.ensure_future(answer), asyncio.ensure_future(disconnected())
     try:
         await asyncio.wait({result, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not result.done():
             raise ClientGone
         return result.result()
     finally:
-        ticket.cancel()
         for task in (result, gone):
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
 
 
-def _image_part(drawn: GeneratedImage) -> dict[str, Any]:
-    """A drawn image as the content part that OpenAI's clients send; clients of other servers know `images` too."""
-    data = base64.b64encode(png(drawn.image)).decode()
-    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}, "seed": drawn.seed}
-
-
-def _reason(completion: Completion) -> str:
-    return "length" if completion.ended_by == "length" else "stop"
-
-
-def _usage(completion: Completion) -> dict[str, int]:
+def _usage(choices: Sequence[Choice], count: int) -> dict[str, int]:
+    """Tokens of finished choices; `count` of them share a prompt."""
+    prompt_tokens = sum(choice.completion.prompt_tokens for choice in choices[::count])
+    new_tokens = sum(choice.completion.new_tokens for choice in choices)
     return {
-        "prompt_tokens": completion.prompt_tokens,
-        "completion_tokens": completion.new_tokens,
-        "total_tokens": completion.prompt_tokens + completion.new_tokens,
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": new_tokens,
+        "total_tokens": prompt_tokens + new_tokens,
     }
 
 
 async def _events(
-    ticket: Ticket[str, Completion],
-    about: dict[str, Any],
-    usage: bool,
-    draw: Callable[[str], Awaitable[Ticket[tuple[int, int], GeneratedImage]]] | None,
+    choices: Sequence[Choice], about: dict[str, Any], count: int | None, subject: str
 ) -> AsyncIterator[bytes]:
-    """Server-sent events of a chat completion; `draw` begins the image after a text, and is None without a decoder.
+    """Server-sent events of all choices as they come. Their tickets are cancelled however the stream ends.
 
-    The tickets are cancelled however the stream ends.
+    Args:
+      count: as in `_usage`, which is sent at the end; None: it is not. subject: as in `_with_errors`.
     """
-    tickets: list[Ticket] = [ticket]
 
-    def event(choices: list[dict[str, Any]], **more: Any) -> bytes:
-        chunk = {**about, "object": "chat.completion.chunk", "choices": choices, **more}
+    def event(found: list[dict[str, Any]], **more: Any) -> bytes:
+        chunk = {**about, "object": choices[0].chunk, "choices": found, **more}
         return b"data: " + json.dumps(chunk, ensure_ascii=False).encode() + b"\n\n"
 
-    def choice(delta: dict[str, Any], reason: str | None = None) -> list[dict[str, Any]]:
-        return [{"index": 0, "delta": delta, "finish_reason": reason, "logprobs": None}]
-
     try:
-        yield event(choice({"role": "assistant", "content": ""}))
-        async for piece in ticket:
-            yield event(choice({"content": piece}))
-        completion = await ticket.result()
-        if completion.ended_by == "image":
-            if draw is None:
-                yield event(choice({"refusal": UNDRAWN}))
-            else:
-                tickets.append(drawing := await draw(completion.text))
-                yield event(choice({"images": [_image_part(await drawing.result())]}))
-        yield event(choice({}, _reason(completion)))
-        if usage:
-            yield event([], usage=_usage(completion))
+        async with contextlib.aclosing(_merged([choice.chunks() for choice in choices])) as chunks:
+            async for chunk in chunks:
+                yield event([chunk])
+        if count is not None:
+            yield event([], usage=_usage(choices, count))
         yield b"data: [DONE]\n\n"
     except (Busy, TimeUp, Failed, Stopping, UserError) as error:
-        yield b"data: " + json.dumps(error_body(_refusal(error))).encode() + b"\n\n"
+        yield b"data: " + json.dumps(error_body(_refusal(error, subject))).encode() + b"\n\n"
     finally:
-        for each in tickets:
-            each.cancel()
+        for choice in choices:
+            choice.cancel()
+
+
+async def _merged(streams: Sequence[AsyncIterator[Result]]) -> AsyncIterator[Result]:
+    """Items of several streams in the order in which they come; an error of one ends all."""
+    queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
+    end = object()
+
+    async def drain(stream: AsyncIterator[Result]) -> None:
+        try:
+            async for item in stream:
+                await queue.put(item)
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(end)
+
+    tasks = [asyncio.create_task(drain(stream)) for stream in streams]
+    try:
+        left = len(tasks)
+        while left:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is end:
+                left -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -31,6 +31,7 @@ from emu_jax.serve.prompt_batching import IMAGE_BATCH_SIZES, PromptBatcher, smal
 from emu_jax.sharding import with_logical_constraint
 
 PREFILL_BATCH_SIZES = (1, 4)  # prompts prefilled by one call
+LIKELIEST = 20  # tokens whose log p a scored token has, as many as OpenAI's clients may ask for
 TOKENS_PER_CALL = 4  # decoded per slot before anything else gets its turn
 
 
@@ -40,12 +41,27 @@ class TextRequest:
 
     Attributes:
       decoding: scalars. max_new_tokens: fits the context. seed: for sampling.
+      scored: whether `ContinuousBatcher.scores` are wanted of its tokens.
     """
 
     prompt: EncodedPrompt
     decoding: Decoding
     max_new_tokens: int
     seed: int
+    scored: bool = False
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TokenScores:
+    """Log p of chosen tokens and of the K likeliest ones, by the model's own distribution.
+
+    That is before temperature, top-k and top-p; what may not end a text yet has none (-inf).
+    """
+
+    chosen: Float[Array, " *calls B"]
+    likeliest: Float[Array, "*calls B K"]
+    likeliest_ids: Int[Array, "*calls B K"]
 
 
 @jax.tree_util.register_dataclass
@@ -59,10 +75,17 @@ class _State:
     left: Int[Array, " B"]  # new tokens that may follow; 0: the slot is free
     keys: Key[Array, " B"]
     decoding: Decoding  # fields [B]
+    scored: Bool[Array, " B"]  # whether the scores of a slot's tokens are wanted
 
 
 class ContinuousBatcher:
-    """Generates up to `slots` texts at a time with one model. Not thread-safe."""
+    """Generates up to `slots` texts at a time with one model. Not thread-safe.
+
+    Attributes:
+      scores: of the tokens of the newest call, for all its rows; zeros unless one of the rows is `scored`.
+    """
+
+    scores: TokenScores
 
     def __init__(self, model: Emu, slots: int):
         self.model, self.slots, self.prompts = model, slots, PromptBatcher(model)
@@ -106,9 +129,10 @@ class ContinuousBatcher:
         limits = np.array([request.max_new_tokens for request in filled], np.int32)
         seeds = np.array([request.seed for request in filled], np.uint32)
         counts = valid.sum(1).astype(np.int32)
-        arrays = (targets, tokens, visual, is_visual, counts, decoding, limits, seeds)
+        scored = np.array([request.scored for request in filled])
+        arrays = (targets, tokens, visual, is_visual, counts, decoding, limits, seeds, scored)
         with self.model.scope():
-            first, self._state = _prefill(self.model.params, self._state, *arrays, **self._static)
+            first, self.scores, self._state = _prefill(self.model.params, self._state, *arrays, **self._static)
         new_tokens = np.asarray(first)[: len(requests)].tolist()
         for slot, request, token in zip(slots, requests, new_tokens, strict=True):
             self._filled[slot] = len(request.prompt.tokens)
@@ -122,7 +146,7 @@ class ContinuousBatcher:
         """
         reach = smallest_bucket(int((self._filled * (self._left > 0)).max()) + TOKENS_PER_CALL, self.prompts.lengths)
         with self.model.scope():
-            tokens, self._state = _decode(self.model.params, self._state, reach=reach, **self._static)
+            tokens, self.scores, self._state = _decode(self.model.params, self._state, reach=reach, **self._static)
         tokens = np.asarray(tokens)
         counts = (tokens >= 0).sum(0)
         self._filled += counts
@@ -178,6 +202,7 @@ def _empty(params: emu.Params, *, config: emu.EmuConfig, slots: int) -> _State:
         left=none(integer),
         keys=jax.vmap(jax.random.key)(none(integer)),
         decoding=Decoding(none(integer), none(number), none(number), none(integer), none(number)),
+        scored=none(bool),
     )
     return _constrain(state)
 
@@ -210,11 +235,12 @@ def _prefill(
     decoding: Decoding,
     limits: Int[Array, " R"],
     seeds: UInt32[Array, " R"],
+    scored: Bool[Array, " R"],
     *,
     config: emu.EmuConfig,
     ends: Ends,
-) -> tuple[Int[Array, " R"], _State]:
-    """Prefills R right-padded prompts of `counts` tokens into slots; returns their first new tokens.
+) -> tuple[Int[Array, " R"], TokenScores, _State]:
+    """Prefills R right-padded prompts of `counts` tokens into slots; returns their first new tokens, with scores.
 
     Rows whose slot is beyond the last one are dropped.
     """
@@ -228,7 +254,7 @@ def _prefill(
     hidden, new = llama.decode(inputs, positions, new, valid)
     last = jnp.take_along_axis(hidden, counts[:, None, None] - 1, axis=1)[:, 0]  # [R, D]
     keys = jax.vmap(jax.random.key)(seeds)
-    first, _ = choose_each(llama, last, jnp.zeros(rows, jnp.int32), keys, decoding, ends)
+    first, log_p = choose_each(llama, last, jnp.zeros(rows, jnp.int32), keys, decoding, ends)
 
     cache = state.cache
     capacity = cache.valid.shape[1]
@@ -246,23 +272,43 @@ def _prefill(
         left=put(state.left, jnp.where(is_end(first, ends), 0, limits - 1)),
         keys=put(state.keys, keys),
         decoding=put(state.decoding, decoding),
+        scored=put(state.scored, scored),
     )
-    return first, _constrain(state)
+    return first, _scores(log_p, first, scored), _constrain(state)
+
+
+def _scores(log_p: Float[Array, "B V"], tokens: Int[Array, " B"], scored: Bool[Array, " B"]) -> TokenScores:
+    """Scores of tokens. Without a scored row they cost nothing: the search for the likeliest tokens is skipped."""
+    rows, count = len(log_p), min(LIKELIEST, log_p.shape[-1])
+
+    def found() -> TokenScores:
+        likeliest, ids = jax.lax.top_k(log_p, count)
+        chosen = jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]
+        return TokenScores(chosen, likeliest, ids.astype(jnp.int32))
+
+    def nothing() -> TokenScores:
+        zeros = jnp.zeros((rows, count))
+        return TokenScores(zeros[:, 0], zeros, zeros.astype(jnp.int32))
+
+    return jax.lax.cond(scored.any(), found, nothing)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "ends", "reach"), donate_argnames="state")
 def _decode(
     params: emu.Params, state: _State, *, config: emu.EmuConfig, ends: Ends, reach: int
-) -> tuple[Int[Array, "TOKENS_PER_CALL B"], _State]:
-    """Decodes new tokens in all slots, -1 in free ones; attention reads the first `reach` positions of the cache."""
+) -> tuple[Int[Array, "TOKENS_PER_CALL B"], TokenScores, _State]:
+    """Decodes new tokens in all slots, -1 in free ones, with scores.
+
+    Attention reads the first `reach` positions of the cache.
+    """
     llama = emu.bind(config, params).llama
 
-    def step(state: _State, _: None) -> tuple[_State, Int[Array, " B"]]:
+    def step(state: _State, _: None) -> tuple[_State, tuple[Int[Array, " B"], TokenScores]]:
         active = state.left > 0
         inputs = llama.embed(state.token[:, None]).astype(config.dtype)  # [B, 1, D]
         before = state.cache.index
         hidden, cache = llama.decode(inputs, before[:, None], state.cache, reach=reach)
-        token, _ = choose_each(llama, hidden[:, 0], state.count, state.keys, state.decoding, ends)
+        token, log_p = choose_each(llama, hidden[:, 0], state.count, state.keys, state.decoding, ends)
         # A free slot writes to the same position of its cache again and again; its next text overwrites that.
         cache = dataclasses.replace(cache, index=jnp.where(active, cache.index, before))
         left = jnp.where(active & ~is_end(token, ends), state.left - 1, 0)
@@ -273,7 +319,7 @@ def _decode(
             count=state.count + active,
             left=left,
         )
-        return new, jnp.where(active, token, -1)
+        return new, (jnp.where(active, token, -1), _scores(log_p, token, active & state.scored))
 
-    state, tokens = jax.lax.scan(step, state, None, length=TOKENS_PER_CALL)
-    return tokens, _constrain(state)
+    state, (tokens, scores) = jax.lax.scan(step, state, None, length=TOKENS_PER_CALL)
+    return tokens, scores, _constrain(state)

@@ -69,8 +69,7 @@ async def continue_document(
     continuation = Continuation(document, settings.max_items, settings.pattern)
     while continuation.next is not None:
         if continuation.next == IMAGE:
-            seed = settings.drawing.seed + continuation.count
-            drawing = await engine.draw(continuation.parts, dataclasses.replace(settings.drawing, seed=seed))
+            drawing = await engine.draw(continuation.parts, settings.drawing.following(continuation.count))
             try:
                 async for made, calls in drawing:
                     yield DrawingProgress(made, calls)

@@ -2,6 +2,8 @@
 
 A conversation becomes the tokens that training packs from the same turns, which are also those of `Chat`. Any other
 prompt becomes the tokens of `Emu.generate_text` and `Emu.generate_image`.
+
+All text of a request is text: what spells the name of a special token ("</s>", "[IMG]") never becomes that token.
 """
 
 from __future__ import annotations
@@ -13,13 +15,15 @@ import numpy as np
 from jaxtyping import Int, UInt8
 
 from emu_jax.data.document import Image, Text
-from emu_jax.data.tokenizer import ASSISTANT, IMG, USER
+from emu_jax.data.tokenizer import ASSISTANT, IMG, USER, PlainText
 from emu_jax.errors import UserError
 from emu_jax.generate.messages import (
     DEFAULT_NEW_TOKENS,
     Video,
+    add_text,
     clean,
     default_system,
+    join_texts,
     read_message,
     tokenize_conversation,
 )
@@ -93,7 +97,12 @@ def encode_continuation(model: Emu, prompt: Prompt, *, draws: bool = False) -> E
     images = [part for part in prompt if not isinstance(part, str)]
     shown = iter([read_image(part, config.vision.image_size, "the prompt") for part in images])
     batch = encode_prompts(
-        [[clean(part, "the prompt", strip=False) if isinstance(part, str) else next(shown) for part in prompt]],
+        [
+            [
+                PlainText(clean(part, "the prompt", strip=False)) if isinstance(part, str) else next(shown)
+                for part in prompt
+            ]
+        ],
         model.tokenizer,
         queries=config.causal.queries,
         image_size=config.vision.image_size,
@@ -112,8 +121,8 @@ def encode_conversation(model: Emu, messages: Sequence[Message], *, drawn_after:
 
     With `drawn_after`, the answer's text so far, it is ready for the image that the model began there.
 
-    Consecutive messages of one role are joined. Without a system message, the paper's is used if the first turn shows
-    images or videos.
+    Consecutive messages of one role are joined, their texts by line breaks. Without a system message, the paper's is
+    used if the first turn shows images or videos.
 
     Raises:
       UserError: the model does not chat, roles out of order, an empty message, an unreadable image or video.
@@ -169,7 +178,7 @@ def _answer(content: Sequence[str | ImageLike | Video], size: int, where: str) -
         if isinstance(part, Video):
             raise UserError(f"{where}: only users show videos; expected texts and images")
         if isinstance(part, str):
-            parts.append(Text(clean(part, where), "assistant"))
+            add_text(parts, Text(clean(part, where), "assistant"))
         else:
             parts.append(Image(read_image(part, size, where), ""))
     return [*parts, Text("", "assistant")] if parts and isinstance(parts[-1], Image) else parts
@@ -179,4 +188,4 @@ def _text(content: Sequence[str | ImageLike | Video], where: str) -> str:
     texts = [part for part in content if isinstance(part, str)]
     if len(texts) < len(content):
         raise UserError(f"{where}: it shows an image or a video; expected text")
-    return clean("".join(texts), where)
+    return clean(join_texts(texts), where)

@@ -1,8 +1,9 @@
-"""The one thread that computes: requests wait in two bounded queues and are batched continuously.
+"""The one thread that computes: requests wait in three bounded queues and are batched continuously.
 
     async ──submit──▶ text queue ───▶ ContinuousBatcher of the chat model       one turn: prefill new texts, decode in
                                  └──▶ ContinuousBatcher of the plain model      all slots, begin new images, one U-Net
-                      image queue ──▶ ImageBatcher of the plain model           call for all slots
+                      image queue ──▶ ImageBatcher of the plain model           call for all slots, embed a few inputs
+                  embedding queue ──▶ PromptBatcher of the plain model
     async ◀──pieces, progress, result── Ticket
 
 A model with separate adapters uses them in chats. It completes documents and draws without them, as pretrained.
@@ -17,21 +18,30 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Float
 
 from emu_jax.data.tokenizer import IncrementalDetokenizer
-from emu_jax.generate.decoder import Drawing, GeneratedImage
+from emu_jax.errors import UserError
+from emu_jax.generate.decoder import SEEDS, Drawing, GeneratedImage, consecutive_seed
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import Prompt
-from emu_jax.generate.text import Decoding, EndedBy, check_decoding, truncate_at_end
+from emu_jax.generate.samplers import sampler_names
+from emu_jax.generate.text import Decoding, EndedBy, truncate_at_end
 from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
 from emu_jax.serve.encoded_prompt import EncodedPrompt, Message, can_chat, encode_continuation, encode_conversation
 from emu_jax.serve.image_batching import ImageBatcher, ImageRequest
 from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.prompt_batching import IMAGE_BATCH_SIZES, PromptBatcher
+from emu_jax.serve.stop_strings import StopStrings
+from emu_jax.serve.token_scores import ScoredToken, Scores, by_token, scored_tokens
 
 log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3  # consecutive failed turns after which the server is unhealthy
+MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200  # stop strings of a text, and their length
 
 END = object()  # of an iterator
 
@@ -61,13 +71,15 @@ class Completion:
 
     Attributes:
       prompt_tokens, new_tokens: numbers of tokens; the token that ended the text is not a new one.
-      ended_by: as in `GeneratedText`.
+      ended_by: as in `GeneratedText`, or "stop" at a stop string, which is not in the text.
+      tokens: the text's tokens, if `TextSettings.scored`.
     """
 
     text: str
     prompt_tokens: int
     new_tokens: int
-    ended_by: EndedBy
+    ended_by: EndedBy | Literal["stop"]
+    tokens: tuple[ScoredToken, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +90,8 @@ class TextSettings:
       max_new_tokens: at most so many; fewer where the context or the server's limit ends first, as clients that ask
         for thousands expect. None: 256.
       until_image: end at [IMG] even if the model has not learnt to begin images (`Emu.ends`).
+      stop: strings before which the text ends.
+      scored: whether the completion has the log p of its tokens.
     """
 
     max_new_tokens: int | None = None
@@ -87,6 +101,12 @@ class TextSettings:
     min_length: int = 1
     seed: int = 0
     until_image: bool = False
+    stop: tuple[str, ...] = ()
+    scored: bool = False
+
+    def following(self, number: int) -> TextSettings:
+        """The settings of text `number` of several: with the next seeds."""
+        return dataclasses.replace(self, seed=consecutive_seed(self.seed, number))
 
     def check(self, limits: Limits) -> None:
         """Raises UserError for settings that cannot work or exceed the limits."""
@@ -95,8 +115,13 @@ class TextSettings:
         limits.check("temperature", self.temperature, 0, 100)
         limits.check("top_k", self.top_k, 0, 1_000_000)
         limits.check("min_length", self.min_length, 0, limits.new_tokens)
-        limits.check("seed", self.seed, 0, 2**32 - 1)
-        check_decoding(1, 1, self.temperature, self.top_p)
+        limits.check("seed", self.seed, 0, SEEDS - 1)
+        if not 0 < self.top_p <= 1:
+            raise LimitError("top_p", f"top_p={self.top_p}; expected more than 0, and at most 1")
+        if len(self.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in self.stop):
+            raise LimitError(
+                "stop", f"stop: expected at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters each"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,12 +133,21 @@ class DrawSettings:
     guidance: float = 7.5
     seed: int = 0
 
+    def following(self, number: int) -> DrawSettings:
+        """The settings of image `number` of several: with the next seeds."""
+        return dataclasses.replace(self, seed=consecutive_seed(self.seed, number))
+
     def check(self, limits: Limits, model: Emu) -> None:
         """Raises UserError for settings that cannot work or exceed the limits."""
         limits.check("steps", self.steps, 1, limits.steps)
         limits.check("guidance", self.guidance, -limits.guidance, limits.guidance)
-        limits.check("seed", self.seed, 0, 2**32 - 1)
-        model.check_drawing(Drawing(self.sampler, self.steps, self.guidance))
+        limits.check("seed", self.seed, 0, SEEDS - 1)
+        try:
+            model.check_drawing(Drawing(self.sampler, self.steps, self.guidance))
+        except UserError as error:
+            if model.decoder is None:
+                raise
+            raise LimitError("steps" if self.sampler in sampler_names() else "sampler", str(error)) from None
 
 
 class Ticket(Generic[Event, Result]):
@@ -180,8 +214,10 @@ class _TextJob:
     lane: int
     detokenizer: IncrementalDetokenizer
     until_image: bool
+    stops: StopStrings
     ids: list[int] = dataclasses.field(default_factory=list)
     pieces: list[str] = dataclasses.field(default_factory=list)
+    scores: list[Scores] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(eq=False)
@@ -192,6 +228,18 @@ class _ImageJob:
     request: ImageRequest
 
 
+@dataclasses.dataclass(eq=False)
+class _EmbeddingJob:
+    """A waiting or running input to embed: an image (lane 0), or a prompt whose image is imagined (lane 1)."""
+
+    ticket: Ticket[None, np.ndarray]
+    prompt: EncodedPrompt
+    lane: int
+
+
+_Job = _TextJob | _ImageJob | _EmbeddingJob
+
+
 @dataclasses.dataclass
 class Counts:
     """Counters of an engine since its start."""
@@ -199,6 +247,7 @@ class Counts:
     texts: int = 0
     tokens: int = 0
     images: int = 0
+    embeddings: int = 0
     refused: int = 0
     cancelled: int = 0
     timed_out: int = 0
@@ -232,6 +281,9 @@ class Engine:
         self._image_queue: collections.deque[_ImageJob] = collections.deque()
         self._texts: list[dict[int, _TextJob]] = [{} for _ in self._lanes]  # running, by slot
         self._drawings: dict[int, _ImageJob] = {}  # running, by slot
+        self._embedder = PromptBatcher(self.plain) if self._images is None else self._images.prompts
+        self._embedding_queue: collections.deque[_EmbeddingJob] = collections.deque()
+        self._embedding: list[_EmbeddingJob] = []  # running
         self.compiled = threading.Event()
         self._warm_up = self._compile_all()
         self._stopping = False
@@ -252,11 +304,16 @@ class Engine:
 
     def waiting(self) -> dict[str, int]:
         """Number of waiting requests by kind."""
-        return {"text": len(self._text_queue), "image": len(self._image_queue)}
+        queues = {"text": self._text_queue, "image": self._image_queue, "embedding": self._embedding_queue}
+        return {kind: len(queue) for kind, queue in queues.items()}
 
     def running(self) -> dict[str, int]:
         """Number of running requests by kind."""
-        return {"text": sum(map(len, self._texts)), "image": len(self._drawings)}
+        return {
+            "text": sum(map(len, self._texts)),
+            "image": len(self._drawings),
+            "embedding": len(self._embedding),
+        }
 
     def start(self) -> None:
         """Starts the engine's thread. While no request waits, it compiles the programs that are still missing."""
@@ -316,6 +373,19 @@ class Engine:
         encoded.check_room(model.config.llama.context, model.config.causal.queries)
         return self._submit_image(encoded, settings, is_chat=True)
 
+    async def embed(self, prompt: Prompt) -> Ticket[None, Float[np.ndarray, "Q D"]]:
+        """Embeddings of one image, as the model sees it, or of the image that it imagines after any other prompt.
+
+        Both are float32 [Q, D] and of one space, in which the model regresses and from which its decoder draws. They
+        come from the model without adapters. Raises: as `chat`.
+        """
+        is_image = len(prompt) == 1 and not isinstance(prompt[0], str)
+        encoded = await asyncio.to_thread(encode_continuation, self.plain, prompt, draws=not is_image)
+        self.limits.check_images(len(encoded.images))
+        job = _EmbeddingJob(Ticket(self.limits.seconds), encoded, 0 if is_image else 1)
+        self._submit(self._embedding_queue, job)
+        return job.ticket
+
     def _submit_image(
         self, prompt: EncodedPrompt, settings: DrawSettings, *, is_chat: bool = False
     ) -> Ticket[tuple[int, int], GeneratedImage]:
@@ -330,13 +400,13 @@ class Engine:
         max_new_tokens = prompt.max_new_tokens(self.plain.config.llama.context, settings.max_new_tokens)
         max_new_tokens = min(max_new_tokens, self.limits.new_tokens)
         decoding = Decoding(settings.min_length, 1.0, settings.temperature, settings.top_k, settings.top_p)
-        request = TextRequest(prompt, decoding, max_new_tokens, settings.seed)
-        detokenizer = self.plain.tokenizer.detokenizer()
-        job = _TextJob(Ticket(self.limits.seconds), request, lane, detokenizer, settings.until_image)
+        request = TextRequest(prompt, decoding, max_new_tokens, settings.seed, settings.scored)
+        detokenizer, stops = self.plain.tokenizer.detokenizer(), StopStrings(settings.stop)
+        job = _TextJob(Ticket(self.limits.seconds), request, lane, detokenizer, settings.until_image, stops)
         self._submit(self._text_queue, job)
         return job.ticket
 
-    def _submit(self, queue: collections.deque, job: _TextJob | _ImageJob) -> None:
+    def _submit(self, queue: collections.deque, job: _Job) -> None:
         with self._lock:
             if self._stopping or not self.healthy:
                 raise Stopping("the server is stopping; try again later")
@@ -381,19 +451,23 @@ class Engine:
             yield from lane.warm_up()
         if self._images is not None:
             yield from self._images.warm_up()
+        else:
+            yield from self._embedder.warm_up(self.limits.drawing_slots)
         log.info("all programs are compiled, after %.0f s", time.monotonic() - began)
 
     def _has_work(self) -> bool:
-        return bool(self._text_queue or self._image_queue or any(self._texts) or self._drawings)
+        queues = (self._text_queue, self._image_queue, self._embedding_queue)
+        return any(queues) or any(self._texts) or bool(self._drawings)
 
     def _fail_all(self, error: Exception) -> None:
         """Ends all waiting and running requests with an error, and clears the slots."""
         with self._lock:
-            jobs: list[_TextJob | _ImageJob] = [*self._text_queue, *self._image_queue, *self._drawings.values()]
+            jobs: list[_Job] = [*self._drawings.values(), *self._embedding]
             jobs += [job for texts in self._texts for job in texts.values()]
-            self._text_queue.clear()
-            self._image_queue.clear()
-        self._texts, self._drawings = [{} for _ in self._lanes], {}
+            for queue in (self._text_queue, self._image_queue, self._embedding_queue):
+                jobs += queue
+                queue.clear()
+        self._texts, self._drawings, self._embedding = [{} for _ in self._lanes], {}, []
         self.counts.failed += len(jobs)
         for job in jobs:
             job.ticket.fail(error)
@@ -405,16 +479,17 @@ class Engine:
 
     def _turn(self) -> None:
         with self._lock:
-            self._purge(self._text_queue)
-            self._purge(self._image_queue)
+            for queue in (self._text_queue, self._image_queue, self._embedding_queue):
+                self._purge(queue)
         for lane in range(len(self._lanes)):
             self._prefill(lane)
             self._decode(lane)
         if self._images is not None:
             self._begin_images(self._images)
             self._step_images(self._images)
+        self._embed()
 
-    def _has_ended(self, job: _TextJob | _ImageJob) -> bool:
+    def _has_ended(self, job: _Job) -> bool:
         """Whether a request was cancelled or is late; ends it if so."""
         if job.ticket.cancelled:
             self.counts.cancelled += 1
@@ -457,8 +532,8 @@ class Engine:
             slots = free[: len(jobs)]
             texts.update(zip(slots, jobs, strict=True))  # before the call, so that an error reaches them
             first = batcher.prefill(slots, [job.request for job in jobs])
-            for slot, token in zip(slots, first, strict=True):
-                self._add_tokens(lane, slot, [token])
+            for row, (slot, token) in enumerate(zip(slots, first, strict=True)):
+                self._add_tokens(lane, slot, [token], row)
 
     def _decode(self, lane: int) -> None:
         """Decodes a few tokens in all slots."""
@@ -466,28 +541,42 @@ class Engine:
         if texts:
             tokens = self._lanes[lane].decode()  # [n, B]
             for slot in list(texts):
-                self._add_tokens(lane, slot, [token for token in tokens[:, slot].tolist() if token >= 0])
+                self._add_tokens(lane, slot, [token for token in tokens[:, slot].tolist() if token >= 0], slot)
 
-    def _add_tokens(self, lane: int, slot: int, ids: list[int]) -> None:
-        """Emits the text of new tokens, and finishes the request at its end."""
+    def _add_tokens(self, lane: int, slot: int, ids: list[int], row: int) -> None:
+        """Emits the text of new tokens, and finishes the request at its end; `row` is where the call has its scores."""
         job, tokenizer = self._texts[lane][slot], self.plain.tokenizer
         ends = (tokenizer.eos_id, tokenizer.img_id) if job.until_image else self._lanes[lane].model.ends
-        ids, ended_by = truncate_at_end(ids, ends)
-        non_text_ids = tokenizer.non_text_ids
-        pieces = [piece for id in ids if id not in non_text_ids for _, piece in job.detokenizer.add(id)]
-        job.ids += ids
-        self.counts.tokens += len(ids)
-        finished = ended_by != "length" or len(job.ids) >= job.request.max_new_tokens
+        ids, ended = truncate_at_end(ids, ends)
+        non_text_ids, stops = tokenizer.non_text_ids, job.stops
+        text, before = "", len(job.ids)
+        for id in ids:
+            if stops.found:
+                break
+            job.ids.append(id)
+            if id not in non_text_ids:
+                text += "".join(stops.add(piece) for _, piece in job.detokenizer.add(id))
+        self.counts.tokens += len(job.ids) - before
+        if job.request.scored:
+            job.scores += by_token(self._lanes[lane].scores, row)[: len(job.ids) - before]
+        finished = stops.found or ended != "length" or len(job.ids) >= job.request.max_new_tokens
         if finished:
-            pieces += [piece for _, piece in job.detokenizer.end()]
-        if text := "".join(pieces):
+            text += "".join(stops.add(piece) for _, piece in job.detokenizer.end()) + stops.end()
+        if text:
             job.pieces.append(text)
             job.ticket.emit(text)
         if finished:
             self.counts.texts += 1
             prompt_tokens = len(job.request.prompt.tokens)
-            job.ticket.finish(Completion("".join(job.pieces), prompt_tokens, len(job.ids), ended_by))
-            self._lanes[lane].release(slot)  # needed where `until_image` ended it: for the batcher, [IMG] is no end
+            whole = "".join(job.pieces)
+            scored: tuple[ScoredToken, ...] = ()
+            if job.request.scored:
+                scored = scored_tokens(tokenizer, whole, job.ids, job.scores, stopped=stops.found)
+            ended_by: EndedBy | Literal["stop"] = "stop" if stops.found else ended
+            job.ticket.finish(Completion(whole, prompt_tokens, len(job.ids), ended_by, scored))
+            self._lanes[lane].release(
+                slot
+            )  # needed where `until_image` or a stop string ended it, no end for the batcher
             del self._texts[lane][slot]
 
     def _begin_images(self, batcher: ImageBatcher) -> None:
@@ -510,3 +599,19 @@ class Engine:
                 self.counts.images += 1
                 job.ticket.finish(batcher.finish(slot))
                 del self._drawings[slot]
+
+    def _embed(self) -> None:
+        """Embeds the next images, and imagines the next prompts' images, as many as one call takes."""
+        for lane, count in ((0, IMAGE_BATCH_SIZES[-1]), (1, self.limits.drawing_slots)):
+            self._embedding = jobs = self._take(self._embedding_queue, count, lane)  # an error reaches them
+            if not jobs:
+                continue
+            prompts = [job.prompt for job in jobs]
+            if lane == 0:
+                embedded = [image for (image,) in self._embedder.encode_images(prompts)]
+            else:
+                embedded = list(self._embedder.generate_embeddings(prompts, self.limits.drawing_slots))
+            self.counts.embeddings += len(jobs)
+            for job, each in zip(jobs, embedded, strict=True):
+                job.ticket.finish(each)
+            self._embedding = []

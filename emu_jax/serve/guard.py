@@ -25,6 +25,7 @@ OPEN = ("/healthz",)  # needs no key
 KEYED = ("/v1/", "/metrics")  # need the key in a header; the page has a login of its own
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # routes of the page; only uploads are not JSON
+FORMS = ("/v1/images/edits", "/v1/images/variations")  # take files, as forms; all else of the API is JSON
 MAX_PATH_BYTES = 2048  # of a path with its query
 
 
@@ -107,8 +108,9 @@ class Guard:
             raise self._too_large()
         if path.startswith("/v1/") and scope["method"] == "POST":
             kind = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if kind != "application/json":
-                raise Refusal(415, f"the body is {kind[:100] or 'of no type'}; expected application/json")
+            kinds = ["application/json", *(["multipart/form-data"] if path in FORMS else [])]
+            if kind not in kinds:
+                raise Refusal(415, f"the body is {kind[:100] or 'of no type'}; expected {' or '.join(kinds)}")
 
     def _too_large(self) -> Refusal:
         return Refusal(

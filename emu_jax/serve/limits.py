@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 
 from emu_jax.errors import UserError
 
@@ -26,6 +25,7 @@ class Limits:
       body_bytes: size of a request's body.
       body_seconds: pause between two pieces of a body.
       steps: sampling steps. drawings: images drawn for one request.
+      choices: texts written, or embeddings computed, for one request.
       guidance: absolute guidance scale.
       items: new items of a document.
     """
@@ -43,6 +43,7 @@ class Limits:
     body_seconds: float = 10.0
     steps: int = 200
     drawings: int = 4
+    choices: int = 64
     guidance: float = 50.0
     items: int = 8
 
@@ -53,19 +54,19 @@ class Limits:
 
     def check(self, name: str, value: float, least: float, most: float) -> None:
         """Raises LimitError unless a number is within its bounds."""
-        if not (math.isfinite(value) and least <= value <= most):
+        if not least <= value <= most:  # NaN is neither
             raise LimitError(name, f"{name}={value}; expected {least} to {most}")
 
     def check_text(self, *texts: str) -> None:
-        """Raises LimitError if the texts together are too long."""
+        """Raises UserError if the texts together are too long."""
         count = sum(map(len, texts))
         if count > self.text_characters:
-            raise LimitError("messages", f"the text has {count} characters; expected at most {self.text_characters}")
+            raise UserError(f"the text has {count} characters; expected at most {self.text_characters}")
 
     def check_images(self, count: int) -> None:
-        """Raises LimitError for too many images."""
+        """Raises UserError for too many images."""
         if count > self.images:
-            raise LimitError("messages", f"the request shows {count} images; expected at most {self.images}")
+            raise UserError(f"the request shows {count} images; expected at most {self.images}")
 
     def check_upload(self, count: int, where: str) -> None:
         """Raises LimitError for a file of too many bytes."""

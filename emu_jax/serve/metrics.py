@@ -67,6 +67,7 @@ class _EngineMetrics(Collector):
             "texts": "Texts generated completely.",
             "tokens": "Tokens generated.",
             "images": "Images drawn completely.",
+            "embeddings": "Images and prompts embedded.",
             "refused": "Requests refused because the queue was full.",
             "cancelled": "Requests cancelled by their clients.",
             "timed_out": "Requests that exceeded the time limit.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -70,6 +70,16 @@ class PromptBatcher:
             visual[row, positions][shown] = images.reshape(-1, width)[prompt.embedding_index[shown]]
         valid[len(prompts) :, -1] = True  # rows of nothing but padding would have nothing to attend to
         return tokens, visual, is_visual, valid
+
+    def warm_up(self, rows: int) -> Iterator[None]:
+        """Compiles `generate_embeddings` for all lengths, one before each yield."""
+        size, queries = self.model.config.vision.image_size, self.model.config.causal.queries
+        nothing = np.zeros((0, size, size, 3), np.uint8)
+        for length in self.lengths:
+            count = min(length, self.lengths[-1] - queries)
+            tokens = np.full(count, self.model.tokenizer.img_id, np.int32)
+            self.generate_embeddings([EncodedPrompt(tokens, np.full(count, -1, np.int32), nothing)], rows)
+            yield
 
     def generate_embeddings(self, prompts: Sequence[EncodedPrompt], rows: int) -> Float[np.ndarray, "N Q D"]:
         """The next image's embeddings, for prompts that end in [IMG]."""

@@ -10,7 +10,7 @@ import pytest
 
 from emu_jax import Emu
 from emu_jax.generate.text import Decoding
-from emu_jax.serve.api import _reason
+from emu_jax.serve.choices import reason
 from emu_jax.serve.continuous_batching import ContinuousBatcher, TextRequest
 from emu_jax.serve.encoded_prompt import Message, encode_continuation
 from emu_jax.serve.engine import Engine, TextSettings
@@ -137,7 +137,7 @@ def test_served_texts_end_alike(request, name, until_image):
         (alone,) = model.generate_text([prompt], max_new_tokens=8)
         ids, ended_by = expected(alone.token_ids, img, 8) if until_image else (alone.token_ids, alone.ended_by)
         assert (written.text, written.ended_by) == (model.tokenizer.decode(ids), ended_by), prompt
-        assert _reason(written) == ("length" if ended_by == "length" else "stop")
+        assert reason(written) == ("length" if ended_by == "length" else "stop")
     for written, question in zip(found[len(PROMPTS) :], ("it is", [CAT, "a"]), strict=False):
         answer = model.chat("").say(question, max_new_tokens=8)
         assert (written.text, written.ended_by) == (answer.text, answer.ended_by)

@@ -94,7 +94,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
     async def draw(prompt: Sequence[str | np.ndarray], count: object, *values: object) -> AsyncIterator[tuple]:
         first, images = draw_settings(*values), whole(count, "images")
         engine.limits.check("images", images, 1, engine.limits.drawings)
-        settings = [dataclasses.replace(first, seed=first.seed + number) for number in range(images)]
+        settings = [first.following(number) for number in range(images)]
         yield [], progress(WAITING), gr.Button(interactive=True), offer()
         results: list[GeneratedImage] = []
         async with contextlib.aclosing(draw_all(engine, prompt, settings)) as events:
@@ -249,7 +249,8 @@ async def draw_all(
 
 def summary(settings: DrawSettings, count: int) -> str:
     """Settings in one line."""
-    seeds = f"seed {settings.seed}" if count == 1 else f"seeds {settings.seed} to {settings.seed + count - 1}"
+    last = settings.following(count - 1).seed
+    seeds = f"seed {settings.seed}" if count == 1 else f"seeds {settings.seed} to {last}"
     return f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}, {seeds}"
 
 
