@@ -48,7 +48,7 @@ class Numbers:
         for number in range(int(shard), self.count, 4):
             data = encoded(noise(0 if number < self.repeated else number))
             if number >= self.count - self.broken:
-                data = data[: len(data) // 2]
+                data = (data[: len(data) // 2], b"<html>no image", bytes([number]) * 9)[number % 3]
             yield RawDocument(f"{shard}/{number:03d}", "pair", (RawImage(data), Text(f"number {number}")))
 
 
@@ -59,7 +59,7 @@ def records_of(folder) -> list[Record]:
 
 @pytest.mark.long
 def test_two_workers_write_the_bytes_of_one(tmp_path):
-    reader = Numbers(broken=1, repeated=3)
+    reader = Numbers(broken=3, repeated=3)
     for workers in (1, 2):
         config = PrepareConfig("numbers", shards=3, max_faults=0.1, recoding=Recoding(SIZE), workers=workers)
         prepare(reader, "numbers", "anywhere", tmp_path / str(workers), config)
@@ -73,15 +73,21 @@ def test_two_workers_write_the_bytes_of_one(tmp_path):
         "rejects.jsonl",
     ]
     manifest = json.loads(one[MANIFEST])
-    assert manifest["documents_read"] == 40 and manifest["splits"]["train"]["records"] == 37
+    assert manifest["documents_read"] == 40 and manifest["splits"]["train"]["records"] == 35
     assert manifest["rejects"] == {
         "duplicate": {"rejects": 2, "documents": 2},
-        "unreadable_image": {"rejects": 1, "documents": 1},
+        "unreadable_image": {"rejects": 3, "documents": 3},
     }
     rejects = {reject["key"]: reject for reject in map(json.loads, one["rejects.jsonl"].splitlines())}
     assert {key: reject["detail"] for key, reject in rejects.items() if reject["reason"] == "duplicate"} == {
         "1/001": "1/001: the same images as 0/000#0",
         "2/002": "2/002: the same images as 0/000#0",
+    }
+    whole = "expected a whole JPEG, PNG, WebP, GIF, BMP, TIFF, AVIF or PPM file"
+    assert {key: reject["detail"] for key, reject in rejects.items() if reject["reason"] == "unreadable_image"} == {
+        "1/037": f"1/037#0: not a readable image (an HTML page); {whole}",
+        "2/038": f"2/038#0: not a readable image (its first bytes are those of no image); {whole}",
+        "3/039": f"3/039#0: not a readable image (PNG, but damaged, cut off or of an unknown kind); {whole}",
     }
     kept = {record.key for record in records_of(tmp_path / "1")}
     assert kept | rejects.keys() == {f"{n % 4}/{n:03d}" for n in range(40)} and not kept & rejects.keys()

@@ -336,7 +336,7 @@ def test_too_many_broken_images_stop_the_run(tmp_path, tokenizer):
     pipeline = Pipeline(config(tmp_path, max_faults=0.02), tokenizer, queries=QUERIES, image_size=SIZE)
     expected = (
         r"config\.data source cats: 21 of its first (\d+) documents have unreadable images, more than "
-        r"config\.data\.max_faults=0\.02; the last: cat/\d+: not a readable JPEG file"
+        r"config\.data\.max_faults=0\.02; the last: cat/\d+: not a readable image"
     )
     with pytest.raises(UserError, match=expected):
         for _ in range(10_000):
