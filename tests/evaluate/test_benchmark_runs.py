@@ -101,6 +101,7 @@ def test_what_a_metric_lacks_costs_no_prediction(tuned, tmp_path):
 
 @needs_package
 @needs_java
+@pytest.mark.slow
 def test_a_failing_metric_costs_no_other_figure(tuned, tmp_path, monkeypatch, caplog):
     """What METEOR's failure leaves is scored, and scores.json says what is missing until the same command adds it."""
     with monkeypatch.context() as patch:
