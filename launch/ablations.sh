@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The ablation table at `micro` size: trains and evaluates every config of configs/ablations with eight seeds, on the
-# embedded pairs and the storyboards of Big Buck Bunny, then writes one table to FOLDER/compare.{json,md,png}.
+# embedded pairs of people and the storyboards of Big Buck Bunny, then writes one table to FOLDER/compare.{json,md,png}.
 # Needs only Python 3.11+ and downloads 58 MB. Finished runs are skipped; an interrupted run resumes from its last
 # checkpoint. docs/ablations.md says how long the 128 runs take.
 #
@@ -55,7 +55,8 @@ done
 run source launch/environment.sh
 run install_emu_jax '.[prepare]'
 
-# ---- storyboards -----------------------------------------------------------------------------------------------------
+# ---- pairs and storyboards -------------------------------------------------------------------------------------------
+run python launch/ablation_data.py "$folder/data/people"
 if [ ! -e "$folder/data/bunny/manifest.json" ]; then
   download="$folder/download"
   partial="$download/partial"
@@ -75,6 +76,7 @@ train_and_score() {
   local workdir="$folder/$1-$2" settings
   [ ! -s "$workdir/scores.json" ] || return 0
   settings=(--config.train.seed="$2" --config.data.seed="$2")
+  settings+=(--config.data.mixture.pairs.source="$folder/data/people")
   settings+=(--config.data.mixture.storyboard.source="$folder/data/bunny")
   [ -z "${STEPS:-}" ] || settings+=(--config.train.steps="$STEPS")
   [[ "$encoders" != *" $1 "* ]] || settings+=(--config.init.vision="$folder/base-$2")

@@ -31,7 +31,7 @@ ROWS_OF_64 = {QUERIES: (8, 64), "data.row_tokens": (96, 394), "model.llama.conte
 DIFFERENCES = {
     "base:micro": {},
     "base:7b": {},
-    "no_storyboards:micro": {STORYBOARD: (1, 0), STEPS: (1000, 919)},
+    "no_storyboards:micro": {STORYBOARD: (1, 0), STEPS: (1000, 933)},
     "no_storyboards:micro-steps": {STORYBOARD: (1, 0)},
     "no_storyboards:7b": {STORYBOARD: (16, 0)},
     "no_regression:micro": {WEIGHT: (4.0, 0.0)},
@@ -42,12 +42,12 @@ DIFFERENCES = {
     "bidirectional_queries:7b": {KIND: ("causal", "bidirectional")},
     "queries:micro-32": ROWS_OF_32,
     "queries:micro-64": ROWS_OF_64,
-    "queries:micro-32-compute": ROWS_OF_32 | {STEPS: (1000, 456)},
-    "queries:micro-64-compute": ROWS_OF_64 | {STEPS: (1000, 252)},
+    "queries:micro-32-compute": ROWS_OF_32 | {STEPS: (1000, 460)},
+    "queries:micro-64-compute": ROWS_OF_64 | {STEPS: (1000, 254)},
     "queries:7b-8": {QUERIES: (32, 8)},
     "queries:7b-64": {QUERIES: (32, 64)},
-    "frozen_vision:micro": {RATE: (2.4e-3, 0.0), "init.vision": ("", "runs/ablations/base-0")},
-    "frozen_vision:micro-random": {RATE: (2.4e-3, 0.0)},
+    "frozen_vision:micro": {RATE: (1.2e-3, 0.0), "init.vision": ("", "runs/ablations/base-0")},
+    "frozen_vision:micro-random": {RATE: (1.2e-3, 0.0)},
     "frozen_vision:7b": {RATE: (4e-5, 0.0)},
     "regression_weight:micro-1": {WEIGHT: (4.0, 1.0)},
     "regression_weight:micro-16": {WEIGHT: (4.0, 16.0)},
@@ -117,7 +117,7 @@ def test_equal_compute(queries):
 
     def flops(name):
         config = load(name)
-        config.model.llama.vocab_size = 2_004
+        config.model.llama.vocab_size = 715
         rows = config.data.batch_rows
         step = forward_flops(emu.EmuConfig.from_dict(config.model), 4 * rows, rows, config.data.row_tokens)
         return config.train.steps * sum(step.values())

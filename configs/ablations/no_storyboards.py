@@ -13,7 +13,7 @@ from configs.ablations import base
 from emu_jax.config import choose
 
 # Pairs of 64 batches with storyboards and without them, by `emu-jax inspect-data --json`.
-PAIRS_WITH, PAIRS_WITHOUT = 2783, 3029
+PAIRS_WITH, PAIRS_WITHOUT = 2156, 2310
 
 
 def micro() -> ConfigDict:

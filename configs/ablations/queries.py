@@ -19,7 +19,7 @@ from emu_jax.config import choose
 # Q -> tokens of a row: a document of the embedded pairs has 10 tokens and Q.
 ROW_TOKENS = {32: 96 * (32 + 10) // 18, 64: 96 * (64 + 10) // 18}
 # Q -> FLOPs of a step, divided by those of a step of the base (`models/flops.py`; 8 rows, 4 images each).
-STEP_FLOPS = {32: 2.195, 64: 3.963}
+STEP_FLOPS = {32: 2.174, 64: 3.941}
 
 
 def with_queries(size: str, queries: int, equal: str = "steps") -> ConfigDict:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+PEOPLE = "python launch/ablation_data.py FOLDER/data/people"
 DATA = """\
 rm -rf FOLDER/download/partial
 mkdir -p FOLDER/download/partial
@@ -22,6 +23,7 @@ CACHE = "export JAX_COMPILATION_CACHE_DIR=FOLDER/cache JAX_PERSISTENT_CACHE_MIN_
 
 def run(name: str, config: str, seed: int, *more: str) -> list[str]:
     settings = f"--config.train.seed={seed} --config.data.seed={seed}"
+    settings += " --config.data.mixture.pairs.source=FOLDER/data/people"
     settings += " --config.data.mixture.storyboard.source=FOLDER/data/bunny"
     train = f"emu-jax train --config configs/ablations/{config} --workdir FOLDER/{name}-{seed} {settings}"
     evaluate = f"emu-jax evaluate --model FOLDER/{name}-{seed} --split heldout_combinations --fixed-space emu-mini"
@@ -45,6 +47,7 @@ def test_commands(tmp_path):
     steps = "--config.train.steps=9", "--config.data.batch_rows=4"
     expected = [
         *BEFORE,
+        PEOPLE,
         *DATA,
         CACHE,
         *run("base", "base.py:micro", 0, *steps),
@@ -83,6 +86,7 @@ def test_what_is_there_is_not_made_again(tmp_path):
     (tmp_path / "data" / "bunny" / "manifest.json").touch()
     assert printed(tmp_path, SEEDS="0", ABLATIONS="base no_storyboards") == [
         *BEFORE,
+        PEOPLE,
         CACHE,
         *run("no_storyboards", "no_storyboards.py:micro", 0),
         "emu-jax compare FOLDER/base-0 FOLDER/no_storyboards-0 --out FOLDER --markdown",
