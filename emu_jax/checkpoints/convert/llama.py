@@ -178,7 +178,7 @@ def _rope(config: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _number(file: Path, config: Mapping[str, Any], key: str, kind: type = int) -> Any:
     """A number above 0, whole or not, of a config; UserError otherwise."""
-    value = config.get(key)
+    value: Any = config.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
     if not is_number or (kind is int and value != int(value)):
         whole = "whole number" if kind is int else "number"
