@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import resource
 import time
 import zlib
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from emu_jax.cli import main
 from emu_jax.data import fluent_emoji
 from emu_jax.data.document import Text
 from emu_jax.data.images import EncodedImage, ImageError, Recoding
@@ -255,6 +257,19 @@ def test_images_that_are_left_out(image, reason):
 def test_bad_recoding(fields, message):
     with pytest.raises(UserError, match=message):
         Recoding(**fields)
+
+
+@pytest.mark.parametrize("out", ["2024_cc", "猫", "_x", "n" * 101])
+def test_names_are_refused_before_anything_is_read(tmp_path, capsys, out):
+    command = ["prepare", "pairs", "--in", str(tmp_path / "none"), "--out", str(tmp_path / out)]
+    assert main(command) == 2
+    assert re.search(
+        r"would be called '.*; its name has to begin with a letter from A to Z .* choose one with --name$",
+        capsys.readouterr().err.strip(),
+    )
+    assert not list(tmp_path.iterdir())
+    assert main([*command, "--name", "cc_2024"]) == 2
+    assert "none: no such file or folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fields", [{"name": "a b"}, {"name": "a", "workers": 0}, {"name": "a", "max_faults": 2}])

@@ -65,8 +65,7 @@ def find_shards(path: str, patterns: Sequence[str], what: str, *, alone: bool = 
         found = {name for name in walk(here) if any(fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns)}
     elif glob.has_magic(path):
         root = next(folder for folder in here.parents if not glob.has_magic(str(folder)))
-        paths = [Path(file) for file in glob.glob(path, recursive=True)]
-        found = {path.relative_to(root) for path in paths if not path.is_dir() and not _is_looped(root, path)}
+        found = set(_glob(root, here))
     else:
         raise UserError(f"{path}: no such file or folder; expected {what}")
     names = [name for name in found if not any(part.startswith(".") for part in name.parts)]
@@ -112,6 +111,25 @@ def _listed(folder: Path) -> list[str]:
 def _identity(folder: Path) -> tuple[int, int]:
     status = folder.stat()
     return status.st_dev, status.st_ino
+
+
+def _glob(root: Path, pattern: Path) -> Iterator[Path]:
+    """The files that match a pattern, relative to `root`, the part of it without wildcards; `**` is any folders."""
+    parts = pattern.relative_to(root).parts
+    if "**" in parts:  # not by glob, which follows two links to folders around them without end
+        yield from (name for name in walk(root) if _matches(name.parts, parts))
+        return
+    for path in map(Path, glob.glob(str(pattern))):
+        if not path.is_dir() and not _is_looped(root, path):
+            yield path.relative_to(root)
+
+
+def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+    if not pattern:
+        return not names
+    if pattern[0] == "**":
+        return _matches(names, pattern[1:]) or (bool(names) and _matches(names[1:], pattern))
+    return bool(names) and fnmatch.fnmatchcase(names[0], pattern[0]) and _matches(names[1:], pattern[1:])
 
 
 def _is_looped(root: Path, path: Path) -> bool:

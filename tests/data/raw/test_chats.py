@@ -92,9 +92,74 @@ def test_alpaca(tmp_path):
     assert _parts(tmp_path, {**record, "input": ""})[0] == Text("Translate.", "user")
 
 
+def test_alpaca_with_history_and_system_message(tmp_path):
+    record = {"instruction": "And now?", "output": "c", "system": "Be brief.", "history": [["a?", "a"], ["b?", "b"]]}
+    assert [f"{part.role}: {part.text}" for part in _parts(tmp_path, record)] == [
+        "system: Be brief.",
+        "user: a?",
+        "assistant: a",
+        "user: b?",
+        "assistant: b",
+        "user: And now?",
+        "assistant: c",
+    ]
+
+
+@pytest.mark.parametrize("fields", [{"image": ""}, {"image": None}, {"images": []}, {"image": [""]}, {"tools": "[]"}])
+def test_fields_that_say_nothing(tmp_path, fields):
+    assert _parts(tmp_path, _chat(("human", "a"), ("gpt", "b"), **fields)) == [
+        Text("a", "user"),
+        Text("b", "assistant"),
+    ]
+
+
+def test_images_in_the_plural(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"A")
+    chat = _chat(("human", "<image>What?"), ("gpt", "A cat."))
+    for fields in ({"images": ["a.jpg"]}, {"images": "a.jpg"}, {"image": "a.jpg", "images": ["a.jpg"]}):
+        assert RawImage(b"A") in _parts(tmp_path, chat | fields)
+
+
+def test_answers_before_the_first_question_are_left_out_and_counted(tmp_path):
+    chats = [
+        _chat(("gpt", "Hello"), ("gpt", "Hi"), ("human", "a"), ("gpt", "b")),
+        _chat(("system", "s"), ("gpt", "Hello"), ("human", "a"), ("gpt", "b")),
+        _chat(("gpt", "Hello")),
+        _chat(("gpt", "<image>"), ("human", "a"), ("gpt", "b"), image="a.jpg"),
+    ]
+    (tmp_path / "t.json").write_text(json.dumps(chats))
+    documents, rejects = _read(tmp_path / "t.json")
+    end = (Text("a", "user"), Text("b", "assistant"))
+    assert [document.parts for document in documents] == [end, (Text("s", "system"), *end)]
+    assert [(r.key.partition("/")[2], r.reason, r.whole, r.detail) for r in rejects] == [
+        ("000000000#leading", "leading_answer", False, "2 answers before the first question"),
+        ("000000001#leading", "leading_answer", False, "1 answers before the first question"),
+        ("000000002", "no_answer", True, "the assistant has no turn after a question"),
+        ("000000003", "leading_answer", True, "an answer before the first question shows an image"),
+    ]
+
+
+def test_html_that_speaks_of_videos_is_text(tmp_path):
+    text = "Use the <video> tag, as in <video src='a.mp4'>."
+    assert _parts(tmp_path, _chat(("human", "How?"), ("gpt", text)))[1] == Text(text, "assistant")
+
+
 # ---------------------------------------------------------------- what is left out
 
 BAD = [
+    (_chat(("human", "a"), ("system", "s"), ("gpt", "b")), "misplaced_system"),
+    (_chat(("system", "s"), ("human", "a"), ("gpt", "b"), system="t"), "misplaced_system"),
+    (_chat(("gpt", "a"), ("system", "s"), ("human", "a"), ("gpt", "b")), "misplaced_system"),
+    (_chat(("human", "a"), ("human", "b"), ("gpt", "c")), "repeated_role"),
+    (_chat(("human", "a"), ("gpt", "b"), ("gpt", "c")), "repeated_role"),
+    (_chat(("human", "<video>\na"), ("gpt", "b"), video="a.mp4"), "unread_field"),
+    (_chat(("human", "<video>\na"), ("gpt", "b")), "unread_field"),
+    (_chat(("human", "a"), ("gpt", "b"), tools='[{"name": "f"}]'), "unread_field"),
+    ({"conversations": [*_turns(("human", "a")), {"from": "gpt", "value": "b", "weight": 0}]}, "unread_field"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="a.jpg", images=["b.jpg"]), "images_differ"),
+    ({"instruction": "a", "output": "b", "history": "c"}, "not_a_chat"),
+    ({"instruction": "a", "output": "b", "history": [["c"]]}, "not_a_chat"),
+    ({"instruction": "a", "output": "b", "history": [["c", None]]}, "not_a_chat"),
     (_chat(("human", " "), ("gpt", "a")), "empty_turn"),
     (_chat(("human", "a"), ("gpt", None)), "empty_turn"),
     ({"conversations": ["a"]}, "empty_turn"),

@@ -62,3 +62,26 @@ def test_arrays_in_pieces(values, chunk, indent, data):
         assert skip.value.reason == "cut_shard"
     finally:
         files.CHUNK = before
+
+
+# ---------------------------------------------------------------- folders
+
+
+def test_links_to_folders_are_read_as_a_glob_reads_them(tmp_path):
+    data, elsewhere = tmp_path / "data", tmp_path / "elsewhere"
+    (data / "a").mkdir(parents=True)
+    elsewhere.mkdir()
+    for path in (data / "a" / "1.tar", elsewhere / "猫\u3000 2.tar", data / "a" / ".hidden.tar", data / "a" / "x.txt"):
+        path.touch()
+    (data / "b").symlink_to(elsewhere, target_is_directory=True)
+    (data / "c.tar").symlink_to(data / "a" / "1.tar")
+    (data / "a" / "loop").symlink_to(data, target_is_directory=True)
+    (elsewhere / "back").symlink_to(data, target_is_directory=True)
+    (data / "self").symlink_to(data / "self")
+    names = ["a/1.tar", "b/猫\u3000 2.tar", "c.tar"]
+    assert find_shards(str(data), ("*.tar",), "tars") == [f"{data}//{name}" for name in names]
+    assert find_shards(f"{data}/**/*.tar", (), "tars") == [f"{data}//{name}" for name in names]
+    (data / "a" / "gone.tar").symlink_to(tmp_path / "none.tar")
+    for path in (str(data), f"{data}/*/*.tar"):
+        with pytest.raises(UserError, match=r"gone\.tar: a link to a file that is not there; copy the file, or remove"):
+            find_shards(path, ("*.tar",), "tars")

@@ -154,6 +154,32 @@ def test_rejects_of_folders(tmp_path):
     assert all(item.detail and "\n" not in item.detail for item in got[:-1])
 
 
+def test_subtitles_in_the_language_of_the_setting(tmp_path):
+    says = {name: VTT.replace("It begins", name) for name in ("x_de_vtt", "x_en_vtt", "x_en-GB_vtt", "x_vtt")}
+    folder = _video(tmp_path / "v", 1, subtitles_vtt=None, **says)
+
+    def read(language: str) -> tuple[str, list[str]]:
+        *rejects, found = _read(Storyboards(language=language), folder)
+        assert all((r.reason, r.whole) == ("other_subtitles", False) for r in rejects)
+        return _said(found)[1].split()[0], [r.key for r in rejects]
+
+    others = ["v#x.de.vtt", "v#x.en-GB.vtt", "v#x.vtt"]
+    assert read("en") == ("x_en_vtt", others)
+    assert [read(language)[0] for language in ("de", "deu", "en_GB", "en-US", "fr", "")] == [
+        "x_de_vtt",
+        "x_de_vtt",
+        "x_en-GB_vtt",
+        "x_en-GB_vtt",  # no exact one: the first of English
+        "x_vtt",
+        "x_de_vtt",
+    ]
+    for name in ("x.en.vtt", "x.en-GB.vtt", "x.vtt"):
+        (folder / name).unlink()
+    (reject,) = _read(Storyboards(), folder)
+    assert (reject.reason, reject.whole) == ("no_subtitles", True)
+    assert reject.detail == "subtitles in de only, none in en; set language to read them"
+
+
 def test_wrong_paths(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         Storyboards().shards(str(tmp_path / "gone"))

@@ -5,6 +5,7 @@ import pickle
 import random
 import subprocess
 import tarfile
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -69,6 +70,30 @@ def test_any_names_in_any_format(tmp_path_factory, samples, tar_format):
     _archive(path, [(f"f/{n}.{e}", data) for n, members in samples.items() for e, data in members.items()], tar_format)
     expected = [Sample(f"f/{n}", members) for n, members in samples.items() if members]
     assert _read(path) == (expected, [])
+
+
+ANY = st.text(st.characters(codec="utf-8", exclude_characters="\0/"), min_size=1, max_size=12)
+
+
+@given(st.lists(ANY, max_size=4, unique=True), st.sampled_from([tarfile.PAX_FORMAT, tarfile.GNU_FORMAT]))
+def test_a_name_may_hold_any_character(tmp_path_factory, names, tar_format):
+    """Only what would break or reorder a line is escaped in keys; no name but .. is unsafe."""
+    path = tmp_path_factory.getbasetemp() / "names.tar"
+    names = [f"n{name.strip('.')}" for name in names]
+    names = [name for name in dict.fromkeys(names) if "." not in name]
+    _archive(path, [(f"{name}.jpg", b"1") for name in names], tar_format)
+    samples, rejects = _read(path)
+    assert not rejects
+    for sample, name in zip(samples, names, strict=True):
+        assert sample.members == {"jpg": b"1"} and len(sample.name.splitlines()) == 1
+        steering = any(unicodedata.category(c)[0] in "CZ" for c in name)
+        assert sample.name == name or steering
+
+
+@pytest.mark.parametrize("name", ["猫\u30001", "Screenshot 9.41\u202fAM", "astronaut 👩\u200d🚀", "caf\u00e9"])
+def test_names_of_japanese_and_of_screenshots(tmp_path, name):
+    samples, rejects = _read(_archive(tmp_path / "t.tar", [(f"{name}.png", b"1"), (f"{name}.txt", b"2")]))
+    assert (samples, rejects) == ([Sample(name, {"png": b"1", "txt": b"2"})], [])
 
 
 def test_groups_end_where_the_name_changes(tmp_path):

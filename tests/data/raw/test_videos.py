@@ -13,7 +13,7 @@ from PIL import Image as PIL
 from emu_jax.data.document import Text
 from emu_jax.data.frames import frame_indices
 from emu_jax.data.raw.reader import RawDocument, Reject
-from emu_jax.data.raw.readers.videos import Videos, strip_metadata
+from emu_jax.data.raw.readers.videos import Videos, _rows, strip_metadata
 from emu_jax.errors import UserError
 from tests.videos import grey_animation, grey_video
 
@@ -110,6 +110,16 @@ def test_rejects(tmp_path):
     ]
 
 
+def test_an_open_quote_costs_its_line_alone(tmp_path):
+    """Closed by the end of the file, or by a quote in another row's text; the rows after it are not its caption."""
+    for last in (b"d.mp4,a bird\n", b'd.mp4,"a bird"\n', b'"d.mp4","a\nbird"\n'):
+        (tmp_path / "t.csv").write_bytes(b'file,text\na.mp4,a fish\nb.mp4,"a cat\nc.mp4,a dog\n' + last)
+        for shard_rows in (1, 100):
+            got = [_brief(item) for item in _read(Videos(shard_rows=shard_rows), tmp_path)]
+            reasons = ["missing_video", "unreadable_row", "missing_video", "missing_video"]
+            assert got == [(f"t.csv/{n:08d}", reason) for n, reason in enumerate(reasons)]
+
+
 def test_a_quote_that_never_closes(tmp_path):
     lines = "".join(f"{number}.mp4,{'word ' * 20}\n" for number in range(3000))
     (tmp_path / "table.csv").write_text('file,text\na.mp4,"' + lines)
@@ -158,6 +168,14 @@ def test_shards_hold_every_row_once(tmp_path_factory, rows, shard_rows):
     assert sorted(item.key for item in got) == [f"t.csv/{number:08d}" for number in range(len(rows))]
     whole = list(Videos().read(Videos().shards(str(table))[0]))
     assert sorted(got, key=lambda item: item.key) == whole
+
+
+@given(rows=st.lists(st.tuples(st.text('a",\n\r é', max_size=6), st.text('b",\n ', max_size=6)), max_size=8))
+def test_rows_are_what_was_written(rows):
+    """Of any cells, quoted where they must be: what Python's own writer wrote."""
+    text = io.StringIO(newline="")
+    csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
+    assert list(_rows(io.BytesIO(text.getvalue().encode("utf-8-sig")))) == [list(row) for row in rows]
 
 
 def test_folders_of_tables_and_tables_that_shrank(tmp_path):
