@@ -292,7 +292,8 @@ def failed_download(head: bytes, size: int) -> str:
     """What stands in a file's place where its download failed, and what to do; "" where nothing shows that it did.
 
     Args:
-      head: the file's first bytes, 1024 or all of them. size: of the whole file.
+      head: the file's first bytes, 1024 or all of them.
+      size: the number of bytes of the whole file.
 
     >>> failed_download(b"version https://git-lfs.github.com/spec/v1\\noid sha256:3f", 134)
     'a Git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it again'

@@ -82,7 +82,7 @@ class ContinuousBatcher:
     """Generates up to `slots` texts at a time with one model. Not thread-safe.
 
     Attributes:
-      scores: of the tokens of the newest call, for all its rows; zeros unless one of the rows is `scored`.
+      scores: what the tokens of the newest call scored, for all its rows; zeros unless one of the rows is `scored`.
     """
 
     scores: TokenScores

@@ -25,7 +25,7 @@ def attempt(name: str, compute: Callable[[], Mapping[str, Figure]], missing: Mis
     The predictions took hours: what one metric lacks must not cost the others.
 
     Args:
-      name: of the figures together.
+      name: what the figures are called together.
     """
     try:
         return dict(compute())
