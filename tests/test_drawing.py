@@ -102,6 +102,7 @@ def test_a_model_that_begins_images_decides(model):
         ({"height": 21}, "height=21; expected a multiple of 2 pixels"),
         ({"width": 7}, "width=7; expected a multiple of 2 pixels"),
         ({"guidance": float("nan")}, "guidance=nan; expected a finite number"),
+        ({"seed": 2**32}, r"seeds=\[4294967296\]; expected 1 of them, one a prompt, each 0 to 4294967295"),
         ({"latents": np.zeros((1, 4, 4, 4))}, r"latents are \[1, 4, 4, 4\]; expected \[1, 8, 8, 2\]"),
     ],
 )

@@ -16,7 +16,7 @@ import contextlib
 import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -249,7 +249,7 @@ class _Api:
         for index, each in enumerate(embedded):
             vectors = each.mean(0, keepdims=True) if body.pooling == "mean" else each
             flat = np.ascontiguousarray(vectors, "<f4").reshape(-1)
-            encoded = base64.b64encode(flat).decode() if body.encoding_format == "base64" else flat.tolist()
+            encoded = base64.b64encode(flat.tobytes()).decode() if body.encoding_format == "base64" else flat.tolist()
             data.append({"object": "embedding", "index": index, "embedding": encoded, "shape": list(vectors.shape)})
         usage = {"prompt_tokens": 0, "total_tokens": 0}
         return json.dumps({"object": "list", "data": data, "model": self.name, "usage": usage}).encode()
@@ -383,7 +383,7 @@ async def _events(
             choice.cancel()
 
 
-async def _merged(streams: Sequence[AsyncIterator[Result]]) -> AsyncIterator[Result]:
+async def _merged(streams: Sequence[AsyncIterator[Result]]) -> AsyncGenerator[Result, None]:
     """Items of several streams in the order in which they come; an error of one ends all."""
     queue: asyncio.Queue[Any] = asyncio.Queue(maxsize=1)
     end = object()

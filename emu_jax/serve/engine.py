@@ -304,8 +304,11 @@ class Engine:
 
     def waiting(self) -> dict[str, int]:
         """Number of waiting requests by kind."""
-        queues = {"text": self._text_queue, "image": self._image_queue, "embedding": self._embedding_queue}
-        return {kind: len(queue) for kind, queue in queues.items()}
+        return {
+            "text": len(self._text_queue),
+            "image": len(self._image_queue),
+            "embedding": len(self._embedding_queue),
+        }
 
     def running(self) -> dict[str, int]:
         """Number of running requests by kind."""

@@ -297,7 +297,9 @@ class ChatRequest(_TextRequest):
                 raise LimitError("top_logprobs", "top_logprobs is given without logprobs; expected logprobs: true, too")
         if not 1 <= len(self.messages) <= limits.messages:
             raise LimitError("messages", f"{len(self.messages)} messages; expected 1 to {limits.messages}")
-        messages = [(each.role, each.parts(f"messages[{number}]")) for number, each in enumerate(self.messages)]
+        messages: list[tuple[str, list[str | ImageField]]] = [
+            (each.role, each.parts(f"messages[{number}]")) for number, each in enumerate(self.messages)
+        ]
         check_parts([part for _, parts in messages for part in parts], limits)
         self.settings().check(limits)
         return messages

@@ -23,14 +23,15 @@ STEPS = {"steps": 3, "seed": 4294967295}
 
 @pytest.fixture(scope="module")
 def mini() -> Iterator[Server]:
-    server = Server("--model", "emu-mini", "--no-page", "--text-slots", "4", "--drawing-slots", "2")
+    slots = ("--text-slots", "4", "--drawing-slots", "2")
+    server = Server("--model", "emu-mini", "--no-page", *slots, "--seconds", "600", patience=1800)
     yield server
     assert server.stop() == 0, server.lines
 
 
 @pytest.fixture(scope="module")
 def client(mini) -> openai.OpenAI:
-    return openai.OpenAI(base_url=mini.address + "/v1", api_key="none", max_retries=0, timeout=300)
+    return openai.OpenAI(base_url=mini.address + "/v1", api_key="none", max_retries=0, timeout=900)
 
 
 @pytest.fixture(scope="module")
