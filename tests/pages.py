@@ -19,7 +19,7 @@ PAGES = sorted(
     ]
 )
 CONFIGS = sorted(path.relative_to(ROOT) for path in (ROOT / "configs").rglob("*.py"))  # their docstrings have commands
-COMMAND = re.compile(r"(launch/\S+\.sh|emu-jax|python|pip|ruff|git|cp)( |$)")
+COMMAND = re.compile(r"(launch/\S+\.sh|emu-jax|lmms-eval|torchrun|python|pip|ruff|git|cp)( |$)")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,6 +64,8 @@ RUNS = {
     r"^pip install (-e )?\.(\[[a-z,]+\])?$": "launch/environment.sh",
     r"^python -m mkdocs build --strict$": "tests/test_docs.py::test_the_site_builds",
     r"^emu-jax evaluate .*gs://": "tests/test_paths.py::test_evaluate_on_a_bucket_is_evaluate_on_a_disk",
+    r"^(lmms-eval|torchrun .* lmms_eval) --model emu_jax ": "tests/evaluate/lmms/test_model.py",
+    r"^python run\.py --config emu\.json ": "tests/serve/test_vlmevalkit.py",
     r"^python notebooks/run\.py": "tests/notebooks/test_notebooks.py::test_all_run_from_scratch",
     r"^emu-jax serve( |$)": "tests/serve/conftest.py::served",
     r"^emu-jax plan ": "tests/plan/test_plan.py::test_a_small_step_is_planned",

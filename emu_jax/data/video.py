@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+import errno
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -75,9 +76,9 @@ def read_frames(
             return _video(file, choose)
         except VideoError:
             raise
-        except av.error.ArgumentError as error:
-            raise VideoError("unreadable_video", "neither mp4, WebM, Matroska nor AVI") from error
         except (av.error.FFmpegError, ValueError) as error:
+            if getattr(error, "errno", None) == errno.EINVAL:
+                raise VideoError("unreadable_video", "neither mp4, WebM, Matroska nor AVI") from error
             raise VideoError("unreadable_video", f"{getattr(error, 'strerror', None) or error}") from error
 
 
@@ -160,8 +161,9 @@ def _packets(container: av.container.InputContainer) -> list[_Packet]:
         if not packet.is_discard:  # by an mp4's edit list
             packets.append(_Packet(packet.pts, packet.dts, packet.is_keyframe))
     # Not `stream.frames`: an mp4's header counts frames that its edit list leaves out.
-    if "mp4" in container.format.name and read < len(stream.index_entries):
-        raise VideoError("cut_video", f"{read} of {len(stream.index_entries)} frames")
+    entries = getattr(stream, "index_entries", ())  # PyAV 15, which lmms-eval requires, has none
+    if "mp4" in container.format.name and read < len(entries):
+        raise VideoError("cut_video", f"{read} of {len(entries)} frames")
     return packets
 
 
@@ -230,9 +232,11 @@ def _ends_early(file: BinaryIO, head: bytes, size: int) -> bool:
                 length = size - position
             if length < 8 or position + length > size:
                 return True
-            names.add(header[4:8])
+            last = header[4:8]
+            names.add(last)
             position += length
-        return b"moov" not in names  # the index of the video, often written last
+        # moov, the index of the video, is often written last; the frames that a moof lists follow it.
+        return b"moov" not in names or last == b"moof"
     if head[:4] == b"RIFF":
         return int.from_bytes(head[4:8], "little") + 8 > size
     if head[:4] == b"\x1a\x45\xdf\xa3":  # Matroska, WebM: a header, then one segment

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,13 @@ from emu_jax.errors import UserError
 from emu_jax.evaluate import predictions
 from emu_jax.evaluate.prompts import Calls, Example, ModelCall, Prompt
 from emu_jax.evaluate.question import Question
+from emu_jax.evaluate.read_ahead import read_ahead
 from emu_jax.generate.candidates import CandidateScores
 from emu_jax.generate.messages import Video, read_video
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import ImageLike, read_image
 from emu_jax.storage import Path, write_atomically
 
-READERS = 4  # threads
 AHEAD = 2  # batches of questions whose images are read before they are needed
 KEPT = 1024  # images of few-shot examples kept in memory: several questions show the same ones
 
@@ -171,19 +170,7 @@ def _start(
         calls = prompt(question, read_images(question, size, run.image_reading), examples, run.chat)
         return _Pending(question, calls, next(calls), [])
 
-    with ThreadPoolExecutor(READERS) as threads:
-        ahead: collections.deque[Future[_Pending]] = collections.deque()
-        coming = iter(questions)
-        try:
-            while True:
-                while len(ahead) < AHEAD * batch and (question := next(coming, None)) is not None:
-                    ahead.append(threads.submit(start, question))
-                if not ahead:
-                    return
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+    return read_ahead(start, questions, AHEAD * batch)
 
 
 def _kind(call: ModelCall) -> Any:

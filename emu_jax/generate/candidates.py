@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from emu_jax.errors import UserError, nearest
 
@@ -26,11 +26,13 @@ class CandidateScores:
       sums: negative log-likelihoods, in float32.
       lengths: tokens of each candidate.
       prompt_length: tokens of the prompt, visual ones included.
+      greedy: whether each token of a candidate is the likeliest one, so that greedy decoding begins with the candidate.
     """
 
     sums: Float[np.ndarray, " M"]
     lengths: Int[np.ndarray, " M"]
     prompt_length: int
+    greedy: Bool[np.ndarray, " M"]
 
     def by(self, rule: str) -> Float[np.ndarray, " M"]:
         """The scores by one of `RULES`.

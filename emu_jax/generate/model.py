@@ -417,11 +417,12 @@ class Emu:
                 padded[row, column, : len(tokens)] = tokens
         inputs, valid = self._inputs(prompts, new_tokens=longest)
         with self.scope():
-            scores = score_candidates(self.params, inputs, valid, padded, config=self.config)  # [B, M]
+            scores, greedy = score_candidates(self.params, inputs, valid, padded, config=self.config)  # [B, M]
         found = []
-        for row, of_prompt, length in zip(np.asarray(scores), ids, np.asarray(valid).sum(1), strict=False):
-            lengths = np.array([len(tokens) for tokens in of_prompt])
-            found.append(CandidateScores(row[: len(of_prompt)], lengths, int(length)))
+        rows = zip(np.asarray(scores), np.asarray(greedy), ids, np.asarray(valid).sum(1), strict=True)
+        for row, is_greedy, of_prompt, length in rows:
+            count, lengths = len(of_prompt), np.array([len(tokens) for tokens in of_prompt])
+            found.append(CandidateScores(row[:count], lengths, int(length), is_greedy[:count]))
         return found
 
     def _inputs(

@@ -74,7 +74,6 @@ def encode_prompts(
     """
     if not prompts:
         raise UserError("no prompts: expected a list of prompts, each a list of texts and images")
-    placeholder = IMG + IMAGE * queries + IMG_END
     rows, images = [], []
     for number, prompt in enumerate(prompts):
         if isinstance(prompt, str | PILImage | np.ndarray | Path):
@@ -82,7 +81,7 @@ def encode_prompts(
                 f"prompt {number}: expected a list of texts and images, got one {type(prompt).__name__}; wrap it in []"
             )
         shown = [read_image(part, image_size, f"prompt {number}") for part in prompt if not isinstance(part, str)]
-        texts = [part if isinstance(part, str) else placeholder for part in prompt]
+        texts = spell(prompt, queries)
         if not any(texts) and not suffix:
             raise UserError(f"prompt {number} is empty; give it a text or an image")
         ids = tokenizer.encode_parts([*texts, suffix])
@@ -102,6 +101,12 @@ def encode_prompts(
         tokens[row, length - len(ids) :] = ids
         valid[row, length - len(ids) :] = True
     return PromptBatch(tokens, valid, _stack(images, image_size), embedding_index(tokens == tokenizer.image_id))
+
+
+def spell(prompt: Prompt, queries: int) -> list[str]:
+    """A prompt's texts, with the names of the special tokens that stand for an image in each image's place."""
+    placeholder = IMG + IMAGE * queries + IMG_END
+    return [part if isinstance(part, str) else placeholder for part in prompt]
 
 
 def embedding_index(is_visual: Bool[np.ndarray, " ..."]) -> Int[np.ndarray, " ..."]:

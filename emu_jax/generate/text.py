@@ -349,8 +349,8 @@ def score_candidates(
     candidates: Int[Array, "B M N"],
     *,
     config: emu.EmuConfig,
-) -> Float[Array, "B M"]:
-    """Summed negative log-likelihood of each candidate after its prompt, in float32.
+) -> tuple[Float[Array, "B M"], Bool[Array, "B M"]]:
+    """Summed negative log-likelihood of each candidate after its prompt, in float32; and whether it is the greedy text.
 
     Each prompt is prefilled once; every candidate attends to its prompt and to itself.
 
@@ -374,10 +374,15 @@ def score_candidates(
     first = jnp.broadcast_to(hidden[:, None, None], (rows, count, 1, hidden.shape[-1]))
     before = jnp.concatenate([first, states[:, :, :-1]], axis=2)  # [B, M, N, D], the state that predicts each token
 
-    def label_log_p(before: Float[Array, "M N D"], labels: Int[Array, "M N"]) -> Float[Array, "M N"]:
-        """One row's log p of the labels: only one row's float32 logits exist at a time."""
+    def label_log_p(
+        before: Float[Array, "M N D"], labels: Int[Array, "M N"]
+    ) -> tuple[Float[Array, "M N"], Bool[Array, "M N"]]:
+        """One row's log p of the labels, and which of them are likeliest: only one row's float32 logits exist at a
+        time."""
         scores = jax.nn.log_softmax(llama.logits(before).astype(jnp.float32), axis=-1)
-        return jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        log_p = jnp.take_along_axis(scores, jnp.maximum(labels, 0)[..., None], axis=-1)[..., 0]
+        return log_p, scores.argmax(-1) == labels
 
-    log_p = jax.lax.map(lambda row: label_log_p(*row), (before, candidates))  # [B, M, N]
-    return -jnp.where(candidates >= 0, log_p, 0.0).sum(2)
+    log_p, likeliest = jax.lax.map(lambda row: label_log_p(*row), (before, candidates))  # [B, M, N]
+    is_token = candidates >= 0
+    return -jnp.where(is_token, log_p, 0.0).sum(2), (likeliest | ~is_token).all(2)

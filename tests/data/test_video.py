@@ -151,6 +151,12 @@ def test_a_cut_video_gives_the_same_frames_or_is_refused(tmp_path, name):
     assert _cut(data, places) == {"cut_video"}
 
 
+def test_a_piece_that_is_announced_but_missing(tmp_path):
+    codec, options = VIDEOS["pieces.mp4"]
+    data = _video(tmp_path / "pieces.mp4", 60, codec, **options)
+    assert _reason(data[: data.rindex(b"mdat") - 4]) == "cut_video"
+
+
 @pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
 def test_a_cut_animation_gives_the_same_frames_or_is_refused(kind):
     data = _animation(kind, 30)

@@ -102,7 +102,7 @@ def test_examples_with_images_make_it_one_call():
     ids=["not known", "known"],
 )
 def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected):
-    scored = CandidateScores(np.array(scores), np.array([3, 9]), 20)
+    scored = CandidateScores(np.array(scores), np.array([3, 9]), 20, np.array([False, False]))
     calls, prediction = _ask(vizwiz.prompt, QUESTION, [scored, *results], chat=True)
     assert _spelt(calls[0]) == (
         f"{IMAGE_SYSTEM} [USER]: <image> {ONE_PHRASE} what is on the lawn?, is the answer known? [ASSISTANT]:"
@@ -114,7 +114,7 @@ def test_vizwiz_asks_first_whether_the_answer_is_known(scores, results, expected
 def test_a_dialogue_ranks_its_candidates():
     history = (("is it a dog", "yes"), ("is it big", "no"))
     question = Question("1", (IMAGE,), text="does it run", history=history, candidates=("yes", "no"))
-    scored = CandidateScores(np.array([1.0, 2.0]), np.array([1, 4]), 5)
+    scored = CandidateScores(np.array([1.0, 2.0]), np.array([1, 4]), 5, np.array([True, False]))
     calls, prediction = _ask(visdial.prompt, question, [scored], chat=True)
     assert _spelt(calls[0]) == (
         f"{IMAGE_SYSTEM} [USER]: <image></s> [USER]: is it a dog? [ASSISTANT]: yes.</s>"

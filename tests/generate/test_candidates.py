@@ -7,7 +7,7 @@ from emu_jax.errors import UserError
 from emu_jax.generate.candidates import CandidateScores
 
 # After a prompt of 150 tokens: 5.00 nats over 2 tokens, and 5.15 over 7.
-SCORES = CandidateScores(np.array([5.0, 5.15]), np.array([2, 7]), 150)
+SCORES = CandidateScores(np.array([5.0, 5.15]), np.array([2, 7]), 150, np.array([False, False]))
 
 
 @pytest.mark.parametrize(("rule", "expected"), [("sum", 0), ("tokens", 1), ("reference", 1)])

@@ -201,6 +201,20 @@ def test_sampling_follows_the_probabilities():
     np.testing.assert_allclose(shares, expected, atol=0.03)
 
 
+def test_candidates_cost_what_the_whole_sequence_says_and_one_of_each_length_is_greedy():
+    start, best = (1, 3, 5), []
+    for _ in range(2):
+        ids = np.zeros((1, 12), np.int32)
+        ids[0, : 3 + len(best)] = [*start, *best]
+        best.append(int(whole_sequence(ids)[2 + len(best)].argmax()))
+    candidates = [ids for length in (1, 2) for ids in itertools.product(range(VOCABULARY), repeat=length)]
+    padded = [[*candidate, -1, -1][:3] for candidate in candidates]
+    sums, is_greedy = text.score_candidates(PARAMS, *prompt(*start, length=5), jnp.asarray([padded]), config=CONFIG)
+    expected = [-log_probability(start, candidate) for candidate in candidates]
+    np.testing.assert_allclose(sums[0], expected, rtol=1e-4)
+    assert list(itertools.compress(candidates, is_greedy[0])) == [(best[0],), tuple(best)]
+
+
 def test_embeddings_are_those_of_recomputing_the_whole_prefix():
     inputs, valid = prompt(1, 3, 5, length=8)
     got = image.generate_embeddings(PARAMS, inputs, valid, config=CONFIG)
