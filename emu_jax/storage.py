@@ -411,7 +411,7 @@ class Line(NamedTuple):
 
 
 def read_lines(
-    stream: IO[bytes], *, start: int = 0, end: int | None = None, most: int = MAX_LINE_BYTES
+    stream: IO[bytes] | io.BufferedIOBase, *, start: int = 0, end: int | None = None, most: int = MAX_LINE_BYTES
 ) -> Iterator[Line]:
     """The lines of a stream that begin before byte `end`, without those of white space alone.
 

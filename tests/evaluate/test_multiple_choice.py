@@ -17,7 +17,7 @@ THREE = Question("1", answers=("C",), candidates=("one", "two words", "three wor
 
 def test_rules_may_choose_other_options():
     """Sums prefer short texts, means over tokens long ones."""
-    scores = CandidateScores(np.array([2.0, 3.0, 3.9], np.float32), np.array([1, 2, 4]), prompt_length=10)
+    scores = CandidateScores(np.array([2.0, 3.0, 3.9], np.float32), np.array([1, 2, 4]), 10, np.zeros(3, bool))
     prediction = by_every_rule(scores)
     assert {rule: chosen(prediction, rule) for rule in prediction} == {"reference": "A", "sum": "A", "tokens": "C"}
     assert is_right(prediction, THREE, "tokens") and not is_right(prediction, THREE, "sum")

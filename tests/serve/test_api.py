@@ -110,8 +110,8 @@ def test_several_answers(post):
 
 
 def joined(tokens: Iterable[str]) -> str:
-    """Tokens as a text; this small model writes bytes that are no characters."""
-    return re.sub(r"\\x[0-9a-f]{2}", "\ufffd", "".join(tokens))
+    """Tokens as a text, to which special ones add nothing; this small model writes bytes that are no characters."""
+    return re.sub(r"\\x[0-9a-f]{2}", "\ufffd", "".join(token for token in tokens if token not in ("<s>", "</s>")))
 
 
 def byte_of(token: str) -> bytes:

@@ -150,7 +150,7 @@ def test_prompts():
         call = next(calls)
         assert call.candidates == ("A", "B") and call.parts[-1] == end and call.parts[-2] is image
         with pytest.raises(StopIteration) as done:
-            calls.send(CandidateScores(np.array([2.0, 1.0], np.float32), np.array([1, 1]), 9))
+            calls.send(CandidateScores(np.array([2.0, 1.0], np.float32), np.array([1, 1]), 9, np.zeros(2, bool)))
         assert done.value.value["sum"] == [2.0, 1.0]
 
 

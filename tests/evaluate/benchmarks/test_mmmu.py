@@ -192,7 +192,7 @@ def test_the_letters_of_options_are_scored_after_interleaved_images():
     assert _shown(call.parts) == ["Is ", "RED", " or\n(A) ", "BLUE", f"{end} Answer:"]
     assert call.candidates == ("A", "B")
     with pytest.raises(StopIteration) as done:
-        calls.send(CandidateScores(np.array([2.0, 1.0], np.float32), np.array([1, 1]), 9))
+        calls.send(CandidateScores(np.array([2.0, 1.0], np.float32), np.array([1, 1]), 9, np.zeros(2, bool)))
     assert done.value.value == {"reference": pytest.approx([2 / 9, 1 / 9]), "sum": [2.0, 1.0], "tokens": [2.0, 1.0]}
 
 

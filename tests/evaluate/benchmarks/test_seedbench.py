@@ -74,7 +74,7 @@ def test_texts_are_scored_after_the_question_alone():
         call = next(calls)
         assert call.parts[-2] is image and call.parts[-1] == end and call.candidates == question.candidates
         with pytest.raises(StopIteration) as done:
-            calls.send(CandidateScores(np.array([2.0, 3.0], np.float32), np.array([1, 3]), 10))
+            calls.send(CandidateScores(np.array([2.0, 3.0], np.float32), np.array([1, 3]), 10, np.zeros(2, bool)))
         assert done.value.value == {
             "reference": pytest.approx([0.2, 0.25]),
             "sum": [2.0, 3.0],
