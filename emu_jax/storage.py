@@ -13,6 +13,7 @@ from __future__ import annotations
 import codecs
 import contextlib
 import errno
+import gzip
 import io
 import json
 import os
@@ -411,7 +412,7 @@ class Line(NamedTuple):
 
 
 def read_lines(
-    stream: IO[bytes] | io.BufferedIOBase, *, start: int = 0, end: int | None = None, most: int = MAX_LINE_BYTES
+    stream: IO[bytes] | gzip.GzipFile, *, start: int = 0, end: int | None = None, most: int = MAX_LINE_BYTES
 ) -> Iterator[Line]:
     """The lines of a stream that begin before byte `end`, without those of white space alone.
 

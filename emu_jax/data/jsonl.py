@@ -22,7 +22,7 @@ JsonlRecord = tuple[bool, list[tuple[str, str]]]  # whether it is a pair, and it
 SHAPE = '{"image": …, "text": …} or {"parts": [{"text": …}, …]}'
 # Fields that would make another document of a line, and which are not read.
 UNREAD = ("images", "video", "videos", "audio", "audios", "conversations", "messages")
-EMPTY: tuple[Any, ...] = (None, "", [])
+EMPTY: tuple[object, ...] = (None, "", [])
 MAX_NAME_BYTES = 255  # of a file, on Linux
 
 

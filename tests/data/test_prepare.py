@@ -274,5 +274,5 @@ def test_names_are_refused_before_anything_is_read(tmp_path, capsys, out):
 
 @pytest.mark.parametrize("fields", [{"name": "a b"}, {"name": "a", "workers": 0}, {"name": "a", "max_faults": 2}])
 def test_bad_settings(fields):
-    with pytest.raises(UserError, match=r"expected|has to"):
+    with pytest.raises(UserError, match=r"expected|choose one"):
         PrepareConfig(**fields)

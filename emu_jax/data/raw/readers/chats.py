@@ -36,7 +36,7 @@ Turn = tuple[str, list[str | None]]  # role, and the texts of a turn with None a
 ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
 # Fields without which a chat says something else, and which are not read.
 UNREAD = ("video", "videos", "audio", "audios", "tools", "functions", "chosen", "rejected", "kto_tag")
-EMPTY: tuple[Any, ...] = (
+EMPTY: tuple[object, ...] = (
     None,
     "",
     [],
