@@ -18,7 +18,8 @@ class ScoredToken:
     """A token of a finished text, with log p by the model's own distribution: whatever temperature, top-k and top-p.
 
     Attributes:
-      id: its id; text: what it adds to the text; data: the same in UTF-8 (part of a character has no text of its own).
+      id: its id; text: what it adds to the text, "" for a special token; data: the same in UTF-8 (part of a character
+        has no text of its own).
       likeliest: ids and log p of the likeliest tokens in its place, the likeliest first.
     """
 
@@ -50,7 +51,7 @@ def scored_tokens(
     for id, (log_p, likeliest, others) in zip(ids, scores, strict=True):
         if stopped and place >= len(text):
             break
-        piece, data = tokenizer.piece(id)
+        piece, data = ("", b"") if id in tokenizer.non_text_ids else tokenizer.piece(id)
         if not place and piece.startswith(" ") and not text.startswith(" "):  # SentencePiece's space in front
             piece, data = piece[1:], data[1:]
         place += len(data.decode(errors="ignore"))
