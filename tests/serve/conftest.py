@@ -40,7 +40,7 @@ def engine(model) -> Iterator[Engine]:
 class Server:
     """`emu-jax serve` in a process; `address` is where it listens."""
 
-    def __init__(self, *arguments: str, key: str | None = None):
+    def __init__(self, *arguments: str, key: str | None = None, seconds: float = 300.0):
         environment = {name: value for name, value in os.environ.items() if name != "EMU_JAX_API_KEY"}
         if key is not None:
             environment["EMU_JAX_API_KEY"] = key
@@ -55,7 +55,7 @@ class Server:
         # A thread: two lines that come at once would both be read by the first `readline`, and `select` sees none left.
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        self.address = self._wait(300.0)
+        self.address = self._wait(seconds)
 
     def _read(self) -> None:
         for line in self.process.stdout:
