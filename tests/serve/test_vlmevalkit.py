@@ -36,7 +36,7 @@ SMALLEST = 100  # pixels: VLMEvalKit enlarges smaller images
 @pytest.fixture(scope="module")
 def box() -> Iterator[Server]:
     """`emu-jax serve`, as the page says, without its page."""
-    server = Server("--no-page")
+    server = Server("--no-page", patience=900.0)  # it compiles all programs of emu-mini
     yield server
     assert server.stop() == 0, server.lines
 
