@@ -163,6 +163,7 @@ def test_pooled_patches_start_as_torch_s_linear_does():
 def test_which_sizes_start_how():
     assert {name: size().init for name, size in models.SIZES.items()} == {
         "debug": "scaled",  # these learn from scratch
+        "micro": "scaled",
         "mini": "scaled",
         "7b": "reference",
         "14b": "reference",
