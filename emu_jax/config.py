@@ -68,7 +68,7 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         config = _call(module.get_config, path, variant)
     except UserError:
         raise
-    except Exception as error:
+    except Exception as error:  # a config is the user's program, and may raise anything
         raise UserError(f"--config {path}: {_where_in(file, error)}; mend the file") from error
     if not isinstance(config, ConfigDict):
         raise UserError(

@@ -123,7 +123,7 @@ def use_image(
             return _use(file, where, use)
         except (ImageError, MemoryError):
             raise
-        except Exception as error:
+        except Exception as error:  # decoders raise a dozen types for damaged bytes; all mean the same
             fault = error
         try:
             if (plain := without_metadata(file, animated)) is not None:

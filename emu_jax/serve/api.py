@@ -392,7 +392,7 @@ async def _merged(streams: Sequence[AsyncIterator[Result]]) -> AsyncGenerator[Re
         try:
             async for item in stream:
                 await queue.put(item)
-        except Exception as error:
+        except Exception as error:  # raised again by the reader of the queue
             await queue.put(error)
         else:
             await queue.put(end)
