@@ -294,7 +294,7 @@ def failed_download(head: bytes, size: int) -> str:
 
     Args:
       head: the file's first bytes, 1024 or all of them.
-      size: the number of bytes of the whole file.
+      size: the number of bytes of the whole file, or of `head` where that is not all of it.
 
     >>> failed_download(b"version https://git-lfs.github.com/spec/v1\\noid sha256:3f", 134)
     'a Git-LFS pointer, not the file itself; run `git lfs pull` in its repository, or download it again'
@@ -327,11 +327,12 @@ def failed_download(head: bytes, size: int) -> str:
     return ""
 
 
-def failed_file(file: pathlib.Path) -> str:
-    """`failed_download` of a local file; "" where it cannot be read."""
+def failed_file(file: Path) -> str:
+    """`failed_download` of a file; "" where it cannot be read."""
     try:
         with file.open("rb") as opened:
-            return failed_download(opened.read(1024), file.stat().st_size)
+            head = opened.read(1024)
+            return failed_download(head, len(head))
     except OSError:
         return ""
 

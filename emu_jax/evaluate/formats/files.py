@@ -293,9 +293,9 @@ def _parse(
         return json.loads(text, object_pairs_hook=pairs_hook)
     except json.JSONDecodeError as error:
         head = text[:1024].encode()
-        why = (
-            first == 1 and failed_download(head, len(head))
-        ) or f"not JSON at line {error.lineno + first - 1}, column {error.colno} ({error.msg})"
+        if first == 1 and (why := failed_download(head, len(head))):  # which says what to do
+            raise UserError(f"{path}: {why}") from error
+        why = f"not JSON at line {error.lineno + first - 1}, column {error.colno} ({error.msg})"
     except ValueError as error:  # a number of thousands of digits
         why = f"not JSON ({error})"
     except RecursionError:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from emu_jax.errors import UserError
 from emu_jax.evaluate.formats.files import Entry
-from emu_jax.storage import Path
+from emu_jax.storage import Path, failed_file
 
 MAX_CELL = 1 << 28  # characters: an image of 200 MB in base64
 PARQUET_ROWS = 16  # in memory at once
@@ -34,6 +34,8 @@ def read_table(path: Path, columns: Sequence[str], *, separator: str = ",") -> I
         with path.open("rb") as file, io.TextIOWrapper(file, encoding="utf-8-sig", newline="") as text:
             reader = csv.DictReader(text, delimiter=separator, strict=True)  # or an open quote would join rows
             if missing := [name for name in columns if name not in (reader.fieldnames or ())]:
+                if why := failed_file(path):
+                    raise UserError(f"{path}: {why}")
                 raise UserError(f"{path}: no column {', '.join(missing)}; expected {', '.join(columns)}")
             empty = True
             for fields in reader:
@@ -74,5 +76,7 @@ def read_parquet(path: Path, columns: Sequence[str]) -> Iterator[Entry]:
                     yield Entry(fields, path, f"row {number}")
                     number += 1
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if why := failed_file(path):
+            raise UserError(f"{path}: {why}") from error
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{path}: cannot be read ({detail}); {AGAIN}") from error

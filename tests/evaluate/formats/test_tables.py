@@ -19,7 +19,9 @@ def test_places_of_rows(tmp_path):
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        (b"", "no column id, text; expected id, text"),
+        (b"", "an empty file; download it again"),
+        (b"Entry not found", "the text 'Entry not found' in place of the file; look at its name"),
+        (b"id,words\n1,a\n", "no column text; expected id, text"),
         (b"id,text\n", "no rows; expected a CSV of id, text"),
         (b"id,text\n1\n", "line 2 does not have the 2 cells of the header; expected the file as it is published"),
         (b"id,text\n1,a,b\n", "line 2 does not have the 2 cells of the header; expected the file as it is published"),
@@ -41,7 +43,10 @@ def test_rows_of_parquet(tmp_path):
     assert rows == [(f"row {n}", {"id": str(n)}) for n in range(40)]
     with pytest.raises(UserError, match=r"a\.parquet: no column image; expected id, image$"):
         list(read_parquet(path, ("id", "image")))
-    path.write_bytes(b"text")
+    path.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:3f\n")
+    with pytest.raises(UserError, match=r"a\.parquet: a Git-LFS pointer, not the file itself; run `git lfs pull`"):
+        list(read_parquet(path, ("id",)))
+    path.write_bytes(b"PAR1 and no more\0")
     with pytest.raises(
         UserError, match=r"a\.parquet: cannot be read \(.*\); expected the file as it is published, so "
     ):
