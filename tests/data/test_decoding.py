@@ -466,7 +466,7 @@ def test_any_bytes_in_an_image(name, piece, share):
 def test_the_check_finds_what_it_is_for(monkeypatch):
     """It fails for the reader of the issue, which let exceptions of the decoder pass."""
     monkeypatch.setattr(TiffImagePlugin.TiffImageFile, "load", lambda _: 1 / 0)
-    assert decode_anyhow(WHOLE["TIFF"]), "refused"
+    assert decode_anyhow(WHOLE["TIFF"]).refused
     monkeypatch.setattr(decoding, "use_image", lambda source, where, use: use(PIL.open(io.BytesIO(source))))
     monkeypatch.setattr("emu_jax.data.images.use_image", decoding.use_image)
     with pytest.raises(AssertionError, match="decode_image: ZeroDivisionError: division by zero"):
