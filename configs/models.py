@@ -65,6 +65,7 @@ def emu_14b() -> ConfigDict:
             "float32_gradients": False,
             "unroll": False,
             "loss_chunk": 256,
+            "visual_head": {"name": "l2"},  # as published; docs/visual-heads.md has others and their settings
             # The weights of the two losses are not published; 1 : 1 is inferred.
             "text_loss_weight": 1.0,
             "regression_loss_weight": 1.0,

@@ -2,7 +2,8 @@
 
 A config file defines `get_config(variant: str = …) -> ConfigDict`. Values of overrides are parsed as Python literals
 (plain words as strings) and must have the field's type. An override sets an existing field; in the groups of
-`OPEN_GROUPS` it may also add an entry, or a field of an entry. Of several overrides of a field the last one counts.
+`OPEN_GROUPS` it may also add an entry, or a field of an entry, and in those of `OPEN_FIELDS` a field. Of several
+overrides of a field the last one counts.
 
 An installed wheel contains the project's `configs` (setup.py). They are used where the user has no such file, and a
 user's own config can also import them (`from configs import quickstart`).
@@ -29,6 +30,8 @@ from emu_jax.storage import check_local
 
 # Groups whose entries the user names. The entries' fields are checked by the reader of the group, not here.
 OPEN_GROUPS = (("data", "mixture"),)
+# Groups whose fields depend on one of them, as a visual head's on its name. The reader of the group checks them.
+OPEN_FIELDS = (("model", "visual_head"),)
 EXACT = 1 << 53  # up to it, a float holds every whole number
 LARGEST = (1 << 63) - 1  # of whole numbers
 # The folder that holds our `configs`: the package's own in a wheel, the root of a checkout otherwise.
@@ -144,6 +147,14 @@ def override(config: ConfigDict, text: str) -> None:
     >>> override(config, "--config.data.mixture.mine.weight=16")
     >>> config.data.mixture.to_dict()
     {'mine': {'source': 'data/mine', 'weight': 16}}
+
+    In `OPEN_FIELDS`, fields may be new:
+
+    >>> config = ConfigDict({"model": {"visual_head": {"name": "l2"}}})
+    >>> override(config, "--config.model.visual_head.name=flow")
+    >>> override(config, "--config.model.visual_head.steps=50")
+    >>> config.model.visual_head.to_dict()
+    {'name': 'flow', 'steps': 50}
     """
     flag, separator, text = text.partition("=")
     flag = _printable(flag)
@@ -153,11 +164,13 @@ def override(config: ConfigDict, text: str) -> None:
     if not separator:
         raise UserError(f"{flag}: expected --config.<field>=<value>; write {flag}=VALUE")
     open_from = next((len(group) for group in OPEN_GROUPS if tuple(path[: len(group)]) == group), len(path))
+    if tuple(path[:-1]) in OPEN_FIELDS:
+        open_from = len(path) - 1
     node: Any = config
     for depth, part in enumerate(path):
         where = ".".join(["config", *path[:depth]])
         if isinstance(node, ConfigDict) and part not in node and depth >= open_from:
-            if len(path) == open_from + 1:
+            if len(path) == open_from + 1 and tuple(path[:-1]) not in OPEN_FIELDS:
                 raise UserError(
                     f"{flag}: {where} has no {part!r} to set; create it by setting one of its fields, as in "
                     f"--config.{'.'.join(path[:open_from])}.mine.<field>=<value>"

@@ -81,7 +81,7 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
         return 0
     if out is not None:
         with write_atomically(out) as partial, partial.open("wb") as file:
-            np.save(file, emu.generate_embeddings([options.prompt])[0])
+            np.save(file, emu.generate_embeddings([options.prompt], seeds=options.seeds[:1])[0])
         print(out)
         return 0
     settings = decoding(options) | {"max_new_tokens": options.max_new_tokens, "seed": options.seeds[0]}

@@ -54,6 +54,12 @@ def consecutive_seed(first: int, number: int) -> int:
     return (first + number) % SEEDS
 
 
+def check_seeds(seeds: Sequence[int], count: int) -> None:
+    """Raises UserError unless there is one seed for each of `count` prompts, and all are in range."""
+    if len(seeds) != count or min(seeds) < 0 or max(seeds) >= SEEDS:
+        raise UserError(f"seeds={list(seeds)}; expected {count} of them, one a prompt, each 0 to {SEEDS - 1}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Drawing:
     """How images are drawn; see `Emu.generate_images`."""

@@ -32,7 +32,7 @@ from emu_jax.data.tokenizer import IMG, Tokenizer
 from emu_jax.errors import UserError
 from emu_jax.generate.candidates import CandidateScores
 from emu_jax.generate.chat import Chat
-from emu_jax.generate.decoder import SEEDS, Decoder, Drawing, GeneratedImage, consecutive_seed
+from emu_jax.generate.decoder import Decoder, Drawing, GeneratedImage, check_seeds, consecutive_seed
 from emu_jax.generate.document import IMAGE, Continuation
 from emu_jax.generate.embeddings import generate_embeddings
 from emu_jax.generate.prompt import ImageLike, Prompt, PromptBatch, embed_prompts, encode_prompts
@@ -238,15 +238,28 @@ class Emu:
         """
         return Chat(self, system)
 
-    def generate_embeddings(self, prompts: Sequence[Prompt]) -> Float[np.ndarray, "B Q D"]:
-        """The visual embeddings of the image that follows each prompt, in float32, generated autoregressively."""
-        return self._generate_embeddings(*self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG))
+    def generate_embeddings(
+        self, prompts: Sequence[Prompt], *, seeds: Sequence[int] | None = None
+    ) -> Float[np.ndarray, "B Q D"]:
+        """The visual embeddings of the image that follows each prompt, in float32, generated autoregressively.
+
+        Args:
+          seeds: one per prompt (default: 0 for all), for a visual head that draws at random (`flow`); others ignore it.
+
+        Raises:
+          UserError: a seed is out of range, or there are more or fewer seeds than prompts.
+        """
+        inputs = self._inputs(prompts, new_tokens=self.config.causal.queries, suffix=IMG)
+        return self._generate_embeddings(*inputs, [0] * len(prompts) if seeds is None else seeds)
 
     def _generate_embeddings(
-        self, inputs: Float[Array, "B T D"], valid: Bool[Array, "B T"]
+        self, inputs: Float[Array, "B T D"], valid: Bool[Array, "B T"], seeds: Sequence[int]
     ) -> Float[np.ndarray, "B Q D"]:
+        check_seeds(seeds, len(inputs))
         with self.scope():
-            return np.asarray(generate_embeddings(self.params, inputs, valid, config=self.config))
+            return np.asarray(
+                generate_embeddings(self.params, inputs, valid, np.asarray(seeds, np.uint32), config=self.config)
+            )
 
     def generate_image(
         self,
@@ -284,8 +297,8 @@ class Emu:
         Args:
           sampler: pndm, ddim, euler or dpmpp. steps: number of sampling steps.
           guidance: scale of classifier-free guidance (CFG); its unconditional branch is the empty prompt.
-          seeds: seeds of the initial noise, one per prompt (default: 0, 1, 2, …). An image depends on its prompt and
-            seed, not on the batch.
+          seeds: seeds of the initial noise, and of a visual head that draws at random, one per prompt (default: 0, 1,
+            2, …). An image depends on its prompt and seed, not on the batch.
           height, width: pixels (default: the decoder's size).
           latents: initial noise, instead of seeds.
 
@@ -294,14 +307,15 @@ class Emu:
         """
         drawing = Drawing(sampler, steps, guidance, height, width)
         decoder = self.check_drawing(drawing)
-        return self._draw(decoder, self.generate_embeddings(prompts), drawing, seeds, latents)
+        seeds = list(range(len(prompts))) if seeds is None else seeds
+        return self._draw(decoder, self.generate_embeddings(prompts, seeds=seeds), drawing, seeds, latents)
 
     def draw_next(
         self, inputs: Float[Array, "1 T D"], valid: Bool[Array, "1 T"], drawing: Drawing, seed: int
     ) -> GeneratedImage:
         """Draws the image after one embedded prompt that ends in [IMG]; `generate_images` takes texts and images."""
         decoder = self.check_drawing(drawing)
-        return self._draw(decoder, self._generate_embeddings(inputs, valid), drawing, [seed])[0]
+        return self._draw(decoder, self._generate_embeddings(inputs, valid, [seed]), drawing, [seed])[0]
 
     def reconstruct(self, image: ImageLike, *, seed: int = 0, **drawing: Any) -> GeneratedImage:
         """Image -> its causal embeddings -> image: shows what the decoder can recover."""
@@ -381,8 +395,7 @@ class Emu:
     ) -> list[GeneratedImage]:
         count = len(condition)
         seeds = list(range(count)) if seeds is None else list(seeds)
-        if len(seeds) != count or min(seeds) < 0 or max(seeds) >= SEEDS:
-            raise UserError(f"seeds={seeds}; expected {count} of them, one a prompt, each 0 to {SEEDS - 1}")
+        check_seeds(seeds, count)
         noise = decoder.initial_latents(seeds, drawing.height, drawing.width)
         if latents is not None and np.shape(latents) != noise.shape:
             raise UserError(f"latents are {list(np.shape(latents))}; expected {list(noise.shape)}")

@@ -7,7 +7,7 @@ are merged at trace time (`bind`) and never seen by the training step.
     images [B, I, …, 3] ─ vision ─ ln_visual ─ causal ─ embeddings [B, I*Q, D] ─┐ gathered at every <image>
     tokens [B, S] ──────────── token embeddings [B, S, D] ──────────────────────┴─ LLaMA ─ hidden [B, S, D] ─┐
                                                              token head: cross-entropy of the next text token ─┤
-                                                     regression head: distance to the next input embedding ────┘
+                                     visual head (`heads/`): distance to the next input embedding, as published┘
 """
 
 from __future__ import annotations
@@ -25,9 +25,11 @@ from emu_jax.errors import UserError, build
 from emu_jax.models import parameters
 from emu_jax.models import statistics as running
 from emu_jax.models.causal import INITS, CausalConfig, make_causal
+from emu_jax.models.heads.head import VisualHead
+from emu_jax.models.heads.registry import PUBLISHED, build_head
 from emu_jax.models.layers import Array, LayerNorm, check_compute, split_key
 from emu_jax.models.llama import Llama, LlamaConfig
-from emu_jax.models.losses import MEANS, Mean, SourceWeights, cross_entropy, over_sources, regression, sum_by_source
+from emu_jax.models.losses import MEANS, Mean, SourceWeights, cross_entropy, over_sources, sum_by_source
 from emu_jax.models.parameters import Params
 from emu_jax.models.statistics import Statistics
 from emu_jax.models.vision import VisionConfig, VisionEncoder
@@ -50,6 +52,8 @@ class EmuConfig:
         twice the traffic of bfloat16; changes nothing where compute is float32.
       unroll: Unroll the layers instead of scanning them (shallow models on CPUs).
       loss_chunk: Number of sequence positions whose logits exist at a time.
+      visual_head: How the next visual embedding is predicted (`heads/`): its loss is the "regression loss". By default
+        l2 regression, as published.
       text_loss_weight, regression_loss_weight: Weights of the two losses (1 : 1 by default; the paper gives none). With
         weight 0 the regression loss is not computed.
       loss_mean: "tokens": both losses are weighted means over the global batch's positions, so that a source counts by
@@ -72,6 +76,7 @@ class EmuConfig:
     float32_gradients: bool = False
     unroll: bool = False
     loss_chunk: int = 256
+    visual_head: VisualHead = PUBLISHED
     text_loss_weight: float = 1.0
     regression_loss_weight: float = 1.0
     loss_mean: str = "tokens"
@@ -94,6 +99,8 @@ class EmuConfig:
     def from_dict(cls, fields: Mapping[str, Any]) -> EmuConfig:
         """Builds and validates from `config.model` (a ConfigDict or a plain dict)."""
         parts: dict[str, Any] = {name: build(part, f"model.{name}", fields[name]) for name, part in PARTS.items()}
+        if "visual_head" in fields:
+            parts["visual_head"] = build_head("model.visual_head", fields["visual_head"])
         return build(cls, "model", dict(fields) | parts)
 
     def to_dict(self) -> dict[str, Any]:
@@ -147,7 +154,7 @@ class EmuModel(nnx.Module):
         self.vision = VisionEncoder(rngs, c.vision, dtype)
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
         self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype, c.init)
-        self.llama = Llama(rngs, c.llama, dtype, c.init)
+        self.llama = Llama(rngs, c.llama, c.visual_head, dtype, c.init)
         self.set_attributes(float32_gradients=c.float32_gradients)  # in every submodule that has the attribute
         self.config = c
 
@@ -309,15 +316,17 @@ def loss(
     """The training objective, from pixels to a number: paper §2.2, eq. 1 with the reference's masks.
 
     loss = text_loss_weight * mean over labelled tokens of -log p(token | everything before it)
-         + regression_loss_weight * mean over visual targets of |regress_head(hidden) - input embedding|^2 / D
+         + regression_loss_weight * mean over visual targets of |visual_head(hidden) - input embedding|^2 / D
 
-    Both means use the batch's position weights (`EmuConfig.loss_mean`). Targets are the inputs after standardisation,
-    under stop_gradient: one pair for each <image> and one for [/IMG], i.e. Q + 1 = 33 an image in the published model.
-    Without images the regression loss is exactly 0.
+    Another visual head (`EmuConfig.visual_head`) has its own loss in the second line. Both means use the batch's
+    position weights (`EmuConfig.loss_mean`). Targets are the inputs after standardisation, under stop_gradient: one
+    pair for each <image> and one for [/IMG], i.e. Q + 1 = 33 an image in the published model. Without images the
+    regression loss is exactly 0.
 
     Args:
       params, statistics: Trees as `init` and `initial_statistics` return them.
-      key: Randomness of dropout and drop-path; None turns them off.
+      key: Randomness of dropout, drop-path and the visual head; None turns the first two off, and the head draws the
+        same numbers every time.
       train: Standardise with this batch's statistics and update the running ones; otherwise with the running ones.
       normalisers: `loss_weights` of the whole batch, when this is a micro-batch of it.
       sources: The batch's sources, whose losses are reported separately; empty where it has one.
@@ -343,8 +352,11 @@ def loss(
     text = text / jnp.maximum(text_mean.total, 1e-6)
     visual, visual_terms = jnp.zeros((), jnp.float32), jnp.zeros_like(text_terms)
     if config.regression_loss_weight:
-        predictions, targets = model.llama.regress_head(hidden), _next(named["inputs"])  # [B, S, D] each
-        visual, visual_terms = regression(predictions, targets, _next(visual_mean.weights))
+        targets = jax.lax.stop_gradient(_next(named["inputs"])).astype(jnp.float32)  # [B, S, D]
+        head_key = jax.random.key(0) if key is None else jax.random.fold_in(key, 3)
+        visual, visual_terms = config.visual_head.loss(
+            model.llama.visual_head, hidden, targets, _next(visual_mean.weights), head_key
+        )
         visual = visual / jnp.maximum(visual_mean.total, 1e-6)
     total = config.text_loss_weight * text + config.regression_loss_weight * visual
 
@@ -355,6 +367,13 @@ def loss(
             sums = sum_by_source(jax.lax.stop_gradient(terms), batch.source_ids, len(sources)) / mean.source_totals
             losses |= {f"{kind}_loss/{source.name}": sums[i] for i, source in enumerate(sources)}
     return total, (losses | metrics, statistics)
+
+
+def _sample_all(model: EmuModel, hidden: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    """The visual head's sample at every position."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    keys = jax.random.split(jax.random.key(0), len(flat))
+    return model.config.visual_head.sample(model.llama.visual_head, flat, keys).reshape(hidden.shape)
 
 
 def intermediates(
@@ -378,7 +397,7 @@ def intermediates(
     _, (metrics, _) = loss(params, statistics, batch, config=config, ids=ids, train=False)
     return named | {
         "logits": model.llama.lm_head(hidden).astype(jnp.float32),
-        "regress_pred": model.llama.regress_head(hidden[:, :-1]).astype(jnp.float32),
+        "regress_pred": _sample_all(model, hidden[:, :-1]).astype(jnp.float32),
         "regress_target": named["inputs"][:, 1:],
         "text_mask": batch.text_weights[:, 1:] > 0,
         "visual_mask": batch.visual_weights[:, 1:] > 0,

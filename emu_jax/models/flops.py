@@ -26,7 +26,9 @@ def forward_flops(config: EmuConfig, images: int, rows: int, row_tokens: int) ->
     projections = m.projection_sizes()
     llama = row_tokens * m.layers * sum(inputs * outputs for inputs, outputs in projections.values())
     adapters = row_tokens * m.layers * m.lora_rank * sum(sum(projections[name]) for name in m.lora_targets)
-    heads = row_tokens * m.width * (m.vocab_size + (m.width if config.regression_loss_weight else 0))
+    heads = row_tokens * m.width * m.vocab_size
+    if config.regression_loss_weight:
+        heads += row_tokens * config.visual_head.multiply_adds(m.width)
     return {
         "vision": 2.0 * images * vision,
         "causal": 2.0 * images * causal,

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Bool, Float, Int
 
 from emu_jax.errors import UserError, nearest
+from emu_jax.models.heads.head import VisualHead
 from emu_jax.models.layers import (
     Array,
     Linear,
@@ -274,18 +275,14 @@ class TokenEmbedding(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """Embeddings -> post-norm hidden states, with a token head and a regression head on them.
+    """Embeddings -> post-norm hidden states, with a token head and a visual head on them."""
 
-    With `init` "reference" the regression head is initialised like torch's nn.Linear: the reference adds it to a
-    trained LLaMA.
-    """
-
-    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, dtype: str, init: str):
+    def __init__(self, rngs: nnx.Rngs, c: LlamaConfig, head: VisualHead, dtype: str, init: str):
         self.embed = TokenEmbedding(rngs, c, dtype)
         self.blocks = stack(lambda rngs: LlamaBlock(rngs, c, dtype), c.layers, rngs)
         self.final_norm = RMSNorm(c.width, c.norm_eps, dtype)
         self.lm_head = Linear(rngs, c.width, c.vocab_size, ("embed", "vocab"), dtype)
-        self.regress_head = Linear(rngs, c.width, c.width, ("embed", "mlp"), dtype, as_torch=init == "reference")
+        self.visual_head = head.make(rngs, c.width, dtype, init)
         self.config = c
 
     def __call__(

@@ -1,7 +1,7 @@
-"""The two losses over hidden states: cross-entropy of the next token, and regression of the next input embedding.
+"""Cross-entropy of the next token over hidden states, and the means of it and of the visual head's loss (`heads/`).
 
-In: hidden states [B, S, D] at the predicting positions, labels or targets, and a weight for every position. Out: a
-weighted sum and its terms [B, S]. `emu.loss` divides the sums by `Mean.total`.
+In: hidden states [B, S, D] at the predicting positions, labels, and a weight for every position. Out: a weighted sum
+and its terms [B, S]. `emu.loss` divides the sums by `Mean.total`.
 """
 
 from __future__ import annotations
@@ -133,18 +133,6 @@ def _from_chunks(pieces: Array, inverse: Int[Array, "B S"]) -> Array:
     """The inverse of `_to_chunks`: [S/chunk, B, chunk, …] -> [B, S, …] in the rows' own order."""
     x = pieces.swapaxes(0, 1).reshape(inverse.shape[0], -1, *pieces.shape[3:])
     return jnp.take_along_axis(x, inverse.reshape(*inverse.shape, *(1,) * (x.ndim - 2)), axis=1)
-
-
-# ---- regression of the next input embedding ------------------------------------------------------------------------
-
-
-def regression(
-    predictions: Float[Array, "B S D"], targets: Float[Array, "B S D"], weights: Float[Array, "B S"]
-) -> tuple[Float[Array, ""], Float[Array, "B S"]]:
-    """Weighted sum of |prediction - target|^2 / D in float32, and its terms; no gradient reaches the targets."""
-    difference = predictions.astype(jnp.float32) - jax.lax.stop_gradient(targets).astype(jnp.float32)
-    losses = jnp.square(difference).mean(-1) * weights
-    return losses.sum(), losses
 
 
 # ---- means over tokens and over sources ----------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def _programs(
         generate.lower(params, inputs, valid, key, decoding, **text),
         whole,
     )
-    embeddings = generate_embeddings.lower(params, inputs, valid, config=model)
+    embeddings = generate_embeddings.lower(params, inputs, valid, array(1, dtype=jnp.uint32), config=model)
     yield _Compiled(f"imagines an image after {PROMPT} tokens", embeddings, whole)
     if decoder is None or drawing is None:
         return

@@ -194,7 +194,7 @@ def decode(config: ConfigDict, mesh: Mesh, rows: int, unroll: int = 1) -> Planne
     # token head, even where the head does not divide over the devices and every device holds all of it.
     weights = params["llama"]
     head = weights["lm_head"]["kernel"]
-    read = size(weights) - size(weights["regress_head"]) - size(weights["embed"]) - size(head)
+    read = size(weights) - size(weights["visual_head"]) - size(weights["embed"]) - size(head)
     read += math.prod(head.shape) * element_bytes(head.dtype) / mesh.shape["tensor"]
     return PlannedStep(
         rows=rows,

@@ -613,7 +613,9 @@ class Engine:
             if lane == 0:
                 embedded = [image for (image,) in self._embedder.encode_images(prompts)]
             else:
-                embedded = list(self._embedder.generate_embeddings(prompts, self.limits.drawing_slots))
+                embedded = list(
+                    self._embedder.generate_embeddings(prompts, [0] * len(prompts), self.limits.drawing_slots)
+                )
             self.counts.embeddings += len(jobs)
             for job, each in zip(jobs, embedded, strict=True):
                 job.ticket.finish(each)

@@ -93,9 +93,10 @@ class ImageBatcher:
         """Generates the embeddings of new images and puts their initial noise into free slots."""
         embeddings: dict[int, np.ndarray] = {}  # [Q, D], by slot
         for prompts, is_chat in ((self.prompts, False), (self._answers, True)):
-            of_model = [(n, r.prompt) for n, r in zip(numbers, requests, strict=True) if r.is_chat == is_chat]
+            of_model = [(n, r) for n, r in zip(numbers, requests, strict=True) if r.is_chat == is_chat]
             if of_model:
-                generated = prompts.generate_embeddings([prompt for _, prompt in of_model], self.slots)
+                own, seeds = [r.prompt for _, r in of_model], [r.seed for _, r in of_model]
+                generated = prompts.generate_embeddings(own, seeds, self.slots)
                 embeddings |= dict(zip((number for number, _ in of_model), generated, strict=True))
         for number, request in zip(numbers, requests, strict=True):
             embedded = embeddings[number]
@@ -138,7 +139,7 @@ class ImageBatcher:
             tokens = np.full(count, self.model.tokenizer.img_id, np.int32)
             prompt = EncodedPrompt(tokens, np.full(count, -1, np.int32), np.zeros((0, size, size, 3), np.uint8))
             if self._answers is not self.prompts:  # with adapters that are not merged it is another program
-                self._answers.generate_embeddings([prompt], self.slots)
+                self._answers.generate_embeddings([prompt], [0], self.slots)
             self.begin([0], [ImageRequest(prompt, "ddim", 1, 1.0, 0)])
             while self._slots[0] is not None:
                 made, calls = self.step()[0]

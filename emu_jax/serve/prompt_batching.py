@@ -78,14 +78,18 @@ class PromptBatcher:
         for length in self.lengths:
             count = min(length, self.lengths[-1] - queries)
             tokens = np.full(count, self.model.tokenizer.img_id, np.int32)
-            self.generate_embeddings([EncodedPrompt(tokens, np.full(count, -1, np.int32), nothing)], rows)
+            self.generate_embeddings([EncodedPrompt(tokens, np.full(count, -1, np.int32), nothing)], [0], rows)
             yield
 
-    def generate_embeddings(self, prompts: Sequence[EncodedPrompt], rows: int) -> Float[np.ndarray, "N Q D"]:
-        """The next image's embeddings, for prompts that end in [IMG]."""
+    def generate_embeddings(
+        self, prompts: Sequence[EncodedPrompt], seeds: Sequence[int], rows: int
+    ) -> Float[np.ndarray, "N Q D"]:
+        """The next image's embeddings, for prompts that end in [IMG] and their seeds."""
         tokens, visual, is_visual, valid = self.stack(prompts, rows, left_padded=True)
         params = self.model.params
         with self.model.scope():
             inputs = embed_prompts(params["llama"]["embed"]["embedding"], tokens, visual, is_visual)
-            generated = generate_embeddings(params, inputs, valid, config=self.model.config)
+            filled = np.zeros(rows, np.uint32)
+            filled[: len(seeds)] = seeds
+            generated = generate_embeddings(params, inputs, valid, filled, config=self.model.config)
         return np.asarray(generated)[: len(prompts)]

@@ -1,7 +1,7 @@
 """Initialises a run from checkpoints: parts that `emu-jax convert` made of published files, or earlier runs.
 
     config.init.emu       a whole Emu, converted or trained here, with its statistics
-    config.init.llama     LLaMA: the language model without its regression head
+    config.init.llama     LLaMA: the language model without its visual head
     config.init.vision    EVA-CLIP's visual tower, or the encoder of an Emu with its ln_visual
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh
 
@@ -12,6 +12,7 @@ Causal Transformer. Parts that are not named stay fresh. If a checkpoint keeps a
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -27,18 +28,22 @@ from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
 from emu_jax.models import lora
+from emu_jax.models.heads.registry import PUBLISHED
 from emu_jax.models.paths import flatten, nest
 from emu_jax.storage import Path
 from emu_jax.train.state import TrainState, ema_of
 from emu_jax.train.tasks.task import InitPart
 
+log = logging.getLogger(__name__)
+
 ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # the parameters that init.vision takes from an Emu
 # Fields that may differ: a vocabulary can grow; the others do not change what the parameters mean.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
-FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token"}
+FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token", "visual_head"}
 FREE |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
+HEAD = "params/llama/visual_head/"  # another head than the checkpoint's begins fresh
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
 
@@ -60,9 +65,14 @@ def init_from_checkpoints(
     leaves = {f"params/{name}": value for name, value in flatten(state.params).items()}
     tracked = {name: value for name, value in state.statistics.items() if name != "ema"}
     leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
+    fresh_head = {name for name in leaves if name.startswith(HEAD)}
     for field, checkpoint in _open_all(config, parts).items():
         ours = {name: x for name, x in leaves.items() if field != "vision" or ENCODER.fullmatch(name)}
-        leaves |= _load(checkpoint, ours, words or {})
+        loaded = _load(checkpoint, ours, words or {})
+        if field == "emu" and not fresh_head <= loaded.keys():
+            theirs = checkpoint.config.model.get("visual_head", {"name": PUBLISHED.name})["name"]
+            log.info("config.init.emu: its visual head is %s; this config's begins fresh", theirs)
+        leaves |= loaded
     items = nest(leaves)
     statistics = items.get("statistics", {})
     if "ema" in state.statistics:
@@ -112,9 +122,11 @@ def _check_sizes(where: str, group: str, theirs: Mapping[str, Any], ours: Mappin
     theirs, ours = _spelt_out(theirs), _spelt_out(ours)
     for name, value in theirs.items():
         field = f"{group}.{name}"
+        if name in FREE:
+            continue
         if isinstance(value, Mapping):
             _check_sizes(where, field, value, ours[name])
-        elif name not in FREE and name in ours and _plain(ours[name]) != _plain(value):
+        elif name in ours and _plain(ours[name]) != _plain(value):
             raise UserError(f"{where}: made with {field}={value}, this config has {ours[name]}; set it to that")
     vocabulary = theirs.get("vocab_size", 0)
     if ours.get("vocab_size", 0) and vocabulary > ours["vocab_size"]:
@@ -152,8 +164,8 @@ def _plain(value: Any) -> Any:
 
 
 def _takes(name: str, shape: tuple[int, ...], ours: tuple[int, ...]) -> bool:
-    """Whether a leaf is used: not if it depends on the condition's width and that differs."""
-    return name in VOCABULARY or shape == ours or not CONDITION.fullmatch(name)
+    """Whether a leaf is used: not if it is of another visual head or another width of the condition."""
+    return name in VOCABULARY or shape == ours or not (CONDITION.fullmatch(name) or name.startswith(HEAD))
 
 
 def _fitting(sharding: Any, shape: tuple[int, ...]) -> Any:

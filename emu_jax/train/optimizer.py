@@ -55,7 +55,7 @@ class OptimizerConfig:
         gradient and no optimizer state; frozen layers or token rows have a gradient of 0, already before clipping.
 
             frozen language model, trained heads and four new token rows
-                (("llama/(lm_head|regress_head)/kernel", 1.0, None, False),
+                (("llama/(lm_head|visual_head)/kernel", 1.0, None, False),
                  ("llama/embed/embedding[-4:]", 1.0, None, False), ("llama/.*", 1.0, None, True))
             layer-wise decay of the learning rate over 40 layers
                 tuple((f"vision/blocks/{i}/.*", 0.9 ** (40 - i), None, False) for i in range(40))

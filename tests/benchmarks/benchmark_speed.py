@@ -152,7 +152,9 @@ def generation(config: EmuConfig) -> tuple[dict[str, float], dict[str, float]]:
         jax.block_until_ready(text.beam_search(params, short, np.ones((1, 36), bool), options, **static))
 
     def embeddings() -> None:
-        jax.block_until_ready(image.generate_embeddings(params, long, np.ones((1, 256), bool), config=config))
+        jax.block_until_ready(
+            image.generate_embeddings(params, long, np.ones((1, 256), bool), np.zeros(1, np.uint32), config=config)
+        )
 
     torch_short, torch_long = torch.from_numpy(short), torch.from_numpy(long)
     return (

@@ -217,10 +217,10 @@ def test_candidates_cost_what_the_whole_sequence_says_and_one_of_each_length_is_
 
 def test_embeddings_are_those_of_recomputing_the_whole_prefix():
     inputs, valid = prompt(1, 3, 5, length=8)
-    got = image.generate_embeddings(PARAMS, inputs, valid, config=CONFIG)
+    got = image.generate_embeddings(PARAMS, inputs, valid, np.zeros(len(inputs), np.uint32), config=CONFIG)
     prefix = prompt(1, 3, 5)[0]
     for _ in range(CONFIG.causal.queries):
         length = prefix.shape[1]
         hidden = LLAMA(prefix, jnp.arange(length)[None], jnp.ones((1, length), jnp.int32))
-        prefix = jnp.concatenate([prefix, LLAMA.regress_head(hidden[:, -1:])], axis=1)
+        prefix = jnp.concatenate([prefix, LLAMA.visual_head(hidden[:, -1:])], axis=1)
     np.testing.assert_allclose(got[0], prefix[0, 3:], rtol=1e-4, atol=1e-5)

@@ -102,9 +102,9 @@ def test_regression_targets_receive_no_gradient():
     batch = make_batch([[FIRST]], random_images(1)[None], 16)
     config = dataclasses.replace(CONFIG, text_loss_weight=0.0)
     params = jax.tree.map(lambda leaf: leaf, PARAMS)
-    params["llama"]["regress_head"]["kernel"] = jnp.zeros_like(params["llama"]["regress_head"]["kernel"])
+    params["llama"]["visual_head"]["kernel"] = jnp.zeros_like(params["llama"]["visual_head"]["kernel"])
     grads, _ = GRADIENT(params, STATISTICS, batch, config=config, ids=IDS)
-    assert float(jnp.abs(grads["llama"]["regress_head"]["kernel"]).max()) > 0.0
+    assert float(jnp.abs(grads["llama"]["visual_head"]["kernel"]).max()) > 0.0
     assert float(jnp.abs(grads["vision"]["patch_embed"]["kernel"]).max()) == 0.0
 
 

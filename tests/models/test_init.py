@@ -134,7 +134,7 @@ def test_published_statistics(kind):
     uniform = {
         "causal/projection/kernel": 768**-0.5,
         "causal/projection/bias": 768**-0.5,
-        "llama/regress_head/kernel": 320**-0.5,
+        "llama/visual_head/kernel": 320**-0.5,
     }
     for name, std in normal.items():
         value = np.asarray(params[name])

@@ -27,7 +27,7 @@ from tests.train.tasks import interleaved, step_of
 from tests.train.test_step import DOCUMENTS, IDS, batch_of, model
 
 FROZEN_LLM = (
-    '(("llama/(lm_head|regress_head)/kernel", 1.0, None, False), '
+    '(("llama/(lm_head|visual_head)/kernel", 1.0, None, False), '
     '("llama/embed/embedding[-4:]", 1.0, None, False), ("llama/.*", 1.0, None, True))'
 )
 LAYER_DECAY = '(("vision/blocks/0/.*", 0.25, None, False), ("vision/blocks/1/.*", 0.5, None, False))'
@@ -73,7 +73,7 @@ def test_a_frozen_language_model_with_trained_heads_and_new_token_rows():
     rates = {path: plain(h.learning_rate) for path, h in found.items() if path.startswith("llama/")}
     assert {path: rate for path, rate in rates.items() if rate != 0.0} == {
         "llama/lm_head/kernel": 1.0,
-        "llama/regress_head/kernel": 1.0,
+        "llama/visual_head/kernel": 1.0,
         "llama/embed/embedding": ((68, 1), [0.0] * 64 + [1.0] * 4),
     }
     assert len(rates) == 13
@@ -199,7 +199,7 @@ def test_groups_survive_a_config_s_json():
     again = OptimizerConfig.from_dict(from_json(to_json(config)).optimizer)
     assert again == OptimizerConfig.from_dict(config.optimizer)
     assert [dataclasses.astuple(group) for group in again.groups] == [
-        ("llama/(lm_head|regress_head)/kernel", 1.0, None, False),
+        ("llama/(lm_head|visual_head)/kernel", 1.0, None, False),
         ("llama/embed/embedding[-4:]", 1.0, None, False),
         ("llama/.*", 1.0, None, True),
     ]
@@ -423,7 +423,7 @@ def rate_0(*parts: str) -> list[str]:
         ('(("vision/blocks/0/.*", 1.0, None, True),)', (), 3, 3, 3, 3, 3),
         (FROZEN_LLM, (), 3, 3, 2, 3, 3),
         (
-            '(("llama/(lm_head|regress_head)/kernel", 1.0, None, False), ("llama/.*", 1.0, None, True))',
+            '(("llama/(lm_head|visual_head)/kernel", 1.0, None, False), ("llama/.*", 1.0, None, True))',
             ("vision", "causal"),
             *(1, 1, 1, 1, 2),
         ),

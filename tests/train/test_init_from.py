@@ -80,7 +80,7 @@ def test_parts_are_taken_over_and_the_rest_stays_fresh(parts, documents, hugging
     vision = open_checkpoint(parts / "vision")
     for name, value in load_leaves(vision, wanted(vision.leaves)).items():
         np.testing.assert_array_equal(found[name.removeprefix("params/")], value)
-    for name in ("causal/queries", "ln_visual/scale", "llama/regress_head/kernel"):
+    for name in ("causal/queries", "ln_visual/scale", "llama/visual_head/kernel"):
         np.testing.assert_array_equal(found[name], fresh[name])
 
 

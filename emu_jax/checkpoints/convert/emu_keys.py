@@ -103,7 +103,7 @@ TABLE: tuple[tuple[str, str, str], ...] = (
     ),
     ("decoder.lm.model.norm.weight", "llama/final_norm/scale", "identity"),
     ("decoder.lm.lm_head.weight", "llama/lm_head/kernel", "transpose"),
-    ("decoder.lm.stu_regress_head.weight", "llama/regress_head/kernel", "transpose"),
+    ("decoder.lm.stu_regress_head.weight", "llama/visual_head/kernel", "transpose"),
 )
 
 # (published key, the part whose layers {layer} counts): the model does not use it, and it may be absent.

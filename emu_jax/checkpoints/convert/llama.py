@@ -63,7 +63,7 @@ META_UNUSED = re.compile(r"(layers\.\d+\.attention\.inner_attention\.)?rope\.fre
 
 def in_scope(path: str) -> bool:
     """Whether LLaMA's files hold the parameter at one of our paths."""
-    return path.startswith("llama/") and not path.startswith("llama/regress_head/")
+    return path.startswith("llama/") and not path.startswith("llama/visual_head/")
 
 
 def is_llama(folder: Path) -> bool:

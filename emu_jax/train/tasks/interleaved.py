@@ -154,8 +154,9 @@ class Interleaved(Task):
         self.trainable = trainable_paths(axes, shapes, OptimizerConfig.from_dict(config.optimizer))
         self._frozen = [path for path in flatten(axes) if path not in self.trainable]
         adapters_drop = model.llama.lora_rank > 0 and model.llama.lora_dropout > 0
-        self.rows_mix = model.standardise
-        self._random = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
+        self.rows_mix = model.standardise or model.visual_head.rows_mix
+        drops = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
+        self._random = drops or model.visual_head.random
         if inputs is not None and inputs.samples is not None:
             check_reach({part_of(name) for name in self.split(axes)[0]}, inputs.samples, model)
 
@@ -307,7 +308,7 @@ def step_flops(
         return [path for path in shapes if path.startswith(prefixes) and path.endswith("/kernel")]
 
     encoder, blocks, heads = ("vision/", "ln_visual/", "causal/"), "llama/blocks/", ["llama/lm_head/"]
-    heads += ["llama/regress_head/"] if model.regression_loss_weight else []
+    heads += ["llama/visual_head/"] if model.regression_loss_weight else []
     inputs = learns(*encoder, "llama/embed/")  # of the language model
     hidden = inputs or learns(blocks)
     llama = model.llama

@@ -33,7 +33,7 @@ def logits_of(fields: dict, params: dict, tokens: np.ndarray) -> np.ndarray:
     causal = {"queries": 2, "width": 8, "layers": 1, "heads": 2, "head_dim": 4, "mlp_dim": 8}
     config = model.EmuConfig.from_dict({"vision": vision, "causal": causal, "llama": fields})
     whole = model.init(config, jax.random.key(0))
-    whole["llama"] = {**params["llama"], "regress_head": whole["llama"]["regress_head"]}
+    whole["llama"] = {**params["llama"], "visual_head": whole["llama"]["visual_head"]}
     network = model.bind(config, whole).llama
     positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
     hidden = network(network.embed(jnp.asarray(tokens)), positions, jnp.ones_like(positions))

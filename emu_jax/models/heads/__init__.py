@@ -1,0 +1,1 @@
+"""Visual heads: how the language model predicts the next visual embedding. One file each; `registry.py` names them."""

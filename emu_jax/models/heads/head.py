@@ -1,0 +1,75 @@
+"""What a visual head is: parameters on top of the hidden states, a loss in training and a sample in generation.
+
+                   ┌ loss:   distance to, or likelihood of, the next input embedding
+hidden states ─ head
+                   └ sample: the next embedding, which the language model reads next
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from typing import ClassVar, NamedTuple
+
+from flax import nnx
+from jaxtyping import Float, Key
+
+from emu_jax.models.layers import Array
+
+
+class HeadLoss(NamedTuple):
+    """A head's loss over some positions.
+
+    Attributes:
+      total: Weighted sum.
+      terms: Its term at every position.
+    """
+
+    total: Float[Array, ""]
+    terms: Float[Array, "B S"]
+
+
+@dataclasses.dataclass(frozen=True)
+class VisualHead(abc.ABC):
+    """Settings of a head (`config.model.visual_head`) and what it computes; hashable, as `EmuConfig` is.
+
+    Subclasses are frozen dataclasses, whose fields are the head's settings. `registry.py` explains how to add one.
+
+    Attributes:
+      name: The head's name in the registry.
+      rows_mix: Whether a row's loss depends on the other rows, so that all rows of a step must be together.
+      random: Whether the loss and the samples are random.
+    """
+
+    name: str
+
+    rows_mix: ClassVar[bool] = False
+    random: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:
+        """Declares the parameters for hidden states and embeddings of one width, as `EmuConfig.init` says."""
+
+    @abc.abstractmethod
+    def loss(
+        self,
+        module: nnx.Module,
+        hidden: Float[Array, "B S D"],
+        targets: Float[Array, "B S D"],
+        weights: Float[Array, "B S"],
+        key: Key[Array, ""],
+    ) -> HeadLoss:
+        """The loss of predicting `targets` (float32, without a gradient) from `hidden`, in float32.
+
+        Args:
+          weights: weight of the loss at a position; 0 where it predicts no embedding.
+          key: randomness, if the head is `random`.
+        """
+
+    @abc.abstractmethod
+    def sample(self, module: nnx.Module, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
+        """The next embedding, in the dtype of `hidden`. A row depends on its own hidden state and key alone."""
+
+    @abc.abstractmethod
+    def multiply_adds(self, width: int) -> float:
+        """Multiply-adds of the loss's forward pass at a position."""
