@@ -348,13 +348,13 @@ def stack(make: Callable[[nnx.Rngs], nnx.Module], layers: int, rngs: nnx.Rngs) -
 
 def scan_layers(
     blocks: nnx.Module,
-    x: Float[Array, "B S D"],
+    x: Float[Array, "*batch D"],
     *,
     remat: str,
     unroll: bool,
     key: Array | None = None,
     **kwargs: Any,
-) -> Float[Array, "B S D"]:
+) -> Float[Array, "*batch D"]:
     """Runs the stacked `blocks` one after the other.
 
     `jax.lax.scan` over the parameters makes the compiled program hold one block at any depth; `unroll` writes the

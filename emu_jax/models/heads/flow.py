@@ -23,7 +23,7 @@ from jaxtyping import Float, Key
 
 from emu_jax.errors import UserError
 from emu_jax.models.heads.head import HeadLoss, VisualHead
-from emu_jax.models.layers import Array, Linear, constant
+from emu_jax.models.layers import Array, Linear, constant, scan_layers, stack
 
 FREQUENCIES = 64  # of the time embedding
 FASTEST = 1000.0  # radians from t = 0 to 1
@@ -38,7 +38,9 @@ class FlowBlock(nnx.Module):
         self.up = Linear(rngs, width, 2 * width, ("embed", "mlp"), dtype, bias=True)
         self.down = Linear(rngs, 2 * width, width, ("mlp", "embed"), dtype, bias=True)
 
-    def __call__(self, x: Float[Array, "*batch W"], condition: Float[Array, "*batch W"]) -> Float[Array, "*batch W"]:
+    def __call__(
+        self, x: Float[Array, "*batch W"], *, condition: Float[Array, "*batch W"], key: None = None
+    ) -> Float[Array, "*batch W"]:
         shift, scale, gate = jnp.split(self.modulation(condition), 3, axis=-1)  # [..., W] each
         return x + gate * self.down(jax.nn.silu(self.up(_norm(x) * (1 + scale) + shift)))
 
@@ -58,7 +60,7 @@ class FlowNetwork(nnx.Module):
         self.time = Linear(rngs, 2 * FREQUENCIES, inner, ("embed", "mlp"), dtype, bias=True)
         self.hidden = Linear(rngs, width, inner, ("embed", "mlp"), dtype, bias=True)
         self.unconditional = constant(0.0, (width,), ("norm",), dtype)  # in the place of a hidden state
-        self.blocks = nnx.List([FlowBlock(rngs, inner, dtype) for _ in range(blocks)])
+        self.blocks = stack(lambda rngs: FlowBlock(rngs, inner, dtype), blocks, rngs)
         self.outputs = Linear(rngs, inner, width, ("mlp", "embed"), dtype, bias=True)
 
     def condition(self, hidden: Float[Array, "*batch D"]) -> Float[Array, "*batch W"]:
@@ -72,8 +74,7 @@ class FlowNetwork(nnx.Module):
         waves = jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], -1).astype(x.dtype)  # [..., 2F]
         condition = jax.nn.silu(condition + self.time(waves))
         y = self.inputs(x)
-        for block in self.blocks:
-            y = block(y, condition)
+        y = scan_layers(self.blocks, y, remat="none", unroll=True, condition=condition)
         return self.outputs(_norm(y))
 
 
@@ -105,7 +106,7 @@ class Flow(VisualHead):
     random = True
 
     def __post_init__(self):
-        at_least = {"width": 0, "blocks": 0, "draws": 1, "steps": 1}
+        at_least = {"width": 0, "blocks": 1, "draws": 1, "steps": 1}
         for name, least in at_least.items():
             if getattr(self, name) < least:
                 raise UserError(f"model.visual_head.{name}={getattr(self, name)}; expected {least} or more")
