@@ -7,6 +7,7 @@ would install. Commands run in this process, in a folder of their own, with the 
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 import shutil
 import sys
@@ -14,13 +15,16 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image as PIL
 
 from configs import quickstart
+from emu_jax import Emu
 from emu_jax.cli import main
 from tests.evaluate.people import TRAIN, people
+from tests.models.heads import test_heads as suite
 from tests.pages import ROOT, blocks, commands
 from tests.train import tiny
 
@@ -48,6 +52,7 @@ SMALL_VAE = ("--config.image_size=16", "--config.vae.block_channels=(8, 8)", "--
 ADDED = {
     ("source", "prepare"): ("--image-size=16",),
     ("source", "train"): TINY,
+    ("visual_head", "train"): (*TINY, "--config.tokenizer.vocab_size=400"),
     ("loss", "train"): (*TINY, "--config.tokenizer.vocab_size=400"),
     ("task", "train"): (*SMALL_VAE, "--config.data.batch=4", *SHORT),
 }
@@ -163,3 +168,31 @@ def test_loss(stage):
 def test_task(stage):
     follow("task", stage)
     assert last_metrics(stage / "runs" / "denoise")["squared_error"] > 0
+
+
+@pytest.mark.long
+def test_visual_head(stage):
+    """Trained, and generates: the head is found again by the name in the checkpoint."""
+    follow("visual_head", stage)
+    assert last_metrics(stage / "runs" / "log_cosh")["regression_loss"] > 0
+    model = Emu.load(stage / "runs" / "log_cosh")
+    assert model.config.visual_head.name == "log_cosh" and model.config.visual_head.scale == 0.5
+    assert np.isfinite(model.generate_embeddings([["a dog"]])).all()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "check",
+    [
+        name
+        for name in dir(suite)
+        if name.startswith("test_") and "name" in inspect.signature(getattr(suite, name)).parameters
+    ],
+)
+def test_a_head_of_another_package_passes_the_suite(stage, check):
+    for block in blocks(PAGES["visual_head"]):
+        if block.about:
+            (stage / block.about).parent.mkdir(parents=True, exist_ok=True)
+            (stage / block.about).write_text(block.text + "\n", encoding="utf-8")
+    install(stage)
+    getattr(suite, check)("log_cosh")

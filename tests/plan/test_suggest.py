@@ -31,10 +31,9 @@ def topology(devices: int = 8, **changes: float) -> Topology:
 def small() -> ConfigDict:
     """The published recipe with the debug model's sizes, eight rows a device."""
     config = pretrain.get_config()
-    for part, sizes in models.debug().items():
-        if isinstance(sizes, ConfigDict):
-            config.model[part].update(sizes)
-            config.model[part].remat = "auto"
+    for part in ("vision", "causal", "llama"):
+        config.model[part].update(models.debug()[part])
+        config.model[part].remat = "auto"
     config.model.llama.vocab_size = 300
     config.model.update({"dtype": "float32", "loss_chunk": 16})
     config.data.update({"row_tokens": 64, "row_images": 4, "batch_rows": 64})
