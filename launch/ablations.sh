@@ -6,6 +6,7 @@
 #
 #   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        default FOLDER: runs/ablations
 #   STEPS=500 SEEDS='0 1' ABLATIONS='base no_storyboards' launch/ablations.sh        fewer of each
+#   ABLATIONS='base head_l1 head_flow' launch/ablations.sh runs/heads        visual heads (docs/visual-heads.md)
 #   JOBS=2 launch/ablations.sh        2 runs at a time, each on a core of its own (default: 1, on all cores; needs Linux)
 set -euo pipefail
 script="$(basename "$0")"
@@ -33,16 +34,22 @@ declare -A configs=(
   [queries_32]=queries.py:micro-32
   [queries_32_compute]=queries.py:micro-32-compute
   [queries_64_compute]=queries.py:micro-64-compute
+  [head_l1]=visual_head.py:micro-l1
+  [head_smooth_l1]=visual_head.py:micro-smooth_l1
+  [head_cosine]=visual_head.py:micro-cosine
+  [head_infonce]=visual_head.py:micro-infonce
+  [head_flow]=visual_head.py:micro-flow
 )
 all='base no_storyboards no_storyboards_steps no_regression no_causal_transformer bidirectional_queries'
 all="$all regression_weight_1 regression_weight_16 frozen_vision frozen_vision_random published_objective"
 all="$all not_standardised live_targets queries_32 queries_32_compute queries_64_compute"
+heads='head_l1 head_smooth_l1 head_cosine head_infonce head_flow' # beside base; a table of their own
 encoders=' frozen_vision published_objective ' # begin from the encoder of the base of their seed
 read -ra names <<< "${ABLATIONS:-$all}"
 read -ra seeds <<< "${SEEDS:-0 1 2 3 4 5 6 7}"
 jobs="${JOBS:-1}"
 for name in "${names[@]}"; do
-  [ -n "${configs[$name]:-}" ] || refuse "ABLATIONS: '$name' is unknown; choose among $all"
+  [ -n "${configs[$name]:-}" ] || refuse "ABLATIONS: '$name' is unknown; choose among $all $heads"
 done
 for number in "${seeds[@]}" "$jobs" ${STEPS:+"$STEPS"}; do
   case "$number" in

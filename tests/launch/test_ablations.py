@@ -67,7 +67,11 @@ def test_every_ablation_with_eight_seeds(tmp_path):
     assert trained[:8] == ["base.py:micro"] * 8 and "base.py:micro" not in trained[8:]
     assert len(trained) == 8 * 16 and trained[8:] == trained[8:23] * 8
     files = {path.name for path in (ROOT / "configs" / "ablations").glob("*.py")}
-    assert {config.partition(":")[0] for config in trained} == files
+    heads = "head_l1 head_smooth_l1 head_cosine head_infonce head_flow"  # a table of their own
+    lines = printed(tmp_path, ABLATIONS=f"base {heads}", SEEDS="0")
+    others = [line.split()[3].removeprefix("configs/ablations/") for line in lines if line.startswith("emu-jax train")]
+    assert others[1:] == [f"visual_head.py:micro-{name}" for name in ("l1", "smooth_l1", "cosine", "infonce", "flow")]
+    assert {config.partition(":")[0] for config in trained + others} == files
 
 
 def test_jobs_share_the_runs(tmp_path):
