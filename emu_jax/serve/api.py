@@ -31,7 +31,7 @@ from emu_jax.errors import UserError
 from emu_jax.serve.choices import ChatChoice, Choice, Draw, TextChoice
 from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
-from emu_jax.serve.engine import Busy, Engine, Failed, Stopping, Ticket, TimeUp
+from emu_jax.serve.engine import Engine
 from emu_jax.serve.forms import FileField, decode_images, read_form
 from emu_jax.serve.guard import Refusal, error_body, error_response
 from emu_jax.serve.limits import LimitError
@@ -45,6 +45,7 @@ from emu_jax.serve.openai_json import (
     decode,
     decode_messages,
 )
+from emu_jax.serve.ticket import Busy, Failed, Stopping, Ticket, TimeUp
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=pydantic.BaseModel)

@@ -17,8 +17,8 @@ import pydantic
 from emu_jax.serve.continuous_batching import LIKELIEST
 from emu_jax.serve.data_urls import decode_data_url, is_data_url
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, Message
-from emu_jax.serve.engine import DrawSettings, TextSettings
 from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.settings import DrawSettings, TextSettings
 
 # Ignored fields, and values of unsupported fields that ask for the default behaviour.
 IGNORED = {"user", "store", "metadata", "service_tier", "quality", "style", "safety_identifier", "prompt_cache_key"}

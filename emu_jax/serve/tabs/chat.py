@@ -19,7 +19,8 @@ from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import Archive, png, write
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.engine import DrawSettings, Engine
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.settings import DrawSettings
 from emu_jax.serve.tabs.controls import (
     EVENT,
     always,
