@@ -32,7 +32,7 @@ from emu_jax.serve.choices import ChatChoice, Choice, Draw, TextChoice
 from emu_jax.serve.downloads import png
 from emu_jax.serve.encoded_prompt import ContextError
 from emu_jax.serve.engine import Engine
-from emu_jax.serve.forms import FileField, decode_images, read_form
+from emu_jax.serve.forms import read_form
 from emu_jax.serve.guard import Refusal, error_body, error_response
 from emu_jax.serve.limits import LimitError
 from emu_jax.serve.metrics import Metrics
@@ -40,11 +40,10 @@ from emu_jax.serve.openai_json import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    ImageField,
     ImageRequest,
-    decode,
-    decode_messages,
+    to_messages,
 )
+from emu_jax.serve.parts import FileField, ImageField, decode_parts
 from emu_jax.serve.ticket import Busy, Failed, Stopping, Ticket, TimeUp
 
 Handler = Callable[[Request], Awaitable[Response]]
@@ -183,7 +182,8 @@ class _Api:
         body = await _parse(ChatRequest, request)
         self._check_model(body.model)
         read = body.read(self.engine.limits)
-        messages = await asyncio.to_thread(decode_messages, read, self.engine.limits)
+        contents = await decode_parts(self.engine, [parts for _, parts in read])
+        messages = to_messages([role for role, _ in read], contents)
         settings = [body.settings().following(number) for number in range(body.count)]
 
         def draw(number: int) -> Draw | None:
@@ -202,8 +202,7 @@ class _Api:
     async def completions(self, request: Request) -> Response:
         body = await _parse(CompletionRequest, request)
         self._check_model(body.model)
-        limits = self.engine.limits
-        prompts = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        prompts = await decode_parts(self.engine, body.read(self.engine.limits))
         settings = [body.settings().following(number) for number in range(body.count)]
         tickets = await _submit(self.engine.complete(prompt, each) for prompt in prompts for each in settings)
         choices = [TextChoice(number, ticket, self._spell, body.logprobs or 0) for number, ticket in enumerate(tickets)]
@@ -234,8 +233,7 @@ class _Api:
     async def embeddings(self, request: Request) -> Response:
         body = await _parse(EmbeddingRequest, request)
         self._check_model(body.model)
-        limits = self.engine.limits
-        inputs = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        inputs = await decode_parts(self.engine, body.read(self.engine.limits))
         tickets = await _submit(self.engine.embed(each) for each in inputs)
         try:
             embedded = [await _unless_gone(request, ticket.result()) for ticket in tickets]
@@ -284,8 +282,7 @@ class _Api:
             )
         images = [*files, *body.read(limits, decoder.size)]
         limits.check_images(len(images))
-        shown = await asyncio.to_thread(decode_images, images, limits)
-        prompt = [*shown, *([body.prompt] if body.prompt else [])]
+        (prompt,) = await decode_parts(self.engine, [[*images, *([body.prompt] if body.prompt else [])]])
         tickets = await _submit(self.engine.draw(prompt, settings) for settings in body.settings())
         try:
             drawn = [await _unless_gone(request, ticket.result()) for ticket in tickets]

@@ -29,6 +29,7 @@ from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import Prompt
 from emu_jax.generate.text import Decoding, EndedBy, truncate_at_end
 from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
+from emu_jax.serve.decoders import Decoders
 from emu_jax.serve.encoded_prompt import EncodedPrompt, Message, can_chat, encode_continuation, encode_conversation
 from emu_jax.serve.image_batching import ImageBatcher, ImageRequest
 from emu_jax.serve.limits import Limits
@@ -116,10 +117,12 @@ class Engine:
 
     Attributes:
       compiled: set once all programs are compiled.
+      decoders: decode the images of requests, in processes of their own.
     """
 
     def __init__(self, model: Emu, limits: Limits | None = None):
         self.limits = limits or Limits()
+        self.decoders = Decoders(self.limits)
         # Adapters are merged for chats and dropped for everything else: two models of one shape and one compilation.
         # They cannot be merged into integer kernels; such models chat with separate adapters.
         self.chats = can_chat(model)
@@ -188,6 +191,7 @@ class Engine:
             self._lock.notify()
         if self._thread is not None:
             self._thread.join()
+        self.decoders.close()
 
     async def __aenter__(self) -> Engine:
         await asyncio.to_thread(self.start)

@@ -7,7 +7,6 @@ name, …) are ignored. Clients differ in how they write a message's content: `r
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -15,9 +14,10 @@ import numpy as np
 import pydantic
 
 from emu_jax.serve.continuous_batching import LIKELIEST
-from emu_jax.serve.data_urls import decode_data_url, is_data_url
+from emu_jax.serve.data_urls import is_data_url
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, Message
 from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.parts import ImageField
 from emu_jax.serve.settings import DrawSettings, TextSettings
 
 # Ignored fields, and values of unsupported fields that ask for the default behaviour.
@@ -72,14 +72,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
 # Of the parts of a message's content: Chat Completions, Responses, and what assistants' own messages have.
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 IMAGE_PARTS = ("image_url", "input_image")
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageField:
-    """An image of a request: its data URL, and the field that holds it."""
-
-    url: str
-    where: str
 
 
 def check_fields(fields: Mapping[str, Any], where: str = "") -> None:
@@ -162,11 +154,6 @@ def read_images(value: Any, where: str) -> list[ImageField]:
             each = read_part({"type": IMAGE_PARTS[0], **each}, name)
         images.append(each if isinstance(each, ImageField) else read_url(each, name))
     return images
-
-
-def decode(parts: Sequence[str | ImageField], limits: Limits) -> list[str | np.ndarray]:
-    """Parts with images uint8 [H, W, 3]; slow where they hold large images."""
-    return [part if isinstance(part, str) else decode_data_url(part.url, part.where, limits) for part in parts]
 
 
 def check_parts(parts: Sequence[str | ImageField], limits: Limits) -> None:
@@ -305,10 +292,10 @@ class ChatRequest(_TextRequest):
         return messages
 
 
-def decode_messages(messages: Sequence[tuple[str, Sequence[str | ImageField]]], limits: Limits) -> list[Message]:
-    """Messages with images uint8 [H, W, 3]; slow where they hold large images."""
-    roles = {"developer": SYSTEM_ROLE}
-    return [Message(roles.get(role, role), tuple(decode(parts, limits)) or ("",)) for role, parts in messages]
+def to_messages(roles: Sequence[str], contents: Sequence[Sequence[str | np.ndarray]]) -> list[Message]:
+    """Messages of decoded parts; "developer" is a synonym of "system", and no part an empty text."""
+    names = {"developer": SYSTEM_ROLE}
+    return [Message(names.get(role, role), tuple(parts) or ("",)) for role, parts in zip(roles, contents, strict=True)]
 
 
 class CompletionRequest(_TextRequest):

@@ -138,8 +138,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         question, files = text(message.get("text"), engine).strip(), tuple(message.get("files") or ())
         if not question and not files:
             raise UserError("the message is empty; expected a text, an image or a video")
-        size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
+        read = await read_uploads(engine, files)
         turns = (*turns, Turn(question, files, tuple(read)))
         yield shown(turns), turns, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True), note("…")
 

@@ -124,8 +124,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         paths = [path for path, _ in images or ()]
         if not paths:
             raise UserError("there are no images to blend; add at least two")
-        size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_images, paths, engine.limits, size)
+        read = await read_images(engine, paths)
         async for update in draw(read, *values):
             yield update
 

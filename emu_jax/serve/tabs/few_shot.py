@@ -103,8 +103,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             raise UserError("the query image is missing; choose one")
         if form not in forms:
             raise UserError(f"form {form!r} is unknown; choose one of {', '.join(forms)}")
-        size = engine.plain.config.vision.image_size
-        (shown,) = await asyncio.to_thread(read_images, [path], engine.limits, size)
+        (shown,) = await read_images(engine, [path])
         return build(form, examples, shown, text(question, engine).strip()), others
 
     async def preview(*values: object) -> str:
