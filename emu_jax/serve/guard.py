@@ -24,7 +24,7 @@ from emu_jax.serve.limits import MEGA, Limits
 MAX_BODIES = 8  # bodies of the maximum size held at the same time
 SMALL_BODY = 100_000  # bytes of a body that is read however many large ones are held
 OPEN = ("/healthz",)  # needs no key
-KEYED = ("/v1/", "/metrics")  # need the key in a header; the page has a login of its own
+KEYED = ("/v1/", "/metrics", "/openapi.json")  # need the key in a header; the page has a login of its own
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # routes of the page; only uploads are not JSON
 FORMS = ("/v1/images/edits", "/v1/images/variations")  # take files, as forms; all else of the API is JSON
