@@ -196,13 +196,19 @@ class _Api:
                 parameter="model",
             )
 
+    async def _decode(
+        self, request: Request, parts: Sequence[Sequence[str | ImageField | FileField]]
+    ) -> list[list[str | np.ndarray]]:
+        """`decode_parts`, unless the client disconnects before."""
+        return await _unless_gone(request, decode_parts(self.engine, parts))
+
     # ------------------------------------------------------------ texts
 
     async def chat(self, request: Request) -> Response:
         body = await _parse(ChatRequest, request)
         self._check_model(body.model)
         read = body.read(self.engine.limits)
-        contents = await decode_parts(self.engine, [parts for _, parts in read])
+        contents = await self._decode(request, [parts for _, parts in read])
         messages = to_messages([role for role, _ in read], contents)
         settings = [body.settings().following(number) for number in range(body.count)]
         tickets = await _submit(self.engine.chat(messages, each) for each in settings)
@@ -226,7 +232,7 @@ class _Api:
         body = await _parse(ResponseRequest, request)
         self._check_model(body.model)
         read = body.read(self.engine.limits)
-        contents = await decode_parts(self.engine, [parts for _, parts in read])
+        contents = await self._decode(request, [parts for _, parts in read])
         messages = to_messages([role for role, _ in read], contents)
         ticket = await self.engine.chat(messages, body.settings())
         draw = self._drawer(messages, body.drawing())
@@ -241,7 +247,7 @@ class _Api:
     async def completions(self, request: Request) -> Response:
         body = await _parse(CompletionRequest, request)
         self._check_model(body.model)
-        prompts = await decode_parts(self.engine, body.read(self.engine.limits))
+        prompts = await self._decode(request, body.read(self.engine.limits))
         settings = [body.settings().following(number) for number in range(body.count)]
         tickets = await _submit(self.engine.complete(prompt, each) for prompt in prompts for each in settings)
         choices = [TextChoice(number, ticket, self._spell, body.logprobs or 0) for number, ticket in enumerate(tickets)]
@@ -272,7 +278,7 @@ class _Api:
     async def embeddings(self, request: Request) -> Response:
         body = await _parse(EmbeddingRequest, request)
         self._check_model(body.model)
-        inputs = await decode_parts(self.engine, body.read(self.engine.limits))
+        inputs = await self._decode(request, body.read(self.engine.limits))
         tickets = await _submit(self.engine.embed(each) for each in inputs)
         try:
             embedded = [await _unless_gone(request, ticket.result()) for ticket in tickets]
@@ -321,7 +327,7 @@ class _Api:
             )
         images = [*files, *body.read(limits, decoder.size)]
         limits.check_images(len(images))
-        (prompt,) = await decode_parts(self.engine, [[*images, *([body.prompt] if body.prompt else [])]])
+        (prompt,) = await self._decode(request, [[*images, *([body.prompt] if body.prompt else [])]])
         tickets = await _submit(self.engine.draw(prompt, settings) for settings in body.settings())
         try:
             drawn = [await _unless_gone(request, ticket.result()) for ticket in tickets]

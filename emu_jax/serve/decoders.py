@@ -26,7 +26,7 @@ from jaxtyping import UInt8
 
 from emu_jax.serve import decoding_worker as worker
 from emu_jax.serve.limits import MEGA, LimitError, Limits
-from emu_jax.serve.ticket import Busy, Failed, Stopping
+from emu_jax.serve.ticket import Busy, Failed, Stopping, TimeUp
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +72,14 @@ class Decoders:
             processes = list(self._all)
         for process in processes:
             process.end()
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False)  # requests that wait for a thread find out that it is closed
 
     async def decode(self, uploads: Sequence[Upload], size: int) -> list[UInt8[np.ndarray, "N size size 3"]]:
         """Each upload's image, or the images of a video, of the model's size.
 
         Raises:
           LimitError: an upload that is no image, or needs too much time or memory; it names which.
-          Busy, Stopping: try again later. Failed: no process can be started.
+          Busy, Stopping, TimeUp: try again later. Failed: no process can be started.
         """
         if not uploads:
             return []
@@ -90,11 +90,15 @@ class Decoders:
         self._waiting += 1
         try:
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._threads, self._decode, uploads, size)
+            late = time.monotonic() + self._limits.seconds
+            return await loop.run_in_executor(self._threads, self._decode, uploads, size, late)
         finally:
             self._waiting -= 1
 
-    def _decode(self, uploads: Sequence[Upload], size: int) -> list[np.ndarray]:
+    def _decode(self, uploads: Sequence[Upload], size: int, late: float) -> list[np.ndarray]:
+        """`decode` in a thread, unless it is later than `late` by now."""
+        if time.monotonic() > late:
+            raise TimeUp(f"the request took longer than {self._limits.seconds:g} seconds")
         process = self._take()
         try:
             process.wait_until_ready()

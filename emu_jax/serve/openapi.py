@@ -14,6 +14,7 @@ from emu_jax.generate.decoder import SEEDS
 from emu_jax.generate.samplers import sampler_names
 from emu_jax.serve.answer_schemas import ANSWERS, ERROR
 from emu_jax.serve.continuous_batching import LIKELIEST
+from emu_jax.serve.guard import FORMS
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.openai_json import (
     IGNORED,
@@ -57,7 +58,6 @@ POSTS: dict[str, tuple[str, type[pydantic.BaseModel], str, str | None]] = {
     "/v1/images/edits": ("Draw what follows images and a prompt", ImageRequest, "ImageList", None),
     "/v1/images/variations": ("Draw what follows images", ImageRequest, "ImageList", None),
 }
-FORMS = ("/v1/images/edits", "/v1/images/variations")  # also take multipart/form-data
 GETS = {
     "/v1/models": ("The model, as a list", "ModelList"),
     "/v1/models/{model}": ("The model", "Model"),

@@ -37,7 +37,7 @@ async def decode_parts(
 
     Raises:
       LimitError: no data URL of an image, no image, or one that needs too much time or memory.
-      Busy, Stopping, Failed: as `Decoders.decode`.
+      Busy, Stopping, TimeUp, Failed: as `Decoders.decode`.
     """
     fields = list(dict.fromkeys(part for each in parts for part in each if not isinstance(part, str)))
     if not fields:

@@ -26,7 +26,7 @@ async def read_uploads(engine: Engine, paths: Sequence[str | Path]) -> list[np.n
 
     Raises:
       UserError: too many, too large, broken, neither image nor video, or too slow to decode; names the file.
-      Busy, Stopping, Failed: as `Decoders.decode`.
+      Busy, Stopping, TimeUp, Failed: as `Decoders.decode`.
     """
     engine.limits.check_images(sum(VIDEO_IMAGES if is_video(path) else 1 for path in paths))
     uploads = await asyncio.to_thread(lambda: [_read(Path(path), engine.limits) for path in paths])

@@ -18,7 +18,7 @@ from emu_jax.data.video import read_frames
 from emu_jax.serve import decoding_worker
 from emu_jax.serve.decoders import Decoders, Upload
 from emu_jax.serve.limits import MEGA, LimitError, Limits
-from emu_jax.serve.ticket import Busy, Failed, Stopping
+from emu_jax.serve.ticket import Busy, Failed, Stopping, TimeUp
 from tests.data.damaged_images import variants
 from tests.serve.costly_images import large_png, slow_jpeg
 from tests.videos import write_video
@@ -147,6 +147,16 @@ def test_few_wait():
     assert [type(each) for each in found] == [LimitError, LimitError, Busy, Busy]
 
 
+def test_who_has_waited_too_long_is_told():
+    with pool(decoders=1, seconds=0.5, decode_seconds=2.0) as decoders:
+
+        async def ask() -> list:
+            uploads = [Upload(slow_jpeg(scans=2000), "x")]
+            return await asyncio.gather(*(decoders.decode(uploads, 16) for _ in range(2)), return_exceptions=True)
+
+        assert [type(each) for each in asyncio.run(ask())] == [LimitError, TimeUp]
+
+
 def test_closing_ends_what_runs():
     with pool(decoders=2) as decoders:
         decoders.start()
@@ -155,11 +165,13 @@ def test_closing_ends_what_runs():
         running = processes(decoders)
 
         async def ask() -> None:
-            task = asyncio.create_task(decoders.decode([Upload(slow_jpeg(), "x")], 16))
+            uploads = [Upload(slow_jpeg(), "x")]
+            tasks = [asyncio.create_task(decoders.decode(uploads, 16)) for _ in range(4)]
             await asyncio.sleep(0.5)
             decoders.close()
-            with pytest.raises(Stopping):
-                await task
+            for task in tasks:  # two of them wait
+                with pytest.raises(Stopping):
+                    await task
             with pytest.raises(Stopping):
                 await decoders.decode([Upload(SMALL, "x")], 16)
 
