@@ -199,7 +199,7 @@ class _Api:
     async def _decode(
         self, request: Request, parts: Sequence[Sequence[str | ImageField | FileField]]
     ) -> list[list[str | np.ndarray]]:
-        """`decode_parts`, unless the client disconnects before."""
+        """`decode_parts`, unless the client disconnects before: images may wait for a decoder."""
         return await _unless_gone(request, decode_parts(self.engine, parts))
 
     # ------------------------------------------------------------ texts

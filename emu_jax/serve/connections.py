@@ -60,7 +60,7 @@ class BoundedConnection(H11Protocol):
 
     # ------------------------------------------------------------ uvicorn's events
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(cast(asyncio.Transport, transport))
         self._idle[self] = None
         self._start("head", self._limits.head_seconds, self._end_head)

@@ -191,7 +191,7 @@ def _bounds(limits: Limits, drawn_size: int | None) -> dict[str, Schema]:
 
 def _bound(schema: Schema, bounds: Schema) -> None:
     """Adds bounds to those of a field's types that they apply to."""
-    kinds = {"minimum": ("integer", "number"), "maximum": ("integer", "number")}
+    kinds: dict[str, tuple[str, ...]] = {"minimum": ("integer", "number"), "maximum": ("integer", "number")}
     kinds |= {"minItems": ("array",), "maxItems": ("array",), "maxLength": ("string",), "enum": ("string",)}
     for each in [*schema.get("anyOf", []), schema]:
         for word, value in bounds.items():
