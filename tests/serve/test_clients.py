@@ -180,7 +180,8 @@ def ask(mini, client, emoji) -> Callable[[str], dict]:
         assert set(found["answers"]) == {stopped}, "all are greedy"
         assert "".join(found["tokens"]).startswith(stopped), "the last one may have the stop string, too"
         assert set(found["likeliest"]) == {2}
-        assert found["streamed"] == found["response"] == short
+        assert found["streamed"] == short
+        assert found["response"].startswith(short), "LiteLLM asks for 16 tokens at least, whatever is wanted"
         return found
 
     return ask
