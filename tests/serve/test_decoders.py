@@ -113,9 +113,19 @@ def test_a_process_that_dies_costs_its_request_alone():
     with pool(decoders=1, decode_seconds=60.0) as decoders:
         decode(decoders, Upload(SMALL, "x"))
         (first,) = processes(decoders)
-        slow = slow_jpeg()
-        threading.Timer(1.0, os.kill, (first, signal.SIGKILL)).start()
-        assert refused(decoders, slow) == "image[1]: its decoder failed; save it anew, as JPEG or PNG"
+
+        def kill() -> None:
+            while decoders._idle:  # until it is taken
+                time.sleep(0.01)
+            time.sleep(0.2)
+            os.kill(first, signal.SIGKILL)
+
+        slow = Upload(slow_jpeg(), "x")
+        killer = threading.Thread(target=kill)
+        killer.start()
+        with pytest.raises(LimitError, match="x: its decoder failed; save it anew, as JPEG or PNG"):
+            decode(decoders, slow)
+        killer.join()
         assert first not in processes(decoders)
         (second,) = processes(decoders)
         os.kill(second, signal.SIGKILL)  # while nobody uses it
