@@ -25,6 +25,8 @@ EXTRAS = {
     "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
     # What our models, their speed and exported files are compared with: programs on PyTorch.
     "compare": ["torch>=2.4", "safetensors", "diffusers", "transformers", "peft"],
+    # What asks a served model in slow tests: tests/serve/test_clients.py, tests/serve/test_schemathesis.py.
+    "test-clients": ["langchain-openai", "litellm", "openai", "schemathesis"],
     "test": [
         "apache-beam",
         "av",

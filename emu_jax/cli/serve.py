@@ -19,7 +19,10 @@ from emu_jax.errors import UserError
 
 ABOUT = "Serve a model to browsers (a page) and to programs (an HTTP API for OpenAI's clients)."
 EXAMPLE = "emu-jax serve --checkpoint runs/quickstart --port 7860"
-LIMITS = ("text_slots", "drawing_slots", "waiting", "seconds", "new_tokens", "steps")
+LIMITS = (
+    *("text_slots", "drawing_slots", "waiting", "seconds", "new_tokens", "steps"),
+    *("upload_seconds", "head_seconds", "answer_seconds", "connections", "decoders", "decode_seconds"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,6 +56,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="longest pause within an upload (default: 0.9 on this machine's own address, otherwise 10)",
     )
+    parser.add_argument("--upload-seconds", type=float, default=120.0, help="time limit of an upload")
+    parser.add_argument("--head-seconds", type=float, default=10.0, help="time limit of a request's headers")
+    parser.add_argument(
+        "--answer-seconds", type=float, default=30.0, help="time in which a client has to read some of its answer"
+    )
+    parser.add_argument("--connections", type=int, default=512, help="most connections that are open")
+    parser.add_argument("--decoders", type=int, default=2, help="processes that decode images")
+    parser.add_argument("--decode-seconds", type=float, default=30.0, help="time to decode a request's images")
+    parser.add_argument(
+        "--decode-megabytes", type=int, default=2048, help="memory of a process that decodes images (on Linux)"
+    )
     add_compilation_cache(parser)
 
 
@@ -62,11 +76,12 @@ def run(options: argparse.Namespace, overrides: Sequence[str]) -> int:
 
     try:
         from emu_jax.serve import server
-        from emu_jax.serve.limits import Limits
+        from emu_jax.serve.limits import MEGA, Limits
     except ModuleNotFoundError as error:
         raise UserError(f"serving needs {error.name}, which is missing; pip install 'emu-jax[serve]'") from error
     limits = {name: getattr(options, name) for name in LIMITS}
     limits["body_seconds"] = server.body_seconds(options.host) if options.body_seconds is None else options.body_seconds
+    limits["decode_bytes"] = options.decode_megabytes * MEGA
     fields = ("checkpoint", "host", "port", "name", "tokenizer", "decoder", "safety_checker", "page", "weights")
     settings = server.Options(
         **{name: getattr(options, name) for name in fields},

@@ -1,7 +1,8 @@
-"""An HTTP API compatible with OpenAI's clients, and /healthz and /metrics.
+"""An HTTP API compatible with OpenAI's clients, and /healthz, /metrics and /openapi.json.
 
 GET  /v1/models   /v1/models/NAME
 POST /v1/chat/completions       text and images (data URLs); streaming; an image that the answer begins is drawn
+POST /v1/responses              the same as OpenAI's newer API has it; nothing is stored
 POST /v1/completions            texts, continued by the model without adapters; streaming
 POST /v1/embeddings             images, and the images that texts ask for, as the model's visual embeddings
 POST /v1/images/generations     b64_json; JSON
@@ -30,9 +31,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from emu_jax.errors import UserError
 from emu_jax.serve.choices import ChatChoice, Choice, Draw, TextChoice
 from emu_jax.serve.downloads import png
-from emu_jax.serve.encoded_prompt import ContextError
-from emu_jax.serve.engine import Busy, Engine, Failed, Stopping, Ticket, TimeUp
-from emu_jax.serve.forms import FileField, decode_images, read_form
+from emu_jax.serve.encoded_prompt import ContextError, Message
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.forms import read_form
 from emu_jax.serve.guard import Refusal, error_body, error_response
 from emu_jax.serve.limits import LimitError
 from emu_jax.serve.metrics import Metrics
@@ -40,16 +41,20 @@ from emu_jax.serve.openai_json import (
     ChatRequest,
     CompletionRequest,
     EmbeddingRequest,
-    ImageField,
     ImageRequest,
-    decode,
-    decode_messages,
+    to_messages,
 )
+from emu_jax.serve.openapi import document
+from emu_jax.serve.parts import FileField, ImageField, decode_parts
+from emu_jax.serve.responses import ResponseAnswer, ResponseRequest
+from emu_jax.serve.settings import DrawSettings
+from emu_jax.serve.ticket import Busy, Failed, Stopping, Ticket, TimeUp
 
 Handler = Callable[[Request], Awaitable[Response]]
 Body = TypeVar("Body", bound=pydantic.BaseModel)
 Result = TypeVar("Result")
 OWNER = "emu_jax"
+METHODS = ["GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE"]
 GONE = 499  # status of a client that disconnected; in metrics only
 
 
@@ -64,6 +69,7 @@ def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> Non
         ("GET", "/v1/models", api.models, None),
         ("GET", "/v1/models/{model:path}", api.model, "model"),
         ("POST", "/v1/chat/completions", api.chat, "messages"),
+        ("POST", "/v1/responses", api.responses, "input"),
         ("POST", "/v1/completions", api.completions, "prompt"),
         ("POST", "/v1/embeddings", api.embeddings, "input"),
         ("POST", "/v1/images/generations", api.images, "prompt"),
@@ -78,13 +84,27 @@ def add_routes(app: FastAPI, engine: Engine, name: str, metrics: Metrics) -> Non
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
     app.router.add_route("/metrics", scrape, methods=["GET"])
+    decoder = engine.plain.decoder
+    page = json.dumps(document(name, engine.limits, None if decoder is None else decoder.size), ensure_ascii=False)
+
+    async def openapi(request: Request) -> Response:
+        return Response(page, media_type="application/json")
+
+    app.router.add_route("/openapi.json", openapi, methods=["GET"])
+    served = {path: method for method, path, *_ in routes} | {"/metrics": "GET", "/openapi.json": "GET"}
 
     async def unknown(request: Request) -> Response:
-        return error_response(
-            Refusal(404, f"{request.method} {request.url.path[:100]} is not served here", code="not_found")
-        )
+        path = request.url.path
+        known = served.get(path) or ("GET" if path.startswith("/v1/models/") else None)
+        if known is None:
+            return error_response(Refusal(404, f"{request.method} {path[:100]} is not served here", code="not_found"))
+        refusal = Refusal(405, f"{path[:100]} is not served by {request.method}; expected {known}", code="not_allowed")
+        response = error_response(refusal)
+        response.headers["allow"] = known
+        return response
 
-    app.router.add_route("/v1/{rest:path}", unknown, methods=["GET", "POST", "PUT", "DELETE", "PATCH"])
+    for path in ("/v1/{rest:path}", "/metrics", "/openapi.json", "/healthz"):
+        app.router.add_route(path, unknown, methods=METHODS)
 
 
 def _with_errors(handler: Handler, route: str, metrics: Metrics, subject: str | None) -> Handler:
@@ -176,33 +196,58 @@ class _Api:
                 parameter="model",
             )
 
+    async def _decode(
+        self, request: Request, parts: Sequence[Sequence[str | ImageField | FileField]]
+    ) -> list[list[str | np.ndarray]]:
+        """`decode_parts`, unless the client disconnects before: images may wait for a decoder."""
+        return await _unless_gone(request, decode_parts(self.engine, parts))
+
     # ------------------------------------------------------------ texts
 
     async def chat(self, request: Request) -> Response:
         body = await _parse(ChatRequest, request)
         self._check_model(body.model)
         read = body.read(self.engine.limits)
-        messages = await asyncio.to_thread(decode_messages, read, self.engine.limits)
+        contents = await self._decode(request, [parts for _, parts in read])
+        messages = to_messages([role for role, _ in read], contents)
         settings = [body.settings().following(number) for number in range(body.count)]
-
-        def draw(number: int) -> Draw | None:
-            """What draws the image that an answer begins after its text."""
-            if not self.engine.draws:
-                return None
-            return lambda text: self.engine.draw_answer(messages, text, body.drawing().following(number))
-
         tickets = await _submit(self.engine.chat(messages, each) for each in settings)
         choices = [
-            ChatChoice(number, ticket, self._spell, body.top_logprobs or 0, draw(number))
+            ChatChoice(
+                number,
+                ticket,
+                self._spell,
+                body.top_logprobs or 0,
+                self._drawer(messages, body.drawing().following(number)),
+            )
             for number, ticket in enumerate(tickets)
         ]
         return await self._respond(request, body, "chatcmpl", choices)
 
+    def _drawer(self, messages: Sequence[Message], settings: DrawSettings) -> Draw | None:
+        """What draws the image that an answer begins after its text."""
+        return (lambda text: self.engine.draw_answer(messages, text, settings)) if self.engine.draws else None
+
+    async def responses(self, request: Request) -> Response:
+        body = await _parse(ResponseRequest, request)
+        self._check_model(body.model)
+        read = body.read(self.engine.limits)
+        contents = await self._decode(request, [parts for _, parts in read])
+        messages = to_messages([role for role, _ in read], contents)
+        ticket = await self.engine.chat(messages, body.settings())
+        draw = self._drawer(messages, body.drawing())
+        answer = ResponseAnswer(0, ticket, self._spell, draw=draw, body=body, model=self.name)
+        if body.stream:
+            return StreamingResponse(_response_events(answer), media_type="text/event-stream", headers=NO_CACHE)
+        try:
+            return JSONResponse(await _unless_gone(request, answer.whole()))
+        finally:
+            answer.cancel()
+
     async def completions(self, request: Request) -> Response:
         body = await _parse(CompletionRequest, request)
         self._check_model(body.model)
-        limits = self.engine.limits
-        prompts = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        prompts = await self._decode(request, body.read(self.engine.limits))
         settings = [body.settings().following(number) for number in range(body.count)]
         tickets = await _submit(self.engine.complete(prompt, each) for prompt in prompts for each in settings)
         choices = [TextChoice(number, ticket, self._spell, body.logprobs or 0) for number, ticket in enumerate(tickets)]
@@ -233,8 +278,7 @@ class _Api:
     async def embeddings(self, request: Request) -> Response:
         body = await _parse(EmbeddingRequest, request)
         self._check_model(body.model)
-        limits = self.engine.limits
-        inputs = [await asyncio.to_thread(decode, each, limits) for each in body.read(limits)]
+        inputs = await self._decode(request, body.read(self.engine.limits))
         tickets = await _submit(self.engine.embed(each) for each in inputs)
         try:
             embedded = [await _unless_gone(request, ticket.result()) for ticket in tickets]
@@ -283,8 +327,7 @@ class _Api:
             )
         images = [*files, *body.read(limits, decoder.size)]
         limits.check_images(len(images))
-        shown = await asyncio.to_thread(decode_images, images, limits)
-        prompt = [*shown, *([body.prompt] if body.prompt else [])]
+        (prompt,) = await self._decode(request, [[*images, *([body.prompt] if body.prompt else [])]])
         tickets = await _submit(self.engine.draw(prompt, settings) for settings in body.settings())
         try:
             drawn = [await _unless_gone(request, ticket.result()) for ticket in tickets]
@@ -381,6 +424,22 @@ async def _events(
     finally:
         for choice in choices:
             choice.cancel()
+
+
+async def _response_events(answer: ResponseAnswer) -> AsyncIterator[bytes]:
+    """Server-sent events of a response, each with its name. Its tickets are cancelled however the stream ends."""
+    sent = 0
+    try:
+        async for event in answer.events():
+            sent += 1
+            yield f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+    except (Busy, TimeUp, Failed, Stopping, UserError) as error:
+        refusal = _refusal(error, "input")
+        error_fields = {"code": refusal.code, "message": refusal.message, "param": refusal.parameter}
+        event = {"type": "error", "sequence_number": sent, **error_fields}
+        yield f"event: error\ndata: {json.dumps(event)}\n\n".encode()
+    finally:
+        answer.cancel()
 
 
 async def _merged(streams: Sequence[AsyncIterator[Result]]) -> AsyncGenerator[Result, None]:

@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import png
-from emu_jax.serve.engine import Completion, Ticket
+from emu_jax.serve.engine import Completion
+from emu_jax.serve.ticket import Ticket
 from emu_jax.serve.token_scores import ScoredToken
 
 Drawing = Ticket[tuple[int, int], GeneratedImage]

@@ -9,11 +9,7 @@ import base64
 import re
 from urllib.parse import unquote_to_bytes
 
-import numpy as np
-
-from emu_jax.data.images import decode_image
-from emu_jax.errors import UserError
-from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.limits import LimitError
 
 EXPECTED = "expected data:image/png;base64,… (or jpeg, webp, …)"
 SCHEME = re.compile(r"\s*([a-z][a-z0-9+.-]*):", re.IGNORECASE)
@@ -32,12 +28,12 @@ def is_data_url(text: str) -> bool:
     return DATA_URL.match(text) is not None
 
 
-def decode_data_url(url: str, where: str, limits: Limits) -> np.ndarray:
-    """An image's data URL -> uint8 [H, W, 3]; `where` is the field that holds it.
+def read_data_url(url: str, where: str) -> bytes:
+    """An image's data URL -> its bytes, encoded as they are; `where` is the field that holds it.
 
     Raises:
-      LimitError: no data URL (addresses are never fetched), another type than an image's, not base64, too many bytes
-        or pixels, or no image; the message says which.
+      LimitError: no data URL (addresses are never fetched), another type than an image's, or not base64; the message
+        says which.
     """
     scheme = SCHEME.match(url)
     if scheme is None or scheme[1].lower() != "data":
@@ -54,16 +50,7 @@ def decode_data_url(url: str, where: str, limits: Limits) -> np.ndarray:
         raise LimitError(where, f"{where} is a data URL without ;base64; {EXPECTED}")
     if kind and not kind.startswith("image/") and not kind.endswith("/octet-stream"):
         raise LimitError(where, f"{where} is a data URL of {kind[:100]!r}; {EXPECTED}")
-    return decode_bytes(decode_base64(data, where), where, limits)
-
-
-def decode_bytes(data: bytes, where: str, limits: Limits) -> np.ndarray:
-    """An image's bytes -> uint8 [H, W, 3]; LimitError where they are none, too many, or of too many pixels."""
-    limits.check_upload(len(data), where)
-    try:
-        return decode_image(data, where)
-    except UserError as error:
-        raise LimitError(where, str(error)) from error
+    return decode_base64(data, where)
 
 
 def decode_base64(text: str, where: str) -> bytes:

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.document import IMAGE, Continuation, check_continuation
 from emu_jax.generate.prompt import Prompt
-from emu_jax.serve.engine import DrawSettings, Engine, TextSettings
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.settings import DrawSettings, TextSettings
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ from PIL.Image import Image as PILImage
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.files import png_metadata
 from emu_jax.generate.messages import Video
-from emu_jax.serve.engine import DrawSettings
+from emu_jax.serve.settings import DrawSettings
 
 Part = str | np.ndarray | PILImage | Video
 

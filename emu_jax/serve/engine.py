@@ -17,52 +17,33 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from typing import Any, Generic, Literal, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
 
 from emu_jax.data.tokenizer import IncrementalDetokenizer
-from emu_jax.errors import UserError
-from emu_jax.generate.decoder import SEEDS, Drawing, GeneratedImage, consecutive_seed
+from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.model import Emu
 from emu_jax.generate.prompt import Prompt
-from emu_jax.generate.samplers import sampler_names
 from emu_jax.generate.text import Decoding, EndedBy, truncate_at_end
 from emu_jax.serve.continuous_batching import PREFILL_BATCH_SIZES, ContinuousBatcher, TextRequest
+from emu_jax.serve.decoders import Decoders
 from emu_jax.serve.encoded_prompt import EncodedPrompt, Message, can_chat, encode_continuation, encode_conversation
 from emu_jax.serve.image_batching import ImageBatcher, ImageRequest
-from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.limits import Limits
 from emu_jax.serve.prompt_batching import IMAGE_BATCH_SIZES, PromptBatcher
+from emu_jax.serve.settings import DrawSettings, TextSettings
 from emu_jax.serve.stop_strings import StopStrings
+from emu_jax.serve.ticket import Busy, Failed, Stopping, Ticket, TimeUp
 from emu_jax.serve.token_scores import ScoredToken, Scores, by_token, scored_tokens
 
 log = logging.getLogger(__name__)
 
 MAX_FAULTS = 3  # consecutive failed turns after which the server is unhealthy
-MAX_STOPS, MAX_STOP_CHARACTERS = 16, 200  # stop strings of a text, and their length
 
 END = object()  # of an iterator
-
-Event = TypeVar("Event")  # emitted while a request runs
-Result = TypeVar("Result")
-
-
-class Busy(Exception):
-    """The queue is full."""
-
-
-class Stopping(Exception):
-    """The server is stopping, and refuses or cancels the request."""
-
-
-class TimeUp(Exception):
-    """The request exceeded `Limits.seconds`."""
-
-
-class Failed(Exception):
-    """The model failed; the reason is in the log."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,129 +61,6 @@ class Completion:
     new_tokens: int
     ended_by: EndedBy | Literal["stop"]
     tokens: tuple[ScoredToken, ...] = ()
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSettings:
-    """Decoding settings of a text; see `Emu.generate_text`.
-
-    Attributes:
-      max_new_tokens: at most so many; fewer where the context or the server's limit ends first, as clients that ask
-        for thousands expect. None: 256.
-      until_image: end at [IMG] even if the model has not learnt to begin images (`Emu.ends`).
-      stop: strings before which the text ends.
-      scored: whether the completion has the log p of its tokens.
-    """
-
-    max_new_tokens: int | None = None
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_length: int = 1
-    seed: int = 0
-    until_image: bool = False
-    stop: tuple[str, ...] = ()
-    scored: bool = False
-
-    def following(self, number: int) -> TextSettings:
-        """The settings of text `number` of several: with the next seeds."""
-        return dataclasses.replace(self, seed=consecutive_seed(self.seed, number))
-
-    def check(self, limits: Limits) -> None:
-        """Raises UserError for settings that cannot work or exceed the limits."""
-        if self.max_new_tokens is not None and self.max_new_tokens < 1:
-            raise LimitError("max_tokens", f"max_tokens={self.max_new_tokens}; expected 1 or more")
-        limits.check("temperature", self.temperature, 0, 100)
-        limits.check("top_k", self.top_k, 0, 1_000_000)
-        limits.check("min_length", self.min_length, 0, limits.new_tokens)
-        limits.check("seed", self.seed, 0, SEEDS - 1)
-        if not 0 < self.top_p <= 1:
-            raise LimitError("top_p", f"top_p={self.top_p}; expected more than 0, and at most 1")
-        if len(self.stop) > MAX_STOPS or any(len(stop) > MAX_STOP_CHARACTERS for stop in self.stop):
-            raise LimitError(
-                "stop", f"stop: expected at most {MAX_STOPS} texts of at most {MAX_STOP_CHARACTERS} characters each"
-            )
-
-
-@dataclasses.dataclass(frozen=True)
-class DrawSettings:
-    """Sampling settings of an image; see `Emu.generate_image`."""
-
-    sampler: str = "pndm"
-    steps: int = 50
-    guidance: float = 7.5
-    seed: int = 0
-
-    def following(self, number: int) -> DrawSettings:
-        """The settings of image `number` of several: with the next seeds."""
-        return dataclasses.replace(self, seed=consecutive_seed(self.seed, number))
-
-    def check(self, limits: Limits, model: Emu) -> None:
-        """Raises UserError for settings that cannot work or exceed the limits."""
-        limits.check("steps", self.steps, 1, limits.steps)
-        limits.check("guidance", self.guidance, -limits.guidance, limits.guidance)
-        limits.check("seed", self.seed, 0, SEEDS - 1)
-        try:
-            model.check_drawing(Drawing(self.sampler, self.steps, self.guidance))
-        except UserError as error:
-            if model.decoder is None:
-                raise
-            raise LimitError("steps" if self.sampler in sampler_names() else "sampler", str(error)) from None
-
-
-class Ticket(Generic[Event, Result]):
-    """A waiting or running request: `async for event in ticket` follows it, `await ticket.result()` waits for its end.
-
-    A caller that stops waiting must call `cancel`, which frees the request's slot.
-    """
-
-    def __init__(self, seconds: float):
-        self._loop = asyncio.get_running_loop()
-        self._events: asyncio.Queue[Event | None] = asyncio.Queue()
-        self._end: asyncio.Future[Result] = self._loop.create_future()
-        self._end.add_done_callback(lambda end: end.cancelled() or end.exception())  # the result need not be awaited
-        self.submitted = time.monotonic()
-        self.deadline = self.submitted + seconds
-        self.cancelled = False
-
-    def cancel(self) -> None:
-        """Cancels the request; the engine frees its slot in the next turn."""
-        self.cancelled = True
-
-    async def __aiter__(self) -> AsyncIterator[Event]:
-        while (event := await self._events.get()) is not None:
-            yield event
-
-    async def result(self) -> Result:
-        """Waits for the result.
-
-        Raises:
-          TimeUp, Failed, Stopping: there is none.
-        """
-        return await asyncio.shield(self._end)
-
-    def emit(self, event: Event) -> None:
-        """Called by the engine's thread."""
-        self._call(self._events.put_nowait, event)
-
-    def finish(self, result: Result) -> None:
-        """Called by the engine's thread."""
-        self._call(self._settle, lambda: self._end.set_result(result))
-
-    def fail(self, error: Exception) -> None:
-        """Called by the engine's thread."""
-        self._call(self._settle, lambda: self._end.set_exception(error))
-
-    def _settle(self, end: Callable[[], None]) -> None:
-        if not self._end.done():
-            end()
-            self._events.put_nowait(None)
-
-    def _call(self, function: Callable, *arguments: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:  # the loop is closed: nobody is waiting
-            self.cancelled = True
 
 
 @dataclasses.dataclass(eq=False)
@@ -259,10 +117,12 @@ class Engine:
 
     Attributes:
       compiled: set once all programs are compiled.
+      decoders: decode the images of requests, in processes of their own.
     """
 
     def __init__(self, model: Emu, limits: Limits | None = None):
         self.limits = limits or Limits()
+        self.decoders = Decoders(self.limits)
         # Adapters are merged for chats and dropped for everything else: two models of one shape and one compilation.
         # They cannot be merged into integer kernels; such models chat with separate adapters.
         self.chats = can_chat(model)
@@ -331,6 +191,7 @@ class Engine:
             self._lock.notify()
         if self._thread is not None:
             self._thread.join()
+        self.decoders.close()
 
     async def __aenter__(self) -> Engine:
         await asyncio.to_thread(self.start)

@@ -5,29 +5,18 @@ Nothing is written to disk: the guard has bounded and read the body, and files s
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from emu_jax.serve.data_urls import decode_bytes, decode_data_url
 from emu_jax.serve.limits import LimitError, Limits
-from emu_jax.serve.openai_json import ImageField, refuse
+from emu_jax.serve.openai_json import refuse
+from emu_jax.serve.parts import FileField, ImageField
 
 FILES = ("image", "image[]", "images", "images[]")  # names under which clients send images
 MAX_FIELDS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class FileField:
-    """An image file of a form, and the field that holds it."""
-
-    data: bytes
-    where: str
 
 
 class _Parser(MultiPartParser):
@@ -72,13 +61,3 @@ async def read_form(request: Request, limits: Limits) -> tuple[dict[str, Any], l
     finally:
         await form.close()
     return fields, images
-
-
-def decode_images(images: Sequence[FileField | ImageField], limits: Limits) -> list[np.ndarray]:
-    """Images uint8 [H, W, 3]; slow where they are large."""
-    return [
-        decode_bytes(image.data, image.where, limits)
-        if isinstance(image, FileField)
-        else decode_data_url(image.url, image.where, limits)
-        for image in images
-    ]

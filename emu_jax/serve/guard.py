@@ -1,8 +1,9 @@
 """Checks of every request before any handler: the key, the origin, and the size of the body.
 
-A request's body is read here completely before anything parses it: at most `Limits.body_bytes`, with at most
-`Limits.body_seconds` between two pieces, and at most `MAX_BODIES` such bodies for all requests together. So no handler
-or library behind it ever gets a body that is too large, incomplete, or endless.
+A request's body is read here completely before anything parses it: at most `Limits.body_bytes`, within
+`Limits.upload_seconds`, with at most `Limits.body_seconds` between two pieces. Large bodies of all requests together
+have at most `MAX_BODIES` times that size. So no handler or library behind it ever gets a body that is too large,
+incomplete, or endless.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from emu_jax.serve.limits import MEGA, Limits
 
 MAX_BODIES = 8  # bodies of the maximum size held at the same time
+SMALL_BODY = 100_000  # bytes of a body that is read however many large ones are held
 OPEN = ("/healthz",)  # needs no key
-KEYED = ("/v1/", "/metrics")  # need the key in a header; the page has a login of its own
+KEYED = ("/v1/", "/metrics", "/openapi.json")  # need the key in a header; the page has a login of its own
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 PAGE, UPLOAD = "/gradio_api/", "/gradio_api/upload"  # routes of the page; only uploads are not JSON
 FORMS = ("/v1/images/edits", "/v1/images/variations")  # take files, as forms; all else of the API is JSON
@@ -123,9 +125,11 @@ class Guard:
             return b""
         pieces: list[bytes] = []
         count = 0
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.limits.upload_seconds
         try:
             while True:
-                message = await asyncio.wait_for(receive(), self.limits.body_seconds)
+                message = await asyncio.wait_for(receive(), min(self.limits.body_seconds, end - clock()))
                 if message["type"] != "http.request":
                     raise Refusal(400, "the connection was closed before the body was complete")
                 piece = message.get("body", b"")
@@ -133,13 +137,15 @@ class Guard:
                 self._held += len(piece)
                 if count > self.limits.body_bytes:
                     raise self._too_large()
-                if self._held > MAX_BODIES * self.limits.body_bytes:
+                if count > SMALL_BODY and self._held > MAX_BODIES * self.limits.body_bytes:
                     raise Refusal(429, "too many large bodies are being sent; try again in a few seconds")
                 pieces.append(piece)
                 if not message.get("more_body", False):
                     return b"".join(pieces)
         except TimeoutError:
             self._held -= count
+            if clock() >= end:
+                raise Refusal(408, f"the body is incomplete after {self.limits.upload_seconds:g} s") from None
             raise Refusal(
                 408, f"the body is incomplete, and none of it arrived for {self.limits.body_seconds:g} s"
             ) from None

@@ -7,6 +7,7 @@ import dataclasses
 from emu_jax.errors import UserError
 
 MEGA = 1_000_000
+MIN_DECODE_BYTES = 400 * MEGA  # a process that decodes has 150 MB of code and libraries
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,14 @@ class Limits:
       images: images shown in a request, frames of videos included.
       upload_bytes: size of one image or video.
       body_bytes: size of a request's body.
-      body_seconds: pause between two pieces of a body.
+      body_seconds: pause between two pieces of a body. upload_seconds: time of a body.
+      head_seconds: time of a request's first line and headers.
+      answer_seconds: time in which a client has to read some of its answer.
+      half_closed_seconds: time in which the answer begins for a client that has closed its side of the connection.
+      connections: open at the same time; above it, one that sends no request is closed.
+      decoders: requests whose images are decoded at the same time, each by a process.
+      decode_seconds: time to decode all images of a request.
+      decode_bytes: memory of a process that decodes, where the system can bound it (Linux).
       steps: sampling steps. drawings: images drawn for one request.
       choices: texts written, or embeddings computed, for one request.
       guidance: absolute guidance scale.
@@ -41,6 +49,14 @@ class Limits:
     upload_bytes: int = 20 * MEGA
     body_bytes: int = 32 * MEGA
     body_seconds: float = 10.0
+    upload_seconds: float = 120.0
+    head_seconds: float = 10.0
+    answer_seconds: float = 30.0
+    half_closed_seconds: float = 5.0
+    connections: int = 512
+    decoders: int = 2
+    decode_seconds: float = 30.0
+    decode_bytes: int = 2048 * MEGA
     steps: int = 200
     drawings: int = 4
     choices: int = 64
@@ -51,6 +67,12 @@ class Limits:
         for field in dataclasses.fields(self):
             if not getattr(self, field.name) > 0:
                 raise UserError(f"limit {field.name}={getattr(self, field.name)}; expected more than 0")
+
+        if self.decode_bytes < MIN_DECODE_BYTES:
+            raise UserError(
+                f"limit decode_bytes={self.decode_bytes}; expected at least {MIN_DECODE_BYTES} "
+                f"(--decode-megabytes {MIN_DECODE_BYTES // MEGA})"
+            )
 
     def check(self, name: str, value: float, least: float, most: float) -> None:
         """Raises LimitError unless a number is within its bounds."""

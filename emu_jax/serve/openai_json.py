@@ -7,23 +7,25 @@ name, …) are ignored. Clients differ in how they write a message's content: `r
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pydantic
+from pydantic import WithJsonSchema as Schema
 
 from emu_jax.serve.continuous_batching import LIKELIEST
-from emu_jax.serve.data_urls import decode_data_url, is_data_url
+from emu_jax.serve.data_urls import is_data_url
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, Message
-from emu_jax.serve.engine import DrawSettings, TextSettings
 from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.parts import ImageField
+from emu_jax.serve.settings import DrawSettings, TextSettings
 
 # Ignored fields, and values of unsupported fields that ask for the default behaviour.
 IGNORED = {"user", "store", "metadata", "service_tier", "quality", "style", "safety_identifier", "prompt_cache_key"}
 IGNORED |= {"prompt_cache_retention", "request_id", "priority"}
 IGNORED_IN_MESSAGES = {"name", "id", "refusal", "annotations", "cache_control", "detail", "format", "reasoning_content"}
+IGNORED_IN_MESSAGES |= {"status", "logprobs", "phase"}
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
@@ -61,7 +63,12 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "suffix": ("",),
     "stream": (False,),
     "partial_images": (0,),
-    "background": ("auto", "opaque"),
+    "background": ("auto", "opaque", False),
+    "truncation": ("disabled",),
+    "include": ([],),
+    "reasoning": ({}, {"effort": "none"}),
+    "text": ({}, {"format": {"type": "text"}}, {"format": {"type": "text"}, "verbosity": "medium"}),
+    "stream_options": ({}, {"include_obfuscation": False}),
     "output_format": ("png",),
     "output_compression": (100,),
     "input_fidelity": ("low",),
@@ -69,17 +76,28 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "extra_body": ({},),
 }
 
+ROLES = ("system", "developer", "user", "assistant")  # of messages
 # Of the parts of a message's content: Chat Completions, Responses, and what assistants' own messages have.
 TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 IMAGE_PARTS = ("image_url", "input_image")
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageField:
-    """An image of a request: its data URL, and the field that holds it."""
-
-    url: str
-    where: str
+# JSON schemas of what is read by hand, for the OpenAPI document.
+TEXT, NULL = {"type": "string"}, {"type": "null"}
+URL = {"anyOf": [TEXT, {"type": "object", "properties": {"url": TEXT}, "required": ["url"]}]}
+PART = {
+    "oneOf": [
+        {"type": "object", "properties": {"type": {"const": kind}, field: schema}, "required": ["type", field]}
+        for kind, field, schema in [
+            *((kind, field, TEXT) for kind, field in TEXT_PARTS.items()),
+            *((kind, "image_url", URL) for kind in IMAGE_PARTS),
+        ]
+    ]
+}
+PARTS = {"type": "array", "items": {"anyOf": [TEXT, PART]}}
+INPUT = [TEXT, PART]  # of what is embedded
+CONTENT = Schema({"anyOf": [TEXT, PARTS, NULL], "description": "Null or absent only of an assistant."})
+IMAGES = Schema({"anyOf": [{"type": "array", "items": {"anyOf": [URL, PART]}}, NULL], "description": "Data URLs."})
 
 
 def check_fields(fields: Mapping[str, Any], where: str = "") -> None:
@@ -164,15 +182,23 @@ def read_images(value: Any, where: str) -> list[ImageField]:
     return images
 
 
-def decode(parts: Sequence[str | ImageField], limits: Limits) -> list[str | np.ndarray]:
-    """Parts with images uint8 [H, W, 3]; slow where they hold large images."""
-    return [part if isinstance(part, str) else decode_data_url(part.url, part.where, limits) for part in parts]
-
-
 def check_parts(parts: Sequence[str | ImageField], limits: Limits) -> None:
     """Raises UserError for too much text or too many images, before any image is decoded."""
     limits.check_images(sum(isinstance(part, ImageField) for part in parts))
     limits.check_text(*(part for part in parts if isinstance(part, str)))
+
+
+def check_new_tokens(field: str, count: int | None) -> None:
+    """Raises LimitError for a maximum of new tokens below 1."""
+    if count is not None and count < 1:
+        raise LimitError(field, f"{field}={count}; expected 1 or more")
+
+
+def check_messages(messages: Sequence[tuple[str, list[str | ImageField]]], where: str, limits: Limits) -> None:
+    """`check_parts` for the parts of messages, of which there must be some; `where` is the field that holds them."""
+    if not 1 <= len(messages) <= limits.messages:
+        raise LimitError(where, f"{len(messages)} messages; expected 1 to {limits.messages}")
+    check_parts([part for _, parts in messages for part in parts], limits)
 
 
 class _Request(pydantic.BaseModel):
@@ -208,18 +234,32 @@ class StreamOptions(_Request):
     include_usage: bool | None = None
 
 
-class _TextRequest(_Request):
-    """What both kinds of completions share. `top_k` and `min_length` are extensions."""
+class DecodingRequest(_Request):
+    """What all requests for texts share. `top_k` and `min_length` are extensions."""
 
-    max_tokens: int | None = None
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
     min_length: int | None = None
     seed: int | None = None
-    n: int | None = None
-    stop: Any = None
     stream: bool | None = None
+
+    def _settings(self, max_new_tokens: int | None, **settings: Any) -> TextSettings:
+        """The decoding settings of the first text; without a temperature, decoding is greedy."""
+        given = self.given("temperature", "top_k", "top_p", "min_length", "seed")
+        if given.get("top_p") == 0:  # the likeliest token
+            given |= {"temperature": 0.0, "top_p": 1.0}
+        if given.get("top_k") == -1:  # all tokens, as vLLM's clients write it
+            del given["top_k"]
+        return TextSettings(max_new_tokens, **given, **settings)
+
+
+class _CompletionsRequest(DecodingRequest):
+    """What both kinds of completions share."""
+
+    max_tokens: int | None = None
+    n: int | None = None
+    stop: Annotated[Any, Schema({"anyOf": [TEXT, {"type": "array", "items": TEXT}, NULL]})] = None
     stream_options: StreamOptions | None = None
 
     @property
@@ -232,15 +272,6 @@ class _TextRequest(_Request):
         """Whether a stream ends with the usage."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-    def _settings(self, max_new_tokens: int | None, *, scored: bool) -> TextSettings:
-        """The decoding settings of the first text; without a temperature, decoding is greedy."""
-        given = self.given("temperature", "top_k", "top_p", "min_length", "seed")
-        if given.get("top_p") == 0:  # the likeliest token
-            given |= {"temperature": 0.0, "top_p": 1.0}
-        if given.get("top_k") == -1:  # all tokens, as vLLM's clients write it
-            del given["top_k"]
-        return TextSettings(max_new_tokens, **given, stop=self._stop(), scored=scored)
-
     def _stop(self) -> tuple[str, ...]:
         stops = self.stop if isinstance(self.stop, list) else [] if self.stop is None else [self.stop]
         for index, stop in enumerate(stops):
@@ -252,9 +283,9 @@ class _TextRequest(_Request):
 class ChatMessage(_Request):
     """A message; "developer" is a synonym of "system". `images` are those of our own answers, sent back."""
 
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Any = None
-    images: Any = None
+    role: Literal["system", "developer", "user", "assistant"]  # `ROLES`
+    content: Annotated[Any, CONTENT] = None
+    images: Annotated[Any, IMAGES] = None
 
     def parts(self, where: str) -> list[str | ImageField]:
         """Texts and images in order. An assistant's message may have no content; it drew its images after its text."""
@@ -265,7 +296,7 @@ class ChatMessage(_Request):
         return [*([""] if self.content is None else read_content(self.content, f"{where}.content")), *images]
 
 
-class ChatRequest(_TextRequest):
+class ChatRequest(_CompletionsRequest):
     """POST /v1/chat/completions."""
 
     model: str
@@ -277,7 +308,7 @@ class ChatRequest(_TextRequest):
     def settings(self) -> TextSettings:
         """The decoding settings of the first answer."""
         wanted = self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-        return self._settings(wanted, scored=bool(self.logprobs))
+        return self._settings(wanted, stop=self._stop(), scored=bool(self.logprobs))
 
     def drawing(self) -> DrawSettings:
         """The settings of an image that the first answer begins."""
@@ -290,39 +321,39 @@ class ChatRequest(_TextRequest):
           UserError: a request beyond the limits, before any image is decoded.
         """
         self.check_fields()
+        check_new_tokens("max_completion_tokens", self.max_completion_tokens)
         limits.check("n", self.count, 1, limits.choices)
         if self.top_logprobs:
             limits.check("top_logprobs", self.top_logprobs, 0, LIKELIEST)
             if not self.logprobs:
                 raise LimitError("top_logprobs", "top_logprobs is given without logprobs; expected logprobs: true, too")
-        if not 1 <= len(self.messages) <= limits.messages:
-            raise LimitError("messages", f"{len(self.messages)} messages; expected 1 to {limits.messages}")
         messages: list[tuple[str, list[str | ImageField]]] = [
             (each.role, each.parts(f"messages[{number}]")) for number, each in enumerate(self.messages)
         ]
-        check_parts([part for _, parts in messages for part in parts], limits)
+        check_messages(messages, "messages", limits)
         self.settings().check(limits)
         return messages
 
 
-def decode_messages(messages: Sequence[tuple[str, Sequence[str | ImageField]]], limits: Limits) -> list[Message]:
-    """Messages with images uint8 [H, W, 3]; slow where they hold large images."""
-    roles = {"developer": SYSTEM_ROLE}
-    return [Message(roles.get(role, role), tuple(decode(parts, limits)) or ("",)) for role, parts in messages]
+def to_messages(roles: Sequence[str], contents: Sequence[Sequence[str | np.ndarray]]) -> list[Message]:
+    """Messages of decoded parts; "developer" is a synonym of "system", and no part an empty text."""
+    names = {"developer": SYSTEM_ROLE}
+    return [Message(names.get(role, role), tuple(parts) or ("",)) for role, parts in zip(roles, contents, strict=True)]
 
 
-class CompletionRequest(_TextRequest):
+class CompletionRequest(_CompletionsRequest):
     """POST /v1/completions. `images` (data URLs, before each prompt) is an extension."""
 
     model: str
-    prompt: Any
-    images: Any = None
+    prompt: Annotated[Any, Schema({"anyOf": [TEXT, {"type": "array", "items": TEXT}]})]
+    images: Annotated[Any, IMAGES] = None
     logprobs: int | None = None
     best_of: int | None = None
 
     def settings(self) -> TextSettings:
         """The decoding settings of a prompt's first text."""
-        return self._settings(16 if self.max_tokens is None else self.max_tokens, scored=self.logprobs is not None)
+        wanted = 16 if self.max_tokens is None else self.max_tokens
+        return self._settings(wanted, stop=self._stop(), scored=self.logprobs is not None)
 
     def read(self, limits: Limits) -> list[list[str | ImageField]]:
         """The prompts.
@@ -358,7 +389,7 @@ class EmbeddingRequest(_Request):
     """
 
     model: str
-    input: Any
+    input: Annotated[Any, Schema({"anyOf": [*INPUT, {"type": "array", "items": {"anyOf": [*INPUT, PARTS]}}]})]
     encoding_format: Literal["float", "base64"] | None = None
     pooling: Literal["none", "mean"] | None = None
 
@@ -400,7 +431,7 @@ class ImageRequest(_ImageSettings):
     n: int | None = None
     size: str | None = None
     response_format: str | None = None
-    images: Any = None
+    images: Annotated[Any, IMAGES] = None
 
     def settings(self) -> list[DrawSettings]:
         """The settings of each image, with consecutive seeds."""

@@ -23,6 +23,7 @@ from emu_jax.checkpoints.shipped import DEFAULT, model_path
 from emu_jax.errors import UserError
 from emu_jax.generate.model import Emu
 from emu_jax.serve import api
+from emu_jax.serve.connections import bounded_connections
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.guard import Guard
 from emu_jax.serve.limits import Limits
@@ -129,6 +130,7 @@ def make_app(engine: Engine, options: Options, folder: pathlib.Path) -> Callable
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await asyncio.to_thread(engine.decoders.start)
         yield
         await asyncio.to_thread(engine.close, STOP_SECONDS)
 
@@ -140,6 +142,19 @@ def make_app(engine: Engine, options: Options, folder: pathlib.Path) -> Callable
 
     app = page.mount(app, engine, options.model_name, options.key, folder)
     return Guard(app, options.limits, options.key, page_guard.refuses)
+
+
+def web_config(app: Callable, limits: Limits) -> uvicorn.Config:
+    """How uvicorn serves an application within the limits of connections."""
+    return uvicorn.Config(
+        app,
+        log_level="warning",
+        server_header=False,
+        timeout_graceful_shutdown=STOP_SECONDS,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+        http=bounded_connections(limits),  # type: ignore[arg-type]  # called as a class is
+        ws="none",
+    )
 
 
 def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
@@ -164,16 +179,7 @@ def serve(options: Options, ready: Callable[[str], None] | None = None) -> None:
             log.info("compiling; the first requests wait for what they need")
             engine.start()
             signals.release()
-            config = uvicorn.Config(
-                app,
-                log_level="warning",
-                server_header=False,
-                timeout_graceful_shutdown=STOP_SECONDS,
-                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
-                http="h11",
-                ws="none",
-            )
-            server = _Server(config, listener.getsockname(), ready)
+            server = _Server(web_config(app, options.limits), listener.getsockname(), ready)
             # uvicorn stops gracefully, then raises the signal again.
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, lambda *_: None)

@@ -13,8 +13,9 @@ from emu_jax.generate.text import Decoding
 from emu_jax.serve.choices import reason
 from emu_jax.serve.continuous_batching import ContinuousBatcher, TextRequest
 from emu_jax.serve.encoded_prompt import Message, encode_continuation
-from emu_jax.serve.engine import Engine, TextSettings
+from emu_jax.serve.engine import Engine
 from emu_jax.serve.limits import Limits
+from emu_jax.serve.settings import TextSettings
 from tests.generate.test_chat import CAT, make
 
 PROMPTS = [["what is this"], [CAT], [CAT, "a"], ["a red bar"], ["it is"], ["green"], ["a", CAT, "blue"], [":"]]

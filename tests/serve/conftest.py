@@ -91,7 +91,7 @@ def served(instructed, drawing) -> Iterator[Server]:
     """Served with small limits; tests must leave it idle."""
     server = Server(
         *("--checkpoint", str(instructed), "--decoder", str(drawing), "--name", "tiny"),
-        *(*SLOTS, "--waiting", "8", "--body-seconds", "0.5"),
+        *(*SLOTS, "--waiting", "8", "--body-seconds", "0.5", "--head-seconds", "5", "--decode-seconds", "5"),
     )
     yield server
     assert server.stop() == 0, server.lines

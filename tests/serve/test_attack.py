@@ -9,15 +9,16 @@ import io
 import json
 import re
 import socket
-import struct
+import sys
 import time
 import urllib.error
 import urllib.request
-import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
+from tests.serve.costly_images import large_png, slow_jpeg
 from tests.serve.test_server import QUESTION, SHOWN
 
 MB = 1_000_000
@@ -50,18 +51,6 @@ def _whole(answer: bytes) -> bool:
     return bool(end) and length is not None and len(body) >= int(length[1])
 
 
-def large_png(width: int, height: int) -> bytes:
-    """A whole PNG of one colour, some 500 KB, that would decode to half a gigabyte."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    packer = zlib.compressobj(1)
-    rows = b"".join(packer.compress(bytes(1 + 3 * width)) for _ in range(height)) + packer.flush()
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
-
-
 def chat(url: str | None = None, count: int = 1, **fields) -> bytes:
     part = SHOWN if url is None else {"type": "image_url", "image_url": {"url": url}}
     messages = [QUESTION[0], {"role": "user", "content": [part] * count + [{"type": "text", "text": "what?"}]}]
@@ -80,12 +69,18 @@ def calm(served, tmp_path):
     assert {path for path in Path.cwd().iterdir()} == here
 
 
-BOMB = "data:image/png;base64," + base64.b64encode(large_png(13_000, 13_000)).decode()
+def data_url(image: bytes) -> str:
+    return "data:;base64," + base64.b64encode(image).decode()
+
+
+BOMB, SLOW = data_url(large_png(13_000, 13_000)), data_url(slow_jpeg())
 CHAT = "/v1/chat/completions"
 ATTACKS = {
     "a body of 50 MB": (CHAT, b'{"model": "' + b"a" * 50 * MB + b'"}', 413),
     "an image of 21 MB": (CHAT, chat("data:image/png;base64," + "A" * 28 * MB), 400),
     "13,000 x 13,000": (CHAT, chat(BOMB), 400),
+    "an image that takes an hour": (CHAT, chat(SLOW), 400),
+    "the same among others": ("/v1/embeddings", json.dumps({"model": "tiny", "input": ["a", SLOW]}).encode(), 400),
     "a file address": (CHAT, chat("file:///etc/passwd"), 400),
     "a web address": (CHAT, chat("http://127.0.0.1:1/a.png"), 400),
     "another machine's": (CHAT, chat("https://169.254.169.254/latest"), 400),
@@ -215,6 +210,54 @@ def test_a_hundred_half_sent_bodies(calm):
     finally:
         for plug in plugs:
             plug.close()
+
+
+def test_slow_images_hold_nobody_up(calm):
+    """More of them than decoders: texts are answered at once, and images once a decoder is ended and replaced."""
+    text = json.dumps({"model": "tiny", "prompt": "a", "max_tokens": 2}).encode()
+    with ThreadPoolExecutor(4) as pool:
+        slow = [pool.submit(ask, calm.port, CHAT, chat(SLOW), seconds=120) for _ in range(4)]
+        time.sleep(1)
+        assert ask(calm.port, "/v1/completions", text)[0] == 200
+        assert not slow[-1].done(), "the text did not wait for it"
+        said = [each.result() for each in slow]
+    for status, _, words in said:
+        assert status == 400
+        error = json.loads(words.partition("\r\n\r\n")[2])["error"]
+        assert error["param"] == "messages[1].content[0].image_url.url"
+        assert "the request's images take longer than 5 s to decode" in error["message"]
+
+
+def memory(pid: int, name: str) -> int:
+    """MB of a line of /proc/PID/status."""
+    (line,) = (line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) // 1000
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_the_memory_of_the_server_is_bounded(calm):
+    """Images of 45 megapixels are decoded elsewhere, and come back small."""
+    pid = calm.process.pid
+    before = memory(pid, "VmHWM")
+    body = chat(data_url(large_png(6700, 6700)), count=3)  # 405 MB of pixels
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ask(calm.port, CHAT, body, seconds=120)[0], range(8)))
+    assert set(answers) <= {200, 400}, answers  # a busy machine may not decode them in time
+    assert memory(pid, "VmHWM") - before < 120
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert all(memory(int(child), "VmPeak") <= 2048 for child in children)
+
+
+def test_slow_heads_hold_nobody_up(calm):
+    """700 of them, more than the connections that may be open."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(700):
+            plug = stack.enter_context(socket.create_connection(("127.0.0.1", calm.port), 30))
+            plug.sendall(b"GET /v1/models HTTP/1.1\r\nX: ")
+        assert ask(calm.port, CHAT, chat())[0] == 200
+        began = time.monotonic()
+        assert plug.recv(100).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - began < 30
 
 
 def test_endless_headers(calm):

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import openai
@@ -105,43 +105,112 @@ litellm.telemetry = False
 url, address = sys.stdin.read().split()
 about = {"model": "openai/emu-mini", "api_base": address + "/v1", "api_key": "none"}
 parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
-answer = litellm.completion(messages=[{"role": "user", "content": parts}], stop=["\\n"], n=1, max_tokens=9, **about)
-stream = litellm.completion(messages=[{"role": "user", "content": "hi"}], max_tokens=4, stream=True, **about)
+shown = [{"role": "user", "content": parts}]
+answer = litellm.completion(messages=shown, stop=[":"], n=2, logprobs=True, top_logprobs=2, max_tokens=9, **about)
+stream = list(litellm.completion(messages=shown, max_tokens=4, stream=True, **about))
 text = litellm.text_completion(prompt="a", max_tokens=3, **{**about, "model": "text-completion-openai/emu-mini"})
 embedded = litellm.embedding(input=["a", url], **about)
 drawn = litellm.image_generation(prompt="red apple", n=1, **about)
+items = [{"type": "input_text", "text": "what is this?"}, {"type": "input_image", "image_url": url}]
+response = litellm.responses(input=[{"role": "user", "content": items}], max_output_tokens=4, **about)
 try:
     litellm.completion(messages=[{"role": "user", "content": "a"}], top_p=7, **about)
     error = ""
 except litellm.BadRequestError as raised:
     error = str(raised)
 print(json.dumps({
-    "answer": answer.choices[0].message.content, "chunks": len(list(stream)), "text": text.choices[0].text,
+    "answers": [choice.message.content for choice in answer.choices],
+    "tokens": [token.token for token in answer.choices[0].logprobs.content],
+    "likeliest": [len(token.top_logprobs) for token in answer.choices[0].logprobs.content],
+    "streamed": "".join(chunk.choices[0].delta.content or "" for chunk in stream),
+    "response": response.output[0].content[0].text, "text": text.choices[0].text,
     "embedded": [len(each["embedding"]) for each in embedded.data], "drawn": drawn.data[0].b64_json, "error": error,
 }))
 """
 
+LANGCHAIN = """
+import json, sys
+import openai
+from langchain_core.messages import HumanMessage
+from langchain_openai import ChatOpenAI
+url, address = sys.stdin.read().split()
+about = {"model": "emu-mini", "base_url": address + "/v1", "api_key": "none", "max_retries": 0, "timeout": 600}
+chat = ChatOpenAI(max_tokens=9, stop=[":"], **about)
+parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
+shown = [HumanMessage(parts)]
+answer = chat.bind(logprobs=True, top_logprobs=2).invoke(shown)
+standard = [{"type": "text", "text": "what is this?"},
+            {"type": "image", "base64": url.partition(",")[2], "mime_type": "image/png"}]
+several = ChatOpenAI(n=2, max_tokens=9, stop=[":"], **about).generate([shown]).generations[0]
+pieces = list(ChatOpenAI(max_tokens=4, **about).stream(shown))
+response = ChatOpenAI(max_tokens=4, use_responses_api=True, **about).invoke(shown)
+try:
+    chat.invoke("a", top_p=7)
+    error = ""
+except openai.BadRequestError as raised:
+    error = raised.param
+tokens = answer.response_metadata["logprobs"]["content"]
+print(json.dumps({
+    "answers": [answer.content, chat.invoke([HumanMessage(standard)]).content, *(each.text for each in several)],
+    "tokens": [token["token"] for token in tokens], "likeliest": [len(token["top_logprobs"]) for token in tokens],
+    "streamed": "".join(piece.content for piece in pieces), "usage": answer.usage_metadata["output_tokens"],
+    "response": response.content[0]["text"], "error": error,
+}))
+"""
 
-def test_litellm(mini, client, emoji):
-    """In a process: it replaces settings of the libraries that it imports."""
-    pytest.importorskip("litellm")
+
+@pytest.fixture(scope="module")
+def ask(mini, client, emoji) -> Callable[[str], dict]:
+    """Runs a script in a process, for such a package replaces settings of the libraries that it imports."""
     url = "data:image/png;base64," + base64.b64encode(emoji).decode()
-    command = [sys.executable, "-c", LITELLM]
-    environment = {**os.environ, "OPENAI_API_KEY": "none"}
-    done = subprocess.run(
-        command, input=f"{url} {mini.address}", capture_output=True, text=True, env=environment, timeout=600
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
     parts = [{"type": "text", "text": "what is this?"}, {"type": "image_url", "image_url": {"url": url}}]
-    same = client.chat.completions.create(
-        model="emu-mini", messages=[{"role": "user", "content": parts}], stop=["\n"], max_tokens=9
-    )
-    assert found["answer"] == same.choices[0].message.content
-    assert found["chunks"] > 1
+    shown = {"model": "emu-mini", "messages": [{"role": "user", "content": parts}]}
+    stopped = client.chat.completions.create(max_tokens=9, stop=[":"], **shown).choices[0].message.content
+    short = client.chat.completions.create(max_tokens=4, **shown).choices[0].message.content
+    assert stopped and short and ":" not in stopped
+
+    def ask(script: str) -> dict:
+        command = [sys.executable, "-c", script]
+        environment = {**os.environ, "OPENAI_API_KEY": "none"}
+        done = subprocess.run(
+            command, input=f"{url} {mini.address}", capture_output=True, text=True, env=environment, timeout=900
+        )
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout.splitlines()[-1])
+        assert set(found["answers"]) == {stopped}, "all are greedy"
+        assert "".join(found["tokens"]).startswith(stopped), "the last one may have the stop string, too"
+        assert set(found["likeliest"]) == {2}
+        assert found["streamed"] == short
+        assert found["response"].startswith(short), "LiteLLM asks for 16 tokens at least, whatever is wanted"
+        return found
+
+    return ask
+
+
+def test_litellm(ask):
+    pytest.importorskip("litellm")
+    found = ask(LITELLM)
+    assert len(found["answers"]) == 2
     assert len(set(found["embedded"])) == 1
-    assert size(found["drawn"])
+    assert found["text"] and size(found["drawn"])
     assert "top_p=7" in found["error"]
+
+
+def test_langchain(ask):
+    pytest.importorskip("langchain_openai")
+    found = ask(LANGCHAIN)
+    assert len(found["answers"]) == 4
+    assert (found["error"], found["usage"]) == ("top_p", len(found["tokens"]))
+
+
+def test_openai_responses(client, emoji):
+    """The answer's items are sent back, a drawing among them."""
+    asked = [{"role": "user", "content": "draw a red apple"}]
+    first = client.responses.create(model="emu-mini", input=asked)
+    assert [item.type for item in first.output] == ["message", "image_generation_call"]
+    assert size(first.output[1].result)
+    again = [*asked, *first.output, {"role": "user", "content": "what is this?"}]
+    assert client.responses.create(model="emu-mini", input=again, max_output_tokens=8).output_text
 
 
 def test_it_is_healthy_afterwards(mini):

@@ -12,8 +12,9 @@ from emu_jax import Emu
 from emu_jax.errors import UserError
 from emu_jax.generate.model import GeneratedText
 from emu_jax.serve.document import DocumentSettings, DrawingProgress, Item, TextPiece, continue_document
-from emu_jax.serve.engine import DrawSettings, Engine
+from emu_jax.serve.engine import Engine
 from emu_jax.serve.limits import Limits
+from emu_jax.serve.settings import DrawSettings
 from emu_jax.serve.tabs.document import offered
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)

@@ -18,6 +18,12 @@ CAT, DOG, *FRAMES = DRAW.integers(0, 256, (6, 16, 16, 3), np.uint8)
 
 
 @pytest.fixture(scope="module")
+def model(instructed) -> Emu:
+    """Without the decoder of other tests, whose training takes minutes and which no prompt needs."""
+    return Emu.load(instructed)
+
+
+@pytest.fixture(scope="module")
 def roomy(model) -> Emu:
     """The paper's system message is longer than the small model's context."""
     llama = dataclasses.replace(model.config.llama, context=1024)
@@ -137,9 +143,9 @@ def test_conversations_that_cannot_be_answered(model, messages, said):
         encode_conversation(model, messages)
 
 
-def test_a_model_that_was_not_tuned(drawing):
+def test_a_model_that_was_not_tuned(trained):
     with pytest.raises(UserError, match="does not chat"):
-        encode_conversation(Emu.load(drawing), [Message("user", ("a",))])
+        encode_conversation(Emu.load(trained), [Message("user", ("a",))])
 
 
 def test_the_maximum_of_new_tokens(model):

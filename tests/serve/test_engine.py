@@ -7,8 +7,10 @@ import pytest
 
 from emu_jax.errors import UserError
 from emu_jax.serve.encoded_prompt import Message
-from emu_jax.serve.engine import Busy, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
+from emu_jax.serve.engine import Engine
 from emu_jax.serve.limits import LimitError, Limits
+from emu_jax.serve.settings import DrawSettings, TextSettings
+from emu_jax.serve.ticket import Busy, Failed, Stopping, TimeUp
 from tests.serve.conftest import LIMITS
 from tests.train import tiny
 

@@ -10,7 +10,7 @@ from emu_jax.serve.openai_json import (
     EmbeddingRequest,
     ImageField,
     ImageRequest,
-    decode_messages,
+    to_messages,
 )
 
 LIMITS = Limits()
@@ -69,7 +69,7 @@ def test_contents_that_cannot_be_read(content, where, said):
 @pytest.mark.parametrize("message", [{"content": None}, {}, {"content": []}, {"content": ""}])
 def test_an_assistant_may_have_said_nothing(message):
     history = [*ASKED, {"role": "assistant", "tool_calls": [], "refusal": None, **message}, *ASKED]
-    assert decode_messages(read(history), LIMITS)[1] == Message("assistant", ("",))
+    assert to_messages(*zip(*read(history), strict=True))[1] == Message("assistant", ("",))
 
 
 def test_images_of_our_answers_come_back():

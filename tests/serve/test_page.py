@@ -26,7 +26,8 @@ from emu_jax import Emu
 from emu_jax.data import fluent_emoji
 from emu_jax.data.images import resize
 from emu_jax.serve.encoded_prompt import Message
-from emu_jax.serve.engine import DrawSettings, Engine, TextSettings
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.settings import DrawSettings, TextSettings
 from tests.serve.conftest import LIMITS
 from tests.train import tiny
 

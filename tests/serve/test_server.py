@@ -2,15 +2,18 @@
 
 import asyncio
 import base64
+import contextlib
 import io
 import json
 import os
+import re
 import select
 import socket
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -54,45 +57,61 @@ def client(served) -> openai.OpenAI:
     return openai.OpenAI(base_url=served.address + "/v1", api_key="none is asked for", max_retries=0, timeout=60)
 
 
-def asked_to_draw(model: Emu, folder: Path, stream: bool) -> tuple[str, list, str | None]:
-    """Text, images and refusal of an answer to OpenAI's client, with the application in this process."""
+@contextlib.contextmanager
+def in_process(model: Emu, folder: Path) -> Iterator[Callable[[str], tuple[str, list[str], str | None]]]:
+    """An application in this process: how OpenAI's client asks -> text, images and refusal of an answer."""
     engine = Engine(model, LIMITS)
     engine.start()
+    app = make_app(engine, Options(checkpoint=Path("tiny"), page=False), folder)
+    fields = {"model": "tiny", "extra_body": {"seed": 4}}
+    question = [{"role": "user", "content": "a bar"}]
 
-    async def ask() -> tuple[str, list, str | None]:
-        app = make_app(engine, Options(checkpoint=Path("tiny"), page=False), folder)
+    async def ask(way: str) -> tuple[str, list[str], str | None]:
         http = httpx.AsyncClient(transport=httpx.ASGITransport(app))
         client = openai.AsyncOpenAI(base_url="http://127.0.0.1/v1", api_key="none", http_client=http, max_retries=0)
-        fields = {"model": "tiny", "messages": [{"role": "user", "content": "a bar"}], "seed": 4}
-        if not stream:
-            message = (await client.chat.completions.create(**fields)).choices[0].message
-            return message.content, getattr(message, "images", []), message.refusal
-        deltas = [chunk.choices[0].delta async for chunk in await client.chat.completions.create(**fields, stream=True)]
-        images = [image for d in deltas for image in getattr(d, "images", None) or []]
-        return "".join(d.content or "" for d in deltas), images, "".join(d.refusal or "" for d in deltas) or None
+        if way == "chat":
+            answer = await client.chat.completions.create(messages=question, **fields)
+            message = answer.choices[0].message
+            images = [image["image_url"]["url"] for image in getattr(message, "images", [])]
+            return message.content, images, message.refusal
+        if way == "streamed chat":
+            chunks = await client.chat.completions.create(messages=question, stream=True, **fields)
+            deltas = [chunk.choices[0].delta async for chunk in chunks]
+            images = [image["image_url"]["url"] for d in deltas for image in getattr(d, "images", None) or []]
+            return "".join(d.content or "" for d in deltas), images, "".join(d.refusal or "" for d in deltas) or None
+        response = await client.responses.create(input="a bar", **fields, stream=way == "streamed response")
+        if way == "streamed response":
+            response = [event async for event in response][-1].response
+        images = [f"data:,{item.result}" for item in response.output if item.type == "image_generation_call"]
+        refusals = [part.refusal for part in response.output[0].content if part.type == "refusal"]
+        return response.output_text, images, refusals[0] if refusals else None
 
     try:
-        return asyncio.run(ask())
+        yield lambda way: asyncio.run(ask(way))
     finally:
         engine.close(0)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_begins_an_image_has_the_image(model, tmp_path, stream):
+WAYS = ("chat", "streamed chat", "response", "streamed response")
+
+
+def test_an_answer_that_begins_an_image_has_the_image(model, tmp_path):
     """This model begins an image wherever it answers."""
     drawer = tiny.that_draws(model.merged())
-    text, images, refusal = asked_to_draw(drawer, tmp_path, stream)
-    assert (text, len(images), refusal) == ("", 1, None)
-    drawn = Image.open(io.BytesIO(base64.b64decode(images[0]["image_url"]["url"].split(",")[1])))
     chat = drawer.chat("")
     chat.say("a bar")
-    np.testing.assert_allclose(np.asarray(drawn, int), np.asarray(chat.draw(seed=4).image, int), atol=1)
+    expected = np.asarray(chat.draw(seed=4).image, int)
+    with in_process(drawer, tmp_path) as ask:
+        for way in WAYS:
+            text, images, refusal = ask(way)
+            assert (text, len(images), refusal) == ("", 1, None), way
+            drawn = Image.open(io.BytesIO(base64.b64decode(images[0].partition(",")[2])))
+            np.testing.assert_allclose(np.asarray(drawn, int), expected, atol=1)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_without_a_decoder_the_answer_says_that_it_cannot_draw(instructed, tmp_path, stream):
-    drawer = tiny.that_draws(Emu.load(instructed).merged())
-    assert asked_to_draw(drawer, tmp_path, stream) == ("", [], UNDRAWN)
+def test_without_a_decoder_the_answer_says_that_it_cannot_draw(instructed, tmp_path):
+    with in_process(tiny.that_draws(Emu.load(instructed).merged()), tmp_path) as ask:
+        assert [ask(way) for way in WAYS] == [("", [], UNDRAWN)] * 4
 
 
 def test_models(client):
@@ -134,6 +153,72 @@ def test_a_stream(client):
     assert sum(bool(piece) for piece in pieces) > 2, "it came in pieces"
     assert [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices][-1] == "length"
     assert chunks[-1].usage == whole.usage
+
+
+PARTS = [{"type": "input_image", "image_url": SHOWN["image_url"]["url"]}, {"type": "input_text", "text": "what is it?"}]
+
+
+def test_responses(client, model):
+    """What a chat answers; the whole conversation is sent back, as it came."""
+    chat = model.merged().chat("be brief")
+    fields = {"model": "tiny", "instructions": "be brief", "max_output_tokens": 12}
+    asked = [{"role": "user", "content": PARTS}]
+    first = client.responses.create(input=asked, **fields)
+    expected = chat.say([CAT, "what is it?"], max_new_tokens=12)
+    assert first.output_text == expected.text
+    is_cut = len(expected.token_ids) == 12
+    assert first.status == ("incomplete" if is_cut else "completed")
+    assert (first.incomplete_details is not None) == is_cut
+    assert first.usage.output_tokens == len(expected.token_ids)
+    second = client.responses.create(input=[*asked, *first.output, {"role": "user", "content": "sure?"}], **fields)
+    chat = model.merged().chat("be brief")
+    chat.add([CAT, "what is it?"], first.output_text)  # as text: bytes that are no characters are not sent back
+    assert second.output_text == chat.say("sure?", max_new_tokens=12).text
+    word = client.responses.create(model="tiny", input="a red", max_output_tokens=3, temperature=0.0, top_p=0.5)
+    assert word.output_text == model.merged().chat("").say("a red", max_new_tokens=3).text
+
+
+def test_a_streamed_response(client):
+    fields = {"model": "tiny", "input": "a red", "max_output_tokens": 20, "extra_body": {"min_length": 99}}
+    whole = client.responses.create(**fields)
+    with client.responses.stream(**fields) as stream:  # it accumulates, and checks the order of events
+        events = list(stream)
+    final = events[-1].response
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert len(pieces) > 2 and "".join(pieces) == whole.output_text == final.output_text
+    assert [event.type for event in events if not event.type.endswith(".delta")] == [
+        *("response.created", "response.in_progress", "response.output_item.added", "response.content_part.added"),
+        *("response.output_text.done", "response.content_part.done", "response.output_item.done"),
+        "response.incomplete",
+    ]
+    assert [event.sequence_number for event in events] == sorted(event.sequence_number for event in events)
+    assert final.usage == whole.usage and final.status == whole.status == "incomplete"
+
+
+@pytest.mark.parametrize(
+    ("change", "where", "said"),
+    [
+        ({"input": 7}, "input", "input is a number; expected a text, or a list of messages"),
+        ({"input": []}, "input", "0 messages"),
+        ({"input": [{"role": "robot", "content": "a"}]}, "input[0].role", "'robot'; expected one of system"),
+        ({"input": [{"type": "function_call_output"}]}, "input[0].type", "expected message or image_generation_call"),
+        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type", "input_file"),
+        (
+            {"input": [{"role": "user", "content": [{**PARTS[0], "image_url": "http://a/b"}]}]},
+            "input[0].content[0].image_url",
+            "no address is fetched",
+        ),
+        ({"input": [{"type": "image_generation_call", "result": "AAAA"}]}, "input[0].result", "not a readable image"),
+        ({"previous_response_id": "resp_1"}, "previous_response_id", "is not supported here"),
+        ({"tools": [{"type": "web_search"}]}, "tools", "is not supported here"),
+        ({"max_output_tokens": 0}, "max_output_tokens", "expected 1 or more"),
+        ({"input": "a red bar " * 50}, "input", "context of 128"),
+    ],
+)
+def test_errors_of_responses(client, change, where, said):
+    with pytest.raises(openai.BadRequestError, match=re.escape(said)) as raised:
+        client.responses.create(**{"model": "tiny", "input": "a", **change})
+    assert raised.value.param == where
 
 
 def test_images(client, model):
@@ -260,10 +345,10 @@ def test_a_client_that_leaves_frees_its_place(client, served):
     with pytest.raises(openai.APITimeoutError):
         client.with_options(timeout=0.3).images.generate(prompt="a", n=4, extra_body={"steps": 200})
     end = time.monotonic() + 30
-    while any(running()["running"].values()) and time.monotonic() < end:
+    while cancelled() == before and time.monotonic() < end:
         time.sleep(0.05)
-    assert not any(running()["running"].values())
     assert cancelled() > before
+    assert not any(running()["running"].values()) and not any(running()["waiting"].values())
     assert client.chat.completions.create(model="tiny", messages=QUESTION, max_tokens=2).choices
 
 

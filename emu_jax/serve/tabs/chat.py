@@ -19,7 +19,8 @@ from emu_jax.generate.chat import UNDRAWN
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import Archive, png, write
 from emu_jax.serve.encoded_prompt import ASSISTANT_ROLE, SYSTEM_ROLE, USER_ROLE, Message
-from emu_jax.serve.engine import DrawSettings, Engine
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.settings import DrawSettings
 from emu_jax.serve.tabs.controls import (
     EVENT,
     always,
@@ -137,8 +138,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         question, files = text(message.get("text"), engine).strip(), tuple(message.get("files") or ())
         if not question and not files:
             raise UserError("the message is empty; expected a text, an image or a video")
-        size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
+        read = await read_uploads(engine, files)
         turns = (*turns, Turn(question, files, tuple(read)))
         yield shown(turns), turns, gr.MultimodalTextbox(value=None, submit_btn=False, stop_btn=True), note("…")
 

@@ -15,7 +15,9 @@ from gradio.events import Dependency
 
 from emu_jax.errors import UserError
 from emu_jax.generate.samplers import sampler_names
-from emu_jax.serve.engine import Busy, Completion, DrawSettings, Engine, Failed, Stopping, TextSettings, TimeUp
+from emu_jax.serve.engine import Completion, Engine
+from emu_jax.serve.settings import DrawSettings, TextSettings
+from emu_jax.serve.ticket import Busy, Failed, Stopping, TimeUp
 
 # Settings of every event: no concurrency limit, because the engine's queue has one; not part of a documented API.
 EVENT: dict[str, Any] = {"concurrency_limit": None, "api_visibility": "private", "show_progress": "hidden"}

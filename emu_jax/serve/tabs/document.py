@@ -107,8 +107,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         words, files = text(entry.get("text"), engine).strip(), entry.get("files") or ()
         if not words and not files:
             raise UserError("there is nothing to add; write a text, or choose an image")
-        size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_uploads, files, engine.limits, size)
+        read = await read_uploads(engine, files)
         parts = (*page.parts, *read, *([words] if words else []))
         engine.limits.check_text(*(part for part in parts if isinstance(part, str)))
         engine.limits.check_images(sum(not isinstance(part, str) for part in parts))

@@ -14,7 +14,8 @@ import numpy as np
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.serve.downloads import Archive, drawn_png, write
-from emu_jax.serve.engine import DrawSettings, Engine, Ticket
+from emu_jax.serve.engine import Engine
+from emu_jax.serve.settings import DrawSettings
 from emu_jax.serve.tabs.controls import (
     EVENT,
     draw_controls,
@@ -28,6 +29,7 @@ from emu_jax.serve.tabs.controls import (
 )
 from emu_jax.serve.tabs.rows import Rows
 from emu_jax.serve.tabs.samples import Sample
+from emu_jax.serve.ticket import Ticket
 from emu_jax.serve.uploads import read_images
 
 NO_DECODER = """### This model does not draw
@@ -122,8 +124,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
         paths = [path for path, _ in images or ()]
         if not paths:
             raise UserError("there are no images to blend; add at least two")
-        size = engine.plain.config.vision.image_size
-        read = await asyncio.to_thread(read_images, paths, engine.limits, size)
+        read = await read_images(engine, paths)
         async for update in draw(read, *values):
             yield update
 

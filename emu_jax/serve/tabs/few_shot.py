@@ -23,7 +23,8 @@ from emu_jax.serve.encoded_prompt import (
     encode_continuation,
     encode_conversation,
 )
-from emu_jax.serve.engine import Completion, Engine, TextSettings, Ticket
+from emu_jax.serve.engine import Completion, Engine
+from emu_jax.serve.settings import TextSettings
 from emu_jax.serve.tabs.controls import (
     EVENT,
     length,
@@ -38,6 +39,7 @@ from emu_jax.serve.tabs.controls import (
 )
 from emu_jax.serve.tabs.rows import Rows, image
 from emu_jax.serve.tabs.samples import Sample
+from emu_jax.serve.ticket import Ticket
 from emu_jax.serve.uploads import read_images
 
 CHAT = "turns of a chat"
@@ -101,8 +103,7 @@ def show(engine: Engine, name: str, samples: list[Sample]) -> None:
             raise UserError("the query image is missing; choose one")
         if form not in forms:
             raise UserError(f"form {form!r} is unknown; choose one of {', '.join(forms)}")
-        size = engine.plain.config.vision.image_size
-        (shown,) = await asyncio.to_thread(read_images, [path], engine.limits, size)
+        (shown,) = await read_images(engine, [path])
         return build(form, examples, shown, text(question, engine).strip()), others
 
     async def preview(*values: object) -> str:

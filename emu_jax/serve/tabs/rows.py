@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 import gradio as gr
@@ -65,14 +64,13 @@ class Rows:
                 raise UserError(f"example {number} has {'no text' if path else 'no image'}; complete it, or clear it")
             if path:
                 filled.append((path, words))
-        size = self.engine.plain.config.vision.image_size
-        images = await asyncio.to_thread(read_images, [path for path, _ in filled], self.engine.limits, size)
+        images = await read_images(self.engine, [path for path, _ in filled])
         return [(pixels, words) for pixels, (_, words) in zip(images, filled, strict=True)]
 
 
 def image(label: str, *, height: int = 128) -> gr.Image:
     """An upload field for one image."""
-    return gr.Image(
+    field = gr.Image(
         label=label,
         type="filepath",
         image_mode=None,
@@ -83,3 +81,6 @@ def image(label: str, *, height: int = 128) -> gr.Image:
         buttons=[],
         placeholder="Drop or choose an image",
     )
+    # Gradio would open the file in this process, with any plugin of Pillow; `uploads.py` has it decoded elsewhere.
+    field.preprocess = lambda payload: None if payload is None else payload.path
+    return field
