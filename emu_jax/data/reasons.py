@@ -30,7 +30,7 @@ REASONS = {
     "missing_image": "an image file is not there, is empty, or has no name that can be a file's",
     "missing_video": "a video file is not there",
     "no_answer": "a chat has no answer to a question",
-    "no_column": "a Parquet file has no column of images or of texts",
+    "no_column": "a Parquet or Arrow file has no column of images or of texts",
     "no_duration": "no JSON states a storyboard's duration",
     "no_frames": "a video has no frame that can be decoded",
     "no_id": "an image of COCO's JSON has no id",

@@ -1,6 +1,6 @@
 """Chats: LLaVA's, ShareGPT's and OpenAI's, with or without images, chats about a video, and Alpaca's instructions.
 
-*.json (an array) | *.jsonl ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), Text(…, "assistant")))
+*.json (an array) | *.jsonl | *.parquet | *.arrow ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), …))
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from emu_jax.data.raw.files import (
     Skip,
     check_folder,
     find_shards,
-    json_array,
     parse_line,
     read_image,
     shard_name,
 )
 from emu_jax.data.raw.image_files import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.rows import LINES, PATTERNS, read_values, without_twins
 from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.errors import UserError
 from emu_jax.storage import read_lines
 
+EXPECTED = "chats in JSON or JSONL, Parquet or Arrow, as LLaVA, ShareGPT, OpenAI and Alpaca have them"
 PIECE_BYTES = 64 << 20  # of a JSONL, per shard
 PIECE = re.compile(r"(.+)@(\d+)-(\d+)")
 
@@ -71,15 +72,13 @@ class Chats:
                 raise UserError(f"Chats.{name}={getattr(self, name)}; expected at least 1")
 
     def shards(self, path: str) -> list[str]:
-        found = find_shards(
-            path, ("*.json", "*.jsonl"), "chats in JSON or JSONL, as LLaVA, ShareGPT and Alpaca have them"
-        )
+        found = without_twins(find_shards(path, PATTERNS, EXPECTED))
         check_folder("Chats.images", found, self.images)
         check_folder("Chats.videos", found, self.videos)
         shards = []
         for shard in found:
             size = Path(shard).stat().st_size
-            if shard.endswith(".jsonl") and size > self.piece_bytes:
+            if shard.endswith(LINES) and size > self.piece_bytes:
                 starts = range(0, size, self.piece_bytes)
                 shards += [f"{shard}@{start}-{min(start + self.piece_bytes, size)}" for start in starts]
             else:
@@ -89,19 +88,21 @@ class Chats:
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         piece = PIECE.fullmatch(shard)
         path, start, end = (piece[1], int(piece[2]), int(piece[3])) if piece else (shard, 0, None)
+        if not path.endswith(LINES):
+            yield from self._values(path)
+            return
         try:
-            yield from self._lines(path, start, end) if path.endswith(".jsonl") else self._array(path)
+            yield from self._lines(path, start, end)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); expected chats in JSON or JSONL") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); expected {EXPECTED}") from error
 
-    def _array(self, path: str) -> Iterator[RawDocument | Reject]:
-        name, folder = shard_name(path), Path(path).parent
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            try:
-                for number, record in enumerate(json_array(file)):
-                    yield from self._document(f"{name}/{number:09d}", record, folder)
-            except Skip as skip:
-                yield skip.reject(name)
+    def _values(self, path: str) -> Iterator[RawDocument | Reject]:
+        folder = Path(path).parent
+        for found in read_values(path, digits=9):
+            if isinstance(found, Reject):
+                yield found
+            else:
+                yield from self._document(*found, folder)
 
     def _lines(self, path: str, start: int, end: int | None) -> Iterator[RawDocument | Reject]:
         """The lines that begin in [start, end). A key is the byte at which its line begins, whatever the shards are."""
