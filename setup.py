@@ -8,7 +8,7 @@ from setuptools.command.build_py import build_py
 
 EXTRAS = {
     "convert": ["torch>=2.4", "safetensors"],
-    "prepare": ["apache-beam", "av", "lxml", "pyarrow"],
+    "prepare": ["apache-beam", "av", "lxml", "pyarrow", "zstandard"],
     "clip": ["transformers>=5", "torch>=2.4"],  # CLIP scores of web documents' images, where the data have none
     "tpu": ["jax[tpu]"],
     "gcs": ["gcsfs>=2026.1", "zstandard"],  # gs:// paths; the index of record files

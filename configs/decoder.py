@@ -43,7 +43,7 @@ def mini() -> ConfigDict:
             "schedule": {"train_steps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "offset": 1},
             # A quarter of the conditions are the image's own embeddings, for reconstruction and blending.
             "loss": {"condition_drop": 0.1, "encoded_share": 0.25, "min_snr": 5.0},
-            "data": {"source": "", "split": "train", "seed": 0, "batch": 32, "mixture": {}},
+            "data": {"source": "", "split": "train", "seed": 0, "batch": 32, "mixture": {}, "max_faults": 0.0},
             "optimizer": {
                 "learning_rate": {"unet": 1.5e-3},
                 "b1": 0.9,

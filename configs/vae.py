@@ -31,7 +31,14 @@ def get_config() -> ConfigDict:
                 "perceptual_blocks": 3,
                 "perceptual_crop": 0,
             },
-            "data": {"source": "fluent_emoji", "split": "train", "seed": 0, "batch": 8, "mixture": {}},
+            "data": {
+                "source": "fluent_emoji",
+                "split": "train",
+                "seed": 0,
+                "batch": 8,
+                "mixture": {},
+                "max_faults": 0.0,
+            },
             "optimizer": {
                 "learning_rate": {"vae": 2e-3},
                 "b1": 0.9,

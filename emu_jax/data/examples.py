@@ -8,6 +8,7 @@ Each host reads its own rows of every batch; batches and states do not depend on
 from __future__ import annotations
 
 import bisect
+import collections
 import copy
 import dataclasses
 import itertools
@@ -21,7 +22,8 @@ import numpy as np
 
 from emu_jax.data.counts import Counts
 from emu_jax.data.document import Image
-from emu_jax.data.pipeline import STREAM, check_fingerprint
+from emu_jax.data.images import ImageError
+from emu_jax.data.pipeline import MIN_JUDGED_DOCUMENTS, STREAM, check_fingerprint
 from emu_jax.data.sources import PairOrder, open_source
 from emu_jax.errors import UserError, check_fields
 
@@ -58,6 +60,8 @@ class ExamplesConfig:
       split: the source's split.
       batch: examples per step, over all hosts.
       mixture: several sources by name, instead of one; see `MixedSource`.
+      max_faults: share of a source's examples whose images may be unreadable, and of a .jsonl file's lines that may
+        hold no document. Another example is drawn in the place of such a one. Latents have no images to read.
     """
 
     source: str
@@ -65,8 +69,11 @@ class ExamplesConfig:
     seed: int
     batch: int
     mixture: Mapping[str, MixedSource] = dataclasses.field(default_factory=dict)
+    max_faults: float = 0.0
 
     def __post_init__(self):
+        if not 0 <= self.max_faults <= 1:
+            raise UserError(f"config.data.max_faults={self.max_faults}; expected a share of 0 to 1")
         if self.batch < 1:
             raise UserError(f"config.data.batch={self.batch}; expected at least 1")
 
@@ -100,11 +107,15 @@ Source = TypeVar("Source", bound=ExampleSource)
 
 
 class Images:
-    """The images of a source of documents, one per record, drawn at random: {"pixels": uint8 [H, W, 3]}."""
+    """The images of a source of documents, one per record, drawn at random: {"pixels": uint8 [H, W, 3]}.
 
-    def __init__(self, source: str, split: str, image_size: int):
-        self._source = open_source(source, split, image_size, PairOrder("image_first"))
-        self._name = source
+    Attributes:
+      remark: a line about what the source leaves out, or "".
+    """
+
+    def __init__(self, source: str, split: str, image_size: int, max_faults: float = 0.0):
+        self._source = open_source(source, split, image_size, PairOrder("image_first"), max_faults=max_faults)
+        self._name, self.remark = source, self._source.remark
         self.fingerprint = self._source.fingerprint + self._source.images_fingerprint
 
     def __len__(self) -> int:
@@ -134,7 +145,7 @@ class Mixed:
     """
 
     def __init__(self, sources: Mapping[str, ExampleSource], weights: Mapping[str, float]):
-        self._sources = list(sources.values())
+        self._sources, self._names = list(sources.values()), list(sources)
         epoch = max(len(source) / weights[name] for name, source in sources.items())
         self._ends = list(itertools.accumulate(max(1, round(weights[name] * epoch)) for name in sources))
         parts = {name: [source.fingerprint, weights[name]] for name, source in sources.items()}
@@ -147,6 +158,10 @@ class Mixed:
         number = bisect.bisect_right(self._ends, index)
         start = self._ends[number - 1] if number else 0
         return number, (index - start) % len(self._sources[number])
+
+    def name(self, index: int) -> str:
+        """The source of an example."""
+        return self._names[self._place(index)[0]]
 
     def key(self, index: int) -> str:
         number, place = self._place(index)
@@ -199,10 +214,46 @@ class _Share(grain.MapDataset):
 
 
 RECORD = "record"  # an example's index, beside its arrays until they leave the pipeline
+FAULTS, FAULTY = "faults", "faulty"  # messages about unreadable images of a batch, and the indices of their examples
+ERROR = "error"  # in place of a batch
+TRIES = 100  # examples that are drawn in the place of one
+
+
+Found = tuple[list[dict[str, np.ndarray]], list[int], list[tuple[int, str]]]
+
+
+def _examples(source: ExampleSource, drawn: Sequence[Drawn], replace: bool) -> Found:
+    """Examples, their indices, and (index, what is wrong) of those in whose place others were drawn.
+
+    Raises:
+      ImageError: an image cannot be read, and is not to be replaced, or `TRIES` others cannot be read either.
+    """
+    try:
+        found = source.examples([(index, copy.deepcopy(rng)) for index, rng in drawn])
+        return found, [index for index, _ in drawn], []
+    except ImageError:
+        if not replace:
+            raise
+    found, indices, faults = [], [], []
+    for index, rng in drawn:
+        for tries in range(TRIES + 1):
+            try:
+                found += source.examples([(index, copy.deepcopy(rng))])
+                break
+            except ImageError as error:
+                if tries == TRIES:
+                    raise
+                faults.append((index, str(error)))
+                index = int(rng.integers(len(source)))
+        indices.append(index)
+    return found, indices, faults
 
 
 class ExamplePipeline:
     """An endless stream of batches; see `pipeline.Stream`.
+
+    An example whose image cannot be read is replaced by another one, drawn by its own generator, so that a batch is the
+    same for any number of hosts. Faults are counted since this process started, among the rows of this host.
 
     Args:
       own: the indices of this host's rows in every batch; None means all rows.
@@ -210,7 +261,7 @@ class ExamplePipeline:
 
     def __init__(self, source: ExampleSource, data: ExamplesConfig, *, own: Sequence[int] | None = None):
         self.fingerprint = dataclasses.asdict(data) | {"records": source.fingerprint, "stream": STREAM}
-        for name in ("source", "mixture"):  # the folders may be moved
+        for name in ("source", "mixture", "max_faults"):  # the folders may be moved
             del self.fingerprint[name]
         records = (
             grain.MapDataset.range(len(source))
@@ -221,13 +272,24 @@ class ExamplePipeline:
         )
 
         def read(drawn: Sequence[Drawn]) -> dict[str, np.ndarray]:
-            examples = source.examples(drawn)
+            try:
+                examples, indices, faults = _examples(source, drawn, replace=data.max_faults > 0)
+            except UserError as error:  # which Grain would give lines of its own
+                advice = "; mend it, or raise config.data.max_faults" if isinstance(error, ImageError) else ""
+                return {ERROR: np.array(f"{error}{advice}")}
             arrays = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
-            return arrays | {RECORD: np.array([index for index, _ in drawn])}
+            told = {
+                FAULTY: np.array([index for index, _ in faults], int),
+                FAULTS: np.array([m for _, m in faults], str),
+            }
+            return arrays | {RECORD: np.array(indices)} | told
 
         own = range(data.batch) if own is None else own
         batches = _Share(records, data.batch, own).batch(len(own), drop_remainder=True, batch_fn=read)
         self._batch, self._source, self._name = data.batch, source, data.source
+        self._part, self._max_faults = f"rows from {min(own)}", data.max_faults
+        self._read: collections.Counter[str] = collections.Counter()  # examples by source, with faulty ones
+        self._faults: collections.Counter[str] = collections.Counter()
         self.records: list[list[tuple[int, int]]] = []
         self._iterator = iter(batches.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)))
 
@@ -236,14 +298,31 @@ class ExamplePipeline:
 
     def __next__(self) -> dict[str, np.ndarray]:
         arrays = dict(next(self._iterator))
+        if ERROR in arrays:
+            raise UserError(str(arrays[ERROR]))
         self.records = [[(0, int(record))] for record in arrays.pop(RECORD)]
+        faulty, faults = arrays.pop(FAULTY), arrays.pop(FAULTS)
+        self._read.update(self._whose(record) for ((_, record),) in self.records)
+        for index, message in zip(faulty, faults, strict=True):
+            name = self._whose(int(index))
+            self._read[name] += 1
+            self._faults[name] += 1
+            if self._faults[name] > self._max_faults * max(self._read[name], MIN_JUDGED_DOCUMENTS):
+                raise UserError(
+                    f"config.data source {name}: {self._faults[name]} of its first {self._read[name]} documents have "
+                    f"unreadable images, more than config.data.max_faults={self._max_faults}; the last: {message}"
+                )
         return arrays
+
+    def _whose(self, index: int) -> str:
+        return self._source.name(index) if isinstance(self._source, Mixed) else self._name
 
     def name(self, source: int, record: int) -> tuple[str, str]:
         return self._name, self._source.key(record)
 
     def counts(self) -> Counts:
-        return {"batch": {"images": float(self._batch)}}  # of all hosts
+        faulty = {self._part: {"faulty_documents": float(self._faults.total())}}
+        return {"batch": {"images": float(self._batch)}} | faulty  # images of all hosts
 
     def get_state(self) -> dict[str, Any]:
         """The position and the fingerprint of the stream, JSON-serialisable."""

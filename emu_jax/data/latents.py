@@ -89,7 +89,7 @@ class Latents:
         self.index = read_json_object(file, "the index of a folder of `emu-jax precompute`")
         if "arrays" not in self.index:
             raise UserError(f"{file}: it is of an earlier version; run `emu-jax precompute` again")
-        self.name = str(folder)
+        self.name, self.remark = str(folder), ""
         self._records = RecordFiles(
             RecordFile(folder / name, entry["records"], entry["bytes"]) for name, entry in self.index["files"].items()
         )

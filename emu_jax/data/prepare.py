@@ -10,7 +10,6 @@ of workers. A TFDS builder does not, because its serialised bytes differ from ru
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import hashlib
 import json
@@ -25,9 +24,10 @@ from emu_jax.data.document import Text
 from emu_jax.data.images import ImageError, Recoding
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import MANIFEST, Record, StoredImage, file_entry, shard_name, write_manifest
+from emu_jax.data.raw.limits import by_file, read_first
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
-from emu_jax.data.reasons import MISSING_PART_REASONS, RULE_REASONS
 from emu_jax.data.records import write_records
+from emu_jax.data.summary import LeftOut, Summary, count_rejects, merge
 from emu_jax.errors import TransientError, UserError
 from emu_jax.storage import Path, as_path, replace_text, write_atomically
 
@@ -49,6 +49,7 @@ class PrepareConfig:
       runner: Beam's runner.
       workers: processes of the local runner.
       beam: further command-line arguments for Beam.
+      limit: number of records of each raw file that are read, from its beginning (`raw/limits.py`); 0 reads all.
     """
 
     name: str
@@ -59,6 +60,7 @@ class PrepareConfig:
     runner: str = "DirectRunner"
     workers: int = 1
     beam: str = ""
+    limit: int = 0
 
     def __post_init__(self):
         # TFDS's rule, which it applies only when everything is written.
@@ -69,11 +71,18 @@ class PrepareConfig:
             )
         if not self.split.isidentifier():
             raise UserError(f"--split {self.split}: expected letters, digits and underscores, as train")
-        if self.shards < 0 or self.workers < 1 or not 0 <= self.max_faults <= 1:
+        if self.shards < 0 or self.workers < 1 or self.limit < 0:
             raise UserError(
-                f"shards {self.shards}, workers {self.workers}, max faults {self.max_faults}; expected 0 or more "
-                "shards, 1 or more workers, and a share of 0 to 1"
+                f"shards {self.shards}, workers {self.workers}, limit {self.limit}; expected 0 or more shards, 1 or "
+                "more workers, and a limit of 1 or more"
             )
+        check_max_faults(self.max_faults)
+
+
+def check_max_faults(share: float) -> None:
+    """Raises unless it is a share."""
+    if not 0 <= share <= 1:
+        raise UserError(f"max faults {share}; expected a share of 0 to 1")
 
 
 def recode(document: RawDocument, recoding: Recoding) -> Iterator[Record | Reject]:
@@ -163,8 +172,8 @@ def prepare(reader: Reader, source: str, path: str, out: Path, config: PrepareCo
       source: the reader's name, for the manifest and errors.
 
     Raises:
-      UserError: there is nothing to read, `out` is in use, or more than `config.max_faults` of the documents are
-        faulty.
+      UserError: there is nothing to read, or `out` is in use.
+      Refused: more than `config.max_faults` of the documents are faulty, or none is left.
     """
     try:
         import apache_beam as beam
@@ -203,9 +212,9 @@ def _build(pipeline: Any, reader: Reader, shards: Sequence[str], out: Path, conf
 
     read = (
         pipeline
-        | "Shards" >> beam.Create(shards, reshuffle=False)
+        | "Shards" >> beam.Create(by_file(shards) if config.limit else [(shard,) for shard in shards], reshuffle=False)
         | "SpreadShards" >> beam.Reshuffle()
-        | "Read" >> beam.FlatMap(_Read(reader))
+        | "Read" >> beam.FlatMap(_Read(reader, config.limit))
     )
     # Records no longer hold the original images; fusing keeps the originals out of every shuffle.
     recoded = read | "Recode" >> beam.FlatMap(_Recode(config.recoding))
@@ -268,9 +277,10 @@ def make_folder(out: Path) -> None:
 @dataclasses.dataclass(frozen=True)
 class _Read:
     reader: Reader
+    limit: int
 
-    def __call__(self, shard: str) -> Iterable[RawDocument | Reject]:
-        return self.reader.read(shard)
+    def __call__(self, pieces: Sequence[str]) -> Iterable[RawDocument | Reject]:
+        return read_first(self.reader, pieces, self.limit)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -334,7 +344,7 @@ class _WriteShard:
 class _WriteRejects:
     folder: str
 
-    def __call__(self, group: tuple[tuple[int, int], Iterable[tuple[int, Reject]]]) -> dict[str, list[int]]:
+    def __call__(self, group: tuple[tuple[int, int], Iterable[tuple[int, Reject]]]) -> dict[str, LeftOut]:
         (index, count), elements = group
         rejects = sorted((reject for _, reject in elements), key=lambda reject: (reject.key, reject.reason))
         name = "rejects.jsonl" if count == 1 else f"rejects-{index:05d}-of-{count:05d}.jsonl"
@@ -344,12 +354,7 @@ class _WriteRejects:
         ):
             for reject in rejects:
                 file.write(json.dumps(dataclasses.asdict(reject), ensure_ascii=False) + "\n")
-        reasons: dict[str, list[int]] = {}
-        for reject in rejects:
-            counts = reasons.setdefault(reject.reason, [0, 0])  # all, whole documents
-            counts[0] += 1
-            counts[1] += reject.whole
-        return reasons
+        return count_rejects(rejects)
 
 
 def _write_json(value: Any, path: str) -> None:
@@ -359,35 +364,17 @@ def _write_json(value: Any, path: str) -> None:
 def _finish(out: Path, source: str, reader: Reader, config: PrepareConfig) -> dict[str, Any]:
     """Checks the number of faults and files, and completes the folder."""
     entries = dict(json.loads((out / ENTRIES).read_text(encoding="utf-8")))
-    reasons: dict[str, dict[str, int]] = collections.defaultdict(lambda: {"rejects": 0, "documents": 0})
-    for file_reasons in json.loads((out / REASONS).read_text(encoding="utf-8")):
-        for reason, (count, whole) in file_reasons.items():
-            reasons[reason]["rejects"] += count
-            reasons[reason]["documents"] += whole
-    records = sum(entry["records"] for entry in entries.values())
-    documents = records + sum(counts["documents"] for counts in reasons.values())
-    faults = sum(
-        counts["documents" if reason in MISSING_PART_REASONS else "rejects"]
-        for reason, counts in reasons.items()
-        if reason not in RULE_REASONS
-    )
-    listed = ", ".join(f"{reason} {counts['rejects']:,}" for reason, counts in sorted(reasons.items())) or "none"
-    if faults > config.max_faults * documents:
-        raise UserError(
-            f"{source}: {faults:,} faults in {documents:,} documents, more than {config.max_faults:.1%}; rejects: "
-            f"{listed}; see {out}/rejects.jsonl, mend the data or raise max_faults"
-        )
-    if not records:
-        raise UserError(
-            f"{source}: none of {documents:,} documents is left; rejects: {listed}; see {out}/rejects.jsonl"
-        )
+    files = json.loads((out / REASONS).read_text(encoding="utf-8"))
+    found = [{reason: LeftOut(n, whole, tuple(some)) for reason, (n, whole, some) in file.items()} for file in files]
+    summary = Summary(sum(entry["records"] for entry in entries.values()), merge(found))
+    summary.check(config.max_faults, source, f"see {out}/rejects.jsonl, ")
     if config.shards and len(entries) != config.shards:
-        raise UserError(f"shards={config.shards}: too many for {records} documents; choose fewer, or 0")
+        raise UserError(f"shards={config.shards}: too many for {summary.records} documents; choose fewer, or 0")
     settings = {"reader": dataclasses.asdict(reader), "images": dataclasses.asdict(config.recoding)}
     details = {
         "source": source,
-        "documents_read": documents,
-        "rejects": dict(sorted(reasons.items())),
+        "limit": config.limit or None,
+        **summary.as_json(),
         "settings": settings,
     }
     manifest = write_manifest(out, config.name, {config.split: entries}, details)

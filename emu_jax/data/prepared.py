@@ -127,7 +127,8 @@ class Records:
     `verify` reads every byte.
 
     Attributes:
-      fingerprint: changes when any byte of the records does.
+      limit: number of records of each raw file that were read (`emu-jax prepare --limit`); 0: all of them.
+      fingerprint: changes when any byte of the records does, and with the limit.
     """
 
     def __init__(self, folder: Path, split: str):
@@ -149,7 +150,9 @@ class Records:
             RecordFile(folder / name, file["records"], file["bytes"]) for name, file in sorted(self._files.items())
         )
         joined = "".join(file["sha256"] for _, file in sorted(self._files.items()))
-        self.fingerprint = hashlib.sha256(joined.encode()).hexdigest()
+        self.limit: int = self.manifest.get("limit") or 0
+        limited = f" limit {self.limit}" if self.limit else ""
+        self.fingerprint = hashlib.sha256(f"{joined}{limited}".encode()).hexdigest()
 
     def __len__(self) -> int:
         return len(self._records)

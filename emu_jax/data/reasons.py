@@ -17,7 +17,9 @@ REASONS = {
     "empty_turn": "a turn of a chat, a question or an answer has no text",
     "extreme_aspect": "an image is longer and narrower than `--max-aspect`",
     "image_too_large": "an image file has more than 256 MB",
-    "images_differ": "a chat has another number of `<image>` than of images, or two fields name different ones",
+    "images_differ": (
+        "a chat has another number of `<image>` than of images, or of `<video>` than of videos, or two fields differ"
+    ),
     "leading_answer": (
         "answers before a chat's first question; the chat is kept without them, unless one shows an image"
     ),
@@ -28,7 +30,7 @@ REASONS = {
     "missing_image": "an image file is not there, is empty, or has no name that can be a file's",
     "missing_video": "a video file is not there",
     "no_answer": "a chat has no answer to a question",
-    "no_column": "a Parquet file has no column of images or of texts",
+    "no_column": "a Parquet or Arrow file has no column of images or of texts",
     "no_duration": "no JSON states a storyboard's duration",
     "no_frames": "a video has no frame that can be decoded",
     "no_id": "an image of COCO's JSON has no id",
@@ -53,8 +55,8 @@ REASONS = {
     "too_small": "an image has a side shorter than `--min-side`",
     "unknown_role": "a turn of a chat is from somebody else than human, gpt or system",
     "unread_field": (
-        "a record has a field, a placeholder or a turn that changes what it says and that is not read, such as "
-        "`video`, `<video>` or `tools`"
+        "a record has a field, a placeholder, a part or a turn that changes what it says and that is not read, such "
+        "as `audio`, `tools` or two videos"
     ),
     "unread_member": (
         "a member of a tar is a link, a device or a sparse file, or its name is longer than 4,096 characters"

@@ -85,7 +85,7 @@ class Source(Protocol):
     Attributes:
       fingerprint: changes when the records do.
       images_fingerprint: changes when images do that are not in the records; "" if there are none.
-      remark: a line for the start of a run about what was left out; "" if nothing was.
+      remark: a line for the start of a run about what was left out; "" if nothing is known to have been.
     """
 
     fingerprint: str
@@ -123,7 +123,6 @@ class Prepared:
     """
 
     images_fingerprint = ""
-    remark = ""
 
     def __init__(
         self,
@@ -147,6 +146,8 @@ class Prepared:
                 f"{image_size}; prepare it again with image_size={image_size}"
             )
         self.fingerprint = records.fingerprint
+        limited = f"{records.folder}: prepared from the first {records.limit:,} records of each raw file only (--limit)"
+        self.remark = limited if records.limit else ""
         self._keep = keep
         self._kept_records: dict[int, Record] = {}
         self._kept_pixels: dict[str, np.ndarray] = {}

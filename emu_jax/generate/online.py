@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from emu_jax.data.examples import Drawn
-from emu_jax.data.images import FITS
+from emu_jax.data.examples import TRIES, Drawn
+from emu_jax.data.images import FITS, ImageError
+from emu_jax.data.latents import LatentExample
 from emu_jax.errors import UserError, check_fields
 from emu_jax.generate.conditions import Conditions, ToDraw, images_to_draw, open_images
 from emu_jax.storage import as_path
@@ -72,8 +73,11 @@ class OnlineExamples:
     Args:
       conditions: the model and the VAE; several sources share them.
       batch: number of examples that are made together.
+      max_faults: share of the lines of a .jsonl file that may hold no document; above 0, the first images may be
+        unreadable.
 
     Attributes:
+      remark: a line about what the source leaves out, or "".
       unconditional: [Q, D], embeddings for the empty prompt.
       latent_shape: h, w, C. condition_shape: Q, D.
 
@@ -81,16 +85,36 @@ class OnlineExamples:
       UserError: there is no such source, or none of its images can be drawn.
     """
 
-    def __init__(self, conditions: Conditions, config: OnlineConfig, source: str, split: str, *, batch: int):
+    def __init__(
+        self,
+        conditions: Conditions,
+        config: OnlineConfig,
+        source: str,
+        split: str,
+        *,
+        batch: int,
+        max_faults: float = 0.0,
+    ):
         self._conditions = conditions
-        self._source = open_images(source, split, self._conditions.size, config.fit)
-        self._config, self._batch, self.name = config, batch, source
+        self._source = open_images(source, split, self._conditions.size, config.fit, max_faults)
+        self._config, self._batch, self.name, self.remark = config, batch, source, self._source.remark
         images = f"{self._source.fingerprint} {self._source.images_fingerprint}"
         self.fingerprint = f"online 1 {images} {self._conditions.fingerprint} {config.fit} {config.min_side}"
         self.unconditional = self._conditions.unconditional
-        (record,) = self._source.read([0])
-        (first,) = self._conditions.examples([self._find(0, record, np.random.default_rng(0))], 1)
+        first = self._readable(TRIES if max_faults else 1)
         self.latent_shape, self.condition_shape = first.mean.shape, first.condition.shape
+
+    def _readable(self, tries: int) -> LatentExample:
+        """The first example; with more tries, of those whose images can be read."""
+        for index in range(min(tries, len(self))):
+            (record,) = self._source.read([index])
+            try:
+                (first,) = self._conditions.examples([self._find(index, record, np.random.default_rng(0))], 1)
+                return first
+            except ImageError:
+                if index + 1 == min(tries, len(self)):
+                    raise
+        raise AssertionError(f"{self.name} is empty")  # which no source is
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,13 +1,16 @@
 """Sources of examples, mixed by weights."""
 
 import collections
+import json
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image as PIL
 
-from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Mixed, open_examples
+from emu_jax.data.counts import figures
+from emu_jax.data.examples import ExamplePipeline, ExamplesConfig, Images, Mixed, open_examples
 from emu_jax.errors import UserError
 
 
@@ -97,3 +100,96 @@ def test_one_source_is_read_as_it_is():
 def test_what_cannot_be(entry, message):
     with pytest.raises(UserError, match=message):
         open_examples(data(mixture={"x": entry}), lambda name, split: Named(name, 3))
+
+
+# ---------------------------------------------------------------- faults
+
+COUNT, BAD = 12, (2, 5, 6)
+
+
+def write_images(folder, bad=BAD):
+    """A JSONL of grey images, some of which are missing or broken; image n is grey 10 n."""
+    lines = []
+    for n in range(COUNT):
+        PIL.new("RGB", (8, 8), (10 * n,) * 3).save(folder / f"{n}.png")
+        lines.append(json.dumps({"image": f"{n}.png", "text": f"{n}"}))
+    for n in bad:
+        (folder / f"{n}.png").unlink() if n % 2 else (folder / f"{n}.png").write_bytes(b"<html>")
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    return str(folder / "a.jsonl")
+
+
+def greys(stream: ExamplePipeline, batches: int) -> np.ndarray:
+    """Of each image, 10 n [batches, rows]."""
+    return np.stack([next(stream)["pixels"][:, 0, 0, 0] for _ in range(batches)])
+
+
+def test_another_image_is_drawn_for_an_unreadable_one(tmp_path):
+    config = data(source=write_images(tmp_path), batch=6, max_faults=0.5)
+
+    def opened(own=None, config=config):
+        return ExamplePipeline(Images(config.source, "", 8, config.max_faults), config, own=own)
+
+    stream = opened()
+    found = greys(stream, 8)
+    assert set(found.ravel()) == {10 * n for n in range(COUNT) if n not in BAD}
+    drawn = 8 * 6 / COUNT  # epochs
+    counts = figures([stream.counts()])
+    assert counts["faulty_documents"] >= drawn * len(BAD), "one that is drawn may be faulty itself"
+    assert counts["images"] == 6
+    parts = [greys(opened(own), 8) for own in ([0, 1, 2], [3, 4, 5])]
+    np.testing.assert_array_equal(np.concatenate(parts, 1), found)
+    state = opened()
+    greys(state, 3)
+    again = opened()
+    again.set_state(state.get_state())
+    np.testing.assert_array_equal(greys(again, 5), found[3:])
+    assert opened().fingerprint == opened(config=data(source=config.source, batch=6)).fingerprint
+
+
+def test_readable_images_are_drawn_as_without_max_faults(tmp_path):
+    source = write_images(tmp_path, bad=())
+    streams = [ExamplePipeline(Images(source, "", 8), data(source=source, max_faults=share)) for share in (0.0, 0.5)]
+    np.testing.assert_array_equal(*(greys(stream, 4) for stream in streams))
+
+
+def test_too_many_faults_end_the_run(tmp_path):
+    source = write_images(tmp_path)
+    with pytest.raises(UserError, match=r"^[^\n]*[256]\.png: [^\n]*; mend it, or raise config\.data\.max_faults$"):
+        greys(ExamplePipeline(Images(source, "", 8), data(source=source)), 3)
+    stream = ExamplePipeline(Images(source, "", 8), data(source=source, max_faults=0.001))
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: 2 of its first \d+ documents have unreadable images, more than conf"
+    ):
+        greys(stream, 9)
+    for n in range(COUNT):
+        (tmp_path / f"{n}.png").unlink(missing_ok=True)
+    with pytest.raises(UserError, match=r"\.png: no such image file; mend it"):
+        greys(ExamplePipeline(Images(source, "", 8), data(source=source, max_faults=1.0)), 1)
+
+
+def test_faults_are_those_of_a_source(tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    sources = {"a": write_images(tmp_path / "a", ()), "b": write_images(tmp_path / "b", range(1, COUNT))}
+    entries = {name: {"source": source, "weight": {"a": 9, "b": 1}[name]} for name, source in sources.items()}
+    config = data(mixture=entries, max_faults=0.002)
+    source, _ = open_examples(config, lambda path, split: Images(path, "", 8, config.max_faults))
+    stream = ExamplePipeline(source, config)
+    with pytest.raises(UserError, match=r"config\.data source b: 3 of its first \d+ documents have unreadable images"):
+        greys(stream, 60)
+
+
+def test_lines_without_a_document_are_left_out(tmp_path):
+    source = write_images(tmp_path, ())
+    with open(source, "a") as file:
+        file.write('\n{"image": "0.png", "text": null}\n')
+    with pytest.raises(UserError, match="text is null"):
+        Images(source, "", 8)
+    images = Images(source, "", 8, max_faults=0.2)
+    assert len(images) == COUNT and "1 of 13 lines left out (unreadable_record 1)" in images.remark
+
+
+def test_shares():
+    with pytest.raises(UserError, match=r"config\.data\.max_faults=2; expected a share"):
+        data(max_faults=2)

@@ -81,6 +81,22 @@ def test_rows_of_parquet_and_jsonl(tmp_path, bucket, s3_bucket):
     assert [document.key for document in reader.read(shard)] == ["a.jsonl/0"]
 
 
+def test_a_folder_of_datasets(bucket, tmp_path):
+    """Arrow, by its state.json; as from a local disk."""
+    table = pyarrow.table({"image": [jpeg(0), jpeg(1)], "text": ["a", "b"]})
+    with pyarrow.ipc.new_stream(str(tmp_path / "data.arrow"), table.schema) as writer:
+        writer.write_table(table, max_chunksize=1)
+    (tmp_path / "state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    (tmp_path / "cache-1.arrow").write_bytes(b"not read")
+    for name in ("data.arrow", "state.json", "cache-1.arrow"):
+        (bucket / "set" / name).write_bytes((tmp_path / name).read_bytes())
+    reader = make_reader("pairs")
+    (shard,) = reader.shards(str(bucket / "set"))
+    assert shard == f"{bucket}/set//data.arrow"
+    (local,) = reader.shards(str(tmp_path))
+    assert list(reader.read(shard)) == list(reader.read(local)) and len(list(reader.read(local))) == 2
+
+
 def test_a_preparation_that_stopped_is_begun_anew(bucket):
     (bucket / "out" / "begun.partial").write_bytes(b"")
     (bucket / "out" / "stale").write_bytes(b"half")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, TextIO
 
+from emu_jax.data.raw.dataset_folders import data_names
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
 from emu_jax.storage import MAX_LINE_BYTES, Line, as_path, check_local, is_bucket
@@ -62,7 +63,8 @@ def find_shards(path: str, patterns: Sequence[str], what: str, *, alone: bool = 
         return [f"{here.parent}//{here.name}"]
     if here.is_dir():
         root = here
-        found = {name for name in walk(here) if any(fnmatch.fnmatchcase(name.name, pattern) for pattern in patterns)}
+        matching = (str(n) for n in walk(here) if any(fnmatch.fnmatchcase(n.name, pattern) for pattern in patterns))
+        found = set(map(Path, data_names(here, matching)))
     elif glob.has_magic(path):
         root = next(folder for folder in here.parents if not glob.has_magic(str(folder)))
         found = set(_glob(root, here))
@@ -149,7 +151,8 @@ def _find_in_bucket(path: str, patterns: Sequence[str], what: str) -> list[str]:
     start = len(str(here).partition("://")[2]) + 1
     names = sorted(file[start:] for file in buckets.filesystem(here).find(str(here)))
     found = [name for name in names if any(PurePosixPath(name).match(pattern) for pattern in patterns)]
-    shards = [f"{here}//{name}" for name in found if not any(part.startswith(".") for part in name.split("/"))]
+    found = data_names(here, (name for name in found if not any(part.startswith(".") for part in name.split("/"))))
+    shards = [f"{here}//{name}" for name in found]
     if not shards:
         raise UserError(f"{path}: holds no {' or '.join(patterns)}; expected {what}")
     return shards

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import tarfile
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 
+from emu_jax.data.forgiving_base64 import decode_base64
 from emu_jax.data.raw.files import MAX_IMAGE_BYTES, Skip, read_image, shard_name
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
@@ -95,18 +95,20 @@ def check_beside(where: str, shards: list[str], setting: str) -> None:
 def data_address(address: str) -> bytes:
     """The encoded image in a data: URL.
 
+    >>> data_address("data:image/png;base64,aGk"), data_address("DATA:;Base64,a G k=")
+    (b'hi', b'hi')
+
     Raises:
       Skip: there is none.
     """
     head, comma, body = address.partition(",")
-    if not comma or not head.lower().startswith("data:image/"):
-        raise Skip("unreadable_image", f"not an image: {address[:60]}")
-    data = urllib.parse.unquote_to_bytes(body)
-    if head.lower().endswith(";base64"):
-        try:
-            data = base64.b64decode(b"".join(data.split()))
-        except ValueError as error:
-            raise Skip("unreadable_image", f"{head[:60]}: {error}") from error
+    kind, *parameters = (part.strip().lower() for part in head.partition(":")[2].split(";"))
+    if not comma or (kind and not kind.startswith("image/") and not kind.endswith("/octet-stream")):
+        raise Skip("unreadable_image", f"not an image: {ascii(address)[:60]}")
+    try:
+        data = decode_base64(body) if parameters[-1:] == ["base64"] else urllib.parse.unquote_to_bytes(body)
+    except ValueError as error:
+        raise Skip("unreadable_image", f"{ascii(head)[:60]}: {error}") from error
     if not data:
-        raise Skip("unreadable_image", f"{head[:60]} is empty")
+        raise Skip("unreadable_image", f"{ascii(head)[:60]} is empty")
     return data

@@ -85,6 +85,8 @@ class Reader(Protocol):
     def shards(self, path: str) -> list[str]:
         """The pieces that can be read independently, in a fixed order.
 
+        A piece of a file is named by the file, `@` and numbers, as in `a.jsonl@0-100` (`limits.by_file`).
+
         Raises:
           UserError: `path` holds nothing that this reader reads.
         """

@@ -1,28 +1,36 @@
-"""Rows of JSON lines, JSON arrays and Parquet, one at a time.
+"""Rows of JSON lines, JSON arrays, Parquet and Arrow, one at a time.
 
-    docs_0.jsonl, .jsonl.gz, .jsonl.zip, .json, .parquet ─ read_rows ─ ("docs_0.jsonl/17", {…}) | Reject
+    docs_0.jsonl, .ndjson, .json (also .gz, .zst), .jsonl.zip, .parquet, .arrow ─ read_rows ─ ("docs_0.jsonl/17", {…})
 
 The number in a key counts lines or rows, from 0.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
+from emu_jax.data.raw import tables
+from emu_jax.data.raw.compressed import SUFFIXES, CutError, unpacked
 from emu_jax.data.raw.files import Skip, json_array, opened, parse_line, shard_name
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import TransientError, UserError, shown
 from emu_jax.storage import read_lines
 
-PATTERNS = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip", "*.json", "*.json.gz", "*.parquet")
-PARQUET_ROWS = 16  # in memory at once; a row may hold its images
-PACKED = (".gz", ".zip")
+LINES = (".jsonl", ".ndjson")
+TABLE_ROWS = 16  # in memory at once; a row may hold its images
+PACKED = (*SUFFIXES, ".zip")
+LINE_PATTERNS = tuple(f"*{end}{packed}" for end in LINES for packed in ("", *PACKED))
+PATTERNS = (
+    *LINE_PATTERNS,
+    *(f"*.json{packed}" for packed in ("", *SUFFIXES)),
+    *(f"*{suffix}" for suffix in tables.SUFFIXES),
+)
 
+KeyedValue = tuple[str, Any]  # key, JSON value
 KeyedRow = tuple[str, dict[str, Any]]  # key, object
 
 
@@ -36,29 +44,45 @@ def read_rows(shard: str) -> Iterator[KeyedRow | Reject]:
     """The objects of a shard in order, each with its key.
 
     Raises:
-      UserError: the file is gone, or pyarrow is missing.
+      UserError: the file is gone, or a package that reads it is missing.
+    """
+    for found in read_values(shard):
+        if isinstance(found, Reject) or isinstance(found[1], dict):
+            yield found
+        else:
+            yield Reject(found[0], "unreadable_record", f"expected an object, found {shown(found[1])}")
+
+
+def read_values(shard: str, digits: int = 0) -> Iterator[KeyedValue | Reject]:
+    """The values of a shard in order, each with its key.
+
+    Args:
+      digits: of the numbers in keys, at least.
+
+    Raises:
+      UserError: as `read_rows`.
     """
     name = shard_name(shard)
     try:
-        if name.endswith(".parquet"):
-            yield from _parquet(shard, name)
+        if name.endswith(tables.SUFFIXES):
+            yield from _table(shard, name, digits)
         elif name.endswith(".zip"):
             with opened(shard) as file, zipfile.ZipFile(file) as archive:
-                members = [member for member in archive.namelist() if member.endswith((".jsonl", ".json"))]
+                members = [member for member in archive.namelist() if member.endswith((*LINES, ".json"))]
                 for member in members:
                     # Published archives hold one file of the same name; in others, the member's name tells them apart.
                     where = name if len(members) == 1 else f"{name}/{member}"
                     with archive.open(member) as stream:
-                        yield from _json(stream, where, member)
-        elif name.endswith(".gz"):
-            with opened(shard) as file, gzip.open(file) as stream:
-                yield from _json(stream, name, name.removesuffix(".gz"))
+                        yield from _json(stream, where, member, digits)
         else:
+            suffix = next((suffix for suffix in SUFFIXES if name.endswith(suffix)), "")
             with opened(shard) as stream:
-                yield from _json(stream, name, name)
+                yield from _json(
+                    unpacked(stream, suffix) if suffix else stream, name, name.removesuffix(suffix), digits
+                )
     except TransientError:
         raise
-    except (zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError, RuntimeError) as error:
+    except (CutError, zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         yield Reject(name, "cut_shard", f"{name} cannot be unpacked further ({error})")
     except FileNotFoundError as error:
         raise UserError(f"{shard}: no such file; it was there when the shards were listed") from error
@@ -66,25 +90,25 @@ def read_rows(shard: str) -> Iterator[KeyedRow | Reject]:
         yield Reject(name, "cut_shard", f"{name} cannot be read further ({error.strerror or error})")
 
 
-def _json(stream: IO[bytes] | gzip.GzipFile, where: str, name: str) -> Iterator[KeyedRow | Reject]:
-    if name.endswith(".jsonl"):
-        yield from _lines(stream, where)
+def _json(stream: IO[bytes], where: str, name: str, digits: int) -> Iterator[KeyedValue | Reject]:
+    if name.endswith(LINES):
+        yield from _lines(stream, where, digits)
         return
     text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape")
     number = 0
     try:
         for value in json_array(text):
-            yield _row(f"{where}/{number}", value)
+            yield f"{where}/{number:0{digits}d}", value
             number += 1
     except Skip as skip:
         yield Reject(where, skip.reason, f"{where} cannot be read after {number} rows: {skip}")
 
 
-def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[KeyedRow | Reject]:
+def _lines(stream: IO[bytes], where: str, digits: int) -> Iterator[KeyedValue | Reject]:
     for line in read_lines(stream):
-        key = f"{where}/{line.number - 1}"
+        key = f"{where}/{line.number - 1:0{digits}d}"
         try:
-            yield _row(key, parse_line(line))
+            yield key, parse_line(line)
         except Skip as skip:
             if skip.reason == "cut_shard":
                 yield Reject(where, "cut_shard", f"{where} ends within line {line.number}")
@@ -92,25 +116,14 @@ def _lines(stream: IO[bytes] | gzip.GzipFile, where: str) -> Iterator[KeyedRow |
                 yield Reject(key, skip.reason, f"line {line.number}: {skip}")
 
 
-def _row(key: str, value: Any) -> KeyedRow | Reject:
-    if isinstance(value, dict):
-        return key, value
-    return Reject(key, "unreadable_record", f"expected an object, found {shown(value)}")
-
-
-def _parquet(shard: str, name: str) -> Iterator[KeyedRow | Reject]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{shard}: Parquet needs pyarrow; run `pip install 'emu-jax[prepare]'`") from error
+def _table(shard: str, name: str, digits: int) -> Iterator[KeyedValue | Reject]:
     number = 0
     try:
-        with opened(shard) as data, pyarrow.parquet.ParquetFile(data) as file:
-            for batch in file.iter_batches(batch_size=PARQUET_ROWS):
-                for row in batch.to_pylist():
-                    yield f"{name}/{number}", row
+        with tables.open_table(shard) as table:
+            for batch in table.batches(TABLE_ROWS):
+                for row in tables.rows_of(batch):
+                    key = f"{name}/{number:0{digits}d}"
+                    yield row.reject(key) if isinstance(row, Skip) else (key, row)
                     number += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        detail = str(error).splitlines()[0] if str(error) else type(error).__name__
-        yield Reject(name, "cut_shard", f"{name} breaks off after {number} rows: {detail}")
+    except Skip as skip:
+        yield Reject(name, skip.reason, f"{name} breaks off after {number} rows: {skip}")

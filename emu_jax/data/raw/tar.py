@@ -10,14 +10,13 @@ truncation of an archive is detected: Python's own reader mistakes the end of th
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import io
 import re
 import tarfile
 import unicodedata
-import zlib
 from collections.abc import Iterator
+from typing import IO
 
+from emu_jax.data.raw.compressed import CutError, unpacked
 from emu_jax.data.raw.files import opened, shard_name
 from emu_jax.data.raw.reader import Reject
 from emu_jax.errors import UserError
@@ -70,7 +69,7 @@ class _Cut(Exception):
 class _Blocks:
     """A stream of blocks that counts its position."""
 
-    def __init__(self, stream: io.BufferedIOBase):
+    def __init__(self, stream: IO[bytes]):
         self._stream, self.position = stream, 0
 
     def some(self, size: int) -> bytes:
@@ -102,7 +101,7 @@ class _Blocks:
 def read_samples(
     shard: str, max_member_bytes: int = MAX_MEMBER_BYTES, record_bytes: int = RECORD_BYTES
 ) -> Iterator[Sample | Reject]:
-    """The samples of a .tar or .tar.gz, in order, and rejects for what was left out.
+    """The samples of a .tar, .tar.gz or .tar.zst, in order, and rejects for what was left out.
 
     The sample in which an archive is truncated is not yielded, because members of it may be missing.
 
@@ -118,8 +117,7 @@ def read_samples(
     name = shard_name(shard)
     try:
         with opened(shard) as file:
-            stream = gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file
-            members = _members(_Blocks(stream), name, max_member_bytes, record_bytes)
+            members = _members(_Blocks(unpacked(file)), name, max_member_bytes, record_bytes)
             yield from _samples(members, name, max_member_bytes)
     except OSError as error:
         raise UserError(f"{shard}: cannot be opened ({error.strerror}); expected a tar archive") from error
@@ -189,7 +187,7 @@ def _members(blocks: _Blocks, name: str, max_bytes: int, record_bytes: int) -> I
     """The plain files of an archive; raises `_Cut` where it is truncated."""
     try:
         yield from _headers(blocks, name, max_bytes, record_bytes)
-    except (EOFError, OSError, zlib.error) as error:  # gzip's
+    except (CutError, OSError) as error:
         detail = f"cannot be unpacked beyond byte {blocks.position} ({str(error) or type(error).__name__})"
         raise _Cut(detail) from error
 

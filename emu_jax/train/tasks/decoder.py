@@ -116,7 +116,8 @@ class TrainDecoder(Task):
         def opened(source: str, split: str) -> Latents | OnlineExamples:
             if conditions is not None:
                 online = OnlineConfig.from_dict(config.online)
-                return OnlineExamples(conditions, online, source, split, batch=len(own(data.batch)))
+                batch = len(own(data.batch))
+                return OnlineExamples(conditions, online, source, split, batch=batch, max_faults=data.max_faults)
             return Latents(as_path(source), encoded=config.loss.encoded_share > 0)
 
         examples, parts = open_examples(data, opened)
@@ -131,7 +132,7 @@ class TrainDecoder(Task):
                     "them with the same"
                 )
         stream = ExamplePipeline(examples, data, own=own(data.batch))
-        remarks = tuple(filter(None, [unread_mixture(config)]))
+        remarks = tuple(filter(None, [unread_mixture(config), *(part.remark for part in parts)]))
         unconditional = parts[0].unconditional
         return DecoderInputs(config, stream, remarks=remarks, unconditional=unconditional, conditions=conditions)
 

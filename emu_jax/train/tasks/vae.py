@@ -83,8 +83,10 @@ class TrainVAE(Task):
         reduction = vae.VAEConfig.from_dict(config.vae).reduction
         if config.image_size < 1 or config.image_size % reduction:
             raise UserError(f"config.image_size={config.image_size}; this VAE needs a multiple of {reduction}")
-        images, _ = open_examples(data, lambda source, split: Images(source, split, config.image_size))
-        remarks = tuple(filter(None, [unread_mixture(config)]))
+        images, parts = open_examples(
+            data, lambda source, split: Images(source, split, config.image_size, data.max_faults)
+        )
+        remarks = tuple(filter(None, [unread_mixture(config), *(part.remark for part in parts)]))
         stream = ExamplePipeline(images, data, own=own(data.batch))
         return Inputs(config.copy_and_resolve_references(), stream, remarks=remarks)
 

@@ -1,5 +1,7 @@
 """Chats: turns and images in their places, bad chats left out, files that break off."""
 
+import base64
+import itertools
 import json
 
 import pytest
@@ -9,8 +11,9 @@ from hypothesis import strategies as st
 from emu_jax.data.document import Text
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers.chats import Chats
-from emu_jax.data.system_messages import IMAGE_SYSTEM
+from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
 from emu_jax.errors import UserError
+from tests.videos import grey_video
 
 
 def _turns(*turns: tuple[str, str]) -> list[dict]:
@@ -19,6 +22,13 @@ def _turns(*turns: tuple[str, str]) -> list[dict]:
 
 def _chat(*turns: tuple[str, str], **fields) -> dict:
     return {"id": "x", "conversations": _turns(*turns), **fields}
+
+
+def _messages(*contents, role: str = "user", images: list | None = None, **fields) -> dict:
+    """Messages of users with the contents, each but the last with an answer, and fields of the last answer."""
+    pairs = [({"role": role, "content": each}, {"role": "assistant", "content": "b"}) for each in contents]
+    pairs[-1][1].update(fields)
+    return {"messages": [message for pair in pairs for message in pair]} | ({"images": images} if images else {})
 
 
 def _read(path, **settings):
@@ -144,6 +154,119 @@ def test_html_that_speaks_of_videos_is_text(tmp_path):
     assert _parts(tmp_path, _chat(("human", "How?"), ("gpt", text)))[1] == Text(text, "assistant")
 
 
+def test_openai_messages_with_parts(tmp_path):
+    for name in "ab":
+        (tmp_path / f"{name}.jpg").write_bytes(name.encode())
+    parts = [
+        {"type": "text", "text": "What is"},
+        {"type": "input_text", "text": " this? "},
+        {"type": "image_url", "image_url": {"url": "a.jpg", "detail": "low"}},
+        {"type": "input_image", "image_url": "data:;base64,Yg"},
+        {"type": "image", "image": {"path": "a.jpg", "bytes": None}},
+        {"type": "image", "text": None, "index": 0},
+        "Well?",
+    ]
+    record = _messages(parts, images=["b.jpg"])
+    record["messages"].insert(0, {"role": "developer", "content": "Be brief.", "tool_calls": None, "weight": None})
+    shown = [RawImage(name) for name in (b"a", b"b", b"a", b"b")]
+    assert _parts(tmp_path, record) == [
+        Text("Be brief.", "system"),
+        Text("What is\nthis?", "user"),
+        *shown,
+        Text("Well?", "user"),
+        Text("b", "assistant"),
+    ]
+
+
+def test_columns_of_lists_are_turns(tmp_path):
+    record = {"conversations": {"from": ["human", "gpt"], "value": ["a", "b"]}, "messages": None, "instruction": None}
+    assert _parts(tmp_path, record) == [Text("a", "user"), Text("b", "assistant")]
+
+
+@pytest.mark.parametrize("value", ["<video>\nWhat?", "What?\n<video>", "<image>\nWhat?"])
+def test_a_chat_about_a_video(tmp_path, value):
+    (tmp_path / "v").mkdir()
+    grey_video(tmp_path / "v" / "a.mp4")
+    for turns in ([("human", value)], [("system", "s"), ("human", value)]):
+        record = _chat(*turns, ("gpt", "b"), ("human", "c"), ("gpt", "d"), video="a.mp4")
+        (tmp_path / "t.json").write_text(json.dumps([record]))
+        (document,), rejects = _read(tmp_path / "t.json", videos="v", frames=5)
+        first, *frames = document.parts[:6]
+        assert not rejects and document.kind == "video_chat"
+        assert first == Text("s" if len(turns) > 1 else VIDEO_SYSTEM, "system")
+        assert all(isinstance(frame, RawImage) and frame.data.shape == (32, 48, 3) for frame in frames)
+        assert [part.text for part in document.parts[6:]] == ["What?", "b", "c", "d"]
+
+
+def test_a_video_in_a_part(tmp_path):
+    grey_video(tmp_path / "a.mp4")
+    record = _messages([{"type": "video_url", "video_url": {"url": "a.mp4"}}, {"type": "text", "text": "What?"}])
+    (tmp_path / "t.json").write_text(json.dumps([record]))
+    (document,), _ = _read(tmp_path / "t.json", frames=3)
+    assert document.kind == "video_chat" and len(document.parts) == 6
+
+
+# ---------------------------------------------------------------- every form, against plain Python
+
+WORDS = st.sampled_from(["a", "b c", "猫", "the <video> tag", "2 < 3", "image"])
+IMAGES = st.integers(0, 3)
+# Of a turn: texts, and numbers of image files; no text beside another, which forms join differently.
+PIECES = st.lists(WORDS | IMAGES, min_size=1, max_size=5).filter(
+    lambda pieces: not any(isinstance(a, str) and isinstance(b, str) for a, b in itertools.pairwise(pieces))
+)
+CHATS = st.tuples(st.none() | WORDS, st.lists(st.tuples(PIECES, WORDS), min_size=1, max_size=3))
+FORMS = ("llava", "string", "parts", "places", "data", "columns")
+
+
+def _in_form(form: str, system: str | None, rounds: list) -> dict:
+    """A chat as a data set of that form would write it."""
+    turns = [("system", [system])] if system is not None else []
+    turns += [turn for asked, answer in rounds for turn in (("user", asked), ("assistant", [answer]))]
+    images = [f"{n}.jpg" for _, pieces in turns for n in pieces if isinstance(n, int)]
+
+    def joined(pieces):
+        return " ".join("<image>" if isinstance(piece, int) else piece for piece in pieces)
+
+    def part(piece):
+        if isinstance(piece, str):
+            return {"type": "text", "text": piece}
+        if form == "places":
+            return {"type": "image"}
+        if form == "data":
+            data = base64.b64encode(f"image {piece}".encode()).decode().rstrip("=")
+            return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+        return {"type": "image_url", "image_url": {"url": f"{piece}.jpg"}}
+
+    if form == "llava":
+        own = {"user": "human", "assistant": "gpt", "system": "system"}
+        return {"conversations": [{"from": own[r], "value": joined(p)} for r, p in turns], "image": images}
+    if form == "columns":
+        return {"conversations": {"role": [r for r, _ in turns], "content": [joined(p) for _, p in turns]}} | (
+            {"images": images}
+        )
+    if form == "string":
+        return {"messages": [{"role": r, "content": joined(p)} for r, p in turns], "images": images}
+    messages = [{"role": r, "content": [part(piece) for piece in p]} for r, p in turns]
+    return {"messages": messages} | ({"images": images} if form == "places" else {})
+
+
+@given(chat=CHATS, form=st.sampled_from(FORMS))
+def test_every_form_of_a_chat_becomes_the_same(tmp_path_factory, chat, form):
+    folder = tmp_path_factory.getbasetemp()
+    for n in range(4):
+        (folder / f"{n}.jpg").write_bytes(f"image {n}".encode())
+    system, rounds = chat
+    expected = [Text(system, "system")] if system is not None else []
+    if system is None and any(isinstance(piece, int) for asked, _ in rounds for piece in asked):
+        expected = [Text(IMAGE_SYSTEM, "system")]
+    for asked, answer in rounds:
+        for piece in asked:
+            expected.append(Text(piece, "user") if isinstance(piece, str) else RawImage(f"image {piece}".encode()))
+        expected += [Text("", "user")] if isinstance(asked[-1], int) else []
+        expected.append(Text(answer, "assistant"))
+    assert _parts(folder, _in_form(form, system, rounds)) == expected
+
+
 # ---------------------------------------------------------------- what is left out
 
 BAD = [
@@ -152,7 +275,36 @@ BAD = [
     (_chat(("gpt", "a"), ("system", "s"), ("human", "a"), ("gpt", "b")), "misplaced_system"),
     (_chat(("human", "a"), ("human", "b"), ("gpt", "c")), "repeated_role"),
     (_chat(("human", "a"), ("gpt", "b"), ("gpt", "c")), "repeated_role"),
-    (_chat(("human", "<video>\na"), ("gpt", "b"), video="a.mp4"), "unread_field"),
+    (_chat(("human", "<video>\na"), ("gpt", "b"), video="a.mp4"), "missing_video"),
+    (_chat(("human", "<video>\na"), ("gpt", "b"), video="../a.mp4"), "unsafe_path"),
+    (_chat(("human", "<video>\na"), ("gpt", "b"), video="https://a.example/a.mp4"), "missing_video"),
+    (_chat(("human", "a"), ("gpt", "b"), video="a.mp4"), "images_differ"),
+    (_chat(("human", "<video>\na"), ("gpt", "b"), videos=["a.mp4", "b.mp4"]), "images_differ"),
+    (_chat(("human", "<video>a<video>"), ("gpt", "b"), videos=["a.mp4", "b.mp4"]), "unread_field"),
+    (_chat(("human", "<video><image>a"), ("gpt", "b"), video="a.mp4", image="a.jpg"), "unread_field"),
+    (_chat(("human", "a<image>b"), ("gpt", "c"), video="a.mp4"), "unread_field"),
+    (_chat(("human", "a"), ("gpt", "b"), ("human", "<video>"), ("gpt", "c"), video="a.mp4"), "unread_field"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="https://a.example/a.jpg"), "missing_image"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="data:text/html,x"), "unreadable_image"),
+    (_chat(("human", "<image>a"), ("gpt", "b"), image="data:image/png;base64,!"), "unreadable_image"),
+    (_messages("a", [{"type": "image_url", "image_url": {"url": "a.jpg"}}, "<image>"]), "images_differ"),
+    (_messages("a", [{"type": "image"}]), "images_differ"),
+    (_messages([{"type": "image", "index": 1}, {"type": "image", "index": 0}], images=["a.jpg"] * 2), "images_differ"),
+    (_messages([{"type": "input_audio", "input_audio": {}}]), "unread_field"),
+    (_messages([{"type": "video", "video": "a.mp4"}, {"type": "video", "video": "b.mp4"}]), "unread_field"),
+    (_messages([{"type": "text", "text": None}]), "not_a_chat"),
+    (_messages([7]), "not_a_chat"),
+    (_messages([]), "empty_turn"),
+    (_messages("a", {"text": "b"}), "empty_turn"),
+    (_messages("a", role="tool"), "unknown_role"),
+    (_messages("a", tool_calls=[{"id": "1"}]), "unread_field"),
+    (
+        {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": None, "refusal": "no"}]},
+        "unread_field",
+    ),
+    (_messages("a") | {"conversations": _turns(("human", "b"), ("gpt", "c"))}, "not_a_chat"),
+    ({"messages": None}, "no_turns"),
+    ({"conversations": {"from": ["human"], "value": []}}, "no_turns"),
     (_chat(("human", "<video>\na"), ("gpt", "b")), "unread_field"),
     (_chat(("human", "a"), ("gpt", "b"), tools='[{"name": "f"}]'), "unread_field"),
     ({"conversations": [*_turns(("human", "a")), {"from": "gpt", "value": "b", "weight": 0}]}, "unread_field"),

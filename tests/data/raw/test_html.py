@@ -161,7 +161,7 @@ def test_shards_are_batches_of_the_chosen_pages(tmp_path):
     _write(tmp_path, **{"notes.txt": page})
     reader = Html(exclude=("*index.html", "de/*"), pages_per_shard=2)
     shards = reader.shards(str(tmp_path))
-    assert [shard.rpartition("//")[2] for shard in shards] == ["pages-0-2", "pages-2-3"]
+    assert [shard.rpartition("//")[2] for shard in shards] == ["pages@0-2", "pages@2-3"]
     keys = [[document.key for document in reader.read(shard)] for shard in shards]
     assert keys == [["a.html", "b.html"], ["en/c.html"]]
     worker = pickle.loads(pickle.dumps(reader))

@@ -253,7 +253,7 @@ def test_parquet_that_is_damaged_within_gives_what_stands_before(tmp_path):
 
 def test_wrong_paths_and_settings_are_user_errors(tmp_path):
     for path in (tmp_path, tmp_path / "none.tar", tmp_path / "*.tar"):
-        with pytest.raises(UserError, match="expected image-text pairs in tars or parquet files"):
+        with pytest.raises(UserError, match="expected image-text pairs in tars, Parquet or Arrow files"):
             ImageText().shards(str(path))
     with pytest.raises(UserError, match="expected one or more names"):
         ImageText(caption="txt")

@@ -1,56 +1,36 @@
-"""Chats: LLaVA's and ShareGPT's conversations, with or without images, and Alpaca's instructions.
+"""Chats: LLaVA's, ShareGPT's and OpenAI's, with or without images, chats about a video, and Alpaca's instructions.
 
-{"image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"}, {"from": "gpt", …}]}
-{"instruction": "Translate.", "input": "Hund", "output": "dog", "system": "Be brief.", "history": [["Hi", "Hello"]]}
-
-*.json (an array) | *.jsonl ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), Text(…, "assistant")))
+*.json (an array) | *.jsonl | *.parquet | *.arrow ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), …))
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
+from emu_jax.data.frames import STORED
+from emu_jax.data.raw.chat_records import Chat, Mark, parse_chat
 from emu_jax.data.raw.files import (
+    MAX_IMAGE_BYTES,
     Skip,
     check_folder,
-    clean_text,
     find_shards,
-    json_array,
     parse_line,
     read_image,
     shard_name,
 )
+from emu_jax.data.raw.image_files import data_address
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
-from emu_jax.data.system_messages import IMAGE_SYSTEM
-from emu_jax.errors import UserError, shown
+from emu_jax.data.raw.rows import LINES, PATTERNS, read_values, without_twins
+from emu_jax.data.system_messages import IMAGE_SYSTEM, VIDEO_SYSTEM
+from emu_jax.errors import UserError
 from emu_jax.storage import read_lines
 
-PLACEHOLDER = "<image>"
-Turn = tuple[str, list[str | None]]  # role, and the texts of a turn with None at the position of each image
-ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system"}
-# Fields without which a chat says something else, and which are not read.
-UNREAD = ("video", "videos", "audio", "audios", "tools", "functions", "chosen", "rejected", "kto_tag")
-EMPTY: tuple[object, ...] = (
-    None,
-    "",
-    [],
-    {},
-    False,
-    "[]",
-    "{}",
-)  # values with which a field says nothing; tools are JSON in a text
-UNREAD_PLACEHOLDERS = (
-    "<video>",
-    "<audio>",
-    "<speech>",
-)  # where a turn begins or ends with one; elsewhere they are text
-UNLEARNT = ("weight", "loss", "train")  # fields of a turn that, where they are false or 0, exclude it from the loss
+EXPECTED = "chats in JSON or JSONL, Parquet or Arrow, as LLaVA, ShareGPT, OpenAI and Alpaca have them"
 PIECE_BYTES = 64 << 20  # of a JSONL, per shard
 PIECE = re.compile(r"(.+)@(\d+)-(\d+)")
 
@@ -59,39 +39,46 @@ PIECE = re.compile(r"(.+)@(\d+)-(\d+)")
 class Chats:
     """One document per conversation; the texts of a turn carry its role.
 
-    An image takes the position of its `<image>`, and belongs to the turn of the text after it. A turn that ends in an
-    image therefore gets an empty text of its role at the end. A chat with one bad turn is left out completely. Answers
-    before the first question are left out, as the reference of LLaVA and FastChat do with them: they were given to a
-    question that the record does not hold. A system message that is not the first turn leaves out the chat, because a
-    chat has no other place for it, and without it the answers after it would follow from nothing.
+    The forms of records are those of `chat_records.py`. An image takes the position of its `<image>`, and belongs to
+    the turn of the text after it. A turn that ends in an image therefore gets an empty text of its role at the end. A
+    chat about one video becomes a document of the kind `video_chat`, with the video's frames before the first question.
+    A chat with one bad turn is left out completely. Answers before the first question are left out, as the reference
+    of LLaVA and FastChat do with them: they were given to a question that the record does not hold. A system message
+    that is not the first turn leaves out the chat, because a chat has no other place for it, and without it the answers
+    after it would follow from nothing.
 
     Attributes:
       images: folder of the images, relative to the JSON's.
-      system: whether chats with images and without a system message begin with the paper's (`system_messages.py`).
+      videos: folder of the videos, relative to the JSON's.
+      frames: number of frames stored per video, spread over it; all of a shorter one. Training shows some of them.
+      system: whether chats with images or a video and without a system message begin with the paper's
+        (`system_messages.py`).
       max_characters: chats with a longer turn are left out.
       piece_bytes: a longer JSONL is divided into shards of this many bytes.
     """
 
-    about: ClassVar[str] = "conversations: LLaVA's, ShareGPT's, Alpaca's JSON"
+    about: ClassVar[str] = "conversations: LLaVA's, ShareGPT's, OpenAI's, Alpaca's"
     kind: ClassVar[str] = "chat"
     images: str = "."
+    videos: str = "."
+    frames: int = STORED
     system: bool = True
     max_characters: int = 100_000
     piece_bytes: int = PIECE_BYTES
 
     def __post_init__(self):
-        if self.piece_bytes < 1:
-            raise UserError(f"Chats.piece_bytes={self.piece_bytes}; expected at least 1")
+        for name in ("frames", "piece_bytes"):
+            if getattr(self, name) < 1:
+                raise UserError(f"Chats.{name}={getattr(self, name)}; expected at least 1")
 
     def shards(self, path: str) -> list[str]:
-        found = find_shards(
-            path, ("*.json", "*.jsonl"), "chats in JSON or JSONL, as LLaVA, ShareGPT and Alpaca have them"
-        )
+        found = without_twins(find_shards(path, PATTERNS, EXPECTED))
         check_folder("Chats.images", found, self.images)
+        check_folder("Chats.videos", found, self.videos)
         shards = []
         for shard in found:
             size = Path(shard).stat().st_size
-            if shard.endswith(".jsonl") and size > self.piece_bytes:
+            if shard.endswith(LINES) and size > self.piece_bytes:
                 starts = range(0, size, self.piece_bytes)
                 shards += [f"{shard}@{start}-{min(start + self.piece_bytes, size)}" for start in starts]
             else:
@@ -101,23 +88,25 @@ class Chats:
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         piece = PIECE.fullmatch(shard)
         path, start, end = (piece[1], int(piece[2]), int(piece[3])) if piece else (shard, 0, None)
+        if not path.endswith(LINES):
+            yield from self._values(path)
+            return
         try:
-            yield from self._lines(path, start, end) if path.endswith(".jsonl") else self._array(path)
+            yield from self._lines(path, start, end)
         except OSError as error:
-            raise UserError(f"{path}: cannot be read ({error.strerror}); expected chats in JSON or JSONL") from error
+            raise UserError(f"{path}: cannot be read ({error.strerror}); expected {EXPECTED}") from error
 
-    def _array(self, path: str) -> Iterator[RawDocument | Reject]:
-        name, folder = shard_name(path), Path(path).parent / self.images
-        with open(path, encoding="utf-8", errors="surrogateescape") as file:
-            try:
-                for number, record in enumerate(json_array(file)):
-                    yield from self._document(f"{name}/{number:09d}", record, folder)
-            except Skip as skip:
-                yield skip.reject(name)
+    def _values(self, path: str) -> Iterator[RawDocument | Reject]:
+        folder = Path(path).parent
+        for found in read_values(path, digits=9):
+            if isinstance(found, Reject):
+                yield found
+            else:
+                yield from self._document(*found, folder)
 
     def _lines(self, path: str, start: int, end: int | None) -> Iterator[RawDocument | Reject]:
         """The lines that begin in [start, end). A key is the byte at which its line begins, whatever the shards are."""
-        name, folder = shard_name(path), Path(path).parent / self.images
+        name, folder = shard_name(path), Path(path).parent
         with open(path, "rb") as file:
             if start:
                 file.seek(start - 1)
@@ -138,126 +127,75 @@ class Chats:
 
     def _document(self, key: str, record: Any, folder: Path) -> Iterator[RawDocument | Reject]:
         try:
-            if not isinstance(record, dict):
-                raise Skip("not_a_chat", f"expected an object, found {shown(record)}")
-            if found := next((name for name in UNREAD if record.get(name) not in EMPTY), None):
-                raise Skip("unread_field", f"the field {found} changes what the chat says, and is not read")
-            turns = [self._turn(turn, number) for number, turn in enumerate(_turns(record), 1)]
-            led = next((n for n, (role, _) in enumerate(turns) if role != "system"), len(turns))
-            first = next((n for n, (role, _) in enumerate(turns) if role == "user"), len(turns))
-            leading = turns[led:first]
-            _check_order(turns[:led] + turns[first:], leading)
-            parts = self._parts(turns[:led] + turns[first:], _image_names(record), folder)
-            if leading:
-                detail = f"{len(leading)} answers before the first question"
+            chat = parse_chat(record, self.max_characters)
+            document = self._video_chat(key, chat, folder) if chat.videos else self._chat(key, chat, folder)
+            if chat.leading:
+                detail = f"{chat.leading} answers before the first question"
                 yield Reject(f"{key}#leading", "leading_answer", detail, whole=False)
-            yield RawDocument(key, self.kind, tuple(parts))
+            yield document
         except Skip as skip:
             yield skip.reject(key)
 
-    def _parts(self, turns: Sequence[Turn], names: Sequence[object], folder: Path) -> list[Text | RawImage]:
-        places = sum(piece is None for _, pieces in turns for piece in pieces)
-        if places != len(names):
-            raise Skip("images_differ", f"{places} x {PLACEHOLDER}, {len(names)} images")
-        if not any(role == "assistant" for role, _ in turns):
-            raise Skip("no_answer", "the assistant has no turn after a question")
-        images = (RawImage(read_image(folder, name)) for name in names)
-        add_system = names and self.system and not any(role == "system" for role, _ in turns)
-        parts: list[Text | RawImage] = [Text(IMAGE_SYSTEM, "system")] if add_system else []
-        for role, pieces in turns:
-            parts += [next(images) if piece is None else Text(piece, role) for piece in pieces]
-            if pieces[-1] is None:
-                parts.append(Text("", role))
-        return parts
+    def _chat(self, key: str, chat: Chat, folder: Path) -> RawDocument:
+        images = (RawImage(_image(folder / self.images, name)) for name in chat.images)
+        parts = self._system(chat, IMAGE_SYSTEM) if chat.images else []
+        for turn in chat.turns:
+            parts += [next(images) if isinstance(piece, Mark) else Text(piece, turn.role) for piece in turn.pieces]
+            if isinstance(turn.pieces[-1], Mark):
+                parts.append(Text("", turn.role))
+        return RawDocument(key, self.kind, tuple(parts))
 
-    def _turn(self, turn: Any, number: int) -> Turn:
-        if not isinstance(turn, dict) or not isinstance(turn.get("value"), str):
-            found = shown(turn.get("value")) if isinstance(turn, dict) and "value" in turn else "no value"
-            raise Skip("empty_turn", f"turn {number} has {found}; expected a text as its value")
-        sender = turn.get("from")
-        role = ROLES.get(sender) if isinstance(sender, str) else None
-        if role is None:
-            raise Skip("unknown_role", f"turn {number} is from {sender!a:.40}; known: {', '.join(ROLES)}")
-        value = turn["value"].strip()
-        if found := next((p for p in UNREAD_PLACEHOLDERS if value.startswith(p) or value.endswith(p)), None):
-            raise Skip("unread_field", f"turn {number} shows {found}, which is not read")
-        if found := next((name for name in UNLEARNT if name in turn and not turn[name]), None):
-            raise Skip("unread_field", f"turn {number} has {found}={shown(turn[found])}, and is not to be learnt")
-        pieces: list[str | None] = []
-        for n, text in enumerate(turn["value"].split(PLACEHOLDER)):
-            if n > 0:
-                pieces.append(None)
-            # White space beside an image is dropped: the image's delimiters separate it from the text.
-            if text := clean_text(text, self.max_characters):
-                pieces.append(text)
-        if not pieces:
-            raise Skip("empty_turn", f"turn {number} is empty")
-        return role, pieces
+    def _video_chat(self, key: str, chat: Chat, folder: Path) -> RawDocument:
+        """A chat about one video, whose frames come before the first question."""
+        try:
+            from emu_jax.data.raw.video_files import find_video, stored_frames  # on demand: chats need no PyAV
+        except ImportError as error:
+            raise UserError(f"{key}: chats about videos need PyAV ({error}); run `pip install av`") from error
+        first = next(turn for turn in chat.turns if turn.role == "user")
+        marks = [place for place, piece in enumerate(first.pieces) if isinstance(piece, Mark)]
+        if chat.images or len(chat.videos) > 1:
+            shown = f"{len(chat.videos)} videos and {len(chat.images)} images"
+            raise Skip("unread_field", f"the chat shows {shown}; one video alone, or images, are read")
+        if marks not in ([0], [len(first.pieces) - 1]):
+            raise Skip(
+                "unread_field", "the video is shown within a question, or after the first one; it is not read there"
+            )
+        frames = stored_frames(find_video(folder / self.videos, _path(chat.videos[0], "video")), self.frames)
+        texts = [Text(piece, turn.role) for turn in chat.turns for piece in turn.pieces if isinstance(piece, str)]
+        if texts[0].role == "system":
+            return RawDocument(key, "video_chat", (texts[0], *frames, *texts[1:]))
+        return RawDocument(key, "video_chat", (*self._system(chat, VIDEO_SYSTEM), *frames, *texts))
+
+    def _system(self, chat: Chat, message: str) -> list[Text | RawImage]:
+        return [Text(message, "system")] if self.system and chat.turns[0].role != "system" else []
 
 
-def _turns(record: dict[str, Any]) -> list[Any]:
-    """The turns of a record as ShareGPT has them, with its system message first."""
-    if "conversations" in record:
-        turns = record["conversations"]
-        if not isinstance(turns, list) or not turns:
-            raise Skip("no_turns", "conversations is not a list of turns, or is empty")
-    elif {"instruction", "output"} <= record.keys():
-        turns = _instruction(record)
-    else:
-        raise Skip("not_a_chat", "expected an object with conversations, or instruction and output")
-    system = record.get("system")
-    return [{"from": "system", "value": system}, *turns] if system else turns
+def _image(folder: Path, name: Any) -> bytes:
+    """An image that a chat shows, encoded.
 
-
-def _instruction(record: dict[str, Any]) -> list[dict[str, str]]:
-    """Alpaca's earlier questions and answers, and its instruction, input and output, as turns."""
-    asked: list[tuple[Any, Any]] = []
-    for number, pair in enumerate(record.get("history") or [], 1) if _is_list(record, "history") else ():
-        if not isinstance(pair, list | tuple) or len(pair) != 2:
-            raise Skip("not_a_chat", f"history {number} is {shown(pair)}; expected a question and its answer")
-        asked.append((pair[0], pair[1]))
-    fields = [record["instruction"], record.get("input") or "", record["output"]]
-    if not all(isinstance(field, str) for field in [*fields, *(text for pair in asked for text in pair)]):
-        raise Skip("not_a_chat", "expected texts as instruction, input and output, and in history")
-    instruction, more, output = (field.replace("\0", "").strip() for field in fields)
-    if not instruction or not output:
-        raise Skip("empty_turn", "the instruction is empty" if output else "the output is empty")
-    asked.append((f"{instruction}\n{more}" if more else instruction, output))
-    return [{"from": who, "value": text} for pair in asked for who, text in zip(("human", "gpt"), pair, strict=True)]
-
-
-def _is_list(record: dict[str, Any], name: str) -> bool:
-    if record.get(name) and not isinstance(record[name], list):
-        raise Skip("not_a_chat", f"{name} is {shown(record[name])}; expected a list")
-    return True
-
-
-def _image_names(record: dict[str, Any]) -> list[object]:
-    """The names in the fields image and images; an empty one is none."""
-    found = []
-    for field in ("image", "images"):
-        names = record.get(field)
-        names = names if isinstance(names, list) else [names]
-        if names := [name for name in names if name is not None and name != ""]:
-            found.append(names)
-    if len(found) == 2 and found[0] != found[1]:
-        raise Skip("images_differ", "the fields image and images name different images")
-    return found[0] if found else []
-
-
-def _check_order(turns: Sequence[Turn], leading: Sequence[Turn]) -> None:
-    """Raises unless at most one system message comes first, and question and answer take turns after it.
-
-    Args:
-      leading: answers before the first question, which are left out.
+    Raises:
+      Skip: it is not there, or too large.
     """
-    if any(role == "system" for role, _ in (*leading, *turns[1:])):
-        raise Skip("misplaced_system", "a system message that is not the first turn")
-    if any(piece is None for _, pieces in leading for piece in pieces):
-        raise Skip("leading_answer", "an answer before the first question shows an image")
-    for number, (before, after) in enumerate(itertools.pairwise(role for role, _ in turns), 1):
-        if before == after:
-            raise Skip("repeated_role", f"turns {number} and {number + 1} are both the {after}'s")
+    if isinstance(name, dict):
+        name = name.get("bytes") or name.get("path")
+    if isinstance(name, str) and name[:5].lower() == "data:":
+        name = data_address(name)
+    if isinstance(name, bytes):
+        if len(name) > MAX_IMAGE_BYTES:
+            raise Skip("image_too_large", f"{len(name)} bytes; at most {MAX_IMAGE_BYTES} are read")
+        return name
+    return read_image(folder, _path(name, "image"))
+
+
+def _path(name: Any, what: str) -> Any:
+    """A name of a file; whether it is one is checked where it is opened.
+
+    Raises:
+      Skip: it is an address.
+    """
+    if isinstance(name, str) and "://" in name:
+        raise Skip(f"missing_{what}", f"{ascii(name)[:200]} is an address, and none is fetched; name a downloaded file")
+    return name
 
 
 def _skip_line(file: Any) -> None:

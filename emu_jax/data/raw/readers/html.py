@@ -80,11 +80,11 @@ class Html:
             wanted = ", ".join(self.include)
             raise UserError(f"{path}: no page matches include {wanted} and no exclude; expected a folder of HTML pages")
         starts = range(0, len(pages), self.pages_per_shard)
-        return [f"{path}//pages-{start}-{min(start + self.pages_per_shard, len(pages))}" for start in starts]
+        return [f"{path}//pages@{start}-{min(start + self.pages_per_shard, len(pages))}" for start in starts]
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
         root, _, name = shard.rpartition("//")
-        _, start, stop = name.split("-")
+        start, stop = name.removeprefix("pages@").split("-")
         pages, decorations = _survey(self, root)
         for page in pages[int(start) : int(stop)]:
             yield from self._document(Path(root), page, decorations)

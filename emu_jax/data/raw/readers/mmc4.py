@@ -21,7 +21,7 @@ from emu_jax.data.document import Text
 from emu_jax.data.raw.files import Skip, clean_text, find_shards
 from emu_jax.data.raw.image_files import ImageFiles, beside, check_beside
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
-from emu_jax.data.raw.rows import read_rows, without_twins
+from emu_jax.data.raw.rows import LINE_PATTERNS, read_rows, without_twins
 from emu_jax.data.raw.web import Found, check_similarity, embed_found, finish, low_similarity
 
 MAX_SENTENCE = 100_000  # characters
@@ -48,8 +48,8 @@ class Mmc4:
         check_similarity("Mmc4", self.min_similarity)
 
     def shards(self, path: str) -> list[str]:
-        patterns = ("*.jsonl", "*.jsonl.gz", "*.jsonl.zip")
-        shards = without_twins(find_shards(path, patterns, "MMC4's docs_no_face_shard_0_v2.jsonl, plain or in a .zip"))
+        expected = "MMC4's docs_no_face_shard_0_v2.jsonl, plain or in a .zip"
+        shards = without_twins(find_shards(path, LINE_PATTERNS, expected))
         check_beside("Mmc4.images", shards, self.images)
         return shards
 

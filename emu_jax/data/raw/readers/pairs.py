@@ -1,13 +1,13 @@
-"""Images with one text each: img2dataset's folders, other tars of samples, and Parquet files that hold images.
+"""Images with one text each: img2dataset's folders, other tars of samples, and tables that hold images.
 
-folder | *.tar | *.parquet ─ ImageText ─ RawDocument("00012.tar/000120034", "pair", (RawImage, Text)) | Reject
+folder | *.tar | *.parquet | *.arrow ─ ImageText ─ RawDocument("00012.tar/000120034", "pair", (RawImage, Text)) | Reject
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO, ClassVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.files import (
@@ -15,20 +15,21 @@ from emu_jax.data.raw.files import (
     Skip,
     clean_text,
     find_shards,
-    opened,
     parse_json,
     shard_name,
     shard_path,
 )
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
+from emu_jax.data.raw.rows import without_twins
+from emu_jax.data.raw.tables import SUFFIXES, open_table, rows_of
 from emu_jax.data.raw.tar import RECORD_BYTES, Sample, read_samples
 from emu_jax.errors import UserError
 from emu_jax.storage import Path
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff", "avif", "image", "image.bytes")
 CAPTIONS = ("txt", "caption", "TEXT", "text")
-PARQUET_ROWS = 64  # in memory at once
-TARS = ("*.tar", "*.tar.gz", "*.tgz")
+TABLE_ROWS = 64  # in memory at once
+TARS = (".tar", ".tar.gz", ".tgz", ".tar.zst", ".tzst")
 
 
 def _names(where: str, names: object) -> None:
@@ -38,7 +39,7 @@ def _names(where: str, names: object) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ImageText:
-    """Image-text pairs in tars (img2dataset's, or any in webdataset's form) and in Parquet files that hold images.
+    """Image-text pairs in tars (img2dataset's, or any in webdataset's form), and in Parquet and Arrow with images.
 
     A sample's image is the first of `images` that its members or columns have and that is not empty; its text is the
     first such one of `caption`. Of a list of captions, the first is used. LAION-COCO's own captions are read by
@@ -47,14 +48,15 @@ class ImageText:
 
     Attributes:
       images: extensions of members or names of columns with an encoded image, or with Hugging Face's {bytes, path}.
-      caption: extensions of members, fields of the member `json`, or names of columns.
+      caption: extensions of members, fields of the member `json`, or names of columns. A field of a column is named by
+        a dot, as in `meta.caption`; so are columns of images.
       score: field or column with the similarity of image and text.
       max_characters: longer captions are left out.
       max_member_bytes: larger members of a tar are left out.
       record_bytes: see `read_samples`.
     """
 
-    about: ClassVar[str] = "images with captions: img2dataset's tars, or Parquet"
+    about: ClassVar[str] = "images with captions: img2dataset's tars, Parquet or Arrow"
     kind: ClassVar[str] = "pair"
     images: tuple[str, ...] = IMAGES
     caption: tuple[str, ...] = CAPTIONS
@@ -68,15 +70,17 @@ class ImageText:
         _names("ImageText.caption", self.caption)
 
     def shards(self, path: str) -> list[str]:
-        found = find_shards(path, (*TARS, "*.parquet"), "image-text pairs in tars or parquet files", alone=True)
-        tars = {shard.removesuffix(".tar") for shard in found if shard.endswith(".tar")}
-        shards = [shard for shard in found if shard.removesuffix(".parquet") not in tars]
-        if all(shard.endswith(".parquet") for shard in shards):
+        patterns = (*(f"*{end}" for end in TARS), *(f"*{end}" for end in SUFFIXES))
+        expected = "image-text pairs in tars, Parquet or Arrow files"
+        found = without_twins(find_shards(path, patterns, expected, alone=True))
+        tars = {_without(shard, TARS) for shard in found if shard.endswith(TARS)}
+        shards = [shard for shard in found if shard.endswith(TARS) or _without(shard, (".parquet",)) not in tars]
+        if all(shard.endswith(SUFFIXES) for shard in shards):
             self._check_columns(shards[0])  # otherwise the run would end with nothing but rejects
         return shards
 
     def read(self, shard: str) -> Iterator[RawDocument | Reject]:
-        yield from self._read_parquet(shard) if shard.endswith(".parquet") else self._read_tar(shard)
+        yield from self._read_table(shard) if shard.endswith(SUFFIXES) else self._read_tar(shard)
 
     # ------------------------------------------------------------ tars
 
@@ -91,8 +95,8 @@ class ImageText:
                 continue
             samples += 1
             yield from self._sample(f"{name}/{sample.name}", sample)
-        if whole and shard.endswith(".tar"):
-            yield from _compare_count(shard_path(f"{shard.removesuffix('.tar')}_stats.json"), name, samples)
+        if whole:
+            yield from _compare_count(shard_path(f"{_without(shard, TARS)}_stats.json"), name, samples)
 
     def _sample(self, key: str, sample: Sample) -> Iterator[RawDocument | Reject]:
         fields: dict[str, Any] = {}
@@ -126,88 +130,110 @@ class ImageText:
                     return text
         raise Skip("no_text", f"none of {', '.join(self.caption)} holds text")
 
-    # ------------------------------------------------------------ parquet
+    # ------------------------------------------------------------ tables
 
-    def _columns(self, file: Any) -> tuple[str, list[str]]:
-        """The name of the column of images, and of the other columns that are read."""
-        types = {field.name: str(field.type) for field in file.schema_arrow}
-        names = list(types)
-        binary = ("binary", "large_binary", "fixed_size_binary", "struct")  # not columns of paths or addresses
-        image = next((name for name in self.images if types.get(name, "").startswith(binary)), "")
-        captions = [name for name in self.caption if name in names]
+    def _columns(self, schema: Any) -> tuple[str, list[str]]:
+        """The path of the images, and the columns that are read, its own first."""
+        image = next((path for path in self.images if _holds_images(_type_at(schema, path))), "")
+        captions = [path for path in self.caption if _type_at(schema, path) is not None]
         if not image or not captions:
             raise Skip(
                 "no_column",
-                f"columns {_listed(names)}; expected an image's bytes in one of {', '.join(self.images)} and a text "
-                f"in one of {', '.join(self.caption)}: name yours in the settings images and caption",
+                f"columns {_listed(schema.names)}; expected an image's bytes in one of {', '.join(self.images)} and a "
+                f"text in one of {', '.join(self.caption)}: name yours in the settings images and caption",
             )
-        scores = [self.score] if self.score in names and self.score not in captions else []
-        return image, captions + scores
+        scores = [self.score] if _type_at(schema, self.score) is not None else []
+        return image, list(dict.fromkeys(_column(schema.names, path) for path in (image, *captions, *scores)))
 
     def _check_columns(self, shard: str) -> None:
         try:
-            with opened(shard) as data, _open_parquet(data, shard) as file:
-                self._columns(file)
+            with open_table(shard) as table:
+                self._columns(table.schema)
         except Skip as skip:
             if skip.reason == "no_column":
                 raise UserError(f"{shard}: {skip.detail}") from skip
 
-    def _read_parquet(self, shard: str) -> Iterator[RawDocument | Reject]:
+    def _read_table(self, shard: str) -> Iterator[RawDocument | Reject]:
         name = shard_name(shard)
-        row = 0
+        number = 0
         try:
-            with opened(shard) as data, _open_parquet(data, shard) as file:
-                image, others = self._columns(file)
-                for batch in _batches(file, [image, *others]):
-                    for n in range(batch.num_rows):
-                        yield self._row(f"{name}/{row:09d}", batch.slice(n, 1), image)
-                        row += 1
+            with open_table(shard) as table:
+                image, columns = self._columns(table.schema)
+                for batch in table.batches(TABLE_ROWS, columns):
+                    for row in rows_of(batch):
+                        key = f"{name}/{number:09d}"
+                        yield row.reject(key) if isinstance(row, Skip) else self._row(key, row, image)
+                        number += 1
         except Skip as skip:
-            said = f"{name}, row {row}: {skip.detail}" if row else skip.detail
+            said = f"{name}, row {number}: {skip.detail}" if number else skip.detail
             yield Reject(name, skip.reason, said)
 
-    def _row(self, key: str, table: Any, image: str) -> RawDocument | Reject:
+    def _row(self, key: str, row: dict[str, Any], image: str) -> RawDocument | Reject:
         try:
-            (record,) = table.to_pylist()
-        except UnicodeDecodeError as error:
-            return Reject(key, "unreadable_text", f"a text is not UTF-8 ({error.reason} at byte {error.start})")
-        value = record[image]
-        if isinstance(value, dict):
-            value = value.get("bytes")
-        if not isinstance(value, bytes) or not value:
-            return Reject(key, "no_image", f"column {image} is empty")
-        if len(value) > self.max_member_bytes:
-            return Reject(key, "image_too_large", f"{len(value)} bytes; at most {self.max_member_bytes} are read")
-        try:
-            image_part = RawImage(value, _score(record.get(self.score)))
-            return RawDocument(key, self.kind, (image_part, Text(self._caption(record.get))))
+            data = _image_in(_cell(row, image), image)
+            if len(data) > self.max_member_bytes:
+                raise Skip("image_too_large", f"{len(data)} bytes; at most {self.max_member_bytes} are read")
+            caption = self._caption(lambda path: _cell(row, path))
         except Skip as skip:
             return skip.reject(key)
+        return RawDocument(key, self.kind, (RawImage(data, _score(_cell(row, self.score))), Text(caption)))
 
 
-def _open_parquet(data: BinaryIO, shard: str) -> Any:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise UserError(f"{shard}: reading Parquet needs pyarrow; run `pip install 'emu-jax[prepare]'`") from error
-    try:
-        return parquet.ParquetFile(data, buffer_size=1 << 20, page_checksum_verification=True)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise Skip("cut_shard", f"{shard_name(shard)} is not a complete Parquet file ({_one_line(error)})") from error
+def _column(names: Sequence[str], path: str) -> str:
+    """The column of a path: the path itself if it is a column's name, otherwise what is before its first dot."""
+    return path if path in names else path.partition(".")[0]
 
 
-def _batches(file: Any, columns: list[str]) -> Iterator[Any]:
+def _type_at(schema: Any, path: str) -> Any:
+    """The type at a path such as `image` or `meta.caption`; None if there is none."""
     import pyarrow
 
-    try:
-        yield from file.iter_batches(PARQUET_ROWS, columns=columns, use_threads=False)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise Skip("cut_shard", f"the file cannot be read further ({_one_line(error)})") from error
+    column = _column(schema.names, path)
+    if column not in schema.names:
+        return None
+    kind = schema.field(column).type
+    for name in path.removeprefix(column).split(".")[1:]:
+        if not pyarrow.types.is_struct(kind) or kind.get_field_index(name) < 0:
+            return None
+        kind = kind.field(name).type
+    return kind
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _holds_images(kind: Any) -> bool:
+    """Whether a type is of bytes, or of Hugging Face's {bytes, path}, or a list of them; not of paths or addresses."""
+    inner = str(kind.value_type) if hasattr(kind, "value_type") else str(kind)
+    return inner.startswith(("binary", "large_binary", "fixed_size_binary", "struct"))
+
+
+def _cell(row: dict[str, Any], path: str) -> Any:
+    """The value at a path; None if there is none."""
+    column = _column(list(row), path)
+    value = row.get(column)
+    for name in path.removeprefix(column).split(".")[1:]:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def _image_in(value: Any, column: str) -> bytes:
+    """The one image of a cell.
+
+    Raises:
+      Skip: there is none, or there are several.
+    """
+    if isinstance(value, list):
+        if len(value) > 1:
+            raise Skip("unread_field", f"column {column} holds {len(value)} images; a pair has one")
+        value = value[0] if value else None
+    if isinstance(value, dict):
+        value = value.get("bytes")
+    if not isinstance(value, bytes) or not value:
+        raise Skip("no_image", f"column {column} is empty")
+    return value
+
+
+def _without(shard: str, ends: Sequence[str]) -> str:
+    """A shard's name without the first of the ends that it has."""
+    return next((shard.removesuffix(end) for end in ends if shard.endswith(end)), shard)
 
 
 def _listed(names: Any) -> str:
