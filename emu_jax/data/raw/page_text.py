@@ -25,6 +25,8 @@ from typing import Generic, TypeVar
 
 from lxml import etree
 
+from emu_jax.data.raw.invisible import INVISIBLE
+
 T = TypeVar("T")
 
 
@@ -64,11 +66,6 @@ LINK_RELATIONS = _words("prev previous next up first last home start contents in
 HEADING_LINK_TEXTS = frozenset(("¶", "#", "§", "🔗", "\uf0c1", ""))  # "" is drawn by the style sheet
 
 SPACE = re.compile(r"[ \t\n\r\f]+")
-# A non-breaking space becomes a space; soft hyphens and zero-width spaces are removed.
-INVISIBLE = str.maketrans(
-    {"\xa0": " ", "\xad": None, "\u200b": None, "\ufeff": None}
-    | {chr(code): None for code in (*range(32), 127) if chr(code) not in "\t\n\r\f"}
-)
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
