@@ -311,7 +311,13 @@ def _names_furniture(name: str) -> bool:
 
 
 def _repeats_heading(element: etree._Element, name: str) -> bool:
-    """Whether an id of several words was made of the element's first heading, as generators of sites do."""
+    """Whether generators of sites made an id of the element's first heading: it links to it, or has its several words.
+
+    `section id="pagination"` may as well be the page's own pagination.
+    """
     heading = next(element.iter("h2", "h3", "h4", "h5", "h6"), None)
+    if heading is None:
+        return False
     words = set(_WORD.findall(name.lower()))
-    return heading is not None and len(words) > 1 and words <= set(_WORD.findall("".join(heading.itertext()).lower()))
+    repeated = len(words) > 1 and words <= set(_WORD.findall("".join(heading.itertext()).lower()))
+    return repeated or any(link.get("href") == f"#{name}" for link in heading.iter("a"))

@@ -88,7 +88,7 @@ CASES = (
     PageCase("ruby", "<p><ruby>漢<rp>(</rp><rt>kan</rt><rp>)</rp>字<rt>ji</rt></ruby>です</p>", ["漢字です"]),
     PageCase(
         "a formula, for eyes and for readers",
-        "<p>so <span class=katex><math><mi>x</mi><annotation>\\x</annotation></math><span aria-hidden=true>x</span></span></p>",
+        "<p>so <math><mi>x</mi><annotation>\\x</annotation></math><span aria-hidden=true>x</span></p>",
         ["so x"],
     ),
     PageCase("line breaks", "<p>one<br>two<br/>three</p>", ["one\ntwo\nthree"]),
@@ -118,6 +118,12 @@ CASES = (
         "<section id=bike-sharing-in-the-city><h2>Bike sharing in the city</h2><p>yes</p></section>",
         ["Bike sharing in the city\nyes"],
     ),
+    PageCase(
+        "a section about pagination",
+        "<section id=pagination><h2>Pagination<a class=headerlink href=#pagination>¶</a></h2><p>yes</p></section>",
+        ["Pagination\nyes"],
+    ),
+    PageCase("the pagination", "<section id=pagination><h2>Pages</h2><a href=2>2</a></section><p>yes</p>", ["yes"]),
     PageCase(
         "a section about cookies, of an old generator",
         '<div class="section" id="baking-cookies"><h2>Baking cookies</h2><p>yes</p></div>',
