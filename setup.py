@@ -25,6 +25,8 @@ EXTRAS = {
     "docs": ["mkdocs-material", "mkdocstrings[python]"],  # the site of docs/
     # What our models, their speed and exported files are compared with: programs on PyTorch.
     "compare": ["torch>=2.4", "safetensors", "diffusers", "transformers", "peft"],
+    # What our readers are compared with; trafilatura 2.3 imports lxml_html_clean without asking for it.
+    "parsers": ["webvtt-py>=0.6", "pysubs2>=1.8", "trafilatura>=2.3", "lxml_html_clean", "resiliparse>=2"],
     "test": [
         "apache-beam",
         "av",

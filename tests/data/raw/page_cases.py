@@ -35,12 +35,12 @@ class PageCase(NamedTuple):
         end = "" if self.cut else f"<p>{AFTER}</p></body></html>"
         return (
             "<!DOCTYPE html><html><head><title>Eyes</title></head><body><div class=nav><a href=/>Home</a> "
-            f"<a href=b>Next</a></div><h1>Red eyes</h1><p>{BEFORE}</p>{self.body}{end}"
+            f"<a href=b>Next</a></div><p>{BEFORE}</p>{self.body}{end}"
         )
 
     @property
     def expected(self) -> list[str]:
-        parts = [f"Red eyes\n{BEFORE}"]
+        parts = [BEFORE]
         for part in [*self.parts, *([] if self.cut else [AFTER])]:
             if part.startswith("<") or parts[-1].startswith("<"):
                 parts.append(part)
