@@ -181,9 +181,9 @@ def resiliparse_(page: str) -> list[str]:
     """It has no images; their texts are made their addresses, so that these are in the place of the images."""
     marked = re.sub(r"<img\b([^>]*)>", _as_text, page)
     extract = resiliparse.extract.html2text.extract_plain_text
-    return re.split(
-        r"(<image:[^>]*>)", extract(marked, main_content=True, preserve_formatting=True, list_bullets=False)
-    )
+    found = extract(marked, main_content=True, preserve_formatting=True, list_bullets=False)
+    parts = re.split(r"<image:([^>]*)>", found)
+    return [Image(part) if number % 2 else part for number, part in enumerate(parts)]
 
 
 def _as_text(image: re.Match[str]) -> str:
