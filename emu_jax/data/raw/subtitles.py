@@ -128,7 +128,8 @@ _CUT_TAG = re.compile(r"</?[A-Za-z][^<>\n]*\Z")
 
 def _text(text: str, is_srt: bool) -> Iterator[Spoken | None]:
     """Reads both formats. A line of times begins a cue wherever it is, as in browsers."""
-    lines = re.sub(r"\r*\n|\r", "\n", _CUT_TAG.sub("", text)).split("\n")
+    ends_alike = "\n".join(line.rstrip("\r") for line in _CUT_TAG.sub("", text).split("\n"))  # some end in CR CR LF
+    lines = ends_alike.replace("\r", "\n").split("\n")
     found = [(number, match.groups()) for number, line in enumerate(lines) if (match := _TIMING.fullmatch(line))]
     ends = [number for number, _ in found]
     _, unread = _between(lines[: ends[0] if ends else None], is_srt, in_cue=False, at_end=not ends)

@@ -12,6 +12,7 @@ import math
 import re
 import xml.etree.ElementTree as xml
 from collections.abc import Iterator
+from typing import Any
 
 _CLOCK = re.compile(r"(?:(?:([0-9]{1,6}):)?([0-9]{1,2}):)?([0-9]{1,2}(?:\.[0-9]{1,9})?)(?::([0-9]{2,9}))?")
 _OFFSET = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,9})?)(h|ms|m|s|f|t)")
@@ -30,7 +31,9 @@ def read_ttml(data: bytes) -> Iterator[tuple[float, float, str] | None]:
     Raises:
       NotTimedText: the file is not XML, or its root is not `tt`.
     """
-    parser = xml.XMLPullParser(("start", "end"))
+    parser: Any = xml.XMLPullParser(("start", "end"))  # its types hold for other events too
+    event: str
+    element: xml.Element
     units: dict[str, float] = {}
     begins = [0.0]  # of the open elements, as seconds of the video
     try:

@@ -171,6 +171,12 @@ good
     assert parse(json.dumps(bad).encode(), "x.json") == Subtitles((), skipped=4)
 
 
+@pytest.mark.parametrize("repeated", ["\r", "\n", " ", "<rt>", "</a", "0:-->"])
+def test_a_long_file_of_one_thing(repeated):
+    """Reading takes time in proportion to the length, otherwise minutes here."""
+    parse(f"WEBVTT\n\n00:01.000 --> 00:02.000\n{repeated * 200_000}".encode(), "x.vtt")
+
+
 @pytest.mark.parametrize(
     ("name", "data"),
     [
