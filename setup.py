@@ -27,6 +27,8 @@ EXTRAS = {
     "compare": ["torch>=2.4", "safetensors", "diffusers", "transformers", "peft"],
     # What asks a served model in slow tests: tests/serve/test_clients.py, tests/serve/test_schemathesis.py.
     "test-clients": ["langchain-openai", "litellm", "openai", "schemathesis"],
+    # What our readers are compared with; trafilatura 2.3 imports lxml_html_clean without asking for it.
+    "parsers": ["webvtt-py>=0.6", "pysubs2>=1.8", "trafilatura>=2.3", "lxml_html_clean", "resiliparse>=2"],
     "test": [
         "apache-beam",
         "av",

@@ -100,6 +100,18 @@ def _register() -> list[str]:
 FORMATS = tuple(_register())  # as `PIL.Image.open` takes them
 
 
+def ignore_warnings() -> None:
+    """Ignores what Pillow warns about, odd metadata and sizes for which we have a limit, in the whole process.
+
+    `warnings.catch_warnings` around each image would be narrower. Before Python 3.14 it changes the filters of all
+    threads, and images are decoded in many: they could be left as they are inside of it, for good.
+    """
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+ignore_warnings()
+
+
 # ---------------------------------------------------------------- open
 
 
@@ -117,21 +129,19 @@ def use_image(
       ImageError: it is too large, damaged or not an image; or `use` raises one.
     """
     file = io.BytesIO(source) if isinstance(source, bytes) else source
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")  # about odd metadata, and sizes for which we have a limit
-        try:
-            return _use(file, where, use)
-        except (ImageError, MemoryError):
-            raise
-        except Exception as error:  # decoders raise a dozen types for damaged bytes; all mean the same
-            fault = error
-        try:
-            if (plain := without_metadata(file, animated)) is not None:
-                return _use(io.BytesIO(plain), where, use)
-        except (ImageError, MemoryError):
-            raise
-        except Exception:
-            pass  # the first fault is the one to report
+    try:
+        return _use(file, where, use)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise a dozen types for damaged bytes; all mean the same
+        fault = error
+    try:
+        if (plain := without_metadata(file, animated)) is not None:
+            return _use(io.BytesIO(plain), where, use)
+    except (ImageError, MemoryError):
+        raise
+    except Exception:
+        pass  # the first fault is the one to report
     file.seek(0)
     raise unreadable(where, _what(file.read(1024))) from fault
 

@@ -72,7 +72,7 @@ REASONS = {
         "a row of a CSV has more or fewer cells than the header, or a quote that is not closed; the rows after it "
         "are read"
     ),
-    "unreadable_subtitles": "a file of subtitles has another format",
+    "unreadable_subtitles": "a file of subtitles has another format, or an unknown encoding",
     "unreadable_text": "a text is not UTF-8, or has half of a surrogate pair",
     "unreadable_video": "a file is no video, or a broken one",
     "unsupported_depth": "the grey values of an image are negative, above 65,535 or not finite",

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from emu_jax.data.decoding import MAX_PIXELS, ImageError
+from emu_jax.data.decoding import MAX_PIXELS, ImageError, ignore_warnings
 from emu_jax.data.images import EncodedImage, Recoding, decode_image, shape_of
 from emu_jax.data.video import VideoError, read_frames
 
@@ -57,16 +57,21 @@ def decode_anyhow(data: bytes) -> Decoded:
 
 def _outcome(name: str, way, data: bytes) -> str | None:
     """The error's words; None for pixels."""
+    said: list[warnings.WarningMessage] = []
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            ignore_warnings()  # pytest has undone it
             found = way(data)
     except (ImageError, VideoError) as error:
         if not str(error).isprintable() or len(str(error)) > 300 or " at 0x" in str(error):
             raise Escape(f"{name}: {str(error)!a}") from error
-        return str(error)
+        if not said:
+            return str(error)
     except BaseException as error:
         raise Escape(f"{name}: {type(error).__name__}: {error}"[:200]) from error
+    if said:
+        raise Escape(f"{name}: {said[0].message}"[:200])
     if isinstance(found, np.ndarray) and (found.dtype != np.uint8 or found.ndim != 3 or found.size > 3 * MAX_PIXELS):
         raise Escape(f"{name}: {found.dtype} {found.shape}")
     return None

@@ -1,13 +1,16 @@
 """The one opener: which formats are reached, what is refused and in which words, metadata, bit depths, sizes."""
 
 import base64
+import concurrent.futures
 import io
 import os
 import pickle
 import random
 import struct
 import subprocess
+import sys
 import tarfile
+import warnings
 import zlib
 
 import numpy as np
@@ -467,3 +470,44 @@ def test_the_check_finds_what_it_is_for(monkeypatch):
     monkeypatch.setattr("emu_jax.data.images.use_image", decoding.use_image)
     with pytest.raises(AssertionError, match="decode_image: ZeroDivisionError: division by zero"):
         decode_anyhow(WHOLE["TIFF"])
+
+
+# ---------------------------------------------------------------- warnings
+
+LARGE = b"BM" + struct.pack("<IIIIIIHH24x", 58, 0, 54, 40, 13_000, 13_000, 1, 24)  # Pillow warns, we refuse
+
+
+def test_filters_of_warnings_are_left_alone_by_many_threads():
+    before = warnings.filters, list(warnings.filters)
+    images = [WHOLE["PNG"], LARGE, *(_with_exif("JPEG", body) for body in MALFORMED)] * 40
+    with concurrent.futures.ThreadPoolExecutor(16) as threads:
+        found = list(threads.map(_reason, images))
+    assert found == ["", "too_many_pixels", *[""] * len(MALFORMED)] * 40
+    assert warnings.filters is before[0] and warnings.filters == before[1]
+
+
+def _reason(data: bytes) -> str:
+    """Why an image is refused; "" for pixels."""
+    try:
+        decode_image(data, "x")
+    except ImageError as error:
+        return error.reason
+    return ""
+
+
+def test_pillows_warnings_are_neither_shown_nor_errors():
+    code = f"""
+from emu_jax.data.decoding import ImageError
+from emu_jax.data.images import decode_image
+try:
+    decode_image({LARGE!r}, "x")
+except ImageError as error:
+    print(error)
+"""
+    for option in ("always", "error"):
+        command = [sys.executable, "-W", f"{option}::RuntimeWarning", "-c", code]  # the kind of Pillow's
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert (done.stdout, done.stderr) == (
+            "x: 13000 x 13000 pixels; expected at most 50 megapixels, scale it down\n",
+            "",
+        ), option

@@ -7,11 +7,12 @@ White space collapses as in a browser: blocks are on lines of their own, table c
 kept. The following is left out, in this order:
 
 1. Everything outside the main part, if the page marks one: its only `main` or role="main", or its only `article`.
-2. Elements that are not text: `SKIPPED_TAGS` (scripts, styles, controls, embedded media, `nav`), `hidden`, aria-hidden,
-   display:none.
-3. Furniture: `header` (outside an article), `footer`, `aside`, `form`; the roles in `FURNITURE_ROLES`; elements with a
-   class or an id that is in `FURNITURE_NAMES` or has one of `FURNITURE_WORDS` between its hyphens; what the caller
-   drops. An element that contains the page's h1, main part or article is kept.
+2. Elements that are not text: `SKIPPED_TAGS` (scripts, styles, controls, embedded media, `nav`, the readings of ruby),
+   `hidden`, aria-hidden, display:none.
+3. Furniture: `header` (outside an article), `footer`, `aside` (but topics and notes), `form`; the roles in
+   `FURNITURE_ROLES`; elements with a class, or blocks with an id, that is in `FURNITURE_NAMES` or has one of
+   `FURNITURE_WORDS` between its hyphens, unless the id repeats a heading; what the caller drops. An element that
+   contains the page's h1, main part or article is kept.
 4. Links to the previous and next page (rel="prev" …), and links that only show ¶ or #.
 """
 
@@ -25,6 +26,8 @@ from typing import Generic, TypeVar
 
 from lxml import etree
 
+from emu_jax.data.raw.invisible import INVISIBLE
+
 T = TypeVar("T")
 
 
@@ -34,7 +37,7 @@ def _words(text: str) -> frozenset[str]:
 
 SKIPPED_TAGS = _words(
     "head script style noscript template nav button input select option textarea label iframe object embed applet "
-    "audio video canvas svg map dialog datalist meter progress annotation annotation-xml"
+    "audio video canvas svg map dialog datalist meter progress annotation annotation-xml rt rp rtc"
 )
 FURNITURE_TAGS = _words("footer aside form")
 FURNITURE_ROLES = _words(
@@ -52,6 +55,9 @@ FURNITURE_WORDS = _words(
     "headerlink hashlink editsection cookie cookies newsletter advert advertisement ads share sharing social "
     "searchbox"
 )
+CONTENT_ASIDES = _words("topic admonition note tip warning footnote footnote-list")  # as docutils writes them
+# Elsewhere an id is a name to link to, such as a heading's or a function's.
+NAMED_BLOCKS = _words("aside center div dl form header ol p section table tbody td tr ul")
 LINE_NUMBERS = _words("linenos lineno line-numbers")
 PAGE_PREFIXES = ("no-", "has-", "with-", "without-")  # has-sidebar describes a page, and is not a sidebar
 BLOCKS = _words(
@@ -64,11 +70,6 @@ LINK_RELATIONS = _words("prev previous next up first last home start contents in
 HEADING_LINK_TEXTS = frozenset(("¶", "#", "§", "🔗", "\uf0c1", ""))  # "" is drawn by the style sheet
 
 SPACE = re.compile(r"[ \t\n\r\f]+")
-# A non-breaking space becomes a space; soft hyphens and zero-width spaces are removed.
-INVISIBLE = str.maketrans(
-    {"\xa0": " ", "\xad": None, "\u200b": None, "\ufeff": None}
-    | {chr(code): None for code in (*range(32), 127) if chr(code) not in "\t\n\r\f"}
-)
 BYTE_ORDER_MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
@@ -80,8 +81,11 @@ HIDING = re.compile(r"(?:^|;)\s*(?:display\s*:\s*none|visibility\s*:\s*hidden)",
 PIXELS = re.compile(r"\s*(\d+)(?:\.\d*)?\s*(?:px)?\s*$", re.IGNORECASE)
 
 _INSIDE = etree.XPath("boolean(.//h1 | .//main | .//article | .//*[@role='main'])")
+# The parser does not know that a `source` has no end tag, so what follows one is inside it.
+_SOURCES = etree.XPath("preceding-sibling::source | ancestor::source")
 _MAIN = etree.XPath("//main | //*[@role='main']")
 _ARTICLE = etree.XPath("//article")
+_WORD = re.compile(r"[^\W_]+")
 _SEPARATORS = ("", " ", "\t", "\n")
 _SPACED, _CELL, _LINE = 1, 2, 3
 
@@ -122,11 +126,18 @@ def base_of(root: etree._Element) -> str:
 
 
 def source_of(image: etree._Element) -> str:
-    """The address of an `img`; pages that load images lazily have it in another attribute than `src`."""
-    for name in ("data-src", "data-original", "data-lazy-src", "src"):
+    """The address of an `img`; pages that load images lazily have it in another attribute than `src`, or beside it."""
+    for name in ("data-src", "data-original", "data-lazy-src"):
         if value := image.get(name, "").strip():
             return value
-    return image.get("srcset", "").strip().split(" ")[0].rstrip(",")
+    source = image.get("src", "").strip()
+    if source and source[:5].lower() != "data:":
+        return source
+    for element in (image, *_SOURCES(image)):
+        for name in ("data-srcset", "srcset"):
+            if value := element.get(name, "").strip():
+                return value.split(" ")[0].rstrip(",")
+    return source  # may hold a whole image, too
 
 
 def stated_sides(image: etree._Element) -> list[int]:
@@ -271,22 +282,42 @@ def _left_out(element: etree._Element, drop: Sequence[str], preformatted: bool) 
             and (element.text or "").strip() in HEADING_LINK_TEXTS
         ):
             return True
-    names = f"{element.get('class', '')} {element.get('id', '')}".split()
-    if any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in drop):
+    classes, ids = (element.get(name, "").split() for name in ("class", "id"))
+    if any(fnmatch.fnmatchcase(name, pattern) for name in (*classes, *ids) for pattern in drop):
         return not _INSIDE(element)
     if preformatted:  # other classes are colours there
-        return bool(LINE_NUMBERS.intersection(names))
-    return _is_furniture(element, names) and not _INSIDE(element)
+        return bool(LINE_NUMBERS.intersection(classes + ids))
+    return _is_furniture(element, classes, ids) and not _INSIDE(element)
 
 
-def _is_furniture(element: etree._Element, names: Sequence[str]) -> bool:
-    if element.tag in FURNITURE_TAGS or element.get("role", "").lower() in FURNITURE_ROLES:
+def _is_furniture(element: etree._Element, classes: Sequence[str], ids: Sequence[str]) -> bool:
+    tag = element.tag
+    if tag == "aside" and CONTENT_ASIDES.intersection(classes):
+        return False
+    if tag in FURNITURE_TAGS or element.get("role", "").lower() in FURNITURE_ROLES:
         return True
-    if element.tag == "header" and not any(parent.tag in ("article", "main") for parent in element.iterancestors()):
+    if tag == "header" and not any(parent.tag in ("article", "main") for parent in element.iterancestors()):
         return True
-    for name in map(str.lower, names):
-        if name in FURNITURE_NAMES or name in LINE_NUMBERS:
-            return True
-        if not name.startswith(PAGE_PREFIXES) and FURNITURE_WORDS.intersection(re.split("[-_]+", name)):
-            return True
-    return "breadcrumb" in element.get("aria-label", "").lower()
+    if any(map(_names_furniture, classes)) or "breadcrumb" in element.get("aria-label", "").lower():
+        return True
+    return tag in NAMED_BLOCKS and any(_names_furniture(name) and not _repeats_heading(element, name) for name in ids)
+
+
+def _names_furniture(name: str) -> bool:
+    name = name.lower()
+    if name in FURNITURE_NAMES or name in LINE_NUMBERS:
+        return True
+    return not name.startswith(PAGE_PREFIXES) and not FURNITURE_WORDS.isdisjoint(re.split("[-_]+", name))
+
+
+def _repeats_heading(element: etree._Element, name: str) -> bool:
+    """Whether generators of sites made an id of the element's first heading: it links to it, or has its several words.
+
+    `section id="pagination"` may as well be the page's own pagination.
+    """
+    heading = next(element.iter("h2", "h3", "h4", "h5", "h6"), None)
+    if heading is None:
+        return False
+    words = set(_WORD.findall(name.lower()))
+    repeated = len(words) > 1 and words <= set(_WORD.findall("".join(heading.itertext()).lower()))
+    return repeated or any(link.get("href") == f"#{name}" for link in heading.iter("a"))

@@ -1,9 +1,12 @@
-"""Subtitles: WebVTT, SRT, YouTube's json3 and transcripts -> cues, sorted by start.
+"""Subtitles: WebVTT, SRT, TTML, YouTube's json3 and transcripts -> cues, sorted by start.
 
     a file's bytes and name ─ parse ─ Subtitles(cues, skipped)
 
-A cue's text is one line of plain text: tags are removed, entities resolved, and white space is collapsed. Cues without
-text are left out. Blocks that are not cues are skipped and counted, except comments, styles and headers.
+A cue's text is one line of plain text: tags and the readings of ruby are removed, entities resolved, and white space is
+collapsed. Cues without text are left out. Blocks that are not cues are skipped and counted, except comments, styles and
+headers.
+
+`docs/data-formats.md` says why WebVTT and SRT are not read by webvtt-py or pysubs2.
 """
 
 from __future__ import annotations
@@ -14,9 +17,14 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
-SUFFIXES = (".json3", ".vtt", ".srt", ".json")
+from emu_jax.data.raw.invisible import INVISIBLE
+from emu_jax.data.raw.ttml import NotTimedText, read_ttml
+
+SUFFIXES = (".json3", ".vtt", ".srt", ".ttml", ".json")
+
+Spoken = tuple[float, float, str]  # start and end in seconds, the lines that are shown
 
 
 class SubtitleError(ValueError):
@@ -56,73 +64,139 @@ def parse(data: bytes, name: str) -> Subtitles:
     (Cue(start=1.0, end=2.5, text='Rain & wind'),)
 
     Raises:
-      SubtitleError: the file does not have this format.
+      SubtitleError: the file does not have this format, or its encoding is not known.
     """
     suffix = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), None)
     if suffix is None:
         raise SubtitleError(f"{name}: expected a name that ends in {', '.join(SUFFIXES)}")
-    parser: Callable[[str], Iterator[_Block | None]] = _json if suffix.startswith(".json") else _text
     blocks, skipped = [], 0
-    for block in parser(_decode(data)):
-        if block is None:
+    for found in _found(data, suffix):
+        if found is None or not 0 <= found[0] <= found[1] < math.inf:
             skipped += 1
-        else:
-            blocks.append(block)
+            continue
+        start, end, said = found
+        lines = (" ".join(line.split()) for line in said.translate(INVISIBLE).split("\n"))
+        blocks.append(_Block(start, end, tuple(line for line in lines if line)))
     blocks.sort(key=lambda block: block.start)
     cues = (Cue(block.start, block.end, " ".join(block.lines)) for block in _unroll(blocks))
     return Subtitles(tuple(cue for cue in cues if cue.text), skipped)
 
 
+def _found(data: bytes, suffix: str) -> Iterator[Spoken | None]:
+    """What is spoken, in the file's order; None for what cannot be read."""
+    if suffix == ".ttml":
+        try:
+            yield from read_ttml(data)
+        except NotTimedText as error:
+            raise SubtitleError(str(error)) from error
+    elif suffix.startswith(".json"):
+        yield from _json(_decode(data))
+    else:
+        yield from _text(_decode(data), suffix == ".srt")
+
+
 def _decode(data: bytes) -> str:
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:  # old SRT files
-        return data.decode("cp1252", errors="replace")
+        text = data.decode("utf-16", errors="replace")
+    else:
+        try:
+            text = data.decode("utf-8")
+        except UnicodeDecodeError:  # old SRT files
+            text = data.decode("cp1252", errors="replace")
+            letters = [character for character in text if character.isalpha() or character == "\ufffd"]
+            # Western languages have few accents. Any other alphabet, read so, is little else.
+            if 2 * sum(character > "\x7f" for character in letters) > len(letters):
+                raise SubtitleError("neither UTF-8 nor Windows-1252; convert it to UTF-8") from None
+    return text.replace("\ufeff", "")
 
 
 # ---------------------------------------------------------------- WebVTT and SRT
 
-_TIME = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{2})[.,]([0-9]{1,3})"
-_TIMING = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-# <i>, </font>, <c.yellow>, <v Roger>, <00:00:01.500>; SRT's {\an8}. A lone "<" is text.
-_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<(?:\d+:)?\d{1,2}:\d{2}[.,]\d{3}>|\{\\[^{}]*\}")
-_NO_CUES = ("WEBVTT", "NOTE", "STYLE", "REGION")
+# Hours and fractions may be missing, and converters write spaces between the numbers.
+_TIME = r"(?:([0-9]{1,6})\s*:\s*)?([0-9]{1,2})\s*:\s*([0-9]{1,2})(?:\s*[.,]\s*([0-9]{1,3})[0-9]*)?"
+_TIMING = re.compile(rf"\s*{_TIME}\s*-{{1,2}}>\s*{_TIME}(?:\s.*)?")
+_BROKEN_TIMING = re.compile(r"\s*-?[0-9]+:.*-->.*")
+_CUT_TIMING = re.compile(r"\s*[0-9]+:[\s0-9:.,>-]*")
+_NUMBER = re.compile(r"\s*[0-9]+\s*")
+_NO_CUE = re.compile(r"(?:WEBVTT|NOTE|STYLE|REGION)(?:\s|$)")
+
+_READING = re.compile(r"<rt\b[^<>]*>.*?(?=</rt>|</ruby>|\Z)", re.DOTALL)  # how to say what is written
+# <i>, </font>, <c.yellow>, <v Roger>, <00:00:01.500>; SRT's {\an8}, {y:i}. A lone "<" is text.
+_TAG = re.compile(r"</?[A-Za-z][^<>]*>|<(?:\d+:)?\d{1,2}:\d{2}[.,]\d{3}>|\{\\[^{}]*\}|\{[yYcCsSfF]:[^{}]*\}")
+_CUT_TAG = re.compile(r"</?[A-Za-z][^<>\n]*\Z")
 
 
-def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str) -> float:
+def _text(text: str, is_srt: bool) -> Iterator[Spoken | None]:
+    """Reads both formats. A line of times begins a cue wherever it is, as in browsers."""
+    ends_alike = "\n".join(line.rstrip("\r") for line in _CUT_TAG.sub("", text).split("\n"))  # some end in CR CR LF
+    lines = ends_alike.replace("\r", "\n").split("\n")
+    found = [(number, match.groups()) for number, line in enumerate(lines) if (match := _TIMING.fullmatch(line))]
+    ends = [number for number, _ in found]
+    _, unread = _between(lines[: ends[0] if ends else None], is_srt, in_cue=False, at_end=not ends)
+    yield from [None] * unread
+    for (number, times), end in zip(found, [*ends, None][1:], strict=True):
+        said, unread = _between(lines[number + 1 : end], is_srt, in_cue=True, at_end=end is None)
+        yield _seconds(*times[:4]), _seconds(*times[4:]), _plain(said)
+        yield from [None] * unread
+
+
+def _between(lines: Sequence[str], is_srt: bool, *, in_cue: bool, at_end: bool) -> tuple[str, int]:
+    """A cue's text, and the number of blocks after it that are neither text nor comments.
+
+    An empty line ends a text of WebVTT, while texts of SRT may hold some. A line of spaces, as in YouTube's rolling
+    captions, ends none.
+
+    Args:
+      lines: those between two lines of times.
+      in_cue: whether there are times above the lines.
+      at_end: whether there are no times below them.
+    """
+    blocks: list[list[str]] = [[]] if in_cue else [[], []]
+    for line in lines:
+        if not line:
+            blocks.append([])
+            continue
+        if _BROKEN_TIMING.fullmatch(line):
+            if blocks[-1] and _NUMBER.fullmatch(blocks[-1][-1]):
+                blocks[-1].pop()
+            blocks.append([])
+        blocks[-1].append(line)
+    adjoins = not at_end and bool(blocks[-1])
+    said, *others = blocks
+    others = [block for block in others if any(line.strip() for line in block)]
+    last = others[-1] if others else said
+    is_alone = bool(others) and len(last) == 1
+    if last and (adjoins or is_alone) and (_NUMBER.fullmatch(last[-1]) or (adjoins and is_alone)):
+        del last[-1]  # the next cue's number or name
+
+    unread = 0
+    for block in filter(None, others):
+        if _NO_CUE.match(block[0]):
+            continue
+        is_broken = any(map(_BROKEN_TIMING.fullmatch, block[:2]))
+        is_broken |= len(block) > 1 and bool(_NUMBER.fullmatch(block[0]))  # its times are missing
+        is_broken |= at_end and block is last and any(map(_CUT_TIMING.fullmatch, block[:2]))
+        in_cue &= is_srt and not is_broken
+        if in_cue:
+            said += block
+        else:
+            unread += 1
+    return "\n".join(said).replace(r"\N" if is_srt else "\r", "\n"), unread
+
+
+def _seconds(hours: str | None, minutes: str, seconds: str, fraction: str | None) -> float:
     whole = (int(hours or 0) * 60 + int(minutes)) * 60 + int(seconds)
-    return (whole * 1000 + int(fraction.ljust(3, "0"))) / 1000
+    return (whole * 1000 + int((fraction or "").ljust(3, "0"))) / 1000
 
 
-def _text(text: str) -> Iterator[_Block | None]:
-    """Reads both formats, which differ in the separator of their times and in what may surround the cues."""
-    # An empty line ends a block; a line of spaces, as in YouTube's rolling captions, does not.
-    for block in re.split(r"\n{2,}", text.replace("\r\n", "\n").replace("\r", "\n").strip("\n")):
-        lines = block.split("\n")
-        if not block.strip() or re.match(rf"(?:{'|'.join(_NO_CUES)})(?:\s|$)", lines[0]):
-            continue
-        # The times come first, or after a line with the cue's number or name.
-        matches = enumerate(map(_TIMING.fullmatch, lines[:2]))
-        timing, found = next(((number, match) for number, match in matches if match), (0, None))
-        if found is None or any(_TIMING.fullmatch(line) for line in lines[timing + 1 :]):
-            yield None
-            continue
-        times = found.groups()
-        start, end = _seconds(*times[:4]), _seconds(*times[4:])
-        yield _Block(start, end, _lines(lines[timing + 1 :])) if start <= end else None
-
-
-def _lines(lines: Sequence[str]) -> tuple[str, ...]:
-    plain = (" ".join(html.unescape(_TAG.sub("", line)).split()) for line in lines)
-    return tuple(line for line in plain if line)
+def _plain(text: str) -> str:
+    return html.unescape(_TAG.sub("", _READING.sub("", text)))
 
 
 # ---------------------------------------------------------------- JSON
 
 
-def _json(text: str) -> Iterator[_Block | None]:
+def _json(text: str) -> Iterator[Spoken | None]:
     """Reads YouTube's json3, {"events": [{"tStartMs", "dDurationMs", "segs": [{"utf8"}]}]}, or a transcript of
     youtube-transcript-api, [{"start", "duration", "text"}].
     """
@@ -136,20 +210,13 @@ def _json(text: str) -> Iterator[_Block | None]:
     for event in events:
         try:
             if isinstance(content, list):
-                start, length, said = float(event["start"]), float(event["duration"]), event["text"]
-                end = start + length
-            elif "segs" not in event:
-                continue  # a window of the player
-            else:
-                start, length = event["tStartMs"] / 1000, event.get("dDurationMs", 0) / 1000
-                end = (event["tStartMs"] + event.get("dDurationMs", 0)) / 1000
+                start = float(event["start"])
+                # Only transcripts have entities; json3 holds the text as it is shown.
+                yield start, start + float(event["duration"]), _plain(event["text"])
+            elif "segs" in event:  # others are windows of the player
+                start, length = event["tStartMs"], event.get("dDurationMs", 0)
                 said = "".join(segment["utf8"] for segment in event["segs"])
-            if length < 0 or not math.isfinite(end):
-                raise ValueError("a cue without a time")
-            lines = said.splitlines()
-            # Only transcripts have entities; json3 holds the text as it is shown.
-            plain = _lines(lines) if isinstance(content, list) else tuple(" ".join(line.split()) for line in lines)
-            yield _Block(start, end, tuple(line for line in plain if line))
+                yield start / 1000, (start + length) / 1000, said
         except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
             yield None
 

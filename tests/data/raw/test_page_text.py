@@ -8,12 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.data.raw.page_text import decode_page, parse_page, read_page, source_of, stated_sides
+from tests.data.raw.page_cases import CASES
 
 
 def _read(page: str | bytes, drop=()):
     """Texts, and sources of images in <>."""
     tree = parse_page(page.encode() if isinstance(page, str) else page)
     return [] if tree is None else read_page(tree, lambda element: f"<{source_of(element)}>", drop)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.about)
+def test_case(case):
+    assert _read(case.page) == case.expected
 
 
 # ---------------------------------------------------------------- layout

@@ -1,6 +1,7 @@
 """Storyboards: the order of frames and texts, both layouts, and what is left out."""
 
 import io
+import itertools
 import json
 import pickle
 from pathlib import Path
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image as PIL
 
 from emu_jax.data.document import Text
+from emu_jax.data.raw.files import Skip
+from emu_jax.data.raw.languages import choose_subtitles
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers.storyboards import Storyboards, interleave
 from emu_jax.data.raw.subtitles import Cue
@@ -169,7 +172,7 @@ def test_subtitles_in_the_language_of_the_setting(tmp_path):
         "x_de_vtt",
         "x_de_vtt",
         "x_en-GB_vtt",
-        "x_en-GB_vtt",  # no exact one: the first of English
+        "x_en_vtt",  # no exact one: the one without a region
         "x_vtt",
         "x_de_vtt",
     ]
@@ -178,6 +181,33 @@ def test_subtitles_in_the_language_of_the_setting(tmp_path):
     (reject,) = _read(Storyboards(), folder)
     assert (reject.reason, reject.whole) == ("no_subtitles", True)
     assert reject.detail == "subtitles in de only, none in en; set language to read them"
+
+
+@pytest.mark.parametrize(
+    ("language", "names", "chosen"),
+    [
+        ("en", "x.a.en.vtt x.en.vtt x.en-orig.vtt", "x.en.vtt"),  # people's before a program's
+        ("en", "x.en-orig.vtt x.en-US.vtt x.vtt", "x.en-US.vtt"),
+        ("en", "x.de.vtt x.en-orig.vtt x.vtt", "x.en-orig.vtt"),
+        ("en-US", "x.en-GB.vtt x.en_us.vtt x.en.vtt", "x.en_us.vtt"),
+        ("en", "x.en.forced.srt x.en.sdh.srt", "x.en.sdh.srt"),
+        ("en", "x.en.hi.srt x.vtt", "x.en.hi.srt"),  # for the hard of hearing
+        ("hi", "x.en.hi.srt x.hi.srt", "x.hi.srt"),
+        ("he", "x.en.vtt x.iw.vtt", "x.iw.vtt"),
+        ("pt", "x.por.vtt x.vtt", "x.por.vtt"),
+        ("en", "x.en.srt x.en.ttml x.en.vtt", "x.en.vtt"),
+        ("en", "x.en.json3 x.en.vtt", "x.en.json3"),
+        ("en", "x.sv.forced.srt x.swe.srt x.fil.vtt", None),
+    ],
+)
+def test_languages_in_names(language, names, chosen):
+    if chosen:
+        for ordered in itertools.permutations(names.split()):
+            assert choose_subtitles(ordered, language) == chosen
+        return
+    with pytest.raises(Skip) as skip:
+        choose_subtitles(names.split(), language)
+    assert skip.value.detail == "subtitles in fil, sv only, none in en; set language to read them"
 
 
 def test_wrong_paths(tmp_path):
@@ -225,6 +255,25 @@ def test_sheets(tmp_path):
     assert _said(got[0]) == [0, "a", 1, "b c", 2, "d", 3, 4, 5, 6, 7, 8, "e f"]
     assert all(part.data.shape == (6, 8, 3) for part in got[0].parts if isinstance(part, RawImage))
     assert len(list(Storyboards().read(str(tmp_path / "00000")))) == 2
+
+
+def test_languages_of_sheets(tmp_path):
+    """The other subtitles of a video are counted as in a folder of its own."""
+    for key in "ab":
+        _board(tmp_path, key)
+    said = tmp_path / "subtitle"
+    for name in ("id-a.de.vtt", "id-a.en-GB.srt", "id-a.info.json", "id-a.txt", "id-other.en.vtt", "id-a.a.en.vtt"):
+        (said / name).write_text(VTT)
+    (said / "id-a.json").unlink()
+    (said / "id-b.json").rename(said / "id-b.de.json")
+    got = _read(Storyboards(), tmp_path)
+    assert [(item.key, item.reason, item.whole) for item in got if isinstance(item, Reject)] == [
+        ("00000/a#id-a.a.en.vtt", "other_subtitles", False),
+        ("00000/a#id-a.de.vtt", "other_subtitles", False),
+        ("00000/b", "no_subtitles", True),
+    ]
+    assert _said(got[2])[:3] == [0, "It begins to rain.", 1]
+    assert [type(item) for item in _read(Storyboards(language="de"), tmp_path)][-1] is RawDocument
 
 
 def test_sheets_with_folders_of_other_names(tmp_path):

@@ -13,7 +13,7 @@ from PIL import Image as PIL
 from emu_jax.data.document import Text
 from emu_jax.data.frames import frame_indices
 from emu_jax.data.raw.reader import RawDocument, Reject
-from emu_jax.data.raw.readers.videos import Videos, _rows, strip_metadata
+from emu_jax.data.raw.readers.videos import Videos, strip_metadata, table_rows
 from emu_jax.errors import UserError
 from tests.videos import grey_animation, grey_video
 
@@ -175,7 +175,7 @@ def test_rows_are_what_was_written(rows):
     """Of any cells, quoted where they must be: what Python's own writer wrote."""
     text = io.StringIO(newline="")
     csv.writer(text, quoting=csv.QUOTE_ALL).writerows(rows)
-    assert list(_rows(io.BytesIO(text.getvalue().encode("utf-8-sig")))) == [list(row) for row in rows]
+    assert list(table_rows(io.BytesIO(text.getvalue().encode("utf-8-sig")))) == [list(row) for row in rows]
 
 
 def test_folders_of_tables_and_tables_that_shrank(tmp_path):

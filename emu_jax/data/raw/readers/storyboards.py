@@ -6,14 +6,14 @@ Two layouts are read, each in the folder itself or in its subfolders:
                                                  "url" and, in "yt_meta_dict"/"sb", [width, height, columns, rows,
                                                  frames, type] for each sheet. Subtitles and durations are in folders
                                                  of their own, named by the video's id.
-    *.jpg|png|webp, *.vtt|srt|json3, *.json      one folder per video: frames in the order of the numbers in their
+    *.jpg|png|webp, *.vtt|srt|ttml|json3, *.json one folder per video: frames in the order of the numbers in their
                                                  names, subtitles, and a JSON that holds "duration", in seconds.
 
 The order is the reference's (`Emu1/data/yt-sb-1b/video_webdataset_maker_YT1b_sb.py`): frame i has time i * interval, a
 subtitle the time of its start, and a frame precedes a subtitle of the same time. Subtitles between two frames are
 joined by spaces into one text. Subtitles after the last frame are kept.
 
-The language of subtitles stands in their name, as in `talk.de.vtt` and `talk.en-GB.vtt`.
+The language of subtitles is in their name, as in `talk.de.vtt` and `talk.en-GB.vtt` (`languages.py`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ import dataclasses
 import functools
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -32,13 +33,15 @@ import numpy as np
 from emu_jax.data.document import Text
 from emu_jax.data.images import decode_image
 from emu_jax.data.raw.files import LOCAL, Skip
-from emu_jax.data.raw.languages import choose_subtitles
+from emu_jax.data.raw.languages import choose_subtitles, stated_language
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.subtitles import SUFFIXES, Cue, SubtitleError, Subtitles, parse
 from emu_jax.errors import UserError
 from emu_jax.storage import check_local
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
+SAID = (".vtt", ".srt", ".ttml", ".json3")  # in a video's folder, where .json is about the video
+FILES = IMAGES + SAID
 MAX_SHEETS = 100  # the reference's
 MAX_FRAMES = 10_000
 MAX_BYTES = 1 << 30  # of a video's frames in memory
@@ -66,7 +69,8 @@ class Storyboards:
     """One document per video.
 
     Attributes:
-      subtitles: folder of `<id>.json` (or .json3, .vtt, .srt) for sheets; "" is `subtitle` beside the shard's folder.
+      subtitles: folder of `<id>.json` (or .json3, .vtt, .srt, .ttml; or `<id>.en.json` and so on) for sheets; "" is
+        `subtitle` beside the shard's folder.
       labels: folder of `<id>.json` with the "duration" of the sheets' videos; "" is `label` beside the shard's folder.
         A duration that is missing there is read from the sheets' own JSON.
       language: language of the subtitles that are read, as `en` or `pt-BR`, where their names state one. Subtitles
@@ -88,11 +92,13 @@ class Storyboards:
             raise UserError(f"{path}: no such folder; expected one of storyboards")
         if _holds_video(root):
             return [str(root)]
-        found = [str(folder) for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_video(folder)]
+        apart = self._said_beside(root / "any")  # subtitles of sheets, which are no video of their own
+        folders = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+        found = [str(folder) for folder in folders if _holds_video(folder, IMAGES if folder == apart else FILES)]
         if not found:
             raise UserError(
                 f"{path}: no storyboards here; expected <key>.json beside <key>_0.webp, or one folder per video "
-                "with images, .vtt, .srt or .json3 subtitles and a .json that holds its duration"
+                "with images, .vtt, .srt, .ttml or .json3 subtitles and a .json that holds its duration"
             )
         return found
 
@@ -102,31 +108,36 @@ class Storyboards:
         boards = _boards(names)
         if not boards:
             yield from _document(folder.name, lambda: _folder(folder, names, self.language))
+        if boards:
+            said = self._said_beside(folder)
+            tracks = _tracks(said, {video for board in boards if (video := _video_of(folder, board))})
         for board in boards:
-            yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board))
+            yield from _document(f"{folder.name}/{board}", functools.partial(self._sheets, folder, board, said, tracks))
 
-    def _sheets(self, folder: Path, board: str) -> Video:
+    def _said_beside(self, folder: Path) -> Path:
+        """The folder of the subtitles of a folder of sheets."""
+        return Path(self.subtitles) if self.subtitles else folder.parent / "subtitle"
+
+    def _sheets(self, folder: Path, board: str, said: Path, tracks: Mapping[str, Sequence[str]]) -> Video:
         """One video of the reference's layout."""
         content = _json(folder / f"{board}.json")
         meta = content.get("yt_meta_dict")
         labels = meta.get("sb") if isinstance(meta, dict) else None
-        url = content.get("url")
-        video = url.removeprefix(_WATCH) if isinstance(url, str) else ""
-        if not isinstance(labels, dict) or not re.fullmatch(r"[\w-]+", video):
+        video = _video_id(content)
+        if not isinstance(labels, dict) or not video:
             raise Skip("unreadable_json", f"{board}.json: expected url and yt_meta_dict/sb")
-        said = Path(self.subtitles) if self.subtitles else folder.parent / "subtitle"
-        stems = [f"{video}.{self.language}", video] if self.language else [video]
-        names = (stem + suffix for stem in stems for suffix in SUFFIXES)
-        name = next((name for name in names if (said / name).is_file()), None)
-        if name is None:
-            raise Skip("no_subtitles", f"no {' or '.join(f'{stem}.json' for stem in stems)} among the subtitles")
+        names = tracks.get(video)
+        if not names:
+            raise Skip("no_subtitles", f"no {video}.json nor {video}.{self.language or 'en'}.json among the subtitles")
+        name = choose_subtitles(names, self.language)
         subtitles = _subtitles(said / name)
         label = (Path(self.labels) if self.labels else folder.parent / "label") / f"{video}.json"
         labelled = [_json(label)] if label.is_file() else []
         duration = _duration([*labelled, content, meta.get("info") if isinstance(meta, dict) else None])
         frames, count = _cut_sheets(folder, board, labels)
         # YouTube's intervals are whole seconds; for a video of less than half a second per frame that would be 0.
-        return Video(frames, round(duration / count) or duration / count, subtitles)
+        interval = round(duration / count) or duration / count
+        return Video(frames, interval, subtitles, tuple(other for other in names if other != name))
 
 
 def interleave(frames: Sequence[RawImage], interval: float, cues: Sequence[Cue]) -> tuple[Text | RawImage, ...]:
@@ -185,8 +196,8 @@ def _boards(names: Sequence[str]) -> list[str]:
     return [m[1] for m in map(_SHEET.fullmatch, names) if m and f"{m[1]}.json" in known]
 
 
-def _holds_video(folder: Path) -> bool:
-    return any(name.lower().endswith((*IMAGES, ".json3", ".vtt", ".srt")) for name in _names(folder))
+def _holds_video(folder: Path, suffixes: tuple[str, ...] = FILES) -> bool:
+    return any(name.lower().endswith(suffixes) for name in _names(folder))
 
 
 def _folder(folder: Path, names: Sequence[str], language: str) -> Video:
@@ -194,11 +205,11 @@ def _folder(folder: Path, names: Sequence[str], language: str) -> Video:
     images = [name for name in names if name.lower().endswith(IMAGES)]
     # Sorted by number: frame_9 before frame_10.
     images.sort(key=lambda name: [(len(part), part) if part.isdigit() else (0, part) for part in _numbered(name)])
-    said = [name for name in names if name.lower().endswith((".json3", ".vtt", ".srt"))]
+    said = [name for name in names if name.lower().endswith(SAID)]
     if not images:
         raise Skip("no_image", f"no {', '.join(IMAGES)} in the folder")
     if not said:
-        raise Skip("no_subtitles", "no .vtt, .srt or .json3 in the folder")
+        raise Skip("no_subtitles", f"no {', '.join(SAID)} in the folder")
     chosen = choose_subtitles(said, language)
     subtitles = _subtitles(folder / chosen)
     duration = _duration([_json(folder / name) for name in names if name.lower().endswith(".json")])
@@ -242,6 +253,35 @@ def _subtitles(path: Path) -> Subtitles:
 
 
 # ---------------------------------------------------------------- sheets
+
+
+def _video_id(content: Mapping[str, Any]) -> str:
+    """The id of the video that a board's JSON is about; "" if there is none."""
+    url = content.get("url")
+    video = url.removeprefix(_WATCH) if isinstance(url, str) else ""
+    return video if re.fullmatch(r"[\w-]+", video) else ""
+
+
+def _video_of(folder: Path, board: str) -> str:
+    try:
+        return _video_id(_json(folder / f"{board}.json"))
+    except (Skip, OSError):
+        return ""  # the board is rejected when its turn comes
+
+
+def _tracks(folder: Path, videos: Container[str]) -> dict[str, list[str]]:
+    """The names of subtitles by video: `<id>.json`, `<id>.de.vtt`; the folder may hold millions of other videos'."""
+    tracks: dict[str, list[str]] = {}
+    if not folder.is_dir():
+        return tracks
+    for entry in os.scandir(folder):
+        video, _, rest = entry.name.partition(".")
+        if video not in videos or not entry.name.lower().endswith(SUFFIXES) or not entry.is_file():
+            continue
+        # Other files have such names too: <id>.info.json, <id>.live_chat.json.
+        if "." not in rest or stated_language(entry.name).tag:
+            tracks.setdefault(video, []).append(entry.name)
+    return {video: sorted(names) for video, names in tracks.items()}
 
 
 def _cut_sheets(folder: Path, board: str, labels: dict[str, Any]) -> tuple[list[RawImage], int]:

@@ -17,7 +17,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
+from typing import BinaryIO, ClassVar
 
 from emu_jax.data.document import Text
 from emu_jax.data.frames import STORED
@@ -142,7 +142,7 @@ class Videos:
             with table.open("rb") as file:
                 _Columns.of(file, table)
                 start, first, rows = file.tell(), 0, 0
-                for _ in _rows(file):
+                for _ in table_rows(file):
                     rows += 1
                     if rows == self.shard_rows:
                         shards.append(f"{table}@{start}:{first}+{rows}")
@@ -162,7 +162,7 @@ class Videos:
         with table.open("rb") as file:
             columns = _Columns.of(file, table)
             file.seek(int(start))
-            for row in itertools.islice(_rows(file), int(rows)):
+            for row in itertools.islice(table_rows(file), int(rows)):
                 yield self._document(f"{table.name}/{number:08d}", row, columns, folder)
                 number += 1
         if number < int(first) + int(rows):
@@ -201,7 +201,7 @@ class _Columns:
     @classmethod
     def of(cls, file, table: Path) -> _Columns:
         """Reads the header, and leaves `file` after it."""
-        header = next(_rows(file), [])
+        header = next(table_rows(file), [])
         columns = cls(tuple(name.strip().lower() for name in header) if isinstance(header, list) else ())
         if not ({"file", "text"} <= set(columns.names) or columns.is_webvid):
             raise UserError(
@@ -231,7 +231,7 @@ class _Columns:
         return [os.path.join(page, name), name] if page else [name]
 
 
-def _rows(file) -> Iterator[list[str] | csv.Error]:
+def table_rows(file: BinaryIO) -> Iterator[list[str] | csv.Error]:
     """The rows from the file's position on, without empty lines; the file's position is after each yielded row.
 
     A quoted cell may hold line breaks. Where a quote is not closed, or closes inside another row's text, only the line
