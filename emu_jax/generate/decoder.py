@@ -48,10 +48,12 @@ SEEDS = 2**32  # seeds are 0 to SEEDS - 1
 def consecutive_seed(first: int, number: int) -> int:
     """The seed of image `number` of several whose first seed is given; the one after the highest is 0.
 
-    >>> consecutive_seed(5, 2), consecutive_seed(4294967295, 1)
-    (7, 0)
+    A first seed out of range stays as it is, for `check_seeds` to refuse.
+
+    >>> consecutive_seed(5, 2), consecutive_seed(4294967295, 1), consecutive_seed(-1, 2)
+    (7, 0, -1)
     """
-    return (first + number) % SEEDS
+    return (first + number) % SEEDS if 0 <= first < SEEDS else first
 
 
 def check_seeds(seeds: Sequence[int], count: int) -> None:

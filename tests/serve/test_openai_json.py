@@ -167,6 +167,14 @@ def test_seeds_of_several_images_wrap():
     assert [each.seed for each in body.settings()] == [2**32 - 1, 0, 1]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_out_of_range_is_refused_by_its_number(seed):
+    body = ImageRequest.model_validate({"prompt": "a", "n": 2, "seed": seed})
+    with pytest.raises(LimitError, match=f"^seed={seed}; expected 0 to 4294967295$"):
+        for settings in body.settings():
+            LIMITS.check("seed", settings.seed, 0, 2**32 - 1)
+
+
 def test_prompts_of_completions():
     def prompts(prompt, **fields):
         return CompletionRequest.model_validate({"model": "a", "prompt": prompt, **fields}).read(LIMITS)
