@@ -13,6 +13,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 
+from emu_jax.data.document import Text
 from emu_jax.data.images import Recoding
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepare import later_ones, occurrences, recode, without_duplicates
@@ -71,7 +72,7 @@ def _recoded(
             yield one if isinstance(one, Reject) else dataclasses.replace(one, parts=tuple(map(_digested, one.parts)))
 
 
-def _digested(part: object) -> object:
+def _digested(part: Text | StoredImage) -> Text | StoredImage:
     return StoredImage(hashlib.sha256(part.data).digest()) if isinstance(part, StoredImage) else part
 
 

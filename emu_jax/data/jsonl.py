@@ -14,10 +14,13 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
+from emu_jax.data.raw import compressed
 from emu_jax.data.raw.files import Skip
 from emu_jax.errors import UserError, shown
 from emu_jax.storage import JsonFault, Path, as_path, decode_json, read_lines
 
+SUFFIXES = tuple(f"{end}{packed}" for end in (".jsonl", ".ndjson") for packed in ("", *compressed.SUFFIXES))
+MAX_BYTES = 4 << 30  # of a file that is unpacked, which is kept in memory
 JsonlRecord = tuple[bool, list[tuple[str, str]]]  # whether it is a pair, and its parts as (text or image, value)
 SHAPE = '{"image": …, "text": …} or {"parts": [{"text": …}, …]}'
 # Fields that would make another document of a line, and which are not read.
@@ -48,6 +51,25 @@ class JsonlLines:
         counts = ", ".join(f"{reason} {count:,}" for reason, count in sorted(self.rejects.items()))
         lines = left_out + len(self.records)
         return f"{path}: {left_out:,} of {lines:,} lines left out ({counts}); the first: {self.first}"
+
+
+def read_unpacked(path: Path) -> bytes:
+    """The contents of a file whose name ends in one of `SUFFIXES`, unpacked.
+
+    Raises:
+      UserError: it is cut, or too large.
+    """
+    suffix = next((suffix for suffix in compressed.SUFFIXES if path.name.endswith(suffix)), "")
+    data = path.read_bytes()
+    if not suffix:
+        return data
+    try:
+        data = compressed.unpacked(io.BufferedReader(io.BytesIO(data)), suffix).read(MAX_BYTES + 1)
+    except compressed.CutError as error:
+        raise UserError(f"config.data.source {path}: cannot be unpacked ({error}); copy it again") from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"config.data.source {path}: more than {MAX_BYTES >> 30} GB unpacked; prepare it once instead")
+    return data
 
 
 def read_documents(path: Path, data: bytes, max_faults: float) -> JsonlLines:

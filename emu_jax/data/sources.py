@@ -20,7 +20,7 @@ from emu_jax.data import embedded_chats, fluent_emoji
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import EIGHT_AT_RANDOM, FrameSampling
 from emu_jax.data.images import EncodedImage, ImageError, ImageFile, read_file
-from emu_jax.data.jsonl import JsonlRecord, image_path, read_documents
+from emu_jax.data.jsonl import SUFFIXES, JsonlRecord, image_path, read_documents, read_unpacked
 from emu_jax.data.kinds import KINDS
 from emu_jax.data.prepared import Record, Records, StoredImage
 from emu_jax.data.record_files import THREADS
@@ -217,7 +217,7 @@ class Jsonl:
         if not path.is_file():
             raise UserError(f"config.data.source {path}: no such file; expected a JSONL of pairs or documents")
         self._path, self._size, self._order, self._fit = path, image_size, order, fit
-        data = path.read_bytes()
+        data = read_unpacked(path)
         self.fingerprint = hashlib.sha256(data).hexdigest()
         found = read_documents(path, data, max_faults)
         self._numbers, self._records, self.remark = [*found.records], [*found.records.values()], found.remark(path)
@@ -324,10 +324,15 @@ def open_source(
     if name == embedded_chats.QUESTIONS_NAME:
         return embedded_chats.FluentQuestions(split, image_size)
     path = as_path(name)
-    if name.endswith(".jsonl"):
+    if name.endswith(SUFFIXES):
         return Jsonl(path, image_size, order, image_fingerprint, fit, max_faults)
     if path.is_dir():
         return Prepared(Records(path, split), image_size, order, subsequences=subsequences, frames=frames, fit=fit)
+    if path.is_file():
+        raise UserError(
+            f"config.data source {name!r}: files of this kind are not trained on as they are; turn it into records by "
+            f"`emu-jax prepare`, or into a .jsonl file"
+        )
     raise UserError(
         f"config.data source {name!r}: no such folder; expected a folder of `emu-jax prepare`, a .jsonl file, "
         f"{fluent_emoji.NAME}, {embedded_chats.NAME} or {embedded_chats.QUESTIONS_NAME}"

@@ -1,7 +1,12 @@
 """Sources: what documents a record gives, by its kind."""
 
+import gzip
+import hashlib
+from pathlib import Path
+
 import numpy as np
 import pytest
+import zstandard
 
 from emu_jax.data.document import Document, Image, Text
 from emu_jax.data.frames import FrameSampling
@@ -124,3 +129,23 @@ def test_names_that_are_no_source(tmp_path):
         open_source("nowhere", "train", SIZE, PairOrder())
     with pytest.raises(UserError, match=r"no manifest\.json in it"):
         open_source(str(tmp_path), "train", SIZE, PairOrder())
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "a.jsonl.gz", "a.ndjson.zst"])
+def test_a_jsonl_by_its_other_names(tmp_path, name):
+    lines = b"".join(b'{"parts": [{"text": "%d"}]}\n' % n for n in range(3))
+    pack = {".gz": gzip.compress, ".zst": zstandard.compress}.get(Path(name).suffix, bytes)
+    path = tmp_path / name
+    path.write_bytes(pack(lines))
+    source = open_source(str(path), "", 8, PairOrder())
+    assert source.texts() == ["0", "1", "2"] and source.fingerprint == hashlib.sha256(lines).hexdigest()
+    if pack is not bytes:
+        path.write_bytes(pack(lines)[:-2])
+        with pytest.raises(UserError, match=rf"{name}: cannot be unpacked \(.*; copy it again"):
+            open_source(str(path), "", 8, PairOrder())
+
+
+def test_other_files_are_to_be_prepared(tmp_path):
+    (tmp_path / "a.parquet").touch()
+    with pytest.raises(UserError, match=r"a\.parquet': files of this kind are not .*by `emu-jax prepare`"):
+        open_source(str(tmp_path / "a.parquet"), "", 8, PairOrder())

@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import io
 import zlib
-from typing import IO
+from typing import IO, Any
 
 from emu_jax.errors import UserError
 
@@ -53,7 +53,7 @@ class _Gzip(_Unpacked):
     def __init__(self, stream: IO[bytes]):
         self._file = gzip.GzipFile(fileobj=stream)
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         try:
             data = self._file.read1(len(buffer))  # `read` would lose what it has read before a cut
         except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -72,9 +72,10 @@ class _Zstd(_Unpacked):
         self._error = zstandard.ZstdError
         self._framing = _Framing(stream)
         unpacker = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-        self._reader = unpacker.stream_reader(self._framing, read_across_frames=True, closefd=False)
+        source: Any = self._framing  # of a file, only `read` is used
+        self._reader = unpacker.stream_reader(source, read_across_frames=True, closefd=False)
 
-    def readinto(self, buffer: bytearray | memoryview) -> int:
+    def readinto(self, buffer: Any) -> int:
         try:
             size = self._reader.readinto1(buffer)
         except self._error as error:

@@ -8,9 +8,8 @@ it, such as `count_differs`, is not said about a beginning.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 from emu_jax.data.raw.reader import RawDocument, Reader, Reject
 
@@ -33,10 +32,14 @@ def read_first(reader: Reader, pieces: Sequence[str], limit: int) -> Iterator[Ra
     """What a reader yields for a file's shards, up to its first `limit` records; all of it with 0."""
     left = limit or -1
     for shard in pieces:
-        with contextlib.closing(iter(reader.read(shard))) as found:  # a generator, whose file is then closed
+        found = reader.read(shard)
+        try:
             for one in found:
                 yield one
                 if isinstance(one, RawDocument) or one.whole:
                     left -= 1
                     if not left:
                         return
+        finally:
+            if isinstance(found, Generator):  # which then closes its file
+                found.close()

@@ -57,7 +57,7 @@ def read_values(shard: str, digits: int = 0) -> Iterator[KeyedValue | Reject]:
     """The values of a shard in order, each with its key.
 
     Args:
-      digits: of the numbers in keys, at least.
+      digits: least number of digits of a number in a key.
 
     Raises:
       UserError: as `read_rows`.
