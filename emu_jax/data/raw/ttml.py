@@ -55,7 +55,9 @@ def read_ttml(data: bytes) -> Iterator[tuple[float, float, str] | None]:
             elif name == "p":
                 said = "".join(element.itertext()).replace("\n", " ").replace(_LINE_BREAK, "\n")
                 length = _seconds(element.get("dur", "0s"), units)
-                end = begins[-1] + _seconds(element.get("end"), units) if "end" in element.attrib else begin + length
+                end = (
+                    begins[-1] + _seconds(element.get("end", ""), units) if "end" in element.attrib else begin + length
+                )
                 if "begin" in element.attrib:
                     yield begin, end, said
                 elif said.strip():
