@@ -1,7 +1,8 @@
-"""Folders that Hugging Face's `datasets` saves or caches: which of their files are the data.
+"""Folders that Hugging Face's `datasets` saves or caches, and those of its hub: which of their files are the data.
 
 saved/    data-00000-of-00002.arrow … state.json dataset_info.json       Dataset.save_to_disk
 dict/     train/ test/ dataset_dict.json                                 DatasetDict.save_to_disk
+data/     train-00000-of-00002.parquet test-00000-of-00001.parquet                  the hub's
 cached/   imdb-train-00000-of-00002.arrow … cache-4f….arrow dataset_info.json       load_dataset, and map
 """
 
@@ -19,6 +20,7 @@ from emu_jax.storage import Path, read_json_object
 STATE, INFO, DICT = "state.json", "dataset_info.json", "dataset_dict.json"
 RESULTS = ("cache-*.arrow", "tmp*")  # of `map` and `filter`, in the folder of what they were made from
 PART = re.compile(r"-\d+-of-\d+$")
+HUB = re.compile(r"(?:.*[-_.])?(train|validation|valid|val|dev|test)-\d+-of-\d+(?:-[0-9a-f]+)?\.parquet")
 
 
 def data_names(root: Path, names: Iterable[str]) -> list[str]:
@@ -42,6 +44,7 @@ def _is_arrow(file: str) -> bool:
 def _data(folder: Path, files: Collection[str]) -> list[str]:
     """The data among the files of a folder."""
     if not any(map(_is_arrow, files)):
+        _check_hub(folder, files)
         return [file for file in files if file != DICT]
     files = [file for file in files if file not in (STATE, INFO, DICT)]
     state = _read(folder / STATE)
@@ -61,6 +64,17 @@ def _data(folder: Path, files: Collection[str]) -> list[str]:
     files = [file for file in files if not any(fnmatch.fnmatchcase(file, pattern) for pattern in RESULTS)]
     _check_cached(folder, files)
     return files
+
+
+def _check_hub(folder: Path, files: Iterable[str]) -> None:
+    """Raises if Parquet files are of several splits, which would be mixed."""
+    splits = {named[1]: named for named in map(HUB.fullmatch, files) if named}
+    if len(splits) > 1:
+        first = splits[min(splits)]
+        raise UserError(
+            f"{folder}: holds the splits {', '.join(sorted(splits))}; name the files of one, as --in "
+            f"'{folder}/{first[0][: first.end(1)]}-*.parquet'"
+        )
 
 
 def _check_cached(folder: Path, names: Iterable[str]) -> None:

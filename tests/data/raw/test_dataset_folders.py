@@ -13,6 +13,7 @@ from pyarrow import parquet
 
 from emu_jax.data.document import Text
 from emu_jax.data.raw.dataset_folders import data_names
+from emu_jax.data.raw.files import find_shards
 from emu_jax.data.raw.limits import read_first
 from emu_jax.data.raw.reader import RawDocument, RawImage, Reject
 from emu_jax.data.raw.readers import make_reader
@@ -104,6 +105,22 @@ def test_splits_are_not_mixed(tmp_path):
                 make_reader(source).shards(str(path))
     assert _pairs(tmp_path / "all" / "train") == ["text 0"]
     assert _pairs(f"{tmp_path}/all/t*/*.arrow") == ["text 1", "text 0"], "a glob says what is wanted"
+
+
+def test_splits_of_the_hub_are_not_mixed(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    names = ["train-00000-of-00002.parquet", "train-00001-of-00002-4f1a.parquet", "test-00000-of-00001.parquet"]
+    for name in names:
+        (folder / name).write_bytes(b"")
+    with pytest.raises(UserError) as caught:
+        find_shards(str(tmp_path), ["*.parquet"], "Parquet")
+    expected = f"{folder}: holds the splits test, train; name the files of one, as --in '{folder}/test-*.parquet'"
+    assert str(caught.value) == expected
+    found = find_shards(f"{folder}/train-*.parquet", ["*.parquet"], "Parquet")
+    assert found == [f"{folder}//{name}" for name in names[:2]]
+    (folder / names[2]).rename(folder / "laion-test-of-faith.parquet")  # a name that only looks like a split
+    assert len(find_shards(str(tmp_path), ["*.parquet"], "Parquet")) == 3
 
 
 def test_a_cached_folder(tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import sys
 
 import pytest
 
@@ -104,3 +105,16 @@ def test_settings_that_are_refused(setting, message):
 def test_documents_of_an_unknown_kind():
     with pytest.raises(UserError, match=r"a: kind 'chats' is unknown; did you mean chat\?"):
         RawDocument("a", "chats", ())
+
+
+def test_a_missing_library_is_one_line(monkeypatch):
+    """Of the extra [prepare]: the reader of web pages needs lxml."""
+    for name in [
+        name for name in sys.modules if name.startswith(("emu_jax.data.raw.readers.html", "emu_jax.data.raw.page_text"))
+    ]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lxml", None)
+    with pytest.raises(UserError) as caught:
+        find_reader("html")
+    said = str(caught.value)
+    assert said.startswith("source html: ") and said.endswith("run `pip install 'emu-jax[prepare]'`") and "lxml" in said

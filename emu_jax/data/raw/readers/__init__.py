@@ -59,7 +59,10 @@ def find_reader(name: str) -> type[Reader]:
       UserError: there is none, or it cannot be imported.
     """
     if name in READERS:
-        return importlib.import_module(f"{__name__}.{name}").READER
+        try:
+            return importlib.import_module(f"{__name__}.{name}").READER
+        except ImportError as error:
+            raise UserError(f"source {name}: {error}; run `pip install 'emu-jax[prepare]'`") from error
     registered = importlib.metadata.entry_points(group=GROUP)
     if name not in registered.names:
         raise UserError(f"source {name!r} is unknown; did you mean {nearest(name, [*READERS, *registered.names])}?")
