@@ -2,6 +2,7 @@
 
 import dataclasses
 import pickle
+import subprocess
 import sys
 
 import pytest
@@ -107,14 +108,11 @@ def test_documents_of_an_unknown_kind():
         RawDocument("a", "chats", ())
 
 
-def test_a_missing_library_is_one_line(monkeypatch):
-    """Of the extra [prepare]: the reader of web pages needs lxml."""
-    for name in [
-        name for name in sys.modules if name.startswith(("emu_jax.data.raw.readers.html", "emu_jax.data.raw.page_text"))
-    ]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lxml", None)
-    with pytest.raises(UserError) as caught:
-        find_reader("html")
-    said = str(caught.value)
-    assert said.startswith("source html: ") and said.endswith("run `pip install 'emu-jax[prepare]'`") and "lxml" in said
+def test_a_missing_library_is_one_line():
+    """Of the extra [prepare]: videos need PyAV. In a process that has not imported it yet."""
+    code = "import sys; sys.modules['av'] = None; from emu_jax.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, "prepare", "videos", "--in", "a.csv", "--out", "out"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert said.startswith("emu-jax prepare: source videos: ") and said.endswith("run `pip install 'emu-jax[prepare]'`")
