@@ -73,6 +73,7 @@ def emu_14b() -> ConfigDict:
             "learn_image_token": False,  # as published: the model never learns when to begin an image
             "standardise": False,
             "stop_target_inputs": False,
+            "input_noise": 0.0,
             "pixel_mean": CLIP_MEAN,
             "pixel_std": CLIP_STD,
         }

@@ -64,6 +64,8 @@ class EmuConfig:
         collapse to a constant without it; the published model starts from pretrained parts and does without.
       stop_target_inputs: Stop the gradient through embeddings that are themselves regression targets. In training from
         scratch, the encoder otherwise learns to make each embedding predict the next, and they collapse.
+      input_noise: Standard deviation of Gaussian noise on the embeddings of predicted images where the language model
+        reads them in training; targets stay clean. In generation it reads its own predictions, which are not exact.
       pixel_mean, pixel_std: Mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
@@ -83,6 +85,7 @@ class EmuConfig:
     learn_image_token: bool = False
     standardise: bool = False
     stop_target_inputs: bool = False
+    input_noise: float = 0.0
     pixel_mean: tuple[float, ...] = CLIP_MEAN
     pixel_std: tuple[float, ...] = CLIP_STD
 
@@ -92,6 +95,8 @@ class EmuConfig:
             raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
         if self.loss_mean not in MEANS:
             raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
+        if not self.input_noise >= 0:
+            raise UserError(f"model.input_noise={self.input_noise}; expected 0 or more")
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -283,9 +288,14 @@ def _forward(
     model = bind(config, params)
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
-    # The encoders take the first two keys split from `key` (`EmuModel.encode`).
+    read = inputs
+    if config.input_noise and key is not None:
+        predicted = (batch.slots >= 0) & (batch.visual_weights > 0)  # [B, S]
+        noise = jax.random.normal(jax.random.fold_in(key, 4), inputs.shape)
+        read = inputs + config.input_noise * jnp.where(predicted[..., None], noise, 0.0)
+    # The encoders take the first two keys split from `key` (`EmuModel.encode`), the visual head the one of 3.
     key = None if key is None else jax.random.fold_in(key, 2)
-    hidden = model.llama(inputs.astype(config.dtype), positions, batch.segments, unroll=config.unroll, key=key)
+    hidden = model.llama(read.astype(config.dtype), positions, batch.segments, unroll=config.unroll, key=key)
     return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
 
 
@@ -325,8 +335,8 @@ def loss(
 
     Args:
       params, statistics: Trees as `init` and `initial_statistics` return them.
-      key: Randomness of dropout, drop-path and the visual head; None turns the first two off, and the head draws the
-        same numbers every time.
+      key: Randomness of dropout, drop-path, noise on inputs and the visual head. None turns the first three off, and
+        the head draws the same numbers every time.
       train: Standardise with this batch's statistics and update the running ones; otherwise with the running ones.
       normalisers: `loss_weights` of the whole batch, when this is a micro-batch of it.
       sources: The batch's sources, whose losses are reported separately; empty where it has one.

@@ -40,7 +40,7 @@ ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # the parameters that ini
 # Fields that may differ: a vocabulary can grow; the others do not change what the parameters mean.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
-FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token", "visual_head"}
+FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token", "visual_head", "input_noise"}
 FREE |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
 HEAD = "params/llama/visual_head/"  # another head than the checkpoint's begins fresh

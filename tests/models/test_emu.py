@@ -108,6 +108,30 @@ def test_regression_targets_receive_no_gradient():
     assert float(jnp.abs(grads["vision"]["patch_embed"]["kernel"]).max()) == 0.0
 
 
+def test_noise_is_on_what_is_read_of_predicted_images_alone():
+    batch = make_batch([[FIRST]], random_images(1)[None], 16)
+    noisy = dataclasses.replace(CONFIG, input_noise=0.5)
+
+    def loss(config, batch=batch, params=PARAMS, **options):
+        return emu.loss(params, STATISTICS, batch, config=config, ids=IDS, **options)[1][0]
+
+    key = jax.random.key(1)
+    clean, found = loss(CONFIG, key=key), loss(noisy, key=key)
+    assert abs(float(found["regression_loss"] - clean["regression_loss"])) > 1e-4
+    assert float(found["effective_rank"]) == float(clean["effective_rank"])
+    # Targets are clean: with predictions of 0 the loss is their square, whatever is read.
+    silent = jax.tree.map(lambda leaf: leaf, PARAMS)
+    silent["llama"]["visual_head"]["kernel"] = jnp.zeros_like(silent["llama"]["visual_head"]["kernel"])
+    squares = [float(loss(config, params=silent, key=key)["regression_loss"]) for config in (CONFIG, noisy)]
+    assert squares[0] == squares[1] > 0
+    # Without a key, as on held-out data, and where images are only read, there is none.
+    assert float(loss(noisy)["loss"]) == float(loss(CONFIG)["loss"])
+    seen = dataclasses.replace(batch, visual_weights=jnp.zeros_like(batch.visual_weights))
+    assert float(loss(noisy, seen, key=key)["text_loss"]) == float(loss(CONFIG, seen, key=key)["text_loss"])
+    with pytest.raises(UserError, match=r"model\.input_noise=-1.0; expected 0 or more"):
+        dataclasses.replace(CONFIG, input_noise=-1.0)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 7, 48, 1000])
 def test_loss_chunks_do_not_change_the_loss(chunk):

@@ -156,7 +156,7 @@ class Interleaved(Task):
         adapters_drop = model.llama.lora_rank > 0 and model.llama.lora_dropout > 0
         self.rows_mix = model.standardise or model.visual_head.rows_mix
         drops = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
-        self._random = drops or model.visual_head.random
+        self._random = drops or model.visual_head.random or model.input_noise > 0
         if inputs is not None and inputs.samples is not None:
             check_reach({part_of(name) for name in self.split(axes)[0]}, inputs.samples, model)
 
