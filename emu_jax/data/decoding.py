@@ -339,24 +339,28 @@ def _bits(image: PIL.Image) -> int | None:
     return None
 
 
+DARKEST = 4096  # the least largest value of 16 bits, where nothing else says that values have so many
+
+
 def eight_bits(values: np.ndarray, where: str, bits: int | None = None) -> np.ndarray:
     """Grey values of any type -> uint8.
 
     Args:
       bits: how many the values have, 12 or 16. With None their largest one tells: floats are up to 1, integers and
-        other floats up to 255 or, above that, up to 65,535.
+        other floats up to 255 or, from 4,096 on, up to 65,535. In between they may be of 12 bits or of any range: as 16
+        bits they would be almost black.
 
     >>> [eight_bits(np.array(values), "x").tolist() for values in ([0.0, 0.5, 1.0], [0.0, 2.0], [0, 255], [0, 65535])]
     [[0, 128, 255], [0, 2], [0, 255], [0, 255]]
 
     Raises:
-      ImageError: some are negative, greater than 65,535, or not finite.
+      ImageError: some are negative, greater than 65,535, or not finite; or the largest tells no range.
     """
     if bits is not None:
         return np.clip(values.astype(np.int64) >> (bits - 8), 0, 255).astype(np.uint8)
     least, most = values.min(), values.max()  # NaN if there is one
     for top in (1, 255, 65_535) if values.dtype.kind == "f" else (255, 65_535):
-        if least >= 0 and most <= top:
+        if least >= 0 and most <= top and not (top == 65_535 and most < DARKEST):
             return values.astype(np.uint8) if top == 255 and values.dtype.kind != "f" else _scaled(values, top)
     raise ImageError(
         "unsupported_depth",

@@ -351,6 +351,8 @@ def test_pgm_and_pfm():
         (np.array([[0.0, 70_000.0]], np.float32), "from 0 to 70000"),
         (np.array([[0.0, np.nan]], np.float32), "from nan to nan"),
         (np.array([[0.0, np.inf]], np.float32), "from 0 to inf"),
+        (np.array([[0.0, 1000.0]], np.float32), "from 0 to 1000"),
+        (np.array([[0, 4095]], np.int32), "from 0 to 4095"),
         (np.array([[-5, 100]], np.int32), "from -5 to 100"),
         (np.array([[0, 1 << 30]], np.int32), "from 0 to 1.07374e+09"),
     ],
@@ -364,6 +366,11 @@ def test_values_of_no_known_range_are_refused(values, words):
 @given(st.lists(st.integers(0, 65_535), min_size=1, max_size=20))
 def test_depths_against_plain_python(values):
     top = 255 if max(values) <= 255 else 65_535
+    if 255 < max(values) < 4096:
+        for kind in (np.int32, np.float32):
+            with pytest.raises(ImageError, match=f"grey values from .* to {max(values)}; expected 0 to 1"):
+                eight_bits(np.array(values, kind), "x")
+        return
     assert eight_bits(np.array(values), "x").tolist() == [value if top == 255 else value // 256 for value in values]
     real = eight_bits(np.array(values, np.float32), "x").astype(int)
     top = next(top for top in (1, 255, 65_535) if max(values) <= top)
