@@ -126,7 +126,12 @@ def _json(name: str, description: str = "the answer") -> Schema:
 def _event(name: str) -> Schema:
     """A server-sent event; its data are JSON, but for the "[DONE]" that ends chunks."""
     data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": SCHEMAS + name}}
-    return {"type": "object", "properties": {"event": {"type": "string"}, "data": data}, "required": ["data"]}
+    end = {"type": "string", "const": "[DONE]"}
+    events = [
+        {"type": "object", "properties": {"event": {"type": "string"}, "data": each}, "required": ["data"]}
+        for each in (end, data)
+    ]
+    return {"anyOf": events}
 
 
 def _errors(*statuses: int) -> dict[str, Schema]:
