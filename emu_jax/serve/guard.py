@@ -84,6 +84,8 @@ class Guard:
         if len(scope["path"]) + len(scope.get("query_string", b"")) > MAX_PATH_BYTES:
             raise Refusal(414, f"the address is longer than {MAX_PATH_BYTES} bytes")
         path = scope["path"]
+        if any(character < " " for character in path):  # no route takes them
+            raise Refusal(404, "the address has control characters; expected none", code="not_found")
         if self.key is None:
             # Pages of other sites, open in a browser on this machine, must not reach the server under any host name.
             host = headers.get("host", "").lower()

@@ -229,9 +229,10 @@ class _ImageSettings(_Request):
 
 
 class StreamOptions(_Request):
-    """Whether a last chunk has the usage."""
+    """Whether a last chunk has the usage; chunks are never padded (obfuscated)."""
 
     include_usage: bool | None = None
+    include_obfuscation: bool | None = None
 
 
 class DecodingRequest(_Request):
@@ -266,6 +267,11 @@ class _CompletionsRequest(DecodingRequest):
     def count(self) -> int:
         """Number of texts for each prompt."""
         return 1 if self.n is None else self.n
+
+    def check_fields(self, where: str = "") -> None:
+        super().check_fields(where)
+        if self.stream_options is not None:
+            self.stream_options.check_fields("stream_options")
 
     @property
     def usage(self) -> bool:

@@ -97,7 +97,7 @@ def document(name: str, limits: Limits, drawn_size: int | None) -> Schema:
             bodies["multipart/form-data"] = {"schema": _form(components[kind.__name__])}
         found = _json(answer)
         if event is not None:
-            found["content"]["text/event-stream"] = {"schema": {"type": "string"}, "x-event": {"$ref": SCHEMAS + event}}
+            found["content"]["text/event-stream"] = {"schema": _event(event)}
             found["description"] += f"; with `stream`, events whose data are each a {event}"
         paths[path] = {
             "post": {
@@ -121,6 +121,17 @@ def _content(kind: str, schema: Schema, description: str = "the answer") -> Sche
 
 def _json(name: str, description: str = "the answer") -> Schema:
     return _content("application/json", {"$ref": SCHEMAS + name}, description)
+
+
+def _event(name: str) -> Schema:
+    """A server-sent event; its data are JSON, but for the "[DONE]" that ends chunks."""
+    data = {"type": "string", "contentMediaType": "application/json", "contentSchema": {"$ref": SCHEMAS + name}}
+    end = {"type": "string", "const": "[DONE]"}
+    events = [
+        {"type": "object", "properties": {"event": {"type": "string"}, "data": each}, "required": ["data"]}
+        for each in (end, data)
+    ]
+    return {"anyOf": events}
 
 
 def _errors(*statuses: int) -> dict[str, Schema]:

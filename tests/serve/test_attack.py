@@ -102,6 +102,7 @@ ATTACKS = {
     "a size": ("/v1/images/generations", json.dumps({"prompt": "a", "size": "99999x99999"}).encode(), 400),
     "a user's name": (CHAT, chat(user="../" * 5 * MB + "x" * 20 * MB), 413),
     "an address": ("/v1/" + "../" * 1000, b"{}", 414),
+    "a line break in an address": ("/v1/models/a%0Ab", b"{}", 404),
     "another path": ("/v1/../../etc/passwd", b"{}", 404),
 }
 

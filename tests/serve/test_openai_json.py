@@ -204,3 +204,13 @@ def test_inputs_of_embeddings():
         with pytest.raises(LimitError) as raised:
             inputs(given)
         assert raised.value.parameter == where
+
+
+@pytest.mark.parametrize("kind", [ChatRequest, CompletionRequest])
+def test_options_of_a_stream(kind):
+    body = {"model": "a", "messages": ASKED, "prompt": "a", "stream": True}
+    del body["prompt" if kind is ChatRequest else "messages"]
+    kind.model_validate({**body, "stream_options": {"include_usage": True, "include_obfuscation": False}}).read(LIMITS)
+    with pytest.raises(LimitError) as raised:
+        kind.model_validate({**body, "stream_options": {"include_all": True}}).read(LIMITS)
+    assert raised.value.parameter == "stream_options.include_all"
