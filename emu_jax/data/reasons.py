@@ -75,7 +75,7 @@ REASONS = {
     "unreadable_subtitles": "a file of subtitles has another format, or an unknown encoding",
     "unreadable_text": "a text is not UTF-8, or has half of a surrogate pair",
     "unreadable_video": "a file is no video, or a broken one",
-    "unsupported_depth": "the grey values of an image are negative, above 65,535 or not finite",
+    "unsupported_depth": "the grey values of an image are negative, above 65,535, not finite, or of no known range",
     "unsafe_member": "the name of a member of a tar leads out of the archive",
     "unsafe_path": "the name of an image or a video leads out of its folder",
 }
