@@ -21,7 +21,8 @@ ABOUT = "Serve a model to browsers (a page) and to programs (an HTTP API for Ope
 EXAMPLE = "emu-jax serve --checkpoint runs/quickstart --port 7860"
 LIMITS = (
     *("text_slots", "drawing_slots", "waiting", "seconds", "new_tokens", "steps"),
-    *("upload_seconds", "head_seconds", "answer_seconds", "connections", "decoders", "decode_seconds"),
+    *("upload_seconds", "head_seconds", "answer_seconds", "half_closed_seconds", "connections"),
+    *("decoders", "decode_seconds"),
 )
 
 
@@ -60,6 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--head-seconds", type=float, default=10.0, help="time limit of a request's headers")
     parser.add_argument(
         "--answer-seconds", type=float, default=30.0, help="time in which a client has to read some of its answer"
+    )
+    parser.add_argument(
+        "--half-closed-seconds",
+        type=float,
+        default=5.0,
+        help="time in which the answer begins for a client that has stopped sending, as one that has left",
     )
     parser.add_argument("--connections", type=int, default=512, help="most connections that are open")
     parser.add_argument("--decoders", type=int, default=2, help="processes that decode images")

@@ -128,7 +128,7 @@ def test_noise_is_on_what_is_read_of_predicted_images_alone():
     assert float(loss(noisy)["loss"]) == float(loss(CONFIG)["loss"])
     seen = dataclasses.replace(batch, visual_weights=jnp.zeros_like(batch.visual_weights))
     assert float(loss(noisy, seen, key=key)["text_loss"]) == float(loss(CONFIG, seen, key=key)["text_loss"])
-    with pytest.raises(UserError, match=r"model\.input_noise=-1.0; expected 0 or more"):
+    with pytest.raises(UserError, match=r"model\.input_noise=-1\.0; expected 0 or more"):
         dataclasses.replace(CONFIG, input_noise=-1.0)
 
 

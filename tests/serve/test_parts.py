@@ -22,5 +22,5 @@ TEXT = base64.b64encode(DATA).decode()
 def test_the_size_is_of_the_bytes(field):
     (upload,) = _uploads([field], Limits(upload_bytes=len(DATA)))
     assert (upload.data, upload.where) == (DATA, "url")
-    with pytest.raises(LimitError, match="^url has 0.0 MB; expected at most"):
+    with pytest.raises(LimitError, match=r"^url has 0\.0 MB; expected at most"):
         _uploads([field], Limits(upload_bytes=len(DATA) - 1))
