@@ -45,7 +45,7 @@ def decode(data: bytes, size: int, *, is_video: bool) -> tuple[int, bytes]:
         return UNREADABLE, error.detail.encode(errors="replace")[:MAX_DETAIL_BYTES]
     except MemoryError:
         return TOO_LARGE, b""
-    except Exception as error:
+    except Exception as error:  # whatever the decoder raises, this process ends and is replaced
         return FAILED, type(error).__name__.encode()[:MAX_DETAIL_BYTES]
 
 
