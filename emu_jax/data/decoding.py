@@ -140,8 +140,8 @@ def use_image(
             return _use(io.BytesIO(plain), where, use)
     except (ImageError, MemoryError):
         raise
-    except Exception:
-        pass  # the first fault is the one to report
+    except Exception:  # as above; the first fault is the one to report
+        pass
     file.seek(0)
     raise unreadable(where, _what(file.read(1024))) from fault
 

@@ -46,12 +46,7 @@ def read_data_url(url: str, where: str) -> bytes:
         raise LimitError(where, f"{where} is a data URL without ;base64; {EXPECTED}")
     if kind and not kind.startswith("image/") and not kind.endswith("/octet-stream"):
         raise LimitError(where, f"{where} is a data URL of {kind[:100]!r}; {EXPECTED}")
-    return named_base64(data, where)
-
-
-def named_base64(text: str, where: str) -> bytes:
-    """The bytes of forgiving base64 in the field `where`; LimitError where it is none."""
     try:
-        return decode_base64(text)
+        return decode_base64(data)
     except ValueError as error:
         raise LimitError(where, f"{where} is {error}") from error

@@ -86,8 +86,27 @@ def _unit(x: Float[Array, "*batch D"]) -> Float[Array, "*batch D"]:
     return x * jax.lax.rsqrt(jnp.square(x).sum(-1, keepdims=True) + EPSILON**2)
 
 
+class _Directions(VisualHead):
+    """What the heads that judge directions share: `Direction`, whose length learns beside their own loss."""
+
+    def sample(self, module: Any, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
+        return module.sample(hidden)
+
+    def multiply_adds(self, width: int) -> float:
+        """Those of the linear map; the products of InfoNCE's pairs depend on the number of rows."""
+        return width * width
+
+    def _with_length(
+        self, module: Any, terms: Float[Array, "B S"], targets: Float[Array, "B S D"], weights: Float[Array, "B S"]
+    ) -> HeadLoss:
+        """The terms as a loss that also trains the length, which must not count as a loss of directions."""
+        lengths = module.length_loss(jnp.linalg.norm(targets, axis=-1)) * weights
+        only_gradient = lengths - jax.lax.stop_gradient(lengths)  # 0
+        return HeadLoss((terms + only_gradient).sum(), terms)
+
+
 @dataclasses.dataclass(frozen=True)
-class Cosine(VisualHead):
+class Cosine(_Directions):
     """A linear map trained by the cosine with the target."""
 
     def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:
@@ -103,23 +122,11 @@ class Cosine(VisualHead):
     ) -> HeadLoss:
         predicted = _unit(module.linear(hidden).astype(jnp.float32))
         terms = (1.0 - (predicted * _unit(targets)).sum(-1)) * weights
-        lengths = module.length_loss(jnp.linalg.norm(targets, axis=-1)) * weights
-        return HeadLoss((terms + _only_gradient(lengths)).sum(), terms)
-
-    def sample(self, module: Any, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
-        return module.sample(hidden)
-
-    def multiply_adds(self, width: int) -> float:
-        return width * width
-
-
-def _only_gradient(x: Array) -> Array:
-    """0 with the gradient of x: what trains a length must not count as a loss of directions."""
-    return x - jax.lax.stop_gradient(x)
+        return self._with_length(module, terms, targets, weights)
 
 
 @dataclasses.dataclass(frozen=True)
-class InfoNCE(VisualHead):
+class InfoNCE(_Directions):
     """A linear map trained to tell its target from all other targets of the step, on all devices.
 
     With micro-batches these are the targets of a micro-batch.
@@ -161,12 +168,4 @@ class InfoNCE(VisualHead):
         # Without any target all logits are -inf, whose gradient is NaN even where it is not used.
         normaliser = jax.nn.logsumexp(jnp.where(used.any(), logits, 0.0), axis=-1)  # [B*S]
         terms = jnp.where(used, normaliser - own, 0.0).reshape(weights.shape) * weights
-        lengths = module.length_loss(jnp.linalg.norm(targets, axis=-1)) * weights
-        return HeadLoss((terms + _only_gradient(lengths)).sum(), terms)
-
-    def sample(self, module: Any, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
-        return module.sample(hidden)
-
-    def multiply_adds(self, width: int) -> float:
-        """Without the products of all pairs, whose number depends on the rows."""
-        return width * width
+        return self._with_length(module, terms, targets, weights)
