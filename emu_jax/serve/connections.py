@@ -143,6 +143,6 @@ class BoundedConnection(H11Protocol):
         self._watch_answer()
 
     def _end_half_closed(self) -> None:
-        """Ends a half-closed connection to which nothing was sent yet; only sending shows whether its client has left."""
+        """Ends a half-closed connection that nothing was sent to yet: sending shows whether the client has left."""
         if self.cycle is not None and not self.cycle.response_started:
             self.transport.abort()
