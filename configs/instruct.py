@@ -41,7 +41,7 @@ def published() -> ConfigDict:
     """Adapters for the published sizes, on weights in bfloat16, from the paper's five sets."""
     config = pretrain.pretrain_14b()
     config.objective = "instruct"
-    config.init = ConfigDict({"emu": "weights/emu", "llama": "", "vision": ""})
+    config.init.update({"emu": "weights/emu", "llama": "", "vision": ""})
     config.model.llama.update({"lora_rank": 16, "lora_alpha": 16.0, "lora_dropout": 0.05})
     config.model.llama.lora_targets = ("q", "k", "v", "o")
     config.model.update({"param_dtype": "bfloat16", "regression_loss_weight": 0.0})

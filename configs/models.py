@@ -74,6 +74,7 @@ def emu_14b() -> ConfigDict:
             "standardise": False,
             "stop_target_inputs": False,
             "input_noise": 0.0,
+            "scheduled_sampling": 0.0,
             "pixel_mean": CLIP_MEAN,
             "pixel_std": CLIP_STD,
         }

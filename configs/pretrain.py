@@ -33,7 +33,13 @@ def pretrain_14b() -> ConfigDict:
         {
             "objective": "pretrain",
             "model": model,
-            "init": {"emu": "", "llama": "weights/llama", "vision": "weights/vision"},
+            "init": {
+                "emu": "",
+                "llama": "weights/llama",
+                "vision": "weights/vision",
+                "encoder": "",
+                "codebook": "",
+            },
             "tokenizer": {"path": "", "vocab_size": 32_000, "model_type": "bpe", "also": ()},
             "data": {
                 "source": "",  # a single source instead of the mixture: a prepared folder or a JSONL of documents

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
         {
             "objective": "pretrain",
             "model": model,
-            "init": {"emu": "", "llama": "", "vision": ""},
+            "init": {"emu": "", "llama": "", "vision": "", "encoder": "", "codebook": ""},
             "tokenizer": {"path": "", "vocab_size": 4000, "model_type": "word", "also": ("fluent_emoji_chats",)},
             "data": {
                 "source": "",

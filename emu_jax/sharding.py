@@ -42,6 +42,7 @@ LOGICAL_AXIS_RULES: dict[str | None, str | tuple[str, ...] | None] = {
     "queries": None,
     "rank": None,
     "buckets": None,
+    "codes": None,
     None: None,
 }
 

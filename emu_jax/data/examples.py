@@ -133,7 +133,7 @@ class Images:
         images = [part for part in parts if isinstance(part, Image)]
         if not images:
             raise UserError(
-                f"config.data.source {self._name}: record {index} holds no image; expected images, to train a VAE"
+                f"config.data.source {self._name}: record {index} holds no image; expected one in every record"
             )
         return {"pixels": images[rng.integers(len(images))].pixels}
 

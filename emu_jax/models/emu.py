@@ -66,6 +66,9 @@ class EmuConfig:
         scratch, the encoder otherwise learns to make each embedding predict the next, and they collapse.
       input_noise: Standard deviation of Gaussian noise on the embeddings of predicted images where the language model
         reads them in training; targets stay clean. In generation it reads its own predictions, which are not exact.
+      scheduled_sampling: Share of the embeddings of predicted images in whose place the language model reads, in
+        training, its own prediction from a first forward pass, without a gradient through it (Mihaylova and Martins
+        2019, arXiv 1906.07651). Above 0 it costs that pass.
       pixel_mean, pixel_std: Mean and standard deviation of each channel, for pixels in [0, 1].
     """
 
@@ -86,6 +89,7 @@ class EmuConfig:
     standardise: bool = False
     stop_target_inputs: bool = False
     input_noise: float = 0.0
+    scheduled_sampling: float = 0.0
     pixel_mean: tuple[float, ...] = CLIP_MEAN
     pixel_std: tuple[float, ...] = CLIP_STD
 
@@ -97,6 +101,8 @@ class EmuConfig:
             raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
         if not self.input_noise >= 0:
             raise UserError(f"model.input_noise={self.input_noise}; expected 0 or more")
+        if not 0 <= self.scheduled_sampling <= 1:
+            raise UserError(f"model.scheduled_sampling={self.scheduled_sampling}; expected a share of 0 to 1")
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -113,6 +119,8 @@ class EmuConfig:
         return dataclasses.asdict(self)
 
 
+VISUAL_HEAD = "llama/visual_head/"  # before the names of its parameters
+ENCODER_PARTS = ("vision", "ln_visual", "causal")  # of the parameters
 PARTS: dict[str, type] = {"vision": VisionConfig, "causal": CausalConfig, "llama": LlamaConfig}  # stacks of layers
 
 
@@ -151,16 +159,14 @@ class Batch:
     source_ids: Int[Array, "B S"] | None = None
 
 
-class EmuModel(nnx.Module):
-    """Declares the parameters of the three networks; `init`, `abstract` and `bind` make it functional."""
+class ImageEncoder(nnx.Module):
+    """Declares the parameters between an image and the language model's inputs: those named in `ENCODER_PARTS`."""
 
     def __init__(self, rngs: nnx.Rngs, c: EmuConfig):
         dtype = c.param_dtype
         self.vision = VisionEncoder(rngs, c.vision, dtype)
         self.ln_visual = LayerNorm(c.vision.width, c.vision.norm_eps, dtype)
         self.causal = make_causal(rngs, c.causal, c.vision.width, c.llama.width, dtype, c.init)
-        self.llama = Llama(rngs, c.llama, c.visual_head, dtype, c.init)
-        self.set_attributes(float32_gradients=c.float32_gradients)  # in every submodule that has the attribute
         self.config = c
 
     def encode(self, pixels: Float[Array, "I height width 3"], key: Array | None = None) -> dict[str, Array]:
@@ -171,6 +177,15 @@ class EmuModel(nnx.Module):
         normed = self.ln_visual(features)
         embeds = self.causal(normed, key=key_causal, unroll=c.unroll)
         return {"vision_features": features, "ln_visual": normed, "causal_embeds": embeds}
+
+
+class EmuModel(ImageEncoder):
+    """Declares the parameters of the three networks; `init`, `abstract` and `bind` make it functional."""
+
+    def __init__(self, rngs: nnx.Rngs, c: EmuConfig):
+        super().__init__(rngs, c)
+        self.llama = Llama(rngs, c.llama, c.visual_head, c.param_dtype, c.init)
+        self.set_attributes(float32_gradients=c.float32_gradients)  # in every submodule that has the attribute
 
 
 def init(config: EmuConfig, key: Array) -> Params:
@@ -215,8 +230,10 @@ def encode_images(
     *,
     config: EmuConfig,
 ) -> Float[Array, "I Q D"]:
-    """Images (floating point: taken as normalised) -> the language model's inputs, float32."""
-    embeds = bind(config, params).encode(normalise_pixels(images, config))["causal_embeds"]
+    """Images (floating point: taken as normalised) -> the language model's inputs, float32; needs `ENCODER_PARTS`."""
+    own = {part: params[part] for part in ENCODER_PARTS}
+    encoder = parameters.bind(ImageEncoder, config, own)
+    embeds = encoder.encode(normalise_pixels(images, config))["causal_embeds"]
     embeds = embeds.astype(jnp.float32)
     return running.standardise(embeds, statistics["mean"], statistics["var"]) if config.standardise else embeds
 
@@ -288,15 +305,24 @@ def _forward(
     model = bind(config, params)
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
-    read = inputs
+    predicted = ((batch.slots >= 0) & (batch.visual_weights > 0))[..., None]  # [B, S, 1]
+    read = config.visual_head.inputs(model.llama.visual_head, inputs)
+    read = inputs if read is inputs else jnp.where(predicted, read, inputs)
+    # The encoders take the first two keys split from `key` (`ImageEncoder.encode`), the visual head the one of 3.
     if config.input_noise and key is not None:
-        predicted = (batch.slots >= 0) & (batch.visual_weights > 0)  # [B, S]
         noise = jax.random.normal(jax.random.fold_in(key, 4), inputs.shape)
-        read = inputs + config.input_noise * jnp.where(predicted[..., None], noise, 0.0)
-    # The encoders take the first two keys split from `key` (`EmuModel.encode`), the visual head the one of 3.
-    key = None if key is None else jax.random.fold_in(key, 2)
-    hidden = model.llama(read.astype(config.dtype), positions, batch.segments, unroll=config.unroll, key=key)
-    return model, named | {"inputs": inputs, "hidden_states": hidden}, metrics, statistics
+        read = read + config.input_noise * jnp.where(predicted, noise, 0.0)
+
+    def llama(read: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        own = None if key is None else jax.random.fold_in(key, 2)
+        return model.llama(read.astype(config.dtype), positions, batch.segments, unroll=config.unroll, key=own)
+
+    if config.scheduled_sampling and key is not None:
+        keys = jax.random.split(jax.random.fold_in(key, 5))
+        own = jax.lax.stop_gradient(_sample_all(model, llama(read), keys[0]))  # [B, S, D]; of the next position each
+        chosen = jax.random.bernoulli(keys[1], config.scheduled_sampling, predicted.shape)  # [B, S, 1]
+        read = jnp.where(predicted & chosen, jnp.roll(own, 1, axis=1), read)
+    return model, named | {"inputs": inputs, "hidden_states": llama(read)}, metrics, statistics
 
 
 def _next(x: Array) -> Array:
@@ -379,10 +405,10 @@ def loss(
     return total, (losses | metrics, statistics)
 
 
-def _sample_all(model: EmuModel, hidden: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+def _sample_all(model: EmuModel, hidden: Float[Array, "B S D"], key: Array | None = None) -> Float[Array, "B S D"]:
     """The visual head's sample at every position."""
     flat = hidden.reshape(-1, hidden.shape[-1])
-    keys = jax.random.split(jax.random.key(0), len(flat))
+    keys = jax.random.split(jax.random.key(0) if key is None else key, len(flat))
     return model.config.visual_head.sample(model.llama.visual_head, flat, keys).reshape(hidden.shape)
 
 

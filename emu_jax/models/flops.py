@@ -29,6 +29,7 @@ def forward_flops(config: EmuConfig, images: int, rows: int, row_tokens: int) ->
     heads = row_tokens * m.width * m.vocab_size
     if config.regression_loss_weight:
         heads += row_tokens * config.visual_head.multiply_adds(m.width)
+    heads += row_tokens * config.visual_head.input_multiply_adds(m.width)
     return {
         "vision": 2.0 * images * vision,
         "causal": 2.0 * images * causal,

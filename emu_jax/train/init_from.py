@@ -2,7 +2,9 @@
 
     config.init.emu       a whole Emu, converted or trained here, with its statistics
     config.init.llama     LLaMA: the language model without its visual head
-    config.init.vision    EVA-CLIP's visual tower, or the encoder of an Emu with its ln_visual
+    config.init.vision    EVA-CLIP's visual tower, or the vision encoder of an Emu with its ln_visual
+    config.init.encoder   an Emu's vision encoder, Causal Transformer and statistics: images become its embeddings
+    config.init.codebook  the vector quantiser of a `codebook` run, for the visual head `codes`
     config.init.unet      Stable Diffusion's U-Net; keys and values of another condition width stay fresh
 
 Each is a path, or a shipped model's name ("emu-mini"). The paper begins pretraining with LLaMA, EVA-CLIP and a fresh
@@ -27,7 +29,8 @@ from emu_jax.checkpoints.load import load_leaves
 from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import Checkpoint, open_checkpoint
 from emu_jax.errors import UserError
-from emu_jax.models import lora
+from emu_jax.models import emu, lora
+from emu_jax.models.heads.codes import Codes
 from emu_jax.models.heads.registry import PUBLISHED
 from emu_jax.models.paths import flatten, nest
 from emu_jax.storage import Path
@@ -36,14 +39,14 @@ from emu_jax.train.tasks.task import InitPart
 
 log = logging.getLogger(__name__)
 
-ENCODER = re.compile(r"params/(vision|ln_visual)/.*")  # the parameters that init.vision takes from an Emu
 # Fields that may differ: a vocabulary can grow; the others do not change what the parameters mean.
 FREE = {"vocab_size", "context", "drop_path", "dropout", "condition_dim", "remat", "dtype", "param_dtype", "unroll"}
 FREE |= {"loss_chunk", "text_loss_weight", "regression_loss_weight", "attention"}
 FREE |= {"init", "float32_gradients", "loss_mean", "learn_image_token", "visual_head", "input_noise"}
+FREE |= {"scheduled_sampling"}
 FREE |= {"lora_rank", "lora_alpha", "lora_dropout", "lora_targets"}
 VOCABULARY = {"params/llama/embed/embedding": 0, "params/llama/lm_head/kernel": 1}  # leaf -> the axis of tokens
-HEAD = "params/llama/visual_head/"  # another head than the checkpoint's begins fresh
+HEAD = f"params/{emu.VISUAL_HEAD}"  # another head than the checkpoint's begins fresh
 CONDITION = re.compile(r"params/unet/.*/attn2/to_[kv]/kernel")  # as wide as the condition
 
 
@@ -67,8 +70,8 @@ def init_from_checkpoints(
     leaves |= {f"statistics/{name}": value for name, value in tracked.items()}
     fresh_head = {name for name in leaves if name.startswith(HEAD)}
     for field, checkpoint in _open_all(config, parts).items():
-        ours = {name: x for name, x in leaves.items() if field != "vision" or ENCODER.fullmatch(name)}
-        loaded = _load(checkpoint, ours, words or {})
+        ours = {name: x for name, x in leaves.items() if re.fullmatch(parts[field].taken, name)}
+        loaded = _load(checkpoint, ours, words or {}, parts[field].moved)
         if field == "emu" and not fresh_head <= loaded.keys():
             theirs = checkpoint.config.model.get("visual_head", {"name": PUBLISHED.name})["name"]
             log.info("config.init.emu: its visual head is %s; this config's begins fresh", theirs)
@@ -102,20 +105,26 @@ def _open(field: str, part: InitPart, path: Path, config: ConfigDict) -> Checkpo
     checkpoint = open_checkpoint(path)
     if checkpoint.holds not in part.holds:
         raise UserError(f"{where}: holds {checkpoint.holds}; expected {' or '.join(part.holds)}")
-    _check_sizes(where, part.group, _group(checkpoint.config, part.group), _group(config, part.group))
+    for group in part.groups:
+        _check_sizes(where, *_sizes(checkpoint.config, group), _sizes(config, group)[1])
     if field == "emu":
         theirs, ours = (c.model.causal.get("kind", "causal") for c in (checkpoint.config, config))
         if theirs != ours:
             raise UserError(f"{where}: made with model.causal.kind={theirs}, this config has {ours}; set it to that")
+    if field == "codebook":
+        _check_codebook(where, checkpoint.config, config)
     if any(name.startswith("lora/") or lora.is_adapter(name) for name in checkpoint.leaves):
         raise UserError(f"{where}: holds LoRA beside its weights; convert it with merge_lora")
     return checkpoint
 
 
-def _group(config: ConfigDict, where: str) -> dict[str, Any]:
-    for name in where.split("."):
+def _sizes(config: ConfigDict, where: str) -> tuple[str, dict[str, Any]]:
+    """The fields of a group of the config, or one field, with the name of the group that they are in."""
+    *groups, last = where.split(".")
+    for name in groups:
         config = config[name]
-    return config.to_dict()
+    found = config[last]
+    return (where, found.to_dict()) if isinstance(found, ConfigDict) else (".".join(groups), {last: found})
 
 
 def _check_sizes(where: str, group: str, theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> None:
@@ -136,22 +145,53 @@ def _check_sizes(where: str, group: str, theirs: Mapping[str, Any], ours: Mappin
         )
 
 
+def _check_codebook(where: str, theirs: ConfigDict, ours: ConfigDict) -> None:
+    """Raises UserError unless a codebook's sizes are those of the config's visual head."""
+    model = emu.EmuConfig.from_dict(ours.model)
+    if not isinstance(model.visual_head, Codes):
+        raise UserError(f"{where}: model.visual_head.name={model.visual_head.name} has no codebook; set it to codes")
+    for name, own in dataclasses.asdict(model.visual_head.sizes).items():
+        if theirs.codebook[name] != own:
+            raise UserError(
+                f"{where}: made with codebook.{name}={theirs.codebook[name]}, this config has "
+                f"model.visual_head.{name}={own}; set it to that"
+            )
+    width = theirs.model.llama.width
+    if width != model.llama.width:
+        raise UserError(
+            f"{where}: made with model.llama.width={width}, this config has {model.llama.width}; set it to that"
+        )
+
+
 def _load(
-    checkpoint: Checkpoint, ours: Mapping[str, jax.Array], words: Mapping[int, Sequence[int]]
+    checkpoint: Checkpoint,
+    ours: Mapping[str, jax.Array],
+    words: Mapping[int, Sequence[int]],
+    moved: Sequence[tuple[str, str]],
 ) -> dict[str, jax.Array]:
     """The checkpoint's leaves that are among `ours`, in the shapes, dtypes and shardings of these."""
-    wanted = {}
+    wanted, names = {}, {}
     for name, (shape, dtype) in checkpoint.leaves.items():
-        if name in ours and _takes(name, tuple(shape), ours[name].shape):
-            sharding = _fitting(ours[name].sharding, tuple(shape))
+        here = _moved(name, moved)
+        if here in ours and _takes(here, tuple(shape), ours[here].shape):
+            sharding = _fitting(ours[here].sharding, tuple(shape))
             wanted[name] = jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
-    loaded = load_leaves(checkpoint, wanted)
+            names[name] = here
+    loaded = {names[name]: value for name, value in load_leaves(checkpoint, wanted).items()}
     return {
         name: _grown(value, ours[name], VOCABULARY[name], words)
         if value.shape != ours[name].shape
         else value.astype(ours[name].dtype)
         for name, value in loaded.items()
     }
+
+
+def _moved(name: str, moved: Sequence[tuple[str, str]]) -> str:
+    """The name here of a checkpoint's leaf (`InitPart.moved`)."""
+    for theirs, ours in moved:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _spelt_out(fields: Mapping[str, Any]) -> dict[str, Any]:

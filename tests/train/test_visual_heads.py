@@ -37,15 +37,16 @@ pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 NAMES = head_names()
 PROMPTS = [["a red bar"], ["a blue", "square"], [""]]
-SETTINGS = {"flow": ("--config.model.visual_head.width=16", "--config.model.visual_head.steps=3")}
+SMALL = {"flow": {"width": 16, "steps": 3}, "codes": {"codes": 8, "groups": 2, "width": 4}}
 
 
 @pytest.fixture(scope="module", params=NAMES)
 def trained_head(request, tmp_path_factory, documents) -> tuple[str, Path]:
     """A head's name, and the work directory of four steps with it."""
     workdir = tmp_path_factory.mktemp(request.param) / "run"
+    small = [f"--config.model.visual_head.{name}={size}" for name, size in SMALL.get(request.param, {}).items()]
     overrides = [f"--config.data.source={documents}", f"--config.model.visual_head.name={request.param}"]
-    overrides += ["--config.train.steps=4", "--config.train.checkpoint_every=2", *SETTINGS.get(request.param, ())]
+    overrides += ["--config.train.steps=4", "--config.train.checkpoint_every=2", *small]
     train(load_config(tiny.__file__, overrides), workdir)
     return request.param, workdir
 
@@ -152,8 +153,8 @@ def test_a_run_begins_from_a_model_of_another_head(trained_head, tmp_path, docum
 def on_meshes(name: str) -> None:
     """Prints metrics and sums of parameters after three steps, for one device and for eight."""
     config = OptimizerConfig.from_dict(tiny.get_config().optimizer)
-    small = {"width": 16} if name == "flow" else {}
-    sizes = dataclasses.replace(model(), visual_head=build_head("model.visual_head", {"name": name, **small}))
+    head = build_head("model.visual_head", {"name": name, **SMALL.get(name, {})})
+    sizes = dataclasses.replace(model(), visual_head=head)
     task = interleaved(sizes, IDS, config)
     names = [*DOCUMENTS]
     rows = [batch_of(DOCUMENTS[names[n % len(names)]], rows=1) for n in range(8)]

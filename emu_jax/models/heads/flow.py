@@ -103,7 +103,9 @@ class Flow(VisualHead):
     guidance: float = 1.0
     target_scale: float = 1.0
 
-    random = True
+    @property
+    def random(self) -> bool:
+        return True
 
     def __post_init__(self):
         at_least = {"width": 0, "blocks": 1, "draws": 1, "steps": 1}

@@ -38,13 +38,16 @@ class VisualHead(abc.ABC):
     Attributes:
       name: The head's name in the registry.
       rows_mix: Whether a row's loss depends on the other rows, so that all rows of a step must be together.
-      random: Whether the loss and the samples are random.
     """
 
     name: str
 
     rows_mix: ClassVar[bool] = False
-    random: ClassVar[bool] = False
+
+    @property
+    def random(self) -> bool:
+        """Whether the loss or the samples are random."""
+        return False
 
     @abc.abstractmethod
     def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:
@@ -69,6 +72,17 @@ class VisualHead(abc.ABC):
     @abc.abstractmethod
     def sample(self, module: nnx.Module, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
         """The next embedding, in the dtype of `hidden`. A row depends on its own hidden state and key alone."""
+
+    def inputs(self, module: nnx.Module, embeddings: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        """What the language model reads, in training, in the place of an image's embeddings that it has predicted.
+
+        That is the embeddings themselves, unless a sample can never be equal to them, as one of finitely many codes.
+        """
+        return embeddings
+
+    def input_multiply_adds(self, width: int) -> float:
+        """Multiply-adds of `inputs` at a position."""
+        return 0.0
 
     @abc.abstractmethod
     def multiply_adds(self, width: int) -> float:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from emu_jax.errors import UserError, build, nearest
+from emu_jax.models.heads.codes import Codes
 from emu_jax.models.heads.flow import Flow
 from emu_jax.models.heads.head import VisualHead
 from emu_jax.models.heads.regression import DISTANCES, Cosine, InfoNCE, Regression
@@ -21,6 +22,7 @@ HEADS: dict[str, type[VisualHead]] = {
     "cosine": Cosine,
     "infonce": InfoNCE,
     "flow": Flow,
+    "codes": Codes,
 }
 
 

@@ -78,7 +78,7 @@ class TrainDecoder(Task):
     """
 
     holds = "unet"
-    init_parts: ClassVar[Mapping[str, InitPart]] = {"unet": InitPart("unet", ("unet",))}
+    init_parts: ClassVar[Mapping[str, InitPart]] = {"unet": InitPart(("unet",), ("unet",))}
     plots: ClassVar[Mapping[str, tuple[str, ...]]] = {"losses": ("noise_error",)}
     row_name = "images"
     summed = frozenset({"loss", "noise_error"})

@@ -44,6 +44,22 @@ from emu_jax.train.tasks.task import (
 
 LOSSES = ("text_loss", "regression_loss")
 SCANNED = ("vision", "causal", "llama")
+# Images to the language model's inputs: everything that must be alike for the same embeddings.
+ENCODER = InitPart(
+    ("model.vision", "model.causal", "model.llama.width", "model.standardise", "model.pixel_mean", "model.pixel_std"),
+    ("emu",),
+    r"params/(vision|ln_visual|causal)/.*|statistics/(mean|var|count)",
+)
+QUANTISER = re.compile(f"{emu.VISUAL_HEAD}(quantiser/.*|embedding)")  # parameters of the visual head `codes`
+CODEBOOK = InitPart(
+    (),
+    ("codebook",),
+    f"params/({QUANTISER.pattern})",
+    (
+        ("params/quantiser/", f"params/{emu.VISUAL_HEAD}quantiser/"),
+        ("statistics/codebook", f"params/{emu.VISUAL_HEAD}embedding"),
+    ),
+)
 # To plan without a tokenizer: LLaMA's 32,000 tokens and four special ones.
 VOCABULARY = 32_004
 PLANNED_IDS = emu.SpecialIds(pad=0, img=1, img_end=2, image=3)
@@ -122,9 +138,11 @@ class Interleaved(Task):
 
     holds = "emu"
     init_parts: ClassVar[Mapping[str, InitPart]] = {
-        "emu": InitPart("model", ("emu",)),
-        "llama": InitPart("model.llama", ("llama",)),
-        "vision": InitPart("model.vision", ("vision", "emu")),
+        "emu": InitPart(("model",), ("emu",)),
+        "llama": InitPart(("model.llama",), ("llama",)),
+        "vision": InitPart(("model.vision",), ("vision", "emu"), r"params/(vision|ln_visual)/.*"),
+        "encoder": ENCODER,
+        "codebook": CODEBOOK,
     }
     plots: ClassVar[Mapping[str, tuple[str, ...]]] = {
         "losses": LOSSES,
@@ -150,13 +168,19 @@ class Interleaved(Task):
         if inputs is not None:
             self.ids, self.sources = _special_ids(inputs.tokenizer), _source_weights(config)
         self.logical_axes, self.shapes = emu.logical_axes(model), emu.abstract(model)
-        axes, shapes = (split(tree, self.may_train)[0] for tree in (self.logical_axes, self.shapes))
+        init = config.get("init", None) or {}
+        fixed = QUANTISER if init.get("codebook", "") else re.compile("(?!)")  # nothing matches
+        may_train = lambda path: self.may_train(path) and not fixed.fullmatch(path)  # noqa: E731
+        axes, shapes = (split(tree, may_train)[0] for tree in (self.logical_axes, self.shapes))
         self.trainable = trainable_paths(axes, shapes, OptimizerConfig.from_dict(config.optimizer))
         self._frozen = [path for path in flatten(axes) if path not in self.trainable]
         adapters_drop = model.llama.lora_rank > 0 and model.llama.lora_dropout > 0
-        self.rows_mix = model.standardise or model.visual_head.rows_mix
         drops = model.causal.dropout > 0 or model.vision.drop_path > 0 or adapters_drop
-        self._random = drops or model.visual_head.random or model.input_noise > 0
+        self._random = drops or model.visual_head.random or model.input_noise > 0 or model.scheduled_sampling > 0
+        # A frozen encoder keeps the statistics that its embeddings were learnt with.
+        encodes = any(part_of(path) in ("vision", "causal") for path in self.trainable)
+        self._batch_statistics = encodes or not (init.get("emu", "") or init.get("encoder", ""))
+        self.rows_mix = (model.standardise and self._batch_statistics) or model.visual_head.rows_mix
         if inputs is not None and inputs.samples is not None:
             check_reach({part_of(name) for name in self.split(axes)[0]}, inputs.samples, model)
 
@@ -239,6 +263,7 @@ class Interleaved(Task):
             config=self.model,
             ids=self.ids,
             key=key if self._random else None,
+            train=self._batch_statistics,
             normalisers=normalisers,
             sources=self.sources,
         )

@@ -2,6 +2,7 @@
 
     pretrain   Emu on interleaved documents                     configs/quickstart.py
     instruct   low-rank adapters of Emu's language model        configs/instruct.py
+    codebook   a vector quantiser of Emu's embeddings           configs/codebook.py
     vae        the visual decoder's VAE, on images              configs/vae.py
     decoder    the visual decoder's U-Net                       configs/decoder.py
 
@@ -36,6 +37,7 @@ OwnRows = Callable[[int], list[int]]  # B -> the rows of a batch that this proce
 TASKS = {
     "pretrain": "emu_jax.train.tasks.pretrain:Pretrain",
     "instruct": "emu_jax.train.tasks.instruct:Instruct",
+    "codebook": "emu_jax.train.tasks.codebook:TrainCodebook",
     "vae": "emu_jax.train.tasks.vae:TrainVAE",
     "decoder": "emu_jax.train.tasks.decoder:TrainDecoder",
 }
@@ -64,19 +66,23 @@ class InitPart:
     """A field of `config.init`: parameters that a run may take from a checkpoint.
 
     Attributes:
-      group: the config's group of sizes, with dots, that must agree with the checkpoint's.
+      groups: the config's groups and fields of sizes, with dots, that must agree with the checkpoint's.
       holds: what the checkpoint may hold.
+      taken: a regular expression that a leaf's whole name must match (`re.fullmatch`) to be taken.
+      moved: pairs (prefix of a leaf's name in the checkpoint, prefix of its name here), where these differ.
     """
 
-    group: str
+    groups: tuple[str, ...]
     holds: tuple[str, ...]
+    taken: str = ".*"
+    moved: tuple[tuple[str, str], ...] = ()
 
 
 class Task(Protocol):
     """A kind of run, made from a resolved config and, for a run, its inputs. Subclasses inherit the defaults.
 
     Attributes:
-      holds: what its checkpoints hold: "emu", "vae" or "unet".
+      holds: what its checkpoints hold: "emu", "codebook", "vae" or "unet".
       plots: metrics to plot, by the name of the figure; those of "losses" may also come by source, as "name/source".
       row_name: what a row of a batch is called.
       init_parts: the fields that `config.init` may name.

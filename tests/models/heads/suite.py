@@ -10,11 +10,12 @@ from emu_jax.models.heads.head import HeadLoss, VisualHead
 from emu_jax.models.heads.registry import build_head
 
 WIDTH = 16
+SETTINGS: dict[str, dict[str, Any]] = {"codes": {"codes": 64, "groups": 4}}  # where the default suits larger widths
 
 
 def made(name: str, **settings: Any) -> tuple[VisualHead, Any, Callable]:
     """The head, its parameters, and (parameters, function of the module) -> the function's result."""
-    head = build_head("model.visual_head", {"name": name, **settings})
+    head = build_head("model.visual_head", {"name": name, **SETTINGS.get(name, {}), **settings})
     graph, params = nnx.split(head.make(nnx.Rngs(0), WIDTH, "float32", "scaled"))
     return head, params, lambda params, use: use(nnx.merge(graph, params))
 

@@ -56,7 +56,9 @@ def test_nothing_to_predict_has_no_gradient(name):
 @EVERY
 def test_it_learns_a_map_and_samples_it(name):
     """Embeddings of length 2 sqrt(D) that follow from the hidden state: samples point to them and have their length."""
-    head, params, apply = made(name)
+    # Codes of one dimension each, and the likeliest ones: draws of coarse codes scatter far.
+    fine = {"codes": {"codes": 8, "groups": 16, "temperature": 0.0}}
+    head, params, apply = made(name, **fine.get(name, {}))
     matrix = jax.random.orthogonal(jax.random.key(7), WIDTH)
 
     def batch(seed):
@@ -121,7 +123,7 @@ def test_multiply_adds_are_the_compiler_s(name):
 
 
 def test_names_and_settings():
-    assert NAMES[:6] == ["l2", "l1", "smooth_l1", "cosine", "infonce", "flow"]
+    assert NAMES[:7] == ["l2", "l1", "smooth_l1", "cosine", "infonce", "flow", "codes"]
     assert build_head("model.visual_head", {"name": "l2"}) == PUBLISHED
     flow = build_head("model.visual_head", {"name": "flow", "steps": 50, "guidance": 2})
     assert (flow.steps, flow.guidance, flow.blocks) == (50, 2, 3)
@@ -139,6 +141,8 @@ def test_names_and_settings():
         ({"name": "flow", "guidance": 2.0, "drop_hidden": 0.0}, "model.visual_head.guidance=2.0 needs"),
         ({"name": "flow", "drop_hidden": 1.0}, "model.visual_head.drop_hidden=1.0; expected 0 to below 1"),
         ({"name": "flow", "target_scale": 0.0}, "model.visual_head.target_scale=0.0; expected more than 0"),
+        ({"name": "codes", "width": 10, "groups": 4}, "model.visual_head.width=10 does not divide into"),
+        ({"name": "codes", "temperature": -1.0}, "model.visual_head.temperature=-1.0; expected 0 or more"),
         ({"name": "infonce", "temperature": 0.0}, "model.visual_head.temperature=0.0; expected 0.01 to 10"),
     ],
 )
