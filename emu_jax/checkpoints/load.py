@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar
@@ -162,7 +163,7 @@ def _emu_of_checkpoint(
         shardings = jax.tree.map(lambda _: replicated(mesh), items)
         shardings["params"] = tree_shardings(mesh, emu.logical_axes(config), items["params"])
         items = jax.tree.map(lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s), items, shardings)
-    items = _load_items(checkpoint, items)
+    items = _load_items(checkpoint, "emu", items)
     params = items["params"]
     if "lora" in items:
         params = lora.merge(params, items["lora"], checkpoint.source["lora"]["alpha"])
@@ -201,7 +202,7 @@ class LoadedUNet:
             _check_holds(checkpoint, "unet")
             fields = checkpoint.config.to_dict()
             config = unet.UNetConfig.from_dict(fields["unet"])
-            params = _load_items(checkpoint, {"params": {"unet": unet.abstract(config)}})["params"]["unet"]
+            params = _load_items(checkpoint, "unet", {"params": {"unet": unet.abstract(config)}})["params"]["unet"]
         else:
             conversion = diffusers.unet_conversion(_local(path))
             fields = conversion.config
@@ -236,10 +237,10 @@ class LoadedVAE:
         items: dict[str, Any] = {"params": {"vae": vae.abstract(config)}}
         if "statistics/latent_square" in checkpoint.leaves:  # a run's, not a conversion's
             items["statistics"] = {"latent_square": jax.ShapeDtypeStruct((), jnp.float32)}
-        items = _load_items(checkpoint, items)
+        items = _load_items(checkpoint, "vae", items)
         if "statistics" in items:
             config = dataclasses.replace(config, scale=float(items["statistics"]["latent_square"]) ** -0.5)
-        return cls(config, items["params"]["vae"], checkpoint.config.image_size or None)
+        return cls(config, items["params"]["vae"], checkpoint.config.get("image_size", 0) or None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -311,14 +312,28 @@ def load_leaves(checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruc
     return {name: values[stored_as[name]].astype(leaf.dtype) for name, leaf in wanted.items()}
 
 
-def _load_items(checkpoint: Checkpoint, items: Mapping[str, Any]) -> dict[str, Any]:
-    """Whole items; UserError unless their leaves are exactly those of the checkpoint."""
-    check_leaves(checkpoint.folder, checkpoint.leaves, items)
+def _load_items(checkpoint: Checkpoint, part: str, items: Mapping[str, Any]) -> dict[str, Any]:
+    """Whole items of a part; UserError unless their leaves are exactly those of the checkpoint."""
+    check_leaves(checkpoint.folder, {n: x for n, x in checkpoint.leaves.items() if _part(checkpoint, n) == part}, items)
     return nest(load_leaves(checkpoint, flatten(items)))
+
+
+def _part(checkpoint: Checkpoint, leaf: str) -> str:
+    """What a leaf is of: what the checkpoint holds, or a part of the visual decoder that was trained with an Emu."""
+    found = re.match("params/(unet|vae)/", leaf)
+    return found[1] if found else checkpoint.holds
+
+
+def has_decoder(path: Path) -> bool:
+    """Whether a checkpoint holds a U-Net and a VAE beside its Emu, as those of the objective end_to_end do."""
+    if not is_checkpoint(path):
+        return False
+    checkpoint = open_checkpoint(path)
+    return {"emu", "unet", "vae"} <= {_part(checkpoint, name) for name in checkpoint.leaves}
 
 
 def _check_holds(checkpoint: Checkpoint, expected: str) -> None:
     holds = checkpoint.holds
-    if holds != expected:
+    if expected not in {holds, *(_part(checkpoint, name) for name in checkpoint.leaves)}:
         hint = f"; training can begin from it, by config.init.{holds}" if holds in emu.PARTS else ""
         raise UserError(f"{checkpoint.path}: holds {holds}; expected {expected}{hint}")

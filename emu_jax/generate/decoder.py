@@ -1,6 +1,7 @@
 """The visual decoder: embeddings [N, Q, D] -> images uint8 [N, H, W, 3].
 
-folder/unet, folder/vae    work directories, checkpoints, or diffusers folders
+folder/unet, folder/vae    work directories, checkpoints, or diffusers folders; or all in one checkpoint, as
+                           those of the objective end_to_end are
 folder/scheduler           beside a diffusers U-Net; checkpoints hold the schedule in their config
 folder/safety_checker      optional, a diffusers folder
 """
@@ -18,7 +19,7 @@ from jaxtyping import Float
 from PIL.Image import Image as PILImage
 
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, UNET, VAE
-from emu_jax.checkpoints.load import LoadedSafetyChecker, LoadedUNet, LoadedVAE, load_part
+from emu_jax.checkpoints.load import LoadedSafetyChecker, LoadedUNet, LoadedVAE, has_decoder, load_part
 from emu_jax.errors import UserError
 from emu_jax.generate.safety import SafetyCheck
 from emu_jax.generate.samplers import make_table, sample
@@ -98,7 +99,7 @@ class Decoder:
     @staticmethod
     def exists(folder: Path) -> bool:
         """Whether a folder holds a visual decoder."""
-        return (folder / UNET).is_dir() and (folder / VAE).is_dir()
+        return ((folder / UNET).is_dir() and (folder / VAE).is_dir()) or has_decoder(folder)
 
     @classmethod
     def load(cls, folder: Path, *, safety_checker: bool = True, weights: str = "auto") -> Decoder:
@@ -113,8 +114,8 @@ class Decoder:
         """
         if not cls.exists(folder):
             raise UserError(f"{folder}: no visual decoder; expected the folders {UNET} and {VAE} in it")
-        vae = load_part(folder / VAE, LoadedVAE, weights)
-        unet = load_part(folder / UNET, LoadedUNet, weights)
+        parts = (folder, folder) if has_decoder(folder) else (folder / VAE, folder / UNET)
+        vae, unet = load_part(parts[0], LoadedVAE, weights), load_part(parts[1], LoadedUNet, weights)
         safety = None
         if safety_checker and (folder / SAFETY_CHECKER).is_dir():
             safety = SafetyCheck(load_part(folder / SAFETY_CHECKER, LoadedSafetyChecker))

@@ -1,4 +1,4 @@
-"""Visual embeddings, generated autoregressively: hidden state -> visual head -> next input, Q times after [IMG].
+"""Visual embeddings, generated one by one: hidden state -> visual head -> next input, Q times after [IMG].
 
 The prompt is prefilled once, and each further step costs one position (the reference recomputes the whole prefix).
 """
@@ -43,7 +43,8 @@ def generate_embeddings(
     def step(carry: tuple[Array, KVCache], offset: Int[Array, ""]) -> tuple[tuple[Array, KVCache], Array]:
         hidden, cache = carry
         embedding = predict(hidden, offset)  # [B, D]
-        hidden, cache = llama.decode(embedding[:, None], (position + offset)[:, None], cache)
+        read = head.next_input(llama.visual_head, embedding, offset)
+        hidden, cache = llama.decode(read[:, None], (position + offset)[:, None], cache)
         return (hidden[:, 0], cache), embedding
 
     (hidden, _), embeddings = jax.lax.scan(step, (hidden, cache), jnp.arange(count - 1))

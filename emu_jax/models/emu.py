@@ -13,13 +13,13 @@ are merged at trace time (`bind`) and never seen by the training step.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 
 from emu_jax.errors import UserError, build
 from emu_jax.models import parameters
@@ -35,6 +35,7 @@ from emu_jax.models.statistics import Statistics
 from emu_jax.models.vision import VisionConfig, VisionEncoder
 from emu_jax.sharding import with_logical_constraint
 
+JUDGED = 256  # predictions of a batch whose variation is measured
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -99,10 +100,16 @@ class EmuConfig:
             raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
         if self.loss_mean not in MEANS:
             raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
+        self.visual_head.check(self.causal.queries)
         if not self.input_noise >= 0:
             raise UserError(f"model.input_noise={self.input_noise}; expected 0 or more")
         if not 0 <= self.scheduled_sampling <= 1:
             raise UserError(f"model.scheduled_sampling={self.scheduled_sampling}; expected a share of 0 to 1")
+        if self.scheduled_sampling and not self.visual_head.reads_samples:
+            raise UserError(
+                f"model.scheduled_sampling={self.scheduled_sampling}: the visual head {self.visual_head.name} does not "
+                "read its predictions; set it to 0"
+            )
         if self.loss_chunk < 1:
             raise UserError(f"model.loss_chunk={self.loss_chunk}; expected at least 1 position")
 
@@ -204,8 +211,8 @@ def logical_axes(config: EmuConfig) -> dict[str, Any]:
 
 
 def bind(config: EmuConfig, params: Params) -> EmuModel:
-    """The module over these parameters (`parameters.bind`)."""
-    return parameters.bind(EmuModel, config, params)
+    """The module over these parameters (`parameters.bind`); those of no part of Emu are left out."""
+    return parameters.bind(EmuModel, config, {part: params[part] for part in (*ENCODER_PARTS, "llama")})
 
 
 def initial_statistics(config: EmuConfig) -> Statistics:
@@ -265,6 +272,12 @@ def _latest(index: Array, here: Array) -> Array:
     return jax.lax.cummax(jnp.where(here, index, 0), axis=1)
 
 
+def _numbers(batch: Batch, ids: SpecialIds) -> Int[Array, "B S"]:
+    """At every <image>, the number of its embedding within the image, 0 to Q - 1; elsewhere 0 or more."""
+    index = jnp.arange(batch.tokens.shape[1])[None, :]
+    return jnp.maximum(index - _latest(index, batch.tokens == ids.img) - 1, 0)
+
+
 def interleave(
     model: EmuModel, embeddings: Float[Array, "images Q D"], batch: Batch, ids: SpecialIds
 ) -> tuple[Float[Array, "B S D"], Int[Array, "B S"]]:
@@ -276,9 +289,8 @@ def interleave(
     rows, length = batch.tokens.shape
     queries = embeddings.shape[1]
     index = jnp.arange(length)[None, :]
-    query = index - _latest(index, batch.tokens == ids.img) - 1  # position within its image, at every <image>
     visual = (batch.slots >= 0)[..., None]  # [B, S, 1]
-    gathered = jnp.where(visual[..., 0], batch.slots * queries + query, 0)  # [B, S] indices into [I*Q]
+    gathered = jnp.where(visual[..., 0], batch.slots * queries + _numbers(batch, ids), 0)  # [B, S] indices into [I*Q]
     by_row = embeddings.reshape(rows, -1, embeddings.shape[-1])  # [B, I*Q, D]
     images = jnp.take_along_axis(by_row, gathered[..., None], axis=1)  # [B, S, D]
     if model.config.stop_target_inputs:
@@ -306,7 +318,7 @@ def _forward(
     named, metrics, statistics = _embed_images(model, statistics, batch, key, train)
     inputs, positions = interleave(model, named["embeddings"], batch, ids)
     predicted = ((batch.slots >= 0) & (batch.visual_weights > 0))[..., None]  # [B, S, 1]
-    read = config.visual_head.inputs(model.llama.visual_head, inputs)
+    read = config.visual_head.inputs(model.llama.visual_head, inputs, _numbers(batch, ids))
     read = inputs if read is inputs else jnp.where(predicted, read, inputs)
     # The encoders take the first two keys split from `key` (`ImageEncoder.encode`), the visual head the one of 3.
     if config.input_noise and key is not None:
@@ -330,6 +342,9 @@ def _next(x: Array) -> Array:
     return jnp.pad(x[:, 1:], ((0, 0), (0, 1)) + ((0, 0),) * (x.ndim - 2))
 
 
+Further = Callable[[EmuModel, Float[Array, "B S D"]], tuple[Float[Array, ""], dict[str, Array]]]
+
+
 def loss_weights(batch: Batch, num_sources: int = 0) -> tuple[Array, ...]:
     """Divisors of the summed losses: total text weight [], total visual weight [], and each by source [num_sources]."""
     weights = (batch.text_weights, batch.visual_weights)
@@ -348,6 +363,8 @@ def loss(
     train: bool = True,
     normalisers: tuple[Array, ...] | None = None,
     sources: tuple[SourceWeights, ...] = (),
+    judge_predictions: bool = False,
+    further: Further | None = None,
 ) -> tuple[Float[Array, ""], tuple[dict[str, Array], Statistics]]:
     """The training objective, from pixels to a number: paper §2.2, eq. 1 with the reference's masks.
 
@@ -366,6 +383,8 @@ def loss(
       train: Standardise with this batch's statistics and update the running ones; otherwise with the running ones.
       normalisers: `loss_weights` of the whole batch, when this is a micro-batch of it.
       sources: The batch's sources, whose losses are reported separately; empty where it has one.
+      further: Another loss of the module and its hidden states, and its metrics; it is added to the loss.
+      judge_predictions: Also report how the visual head's samples vary (`statistics.prediction_metrics`).
 
     Returns:
       (loss, (metrics, statistics)); metrics are float32 scalars: loss, text_loss, regression_loss, variance_fraction,
@@ -394,7 +413,13 @@ def loss(
             model.llama.visual_head, hidden, targets, _next(visual_mean.weights), head_key
         )
         visual = visual / jnp.maximum(visual_mean.total, 1e-6)
+        if judge_predictions:
+            metrics |= _judge_predictions(model, hidden, targets, _next(batch.visual_weights) > 0)
     total = config.text_loss_weight * text + config.regression_loss_weight * visual
+
+    if further is not None:
+        added, own = further(model, hidden)
+        total, metrics = total + added, metrics | own
 
     losses = {"loss": total, "text_loss": text, "regression_loss": visual}
     for kind, terms, mean in (("text", text_terms, text_mean), ("regression", visual_terms, visual_mean)):
@@ -403,6 +428,33 @@ def loss(
             sums = sum_by_source(jax.lax.stop_gradient(terms), batch.source_ids, len(sources)) / mean.source_totals
             losses |= {f"{kind}_loss/{source.name}": sums[i] for i, source in enumerate(sources)}
     return total, (losses | metrics, statistics)
+
+
+def predicted_images(
+    model: EmuModel, hidden: Float[Array, "B S D"], batch: Batch, ids: SpecialIds
+) -> tuple[Float[Array, "B I Q D"], Bool[Array, "B I"]]:
+    """The visual head's samples for every slot whose image is predicted, and which slots these are.
+
+    Of several documents that predict the image of one slot, one counts.
+    """
+    rows, slots = batch.images.shape[:2]
+    queries = model.config.causal.queries
+    samples = jnp.roll(_sample_all(model, hidden), 1, axis=1)  # [B, S, D]; at the position that each is for
+    predicted = (batch.slots >= 0) & (batch.visual_weights > 0)  # [B, S]
+    place = jnp.where(predicted, batch.slots * queries + _numbers(batch, ids), slots * queries)  # the last is no place
+    empty = jnp.zeros((rows, slots * queries + 1, samples.shape[-1]), samples.dtype)
+    found = empty.at[jnp.arange(rows)[:, None], place].set(samples)[:, :-1]  # [B, I*Q, D]
+    here = (jnp.where(predicted, batch.slots, -1)[..., None] == jnp.arange(slots)).any(1)  # [B, I]
+    return found.reshape(rows, slots, queries, -1), here
+
+
+def _judge_predictions(
+    model: EmuModel, hidden: Float[Array, "B S D"], targets: Float[Array, "B S D"], used: Bool[Array, "B S"]
+) -> dict[str, Float[Array, ""]]:
+    """`statistics.prediction_metrics` of the first `JUDGED` predicted positions."""
+    first = jnp.argsort(~used.reshape(-1), stable=True)[:JUDGED]
+    chosen = [x.reshape(-1, *x.shape[2:])[first] for x in (hidden, targets, used)]
+    return running.prediction_metrics(_sample_all(model, chosen[0][None])[0], *chosen[1:])
 
 
 def _sample_all(model: EmuModel, hidden: Float[Array, "B S D"], key: Array | None = None) -> Float[Array, "B S D"]:

@@ -54,6 +54,31 @@ def update(
     }
 
 
+def prediction_metrics(
+    predicted: Float[Array, "N D"], targets: Float[Array, "N D"], used: Bool[Array, " N"]
+) -> dict[str, Float[Array, ""]]:
+    """Whether predicted embeddings vary as their targets do, by any visual head: both figures are 1 if they do.
+
+    `predicted_variance` is the ratio of their total variances; the mean of several likely answers has less than each.
+    `predicted_rank` is the ratio of the participation ratios of their covariances' spectra; near 0, all predictions
+    lie on a line.
+    """
+
+    def spread(x: Float[Array, "N D"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
+        x = x.astype(jnp.float32)
+        mean, variance = moments(x, used)
+        centred = (x - mean) * used[:, None]
+        covariance = centred.T @ centred  # [D, D]
+        rank = jnp.square(jnp.trace(covariance)) / jnp.maximum(jnp.square(covariance).sum(), 1e-30)
+        return variance.sum(), rank
+
+    (variance, rank), (target_variance, target_rank) = spread(predicted), spread(targets)
+    return {
+        "predicted_variance": variance / jnp.maximum(target_variance, 1e-30),
+        "predicted_rank": rank / jnp.maximum(target_rank, 1e-30),
+    }
+
+
 def collapse_metrics(
     embeds: Float[Array, "I Q D"], used: Bool[Array, " I"], images: int = 64
 ) -> dict[str, Float[Array, ""]]:

@@ -110,7 +110,8 @@ class HeldOutLosses:
             batch = self._task.batch(**place_batch(self._mesh, self._task.rows, next(self._stream)))
             metrics = self._measure(params, statistics, batch, jax.random.key(number))
             found.append({name: float(value) for name, value in jax.device_get(metrics).items()})
-        names = [name for name in found[0] if name.partition("/")[0] in self._losses]
+        shown = self._losses | {*self._task.held_out_only}
+        names = [name for name in found[0] if name.partition("/")[0] in shown]
         # A batch has NaN for a source of which it has nothing; NaN of all sources is the model's, and stays.
         values = {n: [row[n] for row in found if "/" not in n or not np.isnan(row[n])] for n in names}
         return Observation({f"{PREFIX}{name}": float(np.mean(some)) for name, some in values.items() if some})

@@ -132,6 +132,37 @@ def test_noise_is_on_what_is_read_of_predicted_images_alone():
         dataclasses.replace(CONFIG, input_noise=-1.0)
 
 
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_scheduled_sampling_reads_the_model_s_own_predictions(share):
+    """In two explicit passes: at a predicted <image>, the second reads what the first predicts one position before."""
+    images = random_images(1)
+    batch = make_batch([[FIRST]], images[None], 16)
+    sampled = dataclasses.replace(CONFIG, scheduled_sampling=share)
+    key = jax.random.key(3)
+    found = emu.loss(PARAMS, STATISTICS, batch, config=sampled, ids=IDS, key=key)[1][0]
+
+    model = emu.bind(CONFIG, PARAMS)
+    embeddings = emu.encode_images(PARAMS, STATISTICS, images, config=CONFIG)
+    inputs, positions = emu.interleave(model, embeddings, batch, IDS)
+    llama = model.llama
+    own = llama.visual_head(llama(inputs, positions, batch.segments))[0]  # [S, D]
+    drawn = np.asarray(jax.random.bernoulli(jax.random.split(jax.random.fold_in(key, 5))[1], share, (1, 16, 1)))[0, :, 0]
+    places = [place for place in range(16) if int(batch.tokens[0, place]) == IDS.image and drawn[place]]
+    assert 0 < len(places) <= QUERIES and (share == 1.0) == (len(places) == QUERIES), places
+    read = inputs
+    for place in places:
+        read = read.at[0, place].set(own[place - 1])
+    predicted = llama.visual_head(llama(read, positions, batch.segments))[0]
+    targets = [place for place in range(16) if batch.visual_weights[0, place] > 0]
+    errors = [jnp.square(predicted[place - 1] - inputs[0, place]).mean() for place in targets]
+    assert float(found["regression_loss"]) == pytest.approx(float(np.mean(errors)), rel=1e-5)
+    # Held-out data are read as they are.
+    held_out = [emu.loss(PARAMS, STATISTICS, batch, config=c, ids=IDS)[0] for c in (CONFIG, sampled)]
+    assert float(held_out[0]) == float(held_out[1])
+    with pytest.raises(UserError, match=r"model\.scheduled_sampling=1\.5; expected a share of 0 to 1"):
+        dataclasses.replace(CONFIG, scheduled_sampling=1.5)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("chunk", [1, 7, 48, 1000])
 def test_loss_chunks_do_not_change_the_loss(chunk):

@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 
 from emu_jax.errors import UserError
 from emu_jax.models import vector_quantiser
@@ -53,6 +53,8 @@ class Codes(VisualHead):
     width: int = 16
     temperature: float = 1.0
     quantiser_weight: float = 1.0
+
+    differentiable = False
 
     def __post_init__(self):
         self.sizes.check("model.visual_head")
@@ -101,7 +103,9 @@ class Codes(VisualHead):
             codes = logits.argmax(-1)
         return module.quantiser.restore(vector_quantiser.look_up(codes, module.embedding[...])).astype(hidden.dtype)
 
-    def inputs(self, module: Any, embeddings: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+    def inputs(
+        self, module: Any, embeddings: Float[Array, "B S D"], numbers: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
         """Restored embeddings, without a gradient: a sample has none to the encoder, either."""
         restored = vector_quantiser.quantise(module.quantiser, module.embedding[...], embeddings).restored
         return jax.lax.stop_gradient(restored).astype(embeddings.dtype)

@@ -103,6 +103,8 @@ class Flow(VisualHead):
     guidance: float = 1.0
     target_scale: float = 1.0
 
+    differentiable = False  # through all steps of a sample it would be costly
+
     @property
     def random(self) -> bool:
         return True

@@ -12,7 +12,7 @@ import dataclasses
 from typing import ClassVar, NamedTuple
 
 from flax import nnx
-from jaxtyping import Float, Key
+from jaxtyping import Float, Int, Key
 
 from emu_jax.models.layers import Array
 
@@ -38,16 +38,23 @@ class VisualHead(abc.ABC):
     Attributes:
       name: The head's name in the registry.
       rows_mix: Whether a row's loss depends on the other rows, so that all rows of a step must be together.
+      differentiable: Whether a sample has a gradient to its hidden state.
+      reads_samples: Whether the language model reads the samples themselves, in generation (`next_input`).
     """
 
     name: str
 
     rows_mix: ClassVar[bool] = False
+    differentiable: ClassVar[bool] = True
+    reads_samples: ClassVar[bool] = True
 
     @property
     def random(self) -> bool:
         """Whether the loss or the samples are random."""
         return False
+
+    def check(self, queries: int) -> None:
+        """Raises UserError where the head cannot predict so many embeddings an image."""
 
     @abc.abstractmethod
     def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:
@@ -73,12 +80,24 @@ class VisualHead(abc.ABC):
     def sample(self, module: nnx.Module, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
         """The next embedding, in the dtype of `hidden`. A row depends on its own hidden state and key alone."""
 
-    def inputs(self, module: nnx.Module, embeddings: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
-        """What the language model reads, in training, in the place of an image's embeddings that it has predicted.
+    def inputs(
+        self, module: nnx.Module, embeddings: Float[Array, "B S D"], numbers: Int[Array, "B S"]
+    ) -> Float[Array, "B S D"]:
+        """What the language model reads, in training, in the place of the embeddings of an image that it predicts.
 
-        That is the embeddings themselves, unless a sample can never be equal to them, as one of finitely many codes.
+        That is the embeddings themselves, unless a sample can never be equal to them, as one of finitely many codes, or
+        is not what is read next.
+
+        Args:
+          numbers: the embeddings' numbers within their image, 0 to Q - 1.
         """
         return embeddings
+
+    def next_input(
+        self, module: nnx.Module, sample: Float[Array, "B D"], number: Int[Array, ""]
+    ) -> Float[Array, "B D"]:
+        """What the language model reads, in generation, after it has drawn a sample: embedding `number` of an image."""
+        return sample
 
     def input_multiply_adds(self, width: int) -> float:
         """Multiply-adds of `inputs` at a position."""

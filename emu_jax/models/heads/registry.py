@@ -13,6 +13,7 @@ from emu_jax.errors import UserError, build, nearest
 from emu_jax.models.heads.codes import Codes
 from emu_jax.models.heads.flow import Flow
 from emu_jax.models.heads.head import VisualHead
+from emu_jax.models.heads.queries import Queries
 from emu_jax.models.heads.regression import DISTANCES, Cosine, InfoNCE, Regression
 
 ENTRY_POINTS = "emu_jax.visual_heads"
@@ -23,6 +24,7 @@ HEADS: dict[str, type[VisualHead]] = {
     "infonce": InfoNCE,
     "flow": Flow,
     "codes": Codes,
+    "queries": Queries,
 }
 
 

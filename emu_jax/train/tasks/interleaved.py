@@ -149,6 +149,7 @@ class Interleaved(Task):
         "collapse": ("variance_fraction", "effective_rank"),
         "packing": ("pad_fraction", "slot_occupancy"),
     }
+    held_out_only = ("predicted_variance", "predicted_rank")
     row_name = "rows"
     instruct = False  # whether the tokenizer has [USER] and [ASSISTANT]
 
@@ -167,7 +168,7 @@ class Interleaved(Task):
         self.sources: tuple[SourceWeights, ...] = ()
         if inputs is not None:
             self.ids, self.sources = _special_ids(inputs.tokenizer), _source_weights(config)
-        self.logical_axes, self.shapes = emu.logical_axes(model), emu.abstract(model)
+        self.logical_axes, self.shapes = self.declare()
         init = config.get("init", None) or {}
         fixed = QUANTISER if init.get("codebook", "") else re.compile("(?!)")  # nothing matches
         may_train = lambda path: self.may_train(path) and not fixed.fullmatch(path)  # noqa: E731
@@ -188,6 +189,14 @@ class Interleaved(Task):
 
     def check_model(self, model: emu.EmuConfig) -> None:
         """Raises UserError where this kind of run cannot train such a model."""
+
+    def declare(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Logical axes and shapes of all parameters."""
+        return emu.logical_axes(self.model), emu.abstract(self.model)
+
+    def further(self, params: dict, batch: emu.Batch, key: Array, normalisers: tuple) -> emu.Further | None:
+        """Another loss of the hidden states (`emu.loss`)."""
+        return None
 
     def may_train(self, path: str) -> bool:
         """Whether this kind of run trains a parameter, unless the optimizer's settings freeze it."""
@@ -264,14 +273,23 @@ class Interleaved(Task):
             ids=self.ids,
             key=key if self._random else None,
             train=self._batch_statistics,
-            normalisers=normalisers,
+            normalisers=normalisers[:4],
             sources=self.sources,
+            further=self.further(params, batch, key, normalisers),
         )
 
     def held_out_metrics(self, params: dict, statistics: dict, batch: emu.Batch, key: Array) -> dict[str, Array]:
         """Without dropout, and with the running statistics of embeddings."""
         _, (metrics, _) = emu.loss(
-            params, statistics, batch, config=self.model, ids=self.ids, train=False, sources=self.sources
+            params,
+            statistics,
+            batch,
+            config=self.model,
+            ids=self.ids,
+            train=False,
+            sources=self.sources,
+            further=self.further(params, batch, key, self.normalisers(batch)),
+            judge_predictions=True,
         )
         return metrics
 
@@ -347,6 +365,8 @@ def step_flops(
         "heads": backward(kernels(*heads), hidden or learns("llama/final_norm/")),
     }
     useful = {part: (1.0 + factors[part]) * count for part, count in flops.items()}
+    if model.scheduled_sampling:  # the first forward pass
+        useful |= {part: useful[part] + flops[part] for part in ("llama", "adapters", "attention")}
     targets = {path.split("/")[-2] for path in trained if lora.is_adapter(path)}
     if targets and all(lora.is_adapter(path) for path in trained):
         # Nothing below the first layer's first adapters is trained: what it computes up to them has no gradient.

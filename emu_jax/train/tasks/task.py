@@ -1,6 +1,7 @@
 """What a kind of run must define, and the registry that turns `config.objective` into one.
 
     pretrain   Emu on interleaved documents                     configs/quickstart.py
+    end_to_end Emu and its U-Net, in one step                   configs/end_to_end.py
     instruct   low-rank adapters of Emu's language model        configs/instruct.py
     codebook   a vector quantiser of Emu's embeddings           configs/codebook.py
     vae        the visual decoder's VAE, on images              configs/vae.py
@@ -36,6 +37,7 @@ OwnRows = Callable[[int], list[int]]  # B -> the rows of a batch that this proce
 
 TASKS = {
     "pretrain": "emu_jax.train.tasks.pretrain:Pretrain",
+    "end_to_end": "emu_jax.train.tasks.end_to_end:EndToEnd",
     "instruct": "emu_jax.train.tasks.instruct:Instruct",
     "codebook": "emu_jax.train.tasks.codebook:TrainCodebook",
     "vae": "emu_jax.train.tasks.vae:TrainVAE",
@@ -95,6 +97,7 @@ class Task(Protocol):
       summed: the metrics that add up over micro-batches; the others are averaged.
       scanned: the number of layers of every part that is scanned over depth.
       remat: what the backward pass keeps (`layers.REMAT_POLICIES`).
+      held_out_only: metrics that `held_out_metrics` has beside the losses.
       rows_mix: whether a row's loss depends on the other rows beyond the normalisers, so that all of them must be
         computed together.
     """
@@ -104,6 +107,7 @@ class Task(Protocol):
     row_name: ClassVar[str]
     init_parts: ClassVar[Mapping[str, InitPart]] = {}
     timings: ClassVar[Sequence[str]] = ()
+    held_out_only: ClassVar[Sequence[str]] = ()
     config: ConfigDict
     rows: int
     tokens: int = 0

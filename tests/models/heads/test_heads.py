@@ -123,7 +123,7 @@ def test_multiply_adds_are_the_compiler_s(name):
 
 
 def test_names_and_settings():
-    assert NAMES[:7] == ["l2", "l1", "smooth_l1", "cosine", "infonce", "flow", "codes"]
+    assert NAMES[:8] == ["l2", "l1", "smooth_l1", "cosine", "infonce", "flow", "codes", "queries"]
     assert build_head("model.visual_head", {"name": "l2"}) == PUBLISHED
     flow = build_head("model.visual_head", {"name": "flow", "steps": 50, "guidance": 2})
     assert (flow.steps, flow.guidance, flow.blocks) == (50, 2, 3)
