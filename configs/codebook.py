@@ -5,9 +5,9 @@ emu-jax train --config configs/quickstart.py --workdir runs/codes --config.model
     --config.init.codebook=runs/codebook --config.init.encoder=emu-mini --config.optimizer.learning_rate.vision=0 \\
     --config.optimizer.learning_rate.causal=0
 
-The codes are those of one encoder: a model that learns to predict them needs that encoder, frozen. For a run of your own
-instead of emu-mini, set `config.init.encoder` to its work directory, and `config.model` to its sizes. By estimate two
-minutes on 2 CPU cores.
+The codes are those of one encoder: a model that learns to predict them needs that encoder, frozen. For a run of your
+own instead of emu-mini, set `config.init.encoder` to its work directory, and `config.model` to its sizes. By estimate
+two minutes on 2 CPU cores.
 """
 
 from ml_collections import ConfigDict

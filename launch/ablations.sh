@@ -6,7 +6,7 @@
 #
 #   launch/ablations.sh [--dry-run] [FOLDER] [--config.a.b=value …]        default FOLDER: runs/ablations
 #   STEPS=500 SEEDS='0 1' ABLATIONS='base no_storyboards' launch/ablations.sh        fewer of each
-#   ABLATIONS='base head_l1 head_flow' launch/ablations.sh runs/heads        visual heads (docs/visual-heads.md)
+#   ABLATIONS='head_l2 head_flow' launch/ablations.sh runs/heads        visual heads (docs/visual-heads.md)
 #   JOBS=2 launch/ablations.sh        2 runs at a time, each on a core of its own (default: 1, on all cores; needs Linux)
 set -euo pipefail
 script="$(basename "$0")"
@@ -34,16 +34,20 @@ declare -A configs=(
   [queries_32]=queries.py:micro-32
   [queries_32_compute]=queries.py:micro-32-compute
   [queries_64_compute]=queries.py:micro-64-compute
-  [head_l1]=visual_head.py:micro-l1
-  [head_smooth_l1]=visual_head.py:micro-smooth_l1
-  [head_cosine]=visual_head.py:micro-cosine
-  [head_infonce]=visual_head.py:micro-infonce
-  [head_flow]=visual_head.py:micro-flow
+  [head_l2]=visual_head.py:drawn-l2
+  [head_l1]=visual_head.py:drawn-l1
+  [head_smooth_l1]=visual_head.py:drawn-smooth_l1
+  [head_cosine]=visual_head.py:drawn-cosine
+  [head_infonce]=visual_head.py:drawn-infonce
+  [head_flow]=visual_head.py:drawn-flow
+  [head_codes]=visual_head.py:drawn-codes
+  [head_queries]=visual_head.py:drawn-queries
 )
 all='base no_storyboards no_storyboards_steps no_regression no_causal_transformer bidirectional_queries'
 all="$all regression_weight_1 regression_weight_16 frozen_vision frozen_vision_random published_objective"
 all="$all not_standardised live_targets queries_32 queries_32_compute queries_64_compute"
-heads='head_l1 head_smooth_l1 head_cosine head_infonce head_flow' # beside base; a table of their own
+# A table of their own, with head_l2 as its base: they predict emu-mini's embeddings, and its decoder draws.
+heads='head_l2 head_l1 head_smooth_l1 head_cosine head_infonce head_flow head_codes head_queries'
 encoders=' frozen_vision published_objective ' # begin from the encoder of the base of their seed
 read -ra names <<< "${ABLATIONS:-$all}"
 read -ra seeds <<< "${SEEDS:-0 1 2 3 4 5 6 7}"
@@ -62,9 +66,16 @@ done
 run source launch/environment.sh
 run install_emu_jax '.[prepare]'
 
-# ---- pairs and storyboards -------------------------------------------------------------------------------------------
-run python launch/ablation_data.py "$folder/data/people"
-if [ ! -e "$folder/data/bunny/manifest.json" ]; then
+# ---- pairs and storyboards; visual heads need none, but codes need a codebook ----------------------------------------
+for name in "${names[@]}"; do
+  case "$name" in
+    head_codes) run emu-jax train --config configs/codebook.py --workdir "$folder/codebook" ;;
+    head_*) ;;
+    *) reads=yes ;;
+  esac
+done
+[ -z "${reads:-}" ] || run python launch/ablation_data.py "$folder/data/people"
+if [ -n "${reads:-}" ] && [ ! -e "$folder/data/bunny/manifest.json" ]; then
   download="$folder/download"
   partial="$download/partial"
   run rm -rf "$partial"
@@ -80,15 +91,21 @@ run export JAX_COMPILATION_CACHE_DIR="$folder/cache" JAX_PERSISTENT_CACHE_MIN_CO
 
 # train_and_score NAME SEED
 train_and_score() {
-  local workdir="$folder/$1-$2" settings
+  local workdir="$folder/$1-$2" settings scoring=(--split heldout_combinations --fixed-space emu-mini)
   [ ! -s "$workdir/scores.json" ] || return 0
   settings=(--config.train.seed="$2" --config.data.seed="$2")
-  settings+=(--config.data.mixture.pairs.source="$folder/data/people")
-  settings+=(--config.data.mixture.storyboard.source="$folder/data/bunny")
+  case "$1" in
+    head_codes) settings+=(--config.init.codebook="$folder/codebook") ;;&
+    head_*) scoring+=(--decoder emu-mini) ;;
+    *)
+      settings+=(--config.data.mixture.pairs.source="$folder/data/people")
+      settings+=(--config.data.mixture.storyboard.source="$folder/data/bunny")
+      ;;
+  esac
   [ -z "${STEPS:-}" ] || settings+=(--config.train.steps="$STEPS")
   [[ "$encoders" != *" $1 "* ]] || settings+=(--config.init.vision="$folder/base-$2")
   run emu-jax train --config "configs/ablations/${configs[$1]}" --workdir "$workdir" "${settings[@]}" "${overrides[@]}"
-  run emu-jax evaluate --model "$workdir" --split heldout_combinations --fixed-space emu-mini
+  run emu-jax evaluate --model "$workdir" "${scoring[@]}"
 }
 
 # share JOB NAME…: all runs of these names whose turn is the job's.

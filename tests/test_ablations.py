@@ -27,6 +27,7 @@ RATE, STEPS = "optimizer.learning_rate.vision", "train.steps"
 STANDARDISE, STOP = "model.standardise", "model.stop_target_inputs"
 ROWS_OF_32 = {QUERIES: (8, 32), "data.row_tokens": (96, 224), "model.llama.context": (256, 512)}
 ROWS_OF_64 = {QUERIES: (8, 64), "data.row_tokens": (96, 394), "model.llama.context": (256, 512)}
+HEADS = ("l1", "smooth_l1", "cosine", "infonce", "flow", "codes", "queries")  # beside l2
 # Config:variant -> the fields that differ from the base's, with the base's value and its own.
 DIFFERENCES = {
     "base:micro": {},
@@ -67,8 +68,10 @@ DIFFERENCES = {
 } | {
     f"visual_head:{size}-{name}": {"model.visual_head.name": ("l2", name)}
     for size in ("micro", "7b")
-    for name in ("l1", "smooth_l1", "cosine", "infonce", "flow")
+    for name in HEADS
 }
+DIFFERENCES |= {f"visual_head:drawn-{name}": {"model.visual_head.name": ("l2", name)} for name in HEADS}
+DIFFERENCES["visual_head:drawn-codes"] |= {"init.codebook": ("", "runs/heads/codebook")}
 
 
 def load(name: str):
@@ -79,9 +82,9 @@ def load(name: str):
 @pytest.mark.parametrize("name", DIFFERENCES)
 def test_differs_in_what_it_says(name):
     size = name.partition(":")[2].partition("-")[0]
+    beside = "visual_head:drawn-l2" if size == "drawn" else f"base:{size}"
     ours, base = (
-        {k.replace("/", "."): v for k, v in flatten(json.loads(to_json(load(n)))).items()}
-        for n in (name, f"base:{size}")
+        {k.replace("/", "."): v for k, v in flatten(json.loads(to_json(load(n)))).items()} for n in (name, beside)
     )
     found = differing(base, ours)
     print(name, found)
@@ -97,10 +100,11 @@ def test_builds(name):
     model = emu.EmuConfig.from_dict(config.model)
     count = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(emu.abstract(model)))
     print(name, f"{count:,}")
-    low, high = (0.9e6, 11e6) if "micro" in name else (7.7e9, 8.4e9)
+    low, high = (7.7e9, 8.4e9) if ":7b" in name else (0.9e6, 11e6)
     assert low < count < high
     optimizer = OptimizerConfig.from_dict(config.optimizer)
-    assert optimizer.frozen == (frozenset({"vision"}) if "frozen" in name else frozenset())
+    frozen = {"vision", "causal"} if "drawn" in name else {"vision"} if "frozen" in name else set()
+    assert optimizer.frozen == frozen
     flops = forward_flops(model, 1, 1, config.data.row_tokens)
     assert flops.pop("adapters") == 0 and min(flops.values()) > 0
     assert config.data.row_tokens <= model.llama.context

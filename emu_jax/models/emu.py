@@ -100,7 +100,12 @@ class EmuConfig:
             raise UserError(f"model.init={self.init!r} is unknown; choose one of {', '.join(INITS)}")
         if self.loss_mean not in MEANS:
             raise UserError(f"model.loss_mean={self.loss_mean!r} is unknown; choose one of {', '.join(MEANS)}")
-        self.visual_head.check(self.causal.queries)
+        most = self.visual_head.most_queries
+        if most is not None and self.causal.queries > most:
+            raise UserError(
+                f"model.causal.queries={self.causal.queries}: the visual head {self.visual_head.name} predicts at most "
+                f"{most} embeddings of an image; see its settings"
+            )
         if not self.input_noise >= 0:
             raise UserError(f"model.input_noise={self.input_noise}; expected 0 or more")
         if not 0 <= self.scheduled_sampling <= 1:

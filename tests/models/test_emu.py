@@ -146,7 +146,9 @@ def test_scheduled_sampling_reads_the_model_s_own_predictions(share):
     inputs, positions = emu.interleave(model, embeddings, batch, IDS)
     llama = model.llama
     own = llama.visual_head(llama(inputs, positions, batch.segments))[0]  # [S, D]
-    drawn = np.asarray(jax.random.bernoulli(jax.random.split(jax.random.fold_in(key, 5))[1], share, (1, 16, 1)))[0, :, 0]
+    drawn = np.asarray(jax.random.bernoulli(jax.random.split(jax.random.fold_in(key, 5))[1], share, (1, 16, 1)))[
+        0, :, 0
+    ]
     places = [place for place in range(16) if int(batch.tokens[0, place]) == IDS.image and drawn[place]]
     assert 0 < len(places) <= QUERIES and (share == 1.0) == (len(places) == QUERIES), places
     read = inputs

@@ -53,8 +53,10 @@ class VisualHead(abc.ABC):
         """Whether the loss or the samples are random."""
         return False
 
-    def check(self, queries: int) -> None:
-        """Raises UserError where the head cannot predict so many embeddings an image."""
+    @property
+    def most_queries(self) -> int | None:
+        """The largest number of embeddings of an image that the head can predict; None: any."""
+        return None
 
     @abc.abstractmethod
     def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:

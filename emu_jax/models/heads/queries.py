@@ -4,8 +4,8 @@
         e_0 e_1 e_2 …              predicted, each from the position before it
 
 The embeddings of an image then depend on what comes before the image, and not on each other, so that no error adds up
-in generation. This is how DreamLLM (Dong et al. 2023, arXiv 2309.11499) and GILL (Koh et al. 2023, arXiv 2305.17216) ask
-a language model for an image; they train it through the visual decoder (`train/tasks/end_to_end.py`). Without a decoder
+in generation. DreamLLM (Dong et al. 2023, arXiv 2309.11499) and GILL (Koh et al. 2023, arXiv 2305.17216) ask a language
+model for an image in this way, and train it through the visual decoder (`train/tasks/end_to_end.py`). Without a decoder
 the loss is that of l2 regression.
 """
 
@@ -47,12 +47,9 @@ class Queries(VisualHead):
         if self.count < 1:
             raise UserError(f"model.visual_head.count={self.count}; expected 1 or more")
 
-    def check(self, queries: int) -> None:
-        if queries > self.count:
-            raise UserError(
-                f"model.visual_head.count={self.count} is less than model.causal.queries={queries}; expected at least "
-                "as many"
-            )
+    @property
+    def most_queries(self) -> int:
+        return self.count
 
     def make(self, rngs: nnx.Rngs, width: int, dtype: str, init: str) -> nnx.Module:
         return QueryRegression(rngs, width, self.count, dtype, init)

@@ -62,7 +62,9 @@ class EndToEnd(Pretrain):
         "unet": InitPart(("unet",), ("unet", "emu"), "params/unet/.*"),
         "vae": InitPart((), ("vae", "emu"), "params/vae/.*"),
     }
-    plots: ClassVar[Mapping[str, tuple[str, ...]]] = Pretrain.plots | {"losses": (*Pretrain.plots["losses"], "noise_error")}
+    plots: ClassVar[Mapping[str, tuple[str, ...]]] = Pretrain.plots | {
+        "losses": (*Pretrain.plots["losses"], "noise_error")
+    }
     timings = ()
 
     def __init__(self, config: ConfigDict, inputs: PackedInputs | None = None):
