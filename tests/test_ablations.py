@@ -66,9 +66,7 @@ DIFFERENCES = {
     "published_objective:micro-raw": {STANDARDISE: (True, False)},
     "published_objective:micro-live": {STOP: (True, False)},
 } | {
-    f"visual_head:{size}-{name}": {"model.visual_head.name": ("l2", name)}
-    for size in ("micro", "7b")
-    for name in HEADS
+    f"visual_head:{size}-{name}": {"model.visual_head.name": ("l2", name)} for size in ("micro", "7b") for name in HEADS
 }
 DIFFERENCES |= {f"visual_head:drawn-{name}": {"model.visual_head.name": ("l2", name)} for name in HEADS}
 DIFFERENCES["visual_head:drawn-codes"] |= {"init.codebook": ("", "runs/heads/codebook")}

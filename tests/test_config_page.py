@@ -10,7 +10,16 @@ from ml_collections import ConfigDict
 from emu_jax.config import load_config
 from tests.pages import ROOT
 
-CONFIGS = ("quickstart.py", "pretrain.py:14b", "instruct.py:14b", "vae.py", "decoder.py:mini", "mixture.py")
+CONFIGS = (
+    "quickstart.py",
+    "pretrain.py:14b",
+    "instruct.py:14b",
+    "vae.py",
+    "decoder.py:mini",
+    "mixture.py",
+    "codebook.py",
+    "end_to_end.py",
+)
 NAMED = {"data.mixture", "optimizer.learning_rate"}  # their entries have names of the user's, or of parts
 ALIKE = {"train.fits"}  # their entries have the same fields
 TOP = {"objective"}  # explained in the text

@@ -85,6 +85,8 @@ class Conditions:
       vae: a work directory, a checkpoint, a diffusers folder, or "emu-mini/vae".
       image_size: height and width in pixels of the images to draw; by default the VAE's size in training, or 512 if it
         is not known.
+      generated: whether embeddings are generated from what is before the images; without, the images' own ones are in
+        their place.
       encoded: whether the images' own embeddings are made, too.
 
     Attributes:
@@ -102,6 +104,7 @@ class Conditions:
         vae: Path,
         *,
         image_size: int | None = None,
+        generated: bool = True,
         encoded: bool = True,
         tokenizer: Path | None = None,
         vision_head_dim: int | None = None,
@@ -109,7 +112,7 @@ class Conditions:
     ):
         self._emu = Emu.load(model, tokenizer=tokenizer, vision_head_dim=vision_head_dim, weights=weights)
         self._vae = load_part(model_path(vae), LoadedVAE, weights_of_parts(weights))
-        self._encoded = encoded
+        self._generated, self._encoded = generated, encoded
         self._one_at_a_time = threading.Lock()  # a pipeline reads ahead in threads, and two batches might not fit
         self.size = image_size or self._vae.image_size or 512
         if self.size % self._vae.config.reduction:
@@ -140,11 +143,14 @@ class Conditions:
     ) -> list[LatentExample]:
         filled = pad_to(list(pairs), batch)
         images = np.stack([pixels for _, pixels in filled])
-        condition = self._emu.generate_embeddings([prompt for prompt, _ in filled])  # [batch, Q, D]
         mean, deviation = encode_latents(self._vae.params, images, config=self._vae.config)  # [batch, h, w, C] each
-        encoded: Sequence[np.ndarray | None] = [None] * batch
-        if self._encoded:
+        own: Sequence[np.ndarray] = ()
+        if self._encoded or not self._generated:
             seen = [resize(pixels, self._emu.config.vision.image_size) for pixels in images]
-            encoded = list(self._emu.encode_images(np.stack(seen)))  # of [Q, D]
+            own = list(self._emu.encode_images(np.stack(seen)))  # of [Q, D]
+        condition = own
+        if self._generated:
+            condition = list(self._emu.generate_embeddings([prompt for prompt, _ in filled]))  # of [Q, D]
+        encoded: Sequence[np.ndarray | None] = own if self._encoded else [None] * batch
         mean, deviation = np.asarray(mean), np.asarray(deviation)
         return [LatentExample(key, mean[i], deviation[i], condition[i], encoded[i]) for i, key in enumerate(keys)]

@@ -55,14 +55,14 @@ class OnlineConfig:
         check_fields(cls, "config.online", fields)
         return cls(**dict(fields))
 
-    def load(self, *, encoded: bool) -> Conditions:
+    def load(self, *, generated: bool, encoded: bool) -> Conditions:
         """The model and the VAE.
 
         Args:
-          encoded: whether the images' own embeddings are made, too.
+          generated, encoded: as in `Conditions`.
         """
-        size = self.image_size or None
-        return Conditions(as_path(self.model), as_path(self.vae), image_size=size, encoded=encoded)
+        parts, size = (as_path(self.model), as_path(self.vae)), self.image_size or None
+        return Conditions(*parts, image_size=size, generated=generated, encoded=encoded)
 
 
 class OnlineExamples:

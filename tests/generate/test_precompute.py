@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from emu_jax import Emu
 from emu_jax.data.images import ImageError
 from emu_jax.data.latents import Latents, LatentsFolder
 from emu_jax.errors import UserError
@@ -144,6 +145,17 @@ def test_the_frozen_parts_are_in_memory_once(drawing, documents, tmp_path, monke
     train(config, tmp_path / "unet")
     assert len(loaded) == 1, loaded
     assert "held_out_loss" in read_metrics(tmp_path / "unet" / "metrics.jsonl")[-1]
+
+
+def test_an_autoencoder_s_conditions_are_the_images_own(drawing):
+    """With encoded_share=1 (`configs/emu2.py`) nothing is generated."""
+    made = {"generated": False, "encoded": True}
+    frozen = conditions.Conditions(drawing, drawing / "vae", **made)
+    image = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    (example,) = frozen.of_pixels([(["a red bar"], image)], ["x"], 1)
+    expected = Emu.load(drawing).encode_images(image[None])[0]
+    np.testing.assert_allclose(example.condition, expected, atol=1e-5)
+    np.testing.assert_array_equal(example.condition, example.encoded)
 
 
 @pytest.mark.parametrize(

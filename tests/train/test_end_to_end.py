@@ -27,7 +27,7 @@ pytestmark = pytest.mark.long
 @pytest.fixture(scope="module")
 def vae(documents, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("end_to_end") / "vae"
-    train(tiny.vae_config(documents), workdir)
+    train(tiny.vae_config(tiny.pairs(documents)), workdir)
     return workdir
 
 

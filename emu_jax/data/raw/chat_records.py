@@ -2,6 +2,7 @@
 
 {"conversations": [{"from": "human", "value": "<image>\\nWhat?"}, …], "image": "a.jpg"}             LLaVA, ShareGPT
 {"messages": [{"role": "user", "content": [{"type": "image_url", …}, {"type": "text", …}]}, …]}     OpenAI
+{"texts": [{"user": "What?", "assistant": "A dog."}, …], "images": [{"bytes": …, "path": …}]}       The Cauldron
 {"instruction": "Translate.", "input": "Hund", "output": "dog", "system": …, "history": [["Hi", "Hello"]]}   Alpaca
 
                               record ─ parse_chat ─ Chat(turns, images, videos)
@@ -154,10 +155,12 @@ def _turns(record: dict[str, Any]) -> list[Any]:
             raise Skip("no_turns", f"{lists[0]} is not a list of turns, or is empty")
     elif {"instruction", "output"} <= record.keys():
         turns = _instruction(record)
+    elif "texts" in record:
+        turns = _questions(record)
     elif "conversations" in record or "messages" in record:
         raise Skip("no_turns", "it has no turns")
     else:
-        raise Skip("not_a_chat", "expected an object with conversations, messages, or instruction and output")
+        raise Skip("not_a_chat", "expected an object with conversations, messages, texts, or instruction and output")
     system = record.get("system")
     return [{"from": "system", "value": system}, *turns] if system else turns
 
@@ -188,6 +191,25 @@ def _instruction(record: dict[str, Any]) -> list[dict[str, str]]:
         raise Skip("empty_turn", "the instruction is empty" if output else "the output is empty")
     asked.append((f"{instruction}\n{more}" if more else instruction, output))
     return [{"from": who, "value": text} for pair in asked for who, text in zip(("human", "gpt"), pair, strict=True)]
+
+
+def _questions(record: dict[str, Any]) -> list[dict[str, str]]:
+    """The Cauldron's questions and answers as turns; its images come before the first question.
+
+    Its readers (Idefics2's, by its data set's page) show all images of a record first.
+    """
+    pairs = _rows(record["texts"])
+    if not isinstance(pairs, list) or not pairs:
+        raise Skip("no_turns", "texts is not a list of questions and answers, or is empty")
+    turns = []
+    for number, pair in enumerate(pairs, 1):
+        fields = [pair.get(who) if isinstance(pair, dict) else None for who in ("user", "assistant")]
+        if not all(isinstance(field, str) for field in fields):
+            raise Skip("not_a_chat", f"texts {number} is {shown(pair)}; expected the fields user and assistant")
+        turns += [{"from": who, "value": text} for who, text in zip(("human", "gpt"), fields, strict=True)]
+    if not any(IMAGE in turn["value"] for turn in turns):
+        turns[0]["value"] = IMAGE * len(_names(record, "image")) + turns[0]["value"]
+    return turns
 
 
 def _names(record: dict[str, Any], what: str) -> list[Any]:

@@ -19,7 +19,7 @@ from emu_jax.checkpoints.vgg import find_weights, load
 from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
-from emu_jax.evaluate.intervals import Figure, share
+from emu_jax.evaluate.intervals import Figure, mean, share
 from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
 from emu_jax.generate.decoder import Drawing, GeneratedImage
 from emu_jax.generate.model import Emu, GeneratedText
@@ -31,6 +31,8 @@ Features = Callable[[Sequence[np.ndarray]], np.ndarray]  # images uint8 [H, W, 3
 SPLIT = "heldout_combinations"
 VGG = "VGG"
 SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
+VARIED, DRAWN_EACH = 12, 4  # captions, and drawings of each, that show how much the seeds change
+VARIETY = "distance of drawings of one caption, over that of different captions"
 TOP = 5  # nearest neighbours among which the role may be
 ROLE_FIGURE, TONE_FIGURE = f"neighbour's role right in top {TOP}", "neighbour's skin tone right"
 
@@ -79,17 +81,26 @@ def score(emu: Emu) -> Drawings:
     def through_vae(part: Sequence[Example]) -> list[np.ndarray]:
         return list(decoder.round_trip(np.stack([e.pixels for e in part])))
 
+    repeated = [(e, number) for e in _spread(pool, VARIED) for number in range(DRAWN_EACH)]
+
+    def draw_again(part: Sequence[tuple[Example, int]]) -> list[np.ndarray]:
+        chosen = [seeds[e.key] + len(pool) * (1 + number) for e, number in part]
+        results = emu.generate_images([[e.caption] for e, _ in part], seeds=chosen, **SETTINGS)
+        return [np.asarray(result.image) for result in results]
+
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
+    again = in_batches(draw_again, repeated, "draw captions again")
     coded = in_batches(through_vae, pool, "encode and decode")
     figures: dict[str, Figure] = {}
     for space, features in feature_spaces().items():
         sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
-        sets |= {"through the VAE": coded}
+        sets |= {"through the VAE": coded, VARIETY: again}
         seen = {name: np.stack(in_batches(features, some, f"{space}: {name}")) for name, some in sets.items()}
         known = seen.pop("gallery")
         if space == VGG:
             seen = {name: vgg.equalised(some, known) for name, some in seen.items()}
             known = vgg.equalised(known, known)
+        figures[f"{SPLIT}: {VARIETY} ({space})"] = variety(seen.pop(VARIETY))
         for name, some in seen.items():
             figures |= neighbour_figures(f"{SPLIT}: {name}", space, some, pool, gallery, known)
     toned = [e for e in pool if has_one_tone(e)]
@@ -102,6 +113,24 @@ def score(emu: Emu) -> Drawings:
     ]
     shown = [DrawnExample(*three) for three in zip(pool, drawn, rebuilt, strict=True)]
     return Drawings(figures, shown, blends, continued)
+
+
+def variety(drawn: np.ndarray) -> Figure:
+    """How different the drawings of one caption are: their mean distance, over that of different captions' drawings.
+
+    0: every seed gives the same image; 1: the caption does not matter.
+
+    Args:
+      drawn: features [C * DRAWN_EACH, …] of drawings of C captions, one caption after another.
+    """
+    flat = drawn.reshape(len(drawn), -1)
+    distances = np.sqrt(np.maximum(squared_distances(flat, flat), 0.0))
+    caption = np.arange(len(flat)) // DRAWN_EACH
+    same = caption[:, None] == caption
+    between = distances[~same].mean()
+    pairs = same & ~np.eye(len(flat), dtype=bool)
+    within = [distances[pairs & (caption == one)[:, None]].mean() for one in range(caption[-1] + 1)]
+    return mean(np.array(within) / between, paper_scale=1.0)
 
 
 def feature_spaces() -> dict[str, Features]:

