@@ -15,7 +15,7 @@ from emu_jax.serve.document import DocumentSettings, DrawingProgress, Item, Text
 from emu_jax.serve.engine import Engine
 from emu_jax.serve.limits import Limits
 from emu_jax.serve.settings import DrawSettings
-from emu_jax.serve.tabs.document import offered
+from emu_jax.serve.tabs.document import Page, as_prompt, offered
 
 IMAGE = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
 FAST = DrawSettings(sampler="ddim", steps=2, seed=3)
@@ -126,3 +126,10 @@ def test_the_page_offers_what_a_model_can_do():
     assert list(offered(draws=True, begins_images=False)) == both
     assert list(offered(draws=False, begins_images=True)) == ["texts only"]
     assert list(offered(draws=False, begins_images=False)) == ["texts only"]
+
+
+def test_paragraphs_of_the_page_are_lines_of_the_prompt():
+    """Two texts that a user adds one after the other were glued together: "a catand a dog"."""
+    image = np.zeros((4, 4, 3), np.uint8)
+    prompt = as_prompt(Page(parts=("a cat", "and a dog", image, "end")))
+    assert prompt[0] == "a cat\nand a dog" and prompt[1] is image and prompt[2:] == ["end"]

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from emu_jax.data.tokenizer import PlainText
 from emu_jax.errors import UserError
 from emu_jax.generate.decoder import GeneratedImage
 from emu_jax.generate.document import IMAGE, TEXT
@@ -179,11 +180,16 @@ def offered(draws: bool, begins_images: bool) -> dict[str, tuple[str, ...] | Non
 
 
 def as_prompt(page: Page) -> list:
-    """The model's prompt: drawn images as plain images, videos as their frames."""
+    """The model's prompt: drawn images as plain images, videos as their frames.
+
+    Texts beside each other, which the page shows as paragraphs, are lines.
+    """
     prompt: list = []
     for part in page.parts:
         if isinstance(part, Video):
             prompt += part.source
+        elif isinstance(part, str) and prompt and isinstance(prompt[-1], str):
+            prompt[-1] = PlainText(f"{prompt[-1]}\n{part}")
         else:
             prompt.append(part.image if isinstance(part, GeneratedImage) else part)
     return prompt

@@ -1,4 +1,4 @@
-"""Chats: LLaVA's, ShareGPT's, OpenAI's and The Cauldron's, with or without images, chats about a video, and Alpaca's instructions.
+"""Chats, with or without images or a video: LLaVA's, ShareGPT's, OpenAI's, The Cauldron's; and Alpaca's instructions.
 
 *.json (an array) | *.jsonl | *.parquet | *.arrow ─ Chats ─ RawDocument(key, "chat", (RawImage, Text(…, "user"), …))
 """
