@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -134,7 +135,10 @@ class Conditions:
     def of_pixels(
         self, pairs: Sequence[tuple[list[str | np.ndarray], np.ndarray]], keys: Sequence[str], batch: int
     ) -> list[LatentExample]:
-        """The examples of prompts and the pixels of images, which `ToDraw.read` gives."""
+        """The examples of prompts and the pixels of images, which `ToDraw.read` gives.
+
+        The key of an image seeds its condition, which some visual heads draw at random.
+        """
         with self._one_at_a_time:
             return self._of_pixels(pairs, keys, batch)
 
@@ -150,7 +154,9 @@ class Conditions:
             own = list(self._emu.encode_images(np.stack(seen)))  # of [Q, D]
         condition = own
         if self._generated:
-            condition = list(self._emu.generate_embeddings([prompt for prompt, _ in filled]))  # of [Q, D]
+            prompts, seeds = [prompt for prompt, _ in filled], [zlib.crc32(key.encode()) for key in keys]
+            seeds += [0] * (batch - len(seeds))
+            condition = list(self._emu.generate_embeddings(prompts, seeds=seeds))  # of [Q, D]
         encoded: Sequence[np.ndarray | None] = own if self._encoded else [None] * batch
         mean, deviation = np.asarray(mean), np.asarray(deviation)
         return [LatentExample(key, mean[i], deviation[i], condition[i], encoded[i]) for i, key in enumerate(keys)]

@@ -244,7 +244,8 @@ class Emu:
         """The visual embeddings of the image that follows each prompt, in float32, generated autoregressively.
 
         Args:
-          seeds: one per prompt (default: 0 for all), for a visual head that draws at random (`flow`); others ignore it.
+          seeds: one per prompt (default: 0 for all), for a visual head that draws at random (`flow`, `codes`); others
+            ignore it.
 
         Raises:
           UserError: a seed is out of range, or there are more or fewer seeds than prompts.

@@ -1,7 +1,11 @@
 """Emu through its decoder's loss: who learns, what is drawn, and a run from training to drawing."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +23,7 @@ from emu_jax.models.paths import flatten
 from emu_jax.train.loop import train
 from emu_jax.train.tasks.task import make_task
 from tests.models.test_emu import CONFIG, IDS, IMAGE_TOKENS, PARAMS, QUERIES, make_batch, random_images
+from tests.pages import ROOT
 from tests.train import tiny
 
 pytestmark = pytest.mark.long
@@ -117,6 +122,32 @@ def test_predicted_images_are_the_head_s_outputs_one_position_before():
     np.testing.assert_array_equal(here, [[True, False], [False, False]])
     expected = model.llama.visual_head(hidden[0, 2 : 2 + QUERIES])  # [IMG] is at 2, its first <image> at 3
     np.testing.assert_allclose(found[0, 0], expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_eight_devices_compute_what_one_does(documents, vae, tmp_path):
+    """Losses and norms of three steps over data 2 x fsdp 2 x tensor 2."""
+    found = []
+    for count in (1, 8):
+        flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={count}"
+        code = f"from tests.train import test_end_to_end as t; t.train_on({count}, {str(documents)!r}, {str(vae)!r}, "
+        code += f"{str(tmp_path / str(count))!r})"
+        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        found.append([json.loads(line) for line in (tmp_path / str(count) / "metrics.jsonl").read_text().splitlines()])
+    for one, eight in zip(*found, strict=True):
+        for name in ("loss", "text_loss", "regression_loss", "noise_error", "grad_norm/llama", "grad_norm/unet"):
+            print(f"{name}: {eight[name]:.7g}, on one device {one[name]:.7g}")
+            assert eight[name] == pytest.approx(one[name], rel=1e-4)
+
+
+def train_on(count: int, documents: str, vae: str, workdir: str) -> None:
+    config = config_of(documents, vae, "train.steps=3")
+    config.model.standardise = False  # a batch's statistics differ in the last bits, which standardising enlarges
+    if count > 1:
+        config.train.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+    train(config, Path(workdir))
 
 
 @pytest.mark.parametrize(

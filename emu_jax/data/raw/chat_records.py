@@ -201,12 +201,13 @@ def _questions(record: dict[str, Any]) -> list[dict[str, str]]:
     pairs = _rows(record["texts"])
     if not isinstance(pairs, list) or not pairs:
         raise Skip("no_turns", "texts is not a list of questions and answers, or is empty")
-    turns = []
+    turns: list[dict[str, str]] = []
     for number, pair in enumerate(pairs, 1):
-        fields = [pair.get(who) if isinstance(pair, dict) else None for who in ("user", "assistant")]
-        if not all(isinstance(field, str) for field in fields):
-            raise Skip("not_a_chat", f"texts {number} is {shown(pair)}; expected the fields user and assistant")
-        turns += [{"from": who, "value": text} for who, text in zip(("human", "gpt"), fields, strict=True)]
+        for who in ("user", "assistant"):
+            text = pair.get(who) if isinstance(pair, dict) else None
+            if not isinstance(text, str):
+                raise Skip("not_a_chat", f"texts {number} is {shown(pair)}; expected the fields user and assistant")
+            turns.append({"from": who, "value": text})
     if not any(IMAGE in turn["value"] for turn in turns):
         turns[0]["value"] = IMAGE * len(_names(record, "image")) + turns[0]["value"]
     return turns

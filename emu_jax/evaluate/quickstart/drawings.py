@@ -20,7 +20,7 @@ from emu_jax.data.embedded_chats import has_one_tone
 from emu_jax.data.fluent_emoji import SPLITS, Example, examples
 from emu_jax.evaluate import vgg
 from emu_jax.evaluate.intervals import Figure, mean, share
-from emu_jax.evaluate.quickstart.captions import in_batches, squared_distances
+from emu_jax.evaluate.quickstart.captions import CAPTION_TOKENS, in_batches, squared_distances
 from emu_jax.generate.decoder import Drawing, GeneratedImage
 from emu_jax.generate.model import Emu, GeneratedText
 
@@ -33,6 +33,7 @@ VGG = "VGG"
 SETTINGS: dict[str, Any] = {"sampler": "dpmpp", "steps": 20, "guidance": 4.0}
 VARIED, DRAWN_EACH = 12, 4  # captions, and drawings of each, that show how much the seeds change
 VARIETY = "distance of drawings of one caption, over that of different captions"
+READ_BACK = "drawn from the caption, named exactly so by the model itself"
 TOP = 5  # nearest neighbours among which the role may be
 ROLE_FIGURE, TONE_FIGURE = f"neighbour's role right in top {TOP}", "neighbour's skin tone right"
 
@@ -91,7 +92,7 @@ def score(emu: Emu) -> Drawings:
     drawn, rebuilt = in_batches(draw, pool, "draw captions"), in_batches(reconstruct, pool, "reconstruct")
     again = in_batches(draw_again, repeated, "draw captions again")
     coded = in_batches(through_vae, pool, "encode and decode")
-    figures: dict[str, Figure] = {}
+    figures = {f"{SPLIT}: {READ_BACK}": share(_read_back(emu, pool, drawn))}
     for space, features in feature_spaces().items():
         sets = {"gallery": [e.pixels for e in gallery], "drawn from the caption": drawn, "reconstructed": rebuilt}
         sets |= {"through the VAE": coded, VARIETY: again}
@@ -113,6 +114,16 @@ def score(emu: Emu) -> Drawings:
     ]
     shown = [DrawnExample(*three) for three in zip(pool, drawn, rebuilt, strict=True)]
     return Drawings(figures, shown, blends, continued)
+
+
+def _read_back(emu: Emu, pool: Sequence[Example], drawn: Sequence[np.ndarray]) -> list[bool]:
+    """Whether the model names each of its drawings by the caption that it drew: text -> image -> text."""
+
+    def caption(part: Sequence[np.ndarray]) -> list[str]:
+        return [one.text for one in emu.generate_text([[image] for image in part], max_new_tokens=CAPTION_TOKENS)]
+
+    captions = in_batches(caption, drawn, "read drawings back")
+    return [text.strip() == example.caption for text, example in zip(captions, pool, strict=True)]
 
 
 def variety(drawn: np.ndarray) -> Figure:

@@ -26,7 +26,7 @@ from emu_jax.errors import UserError, check_fields
 from emu_jax.models import diffusion, emu, unet, vae
 from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
-from emu_jax.train.tasks.interleaved import PackedInputs
+from emu_jax.train.tasks.interleaved import LOSSES, PackedInputs
 from emu_jax.train.tasks.pretrain import Pretrain
 from emu_jax.train.tasks.task import InitPart, OwnRows
 
@@ -58,14 +58,12 @@ class EndToEnd(Pretrain):
     become `config.vae`. Images are drawn in the size that the vision encoder reads.
     """
 
-    init_parts: ClassVar[Mapping[str, InitPart]] = Pretrain.init_parts | {
+    init_parts: ClassVar[Mapping[str, InitPart]] = {
+        **Pretrain.init_parts,
         "unet": InitPart(("unet",), ("unet", "emu"), "params/unet/.*"),
         "vae": InitPart((), ("vae", "emu"), "params/vae/.*"),
     }
-    plots: ClassVar[Mapping[str, tuple[str, ...]]] = Pretrain.plots | {
-        "losses": (*Pretrain.plots["losses"], "noise_error")
-    }
-    timings = ()
+    plots: ClassVar[Mapping[str, tuple[str, ...]]] = {**Pretrain.plots, "losses": (*LOSSES, "noise_error")}
 
     def __init__(self, config: ConfigDict, inputs: PackedInputs | None = None):
         check_fields(DrawingLossConfig, "config.drawing_loss", config.drawing_loss)
@@ -152,8 +150,8 @@ class EndToEnd(Pretrain):
                     for x in (condition, images)
                 )
                 here = jnp.take_along_axis(here, first, axis=1)
-            flat = (x.reshape(-1, *x.shape[2:]) for x in (condition, images, here))
-            weighted, error = self._noise_error(params, *flat, jax.random.fold_in(key, 6))
+            condition, images, here = (x.reshape(-1, *x.shape[2:]) for x in (condition, images, here))
+            weighted, error = self._noise_error(params, condition, images, here, jax.random.fold_in(key, 6))
             count = jnp.maximum(normalisers[-1], 1.0)
             return self.drawing.weight * weighted / count, {"noise_error": error / count}
 
