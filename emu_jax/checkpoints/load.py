@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from emu_jax.checkpoints import arrays
@@ -27,6 +28,7 @@ from emu_jax.checkpoints.convert import diffusers
 from emu_jax.checkpoints.convert import emu as published
 from emu_jax.checkpoints.convert.conversion import gather
 from emu_jax.checkpoints.convert.tensor_files import TensorFile
+from emu_jax.checkpoints.digests import on_host
 from emu_jax.checkpoints.shipped import model_path
 from emu_jax.checkpoints.store import (
     Checkpoint,
@@ -309,7 +311,14 @@ def load_leaves(checkpoint: Checkpoint, wanted: Mapping[str, jax.ShapeDtypeStruc
     with arrays.errors_of(checkpoint.folder):
         values = arrays.read(arrays.StoredArrays(checkpoint.folder), stored)
     check_digests(checkpoint.folder, checkpoint.meta, values)
-    return {name: values[stored_as[name]].astype(leaf.dtype) for name, leaf in wanted.items()}
+    return {name: _cast(values[stored_as[name]], leaf.dtype) for name, leaf in wanted.items()}
+
+
+def _cast(value: jax.Array, dtype: Any) -> jax.Array:
+    """The array in another dtype: by NumPy on the host, where a program for every shape would be compiled."""
+    if value.dtype == dtype or not on_host(value):
+        return value.astype(dtype)
+    return jax.device_put(np.asarray(value).astype(dtype), value.sharding)
 
 
 def _load_items(checkpoint: Checkpoint, part: str, items: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ A run with `config.optimizer.ema_decay` keeps the exponential moving average (EM
 `statistics/ema`. Loading takes the EMA in place of those parameters unless it asks for raw ones (`WEIGHTS`); frozen
 parameters have no EMA and come from `params`.
 
-Orbax itself does not notice flipped bits in array data; the digests do. Loading weights from a corrupt
+Orbax itself does not notice flipped bits in array data; the digests (`digests.py`) do. Loading weights from a corrupt
 checkpoint is an error that names the checkpoint before it: nobody gets older weights than those that were asked for.
 """
 
@@ -30,11 +30,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from emu_jax.buckets import is_transient
 from emu_jax.checkpoints import packed
+from emu_jax.checkpoints.digests import digests, named_leaves
 from emu_jax.config import from_json
 from emu_jax.data.tokenizer import Tokenizer
 from emu_jax.errors import UserError
@@ -49,54 +49,6 @@ EMA_PREFIX = "statistics/ema/"
 
 
 # ------------------------------------------------------------------------------------------------------- digests
-
-
-def named_leaves(items: Mapping[str, Any]) -> dict[str, Any]:
-    """A tree's leaves by their paths, such as `params/ln_visual/scale`."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(items)
-    }
-
-
-def _digest(leaf: jax.Array) -> jax.Array:
-    """uint32 []: sum over words of word * odd multiplier of its position, modulo 2^32.
-
-    An odd multiplier is invertible, so one changed word always changes the sum; integer sums do not depend on how the
-    leaf is split over devices. A word is an element, or a half of an 8-byte element.
-    """
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    if leaf.dtype == jnp.int4:  # a word each: two of them are a byte in memory, but not in NumPy
-        leaf = leaf.astype(jnp.int8)
-    unsigned = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    words = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)
-    multiplier = jnp.ones((), jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        index = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        multiplier = multiplier * jnp.uint32(size * 2 + 1) + index * jnp.uint32(2)
-    return jnp.sum(words * (multiplier | jnp.uint32(1)), dtype=jnp.uint32)
-
-
-def _is_finite(leaf: jax.Array) -> jax.Array:
-    """bool []: whether no element is NaN or infinite."""
-    return jnp.isfinite(leaf).all() if jnp.issubdtype(leaf.dtype, jnp.inexact) else jnp.ones((), bool)
-
-
-# One program for all leaves: hundreds of small ones with collectives starve each other on simulated devices. It reads
-# every shard once, where it is, for both results.
-_summaries = jax.jit(lambda leaves: jax.tree.map(lambda leaf: (_digest(leaf), _is_finite(leaf)), leaves))
-
-
-def summaries(items: Mapping[str, Any]) -> tuple[dict[str, int], list[str]]:
-    """The digest of every leaf, by name, and the names of the leaves that hold a NaN or an infinity."""
-    values = jax.device_get(_summaries(named_leaves(items)))
-    digests = {name: int(digest) for name, (digest, _) in values.items()}
-    return digests, [name for name, (_, finite) in values.items() if not finite]
-
-
-def digests(items: Mapping[str, Any]) -> dict[str, int]:
-    """The digest of every leaf, by name."""
-    return summaries(items)[0]
 
 
 def check_digests(folder: Path, meta: Mapping[str, Any], items: Mapping[str, Any]) -> None:

@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from emu_jax.checkpoints import arrays
+from emu_jax.checkpoints.digests import digest
 from emu_jax.checkpoints.store import CorruptCheckpoint, seal_meta
 from emu_jax.errors import UserError
 from emu_jax.storage import Path, is_bucket, partial_path, remove, replace_text
@@ -80,39 +79,6 @@ def resumable_folder(folder: Path, job: str) -> Iterator[Path]:
     marker.unlink()
     if place != folder:
         place.rename(folder)
-
-
-# ------------------------------------------------------------------------------------------------------- digests
-
-
-def digest(value: np.ndarray, shape: tuple[int, ...], layer: int | None = None) -> int:
-    """A slice's share of its leaf's digest; the shares of all slices add up to the digest, modulo 2^32.
-
-    The digest is that of `checkpoints/store.py`: the sum of word * multiplier. Multipliers grow linearly along every
-    axis, so sums along the other axes are enough, and no array of multipliers is needed.
-    """
-    words = _words(value if layer is None else value[None])
-    shape = (*shape, *words.shape[len(shape) :])
-    steps = [2 * math.prod(2 * size + 1 for size in shape[axis + 1 :]) for axis in range(len(shape))]
-    first = math.prod(2 * size + 1 for size in shape)
-    if layer is not None:
-        first += layer * steps[0]
-    total = first * int(words.sum(dtype=np.uint32))
-    for axis, step in enumerate(steps):
-        others = tuple(a for a in range(words.ndim) if a != axis)
-        along = words.sum(axis=others, dtype=np.uint32)
-        total += step * int((along * np.arange(len(along), dtype=np.uint32)).sum(dtype=np.uint32))
-    return total % 2**32
-
-
-def _words(value: np.ndarray) -> np.ndarray:
-    """The bits of an array as unsigned integers."""
-    if value.dtype == ml_dtypes.int4:
-        value = value.astype(np.int8)
-    unsigned = {1: np.uint8, 2: np.uint16, 4: np.uint32}.get(value.dtype.itemsize)
-    if unsigned is None:  # 8 bytes: two words per element, on an axis of their own
-        return np.ascontiguousarray(value).view(np.uint32).reshape(*value.shape, 2)
-    return value.view(unsigned)
 
 
 # ------------------------------------------------------------------------------------------------------- writing

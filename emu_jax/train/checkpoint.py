@@ -17,17 +17,16 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from emu_jax.buckets import is_transient
+from emu_jax.checkpoints.digests import named_leaves, summaries
 from emu_jax.checkpoints.store import (
     FOLDER,
     CorruptCheckpoint,
     check_digests,
     check_leaves,
     disk_error,
-    named_leaves,
     pack_tokenizer,
     read_meta,
     seal_meta,
-    summaries,
     unreadable,
 )
 from emu_jax.data.tokenizer import Tokenizer

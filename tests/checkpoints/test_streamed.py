@@ -14,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from emu_jax.checkpoints import streamed
-from emu_jax.checkpoints.store import digests, read_meta
-from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, digest, resumable_folder
+from emu_jax.checkpoints.digests import digest, on_devices, summaries
+from emu_jax.checkpoints.store import read_meta
+from emu_jax.checkpoints.streamed import LeafReader, LeafWriter, resumable_folder
 from emu_jax.errors import UserError
 
 DTYPES = [np.float32, ml_dtypes.bfloat16, np.float16, np.int8]
@@ -50,8 +51,9 @@ def write_all(writer: LeafWriter, values: dict[str, np.ndarray], upto: int = 99)
 def test_digests_are_those_of_training_checkpoints(shape, dtype, seed):
     shape = tuple(shape)
     value = (100 * np.random.default_rng(seed).standard_normal(shape)).astype(dtype)
-    expected = digests({"x": jnp.asarray(value)})["x"]
+    expected, finite = on_devices({"x": jnp.asarray(value)})["x"]
     assert digest(value, shape) == expected
+    assert summaries({"x": jnp.asarray(value)}) == ({"x": expected}, [] if finite else ["x"])
     assert digest(value.copy(order="F"), shape) == expected, "however it lies in memory"
     if shape:
         shares = [digest(value[layer], shape, layer) for layer in range(shape[0])]

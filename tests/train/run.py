@@ -21,7 +21,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
-from emu_jax.checkpoints.store import digests
+from emu_jax.checkpoints.digests import digests
 from emu_jax.config import load_config
 from emu_jax.data.pipeline import Stream
 from emu_jax.errors import CommandError

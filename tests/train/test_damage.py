@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
+from emu_jax.checkpoints.digests import digests
 from emu_jax.checkpoints.load import load_emu
-from emu_jax.checkpoints.store import COMMIT_FILE, CorruptCheckpoint, digests, open_checkpoint, read_meta
+from emu_jax.checkpoints.store import COMMIT_FILE, CorruptCheckpoint, open_checkpoint, read_meta
 from emu_jax.config import load_config
 from emu_jax.errors import UserError
 from emu_jax.sharding import make_mesh

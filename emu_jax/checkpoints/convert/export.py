@@ -29,9 +29,10 @@ from emu_jax.checkpoints import packed
 from emu_jax.checkpoints.convert import diffusers, emu, llama
 from emu_jax.checkpoints.convert.emu_keys import PREFIXES, TRANSFORMS, Rule
 from emu_jax.checkpoints.convert.tensor_writers import tensor_writer
+from emu_jax.checkpoints.digests import digest
 from emu_jax.checkpoints.layout import SAFETY_CHECKER, SCHEDULER, TUNED, UNET, VAE
 from emu_jax.checkpoints.store import is_checkpoint, open_checkpoint, seal_meta, weights_of_parts
-from emu_jax.checkpoints.streamed import LeafReader, digest
+from emu_jax.checkpoints.streamed import LeafReader
 from emu_jax.errors import UserError
 from emu_jax.models.layers import ADAPTER_LEAVES
 from emu_jax.models.unet import UNetConfig
