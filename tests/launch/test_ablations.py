@@ -17,6 +17,7 @@ rm -rf FOLDER/download/partial
 python launch/mixture_data.py FOLDER/download FOLDER/raw bunny
 emu-jax prepare storyboards --in FOLDER/raw/bunny --out FOLDER/data/bunny --image-size 64
 """.splitlines()
+HEADS = ("l2", "l1", "smooth_l1", "cosine", "infonce", "flow", "codes", "queries")
 BEFORE = ["source launch/environment.sh", "install_emu_jax '.[prepare]'"]
 CACHE = "export JAX_COMPILATION_CACHE_DIR=FOLDER/cache JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.2"
 
@@ -67,11 +68,26 @@ def test_every_ablation_with_eight_seeds(tmp_path):
     assert trained[:8] == ["base.py:micro"] * 8 and "base.py:micro" not in trained[8:]
     assert len(trained) == 8 * 16 and trained[8:] == trained[8:23] * 8
     files = {path.name for path in (ROOT / "configs" / "ablations").glob("*.py")}
-    heads = "head_l1 head_smooth_l1 head_cosine head_infonce head_flow"  # a table of their own
-    lines = printed(tmp_path, ABLATIONS=f"base {heads}", SEEDS="0")
-    others = [line.split()[3].removeprefix("configs/ablations/") for line in lines if line.startswith("emu-jax train")]
-    assert others[1:] == [f"visual_head.py:micro-{name}" for name in ("l1", "smooth_l1", "cosine", "infonce", "flow")]
-    assert {config.partition(":")[0] for config in trained + others} == files
+    assert {config.partition(":")[0] for config in trained} == files - {"visual_head.py"}
+
+
+def test_visual_heads_are_a_table_of_their_own(tmp_path):
+    """They need no pairs and no storyboards; codes need a codebook; emu-mini's decoder draws what each predicts."""
+    heads = [f"head_{name}" for name in HEADS]
+    lines = printed(tmp_path, ABLATIONS=" ".join(heads), SEEDS="3")
+    assert lines[: len(BEFORE)] == BEFORE
+    assert lines[len(BEFORE)] == "emu-jax train --config configs/codebook.py --workdir FOLDER/codebook"
+    trained = [line for line in lines if "visual_head.py" in line]
+    for name, line in zip(HEADS, trained, strict=True):
+        codebook = " --config.init.codebook=FOLDER/codebook" if name == "codes" else ""
+        assert line == (
+            f"emu-jax train --config configs/ablations/visual_head.py:drawn-{name} --workdir FOLDER/head_{name}-3 "
+            f"--config.train.seed=3 --config.data.seed=3{codebook}"
+        )
+    scored = [line for line in lines if line.startswith("emu-jax evaluate")]
+    assert all(line.endswith("--fixed-space emu-mini --decoder emu-mini") for line in scored) and len(scored) == 8
+    assert not any("ablation_data" in line or "storyboards" in line for line in lines)
+    assert lines[-1].startswith("emu-jax compare FOLDER/head_l2-3 ")
 
 
 def test_jobs_share_the_runs(tmp_path):

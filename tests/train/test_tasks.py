@@ -86,7 +86,10 @@ def test_an_entry_point_adds_a_name(monkeypatch):
     ("name", "expected"),
     [
         ("pretrian", "config.objective='pretrian' is unknown; did you mean pretrain?"),
-        (None, "config.objective=None is unknown; did you mean decoder | instruct | pretrain | vae?"),
+        (
+            None,
+            "config.objective=None is unknown; did you mean codebook | decoder | end_to_end | instruct | pretrain | vae",
+        ),
         ("nowhere.at_all:X", "config.objective=nowhere.at_all:X: cannot be imported (ModuleNotFoundError: No module"),
         ("json:Task", "config.objective=json:Task: cannot be imported (AttributeError: module 'json' has no"),
         (":", "config.objective=:: cannot be imported (ValueError: Empty module name"),
@@ -101,7 +104,7 @@ def test_tasks_that_are_not_there(name, expected):
 @pytest.mark.parametrize("name", TASKS)
 def test_every_task_has_what_the_protocol_asks(name):
     kind = find_task(name)
-    assert Task in kind.__mro__ and kind.holds in ("emu", "vae", "unet") and kind.plots["losses"]
+    assert Task in kind.__mro__ and kind.holds in ("emu", "codebook", "vae", "unet") and kind.plots["losses"]
 
 
 def test_a_config_is_resolved_into_a_new_one(documents):
