@@ -45,8 +45,8 @@ def on_host(leaf: Any) -> bool:
     """Whether a leaf is in the host's memory as one array."""
     if not isinstance(leaf, jax.Array):
         return True
-    devices = leaf.sharding.device_set
-    return len(devices) == 1 and next(iter(devices)).platform == "cpu"
+    devices: list[Any] = list(leaf.sharding.device_set)
+    return len(devices) == 1 and devices[0].platform == "cpu"
 
 
 def _has_infinity(dtype: Any) -> bool:
