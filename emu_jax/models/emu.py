@@ -278,9 +278,9 @@ def _latest(index: Array, here: Array) -> Array:
 
 
 def _numbers(batch: Batch, ids: SpecialIds) -> Int[Array, "B S"]:
-    """At every <image>, the number of its embedding within the image, 0 to Q - 1; elsewhere 0 or more."""
+    """At every <image>, the number of its embedding within the image, 0 to Q - 1; elsewhere any number."""
     index = jnp.arange(batch.tokens.shape[1])[None, :]
-    return jnp.maximum(index - _latest(index, batch.tokens == ids.img) - 1, 0)
+    return index - _latest(index, batch.tokens == ids.img) - 1
 
 
 def interleave(

@@ -91,7 +91,7 @@ class VisualHead(abc.ABC):
         is not what is read next.
 
         Args:
-          numbers: the embeddings' numbers within their image, 0 to Q - 1.
+          numbers: the embeddings' numbers within their image, 0 to Q - 1; any number where there is no embedding.
         """
         return embeddings
 

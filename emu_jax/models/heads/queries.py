@@ -72,7 +72,7 @@ class Queries(VisualHead):
     def inputs(
         self, module: Any, embeddings: Float[Array, "B S D"], numbers: Int[Array, "B S"]
     ) -> Float[Array, "B S D"]:
-        return module.embedding[...][jnp.minimum(numbers, self.count - 1)].astype(embeddings.dtype)
+        return module.embedding[...][jnp.clip(numbers, 0, self.count - 1)].astype(embeddings.dtype)
 
     def next_input(self, module: Any, sample: Float[Array, "B D"], number: Int[Array, ""]) -> Float[Array, "B D"]:
         return jnp.broadcast_to(module.embedding[...][number].astype(sample.dtype), sample.shape)
