@@ -15,7 +15,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 from emu_jax.train.loop import train
-from emu_jax.train.tasks.codebook import CodebookConfig, update, usage_metrics
+from emu_jax.train.tasks.codebook import CodebookConfig, TrainCodebook, update, usage_metrics
 from emu_jax.train.tasks.task import make_task
 from tests.train import tiny
 
@@ -143,4 +143,6 @@ def test_what_does_not_fit_is_refused_before_the_first_step(codebook, trained, d
 
 def test_flops_are_counted(trained):
     task, _ = make_task(codebook_config(trained))
+    planned = TrainCodebook(TrainCodebook.resolve_without_data(codebook_config(trained), rows=4))
+    assert planned.flops() == task.flops() and planned.batch_shapes() == task.batch_shapes()
     assert all(count > 0 for count in task.flops().values())

@@ -21,6 +21,7 @@ from emu_jax.errors import UserError
 from emu_jax.models import emu
 from emu_jax.models.paths import flatten
 from emu_jax.train.loop import train
+from emu_jax.train.tasks.end_to_end import EndToEnd
 from emu_jax.train.tasks.task import make_task
 from tests.models.test_emu import CONFIG, IDS, IMAGE_TOKENS, PARAMS, QUERIES, make_batch, random_images
 from tests.pages import ROOT
@@ -156,7 +157,10 @@ def train_on(count: int, documents: str, vae: str, workdir: str) -> None:
         (("model.visual_head.name=flow",), r"visual_head\.name=flow: its samples have no gradient"),
         (("drawing_loss.weight=-1",), r"config\.drawing_loss\.weight=-1\.0; expected 0 or more"),
         (("init.vae=",), r"config\.init\.vae is empty: the latents that the U-Net draws need a VAE"),
-        (("unet.condition_dim=7",), r"config\.unet\.condition_dim=7; expected 16, or 0 to take it from there"),
+        (
+            ("unet.condition_dim=7",),
+            r"config\.unet\.condition_dim=7, but the VAE and the model have 16",
+        ),
     ],
 )
 def test_what_cannot_work_is_refused(overrides, said, documents, vae, tmp_path):
@@ -168,4 +172,6 @@ def test_what_cannot_work_is_refused(overrides, said, documents, vae, tmp_path):
 def test_flops_hold_the_decoder_s(documents, vae):
     task, _ = make_task(config_of(documents, vae))
     frozen, _ = make_task(config_of(documents, vae, "optimizer.learning_rate.unet=0"))
+    planned = EndToEnd(EndToEnd.resolve_without_data(config_of(documents, vae, "model.llama.vocab_size=64"), rows=8))
+    assert planned.flops()["unet"] == task.flops()["unet"] and planned.rows == 8
     assert task.flops()["unet"] == pytest.approx(1.5 * frozen.flops()["unet"])

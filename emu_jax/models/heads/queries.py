@@ -20,6 +20,7 @@ from jaxtyping import Float, Int, Key
 
 from emu_jax.errors import UserError
 from emu_jax.models.heads.head import HeadLoss, VisualHead
+from emu_jax.models.heads.regression import distance_loss
 from emu_jax.models.layers import Array, Linear, parameter
 
 
@@ -62,9 +63,7 @@ class Queries(VisualHead):
         weights: Float[Array, "B S"],
         key: Key[Array, ""],
     ) -> HeadLoss:
-        difference = module.linear(hidden).astype(jnp.float32) - targets
-        terms = jnp.square(difference).mean(-1) * weights
-        return HeadLoss(terms.sum(), terms)
+        return distance_loss(jnp.square, module.linear(hidden), targets, weights)
 
     def sample(self, module: Any, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
         return module.linear(hidden)

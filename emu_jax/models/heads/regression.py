@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -45,15 +46,24 @@ class Regression(VisualHead):
         weights: Float[Array, "B S"],
         key: Key[Array, ""],
     ) -> HeadLoss:
-        difference = module(hidden).astype(jnp.float32) - targets
-        terms = DISTANCES[self.name](difference).mean(-1) * weights
-        return HeadLoss(terms.sum(), terms)
+        return distance_loss(DISTANCES[self.name], module(hidden), targets, weights)
 
     def sample(self, module: Any, hidden: Float[Array, "B D"], keys: Key[Array, " B"]) -> Float[Array, "B D"]:
         return module(hidden)
 
     def multiply_adds(self, width: int) -> float:
         return width * width
+
+
+def distance_loss(
+    distance: Callable[[Array], Array],
+    predicted: Float[Array, "B S D"],
+    targets: Float[Array, "B S D"],
+    weights: Float[Array, "B S"],
+) -> HeadLoss:
+    """The weighted mean of an elementwise distance over the dimensions, in float32."""
+    terms = distance(predicted.astype(jnp.float32) - targets).mean(-1) * weights  # [B, S]
+    return HeadLoss(terms.sum(), terms)
 
 
 def _huber(x: Array) -> Array:

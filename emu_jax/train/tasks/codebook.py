@@ -92,6 +92,12 @@ class TrainCodebook(Task):
         stream = ExamplePipeline(images, data, own=own(data.batch))
         return Inputs(config.copy_and_resolve_references(), stream, remarks=remarks)
 
+    @classmethod
+    def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
+        config = config.copy_and_resolve_references()
+        config.data.batch = rows or config.data.batch
+        return config
+
     def init(self, key: Array) -> tuple[dict, dict]:
         keys = jax.random.split(key)
         params = parameters.init(emu.ImageEncoder, self.model, keys[0])

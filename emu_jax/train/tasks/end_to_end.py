@@ -28,7 +28,7 @@ from emu_jax.models.flops import unet_forward_flops
 from emu_jax.models.layers import Array
 from emu_jax.train.tasks.interleaved import LOSSES, PackedInputs
 from emu_jax.train.tasks.pretrain import Pretrain
-from emu_jax.train.tasks.task import InitPart, OwnRows
+from emu_jax.train.tasks.task import InitPart, OwnRows, fill_sizes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,29 +89,11 @@ class EndToEnd(Pretrain):
 
     @classmethod
     def open(cls, config: ConfigDict, own: OwnRows) -> PackedInputs:
-        if not (config.get("init", None) or {}).get("vae", ""):
-            raise UserError(
-                "config.init.vae is empty: the latents that the U-Net draws need a VAE; name the work directory of "
-                "configs/vae.py, or emu-mini/vae"
-            )
-        config = config.copy_and_resolve_references()
-        found = load_part(model_path(config.init.vae), LoadedVAE).config
-        config.vae = ConfigDict(dataclasses.asdict(found))
-        sizes = {"latent_channels": found.latent_channels, "condition_dim": config.model.llama.width}
-        for name, size in sizes.items():
-            config.unet[name] = config.unet[name] or size
-            if config.unet[name] != size:
-                raise UserError(f"config.unet.{name}={config.unet[name]}; expected {size}, or 0 to take it from there")
-        config.latent_size = config.model.vision.image_size // found.reduction
-        config.queries = config.model.causal.queries
-        return super().open(config, own)
+        return super().open(_with_sizes(config), own)
 
     @classmethod
     def resolve_without_data(cls, config: ConfigDict, rows: int = 0) -> ConfigDict:
-        config = super().resolve_without_data(config, rows)
-        config.unet.latent_channels = config.unet.latent_channels or config.vae.latent_channels
-        config.unet.condition_dim = config.unet.condition_dim or config.model.llama.width
-        return config
+        return super().resolve_without_data(_with_sizes(config), rows)
 
     def declare(self) -> tuple[dict[str, Any], dict[str, Any]]:
         axes, shapes = super().declare()
@@ -196,3 +178,19 @@ def _predicted(batch: emu.Batch) -> Bool[Array, "B I"]:
     """Which slots' images are predicted."""
     slots = jnp.where((batch.slots >= 0) & (batch.visual_weights > 0), batch.slots, -1)  # [B, S]
     return (slots[..., None] == jnp.arange(batch.images.shape[1])).any(1)
+
+
+def _with_sizes(config: ConfigDict) -> ConfigDict:
+    """A copy of the config with the sizes of the VAE, and those of the U-Net that follow from the model's."""
+    if not (config.get("init", None) or {}).get("vae", ""):
+        raise UserError(
+            "config.init.vae is empty: the latents that the U-Net draws need a VAE; name the work directory of "
+            "configs/vae.py, or emu-mini/vae"
+        )
+    config = config.copy_and_resolve_references()
+    found = load_part(model_path(config.init.vae), LoadedVAE).config
+    config.vae = ConfigDict(dataclasses.asdict(found))
+    config.latent_size = config.model.vision.image_size // found.reduction
+    config.queries = config.model.causal.queries
+    sizes = {"unet.latent_channels": found.latent_channels, "unet.condition_dim": config.model.llama.width}
+    return fill_sizes(config, sizes, "the VAE and the model have")
